@@ -1,0 +1,35 @@
+# make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
+# make test   lint, types, all tests that are not marked slow
+#
+# PYTHON=python3.12   which Python to use (3.11 or later)
+# TORCH=cpu           a small torch without CUDA (Linux; on macOS it always is)
+
+PYTHON ?= python3
+BUDGET ?= 10m
+TORCH ?= default
+BIN := .venv/bin
+
+.PHONY: demo test slow clean
+
+demo: .venv/installed
+	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
+
+test: .venv/installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadscope
+
+slow: .venv/installed-dev
+	$(BIN)/pytest -m slow
+
+.venv/installed: pyproject.toml scripts/install.sh
+	@sh scripts/install.sh $(PYTHON) $(TORCH) .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@sh scripts/install.sh $(PYTHON) $(TORCH) '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,114 @@
+"""Configurations are frozen dataclasses; this module turns them into JSON and back, and documents their fields.
+
+Only the classes that a field's annotation names can be built from JSON, so a file can never choose code. A field that
+may hold one of several classes stores the class name under "kind"; the name is looked up in the annotation.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from smalti.core.errors import UsageError
+
+T = TypeVar("T")
+
+
+def setting(default: Any, unit: str = "", paper: str = "") -> Any:
+    """A dataclass field with a unit and, where the value comes from one, a reference."""
+    return field(default=default, metadata={"unit": unit, "paper": paper})
+
+
+def require(condition: bool, what: str, fix: str = "") -> None:
+    """Raise a UsageError unless `condition` holds; for the `__post_init__` of configurations."""
+    if not condition:
+        raise UsageError(what, fix=fix)
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain JSON values."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"kind": type(config).__name__} | fields
+    if isinstance(config, tuple | list):
+        return [to_json(item) for item in config]
+    return config
+
+
+def from_json(annotation: type[T], value: Any, where: str = "config") -> T:
+    """Build what `annotation` names from JSON values.
+
+    Raises:
+        UsageError: a field is unknown or has a value of the wrong type; the message names it.
+    """
+    return typing.cast(T, _build(annotation, value, where))
+
+
+def _build(annotation: Any, value: Any, where: str) -> Any:
+    origin, choices = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return _build(_choose(choices, value, where), value, where)
+    if dataclasses.is_dataclass(annotation):
+        return _build_dataclass(typing.cast(type[Any], annotation), value, where)
+    if origin is tuple:
+        items = choices[:1] * len(value) if choices[1:] == (Ellipsis,) else choices
+        return tuple(_build(item, v, f"{where}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
+    if origin is typing.Literal:
+        require(value in choices, f"{where} is {value!r}, expected one of {', '.join(map(str, choices))}")
+        return value
+    if annotation is float and type(value) is int:
+        return float(value)
+    matches = value is None if annotation is type(None) else type(value) is annotation
+    require(matches, f"{where} is {value!r}, expected {getattr(annotation, '__name__', annotation)}")
+    return value
+
+
+def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None:
+        return type(None)
+    if isinstance(value, dict):
+        named = [c for c in choices if getattr(c, "__name__", "") == value.get("kind")]
+        require(bool(named), f"{where} has kind {value.get('kind')!r}, expected one of {choices}")
+        return named[0]
+    return next((c for c in choices if c is type(value)), next(c for c in choices if c is not type(None)))
+
+
+def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
+    require(isinstance(value, dict), f"{where} is {value!r}, expected the fields of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    given = {name: item for name, item in value.items() if name != "kind"}
+    for name in given:
+        require(name in names, f"unknown field {where}.{name}", did_you_mean(name, names))
+    return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`did you mean 'x'?`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One leaf of a configuration, as `smalti explain` prints it."""
+
+    name: str
+    value: Any
+    unit: str
+    paper: str
+    default: Any
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
+    """Every leaf field of a configuration, depth first, with its class's own default."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            default = None if f.default is dataclasses.MISSING else f.default
+            yield Field(prefix + f.name, value, f.metadata.get("unit", ""), f.metadata.get("paper", ""), default)

@@ -1,0 +1,85 @@
+"""Files that are either whole or absent: written beside the target, flushed to the disk, then renamed over it."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from smalti.core.errors import OutputError
+
+
+def sha256(data: bytes) -> str:
+    """The digest of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically; after a crash `path` holds the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; a number that is not finite is an error."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """Write a folder of files atomically, with a MANIFEST.json of sizes and digests written last."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
+    try:
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        write_json(temporary / "MANIFEST.json", manifest)
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+
+
+def read_folder(path: Path) -> dict[str, bytes] | None:
+    """The files of a folder written by `write_folder`, or None where one is missing or differs from its digest."""
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_bytes())
+        files = {name: (path / name).read_bytes() for name in manifest if Path(name).name == name}
+    except (OSError, ValueError):
+        return None
+    intact = len(files) == len(manifest) and all(sha256(files[name]) == manifest[name]["sha256"] for name in files)
+    return files if intact else None
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and prove that it can be written, before hours of work depend on it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

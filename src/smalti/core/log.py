@@ -1,0 +1,88 @@
+"""What a run says: metrics.jsonl for programs, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_PLAIN_EVERY = 10.0
+"""Seconds between plain progress lines."""
+
+
+class Log:
+    """The console (standard error; results go to standard output) and the metrics file of a run."""
+
+    def __init__(self, metrics: Path | None = None) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.path = metrics
+
+    def say(self, line: str) -> None:
+        """One line to the person watching; control characters of foreign text are shown, not obeyed."""
+        clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        self.console.print(clean, markup=False, soft_wrap=True)
+
+    def record(self, **values: float | int | str) -> None:
+        """One line of metrics.jsonl."""
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(values) + "\n")
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator["Bar"]:
+        """A bar of `total` steps with the time left."""
+        if not self.console.is_terminal:
+            yield PlainBar(self, title, total)
+            return
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield RichBar(progress, progress.add_task(title, total=total, note=""))
+
+
+class Bar:
+    """Progress of one stage."""
+
+    def update(self, done: int, note: str = "") -> None:
+        raise NotImplementedError
+
+
+class RichBar(Bar):
+    """For terminals."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task = progress, task
+
+    def update(self, done: int, note: str = "") -> None:
+        self.progress.update(self.task, completed=done, note=note)
+
+
+class PlainBar(Bar):
+    """For files and pipes: a line every ten seconds, and one at the end."""
+
+    def __init__(self, log: Log, title: str, total: int) -> None:
+        self.log, self.title, self.total = log, title, total
+        self.start = self.shown = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done < self.total and now - self.shown < _PLAIN_EVERY:
+            return
+        self.shown = now
+        left = (now - self.start) / max(done, 1) * (self.total - done)
+        self.log.say(f"{self.title:<12} {done}/{self.total}  {left:4.0f} s left  {note}")
+
+
+def print_json(value: object) -> None:
+    """One JSON object as the last line of standard output."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""L4: from a pile of images to batches."""

@@ -1,0 +1,1 @@
+"""L6: what the trained parts are worth, in numbers."""

@@ -1,0 +1,50 @@
+"""Linear probing: multinomial logistic regression on frozen features, fitted to the end by L-BFGS."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted classifier: scores = standardised features · weight + bias."""
+
+    mean: Float[Tensor, "F"]
+    std: Float[Tensor, "F"]
+    weight: Float[Tensor, "F classes"]
+    bias: Float[Tensor, "classes"]
+
+    def accuracy(self, features: Float[Tensor, "m F"], labels: Int[Tensor, "m"]) -> float:
+        """Share of images classified right."""
+        scores = (features - self.mean) / self.std @ self.weight + self.bias
+        return float((scores.argmax(1) == labels).double().mean())
+
+
+def fit_linear(
+    features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float, *, max_iter: int = 100
+) -> LinearProbe:
+    """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
+
+    Args:
+        features: one row an image.
+        labels: classes 0, 1, ...
+        l2: strength of the regularisation; the bias is free.
+        max_iter: L-BFGS iterations at most.
+    """
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    x = (features - mean) / std
+    weight = torch.zeros(x.shape[1], int(labels.max()) + 1, requires_grad=True)
+    bias = torch.zeros(weight.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(torch.addmm(bias, x, weight), labels) + 0.5 * l2 * weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    return LinearProbe(mean, std, weight.detach(), bias.detach())

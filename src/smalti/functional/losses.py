@@ -1,0 +1,77 @@
+"""The losses of both stages, in nats."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+LAPLACE_EPSILON = 0.1
+"""Pixels are mapped from [0, 1] to [ε, 1 - ε] before the logit (DALL-E, appendix A.3)."""
+
+
+def masked_token_loss(
+    logits: Float[Tensor, "B K V"], target: Int[Tensor, "B K"], weight: Float[Tensor, "B K"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy of visual tokens at masked positions: -Σ_{i∈M} log p_MIM(z_i | x^M).
+
+    Args:
+        logits: scores of every visual token at each masked position.
+        target: the visual tokens there.
+        weight: 1 for a masked position, 0 for padding.
+
+    Returns:
+        The sum over masked positions in nats, and how many there are.
+
+    Reference: BEiT eq. 1 and 2.
+    Differs: the paper writes a sum; like the released code, the loop divides by the number of masked patches.
+    """
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+    return (nats * weight.flatten()).sum(), weight.sum()
+
+
+def logit_laplace_nll(
+    pixels: Float[Tensor, "B C H W"], mu: Float[Tensor, "B C H W"], log_scale: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """Negative log-density of each sub-pixel under the logit-Laplace distribution, in nats.
+
+    -ln f(x | μ, b) = ln 2b + ln x(1-x) + |logit x - μ| / b, at x = (1-2ε)·pixel + ε.
+
+    It is a density on (0, 1), not a probability of 8-bit values: it may be negative.
+
+    Reference: DALL-E, appendix A.3.
+    """
+    x = (1 - 2 * LAPLACE_EPSILON) * pixels + LAPLACE_EPSILON
+    distance = (torch.logit(x) - mu).abs()
+    return math.log(2.0) + log_scale + torch.log(x * (1 - x)) + distance * torch.exp(-log_scale)
+
+
+def kl_to_uniform(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
+    """KL(q ‖ uniform) = ln V - H(q) at each position, in nats, between 0 and ln V.
+
+    Reference: DALL-E, appendix A.2: the KL is that of the categorical q itself, also while its samples are relaxed.
+    """
+    log_q = F.log_softmax(logits.float(), dim=-1)
+    return math.log(logits.shape[-1]) + (log_q.exp() * log_q).sum(-1)
+
+
+def kl_weight(beta: float, channels: int, stride: int) -> float:
+    """What one nat of KL per position weighs against one nat of NLL per sub-pixel: β/(C·stride²).
+
+    The evidence lower bound sums over C·stride² sub-pixels for each position; the loss is its mean over sub-pixels, so
+    β = 1 is the bound itself and the paper's β = 6.6 becomes 6.6/192 for three channels and stride 8.
+
+    Reference: DALL-E, appendix A.2.
+    """
+    return beta / (channels * stride**2)
+
+
+def marginal_entropy(logits: Float[Tensor, "*B V"]) -> Float[Tensor, ""]:
+    """Entropy of the mean of q over all positions of the batch, in nats: ln V where all codes are used equally.
+
+    Maximising it spreads the codebook without asking any single position to be uncertain, as the KL does.
+    """
+    mean = F.softmax(logits.float(), dim=-1).flatten(0, -2).mean(0)
+    nats: Tensor = -torch.special.xlogy(mean, mean).sum()
+    return nats

@@ -1,0 +1,46 @@
+"""Noise as a function of keys, computed on the device, inside compiled graphs, with no generator and no state.
+
+Counter n of key k is hashed with the 32-bit finaliser `lowbias32` (C. Wellons, *Prospecting for hash functions*, 2018).
+A `torch.Generator` cannot enter a compiled graph and would be state to save; this is neither.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int32 (torch's own keeps the sign)."""
+    return (x >> bits) & ((1 << (32 - bits)) - 1)
+
+
+def _signed32(constant: int) -> int:
+    return constant - (1 << 32) if constant >= 1 << 31 else constant
+
+
+def _hash32(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    x = (x ^ _shift_right(x, 16)) * _signed32(0x7FEB352D)
+    x = (x ^ _shift_right(x, 15)) * _signed32(0x846CA68B)
+    return x ^ _shift_right(x, 16)
+
+
+def uniform_noise(key: Int[Tensor, "B"], num: int, stream: int = 0) -> Float[Tensor, "B {num}"]:
+    """`num` draws from the open interval (0, 1) for each 64-bit key.
+
+    Each key walks through the 32-bit integers from its own start with its own odd stride, so two keys share no run.
+
+    Args:
+        key: a hash of (seed, step, sample).
+        num: draws a key.
+        stream: separates uses of one key.
+    """
+    start = (key & 0xFFFFFFFF).to(torch.int32)[:, None] + _signed32(0x9E3779B9) * stream
+    stride = (key >> 32).to(torch.int32)[:, None] | 1
+    counter = torch.arange(num, dtype=torch.int32, device=key.device)
+    bits = _shift_right(_hash32((counter + start) * stride), 9)
+    return (bits.to(torch.float32) + 0.5) * 2.0**-23
+
+
+def gumbel_noise(key: Int[Tensor, "B"], num: int, stream: int = 0) -> Float[Tensor, "B {num}"]:
+    """Standard Gumbel draws -ln(-ln u); finite, since u is never 0 or 1."""
+    return -torch.log(-torch.log(uniform_noise(key, num, stream)))

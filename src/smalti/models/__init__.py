@@ -1,0 +1,1 @@
+"""L2: the vision Transformer and what sits on it."""

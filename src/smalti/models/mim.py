@@ -1,0 +1,50 @@
+"""Masked image modeling: a backbone, one mask token and a head over the visual tokens."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from smalti.models.vit import VisionTransformer, ViT, initialise
+
+
+class MaskedImageModel(nn.Module):
+    """Predicts the visual tokens of hidden patches. Mask token and head fall away when the backbone is exported.
+
+    Reference: BEiT §2.3, eq. 1 and 2.
+    """
+
+    def __init__(self, backbone: VisionTransformer, vocab_size: int, init: Literal["uniform", "xavier"]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
+        self.head = nn.Linear(backbone.embed_dim, vocab_size)
+        self._initialise_own(init)
+
+    def _initialise_own(self, init: Literal["uniform", "xavier"]) -> None:
+        own = nn.Module()
+        own.mask_token, own.head = self.mask_token, self.head
+        initialise(own, init)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Bool[Tensor, "B N"],
+        mask_index: Int[Tensor, "B K"],
+        key: Int[Tensor, "B"] | None = None,
+    ) -> Float[Tensor, "B K V"]:
+        """Scores of every visual token at the positions `mask_index`; see `Batch` for the shapes."""
+        tokens = self.backbone.embed(images)
+        tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
+        patches = self.backbone.encode(tokens, self.backbone.config.grid, key=key).patches
+        index = mask_index[..., None].expand(-1, -1, patches.shape[-1])
+        return self.head(patches.gather(1, index))
+
+
+def build_mim(config: ViT, vocab_size: int, seed: int = 0) -> MaskedImageModel:
+    """A masked image model with freshly drawn weights, the same for the same seed."""
+    backbone = config.build(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return MaskedImageModel(backbone, vocab_size, config.init)

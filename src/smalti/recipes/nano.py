@@ -1,0 +1,56 @@
+"""Small grey pictures, 28 x 28: what `smalti demo` runs on the embedded images.
+
+Hardware: two CPU cores. Time: 10 minutes for both stages with the steps that the demo chooses.
+"""
+
+from smalti.data.load import Data
+from smalti.data.views import RandomResizedCrop
+from smalti.functional.masking import Blockwise
+from smalti.models.vit import ViT
+from smalti.runs.demo import Demo
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dvae import DVAE
+from smalti.training.loop import Plan
+from smalti.training.objectives import Relaxation
+from smalti.training.optim import AdamW
+
+DATA = Data(channels=1, side=28)
+
+
+def train_tokenizer() -> TrainTokenizer:
+    """A discrete VAE with a token for every 4 x 4 pixels."""
+    return TrainTokenizer(
+        data=DATA,
+        tokenizer=DVAE(vocab_size=512, stride=4, in_chans=1, width=64, depth=2),
+        relaxation=Relaxation(beta=1.0, beta_ramp=0.2),
+        crop=RandomResizedCrop(scale=(0.3, 1.0)),
+        optimiser=AdamW(lr=3e-3, end_lr=3e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        plan=Plan(steps=1000, batch_size=64),
+    )
+
+
+def pretrain() -> Pretrain:
+    """A ViT of 0.8 M parameters, 40 % of 7 x 7 patches hidden."""
+    return Pretrain(
+        data=DATA,
+        backbone=ViT(
+            img_size=(28, 28),
+            patch_size=4,
+            in_chans=1,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            drop_path_rate=0.0,
+            init="xavier",
+        ),
+        masking=Blockwise(ratio=0.4),
+        crop=RandomResizedCrop(scale=(0.3, 1.0)),
+        optimiser=AdamW(lr=3e-3, warmup_ratio=0.05, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
+        plan=Plan(steps=2000, batch_size=64),
+    )
+
+
+def demo() -> Demo:
+    """Both stages on the embedded images."""
+    return Demo(tokenizer=train_tokenizer(), pretrain=pretrain())

@@ -1,0 +1,226 @@
+"""`smalti demo`: the whole story in minutes. Both stages on real images, then what the network has learned."""
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.config import require, setting
+from smalti.core.log import Log
+from smalti.data.load import EMBEDDED, Images, affordable
+from smalti.report.page import Section
+from smalti.runs import pretrain, train_tokenizer
+from smalti.runs.evaluate import probe_backbone, probe_pixels
+from smalti.runs.folder import RunFolder, create, read_kind
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.report import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
+from smalti.runs.session import seconds_per_step
+from smalti.runs.train_tokenizer import TrainTokenizer
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_TOKENIZER_SHARE = 0.18
+_REPORT_SHARE = 0.05
+_FEWEST_STEPS = 20
+_PRETRAINED, _PIXELS = "pretrained", "raw pixels"
+_INIT_NAMES = {"uniform": "random, the paper's initialisation", "xavier": "random, the initialisation used"}
+
+Probes: TypeAlias = dict[str, dict[str, Any]]
+"""Results of `probe` by the name of what was probed."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo: two recipes and the time they may take."""
+
+    data: str = setting(EMBEDDED, "'embedded', or a folder of photographs (then without label probes)")
+    budget: str = setting("10m", "time for everything: seconds, or with s, m or h")
+    out: str = setting("runs/demo", "the run folder; an earlier one is moved aside")
+    tokenizer_steps: int | None = setting(None, "optimiser steps; none: what the budget allows")
+    pretrain_steps: int | None = setting(None, "optimiser steps; none: what the budget allows")
+    precision: Precision = setting("auto", "number format")
+    device: Device = setting("auto", "where to compute")
+    tokenizer: TrainTokenizer = TrainTokenizer()
+    pretrain: Pretrain = Pretrain()
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"\d+(\.\d+)?[smh]?", self.budget) is not None,
+            f"a budget of '{self.budget}'",
+            "use 90s or 10m",
+        )
+        require(self.seconds >= 20, f"a budget of {self.seconds:g} seconds", "use at least 20s")
+
+    @property
+    def seconds(self) -> float:
+        """The budget in seconds."""
+        return float(self.budget.rstrip("smh")) * _UNITS.get(self.budget[-1], 1.0)
+
+
+def main(config: Demo) -> dict[str, Any]:
+    """Random networks and pixels, tokenizer, BEiT, the pretrained network, report."""
+    clock = Clock(config.seconds)
+    _move_aside(Path(config.out).expanduser())
+    folder, log = create(config.out, config), Log()
+    compute = choose_compute(config.device, config.precision)
+    log.say(f"smalti demo: {config.budget} on {compute.describe()}")
+    labelled = config.data == EMBEDDED
+    images = _load(config, folder, log)
+    baselines, probe_seconds = _baselines(config, images, compute, log) if labelled else ({}, 0.0)
+    tokenizer = _tokenizer(config, images, compute, clock, log)
+    mim = _pretrain(config, images, compute, clock, log, probe_seconds)
+    probes = _pretrained(config, images, compute, log) | baselines if labelled else {}
+    result = _result(tokenizer, mim, probes)
+    _write_report(config, result, images, compute)
+    result["seconds"] = round(clock.elapsed(), 1)
+    folder.write_result(result)
+    print(describe(result))
+    print(f"\nreport: {folder.report}  ({result['seconds']:.0f} s)")
+    return result
+
+
+class Clock:
+    """The budget, and what is left of it."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self.start = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def left(self) -> float:
+        """Seconds of the budget that are left, never less than one."""
+        return max(1.0, self.budget - self.elapsed())
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The result as plain text: two lines and a table."""
+    tokenizer, mim = result["tokenizer"], result["mim"]
+    lines = [
+        f"\ntokenizer   {tokenizer['steps']} steps: PSNR {tokenizer['psnr_db']:.1f} dB on held-out images,"
+        f" {percent(tokenizer['codebook_usage'])} of {tokenizer['vocab_size']} visual tokens in use,"
+        f" perplexity {tokenizer['perplexity']:.0f}",
+        f"pretraining {mim['steps']} steps: loss {mim['loss_nats']:.2f} nats,"
+        f" {mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} below the unigram entropy"
+        f" ({mim['unigram_entropy_nats']:.2f}); {percent(mim['accuracy'])} of hidden tokens guessed",
+    ]
+    rows = result.get("probe", {}).get("all", {})
+    if rows:
+        lines.append(f"\n{'frozen features':<34} {'k-NN':>7} {'linear':>7} {'1 % labels':>11}   best layer")
+    for name, row in rows.items():
+        accuracies = f"{percent(row['knn']):>7} {percent(row['linear']):>7} {percent(row['linear_few']):>11}"
+        lines.append(f"{name:<34} {accuracies}   {row['layer']} ({row['pooling']})")
+    if rows:
+        gain = result["probe"]["gain_points"]
+        lines.append(f"\npretraining is worth {gain:+.1f} points of linear-probe accuracy over random initialisation")
+    lines.append(f"repeat exactly with --tokenizer-steps {tokenizer['steps']} --pretrain-steps {mim['steps']}")
+    return "\n".join(lines)
+
+
+def _load(config: Demo, folder: RunFolder, log: Log) -> Images:
+    """All of the embedded images, or as many photographs as can be decoded in a tenth of the budget."""
+    data = replace(config.tokenizer.data, path=config.data)
+    if config.data != EMBEDDED and data.limit is None:
+        data = replace(data, limit=affordable(data, seconds=0.1 * config.seconds))
+    images = data.load(log, folder.bad_files)
+    log.say(f"{len(images.train)} images to learn from, {len(images.held_out)} held out")
+    return images
+
+
+def _tokenizer(config: Demo, images: Images, compute: Compute, clock: Clock, log: Log) -> dict[str, Any]:
+    """Stage one."""
+    run = replace(
+        config.tokenizer, data=replace(config.tokenizer.data, path=config.data), out=f"{config.out}/tokenizer"
+    )
+    steps = config.tokenizer_steps
+    if steps is None:
+        trial, batches = train_tokenizer.prepare(run, images, compute)
+        end = clock.elapsed() + _TOKENIZER_SHARE * config.seconds
+        steps = _affordable_steps(lambda: seconds_per_step(trial, batches, compute), clock, end)
+    log.say(f"stage one: {steps} steps of the image tokenizer")
+    return train_tokenizer.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
+
+
+def _pretrain(
+    config: Demo, images: Images, compute: Compute, clock: Clock, log: Log, probe_seconds: float
+) -> dict[str, Any]:
+    """Stage two, with the time that measuring does not need."""
+    run = replace(
+        config.pretrain,
+        data=replace(config.pretrain.data, path=config.data),
+        tokenizer=f"{config.out}/tokenizer",
+        out=f"{config.out}/pretrain",
+    )
+    steps = config.pretrain_steps
+    if steps is None:
+        tokenizer = train_tokenizer.load_tokenizer(run.tokenizer, compute)
+        trial, batches = pretrain.prepare(run, images, tokenizer, compute)
+        end = config.seconds * (1 - _REPORT_SHARE) - probe_seconds
+        steps = _affordable_steps(lambda: seconds_per_step(trial, batches, compute), clock, end)
+    log.say(f"stage two: {steps} steps of masked image modeling")
+    return pretrain.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
+
+
+def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) -> int:
+    """Steps that fit between now and `end`, in seconds since the start, as measured on this machine."""
+    step = measure()
+    return max(_FEWEST_STEPS, int((end - clock.elapsed()) / step))
+
+
+def _baselines(config: Demo, images: Images, compute: Compute, log: Log) -> tuple[Probes, float]:
+    """The same network without training, in both initialisations, and no network at all; seconds for one network."""
+    log.say("measuring random networks and raw pixels")
+    backbone, seed = config.pretrain.backbone, config.pretrain.seed
+    inits = {_INIT_NAMES[init]: replace(backbone, init=init) for init in ("uniform", backbone.init)}
+    began = time.monotonic()
+    probes = {name: probe_backbone(vit.build(seed).to(compute.device), images, compute) for name, vit in inits.items()}
+    each = (time.monotonic() - began) / len(inits)
+    return {name: asdict(found) for name, found in (probes | {_PIXELS: probe_pixels(images)}).items()}, each
+
+
+def _pretrained(config: Demo, images: Images, compute: Compute, log: Log) -> Probes:
+    """What the backbone is worth now."""
+    log.say("measuring the pretrained network")
+    backbone = pretrain.load_model(f"{config.out}/pretrain", compute).backbone
+    return {_PRETRAINED: asdict(probe_backbone(backbone, images, compute))}
+
+
+def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> dict[str, Any]:
+    """Everything measured. `probe.random` is the better of the random networks, number by number."""
+    result: dict[str, Any] = {"tokenizer": tokenizer, "mim": mim}
+    if probes:
+        random = [probes[name] for name in _INIT_NAMES.values() if name in probes]
+        better = {key: max(row[key] for row in random) for key in ("knn", "linear", "linear_few")}
+        ours = {"pretrained": probes[_PRETRAINED], "random": better, "pixels": probes[_PIXELS], "all": probes}
+        result["probe"] = ours | {"gain_points": 100 * (probes[_PRETRAINED]["linear"] - better["linear"])}
+    return result
+
+
+def _write_report(config: Demo, result: dict[str, Any], images: Images, compute: Compute) -> None:
+    """report.html in the demo's folder."""
+    sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
+    sections += pretrain_sections(f"{config.out}/pretrain", compute, images)
+    sections += tokenizer_sections(f"{config.out}/tokenizer", compute, images)
+    mim, tokenizer = result["mim"], result["tokenizer"]
+    facts = {
+        "images learned from": f"{mim['train_images']:,}",
+        "codebook in use": percent(tokenizer["codebook_usage"]),
+        "PSNR": f"{tokenizer['psnr_db']:.1f} dB",
+        "below unigram entropy": f"{mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} nats",
+    }
+    if "probe" in result:
+        facts["linear probe"] = f"{result['probe']['gain_points']:+.1f} points"
+    subtitle = "Images taken apart into visual tokens, hidden in blocks, and dreamt back."
+    write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", subtitle, sections, facts)
+
+
+def _move_aside(folder: Path) -> None:
+    """Rename the folder of an earlier demo, so that nothing is overwritten and the command can be repeated."""
+    if (folder / "config.json").exists() and read_kind(str(folder)) == Demo.__name__:
+        number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.{number}"))

@@ -1,0 +1,69 @@
+"""`smalti explain`: every field of a recipe, its unit, where its value comes from, and what it amounts to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from smalti.core.config import leaves, to_json
+from smalti.models.mim import MaskedImageModel
+from smalti.models.vit import VisionTransformer
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dvae import DiscreteVAE
+
+Config = TrainTokenizer | Pretrain
+
+
+def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str, Any]:
+    """Print a recipe.
+
+    Args:
+        configs: for each verb the configuration as the recipe has it, and as the command line made it.
+    """
+    result = {verb: explain(before, after) for verb, (before, after) in configs.items()}
+    for verb, about in result.items():
+        print(f"\n{recipe}: {verb.replace('_', '-')}, {about['num_parameters']:,} parameters\n")
+        for row in about["fields"]:
+            print(
+                f"  {row['name']:<26} {row['value']!s:<22} {row['origin']:<12} {row['unit']}  [{row['paper'] or '-'}]"
+            )
+        for name, values in about["schedules"].items():
+            print(f"  {name} at steps " + ", ".join(f"{step}: {value:.3g}" for step, value in values.items()))
+    return {"recipe": recipe, **result}
+
+
+def explain(before: Config, after: Config) -> dict[str, Any]:
+    """One configuration as plain values: `fields`, `num_parameters`, `schedules`."""
+    fields = []
+    for old, new in zip(leaves(before), leaves(after), strict=True):
+        origin = "command line" if new.value != old.value else "recipe" if old.value != old.default else "default"
+        row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
+        fields.append(row)
+    return {"fields": fields, "num_parameters": num_parameters(after), "schedules": _schedules(after)}
+
+
+def num_parameters(config: Config) -> int:
+    """Trained parameters; of a pretraining run those of the bare backbone (head and mask token fall away)."""
+    with torch.device("meta"):
+        module: DiscreteVAE | VisionTransformer | MaskedImageModel
+        module = (
+            DiscreteVAE(config.tokenizer) if isinstance(config, TrainTokenizer) else VisionTransformer(config.backbone)
+        )
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _schedules(config: Config) -> dict[str, dict[int, float]]:
+    steps = config.plan.steps
+    shown = sorted({1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps} - {0})
+    schedules = {"learning rate": config.optimiser.schedule(steps)} | _annealing(config)
+    return {name: {step: schedule(step) for step in shown} for name, schedule in schedules.items()}
+
+
+def _annealing(config: Config) -> dict[str, Any]:
+    if isinstance(config, Pretrain):
+        return {}
+    return {
+        "temperature": config.relaxation.annealing(config.plan.steps),
+        "beta": config.relaxation.ramp(config.plan.steps),
+    }

@@ -1,0 +1,91 @@
+"""The folder of a run: config.json, metrics.jsonl, checkpoints, result.json, report.html, bad_files.jsonl."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from smalti import __version__
+from smalti.core.config import from_json, to_json
+from smalti.core.errors import CheckpointError, UsageError
+from smalti.core.files import make_folder, write_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def bad_files(self) -> Path:
+        return self.path / "bad_files.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+
+    def read_result(self) -> dict[str, Any]:
+        """The result of a finished run; empty where it has not finished."""
+        path = self.path / "result.json"
+        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        return found
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every recorded line."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def create(out: str, config: object) -> RunFolder:
+    """A fresh run folder that holds the resolved configuration.
+
+    Raises:
+        UsageError: the folder already holds something.
+        OutputError: it cannot be written.
+    """
+    path = Path(out).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"{path} is not empty", cause="a run never overwrites", fix="choose another --out, or --resume it"
+        )
+    make_folder(path)
+    write_json(path / "config.json", {"smalti": __version__, "config": to_json(config)})
+    return RunFolder(path)
+
+
+def read_kind(model: str) -> str:
+    """Which kind of run a folder holds, such as `Pretrain`."""
+    return str(_read_config(model)["kind"])
+
+
+def read_config(model: str, cls: type[T]) -> T:
+    """The configuration of a run, which must be of class `cls`."""
+    config = _read_config(model)
+    if config.get("kind") != cls.__name__:
+        raise UsageError(f"{model} is a {config.get('kind')} run", cause=f"a {cls.__name__} run is needed here")
+    return from_json(cls, config, where="config")
+
+
+def _read_config(model: str) -> dict[str, Any]:
+    path = Path(model).expanduser() / "config.json"
+    try:
+        config = json.loads(path.read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        cause = "no readable config.json there"
+        raise CheckpointError(
+            f"{model or 'nothing'} is no run folder", cause=cause, fix="give the --out of a run"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is damaged", cause="config is not an object")
+    return config

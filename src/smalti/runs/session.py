@@ -1,0 +1,74 @@
+"""What the training verbs have in common: a folder, a log, and where to compute."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.contracts import Batch
+from smalti.core.log import Log
+from smalti.runs.folder import RunFolder, create
+from smalti.training.loop import Plan, Trainer, fit
+
+
+class TrainingConfig(Protocol):
+    """The fields that every training verb's configuration has."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def plan(self) -> Plan: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a run lives and computes."""
+
+    folder: RunFolder
+    log: Log
+    compute: Compute
+    resumed: bool
+
+    @staticmethod
+    def open(config: TrainingConfig, *, resume: bool, compute: Compute | None) -> "Session":
+        """Create the run folder, or take up the one that is there."""
+        folder = RunFolder(Path(config.out)) if resume else create(config.out, config)
+        chosen = choose_compute(config.device, config.precision) if compute is None else compute
+        log = Log(folder.metrics)
+        log.say(f"{folder.path}: {chosen.describe()}")
+        return Session(folder, log, chosen, resume)
+
+    def train(self, title: str, trainer: Trainer, batches: Callable[[int], Batch], plan: Plan) -> None:
+        """Run the loop, saving into the folder, from where the run was left."""
+        if self.resumed:
+            trainer.restore(self.folder.path)
+            self.log.say(f"going on from step {trainer.step}")
+        fit(
+            trainer, batches, plan, self.log, title=title, compute=self.compute, save=lambda t: t.save(self.folder.path)
+        )
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write result.json."""
+        self.folder.write_result(result)
+        return result
+
+
+def seconds_per_step(trainer: Trainer, batches: Callable[[int], Batch], compute: Compute, steps: int = 12) -> float:
+    """The usual time of a training step on this machine, in seconds. `trainer` is spoilt by it.
+
+    The first steps (compilation, first touches of memory) do not count; of the others the median does.
+    """
+    warm = 3
+    times = []
+    trainer.objective.train()
+    for step in range(warm + steps):
+        began = time.perf_counter()
+        trainer.train_step(batches(step).to(compute.device), compute)
+        times.append(time.perf_counter() - began)
+    return sorted(times[warm:])[steps // 2]

@@ -1,0 +1,1 @@
+"""L3: images to visual tokens and back."""

@@ -1,0 +1,25 @@
+"""Exponential moving average of weights."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """A copy of a module whose weights follow the trained ones: w' ← d·w' + (1-d)·w after every step.
+
+    The decay of step s is min(decay, (1+s)/(10+s)), so that short runs are not dominated by their start.
+
+    Reference: DALL-E, appendix A.2 (0.999).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averaged: list[Tensor] = [p.detach() for p in self.module.parameters()]
+        torch._foreach_lerp_(averaged, [p.detach() for p in module.parameters()], weight)

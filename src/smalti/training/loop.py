@@ -1,0 +1,150 @@
+"""The one training loop.
+
+for step in range(done, steps):
+    batch = batches(step)
+    output = objective(batch, step)
+    (output.loss_sum / output.weight).backward()
+    stop if the gradient is not finite; clip; optimiser step; averages follow
+    log; now and then: save
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from smalti.core.compute import Compute
+from smalti.core.config import require, setting
+from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.core.errors import NumericError
+from smalti.core.log import Log
+from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from smalti.training.ema import EMA
+from smalti.training.optim import AdamW
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each parameter."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and how often to do what is not training."""
+
+    steps: int = setting(1000, "optimiser steps")
+    batch_size: int = setting(256, "images")
+    log_every: int = setting(10, "steps")
+    save_every: int = setting(1000, "steps")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
+
+
+class Trainer:
+    """All that training changes: weights, the optimiser's moments, the averaged weights and the step counter."""
+
+    def __init__(self, objective: Objective, optimiser: AdamW, steps: int, ema_decay: float | None = None) -> None:
+        self.objective = objective
+        self.clip_grad = optimiser.clip_grad
+        self.optimizer = optimiser.build(objective.model)
+        self.lr = optimiser.schedule(steps)
+        self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
+        self.step = 0
+
+    def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
+        """One optimiser step. Returns what the objective said, and the norm of the gradient before clipping.
+
+        Raises:
+            NumericError: loss or gradient is not finite; no weight has changed.
+        """
+        with compute.autocast():
+            output: StepOutput = self.objective(batch, torch.tensor(self.step))
+        (output.loss_sum / output.weight).backward()
+        norm = nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.clip_grad)
+        if not torch.isfinite(norm):
+            raise NumericError(
+                f"the gradient is not finite at step {self.step}",
+                cause=f"loss {float((output.loss_sum / output.weight).detach()):g}",
+                fix="lower the learning rate or lengthen the warm-up (--optimiser.lr, --optimiser.warmup-ratio)",
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(self.step + 1)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.objective.model, self.step)
+        return output, norm
+
+    @property
+    def trained(self) -> nn.Module:
+        """The weights to use: the averaged ones where there are any."""
+        return self.objective.model if self.ema is None else self.ema.module
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint: `trained` and all that resuming needs beside it."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.objective.model.named_parameters():
+            state[f"raw.{name}"] = parameter
+            for moment in _MOMENTS:
+                state[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+        write_checkpoint(run, self.step, self.trained, state)
+
+    def restore(self, run: Path) -> None:
+        """Take up the newest whole checkpoint; training goes on as if it had not been interrupted.
+
+        Raises:
+            CheckpointError: there is none, or its weights do not fit.
+        """
+        checkpoint = read_checkpoint(run)
+        state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", *_MOMENTS)}
+        for key, value in checkpoint.state.items():
+            kind, name = key.split(".", 1)
+            state[kind][name] = value
+        load_weights(self.objective.model, state["raw"], str(run))
+        if self.ema is not None:
+            load_weights(self.ema.module, checkpoint.model, str(run))
+        for name, parameter in self.objective.model.named_parameters():
+            self.optimizer.state[parameter] = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
+        self.step = checkpoint.step
+
+
+def fit(
+    trainer: Trainer,
+    batches: Callable[[int], Batch],
+    plan: Plan,
+    log: Log,
+    *,
+    title: str,
+    compute: Compute,
+    save: Callable[[Trainer], None] | None = None,
+) -> None:
+    """Train until `plan.steps` are done.
+
+    Args:
+        batches: the batch of each step, counted from 0.
+        title: the name of the stage in progress lines and in metrics.jsonl.
+        save: called every `plan.save_every` steps and at the end.
+
+    Raises:
+        NumericError: see `Trainer.train_step`.
+    """
+    trainer.objective.train()
+    with log.progress(title, plan.steps) as bar:
+        while trainer.step < plan.steps:
+            output, norm = trainer.train_step(batches(trainer.step).to(compute.device), compute)
+            if trainer.step % plan.log_every == 0 or trainer.step == plan.steps:
+                values = means(output)
+                log.record(stage=title, step=trainer.step, lr=trainer.lr(trainer.step), grad_norm=float(norm), **values)
+                bar.update(trainer.step, note="  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+            if save is not None and (trainer.step % plan.save_every == 0 or trainer.step == plan.steps):
+                save(trainer)
+    trainer.objective.eval()
+
+
+def means(output: StepOutput) -> dict[str, float]:
+    """The loss and every metric of a step as plain numbers."""
+    values = {"loss": float((output.loss_sum / output.weight).detach())}
+    return values | {name: float(total / count) for name, (total, count) in output.metrics.items()}

@@ -1,0 +1,98 @@
+"""What is minimised: a batch in, a loss out."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from smalti.core.config import require, setting
+from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.functional.losses import (
+    kl_to_uniform,
+    kl_weight,
+    logit_laplace_nll,
+    marginal_entropy,
+    masked_token_loss,
+)
+from smalti.functional.metrics import correct
+from smalti.functional.noise import gumbel_noise
+from smalti.functional.quantize import gumbel_softmax
+from smalti.functional.schedules import Cosine, Ramp
+from smalti.models.mim import MaskedImageModel
+from smalti.models.vit import as_unit_range
+from smalti.tokenizers.dvae import DiscreteVAE
+
+
+class MaskedImageModeling(Objective):
+    """Stage two: predict the visual tokens of hidden patches (BEiT eq. 1 and 2)."""
+
+    def __init__(self, model: MaskedImageModel) -> None:
+        super().__init__()
+        self.model: MaskedImageModel = model
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.ids is not None
+        assert batch.mask is not None
+        assert batch.mask_index is not None
+        assert batch.mask_weight is not None
+        logits = self.model(batch.image, batch.mask, batch.mask_index, batch.key if self.training else None)
+        target = batch.ids.gather(1, batch.mask_index)
+        loss_sum, weight = masked_token_loss(logits, target, batch.mask_weight)
+        hits = (correct(logits, target) * batch.mask_weight).sum()
+        return StepOutput(loss_sum, weight, {"accuracy": (hits.detach(), weight)})
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How the tokens are relaxed while the tokenizer trains, and what keeps the codebook alive."""
+
+    beta: float = setting(6.6, "weight of the KL, in units of the bound (1 = the bound itself)", "DALL-E, appendix A.2")
+    beta_ramp: float = setting(0.02, "share of the steps until beta is reached", "DALL-E: 5 000 steps")
+    temperature: tuple[float, float] = setting((1.0, 1 / 16), "start and end", "DALL-E, appendix A.2")
+    anneal_ratio: float = setting(0.5, "share of the steps until the end temperature", "DALL-E: 150 000 steps")
+    spread: float = setting(0.0, "weight of the entropy of the mean posterior, in units of the bound")
+
+    def __post_init__(self) -> None:
+        require(self.beta >= 0 and self.spread >= 0, "beta or spread below 0", "use 0 or more")
+        require(min(self.temperature) > 0, f"temperatures {self.temperature}", "use positive ones")
+        require(
+            0 < self.anneal_ratio <= 1 and 0 < self.beta_ramp <= 1, "a ratio outside (0, 1]", "use shares of the steps"
+        )
+
+    def ramp(self, steps: int) -> Ramp:
+        """β at each of `steps` steps."""
+        return Ramp(self.beta, max(1, round(self.beta_ramp * steps)))
+
+    def annealing(self, steps: int) -> Cosine:
+        """Temperature at each of `steps` steps."""
+        return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
+
+
+class DiscreteVAEObjective(Objective):
+    """Stage one: the negative evidence lower bound with relaxed tokens, as a mean over sub-pixels.
+
+    -E_{z~q(z|x)}[ln p(x|z)] + β·KL(q ‖ uniform) - spread·H(mean q)
+
+    Reference: BEiT §2.1.2; DALL-E, appendix A.2.
+    """
+
+    def __init__(self, tokenizer: DiscreteVAE, relaxation: Relaxation, steps: int) -> None:
+        super().__init__()
+        self.model: DiscreteVAE = tokenizer
+        self.config = relaxation
+        self.beta, self.temperature = relaxation.ramp(steps), relaxation.annealing(steps)
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        logits = self.model.logits(images).float().permute(0, 2, 3, 1)
+        gumbel = gumbel_noise(batch.key, logits[0].numel()).view_as(logits)
+        tokens = gumbel_softmax(logits, gumbel, self.temperature(int(step)))
+        mean, log_scale = self.model.distribution(tokens.permute(0, 3, 1, 2))
+        nll = logit_laplace_nll(images, mean, log_scale).mean()
+        kl = kl_to_uniform(logits).mean()
+        unit = kl_weight(1.0, self.model.config.in_chans, self.model.stride)
+        loss = nll + unit * (self.beta(int(step)) * kl - self.config.spread * marginal_entropy(logits))
+        count = torch.tensor(float(len(images)), device=loss.device)
+        metrics = {"nll": (nll.detach() * count, count), "kl": (kl.detach() * count, count)}
+        return StepOutput(loss * count, count, metrics)
