@@ -9,7 +9,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow lock clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -30,6 +30,11 @@ slow: .venv/installed-dev
 .venv/installed-dev: .venv/installed
 	@sh scripts/install.sh $(PYTHON) $(TORCH) '.[dev]'
 	@touch $@
+
+lock: .venv/installed-dev  # the exact versions that were tested; pip install --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import io
+import itertools
 import pkgutil
 import re
 import sys
@@ -24,6 +25,8 @@ from smalti.core.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, SmaltiError
 from smalti.core.log import print_json
 
 T = TypeVar("T")
+
+_FILE = "my_file.py:function"
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
@@ -47,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json, debug = (_take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
         result = _dispatch(arguments)
+    except SystemExit as stop:  # a verb's --help
+        return int(stop.code or 0)
     except SmaltiError as error:
         return _failed(f"{error}", error.exit_code, debug)
     except KeyboardInterrupt:
@@ -79,9 +84,10 @@ def _demo(arguments: list[str]) -> dict[str, Any]:
     from smalti.recipes import nano, tiny
     from smalti.runs import demo
 
-    own_images = any(a == "--data" or a.startswith("--data=") for a in arguments) and "embedded" not in arguments
+    own_images = _take_value(list(arguments), "--data") not in (None, nano.demo().data)
     start = tiny.demo() if own_images else nano.demo()
-    return demo.main(parse(demo.Demo, start, arguments, "demo"))
+    config = parse(demo.Demo, start, arguments, "demo")
+    return _start(config.out, lambda: demo.main(config))
 
 
 def _train_tokenizer(arguments: list[str]) -> dict[str, Any]:
@@ -100,19 +106,28 @@ def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> 
     """A training verb: from a recipe, or on from where a run was left."""
     from smalti.runs.folder import read_config
 
-    if "--resume" in arguments:
-        place = arguments.index("--resume")
-        folder = arguments[place + 1] if place + 1 < len(arguments) else ""
+    folder = _take_value(arguments, "--resume")
+    if folder is not None:
         config = replace(read_config(folder, cls), out=folder)
-        result: dict[str, Any] = run.main(
-            parse(cls, config, arguments[:place] + arguments[place + 2 :], verb), resume=True
-        )
+        result: dict[str, Any] = run.main(parse(cls, config, arguments, f"{verb} --resume {folder}"), resume=True)
         return result
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
         raise UsageError("no run folder given", fix="use --out FOLDER")
-    result = run.main(config)
-    return result
+    return _start(config.out, lambda: run.main(config))
+
+
+def _start(out: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A new run. Where it fails before its first step, its folder does not stand in the way of the next try."""
+    from smalti.runs.folder import forget_unstarted, is_run
+
+    existed = is_run(out)
+    try:
+        return run()
+    except BaseException:
+        if not existed:
+            forget_unstarted(out)
+        raise
 
 
 def _evaluate(arguments: list[str]) -> dict[str, Any]:
@@ -130,14 +145,21 @@ def _report(arguments: list[str]) -> dict[str, Any]:
 def _explain(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import explain
 
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: smalti explain RECIPE [--FIELD VALUE ...]\n\nRECIPE: {', '.join(recipe_names())} or {_FILE}")
+        raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("no recipe given", fix=f"smalti explain RECIPE; there are: {', '.join(recipe_names())}")
-    recipe = load_recipe(arguments[0])
-    configs = {}
-    for verb, function in recipe.items():
-        start = function()
-        configs[verb] = (start, parse(type(start), start, arguments[1:], f"explain {arguments[0]}"))
-    return explain.main(arguments[0], configs)
+    name, flags = arguments[0], arguments[1:]
+    starts = {verb: function() for verb, function in load_recipe(name).items()}
+    if not all(isinstance(start, explain.Config) for start in starts.values()):
+        raise UsageError(f"{name} returns no training run", fix="explain a recipe of train-tokenizer or pretrain")
+    parsed = {verb: _parse_known(type(start), start, flags, f"explain {name}") for verb, start in starts.items()}
+    unknown = next(iter(parsed.values()))[1]  # what no verb knows; a flag of one is unknown to the others
+    for _, others in parsed.values():
+        unknown = [flag for flag in unknown if flag in others]
+    _refuse(unknown, [flag for start in starts.values() for flag in _flags(type(start), start)], f"explain {name}")
+    return explain.main(name, {verb: (start, parsed[verb][0]) for verb, start in starts.items()})
 
 
 VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
@@ -172,11 +194,16 @@ def load_recipe(name: str) -> dict[str, Callable[[], Any]]:
 def _load_file(path: str, function: str) -> dict[str, Callable[[], Any]]:
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UsageError(f"no recipe file {path}", fix="give my_file.py:function")
+        raise UsageError(f"no recipe file {path}", fix=f"give {_FILE}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SmaltiError:
+        raise
+    except Exception as error:
+        raise UsageError(f"cannot import {path}", cause=f"{type(error).__name__}: {error}") from error
     if not callable(getattr(module, function, None)):
-        raise UsageError(f"no function {function} in {path}")
+        raise UsageError(f"no function {function} in {path}", fix=did_you_mean(function, dir(module)))
     return {function: getattr(module, function)}
 
 
@@ -198,6 +225,13 @@ def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T
     Raises:
         UsageError: an unknown flag or a value of the wrong type.
     """
+    config, unknown = _parse_known(cls, default, arguments, verb)
+    _refuse(unknown, _flags(cls, default), verb)
+    return config
+
+
+def _parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str) -> tuple[T, list[str]]:
+    """The configuration, and what of the arguments it has no field for."""
     import tyro
 
     nested = dataclasses.is_dataclass(getattr(cls, "data", None))
@@ -218,27 +252,33 @@ def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T
         if stop.code == 0:
             print(printed.getvalue(), end="")
             raise
-        raise UsageError(_first_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
+        raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
+    return config, unknown
+
+
+def _refuse(unknown: list[str], known: list[str], verb: str) -> None:
     if unknown:
-        name = unknown[0].split("=")[0]
-        raise UsageError(
-            f"unknown option '{name}'", fix=did_you_mean(name, _flags(cls, default)) or f"see smalti {verb} --help"
-        )
-    return config
+        name = next((flag for flag in unknown if flag.startswith("-")), unknown[0]).split("=")[0]
+        raise UsageError(f"unknown option '{name}'", fix=did_you_mean(name, known) or f"see smalti {verb} --help")
 
 
 def _flags(cls: type[Any], default: Any) -> list[str]:
     from smalti.core.config import leaves
 
-    names = [field.name for field in leaves(cls() if default is None else default)]
+    if default is None:
+        names = [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
+    else:
+        names = [field.name for field in leaves(default)]
     return ["--" + name.replace("_", "-") for name in names] + ["--resume", "--json", "--debug", "--data"]
 
 
-def _first_complaint(printed: str) -> str:
-    """The sentence inside the box that tyro draws."""
-    lines = [re.sub(r"[│|]", "", line).strip() for line in printed.splitlines()]
-    text = [line for line in lines if line and not re.fullmatch(r"[-─╭╮╰╯\s]+", line)]
-    return text[1] if len(text) > 1 else "wrong arguments"
+def _complaint(printed: str) -> str:
+    """The first paragraph inside the box that tyro draws, without the types of missing arguments."""
+    lines = [line.strip(" │") for line in printed.splitlines()]
+    rules = [number for number, line in enumerate(lines) if re.fullmatch(r"[-─╭╮╰╯]{5,}", line)]
+    inside = itertools.takewhile(bool, lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else ["wrong arguments"])
+    text = " ".join(line.replace("(required)", "") for line in inside if not re.fullmatch(r"\[*[A-Z ]+\]*", line))
+    return text.strip().rstrip(".")
 
 
 def _take_flag(arguments: list[str], flag: str) -> bool:
@@ -246,6 +286,20 @@ def _take_flag(arguments: list[str], flag: str) -> bool:
     while flag in arguments:
         arguments.remove(flag)
     return present
+
+
+def _take_value(arguments: list[str], flag: str) -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` and return the value."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            following = arguments[place + 1 : place + 2]
+            given = value if equals else "".join(following)
+            if not given or given.startswith("--"):
+                raise UsageError(f"no value for {flag}", fix=f"use {flag} FOLDER")
+            del arguments[place : place + (1 if equals else 2)]
+            return given
+    return None
 
 
 def _failed(message: str, code: int, debug: bool) -> int:

@@ -54,8 +54,7 @@ def _build(annotation: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return _build_dataclass(typing.cast(type[Any], annotation), value, where)
     if origin is tuple:
-        items = choices[:1] * len(value) if choices[1:] == (Ellipsis,) else choices
-        return tuple(_build(item, v, f"{where}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
+        return _build_tuple(choices, value, where)
     if origin is typing.Literal:
         require(value in choices, f"{where} is {value!r}, expected one of {', '.join(map(str, choices))}")
         return value
@@ -64,6 +63,13 @@ def _build(annotation: Any, value: Any, where: str) -> Any:
     matches = value is None if annotation is type(None) else type(value) is annotation
     require(matches, f"{where} is {value!r}, expected {getattr(annotation, '__name__', annotation)}")
     return value
+
+
+def _build_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    require(isinstance(value, list | tuple), f"{where} is {value!r}, expected a list")
+    expected = items[:1] * len(value) if items[1:] == (Ellipsis,) else items
+    require(len(value) == len(expected), f"{where} has {len(value)} values, expected {len(expected)}")
+    return tuple(_build(item, v, f"{where}[{i}]") for i, (item, v) in enumerate(zip(expected, value, strict=True)))
 
 
 def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -78,11 +84,17 @@ def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     require(isinstance(value, dict), f"{where} is {value!r}, expected the fields of {cls.__name__}")
+    kind = value.get("kind", cls.__name__)
+    require(kind == cls.__name__, f"{where} is a {kind}, expected a {cls.__name__}")
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cls)
+    names = [f.name for f in fields]
     given = {name: item for name, item in value.items() if name != "kind"}
     for name in given:
         require(name in names, f"unknown field {where}.{name}", did_you_mean(name, names))
+    for f in fields:
+        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        require(optional or f.name in given, f"{where}.{f.name} is missing")
     return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
 
 

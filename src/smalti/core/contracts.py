@@ -116,6 +116,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class Masking(Protocol):
     """Draws masks: one for each key, on a grid, as `len(keys) x N` booleans."""
 

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside the target, flushed to the disk, then renamed over it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ def sha256(data: bytes) -> str:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically; after a crash `path` holds the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -28,7 +29,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
 
 
@@ -39,31 +41,35 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_folder(path: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files atomically, with a MANIFEST.json of sizes and digests written last."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = _temporary(path)
     manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
     try:
         temporary.mkdir(parents=True)
         for name, data in files.items():
             write_bytes(temporary / name, data)
         write_json(temporary / "MANIFEST.json", manifest)
+        replaced = _temporary(path)
         if path.exists():
-            shutil.rmtree(path)
+            os.rename(path, replaced)
         os.rename(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, OutputError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+        cause = error.cause if isinstance(error, OutputError) else error.strerror
+        raise OutputError(f"cannot write {path}", cause=cause or str(error)) from error
 
 
 def read_folder(path: Path) -> dict[str, bytes] | None:
     """The files of a folder written by `write_folder`, or None where one is missing or differs from its digest."""
     try:
         manifest = json.loads((path / "MANIFEST.json").read_bytes())
-        files = {name: (path / name).read_bytes() for name in manifest if Path(name).name == name}
-    except (OSError, ValueError):
+        digests = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+        files = {name: (path / name).read_bytes() for name in digests if Path(name).name == name}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return None
-    intact = len(files) == len(manifest) and all(sha256(files[name]) == manifest[name]["sha256"] for name in files)
-    return files if intact else None
+    found = {name: (len(data), sha256(data)) for name, data in files.items()}
+    return files if found == digests else None
 
 
 def make_folder(path: Path) -> None:
@@ -75,6 +81,11 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nothing else has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Image files to arrays: any format Pillow reads, the right way up, 8 bits, one or three channels."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +32,12 @@ def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArra
         DataError: the file is no image, is damaged, or has more than 100 million pixels.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path} has {image.width}x{image.height} pixels", cause=f"the limit is {MAX_PIXELS}")
             if shorter_side is not None:
                 image.draft(None, (2 * shorter_side, 2 * shorter_side))
-            upright = ImageOps.exif_transpose(_eight_bit(image))
+            upright = _eight_bit(ImageOps.exif_transpose(image))
             shrunk = upright if shorter_side is None else _shrink(upright, shorter_side)
             pixels = np.asarray(shrunk.convert("L" if channels == 1 else "RGB"))
     except DataError:

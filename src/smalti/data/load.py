@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,14 @@ def open_folder(path: str, channels: int) -> Folder:
     if not path:
         raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
     root = Path(path).expanduser()
-    if not root.exists():
-        raise DataError(f"no folder {root}", cause="it does not exist", fix="check --data")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
-    return Folder(root, channels)
+    try:
+        if not root.exists():
+            raise DataError(f"no folder {root}", cause="it does not exist", fix="check --data")
+        if not root.is_dir():
+            raise DataError(f"{root} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
+        return Folder(root, channels)
+    except OSError as error:
+        raise DataError(f"cannot list {error.filename or root}", cause=error.strerror or str(error)) from error
 
 
 def read_folder(source: Folder, data: Data, log: Log, bad_files: Path | None = None) -> Resident:
@@ -92,7 +96,12 @@ def read_folder(source: Folder, data: Data, log: Log, bad_files: Path | None = N
     failed: dict[str, str] = {}
 
     read_ones = []
-    with log.progress("read images", len(positions)) as bar, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with (
+        warnings.catch_warnings(),
+        log.progress("read images", len(positions)) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
+        warnings.simplefilter("ignore")
         results = threads.map(lambda position: _try(source, position, data.side), positions)
         for number, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
             if isinstance(result, DataError):

@@ -23,8 +23,27 @@ class LinearProbe:
         return float((scores.argmax(1) == labels).double().mean())
 
 
+def fit_ridge(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float) -> LinearProbe:
+    """Least squares on one-hot labels in closed form: a quick classifier to compare layers with.
+
+    Args:
+        l2: strength of the regularisation, relative to the unit variance of the standardised features.
+    """
+    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    x = (features - mean) / std
+    target = F.one_hot(labels, int(labels.max()) + 1).to(x.dtype)
+    bias = target.mean(0)
+    gram = x.t() @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
+    return LinearProbe(mean, std, torch.linalg.solve(gram, x.t() @ (target - bias) / len(x)), bias)
+
+
 def fit_linear(
-    features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float, *, max_iter: int = 100
+    features: Float[Tensor, "n F"],
+    labels: Int[Tensor, "n"],
+    l2: float,
+    *,
+    start: LinearProbe | None = None,
+    max_iter: int = 100,
 ) -> LinearProbe:
     """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
 
@@ -32,12 +51,16 @@ def fit_linear(
         features: one row an image.
         labels: classes 0, 1, ...
         l2: strength of the regularisation; the bias is free.
+        start: where to begin, as from the same features with a stronger regularisation; None begins at zero.
         max_iter: L-BFGS iterations at most.
     """
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     x = (features - mean) / std
-    weight = torch.zeros(x.shape[1], int(labels.max()) + 1, requires_grad=True)
-    bias = torch.zeros(weight.shape[1], requires_grad=True)
+    num_classes = int(labels.max()) + 1
+    weight = torch.zeros(x.shape[1], num_classes) if start is None else start.weight.clone()
+    bias = torch.zeros(num_classes) if start is None else start.bias.clone()
+    for parameter in (weight, bias):
+        parameter.requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> float:

@@ -73,5 +73,5 @@ def marginal_entropy(logits: Float[Tensor, "*B V"]) -> Float[Tensor, ""]:
     Maximising it spreads the codebook without asking any single position to be uncertain, as the KL does.
     """
     mean = F.softmax(logits.float(), dim=-1).flatten(0, -2).mean(0)
-    nats: Tensor = -torch.special.xlogy(mean, mean).sum()
+    nats: Tensor = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
     return nats

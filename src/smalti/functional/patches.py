@@ -1,11 +1,11 @@
 """Images as rows of patches, and back."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 
-def patchify(images: Float[Tensor, "B C H W"], size: int) -> Float[Tensor, "B N P"]:
+def patchify(images: Shaped[Tensor, "B C H W"], size: int) -> Shaped[Tensor, "B N P"]:
     """Cut images into non-overlapping `size`-pixel squares.
 
     Returns:
@@ -18,7 +18,7 @@ def patchify(images: Float[Tensor, "B C H W"], size: int) -> Float[Tensor, "B N 
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * size * size)
 
 
-def unpatchify(patches: Float[Tensor, "B N P"], size: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+def unpatchify(patches: Shaped[Tensor, "B N P"], size: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:
     """The inverse of `patchify` on a grid of rows and columns."""
     b, _, p = patches.shape
     h, w = grid

@@ -36,8 +36,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B heads S d"]:
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v)
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
-    return weights.to(v.dtype) @ v
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
 
 
 class Attention(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid
+from smalti.functional.positions import sincos_2d
 from smalti.models.layers import Block, PatchEmbed, drop_path_keep
 
 
@@ -26,6 +27,7 @@ class ViT:
     mlp_ratio: float = setting(4.0, "hidden / embed_dim", "BEiT §2.2")
     drop_path_rate: float = setting(0.1, "probability at the last block", "BEiT table 7")
     init: Literal["uniform", "xavier"] = setting("uniform", "name", "BEiT §2.5: uniform in [-0.02, 0.02]")
+    pos_init: Literal["uniform", "sincos"] = setting("uniform", "start of the learned positions", "BEiT §2.5")
     mean: tuple[float, ...] = setting((0.5,), "pixel mean, a value a channel or one for all")
     std: tuple[float, ...] = setting((0.5,), "pixel standard deviation, likewise")
 
@@ -36,9 +38,15 @@ class ViT:
                 f"patch_size {self.patch_size} does not divide img_size {self.img_size[0]}x{self.img_size[1]}",
                 f"use an image size that is a multiple of {self.patch_size}",
             )
+        require(self.grid[0] * self.grid[1] >= 2, "an image of a single patch", "use a larger image or a smaller patch")
         require(
             self.embed_dim % self.num_heads == 0,
             f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}",
+        )
+        require(
+            self.pos_init != "sincos" or self.embed_dim % 4 == 0,
+            f"pos_init sincos with embed_dim {self.embed_dim}",
+            "use a multiple of 4",
         )
         require(self.depth >= 1, f"depth {self.depth}", "use at least one block")
         require(0 <= self.drop_path_rate < 1, f"drop_path_rate {self.drop_path_rate}", "choose one in [0, 1)")
@@ -73,6 +81,8 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
         initialise(self, config.init)
+        if config.pos_init == "sincos":
+            self.pos_embed.data[0, 1:] = sincos_2d(config.grid, config.embed_dim)
 
     def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
         """Project patches to width D.
@@ -97,11 +107,9 @@ class VisionTransformer(nn.Module):
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
         )
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
-        keep = (
-            [None] * len(self.blocks)
-            if key is None
-            else drop_path_keep(key, len(self.blocks), self.config.drop_path_rate)
-        )
+        x = _residual_dtype(x, self.training)
+        depth, rate = self.config.depth, self.config.drop_path_rate
+        keep = [None] * depth if key is None or rate == 0 else drop_path_keep(key, depth, rate).to(x.dtype)
         outputs = []
         for block, block_keep in zip(self.blocks, keep, strict=True):
             x = block(x, block_keep)
@@ -112,6 +120,16 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """Features of whole images."""
         return self.encode(self.embed(images), self.config.grid)
+
+
+def _residual_dtype(x: Tensor, training: bool) -> Tensor:
+    """On CPUs the residual stream trains in autocast's format: a step is bound by memory as much as by arithmetic.
+
+    In evaluation it stays float32, as it does on GPUs, where normalisation returns float32 anyway.
+    """
+    if training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
 
 
 def as_unit_range(images: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ def train_tokenizer() -> TrainTokenizer:
     return TrainTokenizer(
         data=DATA,
         tokenizer=DVAE(vocab_size=512, stride=8, in_chans=3, width=96, depth=2),
-        relaxation=Relaxation(beta=1.0, beta_ramp=0.2),
+        relaxation=Relaxation(beta=1.0, beta_ramp=0.2, spread=1.0),
         crop=RandomResizedCrop(scale=(0.3, 1.0)),
-        optimiser=AdamW(lr=3e-3, end_lr=3e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        optimiser=AdamW(lr=7e-3, end_lr=7e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
         plan=Plan(steps=2000, batch_size=64),
     )
 
@@ -42,10 +42,11 @@ def pretrain() -> Pretrain:
             num_heads=6,
             drop_path_rate=0.0,
             init="xavier",
+            pos_init="sincos",
         ),
         masking=Blockwise(ratio=0.4),
         crop=RandomResizedCrop(scale=(0.3, 1.0)),
-        optimiser=AdamW(lr=2e-3, warmup_ratio=0.05, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
+        optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
         plan=Plan(steps=5000, batch_size=64),
     )
 

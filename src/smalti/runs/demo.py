@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.log import Log
@@ -20,13 +22,18 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.report import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.training.compilation import Compile, has_compiler
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_TOKENIZER_SHARE = 0.18
-_REPORT_SHARE = 0.05
+_TOKENIZER_SHARE = 0.12
+_REPORT_SHARE = 0.04
+_SHORT = 240.0
+"""Below so many seconds of budget, compiling does not pay and fewer labelled images are used by the probes."""
+_PROBE_IMAGES_SHORT = 8000
 _FEWEST_STEPS = 20
 _PRETRAINED, _PIXELS = "pretrained", "raw pixels"
-_INIT_NAMES = {"uniform": "random, the paper's initialisation", "xavier": "random, the initialisation used"}
+_RANDOM_PAPER = "random, the paper's initialisation"
+_RANDOM_USED = "random, the initialisation used"
 
 Probes: TypeAlias = dict[str, dict[str, Any]]
 """Results of `probe` by the name of what was probed."""
@@ -41,6 +48,7 @@ class Demo:
     out: str = setting("runs/demo", "the run folder; an earlier one is moved aside")
     tokenizer_steps: int | None = setting(None, "optimiser steps; none: what the budget allows")
     pretrain_steps: int | None = setting(None, "optimiser steps; none: what the budget allows")
+    probe_images: int | None = setting(None, "labelled training images that probes use; none: what the budget allows")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     tokenizer: TrainTokenizer = TrainTokenizer()
@@ -68,7 +76,7 @@ def main(config: Demo) -> dict[str, Any]:
     compute = choose_compute(config.device, config.precision)
     log.say(f"smalti demo: {config.budget} on {compute.describe()}")
     labelled = config.data == EMBEDDED
-    images = _load(config, folder, log)
+    config, images = _load(config, folder, log)
     baselines, probe_seconds = _baselines(config, images, compute, log) if labelled else ({}, 0.0)
     tokenizer = _tokenizer(config, images, compute, clock, log)
     mim = _pretrain(config, images, compute, clock, log, probe_seconds)
@@ -122,21 +130,23 @@ def describe(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _load(config: Demo, folder: RunFolder, log: Log) -> Images:
-    """All of the embedded images, or as many photographs as can be decoded in a tenth of the budget."""
+def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, Images]:
+    """All of the embedded images, or as many photographs as can be decoded in a tenth of the budget.
+
+    Both stages get the same images, and their configurations say which.
+    """
     data = replace(config.tokenizer.data, path=config.data)
     if config.data != EMBEDDED and data.limit is None:
         data = replace(data, limit=affordable(data, seconds=0.1 * config.seconds))
+    tokenizer, mim = replace(config.tokenizer, data=data), replace(config.pretrain, data=data)
     images = data.load(log, folder.bad_files)
     log.say(f"{len(images.train)} images to learn from, {len(images.held_out)} held out")
-    return images
+    return replace(config, tokenizer=tokenizer, pretrain=mim), images
 
 
 def _tokenizer(config: Demo, images: Images, compute: Compute, clock: Clock, log: Log) -> dict[str, Any]:
     """Stage one."""
-    run = replace(
-        config.tokenizer, data=replace(config.tokenizer.data, path=config.data), out=f"{config.out}/tokenizer"
-    )
+    run = replace(config.tokenizer, out=f"{config.out}/tokenizer")
     steps = config.tokenizer_steps
     if steps is None:
         trial, batches = train_tokenizer.prepare(run, images, compute)
@@ -152,9 +162,9 @@ def _pretrain(
     """Stage two, with the time that measuring does not need."""
     run = replace(
         config.pretrain,
-        data=replace(config.pretrain.data, path=config.data),
         tokenizer=f"{config.out}/tokenizer",
         out=f"{config.out}/pretrain",
+        compile=_compile(config, compute),
     )
     steps = config.pretrain_steps
     if steps is None:
@@ -166,6 +176,13 @@ def _pretrain(
     return pretrain.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
 
 
+def _compile(config: Demo, compute: Compute) -> Compile:
+    """Compiled blocks in all but short demos, where there is a compiler."""
+    if config.pretrain.compile != "auto":
+        return config.pretrain.compile
+    return "on" if config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps" else "off"
+
+
 def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) -> int:
     """Steps that fit between now and `end`, in seconds since the start, as measured on this machine."""
     step = measure()
@@ -175,8 +192,9 @@ def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) ->
 def _baselines(config: Demo, images: Images, compute: Compute, log: Log) -> tuple[Probes, float]:
     """The same network without training, in both initialisations, and no network at all; seconds for one network."""
     log.say("measuring random networks and raw pixels")
-    backbone, seed = config.pretrain.backbone, config.pretrain.seed
-    inits = {_INIT_NAMES[init]: replace(backbone, init=init) for init in ("uniform", backbone.init)}
+    backbone, seed, images = config.pretrain.backbone, config.pretrain.seed, _labelled(config, images)
+    paper = replace(backbone, init="uniform", pos_init="uniform")
+    inits = {_RANDOM_PAPER: paper, _RANDOM_USED: backbone}
     began = time.monotonic()
     probes = {name: probe_backbone(vit.build(seed).to(compute.device), images, compute) for name, vit in inits.items()}
     each = (time.monotonic() - began) / len(inits)
@@ -187,14 +205,21 @@ def _pretrained(config: Demo, images: Images, compute: Compute, log: Log) -> Pro
     """What the backbone is worth now."""
     log.say("measuring the pretrained network")
     backbone = pretrain.load_model(f"{config.out}/pretrain", compute).backbone
-    return {_PRETRAINED: asdict(probe_backbone(backbone, images, compute))}
+    return {_PRETRAINED: asdict(probe_backbone(backbone, _labelled(config, images), compute))}
+
+
+def _labelled(config: Demo, images: Images) -> Images:
+    """The images that probes are fitted and tested on."""
+    short = _PROBE_IMAGES_SHORT if config.seconds < _SHORT else len(images.train)
+    count = min(len(images.train), short if config.probe_images is None else config.probe_images)
+    return images._replace(train=images.train.select(np.arange(count)))
 
 
 def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> dict[str, Any]:
     """Everything measured. `probe.random` is the better of the random networks, number by number."""
     result: dict[str, Any] = {"tokenizer": tokenizer, "mim": mim}
     if probes:
-        random = [probes[name] for name in _INIT_NAMES.values() if name in probes]
+        random = [probes[_RANDOM_PAPER], probes[_RANDOM_USED]]
         better = {key: max(row[key] for row in random) for key in ("knn", "linear", "linear_few")}
         ours = {"pretrained": probes[_PRETRAINED], "random": better, "pixels": probes[_PIXELS], "all": probes}
         result["probe"] = ours | {"gain_points": 100 * (probes[_PRETRAINED]["linear"] - better["linear"])}

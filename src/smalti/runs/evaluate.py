@@ -28,7 +28,7 @@ class Evaluate:
     """A run folder."""
     images: str
     """A folder (for a backbone with class folders), or 'embedded'."""
-    held_out: float = setting(0.2, "share of a folder's images that the result is measured on")
+    held_out: float | None = setting(None, "share of a folder's images to measure on; none: as in the model's own run")
     validation: float = setting(0.1, "share of the rest that layer and regularisation are chosen on")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
@@ -76,4 +76,5 @@ def _flat(images: Resident) -> Tensor:
 
 def _load(config: Evaluate, trained_on: Data, log: Log) -> Images:
     """The images asked for, in the size and colours that the model was trained on."""
-    return replace(trained_on, path=config.images, held_out=config.held_out, limit=None).load(log)
+    held_out = trained_on.held_out if config.held_out is None else config.held_out
+    return replace(trained_on, path=config.images, held_out=held_out, limit=None).load(log)

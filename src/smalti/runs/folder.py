@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 from smalti import __version__
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import make_folder, write_json
+from smalti.core.files import make_folder, write_bytes, write_json
 
 T = TypeVar("T")
+
+_CONFIG, _BAD_FILES = "config.json", "bad_files.jsonl"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class RunFolder:
 
     @property
     def bad_files(self) -> Path:
-        return self.path / "bad_files.jsonl"
+        return self.path / _BAD_FILES
 
     @property
     def report(self) -> Path:
@@ -46,6 +48,13 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that are about to be repeated, and a last line that was cut off."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+            write_bytes(self.metrics, "".join(kept).encode())
+
 
 def create(out: str, config: object) -> RunFolder:
     """A fresh run folder that holds the resolved configuration.
@@ -55,13 +64,34 @@ def create(out: str, config: object) -> RunFolder:
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(entry.name != _BAD_FILES for entry in path.iterdir())):
         raise UsageError(
             f"{path} is not empty", cause="a run never overwrites", fix="choose another --out, or --resume it"
         )
     make_folder(path)
-    write_json(path / "config.json", {"smalti": __version__, "config": to_json(config)})
+    _write_config(path, config)
     return RunFolder(path)
+
+
+def reopen(out: str, config: object) -> RunFolder:
+    """The folder of a run that goes on, perhaps with a changed configuration."""
+    path = Path(out).expanduser()
+    _write_config(path, config)
+    return RunFolder(path)
+
+
+def is_run(out: str) -> bool:
+    """Whether a folder holds a run."""
+    return (Path(out).expanduser() / _CONFIG).exists()
+
+
+def forget_unstarted(out: str) -> None:
+    """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
+    path = Path(out).expanduser()
+    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES}:
+        (path / _CONFIG).unlink()
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def read_kind(model: str) -> str:
@@ -77,8 +107,12 @@ def read_config(model: str, cls: type[T]) -> T:
     return from_json(cls, config, where="config")
 
 
+def _write_config(path: Path, config: object) -> None:
+    write_json(path / _CONFIG, {"smalti": __version__, "config": to_json(config)})
+
+
 def _read_config(model: str) -> dict[str, Any]:
-    path = Path(model).expanduser() / "config.json"
+    path = Path(model).expanduser() / _CONFIG
     try:
         config = json.loads(path.read_bytes())["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -25,6 +25,7 @@ from smalti.runs.session import Session
 from smalti.runs.train_tokenizer import load_tokenizer
 from smalti.tokenizers.dvae import DiscreteVAE
 from smalti.training.checkpoint import load_weights, read_checkpoint
+from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.loop import Plan, Trainer
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import AdamW
@@ -45,6 +46,7 @@ class Pretrain:
     crop: RandomResizedCrop = RandomResizedCrop()
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
+    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
@@ -68,8 +70,7 @@ def main(
     images = config.data.load(session.log, session.folder.bad_files) if images is None else images
     trainer, batches = prepare(config, images, tokenizer, session.compute)
     session.train("pretrain", trainer, batches, config.plan)
-    model = trainer.trained
-    assert isinstance(model, MaskedImageModel)
+    model = load_model(config.out, session.compute)
     measured = measure(config, model, images, tokenizer, session.compute)
     counts = {"train_images": len(images.train), "held_out_images": len(images.held_out), "steps": config.plan.steps}
     return session.finish(measured | counts)
@@ -82,6 +83,8 @@ def prepare(
     model = build_mim(config.backbone, tokenizer.vocab_size, config.seed).to(compute.device)
     loader = _loader(config, images.train, config.crop, tokenizer)
     trainer = Trainer(MaskedImageModeling(model), config.optimiser, config.plan.steps, config.ema_decay)
+    if should_compile(config.compile, config.plan.steps, compute.device):
+        compile_blocks(model.backbone.blocks)
     return trainer, Tokenized(loader, tokenizer, compute)
 
 

@@ -1,7 +1,7 @@
 """`smalti report`: one offline HTML file about one or more runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from smalti.core.errors import UsageError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.load import Images
+from smalti.data.sources import embedded_photographs
 from smalti.evaluation.completion import complete
 from smalti.functional.patches import constant_patches
 from smalti.report.figures import atlas, by_layer, curve, mask_overlay, tile_row
@@ -23,6 +24,7 @@ from smalti.report.page import Section, page, table
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain, held_out_batch, load_model
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
+from smalti.tokenizers.dvae import DiscreteVAE
 
 _PICTURES = 12
 
@@ -75,7 +77,7 @@ def tokenizer_sections(run: str, compute: Compute, images: Images | None = None)
         "original": to_pixels(shown),
         "reconstruction": to_pixels(tokenizer.decode(ids[:_PICTURES].to(compute.device))),
     }
-    return [
+    sections = [
         Section(
             "Stage one: the image tokenizer",
             curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
@@ -93,6 +95,19 @@ def tokenizer_sections(run: str, compute: Compute, images: Images | None = None)
             "What each visual token paints when it stands alone. Counted on patches that are not constant.",
         ),
     ]
+    return sections if config.data.channels == 1 else [*sections, _photographs(config, tokenizer, compute)]
+
+
+def _photographs(config: TrainTokenizer, tokenizer: DiscreteVAE, compute: Compute) -> Section:
+    """Pictures of another kind: the public-domain photographs inside the package."""
+    images = replace(config.data, path=str(embedded_photographs()), limit=None).load(Log())
+    both = torch.cat([part.images for part in images])
+    painted = tokenizer.decode(tokenizer.encode(both.to(compute.device)))
+    return Section(
+        "Pictures of another kind",
+        tile_row({"original": to_pixels(both), "reconstruction": to_pixels(painted)}, scale=_scale(both), across=3),
+        "Public-domain photographs that come with smalti. What the tokenizer has not seen enough of, it cannot write.",
+    )
 
 
 def pretrain_sections(run: str, compute: Compute, images: Images | None = None) -> list[Section]:
@@ -182,7 +197,7 @@ def _layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
             if layer != "0":
                 poolings.setdefault(pooling, {}).setdefault(layer, {})[name] = accuracy
     return "".join(
-        by_layer(list(layers.items()), xlabel=f"block ({pooling})", width=320, height=230)
+        by_layer(list(layers.items()), xlabel="block", ylabel=f"{pooling}: validation accuracy", width=280, height=230)
         for pooling, layers in poolings.items()
     )
 

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
-from smalti.runs.folder import RunFolder, create
+from smalti.runs.folder import RunFolder, create, reopen
 from smalti.training.loop import Plan, Trainer, fit
 
 
@@ -38,7 +37,7 @@ class Session:
     @staticmethod
     def open(config: TrainingConfig, *, resume: bool, compute: Compute | None) -> "Session":
         """Create the run folder, or take up the one that is there."""
-        folder = RunFolder(Path(config.out)) if resume else create(config.out, config)
+        folder = reopen(config.out, config) if resume else create(config.out, config)
         chosen = choose_compute(config.device, config.precision) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
@@ -48,6 +47,7 @@ class Session:
         """Run the loop, saving into the folder, from where the run was left."""
         if self.resumed:
             trainer.restore(self.folder.path)
+            self.folder.forget_metrics_after(trainer.step)
             self.log.say(f"going on from step {trainer.step}")
         fit(
             trainer, batches, plan, self.log, title=title, compute=self.compute, save=lambda t: t.save(self.folder.path)

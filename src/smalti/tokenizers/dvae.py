@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
+from smalti.core.errors import DataError
 from smalti.functional.kmeans import kmeans
 from smalti.functional.losses import LAPLACE_EPSILON
 from smalti.models.vit import as_unit_range
@@ -106,10 +107,15 @@ class DiscreteVAE(nn.Module):
         Args:
             images: a sample of the training images. Constant patches do not count: one code would be enough for them.
             order: a permutation of at least as many numbers as there are patches in the sample.
+
+        Raises:
+            DataError: there is no patch with more than one colour.
         """
         patches = self._patches(images).float().permute(0, 2, 3, 1).flatten(0, 2)
         mean = patches.mean(0)
         varied = patches[(patches != patches[:, :1]).any(1)]
+        if len(varied) == 0:
+            raise DataError("every patch of the images has a single colour", fix="train on images that show something")
         directions = _principal_directions(patches - mean, self.config.width)
         points = (varied - mean) @ directions.t()
         centres = kmeans(points, self.vocab_size, order[order < len(points)])

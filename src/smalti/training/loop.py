@@ -64,6 +64,7 @@ class Trainer:
         (output.loss_sum / output.weight).backward()
         norm = nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.clip_grad)
         if not torch.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
             raise NumericError(
                 f"the gradient is not finite at step {self.step}",
                 cause=f"loss {float((output.loss_sum / output.weight).detach()):g}",
@@ -107,7 +108,9 @@ class Trainer:
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.model, str(run))
         for name, parameter in self.objective.model.named_parameters():
-            self.optimizer.state[parameter] = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
+            moments = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
+            laid_out = {m: torch.empty_like(parameter).copy_(v) if v.ndim else v for m, v in moments.items()}
+            self.optimizer.state[parameter] = laid_out
         self.step = checkpoint.step
 
 

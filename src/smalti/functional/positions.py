@@ -1,0 +1,22 @@
+"""Where a patch is, as a vector."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float = 0.1) -> Float[Tensor, "N {dim}"]:
+    """Sines and cosines of row and column at dim/4 frequencies, from 2 radians a patch down to 1/50.
+
+    Args:
+        grid: rows and columns of patches.
+        dim: a multiple of 4.
+        amplitude: size of the waves; small beside a patch's own embedding.
+
+    Reference: Vaswani et al. 2017, in two dimensions as by Chen et al. 2021 (MoCo v3).
+    Differs: as a starting point of learnable positions, for grids of few patches; the usual wavelengths reach 10 000.
+    """
+    frequency = 2.0 * 100.0 ** (-torch.arange(dim // 4) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequency for place in (row, column)]
+    return amplitude * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)

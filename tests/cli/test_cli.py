@@ -1,0 +1,339 @@
+"""The command line: verbs, flags, recipes, exit codes, and one clear line for every error."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smalti import __version__
+from smalti.cli import VERBS, main, recipe_names
+
+IMAGE, WIDTH = ["--backbone.img-size", "64", "48"], ["--backbone.embed-dim", "64"]
+
+RECIPE_FILE = """
+from dataclasses import replace
+from smalti.recipes import nano
+
+def mine():
+    return replace(nano.train_tokenizer(), seed=41)
+
+def story():
+    return nano.demo()
+"""
+
+
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def error_of(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with `code` and one line."""
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert printed.out == ""
+    return lines[0]
+
+
+def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Run a command with --json and read its last line."""
+    assert main([*arguments, "--json"]) == 0
+    value: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return value
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configurations that the verbs would have run."""
+    seen: list[Any] = []
+    for verb in ("demo", "train_tokenizer", "pretrain", "evaluate", "report"):
+        module = importlib.import_module(f"smalti.runs.{verb}")
+        monkeypatch.setattr(module, "main", lambda config, **_: seen.append(config) or {"ran": True})
+    return seen
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_names_every_verb_and_recipe(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {verb} " in printed for verb in VERBS)
+    assert ", ".join(recipe_names()) in printed
+    assert {"nano", "tiny"} <= set(recipe_names())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_the_module_runs_as_the_command() -> None:
+    done = python("-m", "smalti", "--version")
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+
+
+def test_a_failing_command_hands_its_exit_code_to_the_shell() -> None:
+    done = python("-m", "smalti", "pretrian")
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown verb 'pretrian'; did you mean 'pretrain'?\n"
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from smalti.cli import main; main(['--help']); print({'torch', 'tyro'} & set(sys.modules))"
+    assert python("-c", code).stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_verb_has_help(verb: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, flag]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: smalti {verb}")
+
+
+def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "nano", "--help"]) == 0
+    assert "(default: 28 28)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["frobnicate"], "unknown verb 'frobnicate'; see smalti --help"),
+        (["train-tokeniser"], "unknown verb 'train-tokeniser'; did you mean 'train-tokenizer'?"),
+        (["train-tokenizer"], "no recipe given; smalti train-tokenizer RECIPE ...; there are: nano, tiny"),
+        (["pretrain", "--out", "x"], "no recipe given; smalti pretrain RECIPE ...; there are: nano, tiny"),
+        (["explain"], "no recipe given; smalti explain RECIPE; there are: nano, tiny"),
+        (["pretrain", "tniy"], "unknown recipe 'tniy'; did you mean 'tiny'?; there are: nano, tiny"),
+        (["explain", "zzz"], "unknown recipe 'zzz'; there are: nano, tiny"),
+        (["train-tokenizer", "tiny", "--data", "x"], "no run folder given; use --out FOLDER"),
+        (["report"], "no runs given; smalti report RUN..."),
+        (["evaluate"], "Missing from smalti evaluate: A run folder."),
+        (["evaluate", "run"], "Missing from smalti evaluate: A folder (for a backbone with class folders)"),
+        (["evaluate", "run", "images", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'?"),
+        (["pretrain", "--resume"], "no value for --resume; use --resume FOLDER"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_what_to_do(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_of(arguments, 2, capsys).startswith(f"error: {text}")
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("--optimiser.lerning-rate", "--optimiser."),
+        ("--optimiser.warmup_ration", "--optimiser.warmup-ratio"),
+        ("--backbone.dept", "--backbone.depth"),
+        ("--dta", "--data"),
+        ("--seeed=3", "--seed"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_a_suggestion(
+    typo: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of(["pretrain", "tiny", "--out", "x", typo, "1"], 2, capsys)
+    assert f"unknown option '{typo.split('=')[0].replace('_', '-')}'" in line.replace("_", "-")
+    assert f"did you mean '{meant}" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--plan.steps", "many"),
+        ("--optimiser.lr", "fast"),
+        ("--device", "toaster"),
+        ("--data.limit", "some"),
+        ("--backbone.img-size", "28"),
+        ("--seed", "1.5"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_the_flag(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of(["pretrain", "tiny", "--out", "x", flag, value], 2, capsys)
+    assert flag in line
+    assert line.endswith("; see smalti pretrain tiny --help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "numbers"),
+    [
+        (["explain", "tiny", *IMAGE, "--backbone.patch-size", "7"], "patch_size 7 does not divide img_size 64x48"),
+        (
+            ["explain", "nano", "--data.side", "30", "--tokenizer.stride", "4"],
+            "tokenizer.stride 4 does not divide data.side 30",
+        ),
+        (["explain", "nano", *WIDTH, "--backbone.num-heads", "3"], "num_heads 3 does not divide embed_dim 64"),
+        (["explain", "nano", "--data.channels", "3"], "data.channels 3 and tokenizer.in_chans 1 differ"),
+        (["demo", "--budget", "soon"], "a budget of 'soon'; use 90s or 10m"),
+        (["demo", "--budget", "1s"], "a budget of 1 seconds; use at least 20s"),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_refused_with_their_numbers(
+    arguments: list[str], numbers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert numbers in error_of(arguments, 2, capsys)
+
+
+def test_debug_shows_the_traceback_and_no_debug_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "zzz", "--debug"]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed
+    assert printed.splitlines()[-1].startswith("error: unknown recipe 'zzz'")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "text"),
+    [
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero; this is a bug of ours"),
+        (MemoryError(), 12, "out of memory; lower --plan.batch-size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 12, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_no_one_foresaw_has_its_exit_code_and_its_line(
+    failure: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> dict[str, Any]:
+        raise failure
+
+    monkeypatch.setattr("smalti.runs.report.main", fail)
+    assert error_of(["report", "run"], code, capsys).startswith(f"error: {text}")
+
+
+def test_an_error_over_many_lines_is_printed_as_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> dict[str, Any]:
+        raise RuntimeError("one\n  two\nthree")
+
+    monkeypatch.setattr("smalti.runs.report.main", fail)
+    assert "RuntimeError: one two three; this is a bug" in error_of(["report", "run"], 1, capsys)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_json_is_the_last_line_wherever_the_flag_stands(
+    place: int, capsys: pytest.CaptureFixture[str], captured: list[Any]
+) -> None:
+    arguments = ["evaluate", "run", "images"]
+    assert main([*arguments[:place], "--json", *arguments[place:]]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"ran": True}
+
+
+def test_without_json_nothing_is_added_to_the_output(capsys: pytest.CaptureFixture[str], captured: list[Any]) -> None:
+    assert main(["evaluate", "run", "images"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_flags_override_the_fields_of_a_recipe(captured: list[Any]) -> None:
+    flags = ["--data", "photos", "--data.limit", "9", "--optimiser.betas", "0.8", "0.9", "--out", "run", "--seed", "7"]
+    assert main(["train-tokenizer", "nano", *flags]) == 0
+    config = captured[0]
+    assert (config.data.path, config.data.limit, config.data.side) == ("photos", 9, 28)
+    assert (config.optimiser.betas, config.out, config.seed) == ((0.8, 0.9), "run", 7)
+
+
+@pytest.mark.parametrize("flags", [["--data=photos"], ["--data", "photos"], ["--data.path", "photos"]])
+def test_data_is_short_for_data_path(flags: list[str], captured: list[Any]) -> None:
+    assert main(["pretrain", "tiny", "--out", "run", *flags]) == 0
+    assert captured[0].data.path == "photos"
+
+
+@pytest.mark.parametrize(
+    ("flags", "side"),
+    [
+        ([], 28),
+        (["--data", "embedded"], 28),
+        (["--data=embedded"], 28),
+        (["--data", "photos"], 64),
+        (["--data=photos", "--out", "embedded"], 64),
+    ],
+)
+def test_the_demo_starts_from_the_recipe_that_suits_its_images(
+    flags: list[str], side: int, captured: list[Any]
+) -> None:
+    assert main(["demo", *flags]) == 0
+    assert captured[0].tokenizer.data.side == captured[0].pretrain.data.side == side
+
+
+def test_a_recipe_may_be_a_function_in_a_file(tmp_path: Path, captured: list[Any]) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE_FILE)
+    assert main(["train-tokenizer", f"{tmp_path}/mine.py:mine", "--out", "run"]) == 0
+    assert (captured[0].seed, captured[0].data.side) == (41, 28)
+
+
+def test_a_recipe_in_a_file_can_be_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE_FILE)
+    about = json_of(["explain", f"{tmp_path}/mine.py:mine"], capsys)
+    fields = {row["name"]: row for row in about["mine"]["fields"]}
+    assert (fields["seed"]["value"], fields["seed"]["origin"]) == (41, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "text"),
+    [
+        (None, ["explain", "mine.py:mine"], "no recipe file mine.py; give my_file.py:function"),
+        (RECIPE_FILE, ["explain", "mine.py:mien"], "no function mien in mine.py; did you mean 'mine'?"),
+        (RECIPE_FILE, ["explain", "mine.py:story"], "mine.py:story returns no training run"),
+        (RECIPE_FILE, ["pretrain", "mine.py:mine"], "recipe mine.py:mine has nothing for pretrain"),
+        ("def mine(:\n", ["explain", "mine.py:mine"], "cannot import mine.py; SyntaxError: "),
+        ("import not_there\n", ["explain", "mine.py:mine"], "cannot import mine.py; ModuleNotFoundError: "),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_used_is_refused(
+    content: str | None,
+    arguments: list[str],
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("mine.py").write_text(content)
+    assert error_of(arguments, 2, capsys).startswith(f"error: {text}")
+
+
+def test_explain_gives_every_field_with_unit_origin_and_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    about = json_of(["explain", "nano", "--optimiser.lr", "0.125"], capsys)
+    assert about["recipe"] == "nano"
+    for verb in ("train_tokenizer", "pretrain"):
+        fields = {row["name"]: row for row in about[verb]["fields"]}
+        assert all(set(row) == {"name", "value", "unit", "origin", "paper"} for row in fields.values())
+        assert (fields["optimiser.lr"]["value"], fields["optimiser.lr"]["origin"]) == (0.125, "command line")
+        assert fields["data.side"]["origin"] == "recipe"
+        assert fields["data.held_out"]["origin"] == "default"
+        assert fields["crop.flip"]["paper"]
+        assert fields["plan.steps"]["unit"] == "optimiser steps"
+        assert about[verb]["num_parameters"] > 100_000
+        rates = about[verb]["schedules"]["learning rate"]
+        assert 0.1 < max(rates.values()) <= 0.125
+        assert str(fields["plan.steps"]["value"]) in rates
+
+
+def test_explain_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "nano"]) == 0
+    printed = capsys.readouterr().out
+    assert "nano: train-tokenizer, " in printed
+    assert "nano: pretrain, " in printed
+    assert "optimiser.weight_decay" in printed
+
+
+def test_explain_takes_the_flags_of_either_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    deep = json_of(["explain", "nano", "--backbone.depth", "5"], capsys)
+    wide = json_of(["explain", "nano", "--tokenizer.width", "65"], capsys)
+    plain = json_of(["explain", "nano"], capsys)
+    assert deep["pretrain"]["num_parameters"] > plain["pretrain"]["num_parameters"]
+    assert deep["train_tokenizer"] == plain["train_tokenizer"]
+    assert wide["train_tokenizer"]["num_parameters"] > plain["train_tokenizer"]["num_parameters"]
+
+
+def test_explain_refuses_what_neither_stage_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(["explain", "nano", "--backbone.depth", "5", "--backbone.width", "5"], 2, capsys)
+    assert line.startswith("error: unknown option '--backbone.width'")

@@ -1,0 +1,30 @@
+"""Set-up of all tests: shape annotations are executed, one thread, hypothesis without deadlines or chance."""
+
+from jaxtyping import install_import_hook
+
+# Before anything of smalti is imported: its annotations are then checked at every call of the tests.
+install_import_hook(["smalti.functional", "smalti.models", "smalti.evaluation", "smalti.data"], "beartype.beartype")
+
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("smalti", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.load_profile("smalti")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Small tensors are slower on many threads, and sums in one order are the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """Random inputs, the same in every run."""
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,38 @@
+"""Where and in which number format a run computes."""
+
+import pytest
+import torch
+
+from smalti.core import compute
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.errors import UsageError
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_named_precision_is_taken_without_measuring(name: compute.Precision, dtype: torch.dtype) -> None:
+    chosen = choose_compute("cpu", name)
+    assert (chosen.device.type, chosen.dtype, chosen.gflops) == ("cpu", dtype, ())
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(149.0, torch.float32), (151.0, torch.bfloat16)])
+def test_auto_takes_bf16_where_it_is_one_and_a_half_times_as_fast(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(compute, "_gflops", lambda kind: bf16 if kind == torch.bfloat16 else 100.0)
+    chosen = choose_compute("cpu")
+    assert chosen.dtype == dtype
+    assert ("no fast bf16 units" in chosen.describe()) == (dtype == torch.float32)
+
+
+def test_autocast_multiplies_in_the_chosen_format() -> None:
+    a = torch.ones(2, 2)
+    with Compute(torch.device("cpu"), torch.bfloat16).autocast():
+        assert (a @ a).dtype == torch.bfloat16
+    with Compute(torch.device("cpu"), torch.float32).autocast():
+        assert (a @ a).dtype == torch.float32
+
+
+def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no cuda device on this machine; use --device auto"):
+        choose_compute("cuda", "fp32")

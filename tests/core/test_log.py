@@ -1,0 +1,50 @@
+"""What a run says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smalti.core.log import Log, print_json
+
+
+def test_records_are_json_lines_that_a_second_log_appends_to(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        log = Log(path)
+        log.record(stage="mim", step=step, loss=0.5)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"stage": "mim", "step": step, "loss": 0.5} for step in (1, 2)]
+
+
+def test_a_record_can_be_read_at_once(tmp_path: Path) -> None:
+    log = Log(tmp_path / "metrics.jsonl")
+    log.record(step=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_without_a_file_nothing_is_recorded() -> None:
+    log = Log()
+    log.record(step=1)
+
+
+def test_lines_go_to_standard_error_and_show_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Log().say("bad \x1b[31mred\n[bold]name[/bold].jpg")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "bad \\x1b[31mred\\n[bold]name[/bold].jpg\n"
+
+
+def test_progress_off_a_terminal_is_a_plain_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with Log().progress("tokenizer", 3) as bar:
+        for done in (1, 2, 3):
+            bar.update(done, note=f"loss {done}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("tokenizer    3/3")
+    assert lines[0].endswith("loss 3")
+
+
+def test_print_json_is_one_line_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"knn": 0.5})
+    assert capsys.readouterr().out == '{"knn": 0.5}\n'

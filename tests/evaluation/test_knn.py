@@ -1,0 +1,60 @@
+"""k-nearest neighbours against the loop."""
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.evaluation.knn import knn_accuracy
+from tests import oracles
+
+
+def clouds(num: int, seed: int, spread: float = 1.0, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian clouds around one centre a class, on axes of very different scales."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num) % classes
+    centres = torch.eye(classes, 6)
+    return (centres[labels] + spread * torch.randn(num, 6, generator=rng)) * torch.logspace(-2, 2, 6) + 5, labels
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 1000])
+def test_accuracy_equals_the_loop_over_neighbours(k: int) -> None:
+    (train, train_labels), (test, test_labels) = clouds(80, 0), clouds(60, 1)
+    right = 0
+    for query, label in zip(test.double().numpy(), test_labels.tolist(), strict=True):
+        right += oracles.knn_class(train.double().numpy(), train_labels.numpy(), query, k) == label
+    accuracy = knn_accuracy(train, train_labels, test, test_labels, k)
+    assert accuracy == pytest.approx(right / 60)
+    assert k == 1000 or 0.3 < accuracy < 0.95  # neither trivial nor chance
+
+
+def test_tight_clouds_are_told_apart() -> None:
+    (train, train_labels), (test, test_labels) = clouds(200, 0, 0.01), clouds(100, 1, 0.01)
+    assert knn_accuracy(train, train_labels, test, test_labels) == 1.0
+
+
+def test_shuffled_labels_give_chance() -> None:
+    train, test = clouds(800, 0)[0], clouds(800, 1)[0]
+    rng = torch.Generator().manual_seed(2)
+    labels = torch.randint(4, (2, 800), generator=rng)
+    assert knn_accuracy(train, labels[0], test, labels[1]) == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 800))
+
+
+def test_the_scale_and_place_of_a_feature_do_not_matter() -> None:
+    (train, train_labels), (test, test_labels) = clouds(100, 0), clouds(100, 1)
+    scale, shift = torch.logspace(-1, 1, 6), torch.linspace(-3, 3, 6)
+    plain = knn_accuracy(train, train_labels, test, test_labels)
+    assert knn_accuracy(train * scale + shift, train_labels, test * scale + shift, test_labels) == plain
+
+
+def test_a_constant_feature_is_no_division_by_zero() -> None:
+    (train, train_labels), (test, test_labels) = clouds(50, 0), clouds(50, 1)
+    wider, wider_test = (torch.cat([x, torch.full((50, 1), 7.0)], 1) for x in (train, test))
+    assert knn_accuracy(wider, train_labels, wider_test, test_labels) == knn_accuracy(
+        train, train_labels, test, test_labels
+    )
+
+
+def test_more_queries_than_a_chunk_are_all_counted() -> None:
+    (train, train_labels), (test, test_labels) = clouds(40, 0), clouds(2100, 1)
+    parts = [knn_accuracy(train, train_labels, test[p], test_labels[p]) * 700 for p in torch.arange(2100).split(700)]
+    assert knn_accuracy(train, train_labels, test, test_labels) == pytest.approx(sum(parts) / 2100)

@@ -1,0 +1,116 @@
+"""The probe chooses on validation images alone, and measures on test images once."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from smalti.evaluation.features import Layer
+from smalti.evaluation.probe import Split, probe
+
+NUM, CLASSES = 300, 3
+
+
+def labels(num: int = NUM) -> torch.Tensor:
+    return torch.arange(num) % CLASSES
+
+
+def features(quality: float, seed: int, num: int = NUM) -> torch.Tensor:
+    """The class, `quality` standard deviations apart."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(num, 6, generator=rng) + quality * torch.eye(CLASSES, 6)[labels(num)]
+
+
+SPLIT = Split.of(NUM, 0.2, seed=0)
+LAYERS: tuple[Layer, ...] = ((1, "cls"), (1, "mean"), (2, "2x2"))
+
+
+def test_a_split_parts_the_images_by_share_and_seed() -> None:
+    split = Split.of(100, 0.1, seed=0)
+    assert len(split.validation) == 10
+    assert sorted(split.fit.tolist() + split.validation.tolist()) == list(range(100))
+    assert torch.equal(split.fit, Split.of(100, 0.1, seed=0).fit)
+    assert not torch.equal(split.validation, Split.of(100, 0.1, seed=1).validation)
+    assert len(Split.of(4, 0.01, seed=0).validation) == 1
+
+
+def test_separable_features_give_100_percent() -> None:
+    train, test = {(1, "cls"): features(40, 0)}, {(1, "cls"): features(40, 1)}
+    result = probe(train, labels(), test, labels(), SPLIT)
+    assert (result.linear, result.knn) == (1.0, 1.0)
+    assert result.linear_few > 0.5  # one label a class
+
+
+def test_noise_gives_chance() -> None:
+    train, test = {(1, "cls"): features(0, 0)}, {(1, "cls"): features(0, 1)}
+    result = probe(train, labels(), test, labels(), SPLIT)
+    for accuracy in (result.linear, result.knn, result.linear_few):
+        assert accuracy == pytest.approx(1 / 3, abs=0.12)
+
+
+def test_the_layer_is_the_best_on_validation_not_the_best_on_test() -> None:
+    """A layer that is good on validation and useless on test must be chosen, and its poor test accuracy reported."""
+    good, useless, fair = features(30, 0), features(0, 1), features(1.5, 2)
+    train = {LAYERS[0]: fair, LAYERS[1]: good, LAYERS[2]: fair.flip(1)}
+    test = {LAYERS[0]: features(30, 3), LAYERS[1]: useless, LAYERS[2]: features(30, 4)}
+    result = probe(train, labels(), test, labels(), SPLIT)
+    assert (result.layer, result.pooling) == LAYERS[1]
+    assert (result.knn_layer, result.knn_pooling) == LAYERS[1]
+    assert result.linear < 0.6
+    assert result.knn < 0.6
+
+
+def test_choices_do_not_depend_on_the_test_images() -> None:
+    train = {layer: features(quality, 0) for layer, quality in zip(LAYERS, (0.5, 1.0, 2.0), strict=True)}
+    results = [
+        probe(train, labels(), {layer: features(quality, 9) for layer in LAYERS}, labels(), SPLIT)
+        for quality in (0.0, 40.0)
+    ]
+    for name in ("layer", "pooling", "knn_layer", "knn_pooling", "validation"):
+        assert getattr(results[0], name) == getattr(results[1], name)
+    assert results[0].linear < results[1].linear
+
+
+def test_validation_images_are_not_fitted_on() -> None:
+    """Validation images with wrong labels spoil the scores of the choice, not the classifier."""
+    spoiled = labels().clone()
+    spoiled[SPLIT.validation] = (spoiled[SPLIT.validation] + 1) % CLASSES
+    train, test = {(1, "cls"): features(30, 0)}, {(1, "cls"): features(30, 1)}
+    result = probe(train, spoiled, test, labels(), SPLIT)
+    assert result.validation == {"1 cls": 0.0}
+    assert (result.linear, result.knn) == (1.0, 1.0)
+
+
+def test_every_layer_has_a_validation_score_in_the_unit_range() -> None:
+    train = {layer: features(1, i) for i, layer in enumerate(LAYERS)}
+    result = probe(train, labels(), train, labels(), SPLIT)
+    assert set(result.validation) == {"1 cls", "1 mean", "2 2x2"}
+    assert all(0 <= score <= 1 for score in result.validation.values())
+    assert max(result.validation.values()) == result.validation[f"{result.layer} {result.pooling}"]
+
+
+def test_there_may_be_fewer_test_images_than_training_images() -> None:
+    train, test = {(1, "cls"): features(40, 0)}, {(1, "cls"): features(40, 1, 90)}
+    assert probe(train, labels(), test, labels(90), SPLIT).linear == 1.0
+
+
+def test_the_same_input_gives_the_same_result() -> None:
+    train, test = {(1, "cls"): features(1, 0)}, {(1, "cls"): features(1, 1)}
+    results = [dataclasses.asdict(probe(train, labels(), test, labels(), SPLIT)) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("num", [6, 9, 15])
+def test_a_handful_of_images_can_be_probed(num: int) -> None:
+    train = {(1, "cls"): features(30, 0, num)}
+    result = probe(train, labels(num), train, labels(num), Split.of(num, 0.2, seed=0))
+    assert 0 <= result.linear_few <= 1
+    assert 0 <= result.linear <= 1
+
+
+def test_a_class_that_is_rare_can_be_probed() -> None:
+    rare = torch.zeros(60, dtype=torch.int64)
+    rare[[3, 30]] = 1
+    x = features(0, 0, 60) + 30 * rare[:, None]
+    result = probe({(1, "cls"): x}, rare, {(1, "cls"): x}, rare, Split.of(60, 0.2, seed=0))
+    assert 0 <= result.linear_few <= 1

@@ -1,0 +1,146 @@
+"""Losses against the equations."""
+
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from smalti.functional.losses import (
+    kl_to_uniform,
+    kl_weight,
+    logit_laplace_nll,
+    marginal_entropy,
+    masked_token_loss,
+)
+from tests import oracles
+
+
+def test_masked_token_loss_is_the_sum_over_masked_positions(rng: torch.Generator) -> None:
+    logits = 3 * torch.randn(4, 5, 7, generator=rng)
+    target = torch.randint(7, (4, 5), generator=rng)
+    weight = (torch.rand(4, 5, generator=rng) < 0.6).float()
+    nats, count = masked_token_loss(logits, target, weight)
+    expected_nats, expected_count = oracles.masked_token_loss(logits.double().numpy(), target.numpy(), weight.numpy())
+    assert float(nats) == pytest.approx(expected_nats, rel=1e-5)
+    assert float(count) == expected_count
+
+
+def test_masked_token_loss_of_equal_scores_is_ln_v() -> None:
+    nats, count = masked_token_loss(torch.zeros(2, 3, 8192), torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3))
+    assert float(nats / count) == pytest.approx(math.log(8192), rel=1e-6)
+
+
+def test_padding_has_no_part_in_the_loss_or_its_gradient(rng: torch.Generator) -> None:
+    logits = torch.randn(1, 4, 6, generator=rng, requires_grad=True)
+    weight = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    nats, _ = masked_token_loss(logits, torch.zeros(1, 4, dtype=torch.int64), weight)
+    nats.backward()
+    assert logits.grad is not None
+    assert torch.count_nonzero(logits.grad[0, 2:]) == 0
+    assert torch.count_nonzero(logits.grad[0, :2]) == 12
+
+
+def test_masked_token_loss_of_half_precision_scores_is_summed_in_fp32(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 50, 16, generator=rng).bfloat16()
+    target, weight = torch.zeros(2, 50, dtype=torch.int64), torch.ones(2, 50)
+    nats, _ = masked_token_loss(logits, target, weight)
+    assert nats.dtype == torch.float32
+    expected, _ = oracles.masked_token_loss(logits.double().numpy(), target.numpy(), weight.numpy())
+    assert float(nats) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_of_two_halves_adds_up_to_the_loss_of_the_batch(rng: torch.Generator) -> None:
+    logits, target = torch.randn(4, 3, 5, generator=rng), torch.randint(5, (4, 3), generator=rng)
+    weight = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    whole = masked_token_loss(logits, target, weight)
+    halves = [masked_token_loss(logits[part], target[part], weight[part]) for part in (slice(0, 2), slice(2, 4))]
+    assert float(whole[0]) == pytest.approx(float(halves[0][0] + halves[1][0]), rel=1e-6)
+    assert float(whole[1]) == float(halves[0][1] + halves[1][1])
+
+
+@given(pixel=st.floats(0, 1), mu=st.floats(-3, 3), log_scale=st.floats(-2, 2))
+def test_logit_laplace_nll_is_minus_the_log_density(pixel: float, mu: float, log_scale: float) -> None:
+    args = [torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (pixel, mu, log_scale)]
+    expected = oracles.logit_laplace_nll(pixel, mu, log_scale)
+    assert float(logit_laplace_nll(*args)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_logit_laplace_density_integrates_to_one() -> None:
+    x = (np.arange(200_000) + 0.5) / 200_000
+    pixel = torch.from_numpy((x - 0.1) / 0.8).reshape(1, 1, 1, -1)
+    nll = logit_laplace_nll(pixel, torch.full_like(pixel, 0.4), torch.full_like(pixel, -0.7))
+    assert float(torch.exp(-nll).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_logit_laplace_nll_is_finite_for_black_and_white_pixels() -> None:
+    pixels = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
+    assert torch.isfinite(logit_laplace_nll(pixels, torch.zeros_like(pixels), torch.zeros_like(pixels))).all()
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))
+def test_kl_to_uniform_is_the_kl_and_lies_between_0_and_ln_v(scores: list[float]) -> None:
+    kl = float(kl_to_uniform(torch.tensor(scores)))
+    assert kl == pytest.approx(oracles.kl_to_uniform(scores), abs=2e-5)
+    assert -1e-5 <= kl <= math.log(len(scores)) + 1e-5
+
+
+@pytest.mark.parametrize("vocab_size", [2, 17, 8192])
+def test_kl_to_uniform_is_zero_for_equal_scores_and_ln_v_for_certainty(vocab_size: int) -> None:
+    certain = torch.zeros(vocab_size)
+    certain[1] = 1e4
+    both = kl_to_uniform(torch.stack([torch.full((vocab_size,), 3.0), certain]))
+    assert both.tolist() == pytest.approx([0, math.log(vocab_size)], abs=1e-5)
+
+
+def test_kl_to_uniform_keeps_the_leading_axes(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 3, 4, 5, generator=rng)
+    kl = kl_to_uniform(logits)
+    assert kl.shape == (2, 3, 4)
+    assert float(kl[1, 2, 3]) == pytest.approx(oracles.kl_to_uniform(logits[1, 2, 3].tolist()), abs=1e-6)
+
+
+def test_kl_weight_of_the_paper_is_6_6_over_192() -> None:
+    assert kl_weight(6.6, channels=3, stride=8) == pytest.approx(6.6 / 192)
+    assert kl_weight(6.6, channels=1, stride=4) == pytest.approx(6.6 / 16)
+
+
+def test_kl_weight_of_one_makes_the_mean_loss_the_bound_divided_by_the_sub_pixels() -> None:
+    channels, stride, positions = 3, 4, 25
+    nll, kl = 0.7, 2.1  # means a sub-pixel and a position
+    sub_pixels = positions * channels * stride**2
+    bound = sub_pixels * nll + positions * kl
+    assert nll + kl_weight(1.0, channels, stride) * kl == pytest.approx(bound / sub_pixels)
+
+
+@given(st.integers(1, 6), st.integers(2, 9), st.integers(0, 1000))
+def test_marginal_entropy_is_that_of_the_mean_distribution(rows: int, vocab_size: int, seed: int) -> None:
+    logits = 4 * torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(seed))
+    value = float(marginal_entropy(logits))
+    assert value == pytest.approx(oracles.marginal_entropy(logits.double().numpy()), abs=1e-5)
+    assert -1e-6 <= value <= math.log(vocab_size) + 1e-5
+
+
+def test_marginal_entropy_is_ln_v_where_every_code_is_certain_once_and_zero_on_collapse() -> None:
+    spread, collapsed = 100 * torch.eye(8), 100 * torch.eye(8)[:1].repeat(8, 1)
+    assert float(marginal_entropy(spread)) == pytest.approx(math.log(8), abs=1e-5)
+    assert float(marginal_entropy(collapsed)) == pytest.approx(0, abs=1e-5)
+
+
+def test_marginal_entropy_is_over_all_leading_axes(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 3, 4, generator=rng)
+    assert float(marginal_entropy(logits)) == pytest.approx(float(marginal_entropy(logits.reshape(6, 4))), rel=1e-6)
+
+
+@pytest.mark.parametrize("gap", [50.0, 110.0, 1000.0])
+def test_gradients_stay_finite_where_probabilities_vanish(gap: float) -> None:
+    """Beyond 104 nats softmax gives an exact zero in fp32; ln 0 must not reach the gradient as 0 times infinity."""
+    for loss in (marginal_entropy, kl_to_uniform):
+        logits = torch.zeros(4, 5)
+        logits[:, 0] = gap
+        logits.requires_grad_(True)
+        loss(logits).sum().backward()
+        assert logits.grad is not None
+        assert torch.isfinite(logits.grad).all(), loss.__name__

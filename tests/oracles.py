@@ -1,0 +1,285 @@
+"""The equations written as plainly as possible: pure Python and NumPy, float64, explicit loops, nothing of smalti."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Weights: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+# Distributions
+
+
+def log_softmax(scores: Sequence[float] | Array) -> list[float]:
+    top = max(scores)
+    total = sum(math.exp(s - top) for s in scores)
+    return [s - top - math.log(total) for s in scores]
+
+
+def softmax(scores: Sequence[float] | Array) -> list[float]:
+    return [math.exp(value) for value in log_softmax(scores)]
+
+
+def distribution_entropy(probabilities: Sequence[float]) -> float:
+    """-Σ p ln p, in nats."""
+    return -sum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def kl_to_uniform(scores: Sequence[float] | Array) -> float:
+    """Σ q ln(q / (1/V))."""
+    q = softmax(scores)
+    return sum(p * math.log(p * len(q)) for p in q if p > 0)
+
+
+def marginal_entropy(rows: Array) -> float:
+    """Entropy of the mean of the rows' distributions."""
+    all_q = [softmax(row) for row in rows]
+    mean = [sum(q[v] for q in all_q) / len(all_q) for v in range(rows.shape[1])]
+    return distribution_entropy(mean)
+
+
+def gumbel_softmax(scores: Array, gumbel: Array, temperature: float) -> list[float]:
+    return softmax([(s + g) / temperature for s, g in zip(scores, gumbel, strict=True)])
+
+
+# Losses and metrics
+
+
+def masked_token_loss(logits: Array, target: NDArray[np.int64], weight: Array) -> tuple[float, float]:
+    """-Σ_b Σ_{i∈M} ln p(z_i), and the number of masked patches."""
+    nats = count = 0.0
+    for b in range(logits.shape[0]):
+        for k in range(logits.shape[1]):
+            if weight[b, k]:
+                nats -= log_softmax(logits[b, k])[int(target[b, k])]
+                count += 1
+    return nats, count
+
+
+def logit_laplace_nll(pixel: float, mu: float, log_scale: float, epsilon: float = 0.1) -> float:
+    """-ln f(x | μ, b) with f = 1 / (2 b x (1-x)) · exp(-|logit x - μ| / b)."""
+    x = (1 - 2 * epsilon) * pixel + epsilon
+    b = math.exp(log_scale)
+    density = 1 / (2 * b * x * (1 - x)) * math.exp(-abs(math.log(x / (1 - x)) - mu) / b)
+    return -math.log(density)
+
+
+def entropy(counts: Sequence[int]) -> float:
+    total = sum(counts)
+    return distribution_entropy([c / total for c in counts])
+
+
+def psnr(image: Array, reconstruction: Array) -> float:
+    """10 log10(1 / MSE), at most 100."""
+    squares = [(a - b) ** 2 for a, b in zip(image.reshape(-1), reconstruction.reshape(-1), strict=True)]
+    return 10 * math.log10(1 / max(sum(squares) / len(squares), 1e-10))
+
+
+# Patches and schedules
+
+
+def patchify(image: Array, size: int) -> Array:
+    """C H W -> N x C·size²: patches row by row; inside a patch channel first, then row, then column."""
+    channels, height, width = image.shape
+    rows = []
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            rows.append(
+                [image[c, top + y, left + x] for c in range(channels) for y in range(size) for x in range(size)]
+            )
+    return np.array(rows)
+
+
+def cosine_schedule(step: int, peak: float, end: float, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return peak * step / warmup
+    if step >= steps:
+        return end
+    return end + (peak - end) * math.cos(math.pi / 2 * (step - warmup) / (steps - warmup)) ** 2
+
+
+# The Transformer
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -> Array:
+    out = np.empty_like(x)
+    for i, row in enumerate(x):
+        mean = sum(row) / len(row)
+        variance = sum((value - mean) ** 2 for value in row) / len(row)
+        out[i] = [(value - mean) / math.sqrt(variance + eps) for value in row]
+    return out * weight + bias
+
+
+def gelu(x: Array) -> Array:
+    """x Φ(x), exact."""
+    return np.array([[0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in row] for row in x])
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q kᵀ / √d) v of one head, position by position."""
+    out = np.zeros((len(q), v.shape[1]))
+    for i in range(len(q)):
+        share = softmax([float(q[i] @ k[j]) / math.sqrt(q.shape[1]) for j in range(len(k))])
+        for j in range(len(k)):
+            out[i] += share[j] * v[j]
+    return out
+
+
+def multi_head_attention(x: Array, weights: Weights, prefix: str, heads: int) -> Array:
+    width = x.shape[1]
+    size = width // heads
+    joint = x @ weights[f"{prefix}.qkv.weight"].T + weights[f"{prefix}.qkv.bias"]
+    q, k, v = joint[:, :width], joint[:, width : 2 * width], joint[:, 2 * width :]
+    columns = [slice(h * size, (h + 1) * size) for h in range(heads)]
+    mixed = np.concatenate([attention(q[:, c], k[:, c], v[:, c]) for c in columns], axis=1)
+    return mixed @ weights[f"{prefix}.proj.weight"].T + weights[f"{prefix}.proj.bias"]
+
+
+def feed_forward(x: Array, weights: Weights, prefix: str) -> Array:
+    hidden = gelu(x @ weights[f"{prefix}.fc1.weight"].T + weights[f"{prefix}.fc1.bias"])
+    return hidden @ weights[f"{prefix}.fc2.weight"].T + weights[f"{prefix}.fc2.bias"]
+
+
+def embed(weights: Weights, image: Array, size: int, mean: float = 0.5, std: float = 0.5) -> Array:
+    """One image in [0, 1], C H W -> N x D."""
+    kernel = weights["patch_embed.proj.weight"]
+    flat = kernel.reshape(len(kernel), -1)
+    return patchify((image - mean) / std, size) @ flat.T + weights["patch_embed.proj.bias"]
+
+
+def encode(
+    weights: Weights, tokens: Array, *, heads: int, depth: int, keep: Array | None = None
+) -> tuple[Array, Array, list[Array]]:
+    """N x D -> [S], patches (both normed), and the output of every block (not normed)."""
+    x = np.concatenate([weights["cls_token"][0], tokens]) + weights["pos_embed"][0]
+    layers = []
+    for i in range(depth):
+        block = f"blocks.{i}"
+        first, second = (1.0, 1.0) if keep is None else keep[i]
+        normed = layer_norm(x, weights[f"{block}.norm1.weight"], weights[f"{block}.norm1.bias"])
+        x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads)
+        normed = layer_norm(x, weights[f"{block}.norm2.weight"], weights[f"{block}.norm2.bias"])
+        x = x + second * feed_forward(normed, weights, f"{block}.mlp")
+        layers.append(x)
+    x = layer_norm(x, weights["norm.weight"], weights["norm.bias"])
+    return x[0], x[1:], layers
+
+
+def mim_logits(weights: Weights, image: Array, mask: NDArray[np.bool_], *, size: int, heads: int, depth: int) -> Array:
+    """Scores of every visual token at every patch (N x V) of an image whose `mask` patches are hidden."""
+    backbone = {name.removeprefix("backbone."): value for name, value in weights.items()}
+    tokens = embed(backbone, image, size)
+    for i in range(len(tokens)):
+        if mask[i]:
+            tokens[i] = weights["mask_token"][0, 0]
+    _, patches, _ = encode(backbone, tokens, heads=heads, depth=depth)
+    return patches @ weights["head.weight"].T + weights["head.bias"]
+
+
+def mim_loss(
+    weights: Weights,
+    images: Array,
+    masks: NDArray[np.bool_],
+    ids: NDArray[np.int64],
+    *,
+    size: int,
+    heads: int,
+    depth: int,
+) -> float:
+    """-1/Σ|M| Σ_x Σ_{i∈M} ln p(z_i | x^M)."""
+    nats = count = 0.0
+    for image, mask, tokens in zip(images, masks, ids, strict=True):
+        logits = mim_logits(weights, image, mask, size=size, heads=heads, depth=depth)
+        for i in np.flatnonzero(mask):
+            nats -= log_softmax(logits[i])[int(tokens[i])]
+            count += 1
+    return nats / count
+
+
+# Random numbers, in Python's unbounded integers
+
+
+def splitmix64(*counters: int) -> int:
+    """The key that names the counters."""
+    key = 0
+    for counter in counters:
+        x = ((key ^ (counter % 2**64)) + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        key = x ^ (x >> 31)
+    return key
+
+
+def lowbias32(x: int) -> int:
+    x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+    x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+    return x ^ (x >> 16)
+
+
+def uniform_noise(key: int, num: int, stream: int = 0) -> list[float]:
+    start, stride = key % 2**32 + 0x9E3779B9 * stream, (key >> 32) % 2**32 | 1
+    return [((lowbias32((n + start) * stride % 2**32) >> 9) + 0.5) / 2**23 for n in range(num)]
+
+
+# Blocks of patches
+
+
+def blockwise_mask(
+    draw: Callable[[int], Sequence[float]], grid: tuple[int, int], count: int, least: int, min_aspect: float
+) -> NDArray[np.bool_]:
+    """Blockwise masking of one image; `draw(n)` gives the five uniform draws of the n-th block."""
+    height, width = grid
+    mask = np.zeros(grid, dtype=np.bool_)
+    for number in range(100):
+        u = draw(number)
+        missing = count - int(mask.sum())
+        if missing == 0:
+            break
+        area = least + u[0] * max(missing - least, 0)
+        aspect = math.exp((1 - 2 * u[1]) * math.log(min_aspect))
+        a, b = max(round(math.sqrt(area * aspect)), 1), max(round(math.sqrt(area / aspect)), 1)
+        if (a >= height and height > 1) or (b >= width and width > 1) or a > height or b > width:
+            continue
+        top, left = math.floor(u[2] * (height - a + 1)), math.floor(u[3] * (width - b + 1))
+        cells = [(i, j) for i in range(top, top + a) for j in range(left, left + b) if not mask[i, j]]
+        if u[4] < 0.5:
+            cells.sort(key=lambda cell: (cell[1], cell[0]))
+        for cell in cells[:missing]:
+            mask[cell] = True
+    return mask.reshape(-1)
+
+
+# Classifiers
+
+
+def knn_class(train: Array, labels: NDArray[np.int64], query: Array, k: int = 20, temperature: float = 0.07) -> int:
+    """The class with most votes among the k training rows of highest cosine, features standardised."""
+    mean = train.mean(axis=0)
+    std = np.sqrt(((train - mean) ** 2).sum(axis=0) / (len(train) - 1))
+
+    def unit(row: Array) -> Array:
+        scaled: Array = (row - mean) / std
+        return scaled / np.linalg.norm(scaled)
+
+    cosines = sorted(((float(unit(row) @ unit(query)), int(label)) for row, label in zip(train, labels, strict=True)))
+    votes: dict[int, float] = {}
+    for cosine, label in cosines[::-1][:k]:
+        votes[label] = votes.get(label, 0.0) + math.exp(cosine / temperature)
+    return max(votes, key=lambda label: votes[label])
+
+
+def regression_gradient(
+    x: Array, labels: NDArray[np.int64], weight: Array, bias: Array, l2: float
+) -> tuple[Array, Array]:
+    """Gradient of mean cross-entropy + l2/2 ‖W‖² of multinomial logistic regression."""
+    d_weight, d_bias = l2 * weight, np.zeros_like(bias)
+    for row, label in zip(x, labels, strict=True):
+        error = np.array(softmax(row @ weight + bias))
+        error[label] -= 1
+        d_weight = d_weight + np.outer(row, error) / len(x)
+        d_bias = d_bias + error / len(x)
+    return d_weight, d_bias

@@ -1,0 +1,93 @@
+"""Whole runs that take a second: pictures of two classes, and the command line with tiny networks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smalti.cli import main
+
+CPU = ["--device", "cpu", "--precision", "fp32"]
+_DATA = ["--data.side", "16", "--data.held-out", "0.2"]
+_TOKENIZER = ["--tokenizer.vocab-size", "16", "--tokenizer.stride", "4", "--tokenizer.width", "8"]
+_VIT = [
+    "--backbone.patch-size",
+    "4",
+    "--backbone.embed-dim",
+    "16",
+    "--backbone.depth",
+    "2",
+    "--backbone.num-heads",
+    "2",
+]
+_BACKBONE = ["--backbone.img-size", "16", "16", *_VIT, "--compile", "off"]
+_PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1"]
+
+TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
+PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN]
+DEMO_FLAGS = [
+    *CPU,
+    *(f"--tokenizer.{flag[2:]}" if flag.startswith("--") else flag for flag in [*_DATA, *_TOKENIZER, *_PLAN]),
+    *(f"--pretrain.{flag[2:]}" if flag.startswith("--") else flag for flag in [*_DATA, *_BACKBONE, *_PLAN]),
+]
+
+
+def picture(number: int, across: bool, side: int = 24) -> Image.Image:
+    """Stripes, across or down, with noise."""
+    rng = np.random.default_rng([number, across])
+    rows, columns = np.mgrid[:side, : side + 6]
+    stripes = ((columns if across else rows) + rng.integers(9)) // rng.integers(2, 5) % 2
+    pixels = 60 + 120 * stripes[..., None] * rng.uniform(0.5, 1, 3) + rng.normal(0, 12, (*stripes.shape, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def pictures(folder: Path, per_class: int = 16, side: int = 24) -> Path:
+    """A folder with the class folders `across` and `down`."""
+    for across, name in ((True, "across"), (False, "down")):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            picture(number, across, side).save(folder / name / f"{number:02d}.png")
+    return folder
+
+
+def flat_pictures(folder: Path, count: int = 8) -> Path:
+    """A folder without class folders."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        picture(number, across=True).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def train_tokenizer(data: Path | str, out: Path, steps: int = 4, *flags: str) -> int:
+    """`smalti train-tokenizer` with a tiny tokenizer; the exit code."""
+    given = ["--data", str(data), "--out", str(out), "--plan.steps", str(steps), *flags]
+    return main(["train-tokenizer", "tiny", *TOKENIZER_FLAGS, *given])
+
+
+def pretrain(data: Path | str, tokenizer: Path | str, out: Path, steps: int = 4, *flags: str) -> int:
+    """`smalti pretrain` with a tiny backbone; the exit code."""
+    given = ["--data", str(data), "--tokenizer", str(tokenizer), "--out", str(out), "--plan.steps", str(steps), *flags]
+    return main(["pretrain", "tiny", *PRETRAIN_FLAGS, *given])
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def result(run: Path) -> dict[str, Any]:
+    """result.json."""
+    found: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return found
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of the last step that was saved."""
+    return max((run / "checkpoints").iterdir())
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Every file of the newest checkpoint."""
+    return {path.name: path.read_bytes() for path in sorted(newest_checkpoint(run).iterdir())}

@@ -1,0 +1,159 @@
+"""The shape of the house: who may import whom, and what is not to be found in it."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src" / "smalti"
+FILES = sorted(SRC.rglob("*.py"))
+ROWS = [
+    {"core"},
+    {"functional"},
+    {"models"},
+    {"tokenizers"},
+    {"data"},
+    {"training"},
+    {"evaluation"},
+    {"report", "exporting"},
+    {"runs"},
+    {"recipes"},
+    {"cli"},
+    {"__main__"},
+]
+SEEDED = {"models/vit.py", "models/mim.py", "tokenizers/dvae.py"}
+"""Where weights are drawn: from torch's global generator, seeded and restored around the drawing."""
+
+GLOBAL_CHANCE = {
+    *("torch." + name for name in ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like")),
+    *("torch." + name for name in ("bernoulli", "multinomial", "normal", "poisson", "seed", "initial_seed")),
+    *("F.dropout", "torch.dropout", "nn.Dropout", "F.gumbel_softmax", "torch.random.seed", "os.urandom"),
+}
+DRAWING_METHODS = {"uniform_", "normal_", "bernoulli_", "random_", "exponential_", "geometric_", "trunc_normal_"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SRC).as_posix()
+
+
+def part_of(path: Path) -> str:
+    """The package, or the module at the top, that a file belongs to."""
+    return name_of(path).split("/")[0].removesuffix(".py")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def row_of(part: str) -> int:
+    return next(number for number, row in enumerate(ROWS) if part in row)
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The dotted names of all imported modules and members, wherever the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of an attribute chain; what stands before the first call or subscript is left out."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name):
+        parts.append(node.id)
+    return ".".join(reversed(parts))
+
+
+def test_the_package_is_found() -> None:
+    assert len(FILES) > 30
+    assert {part_of(path) for path in FILES} <= {part for row in ROWS for part in row} | {"__init__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_module_imports_from_its_own_package_and_rows_above_only(path: Path) -> None:
+    part = part_of(path)
+    for name in imported(tree_of(path)):
+        root, *rest = name.split(".")
+        if root != "smalti" or rest in ([], ["__version__"]):
+            continue
+        assert part != "__init__", f"smalti/__init__.py imports {name}"
+        assert rest[0] == part or row_of(rest[0]) < row_of(part), f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_is_not_used(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(tree_of(path))}
+    assert not roots & {"pickle", "random", "dill", "joblib", "cloudpickle", "shelve", "secrets"}
+    assert "tyro" not in roots or name_of(path) == "cli.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call):
+            called = dotted(node.func)
+            assert called not in {"torch.load", "torch.save", "np.load", "np.save", "eval", "exec"}, called
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_draw_from_global_random_state(path: Path) -> None:
+    tree = tree_of(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = dotted(node)
+            assert not name.startswith(("np.random", "numpy.random")), name
+            assert name not in GLOBAL_CHANCE, name
+            assert node.attr not in DRAWING_METHODS or name_of(path) in SEEDED, name
+    assert not any(name.startswith("numpy.random") for name in imported(tree))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_global_seed_is_set_only_where_it_is_restored(path: Path) -> None:
+    tree = tree_of(path)
+    blocks = [
+        node for node in ast.walk(tree) if isinstance(node, ast.With) and "fork_rng(" in ast.unparse(node.items[0])
+    ]
+    guarded = {id(inner) for block in blocks for inner in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func).endswith("manual_seed"):
+            assert id(node) in guarded
+            assert name_of(path) in SEEDED
+
+
+def test_there_is_no_drawer_for_odds_and_ends() -> None:
+    assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path))
+
+
+@pytest.mark.parametrize("package", sorted(path.name for path in SRC.iterdir() if (path / "__init__.py").exists()))
+def test_packages_import_nothing_by_themselves(package: str) -> None:
+    assert list(imported(tree_of(SRC / package / "__init__.py"))) == []
+
+
+def test_tests_mirror_the_package() -> None:
+    """Every folder of tests is named like a package; other test files stand at the top."""
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")}
+    assert folders <= {path.stem for path in SRC.iterdir()}
+
+
+@pytest.mark.parametrize("module", ["smalti", "smalti.core.errors", "smalti.core.config", "smalti.cli"])
+def test_light_modules_import_without_torch(module: str) -> None:
+    program = f"import sys, {module}; print(sorted({{'torch', 'matplotlib', 'tyro'}} & set(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": str(SRC.parent)}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr

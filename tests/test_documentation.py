@@ -1,0 +1,178 @@
+"""What README and docs tell people to type is what the program takes."""
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from smalti import cli
+from smalti.recipes import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = r"^(?P<indent> *(?:[-*+] +|\d+\. +)?)(?P<fence>```+|~~~+) *(?P<language>\w+)[^\n]*\n"
+BLOCK = re.compile(FENCE + r"(?P<code>.*?)^ *(?P=fence)", re.MULTILINE | re.DOTALL)
+SHELL = {"bash", "sh", "shell", "console", "zsh"}
+ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
+
+
+class Block(NamedTuple):
+    page: str
+    language: str
+    code: str
+
+
+def blocks_of(text: str, page: str = "page") -> Iterator[Block]:
+    """The fenced blocks of a Markdown page that name a language."""
+    for match in BLOCK.finditer(text):
+        lines = [line.removeprefix(" " * len(match["indent"])) for line in match["code"].splitlines()]
+        yield Block(page, match["language"].lower(), "\n".join(lines) + "\n")
+
+
+def commands_of(block: Block) -> Iterator[list[str]]:
+    """Every command of a shell block as words; continued lines are joined, pipes and && separate commands."""
+    for line in block.code.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        lexer.commenters = "#"
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word and set(word) <= set(";|&"):
+                yield from [words] if words else []
+                words = []
+            elif words or not ASSIGNMENT.fullmatch(word):
+                words.append(word)
+
+
+ALL = [block for page in PAGES for block in blocks_of(page.read_text(), page.relative_to(ROOT).as_posix())]
+COMMANDS = [(block.page, words) for block in ALL if block.language in SHELL for words in commands_of(block)]
+SMALTI = [(page, words[1:]) for page, words in COMMANDS if words[0] == "smalti" or words[0].endswith("/smalti")]
+SMALTI += [(page, words[3:]) for page, words in COMMANDS if words[1:3] == ["-m", "smalti"]]
+MAKE = [(page, words[1:]) for page, words in COMMANDS if words[0] == "make"]
+SCRIPTS = [(page, words[1]) for page, words in COMMANDS if "python" in words[0] and words[1:2] and words[1][0] != "-"]
+PYTHON = [block for block in ALL if block.language in {"python", "py"}]
+
+
+@pytest.fixture
+def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs stop where the work would begin; run folders and recipe files that a page names need not exist."""
+    monkeypatch.chdir(tmp_path)
+    for verb in ("demo", "train_tokenizer", "pretrain", "evaluate", "report"):
+        monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
+    monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())
+    both = {"train_tokenizer": tiny.train_tokenizer, "pretrain": tiny.pretrain}
+    monkeypatch.setattr(cli, "_load_file", lambda path, function: both)
+
+
+def has_targets(words: list[str], makefile: str) -> bool:
+    """Whether every word that is no variable or flag is a target."""
+    targets = set(re.findall(r"^([\w.-]+):", makefile, re.M))
+    return {word for word in words if "=" not in word and not word.startswith("-")} <= targets
+
+
+def imports_of(code: str) -> Iterator[tuple[str, str | None]]:
+    """(module, member) of everything of smalti that is imported."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "smalti")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "smalti":
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def resolves(module: str, member: str | None) -> bool:
+    """Whether an import would work."""
+    try:
+        found: Any = importlib.import_module(module)
+        return member is None or hasattr(found, member) or bool(importlib.import_module(f"{module}.{member}"))
+    except ImportError:
+        return False
+
+
+@pytest.mark.usefixtures("only_parsed")
+@pytest.mark.parametrize(
+    ("page", "words"), SMALTI, ids=lambda value: " ".join(value) if isinstance(value, list) else value
+)
+def test_a_command_of_the_documentation_is_one_that_smalti_takes(
+    page: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(words)
+    assert code == 0, f"{page}: smalti {' '.join(words)}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(("page", "words"), MAKE)
+def test_a_make_target_of_the_documentation_exists(page: str, words: list[str]) -> None:
+    assert has_targets(words, (ROOT / "Makefile").read_text()), f"{page}: make {' '.join(words)}"
+
+
+@pytest.mark.parametrize(("page", "script"), SCRIPTS)
+def test_a_script_of_the_documentation_exists(page: str, script: str) -> None:
+    assert (ROOT / script).is_file(), f"{page}: {script}"
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.page)
+def test_python_of_the_documentation_compiles_and_its_imports_exist(block: Block) -> None:
+    compile(block.code, block.page, "exec")
+    missing = [found for found in imports_of(block.code) if not resolves(*found)]
+    assert missing == []
+
+
+PAGE = """
+```bash
+# a comment
+$ TORCH=cpu make demo BUDGET=2m   # another one
+smalti train-tokenizer tiny \\
+    --data ~/Pictures --out run && .venv/bin/smalti pretrian tiny --out run
+```
+- ```python
+  from smalti.recipes import tiny, gone
+  import smalti.nowhere
+  ```
+```
+no language
+```
+"""
+
+
+def test_blocks_and_commands_are_found() -> None:
+    shell, python = blocks_of(PAGE)
+    assert (shell.language, python.language) == ("bash", "python")
+    assert list(commands_of(shell)) == [
+        ["make", "demo", "BUDGET=2m"],
+        ["smalti", "train-tokenizer", "tiny", "--data", "~/Pictures", "--out", "run"],
+        [".venv/bin/smalti", "pretrian", "tiny", "--out", "run"],
+    ]
+    found = list(imports_of(python.code))
+    assert found == [("smalti.recipes", "tiny"), ("smalti.recipes", "gone"), ("smalti.nowhere", None)]
+    assert [resolves(*one) for one in found] == [True, False, False]
+
+
+@pytest.mark.usefixtures("only_parsed")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("demo --budget 2m --data ~/Pictures", 0),
+        ("pretrain tiny --data d --tokenizer t --out o --optimiser.lr 1e-3", 0),
+        ("pretrain my_file.py:mine --out o", 0),
+        ("pretrain --resume o", 0),
+        ("evaluate run embedded --json", 0),
+        ("explain nano", 0),
+        ("pretrian tiny --out o", 2),
+        ("pretrain tini --out o", 2),
+        ("pretrain tiny --out o --optimizer.lr 1e-3", 2),
+        ("evaluate run", 2),
+    ],
+)
+def test_wrong_commands_are_told_from_right_ones(command: str, code: int) -> None:
+    assert cli.main(shlex.split(command)) == code
+
+
+def test_targets_are_read_from_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert has_targets(["demo", "BUDGET=2m"], makefile)
+    assert has_targets(["-j2", "test"], makefile)
+    assert not has_targets(["dmeo"], makefile)

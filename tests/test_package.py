@@ -1,0 +1,42 @@
+"""What is installed: types, and all data that the package reads at run time."""
+
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+import smalti
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_wheel_takes_the_whole_folder_of_the_package() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["src/smalti"]}
+    assert Path(smalti.__file__).parent == ROOT / wheel["packages"][0]
+
+
+def test_embedded_images_licences_and_the_type_marker_lie_inside_the_package() -> None:
+    package = resources.files("smalti")
+    assert (package / "py.typed").is_file()
+    embedded = package / "data" / "embedded"
+    for name in ("fashion-mnist-train.xz", "fashion-mnist-test.xz", "fashion-mnist.json", "LICENSES.md"):
+        assert (embedded / name).is_file(), name
+    assert len(list((embedded / "photographs").iterdir())) >= 8
+
+
+def test_no_rule_keeps_data_of_the_package_out_of_git() -> None:
+    rules = (ROOT / ".gitignore").read_text().split() if (ROOT / ".gitignore").exists() else []
+    assert not {"data", "data/", "embedded", "embedded/", "*.xz", "*.jpg", "*.json"} & set(rules)
+
+
+def test_files_that_the_project_names_exist() -> None:
+    project = PROJECT["project"]
+    assert all((ROOT / name).is_file() for name in [project["readme"], *project["license-files"]])
+    assert (ROOT / PROJECT["tool"]["hatch"]["version"]["path"]).is_file()
+
+
+def test_the_command_is_installed_in_the_version_of_the_source() -> None:
+    (command,) = metadata.entry_points(group="console_scripts", name="smalti")
+    assert command.value == "smalti.cli:main"
+    assert metadata.version("smalti") == smalti.__version__

@@ -1,0 +1,66 @@
+"""The discrete VAE as a tokenizer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from smalti.core.errors import UsageError
+from smalti.tokenizers.dvae import DVAE
+from tests.contracts import check_tokenizer
+
+SMALL = DVAE(vocab_size=16, stride=4, in_chans=3, width=8, depth=1)
+
+
+def images(config: DVAE, num: int = 3) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(1)
+    return torch.randint(256, (num, config.in_chans, 32, 16), generator=rng, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "config", [SMALL, DVAE(vocab_size=512, stride=8, in_chans=1), DVAE(vocab_size=2, stride=16, width=4, depth=0)]
+)
+def test_contract(config: DVAE) -> None:
+    check_tokenizer(config.build(), images(config))
+
+
+def test_decoding_ids_is_decoding_their_one_hot_vectors() -> None:
+    tokenizer = SMALL.build()
+    ids = tokenizer.encode(images(SMALL))
+    one_hot = F.one_hot(ids, 16).permute(0, 3, 1, 2).float()
+    mean, log_scale = tokenizer.distribution(one_hot)
+    assert mean.shape == log_scale.shape == (3, 3, 32, 16)
+    expected = ((mean.sigmoid() - 0.1) / 0.8).clamp(0, 1)
+    torch.testing.assert_close(tokenizer.decode(ids), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_token_sees_its_own_patch_and_its_neighbours() -> None:
+    """One residual block of 3 x 3: a changed pixel reaches the tokens around its own, and none further away."""
+    tokenizer = SMALL.build()
+    with torch.no_grad():
+        tokenizer.encoder[0].conv2.weight.fill_(0.1)
+        picture = torch.full((1, 3, 40, 40), 0.5)
+        changed = picture.clone()
+        changed[:, :, 16:20, 16:20] = 0.9
+        moved = (tokenizer.logits(picture) - tokenizer.logits(changed)).abs().amax(1)[0] > 1e-6
+    assert moved.nonzero().tolist() == [[i, j] for i in (3, 4, 5) for j in (3, 4, 5)]
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    one, same, other = (SMALL.build(seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["codebook.weight"], other["codebook.weight"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 1}, "a vocabulary of 1"),
+        ({"vocab_size": 10**6}, "a vocabulary of 1000000"),
+        ({"stride": 3}, "a stride of 3 pixels; use 4, 8 or 16"),
+        ({"width": 0}, "a width of 0"),
+        ({"depth": -1}, "a depth of -1"),
+    ],
+)
+def test_impossible_settings_are_refused(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DVAE(**fields)

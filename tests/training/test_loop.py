@@ -1,0 +1,233 @@
+"""The loop: one step is the gradient step it says it is, and a run is a pure function of its configuration."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.core.errors import NumericError, UsageError
+from smalti.core.log import Log
+from smalti.data.loader import Loader
+from smalti.data.sources import Resident
+from smalti.data.views import RandomResizedCrop
+from smalti.training.loop import Plan, Trainer, fit, means
+from smalti.training.optim import AdamW
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+OPTIMISER = AdamW(lr=0.01, warmup_ratio=0.2)
+
+
+class MeanGrey(Objective):
+    """Predict the mean grey of an image from a few of its pixels: small, and with weights of unequal size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 1))
+
+    def forward(self, batch: Batch, step: Tensor) -> StepOutput:
+        guess = self.model(batch.image[:, 0, :4, :4].flatten(1))[:, 0]
+        errors = (guess - batch.image.mean((1, 2, 3))).square()
+        count = torch.tensor(float(len(errors)))
+        return StepOutput(errors.sum(), count, {"worst": (errors.max().detach() * count, count)})
+
+
+class MeanGreyByConvolution(MeanGrey):
+    """The same from a 3 x 3 convolution whose weights lie in memory channels last, as those of the tokenizer do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(1, 4, 3), nn.GELU(), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(48, 1)]
+            self.model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+    def forward(self, batch: Batch, step: Tensor) -> StepOutput:
+        errors = (self.model(batch.image)[:, 0] - batch.image.mean((1, 2, 3))).square()
+        return StepOutput(errors.sum(), torch.tensor(float(len(errors))), {})
+
+
+def batches(seed: int = 0) -> Loader:
+    images = torch.randint(256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return Loader(Resident(images, torch.zeros(20, dtype=torch.int64)), RandomResizedCrop(), (8, 8), 6, seed)
+
+
+def trainer(
+    steps: int = 12,
+    optimiser: AdamW = OPTIMISER,
+    ema_decay: float | None = 0.9,
+    objective: Callable[[], Objective] = MeanGrey,
+) -> Trainer:
+    return Trainer(objective(), optimiser, steps, ema_decay)
+
+
+def weights(made: Trainer) -> dict[str, Tensor]:
+    """Everything a run ends with: trained and averaged weights and the optimiser's moments."""
+    found = {f"raw.{name}": p.detach().clone() for name, p in made.objective.model.named_parameters()}
+    found |= {f"trained.{name}": p.detach().clone() for name, p in made.trained.named_parameters()}
+    for name, parameter in made.objective.model.named_parameters():
+        found |= {f"{key}.{name}": value.clone() for key, value in made.optimizer.state[parameter].items()}
+    return found
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def run(made: Trainer, steps: int = 12, log: Log | None = None, **options: Any) -> Trainer:
+    plan = Plan(steps=steps, batch_size=6, log_every=5, save_every=5)
+    fit(made, batches(), plan, log or Log(), title="test", compute=CPU, **options)
+    return made
+
+
+def test_a_step_moves_the_weights_as_adamw_on_the_mean_loss_does() -> None:
+    made, batch = trainer(ema_decay=None), batches()(0)
+    model = copy.deepcopy(made.objective.model)
+    reference = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": 0.05 if p.ndim > 1 else 0.0} for p in model.parameters()],
+        lr=OPTIMISER.schedule(12)(1),
+        betas=(0.9, 0.999),
+    )
+    (model(batch.image[:, 0, :4, :4].flatten(1))[:, 0] - batch.image.mean((1, 2, 3))).square().mean().backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+    reference.step()
+
+    output, found_norm = made.train_step(batch, CPU)
+    assert float(found_norm) == pytest.approx(float(norm), rel=1e-5)
+    assert float(output.weight) == 6
+    for ours, expected in zip(made.objective.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_gradients_are_clipped_to_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(optimiser=AdamW(clip_grad=1e-3))
+    seen: list[float] = []
+
+    def look(*_: object) -> None:
+        squares = [p.grad.square().sum() for p in made.objective.model.parameters() if p.grad is not None]
+        seen.append(float(torch.stack(squares).sum().sqrt()))
+
+    made.optimizer.register_step_pre_hook(look)
+    _, norm = made.train_step(batches()(0), CPU)
+    assert float(norm) > 1e-3
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_gradients_do_not_pile_up_over_steps() -> None:
+    """At a vanishing learning rate two steps on one batch see the same gradient."""
+    made = trainer(optimiser=AdamW(lr=1e-12, end_lr=0.0))
+    norms = [float(made.train_step(batches()(0), CPU)[1]) for _ in range(2)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_no_number_raises_and_changes_nothing(value: float) -> None:
+    made = trainer()
+    made.train_step(batches()(0), CPU)
+    before, bad = weights(made), batches()(1)
+    bad.image[0, 0, 0, 0] = value
+    with pytest.raises(NumericError, match=r"the gradient is not finite at step 1; loss .*; lower the learning rate"):
+        made.train_step(bad, CPU)
+    assert same(weights(made), before)
+    assert made.step == 1
+
+
+def test_training_can_go_on_after_a_bad_batch_as_if_it_had_not_been() -> None:
+    made, reference = trainer(), trainer()
+    bad = batches()(1)
+    bad.image[:] = float("nan")
+    with pytest.raises(NumericError):
+        made.train_step(bad, CPU)
+    made.train_step(batches()(0), CPU)
+    reference.train_step(batches()(0), CPU)
+    assert same(weights(made), weights(reference))
+
+
+def test_two_identical_runs_end_in_identical_bits() -> None:
+    assert same(weights(run(trainer())), weights(run(trainer())))
+
+
+def test_chance_elsewhere_does_not_change_a_run() -> None:
+    reference = weights(run(trainer()))
+    torch.rand(17)
+    assert same(weights(run(trainer())), reference)
+
+
+@pytest.mark.parametrize("objective", [MeanGrey, MeanGreyByConvolution])
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, stop: int, ema_decay: float | None, objective: Callable[[], Objective]
+) -> None:
+    reference = weights(run(trainer(ema_decay=ema_decay, objective=objective)))
+    run(trainer(ema_decay=ema_decay, objective=objective), steps=stop).save(tmp_path)
+    resumed = trainer(ema_decay=ema_decay, objective=objective)
+    resumed.restore(tmp_path)
+    assert resumed.step == stop
+    assert same(weights(run(resumed)), reference)
+
+
+def test_a_finished_run_does_nothing_more() -> None:
+    made = run(trainer())
+    before = weights(made)
+    assert same(weights(run(made)), before)
+    assert made.step == 12
+
+
+def test_the_loss_falls() -> None:
+    losses = []
+    made = trainer(steps=200)
+    for step in range(200):
+        output, _ = made.train_step(batches()(step), CPU)
+        losses.append(float(output.loss_sum.detach() / output.weight))
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+
+
+def test_what_is_recorded(tmp_path: Path) -> None:
+    run(trainer(), log=Log(tmp_path / "metrics.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 12]
+    assert {"stage", "step", "lr", "grad_norm", "loss", "worst"} <= set(lines[0])
+    assert lines[-1]["lr"] == pytest.approx(OPTIMISER.schedule(12)(12))
+    assert all(line["stage"] == "test" for line in lines)
+
+
+def test_saving_happens_at_its_steps_and_at_the_end() -> None:
+    saved: list[int] = []
+    run(trainer(), save=lambda made: saved.append(made.step))
+    assert saved == [5, 10, 12]
+
+
+def test_trained_are_the_averaged_weights_where_there_are_any() -> None:
+    averaged, plain = run(trainer()), run(trainer(ema_decay=None))
+    assert plain.trained is plain.objective.model
+    assert averaged.trained is not averaged.objective.model
+    assert not same(dict(averaged.trained.named_parameters()), dict(averaged.objective.model.named_parameters()))
+
+
+def test_the_objective_trains_and_is_left_in_evaluation() -> None:
+    made = trainer()
+    modes: list[bool] = []
+    made.objective.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    run(made.objective.eval() and made)
+    assert all(modes)
+    assert not made.objective.training
+
+
+def test_means_divide_sums_by_counts() -> None:
+    output = StepOutput(torch.tensor(6.0), torch.tensor(4.0), {"accuracy": (torch.tensor(1.0), torch.tensor(2.0))})
+    assert means(output) == {"loss": 1.5, "accuracy": 0.5}
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "save_every"])
+def test_plans_need_at_least_one_of_everything(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is 0; use at least 1"):
+        Plan(**{name: 0})

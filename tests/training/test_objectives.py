@@ -1,0 +1,183 @@
+"""What is minimised, against the equations."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.core.contracts import Batch, StepOutput
+from smalti.core.errors import UsageError
+from smalti.core.rng import fold, signed
+from smalti.functional.losses import marginal_entropy
+from smalti.functional.masking import Random, mask_index
+from smalti.functional.noise import gumbel_noise
+from smalti.models.mim import build_mim
+from smalti.models.vit import ViT
+from smalti.tokenizers.dvae import DVAE, DiscreteVAE
+from smalti.training.objectives import DiscreteVAEObjective, MaskedImageModeling, Relaxation
+from tests import oracles
+
+CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)
+STEP = torch.tensor(0)
+
+
+def mim_batch(num: int = 4) -> Batch:
+    rng = torch.Generator().manual_seed(0)
+    masking = Random(0.5)
+    mask = masking(fold(np.arange(num)), CONFIG.grid)
+    mask[-1, np.flatnonzero(mask[-1])[0]] = False  # counts need not be equal
+    index, weight = mask_index(mask, masking.count(CONFIG.grid))
+    return Batch(
+        image=torch.rand(num, 3, 8, 12, generator=rng),
+        index=torch.arange(num),
+        key=torch.from_numpy(signed(fold(np.arange(num)))),
+        ids=torch.randint(7, (num, 6), generator=rng),
+        mask=torch.from_numpy(mask),
+        mask_index=torch.from_numpy(index),
+        mask_weight=torch.from_numpy(weight),
+    )
+
+
+def mim() -> MaskedImageModeling:
+    return MaskedImageModeling(build_mim(CONFIG, vocab_size=7))
+
+
+def test_the_mim_loss_equals_the_equation() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    with torch.no_grad():
+        output = objective(batch, STEP)
+    assert batch.mask is not None
+    assert batch.ids is not None
+    weights = {name: p.detach().double().numpy() for name, p in objective.model.named_parameters()}
+    expected = oracles.mim_loss(
+        weights, batch.image.double().numpy(), batch.mask.numpy(), batch.ids.numpy(), size=4, heads=2, depth=2
+    )
+    assert float(output.loss_sum / output.weight) == pytest.approx(expected, rel=1e-5)
+    assert float(output.weight) == int(batch.mask.sum()) == 11
+
+
+def test_visible_tokens_are_no_targets() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    assert batch.ids is not None
+    other = dataclasses.replace(batch, ids=torch.where(batch.mask, batch.ids, (batch.ids + 1) % 7))
+    assert torch.equal(objective(batch, STEP).loss_sum, objective(other, STEP).loss_sum)
+
+
+def test_mim_accuracy_counts_right_guesses_over_hidden_patches() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    assert batch.mask_index is not None
+    with torch.no_grad():
+        guesses = objective.model(batch.image, batch.mask, batch.mask_index).argmax(-1)
+        right = dataclasses.replace(batch, ids=torch.zeros_like(batch.ids).scatter(1, batch.mask_index, guesses))
+        hits, count = objective(right, STEP).metrics["accuracy"]
+    assert float(hits) == float(count) == 11
+
+
+def test_drop_path_acts_while_training_only_and_by_the_key_alone() -> None:
+    objective, batch = mim(), mim_batch()
+    trained, again = objective.train()(batch, STEP), objective(batch, STEP)
+    assert torch.equal(trained.loss_sum, again.loss_sum)
+    other_keys = dataclasses.replace(batch, key=batch.key + 12345)
+    assert not torch.equal(trained.loss_sum, objective(other_keys, STEP).loss_sum)
+    evaluated = objective.eval()(batch, STEP)
+    assert torch.equal(evaluated.loss_sum, objective(other_keys, STEP).loss_sum)
+    assert not torch.equal(trained.loss_sum, evaluated.loss_sum)
+
+
+def test_the_losses_of_two_halves_add_up() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+
+    def of(part: slice) -> StepOutput:
+        return objective(Batch(**{name: v if v is None else v[part] for name, v in values.items()}), STEP)
+
+    with torch.no_grad():
+        whole, halves = of(slice(0, 4)), [of(slice(0, 2)), of(slice(2, 4))]
+    assert float(whole.loss_sum) == pytest.approx(sum(float(half.loss_sum) for half in halves), rel=1e-5)
+    assert float(whole.weight) == sum(float(half.weight) for half in halves)
+
+
+TOKENIZER = DVAE(vocab_size=6, stride=4, in_chans=1, width=5, depth=1)
+
+
+def tokenizer() -> DiscreteVAE:
+    built = TOKENIZER.build()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    return built
+
+
+def vae_batch(num: int = 2) -> Batch:
+    images = torch.rand(num, 1, 8, 4, generator=torch.Generator().manual_seed(0))
+    return Batch(image=images, index=torch.arange(num), key=torch.from_numpy(signed(fold(np.arange(num)))))
+
+
+@pytest.mark.parametrize("step", [0, 3, 100])
+def test_the_vae_loss_equals_the_equation_at_every_step(step: int) -> None:
+    """Mean NLL of relaxed tokens + beta / (C stride²) · mean KL - spread / (C stride²) · H(mean q)."""
+    built, batch = tokenizer(), vae_batch()
+    relaxation = Relaxation(beta=5.0, beta_ramp=0.5, temperature=(1.0, 0.25), anneal_ratio=1.0, spread=2.0)
+    with torch.no_grad():
+        output = DiscreteVAEObjective(built, relaxation, steps=12)(batch, torch.tensor(step))
+        logits = built.logits(batch.image).permute(0, 2, 3, 1)
+        gumbel = gumbel_noise(batch.key, 2 * 1 * 6).reshape(2, 2, 1, 6)
+        temperature = oracles.cosine_schedule(step, 1.0, 0.25, 12, 0)
+        rows, noise = logits.double().numpy().reshape(-1, 6), gumbel.double().numpy().reshape(-1, 6)
+        relaxed = [oracles.gumbel_softmax(row, g, temperature) for row, g in zip(rows, noise, strict=True)]
+        weights = torch.tensor(relaxed, dtype=torch.float32).reshape(2, 2, 1, 6).permute(0, 3, 1, 2)
+        mean, log_scale = (x.flatten().tolist() for x in built.distribution(weights))
+    pixels = batch.image.flatten().tolist()
+    nll = np.mean([oracles.logit_laplace_nll(*values) for values in zip(pixels, mean, log_scale, strict=True)])
+    kl = np.mean([oracles.kl_to_uniform(row) for row in rows])
+    beta = 5.0 * min(1.0, step / 6)
+    expected = nll + beta / 16 * kl - 2.0 / 16 * oracles.marginal_entropy(rows)
+    assert float(output.loss_sum / output.weight) == pytest.approx(expected, rel=1e-4)
+    assert float(output.metrics["nll"][0] / output.metrics["nll"][1]) == pytest.approx(nll, rel=1e-4)
+    assert float(output.metrics["kl"][0] / output.metrics["kl"][1]) == pytest.approx(kl, rel=1e-4)
+
+
+def test_the_vae_reads_the_token_view_where_there_is_one() -> None:
+    objective, batch = DiscreteVAEObjective(tokenizer(), Relaxation(), 10), vae_batch()
+    both = dataclasses.replace(batch, image=torch.zeros(2, 1, 8, 4), token_image=batch.image)
+    assert torch.equal(objective(batch, STEP).loss_sum, objective(both, STEP).loss_sum)
+
+
+def test_the_noise_of_the_vae_is_a_function_of_the_key() -> None:
+    objective, batch = DiscreteVAEObjective(tokenizer(), Relaxation(), 10), vae_batch()
+    other = dataclasses.replace(batch, key=batch.key + 1)
+    assert torch.equal(objective(batch, STEP).loss_sum, objective(batch, STEP).loss_sum)
+    assert not torch.equal(objective(batch, STEP).loss_sum, objective(other, STEP).loss_sum)
+
+
+def test_every_parameter_of_the_tokenizer_learns() -> None:
+    built = tokenizer()
+    output = DiscreteVAEObjective(built, Relaxation(), 10)(vae_batch(), torch.tensor(5))
+    output.loss_sum.backward()
+    assert [name for name, p in built.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_spread_rewards_the_entropy_of_the_mean_posterior() -> None:
+    built, batch = tokenizer(), vae_batch()
+    plain, spread = (DiscreteVAEObjective(built, Relaxation(spread=weight), 10)(batch, STEP) for weight in (0.0, 16.0))
+    with torch.no_grad():
+        entropy = marginal_entropy(built.logits(batch.image).permute(0, 2, 3, 1))
+    difference = (plain.loss_sum - spread.loss_sum) / plain.weight
+    assert float(difference.detach()) == pytest.approx(float(entropy), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beta": -1.0}, "beta or spread below 0"),
+        ({"spread": -1.0}, "beta or spread below 0"),
+        ({"temperature": (1.0, 0.0)}, "temperatures"),
+        ({"anneal_ratio": 0.0}, r"a ratio outside \(0, 1\]"),
+        ({"beta_ramp": 1.5}, r"a ratio outside \(0, 1\]"),
+    ],
+)
+def test_impossible_relaxations_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Relaxation(**fields)
