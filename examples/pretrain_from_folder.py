@@ -37,7 +37,8 @@ def train(images: Path, out: Path, steps: int) -> None:
         masking=replace(start.masking, ratio=0.5),  # the recipe hides 40 %; every field can be replaced like this
     )
     measured = pretrain.main(backbone)
-    print(f"backbone: {measured['loss_nats']:.2f} nats, chance {measured['unigram_entropy_nats']:.2f}")
+    loss, entropy = measured["loss_nats"], measured["unigram_entropy_nats"]
+    print(f"backbone: {loss:.2f} nats a hidden patch; guessing by frequency costs {entropy:.2f}")
 
     report.main(report.Report(runs=(tokenizer.out, backbone.out), out=str(out / "report.html")))
 

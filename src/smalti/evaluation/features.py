@@ -33,7 +33,7 @@ def extract(
 ) -> dict[Layer, Float[Tensor, "n F"]]:
     """Features of whole images, without the final norm, in fp32 on the CPU.
 
-    Reference: the last layer of a masked-image model is a poor feature (BEiT appendix, linear probing), so all layers
+    Reference: the last layer of a masked-image model is a poor feature (BEiT, appendix on linear probes), so all layers
     are looked at.
     """
     parts: dict[Layer, list[Tensor]] = {}

@@ -24,7 +24,7 @@ def masked_token_loss(
     Returns:
         The sum over masked positions in nats, and how many there are.
 
-    Reference: BEiT eq. 1 and 2.
+    Reference: BEiT eq. 1.
     Differs: the paper writes a sum; like the released code, the loop divides by the number of masked patches.
     """
     nats = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")

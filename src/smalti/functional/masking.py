@@ -22,7 +22,7 @@ def _count(ratio: float, grid: Grid) -> int:
 class Random:
     """Every patch is hidden with the same probability, independently of its neighbours (BEiT's ablation)."""
 
-    ratio: float = setting(0.4, "share of patches", "BEiT table 4, without blockwise masking")
+    ratio: float = setting(0.4, "share of patches", "BEiT §3.3 (ablation)")
 
     def __post_init__(self) -> None:
         require(0 < self.ratio < 1, f"a mask ratio of {self.ratio}", "choose one between 0 and 1")

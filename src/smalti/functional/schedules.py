@@ -20,7 +20,7 @@ class Cosine:
         >>> Cosine(peak=1.0, end=0.0, steps=10, warmup=2)(1)
         0.5
 
-    Reference: BEiT §3.1 (10 epochs of warm-up, cosine decay).
+    Reference: BEiT §2.5 (10 epochs of warm-up, cosine decay).
     """
 
     peak: float

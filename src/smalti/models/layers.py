@@ -93,7 +93,7 @@ class Block(nn.Module):
 def drop_path_keep(key: Int[Tensor, "B"], depth: int, rate: float) -> Float[Tensor, "depth 2 B 1 1"]:
     """Stochastic depth as an input: for each block, branch and sample 0, or 1/(1-p), with p rising linearly to `rate`.
 
-    Reference: Huang et al. 2016; BEiT table 7 (0.1).
+    Reference: Huang et al. 2016; BEiT §2.5 (0.1).
     """
     p = torch.linspace(0, rate, depth, device=key.device)[:, None, None]
     draws = uniform_noise(key, 2 * depth, stream=1).t().reshape(depth, 2, -1)

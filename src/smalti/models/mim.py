@@ -12,7 +12,7 @@ from smalti.models.vit import VisionTransformer, ViT, initialise
 class MaskedImageModel(nn.Module):
     """Predicts the visual tokens of hidden patches. Mask token and head fall away when the backbone is exported.
 
-    Reference: BEiT §2.3, eq. 1 and 2.
+    Reference: BEiT §2.3, eq. 1.
     """
 
     def __init__(self, backbone: VisionTransformer, vocab_size: int, init: Literal["uniform", "xavier"]) -> None:

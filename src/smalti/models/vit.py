@@ -25,7 +25,7 @@ class ViT:
     depth: int = setting(12, "blocks", "BEiT §2.2")
     num_heads: int = setting(12, "heads", "BEiT §2.2")
     mlp_ratio: float = setting(4.0, "hidden / embed_dim", "BEiT §2.2")
-    drop_path_rate: float = setting(0.1, "probability at the last block", "BEiT table 7")
+    drop_path_rate: float = setting(0.1, "probability at the last block", "BEiT §2.5")
     init: Literal["uniform", "xavier"] = setting("uniform", "name", "BEiT §2.5: uniform in [-0.02, 0.02]")
     pos_init: Literal["uniform", "sincos"] = setting("uniform", "start of the learned positions", "BEiT §2.5")
     mean: tuple[float, ...] = setting((0.5,), "pixel mean, a value a channel or one for all")

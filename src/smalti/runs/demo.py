@@ -19,7 +19,7 @@ from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.evaluate import probe_backbone, probe_pixels
 from smalti.runs.folder import RunFolder, create, read_kind
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.report import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
+from smalti.runs.sections import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.compilation import Compile, has_compiler

@@ -1,7 +1,9 @@
 """torch.compile where it pays: block by block, so that one compilation serves all blocks of a network."""
 
 import shutil
+import sysconfig
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -21,8 +23,9 @@ def should_compile(wanted: Compile, steps: int, device: torch.device) -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether this machine has a C++ compiler."""
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    """Whether this machine has what torch.compile needs on a CPU: a C++ compiler and Python's headers."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.exists() and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

@@ -25,7 +25,7 @@ from smalti.tokenizers.dvae import DiscreteVAE
 
 
 class MaskedImageModeling(Objective):
-    """Stage two: predict the visual tokens of hidden patches (BEiT eq. 1 and 2)."""
+    """Stage two: predict the visual tokens of hidden patches (BEiT eq. 1)."""
 
     def __init__(self, model: MaskedImageModel) -> None:
         super().__init__()

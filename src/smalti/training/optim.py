@@ -15,15 +15,15 @@ class AdamW:
 
     The learning rate is absolute: nothing rescales it with the batch size.
 
-    Reference: BEiT table 7; Loshchilov and Hutter 2019.
+    Reference: BEiT §2.5; Loshchilov and Hutter 2019.
     """
 
-    lr: float = setting(1.5e-3, "at the batch size of the recipe", "BEiT §3.1")
+    lr: float = setting(1.5e-3, "at the batch size of the recipe", "BEiT §2.5")
     end_lr: float = setting(1e-5, "at the last step", "released code")
-    warmup_ratio: float = setting(0.0125, "share of the steps", "BEiT §3.1: 10 of 800 epochs")
-    betas: tuple[float, float] = setting((0.9, 0.999), "decay of the moments", "BEiT §3.1")
+    warmup_ratio: float = setting(0.0125, "share of the steps", "BEiT §2.5: 10 of 800 epochs")
+    betas: tuple[float, float] = setting((0.9, 0.999), "decay of the moments", "BEiT §2.5")
     eps: float = setting(1e-8, "added to the root of the second moment", "released code")
-    weight_decay: float = setting(0.05, "a step, times the learning rate", "BEiT §3.1")
+    weight_decay: float = setting(0.05, "a step, times the learning rate", "BEiT §2.5")
     clip_grad: float = setting(3.0, "norm", "released recipe")
 
     def __post_init__(self) -> None:
