@@ -41,7 +41,7 @@ def tokenizer_sections(run: str, compute: Compute, images: Images | None = None)
     curves += curve({"KL": _series(folder, "kl")}, xlabel="step", ylabel="KL, nats a position")
     pictures = {
         "original": to_pixels(shown),
-        "reconstruction": to_pixels(tokenizer.decode(ids[:_PICTURES].to(compute.device))),
+        "decoded": to_pixels(tokenizer.decode(ids[:_PICTURES].to(compute.device))),
     }
     sections = [
         Section(
@@ -71,7 +71,7 @@ def _photographs(config: TrainTokenizer, tokenizer: DiscreteVAE, compute: Comput
     painted = tokenizer.decode(tokenizer.encode(both.to(compute.device)))
     return Section(
         "Pictures of another kind",
-        tile_row({"original": to_pixels(both), "reconstruction": to_pixels(painted)}, scale=_scale(both), across=3),
+        tile_row({"original": to_pixels(both), "decoded": to_pixels(painted)}, scale=_scale(both), across=3),
         "Public-domain photographs that come with smalti. What the tokenizer has not seen enough of, it cannot write.",
     )
 

@@ -1,5 +1,6 @@
 """torch.compile where it pays: block by block, so that one compilation serves all blocks of a network."""
 
+import logging
 import shutil
 import sysconfig
 from collections.abc import Iterable
@@ -30,5 +31,6 @@ def has_compiler() -> bool:
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile each block in place; the first step of the first one takes the time. Shapes must not change."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that a CPU has no CUDA
     for block in blocks:
         block.compile(dynamic=False)
