@@ -44,7 +44,7 @@ def train(images: Path, out: Path, steps: int) -> None:
 
 
 def features(run: Path, images: torch.Tensor) -> torch.Tensor:
-    """What the backbone makes of uint8 images, B x 3 x 64 x 64: the mean of its patches, B x 192."""
+    """What the backbone makes of uint8 images, B x 3 x 64 x 64: the mean of its patches, B x 96."""
     backbone = pretrain.load_model(str(run), choose_compute("cpu", "fp32")).backbone
     return backbone(images).patches.mean(dim=1)
 

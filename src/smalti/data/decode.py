@@ -1,19 +1,57 @@
-"""Image files to arrays: any format Pillow reads, the right way up, 8 bits, one or three channels."""
+"""Image files to arrays: the right way up, 8 bits, one or three channels. What is no sound image is one DataError."""
 
+import os
+import stat
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from smalti.core.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+try:
+    import simplejpeg  # type: ignore[import-untyped]
+except ImportError:  # Pillow reads JPEG too, more slowly
+    simplejpeg = None
+
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
+MAX_BYTES = 512 << 20
 MAX_PIXELS = 100_000_000
-_BACKGROUND = 255
+MAX_ASPECT = 100
+
+# Pillow's readers, called by what a file begins with. Image.open would do that too, but it reports large images through
+# the filter for warnings, which all threads share.
+_READERS: dict[type[ImageFile], tuple[bytes, ...]] = {
+    JpegImageFile: (b"\xff\xd8\xff",),
+    PngImageFile: (b"\x89PNG\r\n\x1a\n",),
+    WebPImageFile: (b"RIFF",),
+    GifImageFile: (b"GIF87a", b"GIF89a"),
+    BmpImageFile: (b"BM",),
+    TiffImageFile: (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    PpmImageFile: (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+}
+FORMATS = tuple(str(reader.format) for reader in _READERS)
+_OTHER_KINDS = dict.fromkeys((b"<!DO", b"<!do", b"<htm", b"<HTM"), "HTML") | dict.fromkeys((b"<svg", b"<?xm"), "SVG")
+_OTHER_KINDS |= {b"%PDF": "PDF", b"%!PS": "PostScript", b"PK\3\4": "ZIP", b"\x7fELF": "a program", b"8BPS": "Photoshop"}
+_OTHER_KINDS |= {b"ftyp": "AVIF or HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}  # these stand at byte 4
+_PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # of libjpeg's warnings
+_ORIENTATION = 0x0112
+
+
+class _RefusedError(Exception):
+    """What is wrong with a file, without its name."""
 
 
 def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:
@@ -26,45 +64,133 @@ def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArra
 
     Returns:
         H x W x channels, uint8. Rotated as the EXIF tag says; 16-bit values scaled, not clipped; transparency laid on
-        white; the first frame of an animation.
+        white; the first frame of an animation; colour profiles not applied.
 
     Raises:
-        DataError: the file is no image, is damaged, or has more than 100 million pixels.
+        DataError: the file cannot be read, is no image of a known format, is damaged, or is beyond a limit (bytes,
+            pixels, aspect ratio). The limits are checked before memory for pixels is allocated.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path} has {image.width}x{image.height} pixels", cause=f"the limit is {MAX_PIXELS}")
+        data = _read(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
+    except _RefusedError as error:
+        raise DataError(f"cannot read {path}", cause=str(error)) from None
+    return decode_bytes(data, str(path), channels, shorter_side)
+
+
+def decode_bytes(data: bytes, name: str, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:
+    """Read an image from the bytes of its file, as `decode` does.
+
+    Raises:
+        DataError: as for `decode`; it says `name`.
+    """
+    try:
+        with _open(data) as image:
+            _check_size(*image.size)
+            pixels = _fast_jpeg(data, image, channels, shorter_side)
+            if pixels is None:
+                pixels = _any_format(image, channels, shorter_side)
             if shorter_side is not None:
-                image.draft(None, (2 * shorter_side, 2 * shorter_side))
-            upright = _eight_bit(ImageOps.exif_transpose(image))
-            shrunk = upright if shorter_side is None else _shrink(upright, shorter_side)
-            pixels = np.asarray(shrunk.convert("L" if channels == 1 else "RGB"))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"cannot read {path}", cause="not an image in a format smalti knows") from error
+                pixels = _shrink(pixels, shorter_side)
+            return np.ascontiguousarray(_upright(pixels, image))
+    except _RefusedError as error:
+        raise DataError(f"cannot read {name}", cause=str(error)) from None
     except Exception as error:  # decoders raise many kinds (OSError, SyntaxError, struct.error, ...): all mean bad file
-        raise DataError(f"cannot read {path}", cause=str(error) or type(error).__name__) from error
+        raise DataError(f"cannot read {name}", cause=f"damaged: {str(error) or type(error).__name__}") from error
+
+
+def _read(path: Path) -> bytes:
+    # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise _RefusedError("not a regular file")
+        if about.st_size > MAX_BYTES:
+            raise _RefusedError(f"{about.st_size} bytes, above the limit of {MAX_BYTES}")
+        return file.read(about.st_size)
+
+
+def _open(data: bytes) -> ImageFile:
+    """The reader for this content; it has read the header and no pixels yet."""
+    if not data:
+        raise _RefusedError("the file is empty")
+    for reader, beginnings in _READERS.items():
+        if data.startswith(beginnings) and (reader is not WebPImageFile or data[8:12] == b"WEBP"):
+            return reader(BytesIO(data))
+    kind = _OTHER_KINDS.get(data[:4]) or _OTHER_KINDS.get(data[4:8])
+    raise _RefusedError("not an image in a format smalti knows" + (f" (it looks like {kind})" if kind else ""))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _RefusedError(f"{width}x{height} pixels, above the limit of {MAX_PIXELS}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise _RefusedError(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
+
+
+def _fast_jpeg(data: bytes, image: ImageFile, channels: int, shorter_side: int | None) -> NDArray[np.uint8] | None:
+    """A common JPEG by libjpeg-turbo, at a fraction of its size where that will do; None: a case for Pillow."""
+    if simplejpeg is None or not isinstance(image, JpegImageFile) or image.mode not in ("L", "RGB"):
+        return None
+    least = 2 * (shorter_side or max(image.size))  # twice what is kept: the resize to come is then as good as from all
+    colours = "GRAY" if channels == 1 else "RGB"
+    try:
+        return simplejpeg.decode_jpeg(data, colours, min_height=least, min_width=least, min_factor=2)
+    except ValueError as error:
+        if any(sign in str(error) for sign in _PIXELS_LOST):  # Pillow would fill some of these with grey
+            raise
+        return None
+
+
+def _any_format(image: ImageFile, channels: int, shorter_side: int | None) -> NDArray[np.uint8]:
+    if shorter_side is not None:
+        image.draft(None, (2 * shorter_side, 2 * shorter_side))  # JPEG only: decodes at a fraction of the size
+    image.load()
+    pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
+    """Wide values to 8 bits, transparency to white."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if image.mode.startswith("I") else max(float(values.max(initial=0)), 1e-12)
-        return Image.fromarray((values.clip(0, top) * (255 / top) + 0.5).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, (_BACKGROUND,) * 3 + (255,))
-        return Image.alpha_composite(opaque, image.convert("RGBA"))
-    image.load()
-    return image
-
-
-def _shrink(image: Image.Image, shorter_side: int) -> Image.Image:
-    scale = shorter_side / min(image.size)
-    if scale >= 1:
+        return Image.fromarray(_scaled(np.asarray(image)))
+    if not image.has_transparency_data:
         return image
-    size = tuple(max(round(side * scale), 1) for side in image.size)
-    resizable = image if image.mode in ("L", "RGB") else image.convert("RGB")
-    return resizable.resize((size[0], size[1]), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    colours = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+
+
+def _scaled(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """16 bits by 1/257. Wider integers and floats have no agreed white, so their greatest value becomes 255."""
+    if not np.isfinite(values).all():
+        raise _RefusedError("values that are not finite")
+    values, top = values.clip(0), float(values.max())
+    if values.dtype.kind == "f" or top > 65535:
+        return (values * (255 / max(top, 1e-12)) + 0.5).astype(np.uint8)
+    short = values.astype(np.uint16)
+    return ((short - (short >> 8) + 128) >> 8).astype(np.uint8)  # round(v / 257), in 16 bits
+
+
+def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
+    height, width, channels = pixels.shape
+    scale = shorter_side / min(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
+
+
+def _upright(pixels: NDArray[np.uint8], image: ImageFile) -> NDArray[np.uint8]:
+    """Turned as the EXIF tag of its file asks."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # broken EXIF is common and says nothing about the pixels
+        return pixels
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels

@@ -70,7 +70,7 @@ class Demo:
 
 def main(config: Demo) -> dict[str, Any]:
     """Random networks and pixels, tokenizer, BEiT, the pretrained network, report."""
-    clock = Clock(config.seconds)
+    clock = Clock()
     _move_aside(Path(config.out).expanduser())
     folder, log = create(config.out, config), Log()
     compute = choose_compute(config.device, config.precision)
@@ -91,19 +91,14 @@ def main(config: Demo) -> dict[str, Any]:
 
 
 class Clock:
-    """The budget, and what is left of it."""
+    """How long the demo has been running."""
 
-    def __init__(self, budget: float) -> None:
-        self.budget = budget
+    def __init__(self) -> None:
         self.start = time.monotonic()
 
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.start
-
-    def left(self) -> float:
-        """Seconds of the budget that are left, never less than one."""
-        return max(1.0, self.budget - self.elapsed())
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from smalti.training.loop import Plan, Trainer
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import AdamW
 
-_HELD_OUT_MASKS = 5000
+_HELD_OUT_IMAGES = 5000
 """Held-out images the final loss is measured on, at most."""
 
 
@@ -93,7 +93,7 @@ def measure(
 ) -> dict[str, float]:
     """Loss, accuracy and unigram entropy on whole held-out images under fixed masks."""
     loader = _loader(config, images.held_out, WholeImage(), tokenizer)
-    num_batches = max(1, min(len(images.held_out), _HELD_OUT_MASKS) // config.plan.batch_size)
+    num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.batch_size)
     return evaluate_mim(MaskedImageModeling(model), Tokenized(loader, tokenizer, compute), num_batches, compute)
 
 

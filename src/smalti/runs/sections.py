@@ -188,7 +188,7 @@ def _series(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
 
 
 def _scale(images: Tensor) -> int:
-    return max(1, round(84 / images.shape[-1]))
+    return max(1, round(112 / images.shape[-1]))
 
 
 def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:
