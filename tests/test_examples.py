@@ -18,4 +18,4 @@ def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "run" / "report.html").exists()
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("tokenizer: PSNR ")
-    assert printed[-1] == "features of a black image: (1, 192)"
+    assert printed[-1] == "features of a black image: (1, 96)"
