@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smalti.report import figures
-from smalti.report.figures import atlas, by_layer, curve, mask_overlay, tile_row
+from smalti.report import charts
+from smalti.report.charts import by_layer, curve
+from smalti.report.pictures import atlas, mask_overlay, tile_row
 
 NASTY = '<script>alert("1")</script> & $x$'
 
@@ -68,13 +69,13 @@ class TestCharts:
         assert path.get("d", "").count("M") == 2
 
     def test_long_runs_are_thinned_to_means(self) -> None:
-        line = figures._thinned(np.array([np.arange(1000.0), np.tile([0.0, 1.0, 2.0, 1.0], 250)]))
+        line = charts._thinned(np.array([np.arange(1000.0), np.tile([0.0, 1.0, 2.0, 1.0], 250)]))
         assert line.shape == (2, 334)
         assert line[:, 0].tolist() == [1.0, 1.0]
         assert line[:, -1].tolist() == [999.0, 1.0]
 
     @pytest.mark.parametrize("series", [{}, {"empty": ([], [])}, {"one": ([3], [4])}])
-    def test_next_to_nothing_can_be_drawn(self, series: figures.Series) -> None:
+    def test_next_to_nothing_can_be_drawn(self, series: charts.Series) -> None:
         assert svg_of(curve(series, xlabel="step", ylabel="loss", level=("level", 1.0))) is not None
 
     def test_the_key_names_each_line_and_its_last_finite_value(self) -> None:
@@ -91,7 +92,7 @@ class TestCharts:
 
     def test_colours_and_greys_come_from_the_page(self) -> None:
         html = curve({"a": ([0, 1], [5, 3])}, xlabel="step", ylabel="nats", level=("level", 4.0))
-        assert figures._INK not in html
+        assert charts._INK not in html
         assert "currentColor" in html
         assert "#000000" not in html
         assert "#ffffff" not in html

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from smalti.report.figures import atlas, by_layer, curve, tile_row
+from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
+from smalti.report.pictures import atlas, tile_row
 
 NASTY = "<script>alert('1')</script>\" onload=\"x"
 VOID = {"meta", "link", "img"}

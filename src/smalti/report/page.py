@@ -18,7 +18,7 @@ class Section:
 
     Attributes:
         title: plain text.
-        html: fragments made by `table` and by `smalti.report.figures`; the only text of a page that is not escaped.
+        html: fragments made by `table` and by `charts` and `pictures`; the only text of a page that is not escaped.
         note: plain text below the heading: what is shown and how to read it.
     """
 

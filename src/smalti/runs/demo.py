@@ -73,10 +73,10 @@ def main(config: Demo) -> dict[str, Any]:
     clock = Clock()
     _move_aside(Path(config.out).expanduser())
     folder, log = create(config.out, config), Log()
+    config, images = _load(config, folder, log)
     compute = choose_compute(config.device, config.precision)
     log.say(f"smalti demo: {config.budget} on {compute.describe()}")
     labelled = config.data == EMBEDDED
-    config, images = _load(config, folder, log)
     baselines, probe_seconds = _baselines(config, images, compute, log) if labelled else ({}, 0.0)
     tokenizer = _tokenizer(config, images, compute, clock, log)
     mim = _pretrain(config, images, compute, clock, log, probe_seconds)

@@ -17,8 +17,9 @@ from smalti.data.load import Images
 from smalti.data.sources import embedded_photographs
 from smalti.evaluation.completion import complete
 from smalti.functional.patches import constant_patches
-from smalti.report.figures import atlas, by_layer, curve, mask_overlay, tile_row
+from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
+from smalti.report.pictures import atlas, mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.pretrain import Pretrain, held_out_batch, load_model
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
