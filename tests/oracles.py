@@ -229,9 +229,14 @@ def uniform_noise(key: int, num: int, stream: int = 0) -> list[float]:
 
 
 def blockwise_mask(
-    draw: Callable[[int], Sequence[float]], grid: tuple[int, int], count: int, least: int, min_aspect: float
+    draw: Callable[[int], Sequence[float]],
+    grid: tuple[int, int],
+    count: int,
+    least: int,
+    min_aspect: float,
+    by_column: bool,
 ) -> NDArray[np.bool_]:
-    """Blockwise masking of one image; `draw(n)` gives the five uniform draws of the n-th block."""
+    """Blockwise masking of one image; `draw(n)` gives the four uniform draws of the n-th block."""
     height, width = grid
     mask = np.zeros(grid, dtype=np.bool_)
     for number in range(100):
@@ -245,12 +250,30 @@ def blockwise_mask(
         if (a >= height and height > 1) or (b >= width and width > 1) or a > height or b > width:
             continue
         top, left = math.floor(u[2] * (height - a + 1)), math.floor(u[3] * (width - b + 1))
-        cells = [(i, j) for i in range(top, top + a) for j in range(left, left + b) if not mask[i, j]]
-        if u[4] < 0.5:
-            cells.sort(key=lambda cell: (cell[1], cell[0]))
-        for cell in cells[:missing]:
-            mask[cell] = True
+        _hide_cells(mask, [(i, j) for i in range(top, top + a) for j in range(left, left + b)], missing, by_column)
+    _hide_cells(mask, list(np.ndindex(grid)), count - int(mask.sum()), by_column)
     return mask.reshape(-1)
+
+
+def _hide_cells(mask: NDArray[np.bool_], cells: list[tuple[int, ...]], most: int, by_column: bool) -> None:
+    new = [cell for cell in cells if not mask[cell]]
+    if by_column:
+        new.sort(key=lambda cell: (cell[1], cell[0]))
+    for cell in new[:most]:
+        mask[cell] = True
+
+
+def block_sides(grid: tuple[int, int], least: int, most: int, min_aspect: float, steps: int = 400) -> Array:
+    """P(height, width) of a block that fits, its area uniform from `least` to `most`, its log aspect uniform."""
+    share = np.zeros(grid)
+    for i in range(steps):
+        area = least + (i + 0.5) / steps * (most - least)
+        for j in range(steps):
+            aspect = min_aspect ** (1 - 2 * (j + 0.5) / steps)
+            a, b = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if a < grid[0] and b < grid[1]:
+                share[a, b] += 1
+    return share / share.sum()
 
 
 # Classifiers

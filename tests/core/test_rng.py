@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from smalti.core.rng import Stream, fold, permutation, signed, uniform
+from smalti.core.rng import Stream, fold, permutation, quarters, signed, uniform
 from tests import oracles
 
 
@@ -68,6 +68,51 @@ def test_neighbouring_draws_are_not_correlated(axis: int) -> None:
     first, second = (draws[:-1], draws[1:]) if axis == 0 else (draws[:, :-1], draws[:, 1:])
     correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1]
     assert abs(correlation) < 4 / math.sqrt(first.size)
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_quarters_are_the_four_parts_of_the_key(counter: int) -> None:
+    key = oracles.splitmix64(counter)
+    expected = [(key // 2**shift % 2**16) / 2**16 for shift in (48, 32, 16, 0)]
+    assert quarters(fold(counter)).tolist() == expected
+    assert quarters(fold(np.array([[counter]])))[:, 0, 0].tolist() == expected
+
+
+def test_quarters_are_uniform_and_independent() -> None:
+    draws = quarters(fold(5, np.arange(100_000)))
+    assert draws.shape == (4, 100_000)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    for first in range(4):
+        bins = np.bincount((draws[first] * 64).astype(int), minlength=64)
+        assert ((bins - 1562.5) ** 2 / 1562.5).sum() < 103.5  # chi-square of 63 degrees, 0.1 %
+        for second in range(first):
+            assert abs(np.corrcoef(draws[first], draws[second])[0, 1]) < 4 / math.sqrt(100_000)
+
+
+def test_neighbouring_counters_share_no_bits() -> None:
+    """Each of the 64 bits of a key is set half of the time, and changes half of the time from one key to the next."""
+    keys = fold(0, np.arange(20_000))
+    bits = (keys[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    assert np.abs(bits.mean(axis=0) - 0.5).max() < 5 * 0.5 / math.sqrt(20_000)
+    assert np.abs((bits[1:] != bits[:-1]).mean(axis=0) - 0.5).max() < 5 * 0.5 / math.sqrt(20_000)
+
+
+@pytest.mark.parametrize("bit", [0, 1, 20, 63])
+def test_one_other_bit_of_a_counter_changes_half_of_the_key(bit: int) -> None:
+    counters = np.arange(5000, dtype=np.uint64)
+    changed = np.bitwise_count(fold(counters) ^ fold(counters ^ np.uint64(1 << bit)))
+    assert abs(changed.mean() - 32) < 0.5
+    assert changed.min() >= 8
+
+
+def test_fold_leaves_its_counters_as_they_were() -> None:
+    counters = fold(np.arange(5))
+    before = counters.copy()
+    fold(counters, 1)
+    fold(1, counters)
+    uniform(counters, 2)
+    assert np.array_equal(counters, before)
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.integers(0, 200))

@@ -1,5 +1,7 @@
 """Masks: exactly as many patches as asked for, in blocks, as functions of the key."""
 
+import random
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 
 from smalti.core.contracts import Masking
 from smalti.core.errors import UsageError
-from smalti.core.rng import fold, uniform
+from smalti.core.rng import fold, quarters
 from smalti.functional.masking import Blockwise, Random, mask_index
 from tests import oracles
 from tests.contracts import check_masking
@@ -50,43 +52,96 @@ def test_blocks_that_can_never_fit_still_end_in_a_full_mask(
     assert masking(fold(np.arange(3)), grid).sum(axis=1).tolist() == [masking.count(grid)] * 3
 
 
-@given(grid=grids, seed=st.integers(0, 1000))
-def test_blockwise_equals_the_loop_over_cells(grid: tuple[int, int], seed: int) -> None:
-    masking = Blockwise(min_patches=2)
-    keys = fold(seed, np.arange(4))
+@given(grid=grids, ratio=ratios, seed=st.integers(0, 1000), min_patches=st.sampled_from([1, 2, 5, 300]))
+def test_blockwise_equals_the_loop_over_cells(grid: tuple[int, int], ratio: float, seed: int, min_patches: int) -> None:
+    _check_against_the_loop(Blockwise(ratio, min_patches), fold(seed, np.arange(4)), grid)
+
+
+@pytest.mark.parametrize("grid", [(3, 64), (64, 3), (2, 65), (65, 2), (4, 150), (1, 70)])
+def test_wide_and_tall_grids_equal_the_loop_over_cells(grid: tuple[int, int]) -> None:
+    _check_against_the_loop(Blockwise(0.6), fold(np.arange(12)), grid)
+
+
+def _check_against_the_loop(masking: Blockwise, keys: np.ndarray, grid: tuple[int, int]) -> None:
     for key, mask in zip(keys, masking(keys, grid), strict=True):
 
         def draw(number: int, key: np.uint64 = key) -> list[float]:
-            return list(uniform(fold(key, number), 5))
+            return list(quarters(fold(key, number)))
 
-        expected = oracles.blockwise_mask(draw, grid, masking.count(grid), masking.least_block(grid), 0.3)
-        if expected.sum() == masking.count(grid):  # else a hundred blocks did not do
-            assert np.array_equal(mask, expected)
+        by_column = bool(fold(key, 100) % 2)
+        expected = oracles.blockwise_mask(
+            draw, grid, masking.count(grid), masking.least_block(grid), masking.min_aspect, by_column
+        )
+        assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("num", [0, 1, 4095, 4096, 4097, 9000])
+def test_a_mask_is_the_same_in_a_block_of_any_size(num: int) -> None:
+    keys = fold(3, np.arange(num))
+    masks = Blockwise()(keys, (7, 7))
+    assert masks.shape == (num, 49)
+    for i in {0, num // 2, num - 1} if num else ():
+        assert np.array_equal(masks[i], Blockwise()(keys[i : i + 1], (7, 7))[0])
 
 
 @given(grid=st.tuples(st.integers(2, 20), st.integers(2, 20)), seed=st.integers(0, 10**6), missing=st.integers(1, 400))
-def test_blocks_are_rectangles_strictly_inside_the_grid(grid: tuple[int, int], seed: int, missing: int) -> None:
-    blocks = Blockwise()._block(uniform(fold(seed, np.arange(20)), 5), np.full(20, missing), grid)
-    for block in blocks:
-        rows, columns = np.flatnonzero(block.any(axis=1)), np.flatnonzero(block.any(axis=0))
-        assert block.sum() == len(rows) * len(columns)
-        if len(rows):
-            assert np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
-            assert np.array_equal(columns, np.arange(columns[0], columns[0] + len(columns)))
-            assert len(rows) < grid[0]
-            assert len(columns) < grid[1]
+def test_blocks_are_strictly_inside_the_grid(grid: tuple[int, int], seed: int, missing: int) -> None:
+    draw = quarters(fold(seed, np.arange(20)))
+    corner, sides = Blockwise()._block(draw, np.full(20, missing, np.int32), grid)
+    assert ((sides == 0).all(axis=0) | (sides >= 1).all(axis=0)).all()
+    assert corner.min() >= 0
+    assert (sides < np.array(grid)[:, None]).all()
+    assert (corner + sides <= np.array(grid)[:, None]).all()
 
 
-def test_block_areas_and_aspects_are_in_their_ranges() -> None:
-    blocks = Blockwise()._block(uniform(fold(np.arange(2000)), 5), np.full(2000, 78), (14, 14))
-    blocks = blocks[blocks.any(axis=(1, 2))]
-    heights, widths = blocks.any(axis=2).sum(axis=1), blocks.any(axis=1).sum(axis=1)
-    areas = heights * widths
-    assert 12 <= areas.min() <= 20  # 16, sides rounded
-    assert 70 <= areas.max() <= 90  # 78, sides rounded
-    assert (heights / widths).min() >= 0.2
-    assert (heights / widths).max() <= 5
-    assert np.log(heights / widths).mean() == pytest.approx(0, abs=0.05)  # as often upright as lying
+@pytest.mark.parametrize("missing", [78, 40, 16, 3])
+def test_blocks_have_the_sides_that_theory_says_and_lie_everywhere_alike(missing: int) -> None:
+    num = 40_000
+    draw = quarters(fold(missing, np.arange(num)))
+    corner, sides = Blockwise()._block(draw, np.full(num, missing, np.int32), (14, 14))
+    fits = sides[0] > 0
+    assert fits.mean() > 0.9
+    expected = oracles.block_sides((14, 14), 16, max(missing, 16), 0.3)
+    drawn = np.zeros((14, 14))
+    np.add.at(drawn, tuple(sides[:, fits]), 1 / fits.sum())
+    deviation = np.sqrt(expected * (1 - expected) / num)
+    assert (np.abs(drawn - expected) < 5 * deviation + 0.0005).all()
+    for side in (0, 1):  # where a block of 4 has 11 places, each is as likely
+        places = np.bincount(corner[side, sides[side] == 4], minlength=11)
+        assert len(places) == 11
+        assert ((places - places.mean()) ** 2 / places.mean()).sum() < 29.6  # chi-square of 10 degrees, 0.1 %
+
+
+def test_coverage_is_that_of_the_loop_with_another_generator() -> None:
+    generator = random.Random(0)
+    loop = np.zeros(196)
+    for _ in range(1500):
+        by_column = generator.random() < 0.5
+        loop += oracles.blockwise_mask(
+            lambda _: [generator.random() for _ in range(4)], (14, 14), 78, 16, 0.3, by_column
+        )
+    loop = _like_a_square(loop.reshape(14, 14) / 1500)
+    ours = Blockwise()(fold(11, np.arange(20_000)), (14, 14)).mean(axis=0).reshape(14, 14)
+    assert np.abs(ours - _like_a_square(ours)).max() < 0.03
+    assert np.abs(_like_a_square(ours) - loop).max() < 0.03
+    assert np.abs(_like_a_square(ours) - loop).mean() < 0.008
+
+
+def _like_a_square(share: np.ndarray) -> np.ndarray:
+    """The mean over the eight ways to turn and mirror a square."""
+    turned = [np.rot90(share, quarter) for quarter in range(4)]
+    return np.mean([*turned, *(turn.T for turn in turned)], axis=0)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("masking", [Random(), Blockwise()])
+def test_masks_of_neighbouring_keys_are_independent(masking: Masking, raw: bool) -> None:
+    """Neighbours overlap as much as the coverage map says that strangers do."""
+    keys = np.arange(20_000, dtype=np.uint64) if raw else fold(0, np.arange(20_000))
+    masks = masking(keys, (7, 7)).astype(float)
+    strangers = (masks.mean(axis=0) ** 2).sum()
+    overlaps = (masks[1:] * masks[:-1]).sum(axis=1)
+    assert overlaps.mean() == pytest.approx(strangers, abs=5 * overlaps.std() / len(overlaps) ** 0.5)
 
 
 def test_masks_of_blocks_have_fewer_borders_than_masks_of_single_patches() -> None:

@@ -28,14 +28,20 @@ class Stream(IntEnum):
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(x: Keys) -> Keys:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, in place: a permutation of the 64-bit integers; every bit depends on every other."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def fold(*counters: int | NDArray[np.integer]) -> Keys:
     """Hash counters (integers or integer arrays, broadcast together) to 64-bit keys.
+
+    Each counter enters through a permutation: keys that differ in one counter alone never collide.
 
     Example:
         >>> one = fold(0, 3, Stream.MASK)
@@ -44,16 +50,26 @@ def fold(*counters: int | NDArray[np.integer]) -> Keys:
         True
     """
     key: Keys = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):
-        for counter in counters:
-            key = _mix((key ^ np.asarray(counter).astype(np.uint64)) + _GOLDEN)
+    for counter in counters:
+        mixed = np.asarray(key ^ np.asarray(counter).astype(np.uint64))  # a new array, also of one key
+        mixed += _GOLDEN
+        key = _mix(mixed)
     return key
 
 
 def uniform(keys: Keys, num: int) -> NDArray[np.float64]:
-    """`num` uniform draws in [0, 1) from each key: shape `keys.shape + (num,)`."""
+    """`num` uniform draws in [0, 1) from each key, multiples of 2^-53: shape `keys.shape + (num,)`."""
     bits = fold(keys[..., None], np.arange(num)) >> np.uint64(11)
     return bits.astype(np.float64) * 2.0**-53
+
+
+def quarters(keys: Keys) -> NDArray[np.float64]:
+    """Four independent uniform draws in [0, 1) from each key, multiples of 2^-16: shape `(4,) + keys.shape`.
+
+    Coarse and cheap: they are the bits of the key itself, so it must come from `fold` and serve nothing else.
+    """
+    shifts = np.array([48, 32, 16, 0], np.uint64).reshape(4, *[1] * np.ndim(keys))
+    return ((keys >> shifts) & np.uint64(0xFFFF)).astype(np.float64) * 2.0**-16
 
 
 def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:

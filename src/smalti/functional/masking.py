@@ -1,16 +1,24 @@
 """Which patches to hide. A mask is a function of its key: the same alone or in a batch of any size."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Grid
-from smalti.core.rng import Keys, fold, uniform
+from smalti.core.rng import Keys, fold, quarters
 
 _MOST_BLOCKS = 100
 """After so many blocks (where hardly any block fits the grid) the rest is filled up in reading order."""
+
+_BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
+"""What is fastest: a mask takes four blocks on average, and some thousand masks fit a processor's cache."""
+
+Rows: TypeAlias = NDArray[Any]
+"""B masks as integers: bit j of `rows[i, b]` says whether mask b hides the patch in row i and column j."""
 
 
 def _count(ratio: float, grid: Grid) -> int:
@@ -31,9 +39,9 @@ class Random:
         return _count(self.ratio, grid)
 
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
-        draws = uniform(keys, grid[0] * grid[1])
-        rank = np.argsort(np.argsort(draws, axis=-1), axis=-1)
-        mask: NDArray[np.bool_] = rank < self.count(grid)
+        draws = fold(keys[:, None], np.arange(grid[0] * grid[1]))  # as integers, no two of a key are equal
+        last = self.count(grid) - 1
+        mask: NDArray[np.bool_] = draws <= np.partition(draws, last, axis=1)[:, last, None]
         return mask
 
 
@@ -71,43 +79,109 @@ class Blockwise:
 
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
         keys = keys.reshape(-1)
-        mask = np.zeros((len(keys), *grid), dtype=np.bool_)
-        open_masks = np.arange(len(keys))
-        drawn = 0
-        while len(open_masks):
-            draws = uniform(fold(keys[open_masks], drawn), 5)
-            missing = self.count(grid) - mask[open_masks].sum(axis=(1, 2))
-            block = self._block(draws, missing, grid) if drawn < _MOST_BLOCKS else np.ones((1, *grid), np.bool_)
-            mask[open_masks] |= _first(block & ~mask[open_masks], missing, columns_first=draws[:, 4] < 0.5)
-            open_masks = open_masks[mask[open_masks].sum(axis=(1, 2)) < self.count(grid)]
-            drawn += 1
-        return mask.reshape(len(keys), -1)
+        masks = np.empty((len(keys), grid[0] * grid[1]), np.bool_)
+        for start in range(0, len(keys), _MASKS_AT_ONCE):
+            some = slice(start, start + _MASKS_AT_ONCE)
+            masks[some] = self._masks(keys[some], grid)
+        return masks
 
-    def _block(self, draws: NDArray[np.float64], missing: NDArray[np.int64], grid: Grid) -> NDArray[np.bool_]:
-        """One rectangle a row of `draws`, as booleans on the grid; empty where it does not fit."""
-        least = self.least_block(grid)
-        area = least + draws[:, 0] * np.maximum(missing - least, 0)
-        aspect = np.exp((2 * draws[:, 1] - 1) * -np.log(self.min_aspect))
-        height = np.maximum(np.rint(np.sqrt(area * aspect)), 1)
-        width = np.maximum(np.rint(np.sqrt(area / aspect)), 1)
-        fits = (height < max(grid[0], 2)) & (width < max(grid[1], 2))
-        top = np.floor(draws[:, 2] * (grid[0] - height + 1))
-        left = np.floor(draws[:, 3] * (grid[1] - width + 1))
-        rows, columns = np.arange(grid[0]), np.arange(grid[1])
-        in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
-        in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
-        block: NDArray[np.bool_] = in_rows[:, :, None] & in_columns[:, None, :] & fits[:, None, None]
-        return block
+    def _masks(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
+        """Blocks until enough is hidden; then the last block of each mask gives back what is too much."""
+        count, integers = self.count(grid), _integers(grid[1])
+        hidden, last = np.zeros((2, grid[0], len(keys)), integers)  # all blocks; the patches that the last one added
+        for drawn in range(0, _MOST_BLOCKS, _BLOCKS_AT_ONCE):
+            some = np.flatnonzero(_size(hidden) < count)
+            if not len(some):
+                break
+            blocks = np.arange(drawn, drawn + _BLOCKS_AT_ONCE)[:, None]
+            draws = quarters(fold(keys[some], blocks)).swapaxes(0, 1)
+            hidden[:, some], last[:, some] = self._grow(hidden[:, some], last[:, some], draws, grid)
+        everything = _lowest(np.array([grid[1]]), integers)
+        hidden, last = _add(everything, hidden, last, _size(hidden) < count)
+        surplus = _size(hidden) - count
+        by_column = fold(keys, _MOST_BLOCKS) % 2 == 1
+        kept = _first(last, _size(last) - surplus, by_column, grid)
+        return _booleans(hidden & ~last | kept, grid[1])
+
+    def _grow(self, hidden: Rows, last: Rows, draws: NDArray[np.float64], grid: Grid) -> tuple[Rows, Rows]:
+        """Draw a few blocks in turn, for all the masks that still hide too little."""
+        for draw in draws:
+            missing = self.count(grid) - _size(hidden)
+            corner, sides = self._block(draw, missing, grid)
+            hidden, last = _add(_rectangles(corner, sides, grid), hidden, last, missing > 0)
+        return hidden, last
+
+    def _block(
+        self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A block from four uniform draws: its (top, left) and (height, width), 0 where it does not fit the grid."""
+        least, shape = self.least_block(grid), np.array(grid)[:, None]
+        area = least + draw[0] * np.maximum(missing - least, 0)
+        aspect = self.min_aspect ** (1 - 2 * draw[1])
+        sides = np.maximum(np.rint(np.sqrt([area * aspect, area / aspect])), 1)
+        fits = np.logical_and(*(sides < np.maximum(shape, 2)))
+        corner = draw[2:] * (shape - sides + 1)
+        return (corner * fits).astype(np.int64), (sides * fits).astype(np.int64)
 
 
-def _first(block: NDArray[np.bool_], most: NDArray[np.int64], columns_first: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """At most `most` patches of each block, in reading order along its rows or along its columns."""
-    by_row = block.reshape(len(block), -1).cumsum(axis=1).reshape(block.shape)
-    turned = block.transpose(0, 2, 1)
-    by_column = turned.reshape(len(block), -1).cumsum(axis=1).reshape(turned.shape).transpose(0, 2, 1)
-    order = np.where(columns_first[:, None, None], by_column, by_row)
-    kept: NDArray[np.bool_] = block & (order <= most[:, None, None])
-    return kept
+def _integers(width: int) -> np.dtype[Any]:
+    """The smallest integers of `width` bits; beyond 64 bits Python's own: slower, and the same for all that follows."""
+    return np.min_scalar_type((1 << width) - 1)
+
+
+def _lowest(num: NDArray[np.int64], integers: np.dtype[Any]) -> NDArray[Any]:
+    """Integers whose lowest `num` bits are set: the first patches of a row."""
+    return (1 << num.astype(integers)) - 1
+
+
+def _size(rows: Rows) -> NDArray[np.int32]:
+    """How many patches each mask hides."""
+    size: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
+    return size
+
+
+def _booleans(rows: Rows, width: int) -> NDArray[np.bool_]:
+    """B x N, row-major."""
+    bit = 1 << np.arange(width).astype(rows.dtype)
+    by_mask = np.ascontiguousarray(rows.T)
+    masks: NDArray[np.bool_] = (by_mask[:, :, None] & bit) != 0
+    return masks.reshape(len(by_mask), -1)
+
+
+def _rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) -> Rows:
+    integers, row = _integers(grid[1]), np.arange(grid[0])[:, None]
+    columns = _lowest(sides[1], integers) << corner[1].astype(integers)
+    blocks: Rows = columns * ((row >= corner[0]) & (row < corner[0] + sides[0]))
+    return blocks
+
+
+def _add(block: Rows, hidden: Rows, last: Rows, where: NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Hide a block in those masks; what it adds becomes their last block."""
+    new = (block * where) & ~hidden
+    return hidden | new, (last * ~where) | new
+
+
+def _first(rows: Rows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> Rows:
+    """The first `most` patches of each mask, reading along its rows or its columns; bisects for where to stop."""
+    beginnings, longest = _beginnings(grid)
+    stop = np.where(by_column, longest, 0)
+    step = longest // 2
+    while step:
+        fits = _size(rows & beginnings.take(stop + step, axis=1)) <= most
+        stop += step * fits
+        step //= 2
+    return rows & beginnings.take(stop, axis=1)
+
+
+@lru_cache(maxsize=8)
+def _beginnings(grid: Grid) -> tuple[Rows, int]:
+    """The first 0, 1, 2, ... patches along the rows and then along the columns; how many beginnings either has."""
+    height, width = grid
+    length = 1 << (height * width).bit_length()
+    row, num = np.arange(height)[:, None], np.arange(length)
+    along_rows, along_columns = num - row * width, (num - row + height - 1) // height
+    in_row = np.concatenate([along_rows, along_columns], axis=1)
+    return _lowest(np.clip(in_row, 0, width), _integers(width)), length
 
 
 def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -121,5 +195,5 @@ def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], 
         B x K positions in rising order, and B x K weights: 1 for a hidden patch, 0 for padding.
     """
     order = np.argsort(~mask, axis=1, kind="stable")[:, :count]
-    weight = np.take_along_axis(mask, order, axis=1)
+    weight = np.arange(count) < mask.sum(axis=1, keepdims=True)
     return order.astype(np.int64), weight.astype(np.float32)
