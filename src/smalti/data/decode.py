@@ -72,10 +72,8 @@ def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArra
     """
     try:
         data = _read(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
-    except _RefusedError as error:
-        raise DataError(f"cannot read {path}", cause=str(error)) from None
+    except (OSError, ValueError, _RefusedError) as error:  # ValueError: a name with a zero byte
+        raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
     return decode_bytes(data, str(path), channels, shorter_side)
 
 
@@ -157,7 +155,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scaled(np.asarray(image)))
     if not image.has_transparency_data:
-        return image
+        return image.convert("RGB") if image.mode == "LAB" else image  # LAB has no direct way to grey
     colours = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
 
@@ -166,11 +164,10 @@ def _scaled(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """16 bits by 1/257. Wider integers and floats have no agreed white, so their greatest value becomes 255."""
     if not np.isfinite(values).all():
         raise _RefusedError("values that are not finite")
-    values, top = values.clip(0), float(values.max())
+    top = float(values.max())
     if values.dtype.kind == "f" or top > 65535:
-        return (values * (255 / max(top, 1e-12)) + 0.5).astype(np.uint8)
-    short = values.astype(np.uint16)
-    return ((short - (short >> 8) + 128) >> 8).astype(np.uint8)  # round(v / 257), in 16 bits
+        return (values.clip(0).astype(np.float64) * (255 / max(top, 1e-12)) + 0.5).astype(np.uint8)
+    return ((values.clip(0).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
