@@ -33,14 +33,16 @@ USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 usage: smalti VERB [...] [--json] [--debug]
 
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
+  check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
   train-tokenizer RECIPE --data DATA --out RUN            stage one: a discrete VAE that turns images into visual tokens
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   evaluate RUN DATA                                       k-NN and linear probe of every layer; PSNR and codebook use
   report RUN...                                           one offline HTML file
   explain RECIPE                                          every field, its unit and where it comes from
 
-DATA is a folder of images (flat, or one folder a class) or `embedded`. RECIPE is a name ({{recipes}})
-or my_file.py:function. `smalti VERB --help` lists a verb's flags; `--resume RUN` goes on with a training run.
+DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
+('shards-{{{{000..009}}}}.tar') or `embedded`. RECIPE is a name ({{recipes}}) or my_file.py:function.
+`smalti VERB --help` lists a verb's flags; `--resume RUN` goes on with a training run.
 """
 
 
@@ -88,6 +90,12 @@ def _demo(arguments: list[str]) -> dict[str, Any]:
     start = tiny.demo() if own_images else nano.demo()
     config = parse(demo.Demo, start, arguments, "demo")
     return _start(config.out, lambda: demo.main(config))
+
+
+def _check(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import check
+
+    return check.main(parse(check.Check, None, arguments, "check"))
 
 
 def _train_tokenizer(arguments: list[str]) -> dict[str, Any]:
@@ -164,6 +172,7 @@ def _explain(arguments: list[str]) -> dict[str, Any]:
 
 VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "demo": _demo,
+    "check": _check,
     "train-tokenizer": _train_tokenizer,
     "pretrain": _pretrain,
     "evaluate": _evaluate,

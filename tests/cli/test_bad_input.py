@@ -107,10 +107,10 @@ def test_a_file_in_place_of_a_folder(verb: Verb, tmp_path: Path, failure: Failur
 def test_a_folder_that_cannot_be_listed(
     verb: Verb, photos: Path, tmp_path: Path, failure: Failure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Path) -> list[Path]:
+    def refuse(*_: object) -> list[Path]:
         raise PermissionError(13, "Permission denied", str(photos / "across"))
 
-    monkeypatch.setattr("smalti.data.sources._image_files", refuse)
+    monkeypatch.setattr("smalti.data.sources.walk", refuse)
     assert failure(verb(photos, tmp_path / "run"), 3) == f"cannot list {photos}/across; Permission denied"
 
 

@@ -1,7 +1,11 @@
 """DATA, as given on the command line, to images in memory."""
 
+import io
 import json
+import os
+import tarfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,10 @@ from PIL import Image
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.load import Data, split_held_out
-from smalti.data.sources import Resident, embedded
-from tests.data.test_decode import png_of
+from smalti.data.load import Data, affordable, in_order, split_held_out
+from smalti.data.open import open_source
+from smalti.data.sources import Folder, Resident, embedded
+from tests.contracts import check_source
 
 
 def fill(folder: Path, count: int, suffix: str = ".png") -> None:
@@ -120,7 +125,7 @@ def test_a_bad_file_of_any_name_is_one_line_of_json(tmp_path: Path, name: str) -
 def test_no_warning_of_the_decoder_reaches_the_user_and_the_filters_stay_as_they_were(tmp_path: Path) -> None:
     """An image of more than 89 million pixels warns in Pillow; many threads must not leave a filter behind."""
     fill(tmp_path / "images", 60)
-    (tmp_path / "images" / "large.png").write_bytes(png_of(9_500))
+    Image.new("1", (9_500, 9_500)).save(tmp_path / "images" / "large.png")
     before = list(warnings.filters)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -140,15 +145,114 @@ def test_one_image_is_too_few(tmp_path: Path) -> None:
         Data(str(tmp_path), side=4).load(Log())
 
 
-def test_what_is_no_folder_is_a_data_error(tmp_path: Path) -> None:
-    (tmp_path / "file.png").touch()
+@pytest.fixture
+def kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The same 12 labelled images as a folder, a CSV file and a shard."""
+    monkeypatch.setenv("SMALTI_CACHE", str(tmp_path / "cache"))
+    fill(tmp_path / "images" / "cats", 6)
+    fill(tmp_path / "images" / "dogs", 6)
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    rows = [f"images/{path.parent.name}/{path.name},{path.parent.name}" for path in paths]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for number, path in enumerate(paths):
+            archive.add(path, f"{number}.png")
+            label = tarfile.TarInfo(f"{number}.cls")
+            label.size = 4
+            archive.addfile(label, io.BytesIO(path.parent.name.encode()))
+    return {"folder": tmp_path / "images", "list": tmp_path / "list.csv", "shards": tmp_path / "0.tar"}
+
+
+@pytest.mark.parametrize("kind", ["list", "shards"])
+def test_lists_and_shards_load_as_the_folder_does(kinds: dict[str, Path], kind: str) -> None:
+    for ours, theirs in zip(*(Data(str(kinds[name]), side=8).load(Log()) for name in ("folder", kind)), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert ours.classes == theirs.classes == ("cats", "dogs")
+    assert affordable(Data(str(kinds[kind]), side=8), 0.01) == 64 or affordable(Data(str(kinds[kind]), side=8), 5) > 64
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "shards", "embedded"])
+def test_every_source_has_what_a_reader_needs(kinds: dict[str, Path], kind: str) -> None:
+    source = open_source(str(kinds.get(kind, kind)), 3)
+    check_source(source)
+    assert source[0].image.shape[2] == 3
+    assert source.shrunk(1, 5).label == source[1].label
+    assert source.name(0)
+
+
+def test_a_brace_pattern_is_a_pattern_only_where_nothing_is_called_so(kinds: dict[str, Path], tmp_path: Path) -> None:
+    fill(tmp_path / "odd{0..3}", 2)
+    assert isinstance(open_source(str(tmp_path / "odd{0..3}"), 1), Folder)
+    assert len(open_source(str(tmp_path / "{0..0}.tar"), 1)) == 12
+
+
+def test_notes_and_what_is_left_out_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / "Cat", 3)
+    fill(tmp_path / "cat", 3)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "._x.png").touch()
+    Data(str(tmp_path), side=4).load(Log())
+    lines = capsys.readouterr().err.splitlines()
+    assert "note: classes 'Cat', 'cat' differ in case or Unicode form only, and are taken as different" in lines
+    hidden = "1 hidden or made by the system (first cat/._x.png)"
+    assert f"left out: {hidden}, 1 not a regular file (first cat/pipe.png)" in lines
+
+
+def test_links_out_of_a_folder_are_a_setting(tmp_path: Path) -> None:
+    fill(tmp_path / "outside", 4)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"1 links lead out of the folder: follow them with --data.follow-links all"):
+        Data(str(tmp_path / "root"), side=4).load(Log())
+    assert len(Data(str(tmp_path / "root"), side=4, follow_links="all").load(Log()).train) == 3
+
+
+def test_a_pipe_in_a_list_is_a_bad_file_and_no_wait(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.txt").write_text("pipe.png\n" + "".join(f"{n:03d}.png\n" for n in range(5)))
+    Data(str(tmp_path / "list.txt"), side=4).load(Log(), tmp_path / "bad.jsonl")
+    assert json.loads((tmp_path / "bad.jsonl").read_text()) == {
+        "path": str(tmp_path / "pipe.png"),
+        "reason": "not a regular file",
+    }
+
+
+def test_in_order_keeps_the_order_and_does_not_run_ahead() -> None:
+    begun: list[int] = []
+    with ThreadPoolExecutor(2) as threads:
+        results = in_order(threads, lambda item: begun.append(item) or item, range(1000), ahead=10)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        assert len(begun) <= 10
+        assert list(results) == list(range(3, 1000))
+
+
+@pytest.mark.parametrize("path", ["pipe:touch ran", "http://127.0.0.1:1/{0..1}.tar", "file:///etc", "s3://x/0.tar"])
+def test_h17_data_is_never_a_command_or_an_address(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"cannot open .*; only plain paths are read, never a command or the network"):
+        Data(path).load(Log())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_h02_what_is_no_data_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("file.png", "file.zip", "file.npy"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for path, message in (
         ("", "no images given; use --data FOLDER, or --data embedded"),
-        (str(tmp_path / "nowhere"), "no folder .*nowhere; it does not exist; check --data"),
-        (str(tmp_path / "file.png"), "file.png is a file; DATA is a folder of images"),
+        (str(tmp_path / "nowhere"), "no folder .*nowhere; it does not exist; check --data$"),
+        ("nowhere", f"no folder nowhere; it does not exist; check --data; it is looked for in {tmp_path}$"),
+        (str(tmp_path / "emtpy"), "no folder .*emtpy; it does not exist; check --data: did you mean 'empty'?"),
+        (str(tmp_path / "file.png"), "file.png is a file; DATA is a folder of images; give the folder it lies in"),
+        (str(tmp_path / "file.zip"), "file.zip is a file; DATA is .* tar shards .*; unpack it into a folder"),
+        (str(tmp_path / "file.npy"), r"file.npy is a file; DATA is a folder of images, a list of them \(.txt"),
+        (str(tmp_path / "pipe"), "pipe is neither a folder nor a file; not a regular file; check --data"),
         (str(tmp_path / "empty"), "no images in"),
     ):
-        (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=message):
             Data(path).load(Log())
 

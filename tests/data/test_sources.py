@@ -1,7 +1,8 @@
-"""Folders of images, images in memory, and the images inside the package."""
+"""Folders and lists of images, images in memory, and the images inside the package."""
 
 import hashlib
 import json
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data.decode import decode
-from smalti.data.sources import Folder, Resident, embedded, embedded_photographs
+from smalti.data.lists import read_list
+from smalti.data.sources import FileList, Files, Folder, Resident, embedded, embedded_photographs
 from tests.contracts import check_source
+from tests.data.test_listing import peak_of
 
 
 def put(path: Path, value: int = 0) -> None:
@@ -21,7 +24,7 @@ def put(path: Path, value: int = 0) -> None:
     Image.new("L", (5, 4), value).save(path)
 
 
-def keys(folder: Folder) -> list[str]:
+def keys(folder: Files) -> list[str]:
     return [folder[i].key for i in range(len(folder))]
 
 
@@ -81,17 +84,195 @@ def test_a_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
     assert len(Folder(tmp_path / "link", 1)) == 1
 
 
-def test_strange_names_are_read(tmp_path: Path) -> None:
-    names = ["a b.png", "ä.png", "new\nline.png", "-x.png", "日本.png"]
+def test_h05_h06_strange_names_are_read(tmp_path: Path) -> None:
+    names = [
+        "a b.png",
+        "ä.png",
+        "a\u0308.png",
+        "new\nline.png",
+        "-x.png",
+        "日本.png",
+        "'\".png",
+        "\u202egnp.png",
+        "\udcff.png",
+    ]
     for name in names:
         put(tmp_path / name)
-    assert sorted(keys(Folder(tmp_path, 1))) == sorted(names)
+    folder = Folder(tmp_path, 1)
+    check_source(folder)
+    assert sorted(keys(folder)) == sorted(names)
+    assert json.loads(json.dumps(keys(folder))) == keys(folder)
 
 
-def test_an_empty_folder_is_a_data_error(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"no images in .*; no file there has an image's extension; check --data"):
+def test_h01_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
+    message = (
+        r"no images in .*; no file there has an image's extension; found {}; looked for \.bmp .*\.webp; check --data"
+    )
+    with pytest.raises(DataError, match=message.format("nothing at all")):
         Folder(tmp_path, 1)
+    for name in ("1.txt", "2.txt", "3.TXT", "README"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=message.format(r"3 \.txt, 1 without extension")):
+        Folder(tmp_path, 1)
+
+
+def test_a_folder_of_shards_or_of_links_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "shards-000.tar").touch()
+    with pytest.raises(
+        DataError, match=r"found 1 \.tar; .*give tar shards by a pattern, as in --data '.*\{000\.\.009\}"
+    ):
+        Folder(tmp_path, 1)
+    put(tmp_path / "outside" / "a.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.png").symlink_to(tmp_path / "outside" / "a.png")
+    message = "1 links lead out of the folder: follow them with --data.follow-links all"
+    with pytest.raises(DataError, match=message):
+        Folder(tmp_path / "root", 1)
+    assert keys(Folder(tmp_path / "root", 1, follow="all")) == ["a.png"]
+
+
+def test_h07_class_names_that_are_easily_confused_are_kept_apart_and_named(tmp_path: Path) -> None:
+    for name in ["Cat/1.png", "cat/2.png", "a/cat/3.png", "b/cat/4.png"]:
+        put(tmp_path / name)
+    folder = Folder(tmp_path, 1)
+    assert folder.classes == ("Cat", "a", "b", "cat")
+    assert folder.notes == ("classes 'Cat', 'cat' differ in case or Unicode form only, and are taken as different",)
+
+
+def test_h08_classes_without_images_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "cat" / "1.png")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    folder = Folder(tmp_path, 1)
+    assert folder.classes == ("cat",)
+    assert folder.notes == ("1 class folders have no images, first dog",)
+
+
+def test_the_bytes_of_a_file_are_read_as_they_are(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    folder = Folder(tmp_path, 1)
+    assert folder.read(0) == (tmp_path / "a.png").read_bytes()
+    assert folder.name(0) == str(tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.png; No such file"):
+        folder.read(0)
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def rows(path: Path) -> list[tuple[str, str | None]]:
+    """(path, class) of every line."""
+    source = FileList(path, 1)
+    ids = [-1] * len(source) if source.labels is None else source.labels.tolist()
+    return [(source.key(i), source.classes[number] if source.classes else None) for i, number in enumerate(ids)]
+
+
+def test_a_list_is_a_source_relative_to_itself(tmp_path: Path) -> None:
+    for value, name in enumerate(["b.png", "deep/a b.png", "other/c.png"]):
+        put(tmp_path / "images" / name, value)
+    outside = tmp_path / "images" / "other" / "c.png"
+    source = FileList(write(tmp_path / "images" / "list.txt", f"b.png\n\ndeep/a b.png\n{outside}\n"), 1)
+    check_source(source)
+    assert [source[i].image[0, 0, 0] for i in range(3)] == [0, 1, 2]
+    assert source.name(1) == str(tmp_path / "images" / "deep" / "a b.png")
+    assert source.shrunk(0, 2).image.shape[:2] == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.txt", "1.png cat\n2.png\tdog\n", [("1.png", "cat"), ("2.png", "dog")]),
+        ("a.lst", "x 1.png\r\n2.png 3\r\n", None),
+        ("a.lst", "x 1.png 0\r\n2.png 1\r\n", [("x 1.png", "0"), ("2.png", "1")]),
+        ("a.csv", "\ufefffilename,label\r\n1.png,cat\r\n\r\n2.png,dog\r\n", [("1.png", "cat"), ("2.png", "dog")]),
+        ("a.csv", "id;image;class\n7;1.png;cat\n", [("1.png", "cat")]),
+        ("a.CSV", 'path,width\n"a,""b"".png",5\n', [('a,"b".png', None)]),
+        ("a.csv", "1.png,0\n2.png,1\n", [("1.png", "0"), ("2.png", "1")]),
+        ("a.tsv", "label\tpath\n=cmd()\t1.png\n", [("1.png", "=cmd()")]),
+        ("a.csv", "path,label\n1.png,cat\n".encode("utf-16"), [("1.png", "cat")]),
+        ("a.txt", b"\xff\xe9.png\n", None),
+        ("a.txt", b"x\xff.png\n", [("x\udcff.png", None)]),
+    ],
+)
+def test_h18_lists_of_many_makers_are_read(
+    tmp_path: Path, name: str, text: str | bytes, found: list[tuple[str, str | None]] | None
+) -> None:
+    path = write(tmp_path / name, text)
+    if found is None and isinstance(text, str):
+        with pytest.raises(DataError, match="has labels on 1 of 2 lines; label all of them or none"):
+            rows(path)
+    else:
+        assert rows(path) == (found or [("\udcff\udce9.png", None)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "\n \n", "no images in .*a.txt; the list names none; check --data"),
+        ("a.csv", "", "a.csv line 1: no column of paths; the header is: nothing; name it one of path, file"),
+        ("a.csv", "id,label\n1,2\n", "line 1: no column of paths; the header is: id, label; name it one of path"),
+        ("a.csv", "id,pth\n1,a.png\n", "line 1: no column of paths; the header is: id, pth; did you mean 'path'?"),
+        ("a.csv", "path,label\na.png,1\nb.png,1,2\n", "line 3: wrong number of columns; 3 cells where line 1 has 2"),
+        ("a.csv", "path,label\na.png\n", "line 2: wrong number of columns; 1 cells where line 1 has 2"),
+        ("a.csv", "path,label\na.png,1\n\nb.png,-1\n", "line 4, column label: label -1 is out of range; class numbers"),
+        ("a.csv", "path,label\na.png,\n", "line 2, column label: no label; label every line, or take the column out"),
+        ("a.csv", "a.png,1\nb.png,100000\n", "line 2, column 2: label 100000 is out of range"),
+        ("a.csv", "path,label\n ,1\n", "line 2, column path: no path"),
+        ("a.txt", "a.png\nb\0.png\n", "line 2: a NUL character; this is no text file"),
+        ("a.txt", "a.png 1\nb.png 2000000\n", "line 2, column last: label 2000000 is out of range"),
+        ("a.txt", "a.png\nshards-000.tar\n", r"line 2: shards-000.tar; an archive; use --data 'shards-"),
+        ("a.csv", "path\n" + "x" * 200_000 + "\n", "no table: field larger than field limit"),
+    ],
+)
+def test_h18_a_list_that_cannot_be_understood_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        FileList(write(tmp_path / name, text), 1)
+
+
+@pytest.mark.parametrize("entry", ["pipe:touch {}", "http://127.0.0.1:1/a.png", "file:///etc/a.png", "s3://x/a.png"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_h17_a_list_runs_nothing_and_fetches_nothing(tmp_path: Path, entry: str, name: str) -> None:
+    entry = entry.format(tmp_path / "ran")
+    message = (
+        r"line 2(, column path)?: (pipe|http|file|s3):.*; only plain paths are read, never a command or the network"
+    )
+    with pytest.raises(DataError, match=message):
+        FileList(write(tmp_path / name, f"path\n{entry}\n" if name == "a.csv" else f"a.png\n{entry}\n"), 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_list_names_is_opened_only_if_it_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    source = FileList(write(tmp_path / "a.txt", "pipe.png\n/dev/zero\nnowhere.png\n"), 1)
+    for position, cause in enumerate(["not a regular file", "not a regular file", "No such file"]):
+        for read in (source.__getitem__, source.read):
+            with pytest.raises(DataError, match=cause):
+                read(position)
+
+
+LIST = """
+from pathlib import Path
+from smalti.data.lists import read_list
+
+def work():
+    names, labels = read_list(Path(sys.argv[1]))
+    assert len(names) == 200_000
+    return names, labels.build()
+"""
+
+
+def test_a_list_of_a_million_images_costs_less_than_150_megabytes(tmp_path: Path) -> None:
+    """Measured on 200 000 with labels."""
+    lines = (f"class_{i % 999:03d}/photograph_{i:012d}.jpg,class_{i % 999:03d}\n" for i in range(200_000))
+    assert peak_of(LIST, str(write(tmp_path / "a.csv", "path,label\n" + "".join(lines)))) * 5 < 150e6
+
+
+def test_a_list_that_cannot_be_opened_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*nowhere.txt; No such file"):
+        read_list(tmp_path / "nowhere.txt")
 
 
 def test_shrunk_is_the_same_image_with_a_shorter_side(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import json
 import os
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.core.rng import Stream, fold
-from smalti.data.sources import Folder, Resident, embedded
+from smalti.data.listing import FollowLinks
+from smalti.data.open import EMBEDDED as EMBEDDED
+from smalti.data.open import open_stored as open_stored
+from smalti.data.sources import Resident, embedded
+from smalti.data.stored import Stored
 
-EMBEDDED = "embedded"
+T = TypeVar("T")
 
 
 class Images(NamedTuple):
@@ -35,12 +40,13 @@ class Images(NamedTuple):
 class Data:
     """Which images, and how they are held in memory: decoded once, the centre square, `side` pixels."""
 
-    path: str = setting("", "a folder of images, flat or with class folders, or 'embedded'")
+    path: str = setting("", "a folder of images, a list (.txt, .csv), tar shards (a-{000..009}.tar), or 'embedded'")
     channels: int = setting(3, "1 grey, 3 RGB")
     side: int = setting(64, "pixels")
-    held_out: float = setting(0.05, "share of the images (of a folder) never trained on")
+    held_out: float = setting(0.05, "share of the images never trained on; the embedded ones have their own")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops")
+    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
@@ -61,9 +67,12 @@ class Data:
         """
         if self.path == EMBEDDED:
             return Images(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        source = open_folder(self.path, self.channels)
-        everything = read_folder(source, self, log, bad_files)
-        return split_held_out(everything, self.held_out)
+        source = open_stored(self.path, self.channels, log, self.follow_links)
+        for note in source.notes:
+            log.say(f"note: {note}")
+        if source.left_out.counts:
+            log.say(f"left out: {source.left_out}")
+        return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
     def _fitted(self, images: Resident) -> Resident:
         """The embedded images in the asked-for size and number."""
@@ -72,50 +81,40 @@ class Data:
         if pixels.shape[-1] != self.side:
             squares = [_square(image[0].numpy()[..., None], self.side) for image in pixels]
             pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-        return Resident(pixels.expand(-1, self.channels, -1, -1), chosen.labels, chosen.classes)
+        return Resident(pixels, chosen.labels, chosen.classes).with_channels(self.channels)
 
 
-def open_folder(path: str, channels: int) -> Folder:
-    """The folder that DATA names, or an error that says what is wrong with it."""
-    if not path:
-        raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
-    root = Path(path).expanduser()
-    try:
-        if not root.exists():
-            raise DataError(f"no folder {root}", cause="it does not exist", fix="check --data")
-        if not root.is_dir():
-            raise DataError(f"{root} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
-        return Folder(root, channels)
-    except OSError as error:
-        raise DataError(f"cannot list {error.filename or root}", cause=error.strerror or str(error)) from error
-
-
-def read_folder(source: Folder, data: Data, log: Log, bad_files: Path | None = None) -> Resident:
-    """Decode a folder into memory with one thread a core; unreadable files are listed and left out."""
+def read_source(source: Stored, data: Data, log: Log, bad_files: Path | None = None) -> Resident:
+    """Decode a source into memory with one thread a core; unreadable images are listed and left out."""
     positions = _even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
-
-    read_ones = []
+    pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
+    labels: list[int] = []
     with (
         warnings.catch_warnings(),
         log.progress("read images", len(positions)) as bar,
         ThreadPoolExecutor(os.cpu_count()) as threads,
     ):
         warnings.simplefilter("ignore")
-        results = threads.map(lambda position: _try(source, position, data.side), positions)
+        results = in_order(threads, lambda position: _try(source, position, data.side), positions)
         for number, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
             if isinstance(result, DataError):
-                failed[str(source.paths[position])] = result.cause
+                failed[source.name(position)] = result.cause
             else:
-                read_ones.append(result)
+                pixels[len(labels)] = result[0].transpose(2, 0, 1)
+                labels.append(result[1])
             bar.update(number, f"{len(failed)} unreadable" if failed else "")
     _report_bad(failed, len(positions), data, log, bad_files)
-    pixels = np.stack([image for image, _ in read_ones])
-    labels = torch.tensor([label for _, label in read_ones])
-    return Resident(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, source.classes)
+    return Resident(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 
-def _try(source: Folder, position: int, side: int) -> tuple[NDArray[np.uint8], int] | DataError:
+def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
+    """`map` on threads, at most `ahead` items ahead of whoever takes the results: a million do not fill the memory."""
+    for start in range(0, len(items), ahead):
+        yield from threads.map(function, items[start : start + ahead])
+
+
+def _try(source: Stored, position: int, side: int) -> tuple[NDArray[np.uint8], int] | DataError:
     try:
         sample = source.shrunk(position, side)
     except DataError as error:
@@ -133,8 +132,8 @@ def split_held_out(images: Resident, share: float) -> Images:
 
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
-    """How many images of a folder can be decoded in about `seconds`, from a trial on a few of them; at least 64."""
-    source = open_folder(data.path, data.channels)
+    """How many images can be decoded in about `seconds`, from a trial on a few of them; at least 64."""
+    source = open_stored(data.path, data.channels, follow=data.follow_links)
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(lambda position: _try(source, position, data.side), _even_sample(len(source), trial)))

@@ -1,8 +1,11 @@
-"""Where images come from. A source is random access by position; `open_source` turns DATA into one."""
+"""Where images come from: folders, lists of files, the embedded images. A source is random access by position."""
 
 import json
 import lzma
-from collections.abc import Iterator
+import os
+import stat
+from array import array
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,49 +18,115 @@ from torch import Tensor
 
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
-from smalti.data.decode import EXTENSIONS, decode
+from smalti.core.log import Log
+from smalti.data.decode import EXTENSIONS, MAX_BYTES, decode
+from smalti.data.labels import twins
+from smalti.data.listing import IRREGULAR, OUTSIDE, FollowLinks, LeftOut, Names, NamesBuilder, count_up, is_system, walk
+from smalti.data.lists import read_list
+from smalti.data.stored import Stored
 
 
-class Folder:
-    """A folder of image files, searched recursively, in sorted order.
+class Files(Stored):
+    """Images that are files of their own, named relative to one folder."""
 
-    Where every image lies in a sub-folder, the first level of sub-folders are the classes. Symbolic links to files are
-    followed, links to folders are not (a loop would multiply the data). Hidden files are left out.
-    """
-
-    def __init__(self, root: Path, channels: int) -> None:
-        self.root, self.channels = root, channels
-        self.paths = sorted(_image_files(root))
-        if not self.paths:
-            raise DataError(f"no images in {root}", cause="no file there has an image's extension", fix="check --data")
-        parents = [path.relative_to(root).parts[:-1] for path in self.paths]
-        self.classes = tuple(sorted({parts[0] for parts in parents})) if all(parents) else ()
+    def __init__(self, root: Path, names: Names, channels: int) -> None:
+        self.root, self.names, self.channels = root, names, channels
+        self.left_out = LeftOut()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
-    def __getitem__(self, index: int) -> Sample:
-        path = self.paths[index]
-        return Sample(decode(path, self.channels), self._label(path), str(path.relative_to(self.root)))
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / self.key(index)
 
-    def shrunk(self, index: int, shorter_side: int) -> Sample:
-        """The same image, decoded to a shorter side of about `shorter_side` pixels at less cost."""
-        path = self.paths[index]
-        return Sample(decode(path, self.channels, shorter_side), self._label(path), str(path.relative_to(self.root)))
+    def key(self, index: int) -> str:
+        return os.fsdecode(self.names[range(len(self))[index]])
 
-    def _label(self, path: Path) -> int:
-        return self.classes.index(path.relative_to(self.root).parts[0]) if self.classes else -1
+    def name(self, index: int) -> str:
+        return str(self.path(index))
+
+    def pixels(self, index: int, shorter_side: int | None) -> NDArray[np.uint8]:
+        return decode(self.path(index), self.channels, shorter_side)
+
+    def read(self, index: int) -> bytes:
+        path = self.path(index)
+        try:
+            about = path.stat()  # a pipe is not opened: it would wait for someone to write to it
+            if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
+                cause = f"above {MAX_BYTES} bytes" if stat.S_ISREG(about.st_mode) else IRREGULAR
+                raise DataError(f"cannot read {path}", cause=cause)
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if not entry.is_symlink():
-                yield from _image_files(entry)
-        elif entry.suffix.lower() in EXTENSIONS and entry.is_file():
-            yield entry
+class Folder(Files):
+    """A folder of image files, searched recursively, in sorted order.
+
+    Where every image lies in a sub-folder, the first level of sub-folders are the classes. What is hidden, made by the
+    system, or no regular file is left out and counted; so are links that lead out of the folder, unless all are wanted.
+    """
+
+    kind = "folder"
+
+    def __init__(self, root: Path, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> None:
+        names, left_out, firsts, labels = NamesBuilder(), LeftOut(), dict[bytes, int](), array("i")
+        with count_up(log or Log(), f"scan {root}") as tick:
+            for name, reason in walk(root, follow):
+                if reason:
+                    left_out.add(reason, name)
+                    continue
+                names.add(name)
+                first, slash, _ = name.partition(os.fsencode(os.sep))
+                labels.append(firsts.setdefault(first, len(firsts)) if slash else -1)
+                tick(len(names))
+        super().__init__(root, names.build(), channels)
+        self.left_out = left_out
+        if not len(names):
+            raise self._no_images()
+        ids = np.array(labels, np.int32)
+        if int(ids.min()) >= 0:
+            self.classes, self.labels = tuple(os.fsdecode(first) for first in firsts), ids
+            self.notes = (*_twin_notes(self.classes), *_empty_note(root, firsts))
+
+    def _no_images(self) -> DataError:
+        left_out, fix = self.left_out, "check --data"
+        if left_out.counts[OUTSIDE]:
+            fix = f"{left_out.counts[OUTSIDE]} links lead out of the folder: follow them with --data.follow-links all"
+        elif left_out.suffixes[".tar"]:
+            fix = "give tar shards by a pattern, as in --data 'folder/shards-{000..009}.tar'"
+        found = left_out.suffix_line() or str(left_out) or "nothing at all"
+        looked_for = f"looked for {' '.join(sorted(EXTENSIONS))}"
+        cause = "no file there has an image's extension"
+        return DataError(f"no images in {self.root}", cause=cause, fix=f"found {found}; {looked_for}; {fix}")
+
+
+class FileList(Files):
+    """The images that a list or CSV file names, in its order; relative paths start at the folder of the list."""
+
+    kind = "list"
+
+    def __init__(self, path: Path, channels: int) -> None:
+        names, labels = read_list(path)
+        super().__init__(path.parent, names, channels)
+        if labels is not None:
+            self.labels, self.classes = labels.build()
+            self.notes = tuple(_twin_notes(self.classes))
+
+
+def _twin_notes(classes: Iterable[str]) -> Iterator[str]:
+    for group in twins(classes):
+        names = ", ".join(repr(name) for name in group)
+        yield f"classes {names} differ in case or Unicode form only, and are taken as different"
+
+
+def _empty_note(root: Path, filled: Collection[bytes]) -> Iterator[str]:
+    """Class folders that nothing was found in."""
+    with os.scandir(os.fsencode(root)) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and not is_system(entry.name)]
+    if empty := sorted(set(folders) - set(filled)):
+        yield f"{len(empty)} class folders have no images, first {os.fsdecode(empty[0])}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +143,18 @@ class Resident:
     def __getitem__(self, index: int) -> Sample:
         pixels = self.images[index].permute(1, 2, 0).numpy()
         return Sample(pixels, int(self.labels[index]), str(index))
+
+    def shrunk(self, index: int, shorter_side: int) -> Sample:
+        """The same; these images are as small as they are to be."""
+        return self[index]
+
+    def name(self, index: int) -> str:
+        """Its number: there is no file."""
+        return str(index)
+
+    def with_channels(self, channels: int) -> "Resident":
+        """Grey images, repeated without a copy where RGB is wanted."""
+        return Resident(self.images.expand(-1, channels, -1, -1), self.labels, self.classes)
 
     def select(self, positions: Int[Tensor, "m"] | NDArray[np.int64]) -> "Resident":
         """Some of the images, in the given order."""

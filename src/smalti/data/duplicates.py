@@ -1,0 +1,76 @@
+"""Copies: the same file twice (its digest), and nearly the same picture twice (a hash of what it shows)."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_BANDS = 4
+_MAX_BAND = 4096
+"""Different hashes in a band beyond which only equal ones are found; millions of nearly empty pictures get there."""
+
+
+def digest(data: bytes) -> tuple[int, int]:
+    """The first half of a SHA-256, as two numbers of 64 bits."""
+    both = hashlib.sha256(data).digest()
+    return int.from_bytes(both[:8], "big"), int.from_bytes(both[8:16], "big")
+
+
+def difference_hash(image: NDArray[np.uint8]) -> tuple[int, int]:
+    """In an 8 x 8 grid, whether the picture gets brighter from left to right, and from top to bottom: 64 bits each.
+
+    They stay the same, or nearly, when a picture is saved in another format, quality or size. Both are needed: in one
+    alone, pictures of a thing on a plain ground are all alike. A single colour gives zeros.
+    """
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
+    wide, high = (np.asarray(picture.resize(size, Image.Resampling.BOX)) for size in ((9, 8), (8, 9)))
+    return _bits(wide[:, 1:] > wide[:, :-1]), _bits(high[1:] > high[:-1])
+
+
+def _bits(flags: NDArray[np.bool_]) -> int:
+    return int.from_bytes(np.packbits(flags).tobytes(), "big")
+
+
+def equal_rows(rows: NDArray[np.uint64]) -> list[list[int]]:
+    """The places of equal rows, where there are at least two; in the order of the first."""
+    order = np.lexsort(rows.T[::-1])
+    ends = np.flatnonzero((rows[order[1:]] != rows[order[:-1]]).any(1)) + 1
+    lengths = np.diff(np.concatenate([[0], ends, [len(rows)]]))
+    starts = np.concatenate([[0], ends])[lengths > 1]
+    groups = (order[start : start + length] for start, length in zip(starts, lengths[lengths > 1], strict=True))
+    return sorted(group.tolist() for group in groups)
+
+
+def near_rows(rows: NDArray[np.uint64], distance: int) -> list[list[int]]:
+    """The places of difference hashes joined by steps of at most `distance` bits (0 to 3) in either number.
+
+    Pictures of a single colour are no copies of each other. Two numbers that differ in at most 3 of 64 bits agree in
+    one of four bands of 16; so only those that share a band are compared.
+    """
+    places = np.flatnonzero(rows.any(1))
+    values, which = np.unique(rows[places], axis=0, return_inverse=True)
+    leader = list(range(len(values)))
+
+    def find(one: int) -> int:
+        while leader[one] != one:
+            leader[one] = one = leader[leader[one]]
+        return one
+
+    for one, other in _close_pairs(values, distance):
+        first, second = sorted((find(one), find(other)))
+        leader[second] = first
+    groups = equal_rows(np.array([find(value) for value in which.ravel().tolist()], np.uint64)[:, None])
+    return [places[group].tolist() for group in groups]
+
+
+def _close_pairs(values: NDArray[np.uint64], distance: int) -> Iterator[tuple[int, int]]:
+    for band in range(_BANDS if distance else 0):
+        keys = (values[:, 0] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(keys, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
+            if 1 < len(members) <= _MAX_BAND:
+                for number, one in enumerate(members[:-1].tolist(), start=1):
+                    apart = np.bitwise_count(values[members[number:]] ^ values[one]).max(1)
+                    yield from ((one, int(other)) for other in members[number:][apart <= distance])

@@ -1,0 +1,84 @@
+"""Indices of shards, kept in the user's cache folder: a line of JSON and plain arrays, nothing that could run."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smalti.core.errors import OutputError
+from smalti.core.files import sha256, write_bytes
+from smalti.data.decode import EXTENSIONS
+from smalti.data.listing import LeftOut, Names
+from smalti.data.shard_index import ShardIndex
+
+_VERSION = 1
+_MAX_HEADER = 64 << 20
+
+
+def cache_folder() -> Path:
+    """Where indices are kept: `SMALTI_CACHE`, or the system's place for caches."""
+    if own := os.environ.get("SMALTI_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "smalti"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smalti"
+
+
+class Slot:
+    """The place of one shard's index. It counts only while path, size and time of change of the shard are the same."""
+
+    def __init__(self, shard: Path, about: os.stat_result) -> None:
+        path = os.path.realpath(shard)
+        self.file = cache_folder() / "shards" / f"{sha256(os.fsencode(path))[:32]}.index"
+        self.fingerprint = {
+            "smalti_shard_index": _VERSION,
+            "shard": path,
+            "size": about.st_size,
+            "mtime_ns": about.st_mtime_ns,
+            "extensions": sorted(EXTENSIONS),
+        }
+
+    def load(self) -> ShardIndex | None:
+        """The index, or None where there is none, a stale, a damaged or another user's one."""
+        try:
+            with open(self.file, "rb") as file:
+                if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+                    return None
+                header = json.loads(file.readline(_MAX_HEADER))
+                if {key: header[key] for key in self.fingerprint} != self.fingerprint:
+                    return None
+                body = file.read()
+            return _unpack(header, body) if sha256(body) == header["sha256"] else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def save(self, index: ShardIndex) -> None:
+        """Keep an index; a cache that cannot be written is done without."""
+        header, body = _pack(index)
+        line = json.dumps(self.fingerprint | header).encode() + b"\n"
+        with contextlib.suppress(OutputError):
+            write_bytes(self.file, line + body)
+
+
+def _pack(index: ShardIndex) -> tuple[dict[str, Any], bytes]:
+    arrays = (index.names.ends, index.offsets, index.sizes.astype("<u4"), index.labels.astype("<i4"))
+    body = b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays) + index.names.joined
+    left_out = {name: dict(getattr(index.left_out, name)) for name in ("counts", "first", "suffixes")}
+    header = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
+    return header | {"sha256": sha256(body)}, body
+
+
+def _unpack(header: dict[str, Any], body: bytes) -> ShardIndex:
+    count, start, arrays = int(header["count"]), 0, []
+    for kind in ("<u8", "<u8", "<u4", "<i4"):
+        arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:]))
+        start += arrays[-1].nbytes
+    left_out = LeftOut()
+    for name in ("counts", "first", "suffixes"):
+        getattr(left_out, name).update(header["left_out"][name])
+    ends, offsets, sizes, labels = arrays
+    return ShardIndex(Names(body[start:], ends), offsets, sizes, labels, tuple(header["label_names"]), left_out)

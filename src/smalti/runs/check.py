@@ -1,0 +1,226 @@
+"""`smalti check`: what is in a data set, before hours are spent on it."""
+
+import os
+import warnings
+from array import array
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from smalti.core.config import require, setting
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.decode import FORMATS
+from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
+from smalti.data.listing import FollowLinks
+from smalti.data.load import in_order
+from smalti.data.open import open_source
+from smalti.data.sources import Resident
+from smalti.data.stored import Stored
+
+_EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_SHOWN = 10
+_LISTED = 10_000
+"""Unreadable files named in --json; all of them are counted."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Which images to look at, and how closely."""
+
+    data: str
+    """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar'), or 'embedded'."""
+    channels: int = setting(3, "1 grey, 3 RGB: what mean and standard deviation are of")
+    side: int = setting(256, "pixels; images are decoded to about this shorter side")
+    limit: int | None = setting(None, "images at most, an even sample; none: all")
+    distance: int = setting(2, "bits of 64, across and down, in which near copies differ at most")
+    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+
+    def __post_init__(self) -> None:
+        require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
+        require(0 <= self.distance <= 3, f"a distance of {self.distance} bits", "choose 0 to 3")
+        require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
+
+
+class Seen(NamedTuple):
+    """What is remembered of an image."""
+
+    label: int
+    format: str
+    mode: str
+    width: int
+    height: int
+    digest: tuple[int, int]
+    hash: tuple[int, int]
+    total: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    pixels: int
+
+
+def main(config: Check) -> dict[str, Any]:
+    """Look at every image; nothing is written."""
+    log = Log()
+    source = open_source(config.data, config.channels, log, config.follow_links)
+    limit = len(source) if config.limit is None else min(config.limit, len(source))
+    positions = [number * len(source) // limit for number in range(limit)]
+    tally = Tally(config.channels)
+    with (
+        warnings.catch_warnings(),
+        log.progress("check", len(positions)) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
+        warnings.simplefilter("ignore")
+        found = in_order(threads, lambda position: _look(source, position, config.side), positions)
+        for number, (position, seen) in enumerate(zip(positions, found, strict=True), start=1):
+            if isinstance(seen, DataError):
+                tally.refuse(source.name(position), seen.cause)
+            else:
+                tally.add(position, seen)
+            bar.update(number, f"{tally.unreadable} unreadable" if tally.unreadable else "")
+    result = _about(source, config) | tally.result(source, config.distance)
+    print(describe(result))
+    return result
+
+
+def _look(source: Stored | Resident, position: int, side: int) -> Seen | DataError:
+    try:
+        sample = source.shrunk(position, side)
+        data = sample.image.tobytes() if isinstance(source, Resident) else source.read(position)
+    except DataError as error:
+        return error
+    kind, mode, (height, width) = "array", "L" if sample.image.shape[2] == 1 else "RGB", sample.image.shape[:2]
+    if not isinstance(source, Resident):
+        with Image.open(BytesIO(data), formats=FORMATS) as header:  # decoded already, so there is one
+            kind, mode, (width, height) = str(header.format), header.mode, header.size
+    flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
+    hashed = difference_hash(sample.image)
+    sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
+    return Seen(sample.label, kind, mode, width, height, digest(data), hashed, *sums)
+
+
+class Tally:
+    """Everything counted so far: some 60 bytes an image."""
+
+    def __init__(self, channels: int) -> None:
+        self.formats, self.modes, self.labels = Counter[str](), Counter[str](), Counter[int]()
+        self.reasons, self.files = Counter[str](), list[dict[str, str]]()
+        self.positions, self.sizes = array("Q"), array("Q")
+        self.digests, self.hashes = array("Q"), array("Q")
+        self.total, self.squares, self.pixels = np.zeros(channels), np.zeros(channels), 0
+
+    @property
+    def unreadable(self) -> int:
+        """How many images could not be read."""
+        return sum(self.reasons.values())
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Count an image that cannot be read."""
+        self.reasons[reason] += 1
+        if len(self.files) < _LISTED:
+            self.files.append({"path": name, "reason": reason})
+
+    def add(self, position: int, seen: Seen) -> None:
+        """Count an image."""
+        self.formats[seen.format] += 1
+        self.modes[seen.mode] += 1
+        self.labels[seen.label] += 1
+        self.positions.append(position)
+        self.sizes.extend((seen.width, seen.height))
+        self.digests.extend(seen.digest)
+        self.hashes.extend(seen.hash)
+        self.total += seen.total
+        self.squares += seen.squares
+        self.pixels += seen.pixels
+
+    def result(self, source: Stored | Resident, distance: int) -> dict[str, Any]:
+        """What was counted, as plain JSON values."""
+        exact, hashes = equal_rows(_pairs(self.digests)), _pairs(self.hashes).copy()
+        for group in exact:
+            hashes[group[1:]] = 0  # named already
+        near = near_rows(hashes, distance)
+        mean = self.total / max(self.pixels, 1)
+        std = np.sqrt(np.maximum(self.squares / max(self.pixels, 1) - np.square(mean), 0))
+        return {
+            "checked": len(self.positions) + self.unreadable,
+            "readable": len(self.positions),
+            "unreadable": {"count": self.unreadable, "reasons": dict(self.reasons), "files": self.files},
+            "formats": dict(self.formats.most_common()),
+            "modes": dict(self.modes.most_common()),
+            "classes": {name: self.labels[number] for number, name in enumerate(source.classes)},
+            "sizes": _sizes(_pairs(self.sizes).astype(np.int64)),
+            "exact_duplicates": self._named(exact, source),
+            "near_duplicates": self._named(near, source) | {"distance": distance},
+            "mean": mean.tolist() if self.pixels else None,
+            "std": std.tolist() if self.pixels else None,
+        }
+
+    def _named(self, groups: list[list[int]], source: Stored | Resident) -> dict[str, Any]:
+        examples = [[source.name(self.positions[place]) for place in group[:_SHOWN]] for group in groups[:_SHOWN]]
+        return {"groups": len(groups), "images": sum(map(len, groups)), "examples": examples}
+
+
+def _pairs(numbers: "array[int]") -> NDArray[np.uint64]:
+    return np.frombuffer(numbers, np.uint64).reshape(-1, 2) if numbers else np.zeros((0, 2), np.uint64)
+
+
+def _about(source: Stored | Resident, config: Check) -> dict[str, Any]:
+    """What is known without looking at the images."""
+    about: dict[str, Any] = {"data": config.data, "kind": "embedded", "images": len(source)}
+    if isinstance(source, Resident):
+        return about | {"left_out": {}, "notes": []}
+    return about | {"kind": source.kind, "left_out": source.left_out.as_dict(), "notes": list(source.notes)}
+
+
+def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:
+    """Least, median and greatest width and height, and how many images have a shorter side in each range."""
+    if not len(sizes):
+        return {"width": None, "height": None, "shorter_side": {}}
+    shorter = sizes.min(1)
+    counts = np.bincount(np.searchsorted(_EDGES, shorter, side="right") - 1, minlength=len(_EDGES)).tolist()
+    names = [f"{low}-{high - 1}" for low, high in pairwise(_EDGES)] + [f"{_EDGES[-1]}-"]
+    spread = [[int(value) for value in np.quantile(sizes[:, axis], (0, 0.5, 1), method="nearest")] for axis in (0, 1)]
+    histogram = {name: count for name, count in zip(names, counts, strict=True) if count}
+    return {"width": spread[0], "height": spread[1], "shorter_side": histogram}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result as a short table; names are shown so that they cannot steer a terminal."""
+    sizes, bad = result["sizes"], result["unreadable"]
+    part = f", {result['checked']} looked at" if result["checked"] < result["images"] else ""
+    rows = [("images", f"{result['images']} ({result['kind']}){part}"), ("unreadable", str(bad["count"]))]
+    rows += [("", f"{_shown(file['path'])}: {_shown(file['reason'])}") for file in bad["files"][:_SHOWN]]
+    rows += [("", f"and {bad['count'] - _SHOWN} more, named by --json")] if bad["count"] > _SHOWN else []
+    for reason, about in result["left_out"].items():
+        rows.append(("left out", f"{about['count']} {reason}, first {_shown(about['first'])}"))
+    rows += [("note", _shown(note)) for note in result["notes"]]
+    rows += [("formats", _counts(result["formats"])), ("modes", _counts(result["modes"]))]
+    if result["classes"]:
+        least, most = min(result["classes"].values()), max(result["classes"].values())
+        rows.append(("classes", f"{len(result['classes'])}, of {least} to {most} images"))
+    if sizes["width"]:
+        (narrow, wide, widest), (low, high, highest) = sizes["width"], sizes["height"]
+        rows.append(("size", f"{narrow} to {widest} wide, {low} to {highest} high; medians {wide} and {high}"))
+        rows.append(("shorter side", _counts(sizes["shorter_side"])))
+    for name in ("exact", "near"):
+        found = result[f"{name}_duplicates"]
+        rows.append((f"{name} copies", f"{found['images']} images in {found['groups']} groups"))
+        rows += [("", " = ".join(map(_shown, group))) for group in found["examples"][:3]]
+    if result["mean"] is not None:
+        rows += [(key, " ".join(f"{value:.4f}" for value in result[key])) for key in ("mean", "std")]
+    return "\n".join(f"{title:<14}{text}" for title, text in rows)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
