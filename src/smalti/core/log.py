@@ -23,8 +23,7 @@ class Log:
 
     def say(self, line: str) -> None:
         """One line to the person watching; control characters of foreign text are shown, not obeyed."""
-        clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        self.console.print(clean, markup=False, soft_wrap=True)
+        self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
         """One line of metrics.jsonl."""
@@ -80,6 +79,11 @@ class PlainBar(Bar):
         self.shown = now
         left = (now - self.start) / max(done, 1) * (self.total - done)
         self.log.say(f"{self.title:<12} {done}/{self.total}  {left:4.0f} s left  {note}")
+
+
+def printable(text: str) -> str:
+    """Foreign text with its control characters written out, so that it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def print_json(value: object) -> None:

@@ -70,11 +70,19 @@ def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArra
         DataError: the file cannot be read, is no image of a known format, is damaged, or is beyond a limit (bytes,
             pixels, aspect ratio). The limits are checked before memory for pixels is allocated.
     """
+    return decode_bytes(read_file(path), str(path), channels, shorter_side)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        DataError: it cannot be read, is no regular file, or has more than 512 MiB.
+    """
     try:
-        data = _read(path)
+        return _read(path)
     except (OSError, ValueError, _RefusedError) as error:  # ValueError: a name with a zero byte
         raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
-    return decode_bytes(data, str(path), channels, shorter_side)
 
 
 def decode_bytes(data: bytes, name: str, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:

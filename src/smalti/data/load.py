@@ -21,8 +21,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.core.rng import Stream, fold
 from smalti.data.listing import FollowLinks
-from smalti.data.open import EMBEDDED as EMBEDDED
-from smalti.data.open import open_stored as open_stored
+from smalti.data.open import EMBEDDED, open_stored
 from smalti.data.sources import Resident, embedded
 from smalti.data.stored import Stored
 
@@ -86,24 +85,16 @@ class Data:
 
 def read_source(source: Stored, data: Data, log: Log, bad_files: Path | None = None) -> Resident:
     """Decode a source into memory with one thread a core; unreadable images are listed and left out."""
-    positions = _even_sample(len(source), data.limit)
+    positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
     labels: list[int] = []
-    with (
-        warnings.catch_warnings(),
-        log.progress("read images", len(positions)) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as threads,
-    ):
-        warnings.simplefilter("ignore")
-        results = in_order(threads, lambda position: _try(source, position, data.side), positions)
-        for number, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
-            if isinstance(result, DataError):
-                failed[source.name(position)] = result.cause
-            else:
-                pixels[len(labels)] = result[0].transpose(2, 0, 1)
-                labels.append(result[1])
-            bar.update(number, f"{len(failed)} unreadable" if failed else "")
+    for position, result in each(lambda position: _read(source, position, data.side), positions, log, "read images"):
+        if isinstance(result, DataError):
+            failed[source.name(position)] = result.cause
+        else:
+            pixels[len(labels)] = result[0].transpose(2, 0, 1)
+            labels.append(result[1])
     _report_bad(failed, len(positions), data, log, bad_files)
     return Resident(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
@@ -114,11 +105,33 @@ def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[in
         yield from threads.map(function, items[start : start + ahead])
 
 
-def _try(source: Stored, position: int, side: int) -> tuple[NDArray[np.uint8], int] | DataError:
+def each(
+    look: Callable[[int], T], positions: Sequence[int], log: Log, title: str
+) -> Iterator[tuple[int, T | DataError]]:
+    """Look at images on one thread a core, with progress: each position with what was found there, or what is wrong."""
+    unreadable = 0
+    with (
+        warnings.catch_warnings(),
+        log.progress(title, len(positions)) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
+        warnings.simplefilter("ignore")
+        results = in_order(threads, lambda position: _attempt(look, position), positions)
+        for number, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
+            yield position, result
+            unreadable += isinstance(result, DataError)
+            bar.update(number, f"{unreadable} unreadable" if unreadable else "")
+
+
+def _attempt(look: Callable[[int], T], position: int) -> T | DataError:
     try:
-        sample = source.shrunk(position, side)
+        return look(position)
     except DataError as error:
         return error
+
+
+def _read(source: Stored, position: int, side: int) -> tuple[NDArray[np.uint8], int]:
+    sample = source.shrunk(position, side)
     return _square(sample.image, side), sample.label
 
 
@@ -136,9 +149,10 @@ def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     source = open_stored(data.path, data.channels, follow=data.follow_links)
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(lambda position: _try(source, position, data.side), _even_sample(len(source), trial)))
-    each = (time.perf_counter() - began) / min(trial, len(source))
-    return max(64, int(seconds / each))
+        positions = even_sample(len(source), trial)
+        list(threads.map(lambda position: _attempt(lambda p: _read(source, p, data.side), position), positions))
+    an_image = (time.perf_counter() - began) / min(trial, len(source))
+    return max(64, int(seconds / an_image))
 
 
 def _report_bad(failed: dict[str, str], total: int, data: Data, log: Log, bad_files: Path | None) -> None:
@@ -155,7 +169,8 @@ def _report_bad(failed: dict[str, str], total: int, data: Data, log: Log, bad_fi
     log.say(f"left out: {summary} ({reason})")
 
 
-def _even_sample(length: int, limit: int | None) -> list[int]:
+def even_sample(length: int, limit: int | None) -> list[int]:
+    """At most `limit` positions of `length`, evenly spread."""
     return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.decode import decode_bytes
 from smalti.data.labels import NONE, resolve
 from smalti.data.listing import LeftOut
 from smalti.data.shard_cache import Slot
@@ -71,9 +70,6 @@ class Shards(Stored):
 
     def key(self, index: int) -> str:
         return os.path.relpath(self.name(index), self._common)
-
-    def pixels(self, index: int, shorter_side: int | None) -> NDArray[np.uint8]:
-        return decode_bytes(self.read(index), self.name(index), self.channels, shorter_side)
 
     def _place(self, index: int) -> tuple[int, int]:
         """The shard of an image, and its row there."""

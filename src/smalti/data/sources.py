@@ -3,7 +3,6 @@
 import json
 import lzma
 import os
-import stat
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from torch import Tensor
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.decode import EXTENSIONS, MAX_BYTES, decode
+from smalti.data.decode import EXTENSIONS, read_file
 from smalti.data.labels import twins
-from smalti.data.listing import IRREGULAR, OUTSIDE, FollowLinks, LeftOut, Names, NamesBuilder, count_up, is_system, walk
+from smalti.data.listing import OUTSIDE, FollowLinks, LeftOut, Names, NamesBuilder, count_up, is_system, walk
 from smalti.data.lists import read_list
 from smalti.data.stored import Stored
 
@@ -46,19 +45,8 @@ class Files(Stored):
     def name(self, index: int) -> str:
         return str(self.path(index))
 
-    def pixels(self, index: int, shorter_side: int | None) -> NDArray[np.uint8]:
-        return decode(self.path(index), self.channels, shorter_side)
-
     def read(self, index: int) -> bytes:
-        path = self.path(index)
-        try:
-            about = path.stat()  # a pipe is not opened: it would wait for someone to write to it
-            if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
-                cause = f"above {MAX_BYTES} bytes" if stat.S_ISREG(about.st_mode) else IRREGULAR
-                raise DataError(f"cannot read {path}", cause=cause)
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
+        return read_file(self.path(index))
 
 
 class Folder(Files):

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.contracts import Sample
+from smalti.data.decode import decode_bytes
 from smalti.data.listing import LeftOut
 
 
@@ -45,14 +46,6 @@ class Stored(ABC):
     def key(self, index: int) -> str:
         """What the image is called within this source."""
 
-    @abstractmethod
-    def pixels(self, index: int, shorter_side: int | None) -> NDArray[np.uint8]:
-        """The decoded image, H x W x channels.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index, None)
 
@@ -60,7 +53,15 @@ class Stored(ABC):
         """The same image, decoded to a shorter side of about `shorter_side` pixels at less cost."""
         return self._sample(index, shorter_side)
 
+    def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
+        """An image of which the bytes have been read already.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        label = -1 if self.labels is None else int(self.labels[index])
+        return Sample(decode_bytes(data, self.name(index), self.channels, shorter_side), label, self.key(index))
+
     def _sample(self, index: int, shorter_side: int | None) -> Sample:
         position = range(len(self))[index]
-        label = -1 if self.labels is None else int(self.labels[position])
-        return Sample(self.pixels(position, shorter_side), label, self.key(position))
+        return self.decoded(position, self.read(position), shorter_side)

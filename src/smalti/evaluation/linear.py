@@ -29,8 +29,7 @@ def fit_ridge(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: floa
     Args:
         l2: strength of the regularisation, relative to the unit variance of the standardised features.
     """
-    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    x = (features - mean) / std
+    mean, std, x = _standardised(features)
     target = F.one_hot(labels, int(labels.max()) + 1).to(x.dtype)
     bias = target.mean(0)
     gram = x.t() @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
@@ -54,8 +53,7 @@ def fit_linear(
         start: where to begin, as from the same features with a stronger regularisation; None begins at zero.
         max_iter: L-BFGS iterations at most.
     """
-    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    x = (features - mean) / std
+    mean, std, x = _standardised(features)
     num_classes = int(labels.max()) + 1
     weight = torch.zeros(x.shape[1], num_classes) if start is None else start.weight.clone()
     bias = torch.zeros(num_classes) if start is None else start.bias.clone()
@@ -71,3 +69,9 @@ def fit_linear(
 
     optimizer.step(closure)
     return LinearProbe(mean, std, weight.detach(), bias.detach())
+
+
+def _standardised(features: Float[Tensor, "n F"]) -> tuple[Tensor, Tensor, Float[Tensor, "n F"]]:
+    """Mean and standard deviation of every feature, and the features in these units."""
+    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    return mean, std, (features - mean) / std

@@ -80,9 +80,10 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     }
     best_knn = max(knn_scores, key=lambda layer: knn_scores[layer])
     x, y = train[best], train_labels
+    fit_x, fit_y = x[split.fit], y[split.fit]
     probes: list[LinearProbe] = []
     for l2 in L2_STRENGTHS:
-        probes.append(fit_linear(x[split.fit], y[split.fit], l2, start=probes[-1] if probes else None))
+        probes.append(fit_linear(fit_x, fit_y, l2, start=probes[-1] if probes else None))
     chosen = max(probes, key=lambda fitted: fitted.accuracy(x[checked], y[checked]))
     return ProbeResult(
         linear=chosen.accuracy(test[best], test_labels),

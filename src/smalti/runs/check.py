@@ -1,10 +1,7 @@
 """`smalti check`: what is in a data set, before hours are spent on it."""
 
-import os
-import warnings
 from array import array
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -16,11 +13,11 @@ from PIL import Image
 
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
-from smalti.core.log import Log
+from smalti.core.log import Log, printable
 from smalti.data.decode import FORMATS
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
 from smalti.data.listing import FollowLinks
-from smalti.data.load import in_order
+from smalti.data.load import each, even_sample
 from smalti.data.open import open_source
 from smalti.data.sources import Resident
 from smalti.data.stored import Stored
@@ -69,35 +66,26 @@ def main(config: Check) -> dict[str, Any]:
     """Look at every image; nothing is written."""
     log = Log()
     source = open_source(config.data, config.channels, log, config.follow_links)
-    limit = len(source) if config.limit is None else min(config.limit, len(source))
-    positions = [number * len(source) // limit for number in range(limit)]
     tally = Tally(config.channels)
-    with (
-        warnings.catch_warnings(),
-        log.progress("check", len(positions)) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as threads,
-    ):
-        warnings.simplefilter("ignore")
-        found = in_order(threads, lambda position: _look(source, position, config.side), positions)
-        for number, (position, seen) in enumerate(zip(positions, found, strict=True), start=1):
-            if isinstance(seen, DataError):
-                tally.refuse(source.name(position), seen.cause)
-            else:
-                tally.add(position, seen)
-            bar.update(number, f"{tally.unreadable} unreadable" if tally.unreadable else "")
+    positions = even_sample(len(source), config.limit)
+    for position, seen in each(lambda position: _look(source, position, config.side), positions, log, "check"):
+        if isinstance(seen, DataError):
+            tally.refuse(source.name(position), seen.cause)
+        else:
+            tally.add(position, seen)
     result = _about(source, config) | tally.result(source, config.distance)
     print(describe(result))
     return result
 
 
-def _look(source: Stored | Resident, position: int, side: int) -> Seen | DataError:
-    try:
+def _look(source: Stored | Resident, position: int, side: int) -> Seen:
+    if isinstance(source, Resident):
         sample = source.shrunk(position, side)
-        data = sample.image.tobytes() if isinstance(source, Resident) else source.read(position)
-    except DataError as error:
-        return error
-    kind, mode, (height, width) = "array", "L" if sample.image.shape[2] == 1 else "RGB", sample.image.shape[:2]
-    if not isinstance(source, Resident):
+        data = sample.image.tobytes()
+        kind, mode, (height, width) = "array", "L" if sample.image.shape[2] == 1 else "RGB", sample.image.shape[:2]
+    else:
+        data = source.read(position)
+        sample = source.decoded(position, data, side)
         with Image.open(BytesIO(data), formats=FORMATS) as header:  # decoded already, so there is one
             kind, mode, (width, height) = str(header.format), header.mode, header.size
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
@@ -196,11 +184,11 @@ def describe(result: dict[str, Any]) -> str:
     sizes, bad = result["sizes"], result["unreadable"]
     part = f", {result['checked']} looked at" if result["checked"] < result["images"] else ""
     rows = [("images", f"{result['images']} ({result['kind']}){part}"), ("unreadable", str(bad["count"]))]
-    rows += [("", f"{_shown(file['path'])}: {_shown(file['reason'])}") for file in bad["files"][:_SHOWN]]
+    rows += [("", f"{printable(file['path'])}: {printable(file['reason'])}") for file in bad["files"][:_SHOWN]]
     rows += [("", f"and {bad['count'] - _SHOWN} more, named by --json")] if bad["count"] > _SHOWN else []
     for reason, about in result["left_out"].items():
-        rows.append(("left out", f"{about['count']} {reason}, first {_shown(about['first'])}"))
-    rows += [("note", _shown(note)) for note in result["notes"]]
+        rows.append(("left out", f"{about['count']} {reason}, first {printable(about['first'])}"))
+    rows += [("note", printable(note)) for note in result["notes"]]
     rows += [("formats", _counts(result["formats"])), ("modes", _counts(result["modes"]))]
     if result["classes"]:
         least, most = min(result["classes"].values()), max(result["classes"].values())
@@ -212,7 +200,7 @@ def describe(result: dict[str, Any]) -> str:
     for name in ("exact", "near"):
         found = result[f"{name}_duplicates"]
         rows.append((f"{name} copies", f"{found['images']} images in {found['groups']} groups"))
-        rows += [("", " = ".join(map(_shown, group))) for group in found["examples"][:3]]
+        rows += [("", " = ".join(map(printable, group))) for group in found["examples"][:3]]
     if result["mean"] is not None:
         rows += [(key, " ".join(f"{value:.4f}" for value in result[key])) for key in ("mean", "std")]
     return "\n".join(f"{title:<14}{text}" for title, text in rows)
@@ -220,7 +208,3 @@ def describe(result: dict[str, Any]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
-
-
-def _shown(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
