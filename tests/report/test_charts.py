@@ -1,7 +1,6 @@
 """Charts: what is drawn, where, and nothing that is loaded."""
 
 import re
-import xml.etree.ElementTree as ET
 
 import matplotlib
 import numpy as np
@@ -9,18 +8,7 @@ import pytest
 
 from smalti.report import charts
 from smalti.report.charts import by_layer, curve
-
-NASTY = '<script>alert("1")</script> & $x$'
-
-
-def svg_of(html: str) -> ET.Element:
-    found = re.search(r"<svg.*</svg>", html, re.DOTALL)
-    assert found
-    return ET.fromstring(found.group())
-
-
-def texts_of(html: str) -> list[str]:
-    return [element.text or "" for element in svg_of(html).iter("text")]
+from tests.report.reading import svg_of, texts_of
 
 
 def points_of(html: str, number: int) -> list[tuple[float, float]]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -11,18 +10,7 @@ from PIL import Image
 
 from smalti.report.charts import by_layer, curve
 from smalti.report.pictures import atlas, mask_overlay, tile_row
-
-NASTY = '<script>alert("1")</script> & $x$'
-
-
-def svg_of(html: str) -> ET.Element:
-    found = re.search(r"<svg.*</svg>", html, re.DOTALL)
-    assert found
-    return ET.fromstring(found.group())
-
-
-def texts_of(html: str) -> list[str]:
-    return [element.text or "" for element in svg_of(html).iter("text")]
+from tests.report.reading import NASTY, texts_of
 
 
 def pictures_in(html: str) -> list[np.ndarray]:
