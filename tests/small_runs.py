@@ -23,7 +23,7 @@ _VIT = [
     "2",
 ]
 _BACKBONE = ["--backbone.img-size", "16", "16", *_VIT, "--compile", "off"]
-_PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1"]
+_PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat"]
 
 TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
 PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN]

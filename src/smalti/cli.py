@@ -34,14 +34,17 @@ usage: smalti VERB [...] [--json] [--debug]
 
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
+  prepare DATA --out PACK                                 the images made small once, for fast reading from slow disks
   train-tokenizer RECIPE --data DATA --out RUN            stage one: a discrete VAE that turns images into visual tokens
+  tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   evaluate RUN DATA                                       k-NN and linear probe of every layer; PSNR and codebook use
   report RUN...                                           one offline HTML file
   explain RECIPE                                          every field, its unit and where it comes from
 
 DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
-('shards-{{{{000..009}}}}.tar') or `embedded`. RECIPE is a name ({{recipes}}) or my_file.py:function.
+('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, a prepared PACK, or `embedded`.
+RECIPE is a name ({{recipes}}) or my_file.py:function.
 `smalti VERB --help` lists a verb's flags; `--resume RUN` goes on with a training run.
 """
 
@@ -98,10 +101,32 @@ def _check(arguments: list[str]) -> dict[str, Any]:
     return check.main(parse(check.Check, None, arguments, "check"))
 
 
+def _prepare(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import prepare
+
+    return prepare.main(parse(prepare.Prepare, None, arguments, "prepare"))
+
+
 def _train_tokenizer(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import train_tokenizer
 
     return _train(train_tokenizer, train_tokenizer.TrainTokenizer, arguments, "train-tokenizer")
+
+
+def _tokenize(arguments: list[str]) -> dict[str, Any]:
+    """All flags are those of pretrain; the recipe, which says how images are seen, is one that fits DATA."""
+    from smalti.runs import tokenize
+    from smalti.runs.pretrain import Pretrain
+
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UsageError("no images given", fix="smalti tokenize DATA --tokenizer RUN --out CACHE")
+    recipe = _take_value(arguments, "--recipe") or ("nano" if arguments[0] == "embedded" else "tiny")
+    start = next((run for run in (make() for make in load_recipe(recipe).values()) if isinstance(run, Pretrain)), None)
+    if start is None:
+        raise UsageError(f"recipe {recipe} has nothing for pretrain")
+    flags = arguments if arguments[0].startswith("-") else ["--data", *arguments]
+    usage = "tokenize DATA [--recipe RECIPE]"
+    return tokenize.main(parse(tokenize.Tokenize, tokenize.Tokenize.of(start), flags, usage))
 
 
 def _pretrain(arguments: list[str]) -> dict[str, Any]:
@@ -173,7 +198,9 @@ def _explain(arguments: list[str]) -> dict[str, Any]:
 VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "demo": _demo,
     "check": _check,
+    "prepare": _prepare,
     "train-tokenizer": _train_tokenizer,
+    "tokenize": _tokenize,
     "pretrain": _pretrain,
     "evaluate": _evaluate,
     "report": _report,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from smalti.core.rng import Stream, fold, permutation, quarters, signed, uniform
+from smalti.core.rng import Stream, fold, fold_one, permutation, quarters, signed, uniform, uniform_one
 from tests import oracles
 
 
@@ -137,3 +137,13 @@ def test_signed_keeps_the_bits() -> None:
     assert signed(keys).dtype == np.int64
     assert (signed(keys) < 0).any()
     assert np.array_equal(signed(keys).astype(np.uint64), keys)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
+def test_one_key_without_arrays_is_the_same_key(counters: list[int]) -> None:
+    assert fold_one(*counters) == int(fold(*(np.array(counter, np.uint64) for counter in counters)))
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 100))
+def test_one_draw_without_arrays_is_the_same_draw(key: int, counter: int) -> None:
+    assert uniform_one(key, counter) == uniform(np.array([key], np.uint64), counter + 1)[0, counter]

@@ -14,9 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smalti.core.log import Log
-from smalti.data import listing
-from smalti.data.labels import MAX_CLASSES, Labels, resolve, twins
-from smalti.data.listing import BROKEN, INSIDE, IRREGULAR, NO_IMAGE, OUTSIDE, SYSTEM, LeftOut, NamesBuilder, walk
+from smalti.data.sources import listing
+from smalti.data.sources.labels import MAX_CLASSES, Labels, resolve, twins
+from smalti.data.sources.listing import (
+    BROKEN,
+    INSIDE,
+    IRREGULAR,
+    NO_IMAGE,
+    OUTSIDE,
+    SYSTEM,
+    LeftOut,
+    NamesBuilder,
+    walk,
+)
 
 
 def touch(*paths: Path) -> None:
@@ -53,7 +63,7 @@ def peak_of(program: str, *arguments: str) -> int:
 
 WALK = """
 from pathlib import Path
-from smalti.data import listing
+from smalti.data.sources import listing
 
 class Entry:
     def __init__(self, name): self.name = name

@@ -15,9 +15,11 @@ from PIL import Image
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.load import Data, affordable, in_order, split_held_out
+from smalti.data.load import Data, affordable, split_held_out
 from smalti.data.open import open_source
-from smalti.data.sources import Folder, Resident, embedded
+from smalti.data.reading import in_order
+from smalti.data.sources.files import Folder
+from smalti.data.sources.resident import Resident, embedded
 from tests.contracts import check_source
 
 
@@ -228,10 +230,12 @@ def test_in_order_keeps_the_order_and_does_not_run_ahead() -> None:
         assert list(results) == list(range(3, 1000))
 
 
-@pytest.mark.parametrize("path", ["pipe:touch ran", "http://127.0.0.1:1/{0..1}.tar", "file:///etc", "s3://x/0.tar"])
-def test_h17_data_is_never_a_command_or_an_address(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["pipe:touch ran", "http://example.org/{0..1}.tar", "file:///etc", "ftp://x/0.tar"])
+def test_h17_data_is_never_a_command_or_any_address(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"cannot open .*; only plain paths are read, never a command or the network"):
+    with pytest.raises(
+        DataError, match=r"cannot open .*; .*(is none of the addresses that are read|never run); give a"
+    ):
         Data(path).load(Log())
     assert not (tmp_path / "ran").exists()
 

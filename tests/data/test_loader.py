@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.core.contracts import Batch
+from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Stream, fold
-from smalti.data.loader import Loader
-from smalti.data.sources import Resident
-from smalti.data.views import RandomResizedCrop, WholeImage
+from smalti.data.loader import Loader, ResidentGallery
+from smalti.data.order import Order
+from smalti.data.sources.resident import Resident
+from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.masking import Blockwise, Random
 
 
@@ -21,17 +22,14 @@ def source(length: int, side: int = 8) -> Resident:
     return Resident(images, torch.arange(length) % 4, ("a", "b", "c", "d"))
 
 
-def loader(length: int = 10, batch_size: int = 4, seed: int = 0) -> Loader:
-    return Loader(
-        source(length),
-        RandomResizedCrop(),
-        size=(8, 8),
-        batch_size=batch_size,
-        seed=seed,
-        token_size=(4, 4),
-        masking=Random(),
-        grid=(4, 4),
-    )
+def loader(length: int = 10, batch_size: int = 4, seed: int = 0, part: tuple[int, int] = (0, 1)) -> Loader:
+    gallery = ResidentGallery(source(length), TwoViews(RandomResizedCrop(), (8, 8), (4, 4), ColorJitter()))
+    return Loader(gallery, Order(length, batch_size, seed, part), masking=Random(), grid=(4, 4))
+
+
+def whole(images: Resident, batch_size: int, masking: Masking | None = None, grid: Grid = (0, 0)) -> Loader:
+    gallery = ResidentGallery(images, TwoViews(WholeImage(), (8, 8)))
+    return Loader(gallery, Order(len(images), batch_size, 0), masking, grid)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -99,7 +97,7 @@ def test_shapes_types_and_labels() -> None:
 
 @pytest.mark.parametrize("masking", [Random(), Blockwise(ratio=0.6)])
 def test_the_fields_of_the_mask_agree(masking: Random | Blockwise) -> None:
-    batch = Loader(source(9), WholeImage(), (8, 8), 9, 0, masking=masking, grid=(5, 3))(0)
+    batch = whole(source(9), 9, masking, (5, 3))(0)
     assert batch.mask is not None
     assert batch.mask_index is not None
     assert batch.mask_weight is not None
@@ -111,7 +109,7 @@ def test_the_fields_of_the_mask_agree(masking: Random | Blockwise) -> None:
 
 
 def test_without_masking_there_is_no_mask_and_without_token_size_no_second_view() -> None:
-    batch = Loader(source(4), WholeImage(), (8, 8), 2, 0)(0)
+    batch = whole(source(4), 2)(0)
     assert batch.mask is batch.mask_index is batch.mask_weight is batch.token_image is None
 
 
@@ -126,7 +124,8 @@ def test_masks_crops_and_noise_are_drawn_from_different_keys() -> None:
 def test_both_views_show_the_same_crop() -> None:
     """A flat gradient has the same mean in both views of a crop, and another one in another crop."""
     ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(6, 1, 32, 32)
-    batch = Loader(Resident(ramp, torch.zeros(6, dtype=torch.int64)), RandomResizedCrop(), (16, 16), 6, 0, (8, 8))(0)
+    images = Resident(ramp, torch.zeros(6, dtype=torch.int64))
+    batch = Loader(ResidentGallery(images, TwoViews(RandomResizedCrop(), (16, 16), (8, 8))), Order(6, 6, 0))(0)
     assert batch.token_image is not None
     means, token_means = batch.image.mean((1, 2, 3)), batch.token_image.mean((1, 2, 3))
     torch.testing.assert_close(means, token_means, rtol=0, atol=0.01)
@@ -137,6 +136,6 @@ def test_both_views_show_the_same_crop() -> None:
 
 
 def test_a_batch_moves_to_a_device_as_a_whole() -> None:
-    moved = Loader(source(4), WholeImage(), (8, 8), 2, 0)(0).to(torch.device("meta"))
+    moved = whole(source(4), 2)(0).to(torch.device("meta"))
     assert moved.image.device.type == moved.key.device.type == "meta"
     assert moved.mask is None

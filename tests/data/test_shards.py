@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import subprocess
 import tarfile
 from pathlib import Path
@@ -15,12 +16,13 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data import shard_cache, shards
-from smalti.data.listing import NO_IMAGE, SYSTEM
 from smalti.data.open import open_source
-from smalti.data.shard_index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE
-from smalti.data.shards import Shards, expand
-from smalti.data.tar import CUT_OFF, IRREGULAR, SPARSE, DamagedTarError, Member, members
+from smalti.data.shards import cache as shard_cache
+from smalti.data.shards import shards
+from smalti.data.shards.index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE
+from smalti.data.shards.shards import Shards, expand
+from smalti.data.shards.tar import CUT_OFF, IRREGULAR, SPARSE, DamagedTarError, Member, members
+from smalti.data.sources.listing import NO_IMAGE, SYSTEM
 from tests.contracts import check_source
 from tests.data.test_listing import peak_of
 
@@ -81,7 +83,21 @@ def test_shards_of_a_pattern_are_one_source_with_labels(tmp_path: Path) -> None:
     assert [source[i].label for i in range(12)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert (source[5].key, source.name(5)) == ("s-001.tar/11.png", f"{tmp_path}/s-001.tar/11.png")
     assert source.shrunk(0, 2).image.shape == (2, 2, 1)
+    assert source.length(5) == len(source.read(5))
+    assert source.read_many([5, 0]) == [source.read(5), source.read(0)]
     assert counts(source) == {NO_IMAGE: 3}
+
+
+def test_shards_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    source = pickle.loads(pickle.dumps(Shards([put(tmp_path / "0.tar", ("a.png", png(7)))], 1)))
+    assert (source[0].image[0, 0, 0], source.key(0)) == (7, "0.tar/a.png")
+
+
+def test_names_below_the_working_folder_are_as_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "x" / "0.tar", ("a.png", png()))
+    monkeypatch.chdir(tmp_path / "x")
+    for name in ("0.tar", "./0.tar", "../x/0.tar", f"{tmp_path}/x/../x/0.tar"):
+        assert Shards([Path(name)], 1).key(0) == "0.tar/a.png"
 
 
 def test_labels_are_numbered_over_all_shards(tmp_path: Path) -> None:
@@ -418,7 +434,7 @@ def test_a_shard_that_shrinks_or_goes_while_it_is_used_is_a_bad_image(tmp_path: 
 
 INDEX = """
 from pathlib import Path
-from smalti.data.shard_index import build_index
+from smalti.data.shards.index import build_index
 
 def work():
     path = Path(sys.argv[1])

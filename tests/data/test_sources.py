@@ -13,8 +13,9 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data.decode import decode
-from smalti.data.lists import read_list
-from smalti.data.sources import FileList, Files, Folder, Resident, embedded, embedded_photographs
+from smalti.data.sources.files import FileList, Files, Folder
+from smalti.data.sources.lists import read_list
+from smalti.data.sources.resident import Resident, embedded, embedded_photographs
 from tests.contracts import check_source
 from tests.data.test_listing import peak_of
 
@@ -255,7 +256,7 @@ def test_what_a_list_names_is_opened_only_if_it_is_a_file(tmp_path: Path) -> Non
 
 LIST = """
 from pathlib import Path
-from smalti.data.lists import read_list
+from smalti.data.sources.lists import read_list
 
 def work():
     names, labels = read_list(Path(sys.argv[1]))

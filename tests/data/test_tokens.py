@@ -1,12 +1,15 @@
-"""Targets are written into the batch by the tokenizer, from its own view."""
+"""Targets are written into the batch by the tokenizer, from its own view, whatever else is in the batch."""
 
 import dataclasses
 
+import pytest
 import torch
+from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
-from smalti.data.tokens import Tokenized
+from smalti.data.tokens.tokens import CHUNK, Tokenized, encode, tokenized
+from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.test_contracts import GreyLevels
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -22,9 +25,30 @@ def batch(step: int) -> Batch:
     )
 
 
+class Steps:
+    """Batches that count how they are treated."""
+
+    waited = 2.5
+    closed = 0
+
+    def __call__(self, step: int) -> Batch:
+        return batch(step)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Recorder(GreyLevels):
+    """Remembers how many images it was given at a time."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.given = [*getattr(self, "given", []), len(images)]
+        return super().encode(images)
+
+
 def test_ids_are_the_tokens_of_the_token_view_row_by_row() -> None:
-    tokenizer = GreyLevels()
-    result = Tokenized(batch, tokenizer, CPU)(3)
+    tokenizer, steps = GreyLevels(), Steps()
+    result = Tokenized(steps, tokenizer, CPU)(3)
     view = batch(3).token_image
     assert view is not None
     assert torch.equal(result.ids, tokenizer.encode(view).reshape(2, 6))
@@ -33,5 +57,44 @@ def test_ids_are_the_tokens_of_the_token_view_row_by_row() -> None:
 
 def test_without_a_token_view_the_image_itself_is_tokenised() -> None:
     tokenizer = GreyLevels()
-    result = Tokenized(lambda step: dataclasses.replace(batch(step), token_image=None), tokenizer, CPU)(0)
+    result = tokenized(dataclasses.replace(batch(0), token_image=None), tokenizer, CPU)
     assert torch.equal(result.ids, tokenizer.encode(batch(0).image).reshape(2, 16))
+
+
+def test_waiting_and_closing_are_those_of_the_batches() -> None:
+    steps = Steps()
+    batches = Tokenized(steps, GreyLevels(), CPU)
+    assert batches.waited == 2.5
+    batches.close()
+    assert steps.closed == 1
+
+
+@pytest.mark.parametrize("count", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
+def test_a_tokenizer_always_sees_a_whole_chunk(count: int, rng: torch.Generator) -> None:
+    tokenizer, view = Recorder(), torch.rand(count, 3, 8, 8, generator=rng)
+    assert torch.equal(encode(view, tokenizer, CPU), GreyLevels().encode(view).reshape(count, 4))
+    assert tokenizer.given == [CHUNK] * -(-count // CHUNK)
+
+
+def spread(dvae: DVAE) -> DiscreteVAE:
+    """A tokenizer whose residual blocks do something; they start at zero."""
+    tokenizer, rng = dvae.build(0), torch.Generator().manual_seed(1)
+    for block in tokenizer.encoder:
+        assert isinstance(block.conv2, torch.nn.Conv2d)
+        block.conv2.weight.data += 0.05 * torch.randn(block.conv2.weight.shape, generator=rng)
+    return tokenizer.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dvae", [DVAE(64, 4, 1, 32), DVAE(64, 8, 3, 48)], ids=["grey", "rgb"])
+def test_ids_depend_on_neither_the_size_nor_the_order_nor_the_rest_of_the_batch(
+    dvae: DVAE, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    compute, tokenizer = Compute(torch.device("cpu"), dtype), spread(dvae)
+    view = torch.randint(256, (150, dvae.in_chans, 32, 32), generator=rng, dtype=torch.uint8)
+    ids = encode(view, tokenizer, compute)
+    assert len(ids.unique()) > 10
+    shuffled = torch.randperm(150, generator=rng)
+    assert torch.equal(encode(view[shuffled], tokenizer, compute), ids[shuffled])
+    for size in (1, 37, 64):
+        assert torch.equal(torch.cat([encode(part, tokenizer, compute) for part in view.split(size)]), ids)

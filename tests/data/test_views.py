@@ -101,3 +101,13 @@ def test_the_whole_image_is_never_mirrored() -> None:
 def test_impossible_ranges_are_refused(fields: dict[str, tuple[float, float]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         RandomResizedCrop(**fields)
+
+
+@given(height=sides, width=sides, seed=st.integers(0, 1000))
+def test_one_box_is_the_same_as_in_a_batch(height: int, width: int, seed: int) -> None:
+    keys = fold(seed, np.arange(5))
+    for view in (RandomResizedCrop(), RandomResizedCrop(scale=(0.9, 1.0), ratio=(2.0, 3.0)), WholeImage()):
+        crop = view(keys, height, width)
+        for key, box in zip(keys.tolist(), crop.box, strict=True):
+            assert np.allclose(view.one(key, height, width), box, rtol=1e-12, atol=1e-12)
+        assert np.array_equal(view.flips(keys), crop.flip)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from smalti.core.compute import Compute
-from smalti.data.sources import Resident
+from smalti.data.sources.resident import Resident
 from smalti.evaluation.features import POOLINGS, extract, pool
 from smalti.models.vit import ViT
 

@@ -14,9 +14,10 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.core.errors import NumericError, UsageError
 from smalti.core.log import Log
-from smalti.data.loader import Loader
-from smalti.data.sources import Resident
-from smalti.data.views import RandomResizedCrop
+from smalti.data.loader import Loader, ResidentGallery
+from smalti.data.order import Order
+from smalti.data.sources.resident import Resident
+from smalti.data.views import RandomResizedCrop, TwoViews
 from smalti.training.loop import Plan, Trainer, fit, means
 from smalti.training.optim import AdamW
 
@@ -57,7 +58,10 @@ class MeanGreyByConvolution(MeanGrey):
 
 def batches(seed: int = 0) -> Loader:
     images = torch.randint(256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return Loader(Resident(images, torch.zeros(20, dtype=torch.int64)), RandomResizedCrop(), (8, 8), 6, seed)
+    gallery = ResidentGallery(
+        Resident(images, torch.zeros(20, dtype=torch.int64)), TwoViews(RandomResizedCrop(), (8, 8))
+    )
+    return Loader(gallery, Order(20, 6, seed))
 
 
 def trainer(

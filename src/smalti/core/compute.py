@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from smalti.core.errors import UsageError
+from smalti.core.memory import keep_freed_memory
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
@@ -45,12 +46,15 @@ class Compute:
 def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     """Settle `auto`: the best device there is, and bf16 where it multiplies at least 1.5 times as fast as fp32.
 
-    On a CPU that is found by timing matrix products in both formats, for at most two seconds.
+    On a CPU that is found by timing matrix products in both formats, for at most two seconds; memory that is freed
+    there is kept for the next step (`core/memory.py`).
 
     Raises:
         UsageError: the named device is not there.
     """
     chosen = _choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     if precision != "auto":
         return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
     if chosen.type != "cpu":

@@ -39,13 +39,31 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+@runtime_checkable
+class Batches(Protocol):
+    """The batch of each step, counted from 0.
+
+    Attributes:
+        waited: seconds spent so far until images were there.
+    """
+
+    @property
+    def waited(self) -> float: ...
+
+    def __call__(self, step: int) -> "Batch": ...
+
+    def close(self) -> None:
+        """End what works in the background; nothing may be asked for afterwards."""
+        ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a step of training or evaluation sees.
 
     Attributes:
         image: the patch view, uint8 or float in [0, 1]; every model normalises for itself.
-        index: position of each image in its source.
+        index: position of each image in its source; that of another one where the image in turn cannot be read.
         key: a 64-bit key an image; all noise of the step (Gumbel, drop path) is a function of it.
         token_image: the tokenizer's view of the same crop; None where it is `image` itself.
         ids: visual tokens of every patch.

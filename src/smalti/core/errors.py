@@ -46,5 +46,11 @@ class OutputError(SmaltiError):
     exit_code = 6
 
 
+class LockError(SmaltiError):
+    """A folder that another process is writing."""
+
+    exit_code = 7
+
+
 EXIT_OUT_OF_MEMORY = 12
 EXIT_INTERRUPTED = 130

@@ -23,9 +23,12 @@ class Stream(IntEnum):
     MASK = 4
     NOISE = 5
     SPLIT = 6
+    JITTER = 7
+    REPLACE = 8
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_BITS = (1 << 64) - 1
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -55,6 +58,22 @@ def fold(*counters: int | NDArray[np.integer]) -> Keys:
         mixed += _GOLDEN
         key = _mix(mixed)
     return key
+
+
+def fold_one(*counters: int) -> int:
+    """`fold` of plain integers without an array: a hundredth of the time where there is one key only."""
+    key = 0
+    for counter in counters:
+        key = ((key ^ (counter & _BITS)) + 0x9E3779B97F4A7C15) & _BITS
+        key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & _BITS
+        key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & _BITS
+        key ^= key >> 31
+    return key
+
+
+def uniform_one(key: int, counter: int) -> float:
+    """The draw number `counter` of `uniform` for one key."""
+    return float(fold_one(key, counter) >> 11) * 2.0**-53
 
 
 def uniform(keys: Keys, num: int) -> NDArray[np.float64]:

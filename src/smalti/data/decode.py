@@ -1,7 +1,9 @@
 """Image files to arrays: the right way up, 8 bits, one or three channels. What is no sound image is one DataError."""
 
+import math
 import os
 import stat
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -48,6 +50,8 @@ _OTHER_KINDS |= {b"%PDF": "PDF", b"%!PS": "PostScript", b"PK\3\4": "ZIP", b"\x7f
 _OTHER_KINDS |= {b"ftyp": "AVIF or HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}  # these stand at byte 4
 _PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # of libjpeg's warnings
 _ORIENTATION = 0x0112
+_START_OF_SCAN = 0xDA
+_MAY_TURN = (b"Exif\0\0", b"tiff:Orientation")
 
 
 class _RefusedError(Exception):
@@ -91,17 +95,43 @@ def decode_bytes(data: bytes, name: str, channels: int, shorter_side: int | None
     Raises:
         DataError: as for `decode`; it says `name`.
     """
+    if shorter_side is None:
+        return decode_scaled(data, name, channels, lambda height, width: 1.0)
+    # twice what is kept: the resize to come is then as good as from all pixels
+    pixels = decode_scaled(data, name, channels, lambda height, width: 2 * shorter_side / min(height, width))
+    return _shrink(pixels, shorter_side)
+
+
+def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8]:
+    """Read an image at its full size or, where its format can do that at less cost, at a fraction of it.
+
+    Args:
+        least: from height and width of the upright image to the smallest scale that will do, 1 being the full size.
+
+    Raises:
+        DataError: as for `decode`; it says `name`.
+    """
     try:
+        pixels = _plain_jpeg(data, channels, least)
+        if pixels is not None:
+            return pixels
         with _open(data) as image:
             _check_size(*image.size)
-            pixels = _fast_jpeg(data, image, channels, shorter_side)
+            if not isinstance(
+                image, JpegImageFile
+            ):  # only a JPEG can be read at a fraction, and says first how it lies
+                image.load()
+            orientation = _orientation(image)
+            width, height = image.size if orientation < 5 else image.size[::-1]
+            needed = _scaled_size(image.size, least(height, width))
+            pixels = _fast_jpeg(data, image, channels, needed)
             if pixels is None:
-                pixels = _any_format(image, channels, shorter_side)
-            if shorter_side is not None:
-                pixels = _shrink(pixels, shorter_side)
-            return np.ascontiguousarray(_upright(pixels, image))
+                pixels = _any_format(image, channels, needed)
+            return np.ascontiguousarray(_upright(pixels, orientation))
     except _RefusedError as error:
         raise DataError(f"cannot read {name}", cause=str(error)) from None
+    except MemoryError as error:
+        raise DataError(f"cannot read {name}", cause="not enough memory") from error
     except Exception as error:  # decoders raise many kinds (OSError, SyntaxError, struct.error, ...): all mean bad file
         raise DataError(f"cannot read {name}", cause=f"damaged: {str(error) or type(error).__name__}") from error
 
@@ -136,24 +166,63 @@ def _check_size(width: int, height: int) -> None:
         raise _RefusedError(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
 
 
-def _fast_jpeg(data: bytes, image: ImageFile, channels: int, shorter_side: int | None) -> NDArray[np.uint8] | None:
-    """A common JPEG by libjpeg-turbo, at a fraction of its size where that will do; None: a case for Pillow."""
+def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8] | None:
+    """A JPEG that says nothing about how it lies, without Pillow's look at its header; None: any other file.
+
+    Damage is left to the long way, which knows what to say about it.
+    """
+    if simplejpeg is None or not data.startswith(_READERS[JpegImageFile]):
+        return None
+    about = data[: _end_of_header(data)]
+    if any(word in about for word in _MAY_TURN):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray"):
+            return None
+        _check_size(width, height)
+        needed = _scaled_size((width, height), least(height, width))
+        return _turbo(data, channels, needed)
+    except ValueError:
+        return None
+
+
+def _end_of_header(data: bytes) -> int:
+    """Where the pixels of a JPEG begin; its end where the segments before them are not in order."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xff", b""):
+        if data[place + 1] == _START_OF_SCAN:
+            return place
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
+
+
+def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Width and height that are enough."""
+    return math.ceil(size[0] * min(scale, 1.0)), math.ceil(size[1] * min(scale, 1.0))
+
+
+def _turbo(data: bytes, channels: int, least: tuple[int, int]) -> NDArray[np.uint8]:
+    colours = "GRAY" if channels == 1 else "RGB"
+    return simplejpeg.decode_jpeg(data, colours, min_width=least[0], min_height=least[1], min_factor=2)
+
+
+def _fast_jpeg(data: bytes, image: ImageFile, channels: int, least: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """A common JPEG by libjpeg-turbo, of at least the given width and height; None: a case for Pillow."""
     if simplejpeg is None or not isinstance(image, JpegImageFile) or image.mode not in ("L", "RGB"):
         return None
-    least = 2 * (shorter_side or max(image.size))  # twice what is kept: the resize to come is then as good as from all
-    colours = "GRAY" if channels == 1 else "RGB"
     try:
-        return simplejpeg.decode_jpeg(data, colours, min_height=least, min_width=least, min_factor=2)
+        return _turbo(data, channels, least)
     except ValueError as error:
         if any(sign in str(error) for sign in _PIXELS_LOST):  # Pillow would fill some of these with grey
             raise
         return None
 
 
-def _any_format(image: ImageFile, channels: int, shorter_side: int | None) -> NDArray[np.uint8]:
-    if shorter_side is not None:
-        image.draft(None, (2 * shorter_side, 2 * shorter_side))  # JPEG only: decodes at a fraction of the size
-    image.load()
+def _any_format(image: ImageFile, channels: int, least: tuple[int, int]) -> NDArray[np.uint8]:
+    if least != image.size:
+        image.draft(None, least)  # JPEG only
+    image.load()  # does nothing where that has been done
     pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -188,12 +257,16 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
     return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
 
 
-def _upright(pixels: NDArray[np.uint8], image: ImageFile) -> NDArray[np.uint8]:
-    """Turned as the EXIF tag of its file asks."""
+def _orientation(image: ImageFile) -> int:
+    """How the EXIF tag of a file asks to turn it: 1, as it is, to 8."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF is common and says nothing about the pixels
-        return pixels
+        return 1
+    return int(orientation) if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (3, 4, 6, 7):
         pixels = pixels[::-1]
     if orientation in (2, 3, 7, 8):

@@ -1,64 +1,146 @@
 """From a source to batches. A batch is a pure function of the step: there is nothing to save and nothing to restore."""
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Int
+from torch import Tensor
 
 from smalti.core.contracts import Batch, Grid, Masking
-from smalti.core.rng import Keys, Stream, fold, permutation, signed
+from smalti.core.rng import Keys, Stream, fold, signed
 from smalti.data.augment import resample
-from smalti.data.sources import Resident
-from smalti.data.views import RandomResizedCrop, WholeImage
+from smalti.data.colour import channel_means, colour_matrix, recolour
+from smalti.data.order import Order, Rows
+from smalti.data.sources.resident import Resident
+from smalti.data.views import TwoViews
 from smalti.functional.masking import mask_index
+
+
+class Stopwatch:
+    """Adds up the time spent inside `with`.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._began = 0.0, 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+class Pictures(NamedTuple):
+    """Both views of a batch, B C H W, uint8 or float in [0, 1]; which images are shown, and their labels."""
+
+    image: Tensor
+    token_image: Tensor | None
+    shown: Int[Tensor, "B"]
+    label: Int[Tensor, "B"]
+
+
+@runtime_checkable
+class Gallery(Protocol):
+    """Shows images. Randomness comes from `rows.view_keys` alone."""
+
+    def expect(self, batches: Sequence[Rows]) -> None:
+        """These are going to be asked for next, in this order."""
+        ...
+
+    def __call__(self, rows: Rows) -> Pictures: ...
+
+    def close(self) -> None:
+        """End what works in the background."""
+        ...
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches of one source, in an order, with crops and masks that depend on `seed` alone.
-
-    The source is read as one endless stream, permutation after permutation: step s takes the images s·B to (s+1)·B of
-    it. Every image is seen equally often, whatever the batch size.
+    """Batches in an order, with views and masks that depend on its seed alone.
 
     Attributes:
-        size: height and width of the patch view in pixels.
-        token_size: height and width of the token view; None where the tokenizer reads the patch view.
         masking, grid: what to hide; None where nothing is hidden.
+        ahead: batches to announce to the gallery beyond the one that is asked for.
     """
 
-    source: Resident
-    crop: RandomResizedCrop | WholeImage
-    size: tuple[int, int]
-    batch_size: int
-    seed: int
-    token_size: tuple[int, int] | None = None
+    gallery: Gallery
+    order: Order
     masking: Masking | None = None
     grid: Grid = (0, 0)
+    ahead: int = 2
+    watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
-        stream = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epoch, place = stream // len(self.source), stream % len(self.source)
-        index = np.concatenate(
-            [_order(self.seed, int(e), len(self.source))[place[epoch == e]] for e in np.unique(epoch)]
-        )
-        return self.at(index, fold(self.seed, epoch, index))
+        with self.watch:
+            self.gallery.expect([self.order(step + later) for later in range(self.ahead + 1)])
+            return self.at(self.order(step))
 
-    def at(self, index: NDArray[np.int64], keys: Keys) -> Batch:
-        """The batch of the given images, augmented and masked as their keys say."""
-        chosen = torch.from_numpy(index)
-        images = self.source.images[chosen]
-        crop = self.crop(keys, *images.shape[-2:])
+    @property
+    def waited(self) -> float:
+        """Seconds that making batches has kept the caller waiting."""
+        return self.watch.seconds
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self.gallery.close()
+
+    def at(self, rows: Rows) -> Batch:
+        """The batch of the given images."""
+        pictures = self.gallery(rows)
         batch = Batch(
-            image=resample(images, crop, self.size),
-            token_image=None if self.token_size is None else resample(images, crop, self.token_size, "lanczos"),
-            index=chosen,
-            key=torch.from_numpy(signed(fold(keys, Stream.NOISE))),
-            label=self.source.labels[chosen],
+            image=pictures.image,
+            token_image=pictures.token_image,
+            index=pictures.shown,
+            key=torch.from_numpy(signed(fold(rows.keys, Stream.NOISE))),
+            label=pictures.label,
         )
-        return batch if self.masking is None else _hide(batch, self.masking, fold(keys, Stream.MASK), self.grid)
+        return batch if self.masking is None else _hide(batch, self.masking, fold(rows.keys, Stream.MASK), self.grid)
+
+
+@dataclass(frozen=True)
+class ResidentGallery:
+    """Shows images that are in memory: crop, scale and mirror as two matrix products for the whole batch."""
+
+    source: Resident
+    views: TwoViews
+
+    def expect(self, batches: Sequence[Rows]) -> None:
+        """Nothing to prepare."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def __call__(self, rows: Rows) -> Pictures:
+        chosen, views = torch.from_numpy(rows.index), self.views
+        images, label = self.source.images[chosen], self.source.labels[chosen]
+        crop = views.crop(rows.view_keys, *images.shape[-2:])
+        unmirrored = torch.zeros(len(images), dtype=torch.bool)  # the resampling mirrors
+        if views.jitter_when == "before_crop":
+            images = recolour(images, *colours(views, rows.view_keys, images), unmirrored)
+        shown = [resample(images, crop, views.size)]
+        if views.token_size is not None:
+            shown.append(resample(images, crop, views.token_size, "lanczos"))
+        if views.jitter_when == "after_crop":
+            change = colours(views, rows.view_keys, shown[-1])
+            shown = [recolour(view, *change, unmirrored) for view in shown]
+        return Pictures(shown[0], shown[1] if len(shown) > 1 else None, chosen, label)
+
+
+def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The colour matrix of each image and its offset.
+
+    Args:
+        images: what contrast turns around the mean grey of; of two views of a crop the smaller will do.
+    """
+    factors = torch.from_numpy(views.jitter(keys)).to(images.device, torch.float32)
+    return colour_matrix(factors, channel_means(images))
 
 
 def _hide(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
@@ -67,8 +149,3 @@ def _hide(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
     return replace(
         batch, mask=torch.from_numpy(mask), mask_index=torch.from_numpy(index), mask_weight=torch.from_numpy(weight)
     )
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    return permutation(seed, epoch, length)

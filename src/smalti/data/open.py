@@ -8,47 +8,103 @@ from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.decode import EXTENSIONS
-from smalti.data.listing import IRREGULAR, FollowLinks
-from smalti.data.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
-from smalti.data.shards import Shards, expand
-from smalti.data.sources import FileList, Folder, Resident, embedded
-from smalti.data.stored import Stored
+from smalti.data.packs.format import ABOUT
+from smalti.data.packs.pack import Pack
+from smalti.data.remote.address import check_address, shown, suffix_of
+from smalti.data.remote.places import Local
+from smalti.data.remote.remote import Remote
+from smalti.data.shards.shards import Shards, expand
+from smalti.data.sources.files import FileList, Folder
+from smalti.data.sources.listing import IRREGULAR, FollowLinks
+from smalti.data.sources.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
+from smalti.data.sources.resident import Resident, embedded
+from smalti.data.sources.stored import Stored
+from smalti.data.tables.arrow import Arrow
+from smalti.data.tables.parquet import Parquet
+from smalti.data.tables.saved_dataset import ArrowFiles, arrow_files, is_dataset
+from smalti.data.tables.splits import parquet_files
 
 EMBEDDED = "embedded"
+PARQUET, TAR = ".parquet", ".tar"
 
 
-def open_source(path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> Stored | Resident:
-    """The images that DATA names: a folder, a list or CSV file, tar shards, or the embedded ones (those to train on).
+def open_source(
+    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", in_order: bool = False
+) -> Stored | Resident:
+    """The images that DATA names, of several splits those to train on.
+
+    DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, also at an address), a Hugging Face
+    data set, a pack, or the embedded images. `in_order` says that they will be read from the first to the last, so that
+    remote files may be more than fit into their cache.
 
     Raises:
         DataError: what is wrong with it, and what could be meant.
     """
-    return embedded("train").with_channels(channels) if path == EMBEDDED else open_stored(path, channels, log, follow)
+    if path == EMBEDDED:
+        return embedded("train").with_channels(channels)
+    return open_stored(path, channels, log, follow, in_order)
 
 
-def open_stored(path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> Stored:
-    """The images on the disk that DATA names.
+def open_stored(
+    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", in_order: bool = False
+) -> Stored:
+    """The images that DATA names, wherever they are stored; as `open_source`.
 
     Raises:
         DataError: what is wrong with it, and what could be meant.
     """
     if not path:
         raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
-    if is_remote(path):
-        cause = "only plain paths are read, never a command or the network"
-        raise DataError(f"cannot open {path[:80]}", cause=cause, fix="fetch the files first")
     place = Path(path).expanduser()
     try:
+        if is_remote(path):
+            return _open_remote(path, channels, log, in_order)
         if "{" in path and not place.exists():
-            return Shards([Path(shard).expanduser() for shard in expand(path)], channels, log)
+            return _open_files([Path(file).expanduser() for file in expand(path)], channels, log)
         if not place.exists():
             raise _missing(place)
         if place.is_dir():
-            return Folder(place, channels, log, follow)
+            return _open_folder(place, channels, log, follow)
         return _open_file(place, channels, log)
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
+
+
+def _open_remote(pattern: str, channels: int, log: Log | None, in_order: bool) -> Stored:
+    check_address(pattern)
+    urls = expand(pattern)
+    suffixes = {suffix_of(url) for url in urls}
+    if suffixes == {PARQUET}:
+        return Parquet(Remote(urls, log, in_order), channels, log)
+    if suffixes == {TAR}:
+        return Shards(Remote(urls, log, in_order), channels, log)
+    found = ", ".join(sorted(suffix or "a folder" for suffix in suffixes))
+    cause = f"at an address are read tar shards (.tar) and Parquet files, not {found}"
+    raise DataError(f"cannot open {shown(pattern)}", cause=cause, fix="as in https://.../shards-{000..009}.tar")
+
+
+def _open_files(paths: list[Path], channels: int, log: Log | None) -> Stored:
+    """Large files of a pattern."""
+    if all(path.suffix.lower() == PARQUET for path in paths):
+        return Parquet(Local(paths, "file"), channels, log)
+    return Shards(paths, channels, log)
+
+
+def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks) -> Stored:
+    if (place / ABOUT).is_file():
+        return Pack(place, channels)
+    if is_dataset(place):
+        return Arrow(arrow_files(place), channels, log)
+    try:
+        return Folder(place, channels, log, follow)
+    except DataError:  # no image files
+        files, notes = parquet_files(place, follow)
+        if not files:
+            raise
+        source = Parquet(Local(files, "file"), channels, log)
+        source.notes = (*notes, *source.notes)
+        return source
 
 
 def _open_file(path: Path, channels: int, log: Log | None) -> Stored:
@@ -59,9 +115,13 @@ def _open_file(path: Path, channels: int, log: Log | None) -> Stored:
         return FileList(path, channels)
     if ".tar" in (part.lower() for part in path.suffixes[-2:]) or suffix == ".tgz":
         return Shards([path], channels, log)
+    if suffix == PARQUET:
+        return Parquet(Local([path]), channels, log)
+    if suffix == ".arrow":
+        return Arrow(ArrowFiles([path], []), channels, log)
     if suffix in EXTENSIONS:
         raise DataError(f"{path} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
-    cause = "DATA is a folder of images, a list of them (.txt .lst .csv .tsv) or tar shards (.tar)"
+    cause = "DATA is a folder of images, a list of them (.txt .lst .csv .tsv), tar shards (.tar), .parquet or .arrow"
     raise DataError(f"{path} is a file", cause=cause, fix="unpack it into a folder" if suffix == ".zip" else "")
 
 

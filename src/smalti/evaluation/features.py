@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Backbone, Grid
-from smalti.data.sources import Resident
+from smalti.data.sources.resident import Resident
 
 POOLINGS = ("cls", "mean", "2x2")
 Layer: TypeAlias = tuple[int, str]

@@ -4,7 +4,7 @@ Hardware: two CPU cores. Time: 10 minutes for both stages with the steps that th
 """
 
 from smalti.data.load import Data
-from smalti.data.views import RandomResizedCrop
+from smalti.data.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.runs.demo import Demo
@@ -47,6 +47,7 @@ def pretrain() -> Pretrain:
         ),
         masking=Blockwise(ratio=0.4),
         crop=RandomResizedCrop(scale=(0.6, 1.0)),
+        jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
         plan=Plan(steps=2000, batch_size=64),
     )

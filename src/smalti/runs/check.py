@@ -16,11 +16,12 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.decode import FORMATS
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
-from smalti.data.listing import FollowLinks
-from smalti.data.load import each, even_sample
 from smalti.data.open import open_source
-from smalti.data.sources import Resident
-from smalti.data.stored import Stored
+from smalti.data.packs.pack import Pack
+from smalti.data.reading import each, even_sample
+from smalti.data.sources.listing import FollowLinks
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN = 10
@@ -33,7 +34,8 @@ class Check:
     """Which images to look at, and how closely."""
 
     data: str
-    """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar'), or 'embedded'."""
+    """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar') or Parquet files, also at an
+    address, a Hugging Face data set, a pack, or 'embedded'."""
     channels: int = setting(3, "1 grey, 3 RGB: what mean and standard deviation are of")
     side: int = setting(256, "pixels; images are decoded to about this shorter side")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
@@ -65,7 +67,9 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Look at every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links)
+    source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
+    if isinstance(source, Pack):
+        source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
     for position, seen in each(lambda position: _look(source, position, config.side), positions, log, "check"):
@@ -164,6 +168,8 @@ def _about(source: Stored | Resident, config: Check) -> dict[str, Any]:
     about: dict[str, Any] = {"data": config.data, "kind": "embedded", "images": len(source)}
     if isinstance(source, Resident):
         return about | {"left_out": {}, "notes": []}
+    if isinstance(source, Pack):
+        about |= {"digest": source.fingerprint()}
     return about | {"kind": source.kind, "left_out": source.left_out.as_dict(), "notes": list(source.notes)}
 
 

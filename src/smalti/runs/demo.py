@@ -134,9 +134,10 @@ def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, Images]:
     data = replace(config.tokenizer.data, path=config.data)
     if config.data != EMBEDDED and data.limit is None:
         data = replace(data, limit=affordable(data, seconds=0.1 * config.seconds))
-    tokenizer, mim = replace(config.tokenizer, data=data), replace(config.pretrain, data=data)
     images = data.load(log, folder.bad_files)
     log.say(f"{len(images.train)} images to learn from, {len(images.held_out)} held out")
+    tokenizer = replace(config.tokenizer, data=data, plan=config.tokenizer.plan.at_most(len(images.train)))
+    mim = replace(config.pretrain, data=data, plan=config.pretrain.plan.at_most(len(images.train)))
     return replace(config, tokenizer=tokenizer, pretrain=mim), images
 
 

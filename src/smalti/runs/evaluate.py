@@ -10,7 +10,7 @@ from smalti.core.config import setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
-from smalti.data.sources import Resident
+from smalti.data.sources.resident import Resident
 from smalti.evaluation.features import extract
 from smalti.evaluation.probe import ProbeResult, Split, probe
 from smalti.evaluation.reconstruction import evaluate_tokenizer

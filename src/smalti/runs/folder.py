@@ -33,6 +33,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def write_config(self, config: object) -> None:
+        """Keep the configuration that rebuilds the run."""
+        write_json(self.path / _CONFIG, {"smalti": __version__, "config": to_json(config)})
+
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result)
 
@@ -69,15 +73,12 @@ def create(out: str, config: object) -> RunFolder:
             f"{path} is not empty", cause="a run never overwrites", fix="choose another --out, or --resume it"
         )
     make_folder(path)
-    _write_config(path, config)
-    return RunFolder(path)
+    return _with_config(path, config)
 
 
 def reopen(out: str, config: object) -> RunFolder:
     """The folder of a run that goes on, perhaps with a changed configuration."""
-    path = Path(out).expanduser()
-    _write_config(path, config)
-    return RunFolder(path)
+    return _with_config(Path(out).expanduser(), config)
 
 
 def is_run(out: str) -> bool:
@@ -107,8 +108,10 @@ def read_config(model: str, cls: type[T]) -> T:
     return from_json(cls, config, where="config")
 
 
-def _write_config(path: Path, config: object) -> None:
-    write_json(path / _CONFIG, {"smalti": __version__, "config": to_json(config)})
+def _with_config(path: Path, config: object) -> RunFolder:
+    folder = RunFolder(path)
+    folder.write_config(config)
+    return folder
 
 
 def _read_config(model: str) -> dict[str, Any]:

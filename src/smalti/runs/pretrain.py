@@ -1,7 +1,6 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,19 @@ import numpy as np
 
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch
-from smalti.core.rng import fold
-from smalti.data.load import Data, Images
-from smalti.data.loader import Loader
-from smalti.data.sources import Resident
-from smalti.data.tokens import Tokenized
-from smalti.data.views import RandomResizedCrop, WholeImage
+from smalti.core.contracts import Batch, Batches
+from smalti.core.log import Log
+from smalti.data.gallery import open_gallery
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import Loader, ResidentGallery
+from smalti.data.order import Order
+from smalti.data.sources.resident import Resident
+from smalti.data.statistics import Normalisation, statistics
+from smalti.data.tokens.cache import TokenCache
+from smalti.data.tokens.cached import CachedTokens
+from smalti.data.tokens.key import token_key
+from smalti.data.tokens.tokens import Tokenized, chunk_for, tokenized
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.evaluation.mim import evaluate_mim
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.mim import MaskedImageModel, build_mim
@@ -44,6 +49,14 @@ class Pretrain:
     backbone: ViT = ViT()
     masking: Blockwise | Random = Blockwise()
     crop: RandomResizedCrop = RandomResizedCrop()
+    jitter: ColorJitter = ColorJitter()
+    num_views: int | None = setting(
+        None, "views of an image, in turn; it changes training: less variety, but a token cache pays; none: always new"
+    )
+    token_cache: str = setting("", "a folder that keeps visual tokens, also those of smalti tokenize; empty: none")
+    normalisation: Normalisation | None = setting(
+        None, "of pixels: half (0.5), imagenet, auto (measured); none: backbone.mean and backbone.std as they are"
+    )
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
@@ -57,6 +70,7 @@ class Pretrain:
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
         )
+        require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
@@ -67,32 +81,69 @@ def main(
     """Train, save, measure the loss on held-out images. Arguments as in `train_tokenizer.main`."""
     session = Session.open(config, resume=resume, compute=compute)
     tokenizer = load_tokenizer(config.tokenizer, session.compute)
-    images = config.data.load(session.log, session.folder.bad_files) if images is None else images
-    trainer, batches = prepare(config, images, tokenizer, session.compute)
+    given = config.data.open(session.log, session.folder.bad_files) if images is None else images
+    if not resume:
+        config = with_statistics(config, given)
+        session.folder.write_config(config)
+    trainer, batches = prepare(config, given, tokenizer, session.compute, session.log)
     session.train("pretrain", trainer, batches, config.plan)
     model = load_model(config.out, session.compute)
-    measured = measure(config, model, images, tokenizer, session.compute)
-    counts = {"train_images": len(images.train), "held_out_images": len(images.held_out), "steps": config.plan.steps}
+    measured = measure(config, model, given, tokenizer, session.compute)
+    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
     return session.finish(measured | counts)
 
 
 def prepare(
-    config: Pretrain, images: Images, tokenizer: DiscreteVAE, compute: Compute
-) -> tuple[Trainer, Callable[[int], Batch]]:
+    config: Pretrain,
+    images: Images | StoredImages,
+    tokenizer: DiscreteVAE,
+    compute: Compute,
+    log: Log | None = None,
+) -> tuple[Trainer, Batches]:
     """A trainer at step 0, and the batches it is going to see."""
+    plan = config.plan
+    plan.require_images(len(images.train))
     model = build_mim(config.backbone, tokenizer.vocab_size, config.seed).to(compute.device)
-    loader = _loader(config, images.train, config.crop, tokenizer)
-    trainer = Trainer(MaskedImageModeling(model), config.optimiser, config.plan.steps, config.ema_decay)
-    if should_compile(config.compile, config.plan.steps, compute.device):
+    trainer = Trainer(MaskedImageModeling(model), config.optimiser, plan.steps, config.ema_decay)
+    if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
-    return trainer, Tokenized(loader, tokenizer, compute)
+    if not config.token_cache:
+        loader = training_loader(config, images, tokenizer, compute)
+        return trainer, Tokenized(loader, tokenizer, compute, chunk_for(plan.batch_size))
+    cache = open_cache(config, Path(config.token_cache).expanduser(), images, tokenizer, compute)
+    loader = training_loader(config, images, tokenizer, compute)
+    return trainer, CachedTokens(loader, tokenizer, compute, cache, log or Log())
+
+
+def training_loader(
+    config: Pretrain, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
+) -> Loader:
+    """Batches of the images to learn from, without tokens."""
+    views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
+    gallery = open_gallery(images, views, config.data, size, compute.device)
+    order = Order(len(images.train), size, config.seed, num_views=config.num_views)
+    return Loader(gallery, order, config.masking, config.backbone.grid)
+
+
+def open_cache(
+    config: Pretrain, folder: Path, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
+) -> TokenCache:
+    """The token cache in `folder`, for the views of this run.
+
+    Raises:
+        DataError: it is there for other views; the message names all that differs.
+    """
+    views = _views(config, config.crop, config.jitter, tokenizer)
+    return TokenCache(
+        folder, token_key(images.train, views, config.seed, tokenizer, compute, chunk_for(config.plan.batch_size))
+    )
 
 
 def measure(
-    config: Pretrain, model: MaskedImageModel, images: Images, tokenizer: DiscreteVAE, compute: Compute
+    config: Pretrain, model: MaskedImageModel, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
 ) -> dict[str, float]:
     """Loss, accuracy and unigram entropy on whole held-out images under fixed masks."""
-    loader = _loader(config, images.held_out, WholeImage(), tokenizer)
+    loader = _held_out_loader(config, images.held_out, tokenizer)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.batch_size)
     return evaluate_mim(MaskedImageModeling(model), Tokenized(loader, tokenizer, compute), num_batches, compute)
 
@@ -101,9 +152,9 @@ def held_out_batch(
     config: Pretrain, held_out: Resident, tokenizer: DiscreteVAE, compute: Compute, num_images: int
 ) -> Batch:
     """The first held-out images whole, with fixed masks and their tokens: for pictures."""
-    loader = _loader(config, held_out, WholeImage(), tokenizer)
+    loader = _held_out_loader(config, held_out, tokenizer)
     index = np.arange(min(num_images, len(held_out)))
-    return Tokenized(lambda _: loader.at(index, fold(config.seed, index)), tokenizer, compute)(0)
+    return tokenized(loader.at(loader.order.rows(index, np.zeros_like(index))), tokenizer, compute)
 
 
 def load_model(run: str, compute: Compute) -> MaskedImageModel:
@@ -115,7 +166,16 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
     return model.eval().requires_grad_(False).to(compute.device)
 
 
-def _loader(config: Pretrain, images: Resident, crop: RandomResizedCrop | WholeImage, tokenizer: DiscreteVAE) -> Loader:
+def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: DiscreteVAE) -> Loader:
+    """Held-out images whole and in their own colours, under masks that are always the same."""
+    views = _views(config, WholeImage(), NO_JITTER, tokenizer)
+    order = Order(len(held_out), config.plan.batch_size, config.seed)
+    return Loader(ResidentGallery(held_out, views), order, config.masking, config.backbone.grid)
+
+
+def _views(
+    config: Pretrain, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter, tokenizer: DiscreteVAE
+) -> TwoViews:
     """Both views of every crop; the token view has one visual token for each patch of the patch view."""
     require(
         config.data.channels == tokenizer.config.in_chans,
@@ -123,13 +183,14 @@ def _loader(config: Pretrain, images: Resident, crop: RandomResizedCrop | WholeI
     )
     rows, columns = config.backbone.grid
     token_size = (rows * tokenizer.stride, columns * tokenizer.stride)
-    return Loader(
-        source=images,
-        crop=crop,
-        size=config.backbone.img_size,
-        batch_size=config.plan.batch_size,
-        seed=config.seed,
-        token_size=None if token_size == config.backbone.img_size else token_size,
-        masking=config.masking,
-        grid=config.backbone.grid,
+    return TwoViews(
+        crop, config.backbone.img_size, None if token_size == config.backbone.img_size else token_size, jitter
     )
+
+
+def with_statistics(config: Pretrain, images: Images | StoredImages) -> Pretrain:
+    """The configuration with the pixel mean and standard deviation that `normalisation` asks for."""
+    if config.normalisation is None:
+        return config
+    mean, std = statistics(config.normalisation, images.train, config.data.channels, config.data.side)
+    return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)

@@ -14,7 +14,7 @@ from smalti.core.compute import Compute
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.load import Images
-from smalti.data.sources import embedded_photographs
+from smalti.data.sources.resident import embedded_photographs
 from smalti.evaluation.completion import complete
 from smalti.functional.patches import constant_patches
 from smalti.report.charts import by_layer, curve

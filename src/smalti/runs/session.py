@@ -1,12 +1,12 @@
 """What the training verbs have in common: a folder, a log, and where to compute."""
 
 import time
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.contracts import Batch
+from smalti.core.contracts import Batches
 from smalti.core.log import Log
 from smalti.runs.folder import RunFolder, create, reopen
 from smalti.training.loop import Plan, Trainer, fit
@@ -43,7 +43,7 @@ class Session:
         log.say(f"{folder.path}: {chosen.describe()}")
         return Session(folder, log, chosen, resume)
 
-    def train(self, title: str, trainer: Trainer, batches: Callable[[int], Batch], plan: Plan) -> None:
+    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan) -> None:
         """Run the loop, saving into the folder, from where the run was left."""
         if self.resumed:
             trainer.restore(self.folder.path)
@@ -59,16 +59,17 @@ class Session:
         return result
 
 
-def seconds_per_step(trainer: Trainer, batches: Callable[[int], Batch], compute: Compute, steps: int = 12) -> float:
-    """The usual time of a training step on this machine, in seconds. `trainer` is spoilt by it.
+def seconds_per_step(trainer: Trainer, batches: Batches, compute: Compute, steps: int = 12) -> float:
+    """The usual time of a training step on this machine, in seconds. Trainer and batches are used up by it.
 
     The first steps (compilation, first touches of memory) do not count; of the others the median does.
     """
     warm = 3
     times = []
     trainer.objective.train()
-    for step in range(warm + steps):
-        began = time.perf_counter()
-        trainer.train_step(batches(step).to(compute.device), compute)
-        times.append(time.perf_counter() - began)
+    with closing(batches):
+        for step in range(warm + steps):
+            began = time.perf_counter()
+            trainer.train_step(batches(step).to(compute.device), compute)
+            times.append(time.perf_counter() - began)
     return sorted(times[warm:])[steps // 2]

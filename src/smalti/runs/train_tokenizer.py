@@ -9,9 +9,12 @@ import torch
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.rng import permutation
-from smalti.data.load import Data, Images
+from smalti.data.gallery import open_gallery
+from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader
-from smalti.data.views import RandomResizedCrop
+from smalti.data.order import Order
+from smalti.data.reading import some_squares
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.runs.folder import read_config
 from smalti.runs.session import Session
@@ -31,6 +34,7 @@ class TrainTokenizer:
     tokenizer: DVAE = DVAE()
     relaxation: Relaxation = Relaxation()
     crop: RandomResizedCrop = RandomResizedCrop()
+    jitter: ColorJitter = NO_JITTER
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
     init_images: int = setting(1000, "images that the codebook is initialised from")
@@ -67,26 +71,31 @@ def main(
         The result, as written to result.json.
     """
     session = Session.open(config, resume=resume, compute=compute)
-    images = config.data.load(session.log, session.folder.bad_files) if images is None else images
-    trainer, batches = prepare(config, images, session.compute)
+    given = config.data.open(session.log, session.folder.bad_files) if images is None else images
+    trainer, batches = prepare(config, given, session.compute)
     session.train("tokenizer", trainer, batches, config.plan)
     tokenizer = trainer.trained
     assert isinstance(tokenizer, DiscreteVAE)
-    measured = evaluate_tokenizer(tokenizer, images.held_out.images, session.compute)
-    counts = {"train_images": len(images.train), "held_out_images": len(images.held_out), "steps": config.plan.steps}
+    measured = evaluate_tokenizer(tokenizer, given.held_out.images, session.compute)
+    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
     return session.finish(measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts)
 
 
-def prepare(config: TrainTokenizer, images: Images, compute: Compute) -> tuple[Trainer, Loader]:
+def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
     """A trainer at step 0, and the batches it is going to see."""
-    batches = Loader(images.train, config.crop, _size(config), config.plan.batch_size, config.seed)
+    plan, side = config.plan, config.data.side
+    plan.require_images(len(images.train))
+    gallery = open_gallery(
+        images, TwoViews(config.crop, (side, side), jitter=config.jitter), config.data, plan.batch_size, compute.device
+    )
+    batches = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
     tokenizer = config.tokenizer.build(config.seed)
-    sample = images.train.images[: config.init_images]
-    num_patches = len(sample) * (config.data.side // config.tokenizer.stride) ** 2
+    sample = some_squares(images.train, config.init_images, side)
+    num_patches = len(sample) * (side // config.tokenizer.stride) ** 2
     tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
     tokenizer.to(compute.device)
-    objective = DiscreteVAEObjective(tokenizer, config.relaxation, config.plan.steps)
-    return Trainer(objective, config.optimiser, config.plan.steps, config.ema_decay), batches
+    objective = DiscreteVAEObjective(tokenizer, config.relaxation, plan.steps)
+    return Trainer(objective, config.optimiser, plan.steps, config.ema_decay), batches
 
 
 def load_tokenizer(run: str, compute: Compute) -> DiscreteVAE:
@@ -94,7 +103,3 @@ def load_tokenizer(run: str, compute: Compute) -> DiscreteVAE:
     tokenizer = read_config(run, TrainTokenizer).tokenizer.build()
     load_weights(tokenizer, read_checkpoint(Path(run).expanduser()).model, run)
     return tokenizer.eval().requires_grad_(False).to(compute.device)
-
-
-def _size(config: TrainTokenizer) -> tuple[int, int]:
-    return config.data.side, config.data.side

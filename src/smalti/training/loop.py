@@ -8,8 +8,10 @@ for step in range(done, steps):
     log; now and then: save
 """
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,13 +19,14 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.core.errors import NumericError
+from smalti.core.contracts import Batch, Batches, Objective, StepOutput
+from smalti.core.errors import DataError, NumericError
 from smalti.core.log import Log
 from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from smalti.training.ema import EMA
 from smalti.training.optim import AdamW
 
+_MORE = "bound by reading images (more --data.num-workers, or smalti prepare)"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
 
@@ -34,12 +37,27 @@ class Plan:
 
     steps: int = setting(1000, "optimiser steps")
     batch_size: int = setting(256, "images")
+    repeat: bool = setting(False, "let a batch hold an image more than once, where there are fewer than it has rows")
     log_every: int = setting(10, "steps")
     save_every: int = setting(1000, "steps")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
+
+    def at_most(self, count: int) -> "Plan":
+        """The plan with no more images in a batch than there are."""
+        return replace(self, batch_size=min(self.batch_size, count))
+
+    def require_images(self, count: int) -> None:
+        """Refuse a batch that is larger than the data set, unless that is meant.
+
+        Raises:
+            DataError: it is.
+        """
+        if count < self.batch_size and not self.repeat:
+            fix = f"use --plan.batch-size {count} or less, or --plan.repeat"
+            raise DataError(f"{count} images to learn from, and a batch has {self.batch_size}", fix=fix)
 
 
 class Trainer:
@@ -116,7 +134,7 @@ class Trainer:
 
 def fit(
     trainer: Trainer,
-    batches: Callable[[int], Batch],
+    batches: Batches,
     plan: Plan,
     log: Log,
     *,
@@ -135,13 +153,16 @@ def fit(
         NumericError: see `Trainer.train_step`.
     """
     trainer.objective.train()
-    with log.progress(title, plan.steps) as bar:
+    spent = Spent(batches)
+    with log.progress(title, plan.steps) as bar, closing(batches):
         while trainer.step < plan.steps:
-            output, norm = trainer.train_step(batches(trainer.step).to(compute.device), compute)
+            batch = spent.on_batch(trainer.step)
+            output, norm = trainer.train_step(batch.to(compute.device), compute)
             if trainer.step % plan.log_every == 0 or trainer.step == plan.steps:
                 values = means(output)
                 log.record(stage=title, step=trainer.step, lr=trainer.lr(trainer.step), grad_norm=float(norm), **values)
-                bar.update(trainer.step, note="  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+                numbers = [f"{name} {value:.3f}" for name, value in values.items()]
+                bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
             if save is not None and (trainer.step % plan.save_every == 0 or trainer.step == plan.steps):
                 save(trainer)
     trainer.objective.eval()
@@ -151,3 +172,28 @@ def means(output: StepOutput) -> dict[str, float]:
     """The loss and every metric of a step as plain numbers."""
     values = {"loss": float((output.loss_sum / output.weight).detach())}
     return values | {name: float(total / count) for name, (total, count) in output.metrics.items()}
+
+
+class Spent:
+    """Where the time of a run goes: waiting for images, making their tokens, and the network."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches, self.on_batches, self.began = batches, 0.0, time.perf_counter()
+        self.waited_before = batches.waited
+
+    def on_batch(self, step: int) -> Batch:
+        """The batch of a step; the time it takes is noted."""
+        began = time.perf_counter()
+        batch = self.batches(step)
+        self.on_batches += time.perf_counter() - began
+        return batch
+
+    def describe(self) -> str:
+        """The shares so far, and what the run is bound by."""
+        total = max(time.perf_counter() - self.began, 1e-9)
+        data = (self.batches.waited - self.waited_before) / total
+        tokens = max(self.on_batches / total - data, 0.0)
+        verdict = max((1 - data - tokens, "network"), (data, "data"), (tokens, "tokenizer"))[1]
+        return (
+            f"data wait {data:.0%}, bound by the {verdict}" if verdict != "data" else f"data wait {data:.0%}: {_MORE}"
+        )

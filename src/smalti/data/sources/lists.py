@@ -9,8 +9,8 @@ from typing import NamedTuple, TextIO
 
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
-from smalti.data.labels import Labels
-from smalti.data.listing import Names, NamesBuilder, has_image_suffix
+from smalti.data.sources.labels import Labels
+from smalti.data.sources.listing import Names, NamesBuilder, has_image_suffix
 
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path asks for a command or for the network (`pipe:`, `http://`, `s3://`); neither is ever used."""
+    """Whether a path asks for a command or for the network: `pipe:`, `http://`, `s3://`."""
     return _REMOTE.match(path) is not None
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from smalti.core.errors import OutputError
 from smalti.core.files import sha256, write_bytes
 from smalti.data.decode import EXTENSIONS
-from smalti.data.listing import LeftOut, Names
-from smalti.data.shard_index import ShardIndex
+from smalti.data.shards.index import ShardIndex
+from smalti.data.sources.listing import LeftOut, Names
 
 _VERSION = 1
 _MAX_HEADER = 64 << 20

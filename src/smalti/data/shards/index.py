@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.data.decode import MAX_BYTES
-from smalti.data.labels import Labels
-from smalti.data.listing import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
-from smalti.data.tar import DamagedTarError, Member, is_inside, members, plain
+from smalti.data.shards.tar import DamagedTarError, Member, is_inside, members, plain
+from smalti.data.sources.labels import Labels
+from smalti.data.sources.listing import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
 
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"

@@ -3,7 +3,8 @@
 import os
 import re
 from collections.abc import Sequence
-from itertools import product
+from io import BufferedReader
+from itertools import accumulate, product
 from math import prod
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.labels import NONE, resolve
-from smalti.data.listing import LeftOut
-from smalti.data.shard_cache import Slot
-from smalti.data.shard_index import ShardIndex, build_index
-from smalti.data.stored import Stored
+from smalti.data.remote.places import Local, Places
+from smalti.data.shards.index import ShardIndex, build_index
+from smalti.data.sources.labels import NONE, resolve
+from smalti.data.sources.listing import LeftOut
+from smalti.data.sources.stored import Stored
 
 MAX_SHARDS = 100_000
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -30,18 +31,18 @@ class Shards(Stored):
 
     kind = "shards"
 
-    def __init__(self, paths: Sequence[Path], channels: int, log: Log | None = None) -> None:
-        self.paths, self.channels = tuple(paths), channels
-        self._indices = _read_indices(self.paths, log or Log())
+    def __init__(self, paths: Sequence[Path] | Places, channels: int, log: Log | None = None) -> None:
+        self.places = paths if isinstance(paths, Places) else Local(paths)
+        self.channels = channels
+        self._indices = _read_indices(self.places, log or Log())
         self._ends = np.cumsum([len(index.names) for index in self._indices])
-        self._common = os.path.commonpath([path.parent for path in self.paths])
         self.left_out = LeftOut()
-        for path, index in zip(self.paths, self._indices, strict=True):
-            self.left_out.merge(index.left_out, f"{path}: ")
+        for name, index in zip(self.places.names, self._indices, strict=True):
+            self.left_out.merge(index.left_out, f"{name}: ")
         if not len(self):
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
-            raise DataError(f"no images in {self.paths[0]}", cause=cause, fix="check --data")
+            raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check --data")
         labels, self.classes = _join_labels(self._indices)
         self.labels = labels if self.classes else None
         if not self.classes and any(index.label_names for index in self._indices):
@@ -53,9 +54,9 @@ class Shards(Stored):
 
     def read(self, index: int) -> bytes:
         shard, row = self._place(index)
-        about, path = self._indices[shard], self.paths[shard]
+        about = self._indices[shard]
         try:
-            with open(path, "rb", buffering=0) as file:
+            with self.places.open(shard) as file:
                 file.seek(int(about.offsets[row]))
                 data = file.read(int(about.sizes[row]))
         except OSError as error:
@@ -66,10 +67,14 @@ class Shards(Stored):
 
     def name(self, index: int) -> str:
         shard, row = self._place(index)
-        return f"{self.paths[shard]}/{os.fsdecode(self._indices[shard].names[row])}"
+        return f"{self.places.names[shard]}/{os.fsdecode(self._indices[shard].names[row])}"
 
     def key(self, index: int) -> str:
-        return os.path.relpath(self.name(index), self._common)
+        return self.places.relative(self.name(index))
+
+    def length(self, index: int) -> int:
+        shard, row = self._place(index)
+        return int(self._indices[shard].sizes[row])
 
     def _place(self, index: int) -> tuple[int, int]:
         """The shard of an image, and its row there."""
@@ -108,32 +113,28 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(found[1])) for number in range(first, last + 1)]
 
 
-def _read_indices(paths: Sequence[Path], log: Log) -> list[ShardIndex]:
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        what = f"no shard {missing[0]}" + (f" (and {len(missing) - 1} more)" if missing[1:] else "")
-        raise DataError(what, cause="it does not exist or is no file", fix="check --data")
-    indices, megabytes = [], np.cumsum([path.stat().st_size >> 20 for path in paths])
-    with log.progress("index MB", max(int(megabytes[-1]), 1)) as bar:
-        for path, done in zip(paths, megabytes.tolist(), strict=True):
-            indices.append(_read_index(path))
-            bar.update(max(done, 1), path.name)
+def _read_indices(places: Places, log: Log) -> list[ShardIndex]:
+    indices, megabytes = [], [done >> 20 for done in accumulate(places.sizes)]
+    with log.progress("index MB", max(megabytes[-1], 1)) as bar:
+        for number, done in enumerate(megabytes):
+            indices.append(_read_index(places, number))
+            bar.update(max(done, 1), os.path.basename(places.names[number]))
     return indices
 
 
-def _read_index(path: Path) -> ShardIndex:
+def _read_index(places: Places, number: int) -> ShardIndex:
     """From the cache, where the shard has not changed since."""
+    name = places.names[number]
     try:
-        with open(path, "rb") as file:
-            about = os.fstat(file.fileno())
-            slot = Slot(path, about)
-            index = slot.load()
-            if index is None:
-                index = build_index(file, about.st_size, path)
-                slot.save(index)
-            return index
+        slot = places.slot(number)
+        index = slot.load()
+        if index is None:
+            with BufferedReader(places.open(number)) as file:
+                index = build_index(file, os.fstat(file.fileno()).st_size, Path(name))
+            slot.save(index)
+        return index
     except OSError as error:
-        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
+        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
 
 
 def _join_labels(indices: Sequence[ShardIndex]) -> tuple[NDArray[np.int32], tuple[str, ...]]:

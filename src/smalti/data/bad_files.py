@@ -1,0 +1,94 @@
+"""Images that cannot be read: each named once, on the console and in bad_files.jsonl, and not too many of them."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from smalti.core.errors import DataError, OutputError
+from smalti.core.log import Log
+from smalti.data.workers.jobs import Bad
+
+OnBadImage: TypeAlias = Literal["replace", "error"]
+"""Show another image instead and go on, or stop at the first."""
+
+_SHOWN = 5
+_EARLY = 50
+"""After so many images, a run of which more than half cannot be read is stopped, however large the data set."""
+
+
+class BadFiles:
+    """Counts images that cannot be read, over a run and all its continuations."""
+
+    def __init__(
+        self,
+        total: int,
+        name: Callable[[int], str],
+        log: Log,
+        path: Path | None = None,
+        max_fraction: float = 0.01,
+        on_bad_image: OnBadImage = "replace",
+    ) -> None:
+        self.total, self.name, self.log, self.path = total, name, log, path
+        self.most, self.on_bad_image = max(1, int(max_fraction * total)), on_bad_image
+        self.reasons: dict[int, str] = {}
+        self.quarantined: set[int] = set()
+        self.seen = 0
+        for item in _earlier(path):
+            self.reasons[item.position] = item.reason
+            if item.quarantined:
+                self.quarantined.add(item.position)
+
+    def add(self, bad: Sequence[Bad], seen: int) -> None:
+        """Note what came up while `seen` images were shown.
+
+        Raises:
+            DataError: there are too many, or none is wanted.
+        """
+        self.seen += seen
+        for item in bad:
+            if item.position not in self.reasons or (item.quarantined and item.position not in self.quarantined):
+                self._note(item)
+        count = len(self.reasons)
+        if bad and (count > self.most or count > max(_EARLY, self.seen / 2)):
+            raise self._too_many()
+
+    def _note(self, item: Bad) -> None:
+        self.reasons[item.position] = item.reason
+        if item.quarantined:
+            self.quarantined.add(item.position)
+        name = self.name(item.position)
+        if self.on_bad_image == "error":
+            raise DataError(
+                f"cannot read {name}", cause=item.reason, fix="remove it, or use --data.on-bad-image replace"
+            )
+        self.log.say(f"bad image, another one is shown instead: {name} ({item.reason})")
+        _append(
+            self.path, {"path": name, "reason": item.reason, "index": item.position, "quarantined": item.quarantined}
+        )
+
+    def _too_many(self) -> DataError:
+        first = [f"{self.name(position)}: {reason}" for position, reason in list(self.reasons.items())[:_SHOWN]]
+        return DataError(
+            f"{len(self.reasons)} of {self.total} images cannot be read, {self.seen} were shown",
+            cause=", ".join(first),
+            fix="remove them, or raise --data.max-bad-fraction",
+        )
+
+
+def _earlier(path: Path | None) -> list[Bad]:
+    """What an earlier part of this run found; a last line that was cut off does not count."""
+    if path is None or not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    return [Bad(line["index"], line["reason"], line["quarantined"]) for line in lines if "index" in line]
+
+
+def _append(path: Path | None, line: dict[str, object]) -> None:
+    if path is None:
+        return
+    try:
+        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error

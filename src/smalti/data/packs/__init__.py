@@ -1,0 +1,1 @@
+"""Prepared data sets: written by `smalti prepare`, read by memory map."""

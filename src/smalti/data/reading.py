@@ -1,0 +1,97 @@
+"""Decoding many images at once: one thread a core, with progress, what cannot be read set apart."""
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
+
+T = TypeVar("T")
+
+
+class Square(NamedTuple):
+    """The centre of an image as a square, H W C, and its label."""
+
+    pixels: NDArray[np.uint8]
+    label: int
+
+
+def each(
+    look: Callable[[int], T], positions: Sequence[int], log: Log, title: str
+) -> Generator[tuple[int, T | DataError], None, None]:
+    """Look at images on one thread a core, with progress: each position with what was found there, or what is wrong."""
+    unreadable = 0
+    with (
+        warnings.catch_warnings(),
+        log.progress(title, len(positions)) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
+        warnings.simplefilter("ignore")
+        results = in_order(threads, lambda position: attempt(look, position), positions)
+        for number, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
+            yield position, result
+            unreadable += isinstance(result, DataError)
+            bar.update(number, f"{unreadable} unreadable" if unreadable else "")
+
+
+def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
+    """`map` on threads, at most `ahead` items ahead of whoever takes the results: a million do not fill the memory."""
+    for start in range(0, len(items), ahead):
+        yield from threads.map(function, items[start : start + ahead])
+
+
+def attempt(look: Callable[[int], T], position: int) -> T | DataError:
+    """What is found at a position, or what is wrong there."""
+    try:
+        return look(position)
+    except DataError as error:
+        return error
+
+
+def even_sample(length: int, limit: int | None) -> list[int]:
+    """At most `limit` positions of `length`, evenly spread."""
+    return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
+
+
+def read_square(source: Stored, position: int, side: int) -> Square:
+    """The centre square of an image, `side` pixels wide.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    sample = source.shrunk(position, side)
+    return Square(square(sample.image, side), sample.label)
+
+
+def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The centre square of H W C pixels, scaled to `side`."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    box = (left, top, left + short, top + short)
+    scaled = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    return scaled.reshape(side, side, -1)
+
+
+def some_squares(images: Resident | Stored, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
+    """About `count` images as squares: the first resident ones, or readable stored ones, evenly spread."""
+    if isinstance(images, Resident):
+        return images.images[:count]
+    found = each(lambda position: read_square(images, position, side), even_sample(len(images), count), Log(), "look")
+    pixels = [result.pixels for _, result in found if isinstance(result, Square)]
+    if not pixels:
+        raise DataError(f"none of {count} images can be read", cause="all that were tried are damaged")
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,1 @@
+"""Tar shards, read where they lie by an index of offsets."""

@@ -1,0 +1,1 @@
+"""Images as cells of tables: Parquet files and Hugging Face data sets."""

@@ -1,0 +1,1 @@
+"""Visual tokens: made live, kept in a cache, read again."""

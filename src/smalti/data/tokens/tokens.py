@@ -1,0 +1,69 @@
+"""The targets of masked image modeling: visual tokens written into the batch, outside model and objective."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch, Batches, Tokenizer
+
+CHUNK = 64
+"""Images that a tokenizer is given at a time, where there are that many."""
+
+
+def chunk_for(batch_size: int) -> int:
+    """Images that a tokenizer is given at a time in a run with such batches."""
+    return min(CHUNK, batch_size)
+
+
+@torch.no_grad()
+def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CHUNK) -> Int[Tensor, "B N"]:
+    """The visual tokens of images on the device, B C H W.
+
+    The tokenizer always sees `chunk` of them, the last one repeated: sums are then made in one order, whatever the size
+    of the batch, and so ids can be kept and used in other batches.
+    """
+    with compute.autocast():
+        return torch.cat([tokenizer.encode(_filled(part, chunk)).flatten(1)[: len(part)] for part in view.split(chunk)])
+
+
+def token_view(batch: Batch) -> Tensor:
+    """What the tokenizer looks at."""
+    return batch.image if batch.token_image is None else batch.token_image
+
+
+def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int = CHUNK) -> Batch:
+    """The batch on the device, with the `ids` that a frozen tokenizer finds in the token view of each crop."""
+    batch = batch.to(compute.device)
+    return replace(batch, ids=encode(token_view(batch), tokenizer, compute, chunk))
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Batches with `ids`."""
+
+    batches: Batches
+    tokenizer: Tokenizer
+    compute: Compute
+    chunk: int = CHUNK
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        return tokenized(self.batches(step), self.tokenizer, self.compute, self.chunk)
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent until images were there; tokenizing them does not count."""
+        return self.batches.waited
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self.batches.close()
+
+
+def _filled(part: Tensor, chunk: int) -> Tensor:
+    """The images, and the last one again until there are `chunk`."""
+    wanting = chunk - len(part)
+    return torch.cat([part, part[-1:].expand(wanting, -1, -1, -1)]) if wanting else part

@@ -1,0 +1,1 @@
+"""Processes that render batches ahead of time, and may die."""

@@ -1,0 +1,154 @@
+"""`smalti tokenize`: the visual tokens of a pretraining run computed beforehand, for it and for others like it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.config import require, setting
+from smalti.core.contracts import Batch
+from smalti.core.log import Log
+from smalti.data.loader import Loader
+from smalti.data.tokens.cache import BAD_FILES, TokenCache
+from smalti.data.tokens.tokens import encode, token_view
+from smalti.runs.pretrain import Pretrain, open_cache, training_loader
+from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.tokenizers.dvae import DiscreteVAE
+
+_BLOCK = 256
+"""Images at a time: whole chunks of the tokenizer, and little to lose when the process is killed."""
+
+
+@dataclass(frozen=True)
+class Tokenize(Pretrain):
+    """The run that the cache is for: it has the flags of `smalti pretrain`, so that both see the same views.
+
+    What does not change a view (optimiser, masks, the size of the network) may differ. The cache is written to
+    `token_cache`, or to `out` where that is empty.
+    """
+
+    epochs: int | None = setting(None, "epochs of views to compute; none: num_views, or 1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs is None or self.epochs >= 1, f"epochs is {self.epochs}", "use at least 1")
+        require(
+            self.num_views is None or self.num_epochs <= self.num_views,
+            f"{self.epochs} epochs of {self.num_views} views",
+            f"use --epochs {self.num_views} or less: later ones are the same again",
+        )
+
+    @staticmethod
+    def of(config: Pretrain) -> "Tokenize":
+        """The views of a pretraining run."""
+        return Tokenize(**{f.name: getattr(config, f.name) for f in fields(Pretrain)})
+
+    @property
+    def folder(self) -> Path:
+        """The cache."""
+        return Path(self.token_cache or self.out).expanduser()
+
+    @property
+    def num_epochs(self) -> int:
+        """How many views of every image are wanted."""
+        return self.epochs or self.num_views or 1
+
+
+def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
+    """Compute what is missing. It may be interrupted at any time and goes on when called again.
+
+    Raises:
+        DataError: the folder holds something else, or a cache that does not fit.
+        OutputError: it cannot be written.
+    """
+    require(bool(config.token_cache or config.out), "no folder for the visual tokens", "use --out CACHE")
+    log, compute = Log(), choose_compute(config.device, config.precision) if compute is None else compute
+    tokenizer = load_tokenizer(config.tokenizer, compute)
+    images = config.data.open(log, config.folder / BAD_FILES)
+    run = replace(config, plan=replace(config.plan, batch_size=_BLOCK))
+    with (
+        closing(open_cache(config, config.folder, images, tokenizer, compute)) as cache,
+        closing(training_loader(run, images, tokenizer, compute)) as loader,
+    ):
+        began = time.perf_counter()
+        filled = Filled(cache, loader, tokenizer, compute)
+        filled.fill(config.num_epochs, log)
+        result = filled.result(config.num_epochs, time.perf_counter() - began)
+    log.say(describe(result))
+    return result
+
+
+class Filled:
+    """Fills a cache and counts.
+
+    Attributes:
+        already: views whose ids were there.
+        computed: views whose ids have been added.
+        unreadable: views of images that cannot be read; a run shows others instead and tokenises those live.
+    """
+
+    def __init__(self, cache: TokenCache, loader: Loader, tokenizer: DiscreteVAE, compute: Compute) -> None:
+        self.cache, self.loader, self.tokenizer, self.compute = cache, loader, tokenizer, compute
+        self.already = self.computed = self.unreadable = 0
+
+    def fill(self, num_epochs: int, log: Log) -> None:
+        """Compute the missing ids of the first epochs."""
+        images = self.cache.key.num_images
+        with log.progress("tokenize", images * num_epochs) as bar:
+            for epoch in range(num_epochs):
+                missing = self.cache.missing(epoch)
+                self.already += images - len(missing)
+                for block, batch in _batches(self.loader, epoch, missing):
+                    self._add(epoch, block, batch)
+                    bar.update(self.already + self.computed + self.unreadable, f"epoch {epoch}")
+
+    def result(self, num_epochs: int, seconds: float) -> dict[str, Any]:
+        """What was done, as plain JSON values. `bytes` are those of all ids that are there."""
+        key, views = self.cache.key, self.already + self.computed
+        return {
+            "cache": str(self.cache.folder),
+            "images": key.num_images,
+            "views": num_epochs,
+            "tokens": views * key.num_patches,
+            "bytes": 2 * views * key.num_patches,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self.computed / seconds, 1),
+            "already_there": self.already,
+            "computed": self.computed,
+            "unreadable": self.unreadable,
+        }
+
+    def _add(self, epoch: int, block: NDArray[np.int64], batch: Batch) -> None:
+        as_asked = batch.index.numpy() == block
+        view = token_view(batch).to(self.compute.device)
+        ids = encode(view, self.tokenizer, self.compute, self.cache.key.chunk).cpu().numpy()
+        kept = block[as_asked]
+        self.cache.store(np.full_like(kept, epoch), kept, ids[as_asked])
+        self.computed += len(kept)
+        self.unreadable += len(block) - len(kept)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line."""
+    views = "view" if result["views"] == 1 else "views"
+    done = (
+        f"{result['computed']} computed at {result['images_per_second']:.0f} a second, {result['already_there']} there"
+        if result["computed"]
+        else "all there"
+    )
+    return f"{result['cache']}: {result['views']} {views} of {result['images']} images, {done}"
+
+
+def _batches(loader: Loader, epoch: int, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """The given images in blocks, in order, as they are seen in an epoch."""
+    blocks = [positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK)]
+    rows = [loader.order.rows(block, np.full_like(block, epoch)) for block in blocks]
+    for number, block in enumerate(blocks):
+        loader.gallery.expect(rows[number : number + 1 + loader.ahead])
+        yield block, loader.at(rows[number])

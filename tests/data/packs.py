@@ -1,0 +1,31 @@
+"""What tests of packs share: small pictures, and settings for packing them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smalti.data.packs.format import Settings
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
+
+PART = 2500
+"""Bytes of a part that three of the pictures fill."""
+
+
+def fill(folder: Path, count: int, first: int = 0) -> Path:
+    """Different pictures of noise, 24 x 20 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def raw_settings(images: Stored | Resident, **fields: Any) -> Settings:
+    """Shorter side 16, pixels without loss."""
+    kind = images.kind if isinstance(images, Stored) else "embedded"
+    start: dict[str, Any] = {"data": "/data", "source": kind, "side": 16, "encoding": "raw", "quality": None}
+    start |= {"channels": 3, "limit": None, "length": len(images), "fingerprint": images.fingerprint()}
+    return Settings(**start | fields)

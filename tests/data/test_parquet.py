@@ -1,0 +1,451 @@
+"""Parquet: columns, labels, which files of a folder, row groups of any size, bad cells, damage, threads, processes."""
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.open import open_source, open_stored
+from smalti.data.remote.places import Local
+from smalti.data.sources.stored import Stored
+from smalti.data.tables import columns, parquet, parquet_index
+from smalti.data.tables.parquet import Parquet
+from smalti.data.tables.recent import Recent
+from smalti.data.tables.rows import Rows
+from smalti.data.tables.splits import split_of
+from smalti.runs.check import Check, main
+from tests.contracts import check_source
+from tests.data.tables import IMAGE, features, png, table, write
+
+
+def opened(path: Path | str, channels: int = 1) -> Rows:
+    source = open_source(str(path), channels)
+    assert isinstance(source, Rows)
+    return source
+
+
+def values(source: Stored) -> list[int]:
+    return [int(source[position].image[0, 0, 0]) for position in range(len(source))]
+
+
+def test_a_folder_as_the_hub_hands_it_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write(tmp_path / f"data/train-0000{number}-of-00002.parquet", table(range(6 * number, 6 * number + 6)), 4)
+    write(tmp_path / "data/test-00000-of-00001.parquet", table([99]))
+    write(tmp_path / ".cache/huggingface/train-00000-of-00001.parquet", table([98]))
+    (tmp_path / "README.md").touch()
+    source = open_source(str(tmp_path), 1, Log())
+    assert isinstance(source, Parquet)
+    check_source(source)
+    assert values(source) == list(range(12))
+    assert (source.kind, source.classes) == ("parquet", ("cat", "dog", "emu"))
+    assert [source[position].label for position in range(12)] == [0, 1, 2] * 4
+    assert source.notes == ("the split 'train' is read; there are also: test",)
+    assert source.name(7) == f"{tmp_path}/data/train-00001-of-00002.parquet:1"
+    assert source.key(5) == "train-00000-of-00002.parquet:5"
+    assert source.shrunk(0, 2).image.shape == (2, 2, 1)
+    assert "index files  2/2" in capsys.readouterr().err
+    result = main(Check(str(tmp_path), side=16))
+    assert (result["kind"], result["images"], result["readable"]) == ("parquet", 12, 12)
+    assert result["classes"] == {"cat": 4, "dog": 4, "emu": 4}
+
+
+def test_files_of_a_pattern_and_one_file(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number}.parquet", table([number]))
+    assert values(opened(tmp_path / "{0..2}.parquet")) == [0, 1, 2]
+    assert values(opened(tmp_path / "1.parquet")) == [1]
+    with pytest.raises(DataError, match=r"no file .*3\.parquet \(and 1 more\); it does not exist or is no file; check"):
+        opened(tmp_path / "{0..4}.parquet")
+
+
+def test_a_folder_of_images_with_a_table_beside_them_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    write(tmp_path / "metadata.parquet", table([1, 2]))
+    assert open_stored(str(tmp_path), 1).kind == "folder"
+
+
+BYTES, TEXT = pa.array([png(1), png(2)]), pa.array(["dog", "ant"])
+STRUCT = pa.array([{"bytes": png(3), "path": None}, {"bytes": png(4), "path": "x"}], IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("content", "first", "classes", "notes"),
+    [
+        ({"img": BYTES}, 1, (), []),
+        ({"whatever": BYTES}, 1, (), []),
+        ({"a.b": STRUCT}, 3, (), []),
+        ({"Mask": BYTES, "Image": STRUCT}, 3, (), []),
+        ({"image": BYTES.cast(pa.large_binary()), "label": TEXT}, 1, ("ant", "dog"), []),
+        ({"x": BYTES, "cls": TEXT.dictionary_encode()}, 1, ("ant", "dog"), []),
+        ({"x": BYTES, "label": pa.array([True, False])}, 1, ("0", "1"), []),
+        ({"x": BYTES, "label": pa.array([2, 0], pa.uint8())}, 1, ("0", "1", "2"), []),
+        ({"x": BYTES, "label": pa.array([0, -1])}, 1, (), ["labels are not used: 1 of 2 images have none"]),
+        ({"x": BYTES, "label": pa.array([None, "a"])}, 1, (), ["labels are not used: 1 of 2 images have none"]),
+        (
+            {"x": BYTES, "labels": pa.array([[1], [2]])},
+            1,
+            (),
+            ["labels are not used: column labels is list<element: int64>, not one class an image"],
+        ),
+        (
+            {"jpg": STRUCT, "image": BYTES, "coarse_label": pa.array([0, 0]), "fine_label": pa.array([1, 0])},
+            1,
+            ("0", "1"),
+            [
+                "columns of images: image, jpg; image is used",
+                "columns of labels: fine_label, coarse_label; fine_label is used",
+            ],
+        ),
+    ],
+)
+def test_columns_are_found_by_name_and_type(
+    tmp_path: Path, content: dict[str, Any], first: int, classes: tuple[str, ...], notes: list[str]
+) -> None:
+    source = opened(write(tmp_path / "a.parquet", pa.table(content)))
+    assert (int(source[0].image[0, 0, 0]), source.classes, list(source.notes)) == (first, classes, notes)
+    assert (source[0].label >= 0) == bool(classes)
+
+
+def test_columns_are_found_by_the_features_written_into_the_file(tmp_path: Path) -> None:
+    content = pa.table({"image": BYTES, "photo": STRUCT, "label": pa.array([7, 7]), "kind": pa.array([0, 1])})
+    kinds = {"photo": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["no", "yes"]}}
+    source = opened(write(tmp_path / "a.parquet", content.replace_schema_metadata(features(**kinds))))
+    assert (values(source), source.classes, source[1].label) == ([3, 4], ("no", "yes"), 1)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": 3}}}', b"\xff"])
+def test_features_that_are_none_are_passed_over(tmp_path: Path, text: bytes) -> None:
+    source = opened(write(tmp_path / "a.parquet", table([5], {b"huggingface": text})))
+    assert (values(source), source.classes) == ([5], ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            pa.table({"image": ["a.png"], "n": [1]}),
+            "no images in .*; no column holds the bytes of image files; the columns are: "
+            r"image \(string\), n \(int64\); name it one of image, img, images, ...",
+        ),
+        (pa.table({"a": BYTES, "b": BYTES}), r"the columns are: a \(binary\), b \(binary\)"),
+        (pa.table({}), "the columns are: none"),
+        (table([]), "no images in .*; the table has no rows; check --data"),
+        (
+            pa.table({"image": pa.array([{"bytes": None, "path": "/etc/passwd"}], IMAGE)}),
+            "no images in .*; column image has no bytes in 1 rows; tables that hold only the paths of files cannot "
+            "be read; write it anew with Dataset.save_to_disk or push_to_hub, which put the images in",
+        ),
+        (
+            table([0]).set_column(1, "label", pa.array([3])),
+            r"cannot read the labels of .*a\.parquet, column label; label 3 is out of range; class numbers are 0 to 2",
+        ),
+        (table([0], None).set_column(1, "label", pa.array([-2])), "label -2 is out of range; class numbers are 0 to 9"),
+    ],
+)
+def test_tables_that_cannot_be_used_say_why(tmp_path: Path, content: pa.Table, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(write(tmp_path / "a.parquet", content))
+
+
+def test_more_classes_than_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "MAX_CLASSES", 1)
+    with pytest.raises(DataError, match=r"column label; more than 1 different ones; is this a column of labels\?"):
+        opened(write(tmp_path / "a.parquet", pa.table({"x": BYTES, "label": TEXT})))
+
+
+def test_files_that_are_different_tables_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", table([0]))
+    write(tmp_path / "1.parquet", pa.table({"x": BYTES, "label": TEXT}))
+    cause = "its columns are x and label, not image and label"
+    with pytest.raises(DataError, match=rf"1\.parquet is another table than the first; {cause}"):
+        opened(tmp_path / "{0..1}.parquet")
+
+
+def test_bad_cells_are_bad_images(tmp_path: Path) -> None:
+    cells: list[Any] = [{"bytes": png(), "path": ""}, None, {"bytes": None, "path": "/etc/passwd"}]
+    cells.append({"bytes": b"x", "path": ""})
+    source = opened(write(tmp_path / "a.parquet", pa.table({"image": pa.array(cells, IMAGE)})))
+    empty = "the cell is empty, or holds the path of a file without its bytes"
+    for position, cause in [(1, empty), (2, empty), (3, "")]:
+        with pytest.raises(DataError, match=rf"cannot read .*a\.parquet:{position}; {cause}"):
+            source[position]
+    assert source.read(3) == b"x"
+    found = source.read_many([3, 1, 0, 3])
+    assert (found[0], found[2], found[3]) == (b"x", png(), b"x")
+    assert isinstance(found[1], DataError)
+    with pytest.raises(IndexError):
+        source.read_many([4])
+
+
+def test_a_cell_above_the_limit_of_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.data.tables.rows.MAX_BYTES", 2 << 20)
+    source = opened(write(tmp_path / "a.parquet", pa.table({"image": [bytes(3 << 20)]})))
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet:0; 3 MiB; at most 2"):
+        source.read(0)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parts that are decoded."""
+    seen: list[int] = []
+    decode = Parquet._decode
+    monkeypatch.setattr(Parquet, "_decode", lambda self, part: seen.append(part) or decode(self, part))
+    return seen
+
+
+def test_read_many_decodes_each_row_group_once(tmp_path: Path, decoded: list[int]) -> None:
+    source = opened(write(tmp_path / "a.parquet", table(range(12)), 4))
+    source._decoded.max_bytes = 1  # type: ignore[attr-defined]
+    order = [11, 0, 5, 1, 8, 2, 4, 0]
+    assert source.read_many(order) == [png(value) for value in order]
+    assert decoded == [0, 1, 2]
+    assert [source.read(position) for position in order] == [png(value) for value in order]
+    assert len(decoded) > 3 + 4, "one by one, with room for one row group only"
+
+
+@pytest.mark.parametrize("order", [range(40), [*range(39, -1, -1)], [39, 0, 20, 21, 5, 39, 38, 13] * 2])
+def test_large_row_groups_are_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Sequence[int]
+) -> None:
+    path = write(tmp_path / "a.parquet", table(range(40)), 17)
+    monkeypatch.setattr(parquet_index, "PART_BYTES", 500)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 1000)
+    source = opened(path)
+    assert len(source._sizes) > 6  # type: ignore[attr-defined]
+    assert [source.read(position) for position in order] == [png(value) for value in order]
+    assert [source.name(position) for position in (0, 18, 39)] == [f"{path}:{row}" for row in (0, 18, 39)]
+
+
+def test_parts_read_in_order_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_index, "_SLIM_BYTES", 0)
+    monkeypatch.setattr(parquet_index, "PART_BYTES", 500)
+    source = opened(write(tmp_path / "a.parquet", table(range(40))))
+    begun: list[int] = []
+    batches = parquet._batches
+    monkeypatch.setattr(parquet, "_batches", lambda *args: begun.append(1) or batches(*args))
+    assert values(source) == list(range(40))
+    assert len(begun) == 1
+
+
+def test_costly_reads_at_random_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_index, "CACHE_BYTES", 100)
+    monkeypatch.setattr(parquet_index, "_COSTLY_BYTES", 100)
+    (note,) = opened(write(tmp_path / "a.parquet", table(range(9)), 3)).notes
+    assert note == "row groups of 0 MB: an image read at random costs one; `smalti prepare` makes a fast copy"
+
+
+def test_threads_get_the_right_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 2000)
+    monkeypatch.setattr(parquet_index, "PART_BYTES", 500)
+    source = opened(write(tmp_path / "a.parquet", table(range(60)), 20))
+    order = [(7 * n) % 60 for n in range(600)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(source.read, order)) == [png(value) for value in order]
+
+
+def test_a_source_is_sent_without_what_it_has_decoded(tmp_path: Path) -> None:
+    source = opened(write(tmp_path / "a.parquet", table([n % 256 for n in range(900)]), 300))
+    assert source.read(4) == png(4)
+    sent = pickle.dumps(source)
+    assert len(sent) < 6000
+    assert pickle.loads(sent).read_many([4, 899]) == [png(4), png(899 % 256)]
+
+
+def test_what_was_made_last_is_kept_up_to_a_number_of_bytes() -> None:
+    made: list[int] = []
+    recent: Recent[int, bytes] = Recent(lambda key: made.append(key) or bytes(10 * key), len, 60)
+    for key in (1, 2, 3, 1, 4, 1, 3):
+        assert len(recent(key)) == 10 * key
+    assert made == [1, 2, 3, 4, 3], "4 pushes 2 and 3 out, not 1, which was used since"
+    assert len(recent(9)) == 90, "one above the bound is kept as long as it is the last"
+    assert recent(9) == bytes(90)
+    assert made == [1, 2, 3, 4, 3, 9]
+
+
+def test_threads_wait_for_one_of_them_to_make_a_value() -> None:
+    made: list[int] = []
+    release = threading.Event()
+
+    def make(key: int) -> int:
+        made.append(key)
+        release.wait(10)
+        return key
+
+    recent: Recent[int, int] = Recent(make, lambda value: 1, 10)
+    with ThreadPoolExecutor(4) as threads:
+        results = [threads.submit(recent, 5) for _ in range(4)]
+        release.set()
+        assert [result.result() for result in results] == [5] * 4
+    assert made == [5]
+
+
+def test_what_could_not_be_made_is_tried_again() -> None:
+    fails = [True, False]
+
+    def make(key: int) -> int:
+        if fails.pop(0):
+            raise DataError("no")
+        return key
+
+    recent: Recent[int, int] = Recent(make, lambda value: 1, 10)
+    with pytest.raises(DataError, match="no"):
+        recent(1)
+    assert recent(1) == 1
+
+
+def test_damage_is_a_data_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", table(range(30)), 10)
+    source, good = opened(path), path.read_bytes()
+    path.write_bytes(good[:200])
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet:13; damaged: "):
+        source.read(13)
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet; damaged: .*; check --data"):
+        opened(path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet:13; No such file or directory"):
+        source.read(13)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = write(tmp_path_factory.mktemp("fuzz") / "a.parquet", table(range(12)), 5)
+    return path, path.read_bytes()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=6))
+def test_no_damage_is_anything_but_a_data_error(good: tuple[Path, bytes], changes: list[tuple[int, int]]) -> None:
+    path, content = good
+    data = bytearray(content)
+    for place, value in changes:
+        data[place % len(data)] = value
+    path.write_bytes(data)
+    try:
+        source = Parquet(Local([path]), 1)
+        source.read_many(range(len(source)))
+    except DataError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/train-00000-of-00002.parquet", ("train", "data")),
+        ("data/train-00000-of-00002-0f2a.parquet", ("train", "data")),
+        ("train-00000-of-00001.parquet", ("train", ".")),
+        ("cifar100/extra-0-of-1.parquet", ("extra", "cifar100")),
+        ("default/train/0000.parquet", ("train", "default")),
+        ("a/partial-train/0000.parquet", ("train", "a")),
+        ("test.parquet", ("test", ".")),
+        ("my_val_2.parquet", ("validation", ".")),
+        ("attest/trains.parquet", ("", "")),
+        ("year=2020/part-0.parquet", ("", "")),
+    ],
+)
+def test_the_split_a_file_belongs_to(name: str, split: tuple[str, str]) -> None:
+    assert split_of(Path(name)) == split
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "note"),
+    [
+        (["a.parquet", "b/c.parquet"], [0, 1], ""),
+        (["test.parquet"], [0], ""),
+        (["train.parquet", "test.parquet", "x.parquet"], [0], "; there are also: files of no split, test"),
+        (["a/train/1.parquet", "a/train/0.parquet", "a/val/0.parquet"], [1, 0], "; there are also: validation"),
+    ],
+)
+def test_the_files_of_a_folder_that_are_read(tmp_path: Path, names: list[str], read: list[int], note: str) -> None:
+    for value, name in enumerate(names):
+        write(tmp_path / name, table([value]))
+    source = opened(tmp_path)
+    assert values(source) == read
+    assert "".join(source.notes).endswith(note)
+    assert bool(source.notes) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["a/train-0-of-1.parquet", "b/train-0-of-1.parquet"],
+            "several data sets in .*; there are 'a', 'b'; give the folder of one",
+        ),
+        (
+            ["test-0-of-1.parquet", "extra-0-of-1.parquet"],
+            "several splits in .*; none is called 'train'; there are: extra, test; "
+            "give one of them, as in --data .*test-0-of-1.parquet",
+        ),
+        (["notes.txt"], "no images in .*; no file there has an image's extension"),
+    ],
+)
+def test_a_folder_that_does_not_say_what_is_meant(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        write(tmp_path / name, table([1]))
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)
+
+
+def test_links_out_of_a_folder_are_followed_only_when_asked(tmp_path: Path) -> None:
+    """The hub's own cache is made of such links."""
+    target = write(tmp_path / "blobs/0123", table([7]))
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot/train-0-of-1.parquet").symlink_to(target)
+    with pytest.raises(DataError, match=r"1 links lead out of the folder: follow them with --data.follow-links all"):
+        opened(tmp_path / "snapshot")
+    assert values(open_stored(str(tmp_path / "snapshot"), 1, follow="all")) == [7]
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", table([1]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = r"cannot open .*a\.parquet; pyarrow is not installed; pip install 'smalti\[data\]'"
+    with pytest.raises(DataError, match=message):
+        opened(path)
+
+
+def test_pyarrow_is_imported_only_when_it_is_needed() -> None:
+    program = "import sys, smalti.data.open; print({'pyarrow', 'fsspec', 'aiohttp'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "set()", run.stderr
+
+
+MILLION = """
+import resource, sys
+from pathlib import Path
+from smalti.data.tables.parquet import Parquet
+from smalti.data.remote.places import Local
+import pyarrow.parquet
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = Parquet(Local([Path(sys.argv[1])]), 3)
+assert len(source) == 1_000_000 and source.read(999_999) == b"x" * 40 and int(source.labels[999_999]) == 999
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_million_rows_cost_less_than_150_megabytes(tmp_path: Path) -> None:
+    labels = pa.array(np.arange(1_000_000) % 1000)
+    images = pa.repeat(pa.scalar(b"x" * 40), 1_000_000)
+    path = write(tmp_path / "a.parquet", pa.table({"image": images, "label": labels}), 1000)
+    run = subprocess.run([sys.executable, "-c", MILLION, str(path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    kilobytes = int(run.stdout) // (1024 if sys.platform == "darwin" else 1)
+    assert kilobytes < 150_000
+
+
+def test_classes_of_the_features_need_not_all_occur(tmp_path: Path) -> None:
+    source = opened(write(tmp_path / "a.parquet", table([1, 1])))
+    assert (source.classes, source[0].label) == (("cat", "dog", "emu"), 1)
