@@ -265,3 +265,26 @@ def test_workers_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_workers(torch.device("cuda")) == 16
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert default_workers(CPU) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_memory_is_flat_over_twenty_thousand_batches(photos: Path) -> None:
+    """This process and its worker, in KiB, after a tenth of the batches and at the end."""
+    images = streamed(photos)
+    gallery = open_gallery(images, VIEWS, Data("photos", side=16, num_workers=1), 4, CPU)
+    batches = Loader(gallery, Order(len(images.train), 4, 3), Random(), (4, 4))
+    worker = gallery.renderer.pids[0]  # type: ignore[attr-defined]
+    held = []
+    for step in range(20_000):
+        batches(step)
+        if step in (2_000, 19_999):
+            held.append([resident(os.getpid()), resident(worker)])
+    batches.close()
+    growth = [after - before for before, after in zip(*held, strict=True)]
+    assert max(growth) < 4 * 1024, f"{held}"
+
+
+def resident(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])

@@ -12,18 +12,21 @@ from typing import Any
 from smalti.core.errors import OutputError
 
 
-def sha256(data: bytes) -> str:
-    """The digest of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(*parts: bytes | memoryview) -> str:
+    """The digest in hexadecimal of all parts in a row."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically; after a crash `path` holds the old content or the new one, never a part."""
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write all parts to `path` atomically; after a crash it holds the old content or the new one, never half of it."""
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -8,7 +8,6 @@ for step in range(done, steps):
     log; now and then: save
 """
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -25,8 +24,8 @@ from smalti.core.log import Log
 from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from smalti.training.ema import EMA
 from smalti.training.optim import AdamW
+from smalti.training.spent import Spent
 
-_MORE = "bound by reading images (more --data.num-workers, or smalti prepare)"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
 
@@ -172,28 +171,3 @@ def means(output: StepOutput) -> dict[str, float]:
     """The loss and every metric of a step as plain numbers."""
     values = {"loss": float((output.loss_sum / output.weight).detach())}
     return values | {name: float(total / count) for name, (total, count) in output.metrics.items()}
-
-
-class Spent:
-    """Where the time of a run goes: waiting for images, making their tokens, and the network."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches, self.on_batches, self.began = batches, 0.0, time.perf_counter()
-        self.waited_before = batches.waited
-
-    def on_batch(self, step: int) -> Batch:
-        """The batch of a step; the time it takes is noted."""
-        began = time.perf_counter()
-        batch = self.batches(step)
-        self.on_batches += time.perf_counter() - began
-        return batch
-
-    def describe(self) -> str:
-        """The shares so far, and what the run is bound by."""
-        total = max(time.perf_counter() - self.began, 1e-9)
-        data = (self.batches.waited - self.waited_before) / total
-        tokens = max(self.on_batches / total - data, 0.0)
-        verdict = max((1 - data - tokens, "network"), (data, "data"), (tokens, "tokenizer"))[1]
-        return (
-            f"data wait {data:.0%}, bound by the {verdict}" if verdict != "data" else f"data wait {data:.0%}: {_MORE}"
-        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smalti.core.errors import OutputError
 from smalti.core.files import sha256, write_bytes
@@ -16,6 +17,8 @@ from smalti.data.shards.index import ShardIndex
 from smalti.data.sources.listing import LeftOut, Names
 
 _VERSION = 1
+_KINDS = ("<u8", "<u8", "<u4", "<i4")
+"""Of the arrays in a file: where each name ends, where the image's bytes begin, how many there are, its label."""
 _MAX_HEADER = 64 << 20
 
 
@@ -61,24 +64,28 @@ class Slot:
         header, body = _pack(index)
         line = json.dumps(self.fingerprint | header).encode() + b"\n"
         with contextlib.suppress(OutputError):
-            write_bytes(self.file, line + body)
+            write_bytes(self.file, line, *body)
 
 
-def _pack(index: ShardIndex) -> tuple[dict[str, Any], bytes]:
-    arrays = (index.names.ends, index.offsets, index.sizes.astype("<u4"), index.labels.astype("<i4"))
-    body = b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays) + index.names.joined
+def _pack(index: ShardIndex) -> tuple[dict[str, Any], list[memoryview]]:
+    """Without copies: an index may be as large as all memory that reading it may take."""
+    arrays: list[NDArray[Any]] = [index.names.ends, index.offsets, index.sizes, index.labels]
+    plain = [array.astype(kind, copy=False) for kind, array in zip(_KINDS, arrays, strict=True) if len(array)]
+    body = [array.data.cast("B") for array in plain]
+    body.append(memoryview(index.names.joined))
     left_out = {name: dict(getattr(index.left_out, name)) for name in ("counts", "first", "suffixes")}
     header = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
-    return header | {"sha256": sha256(body)}, body
+    return header | {"sha256": sha256(*body)}, body
 
 
 def _unpack(header: dict[str, Any], body: bytes) -> ShardIndex:
     count, start, arrays = int(header["count"]), 0, []
-    for kind in ("<u8", "<u8", "<u4", "<i4"):
-        arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:]))
+    for kind in _KINDS:
+        arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:], copy=False))
         start += arrays[-1].nbytes
     left_out = LeftOut()
     for name in ("counts", "first", "suffixes"):
         getattr(left_out, name).update(header["left_out"][name])
     ends, offsets, sizes, labels = arrays
-    return ShardIndex(Names(body[start:], ends), offsets, sizes, labels, tuple(header["label_names"]), left_out)
+    names = Names(memoryview(body)[start:], ends)
+    return ShardIndex(names, offsets, sizes, labels, tuple(header["label_names"]), left_out)

@@ -40,7 +40,7 @@ _MOST_SUFFIXES = 1000
 class Names:
     """Many byte strings in one: a million cost their bytes and 8 more each."""
 
-    def __init__(self, joined: bytes | bytearray, ends: NDArray[np.uint64]) -> None:
+    def __init__(self, joined: bytes | bytearray | memoryview, ends: NDArray[np.uint64]) -> None:
         self.joined, self.ends = joined, ends
 
     def __len__(self) -> int:

@@ -1,0 +1,47 @@
+"""What a run is bound by."""
+
+import time
+
+import pytest
+
+from smalti.core.contracts import Batch
+from smalti.training.spent import Spent
+
+
+class Made:
+    """Batches that take their time, on paper."""
+
+    def __init__(self, clock: "Clock", reading: float, tokenizing: float) -> None:
+        self.clock, self.reading, self.tokenizing, self.waited = clock, reading, tokenizing, 7.0
+
+    def __call__(self, step: int) -> Batch:
+        self.waited += self.reading
+        self.clock.now += self.reading + self.tokenizing
+        return None  # type: ignore[return-value]
+
+    def close(self) -> None:
+        pass
+
+
+class Clock:
+    now = 100.0
+
+
+@pytest.mark.parametrize(
+    ("reading", "tokenizing", "training", "said"),
+    [
+        (0.1, 0.2, 0.7, "data wait 10%, bound by computing"),
+        (0.6, 0.1, 0.3, "data wait 60%, bound by reading images (more --data.num-workers, or smalti prepare)"),
+        (0.1, 0.6, 0.3, "data wait 10%, bound by tokenizing"),
+    ],
+)
+def test_the_largest_share_is_named(
+    reading: float, tokenizing: float, training: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    spent = Spent(Made(clock, reading, tokenizing))
+    for step in range(3):
+        spent.on_batch(step)
+        clock.now += training
+    assert spent.describe() == said
