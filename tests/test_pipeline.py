@@ -80,7 +80,8 @@ def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 @pytest.mark.parametrize(("name", "steps"), [("tokenizer", TOKENIZER_STEPS), ("backbone", PRETRAIN_STEPS)])
 def test_a_run_folder_holds_the_whole_run(story: Story, name: str, steps: int) -> None:
     run: Path = getattr(story, name)
-    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "result.json"}
+    whole = {"config.json", "data.json", "metrics.jsonl", "checkpoints", "result.json"}
+    assert {path.name for path in run.iterdir()} == whole
     assert newest_checkpoint(run).name == f"step-{steps:08d}"
     assert {path.name for path in newest_checkpoint(run).iterdir()} == CHECKPOINT
     assert [line["step"] for line in metrics(run)] == list(range(1, steps + 1))

@@ -70,3 +70,29 @@ def test_h12_fewer_images_than_a_batch_has_rows(tmp_path: Path, capsys: pytest.C
     )
     assert train_tokenizer(photos, tmp_path / "run", 1, "--plan.no-repeat", "--plan.batch-size", "6") == 0
     assert result(tmp_path / "run")["train_images"] == 6
+
+
+def test_h13_a_resumed_run_finds_the_images_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, run = flat_pictures(tmp_path / "photos", 40), tmp_path / "run"
+    assert train_tokenizer(photos, run, 2, *STREAM, "--data.num-workers", "0") == 0
+    extended = ["train-tokenizer", "--resume", str(run), "--plan.steps", "3"]
+    (photos / "00.png").rename(photos / "zz.png")
+    assert main(extended) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"error: the images have changed since the run in {run} began; files differ in name or length;"
+        " bring them back, or begin a new run"
+    )
+    (photos / "zz.png").unlink()
+    assert main(extended) == 3
+    assert "; there were 32 of them, now 31; bring" in capsys.readouterr().err
+
+
+def test_where_images_are_is_decided_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resident and streamed crops differ, so a run must not change over when it goes on with more memory."""
+    monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 1)
+    assert train_tokenizer(photos, tmp_path / "run", 2, "--data.num-workers", "0") == 0
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["data"]["memory"] == "stream"

@@ -111,6 +111,10 @@ class Data:
         source = self._source(log, in_order=True)
         return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
+    def settled(self, images: Images | StoredImages) -> "Data":
+        """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
+        return replace(self, memory="stream" if isinstance(images, StoredImages) else "resident")
+
     def _source(self, log: Log, *, in_order: bool) -> Stored:
         source = open_stored(self.path, self.channels, log, self.follow_links, in_order=in_order)
         for note in source.notes:

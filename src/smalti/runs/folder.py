@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.jsonl, checkpoints, result.json, report.html, bad_files.jsonl."""
+"""The folder of a run: configuration, images it is of, metrics, checkpoints, result, report, unreadable files."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from smalti.core.files import make_folder, write_bytes, write_json
 
 T = TypeVar("T")
 
-_CONFIG, _BAD_FILES = "config.json", "bad_files.jsonl"
+_CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,15 @@ class RunFolder:
     def write_config(self, config: object) -> None:
         """Keep the configuration that rebuilds the run."""
         write_json(self.path / _CONFIG, {"smalti": __version__, "config": to_json(config)})
+
+    def write_data(self, data: dict[str, Any]) -> None:
+        """Keep what says whether images are the same."""
+        write_json(self.path / _DATA, data)
+
+    def read_data(self) -> dict[str, Any] | None:
+        """What `write_data` has kept; None before the run began."""
+        path = self.path / _DATA
+        return json.loads(path.read_bytes()) if path.exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result)
@@ -89,8 +98,9 @@ def is_run(out: str) -> bool:
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
-    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES}:
+    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
         (path / _CONFIG).unlink()
+        (path / _DATA).unlink(missing_ok=True)
         if not any(path.iterdir()):
             path.rmdir()
 

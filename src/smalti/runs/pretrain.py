@@ -83,8 +83,9 @@ def main(
     tokenizer = load_tokenizer(config.tokenizer, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not resume:
-        config = with_statistics(config, given)
+        config = with_statistics(replace(config, data=config.data.settled(given)), given)
         session.folder.write_config(config)
+    session.same_images(given.train)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log)
     session.train("pretrain", trainer, batches, config.plan)
     model = load_model(config.out, session.compute)

@@ -7,7 +7,10 @@ from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.contracts import Batches
+from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
 from smalti.training.loop import Plan, Trainer, fit
 
@@ -42,6 +45,24 @@ class Session:
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
         return Session(folder, log, chosen, resume)
+
+    def same_images(self, source: Resident | Stored) -> None:
+        """Note what the run learns from.
+
+        Raises:
+            DataError: it goes on, and the images are not those it began with.
+        """
+        found = {"images": len(source), "fingerprint": source.fingerprint()}
+        before = self.folder.read_data()
+        if before is not None and before != found:
+            there, here = before["images"], len(source)
+            raise DataError(
+                f"the images have changed since the run in {self.folder.path} began",
+                cause=f"there were {there} of them, now {here}" if there != here else "files differ in name or length",
+                fix="bring them back, or begin a new run",
+            )
+        if before is None:
+            self.folder.write_data(found)
 
     def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan) -> None:
         """Run the loop, saving into the folder, from where the run was left."""

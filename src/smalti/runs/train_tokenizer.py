@@ -1,6 +1,6 @@
 """`smalti train-tokenizer`: stage one, a discrete VAE on unlabelled images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ def main(
     """
     session = Session.open(config, resume=resume, compute=compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
+    if not resume:
+        config = replace(config, data=config.data.settled(given))
+        session.folder.write_config(config)
+    session.same_images(given.train)
     trainer, batches = prepare(config, given, session.compute)
     session.train("tokenizer", trainer, batches, config.plan)
     tokenizer = trainer.trained
