@@ -38,6 +38,7 @@ usage: smalti VERB [...] [--json] [--debug]
   train-tokenizer RECIPE --data DATA --out RUN            stage one: a discrete VAE that turns images into visual tokens
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
+  import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
   evaluate RUN DATA                                       k-NN and linear probe of every layer; PSNR and codebook use
   report RUN...                                           one offline HTML file
   explain RECIPE                                          every field, its unit and where it comes from
@@ -163,6 +164,12 @@ def _start(out: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise
 
 
+def _import(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import import_tokenizer
+
+    return import_tokenizer.main(parse(import_tokenizer.ImportTokenizer, None, arguments, "import"))
+
+
 def _evaluate(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import evaluate
 
@@ -202,6 +209,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "train-tokenizer": _train_tokenizer,
     "tokenize": _tokenize,
     "pretrain": _pretrain,
+    "import": _import,
     "evaluate": _evaluate,
     "report": _report,
     "explain": _explain,

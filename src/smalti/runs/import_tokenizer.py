@@ -1,0 +1,73 @@
+"""`smalti import`: the public DALL-E tokenizer, from the two files it was published in."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from smalti import __version__
+from smalti.core.compute import Compute
+from smalti.core.config import from_json, require, setting, to_json
+from smalti.core.errors import CheckpointError, UsageError
+from smalti.core.files import read_folder, sha256, write_folder
+from smalti.tokenizers.dalle import DallE, DallETokenizer
+from smalti.tokenizers.foreign.dalle_files import read_dalle
+from smalti.training.checkpoint import load_weights
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ImportTokenizer:
+    """Which files, and where to. They are read without running anything in them."""
+
+    files: tuple[str, str]
+    """encoder.pkl and decoder.pkl."""
+    out: str = setting("", "the folder to write, a MODEL")
+
+    def __post_init__(self) -> None:
+        require(bool(self.out), "no folder to write", "use --out MODEL")
+
+
+def main(config: ImportTokenizer) -> dict[str, Any]:
+    """Read, check and write the tokenizer.
+
+    Returns:
+        Its configuration, how many parameters it has, and the digests of the files it came from.
+
+    Raises:
+        UsageError: the folder to write already holds something.
+        CheckpointError: the files are not the two halves of a DALL-E tokenizer, are damaged, or ask for anything else.
+    """
+    out = Path(config.out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", cause="an import never overwrites", fix="choose another --out")
+    paths = [Path(file).expanduser() for file in config.files]
+    tokenizer, weights = read_dalle(paths)
+    sources = {path.name: sha256(path.read_bytes()) for path in paths}
+    about = {"smalti": __version__, "config": to_json(tokenizer), "sources": sources}
+    write_folder(out, {_CONFIG: (json.dumps(about, indent=2) + "\n").encode(), _WEIGHTS: save(weights)})
+    parameters = sum(value.numel() for value in weights.values())
+    return {"out": config.out, "tokenizer": to_json(tokenizer), "parameters": parameters, "sources": sources}
+
+
+def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
+    """The tokenizer in a folder that `main` wrote, frozen.
+
+    Raises:
+        CheckpointError: the folder is not whole, or its weights do not fit its configuration.
+    """
+    files = read_folder(Path(folder).expanduser())
+    try:
+        if files is None:
+            raise ValueError
+        tokenizer = from_json(DallE, json.loads(files[_CONFIG])["config"]).build()
+        weights = load(files[_WEIGHTS])
+    except (ValueError, KeyError, TypeError, UsageError, SafetensorError) as error:
+        cause = "a file of it is missing or damaged"
+        raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error
+    load_weights(tokenizer, weights, folder)
+    return tokenizer.eval().requires_grad_(False).to(compute.device)

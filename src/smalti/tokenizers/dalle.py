@@ -1,0 +1,136 @@
+"""The public DALL-E tokenizer: the architecture of OpenAI's discrete VAE, layer for layer.
+
+encoder  7x7 -> groups of residual blocks, halved by max-pooling between groups -> ReLU, 1x1 -> logits over the codebook
+decoder  1x1 (the codebook) -> the same groups in reverse, doubled between groups -> ReLU, 1x1 -> mean and log-scale
+
+Reference: Ramesh et al., Zero-Shot Text-to-Image Generation (DALL-E), appendix A; BEiT §2.1.2 uses its weights.
+Differs: widths, number of groups and channels are free; bf16 in the place of fp16, under autocast.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smalti.core.config import require, setting
+from smalti.functional.losses import LAPLACE_EPSILON
+from smalti.models.vit import as_unit_range
+from smalti.tokenizers.dalle_blocks import Conv, groups
+from smalti.tokenizers.dvae import MAX_VOCAB
+
+_POSITIONS = 256
+"""Positions whose logits `encode` holds at a time."""
+_SHORTLIST = 8
+"""Codes that bf16, which has three digits, may take for the best one."""
+
+
+@dataclass(frozen=True)
+class DallE:
+    """Configuration of the tokenizer; the default values are those of the public one. `build()` makes it."""
+
+    vocab_size: int = setting(8192, "visual tokens", "DALL-E, appendix A; BEiT §2.1.2")
+    stride: int = setting(8, "pixels between tokens", "DALL-E, appendix A")
+    in_chans: int = setting(3, "channels")
+    width: int = setting(256, "channels at full resolution; twice as many after each halving", "n_hid of the release")
+    depth: int = setting(2, "blocks a group", "n_blk_per_group of the release")
+    code_width: int = setting(128, "length of a codebook vector", "n_init of the release")
+
+    def __post_init__(self) -> None:
+        require(2 <= self.vocab_size <= MAX_VOCAB, f"a vocabulary of {self.vocab_size}", f"use 2 to {MAX_VOCAB}")
+        require(self.stride in (4, 8, 16), f"a stride of {self.stride} pixels", "use 4, 8 or 16")
+        require(self.in_chans >= 1, f"{self.in_chans} channels", "use at least 1")
+        require(self.width >= 4 and self.width % 4 == 0, f"a width of {self.width}", "use a multiple of 4")
+        require(self.depth >= 1, f"{self.depth} blocks a group", "use at least 1")
+        require(self.code_width >= 1, f"codebook vectors of length {self.code_width}", "use at least 1")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each group of the encoder: one group a resolution."""
+        return tuple(self.width * 2**level for level in range(self.stride.bit_length()))
+
+    def build(self, seed: int = 0) -> "DallETokenizer":
+        """A network with freshly drawn weights, the same for the same seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return DallETokenizer(self)
+
+
+class DallETokenizer(nn.Module):
+    """q(z|x): `logits`; p(x|z): `distribution`. The pixel map [0, 1] -> [ε, 1-ε] is inside."""
+
+    def __init__(self, config: DallE) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.stride = config.vocab_size, config.stride
+        narrow, wide, down, up = config.width, config.widths[-1], config.widths, config.widths[::-1]
+        self.embed = Conv(config.in_chans, narrow, 7)
+        self.encoder = groups(narrow, down, config.depth, (3, 3, 3, 1), nn.MaxPool2d(2))
+        self.to_logits = Conv(wide, config.vocab_size, 1)
+        self.codebook = Conv(config.vocab_size, config.code_width, 1)
+        self.decoder = groups(config.code_width, up, config.depth, (1, 3, 3, 3), nn.Upsample(scale_factor=2))
+        self.to_pixels = Conv(narrow, 2 * config.in_chans, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
+        """Scores of every visual token at every position.
+
+        Args:
+            images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
+        """
+        features = self._features(images)
+        return self._scores(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def distribution(
+        self, weights: Float[Tensor, "B V h w"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
+        with _float32(weights):
+            codes = self.codebook(weights.float())
+        return self._pixels(codes)
+
+    def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
+        """The most likely visual token at every position."""
+        positions = self._features(images).permute(0, 2, 3, 1)
+        weight = self.to_logits.weight[:, :, 0, 0].to(positions.dtype)
+        parts = positions.flatten(0, 2).split(_POSITIONS)  # all logits at once would be the largest tensor by far
+        return torch.cat([self._best(part, weight) for part in parts]).view(positions.shape[:3])
+
+    def _best(self, features: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Int[Tensor, "n"]:
+        """The code of the greatest logit; in bf16 a shortlist first, whose logits are then computed in float32."""
+        if features.dtype == torch.float32:
+            return self._scores(features).argmax(1)
+        assert self.to_logits.bias is not None
+        rough = F.linear(features, weight, self.to_logits.bias.to(weight.dtype))
+        shortlist = rough.topk(min(_SHORTLIST, self.vocab_size)).indices
+        with _float32(features):
+            exact = torch.bmm(self.to_logits.weight[:, :, 0, 0][shortlist], features.float()[:, :, None])[:, :, 0]
+        best = (exact + self.to_logits.bias[shortlist]).argmax(1, keepdim=True)
+        return shortlist.gather(1, best)[:, 0]
+
+    def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
+        """The most likely image for these tokens, in [0, 1]."""
+        assert self.codebook.bias is not None
+        codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()) + self.codebook.bias
+        mean, _ = self._pixels(codes.permute(0, 3, 1, 2))
+        return ((mean.sigmoid() - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)).clamp(0, 1)
+
+    def _features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
+        x = (1 - 2 * LAPLACE_EPSILON) * as_unit_range(images) + LAPLACE_EPSILON
+        features: Tensor = self.encoder(self.embed(x.contiguous(memory_format=torch.channels_last)))
+        return features.relu()
+
+    def _scores(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        with _float32(features):
+            return F.linear(features.float(), self.to_logits.weight[:, :, 0, 0], self.to_logits.bias)
+
+    def _pixels(self, codes: Float[Tensor, "B _ h w"]) -> tuple[Tensor, Tensor]:
+        pixels: Tensor = self.to_pixels(self.decoder(codes).relu()).float()
+        mean, log_scale = pixels.chunk(2, dim=1)
+        return mean, log_scale
+
+
+def _float32(like: Tensor) -> torch.autocast:
+    """The release computes the logits and the codebook's vectors in full precision; so do we."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,205 @@
+"""Pickles read as data: nothing is imported and nothing is called, whatever the file says.
+
+A pickle is a program for a stack machine that may name any function of the computer and call it. The reader here is
+such a machine without that power: classes and functions stay names, objects stay their states, calls stay unanswered.
+It knows the operations that saving a network writes, and the names that its caller expects. Anything else is an error.
+Time and memory are proportional to the length of the pickle.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any, TypeAlias, TypeVar
+
+from smalti.core.errors import CheckpointError
+from smalti.core.log import printable
+from smalti.tokenizers.foreign.operations import Argument, operations
+
+T = TypeVar("T")
+Value: TypeAlias = Any
+"""None, bool, int, float, str, tuple, list, dict, or one of the three classes that follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or a function that the pickle refers to, such as `torch.device`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A call that the pickle asks for, and that nobody makes."""
+
+    function: str
+    arguments: tuple[Value, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """An object: the name of its class, and its attributes."""
+
+    kind: str
+    state: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a pickle may refer to.
+
+    Attributes:
+        classes: names it may make instances of.
+        functions: names it may ask to call.
+        others: names it may mention.
+        persistent: what a persistent id stands for; raises ValueError for an id that is not expected.
+    """
+
+    classes: frozenset[str]
+    functions: frozenset[str]
+    others: frozenset[str]
+    persistent: Callable[[Value], Value]
+
+
+_CONSTANTS: dict[str, Value] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_ARGUMENTS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def read_pickle(stream: BytesIO, file: str, expected: Expected) -> Value:
+    """The object of the pickle that begins at the place of `stream`, which is left behind its end.
+
+    Raises:
+        CheckpointError: it refers to something that is not expected, or it is damaged. `file` is named.
+    """
+    try:
+        return _Machine(file, expected).run(stream)
+    except (ValueError, IndexError, KeyError) as error:
+        cause = str(error) if type(error) is ValueError else "its pickle makes no sense"
+        raise CheckpointError(
+            f"{file} cannot be read", cause=cause, fix="nothing was run; get the file again"
+        ) from None
+
+
+class _Machine:
+    """The stack machine. Its operations have the names of `pickletools`."""
+
+    def __init__(self, file: str, expected: Expected) -> None:
+        self.file, self.expected = file, expected
+        self.stack: list[Value] = []
+        self.below: list[list[Value]] = []  # what was on the stack at each mark that is still open
+        self.memo: dict[Argument, Value] = {}
+
+    def run(self, stream: BytesIO) -> Value:
+        for operation, argument in operations(stream):
+            known = self._push(operation, argument) or self._remember(operation, argument)
+            if not (known or self._combine(operation, argument)):
+                extension = operation.startswith("EXT")
+                self._refuse("Python's extension registry" if extension else f"the operation {operation}")
+        return self.stack.pop()
+
+    def _push(self, operation: str, argument: Argument) -> bool:
+        """Plain values."""
+        if operation in _CONSTANTS:
+            self.stack.append(_CONSTANTS[operation])
+        elif operation in _ARGUMENTS:
+            self.stack.append(argument)
+        elif operation in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"):
+            self.stack.append({} if operation == "EMPTY_DICT" else [])
+        else:
+            return False
+        return True
+
+    def _remember(self, operation: str, argument: Argument) -> bool:
+        """The memo, marks, and what only matters to other readers."""
+        match operation:
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "MARK":
+                self.below.append(self.stack)
+                self.stack = []
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
+                return False
+        return True
+
+    def _combine(self, operation: str, argument: Argument) -> bool:
+        """Whatever is made of values on the stack."""
+        match operation:
+            case "TUPLE":
+                values = self._since_mark()  # which changes the stack
+                self.stack.append(tuple(values))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._last(_TUPLES[operation])))
+            case "APPEND" | "APPENDS":
+                values = self._last(1) if operation == "APPEND" else self._since_mark()
+                self._top(list).extend(values)
+            case "SETITEM" | "SETITEMS":
+                self._set_items(self._last(2) if operation == "SETITEM" else self._since_mark())
+            case "GLOBAL" | "INST":
+                self._name(argument, may_be=operation == "GLOBAL")
+            case "STACK_GLOBAL":
+                self._name(tuple(self._last(2)))
+            case "BINPERSID":
+                self.stack.append(self.expected.persistent(self.stack.pop()))
+            case "REDUCE":
+                self._call(*self._last(2))
+            case "NEWOBJ":
+                self._instance(*self._last(2))
+            case "BUILD":
+                state = self._pop(dict)
+                self._top(Instance).state = state
+            case _:
+                return False
+        return True
+
+    def _set_items(self, values: list[Value]) -> None:
+        keys = values[::2]
+        # Hashes of strings are secret, those of numbers are not: they could be chosen to collide.
+        if len(values) % 2 or not all(type(key) is str for key in keys):
+            raise ValueError("its pickle has a dictionary whose keys are not text")
+        self._top(dict).update(zip(keys, values[1::2], strict=True))
+
+    def _name(self, path: Value, may_be: bool = True) -> None:
+        text = ".".join(path) if all(type(part) is str for part in path) else "a name that is no text"
+        text = text.replace("__builtin__.", "builtins.")  # as Python 2 called it, and as protocol 2 does
+        if not may_be or text not in self.expected.classes | self.expected.functions | self.expected.others:
+            self._refuse(text)
+        self.stack.append(Name(text))
+
+    def _call(self, function: Value, arguments: Value) -> None:
+        if type(function) is not Name or function.text not in self.expected.functions or type(arguments) is not tuple:
+            raise ValueError("its pickle calls what is no function")
+        ordered_dict = function.text == "collections.OrderedDict" and not arguments
+        self.stack.append({} if ordered_dict else Call(function.text, arguments))
+
+    def _instance(self, kind: Value, arguments: Value) -> None:
+        if type(kind) is not Name or kind.text not in self.expected.classes or arguments != ():
+            raise ValueError("its pickle makes an object of what is no class")
+        self.stack.append(Instance(kind.text))
+
+    def _refuse(self, wish: str) -> None:
+        asked = f"{self.file} asks for {printable(wish[:100])}"
+        raise CheckpointError(asked, cause="this is no tokenizer file", fix="nothing was run")
+
+    def _since_mark(self) -> list[Value]:
+        values, self.stack = self.stack, self.below.pop()
+        return values
+
+    def _last(self, count: int) -> list[Value]:
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def _pop(self, kind: type[T]) -> T:
+        value = self.stack.pop()
+        if not isinstance(value, kind):
+            raise ValueError(f"its pickle has a {type(value).__name__} in the place of a {kind.__name__}")
+        return value
+
+    def _top(self, kind: type[T]) -> T:
+        value = self._pop(kind)
+        self.stack.append(value)
+        return value

@@ -1,0 +1,103 @@
+"""A network that `torch.save` wrote whole: its parameters by name, with nothing of the file run."""
+
+import math
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smalti.core.errors import CheckpointError
+from smalti.core.log import printable
+from smalti.tokenizers.foreign.pickled import Call, Instance, Value
+from smalti.tokenizers.foreign.torch_file import PARAMETER, TENSOR, SparingFile, Storage, Storages, read_file
+
+_MAX_MODULES, _MAX_TENSORS, _MAX_NAME = 2000, 2000, 200
+
+_DAMAGE = (ValueError, KeyError, OverflowError, EOFError, NotImplementedError, struct.error, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """What a file says of a network: the name of its class, and its parameters in float32 by their dotted names."""
+
+    kind: str
+    parameters: dict[str, Tensor]
+
+
+def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
+    """The parameters of a network that was saved as a whole module.
+
+    Args:
+        path: the file.
+        classes: names of the module classes that it may consist of.
+
+    Raises:
+        CheckpointError: it is no such file, is damaged, or refers to anything else; nothing of it was run.
+    """
+    name = printable(path.name)
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
+        with SparingFile(path) as file:
+            root, storages = read_file(file, name, classes)
+            if not isinstance(root, Instance):
+                raise ValueError(f"it holds a {type(root).__name__.lower()}, not a network")
+            return SavedNetwork(root.kind, dict(_tensors(root, storages, file.size)))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {printable(str(path))}", cause=error.strerror or str(error), fix="check the path"
+        ) from None
+    except _DAMAGE as error:
+        cause = str(error) if type(error) is ValueError else "it is damaged"
+        fix = "nothing was run; get the file again"
+        raise CheckpointError(f"{name} cannot be read", cause=cause, fix=fix) from None
+
+
+def _tensors(root: Instance, storages: Storages, limit: int) -> Iterator[tuple[str, Tensor]]:
+    """The parameters by name. Together they have at most `limit` bytes, so that none is counted many times."""
+    found: dict[str, Tensor] = {}
+    total = 0
+    for number, (name, value) in enumerate(_parameters(root)):
+        storage, offset, size, stride = _description(value)
+        total += math.prod(size) * storage.dtype.itemsize
+        if total > limit or number >= _MAX_TENSORS or len(name) > _MAX_NAME:
+            raise ValueError("its tensors hold more numbers than the file")
+        if storage.key not in found:
+            found[storage.key] = storages.values(storage)
+        yield (
+            name,
+            found[storage.key]
+            .as_strided(size, stride, offset)
+            .to(torch.float32, copy=True, memory_format=torch.contiguous_format),
+        )
+
+
+def _parameters(root: Instance) -> Iterator[tuple[str, Value]]:
+    """Name and description of every parameter of a module and those inside it."""
+    waiting, visited = [("", root)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        visited += 1
+        if visited + len(waiting) > _MAX_MODULES or len(prefix) > _MAX_NAME:
+            raise ValueError("its modules contain one another")
+        parameters, children = (module.state.get(part) for part in ("_parameters", "_modules"))
+        if not isinstance(parameters, dict) or not isinstance(children, dict):
+            raise ValueError(f"its {module.kind} is no module")
+        yield from ((prefix + name, value) for name, value in parameters.items() if value is not None)
+        waiting += [(f"{prefix}{name}.", child) for name, child in children.items() if isinstance(child, Instance)]
+
+
+def _description(parameter: Value) -> tuple[Storage, int, tuple[int, ...], tuple[int, ...]]:
+    """Storage, offset, size and stride of a parameter; the last number that it reaches is in the storage."""
+    match parameter:
+        case Call(function, (Call(rebuild, (Storage() as storage, int(offset), tuple(size), tuple(stride), *_)), *_)):
+            named = (function, rebuild) == (PARAMETER, TENSOR) and len(size) == len(stride) <= 4
+            if named and all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
+                last = offset + sum((number - 1) * step for number, step in zip(size, stride, strict=True))
+                if 0 < math.prod(size) <= storage.num_values and last < storage.num_values:
+                    return storage, offset, size, stride
+    raise ValueError("it describes a parameter that is not in the file")
