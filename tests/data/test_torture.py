@@ -17,6 +17,10 @@ from PIL import Image, ImageOps
 from smalti.core.errors import DataError
 from smalti.data import decode as decoding
 from smalti.data.decode import decode
+from smalti.data.render import Render
+from smalti.data.sources.files import Files
+from smalti.data.sources.listing import NamesBuilder
+from smalti.data.views import RandomResizedCrop, TwoViews
 
 TABLE = Path(__file__).with_name("torture.tsv")
 EXPECTED = dict(line.split("\t", 1) for line in TABLE.read_text().splitlines()) if TABLE.exists() else {}
@@ -75,6 +79,23 @@ def test_a_hostile_file_has_the_same_outcome_in_grey(torture: Path) -> None:
         else:
             with pytest.raises(DataError, match=re.escape(str(torture / name))):
                 decode(torture / name, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_hostile_file_has_the_same_outcome_as_an_image_to_train_on(torture: Path, channels: int) -> None:
+    """Also where a small crop lets it be decoded at a fraction of its size."""
+    names = NamesBuilder()
+    for name in EXPECTED:
+        names.add(os.fsencode(name))
+    source = Files(torture, names.build(), channels)
+    render = Render(source, TwoViews(RandomResizedCrop(), (8, 8), (4, 4)))
+    out = [np.zeros(shape, np.uint8) for shape in render.shapes]
+    for position, (name, expected) in enumerate(EXPECTED.items()):
+        if expected.startswith("ok"):
+            render(position, key=position, out=out)
+        else:
+            with pytest.raises(DataError, match=re.escape(name)):
+                render(position, key=position, out=out)
 
 
 def test_colours_are_pillows_where_pillow_is_right(torture: Path) -> None:
