@@ -46,6 +46,13 @@ def gumbel_softmax(scores: Array, gumbel: Array, temperature: float) -> list[flo
     return softmax([(s + g) / temperature for s, g in zip(scores, gumbel, strict=True)])
 
 
+def straight_through_gradient(scores: Array, gumbel: Array, temperature: float, direction: Array) -> list[float]:
+    """Gradient of direction · softmax((s + g) / τ) with respect to the scores."""
+    p = gumbel_softmax(scores, gumbel, temperature)
+    mean = sum(a * b for a, b in zip(p, direction, strict=True))
+    return [a * (b - mean) / temperature for a, b in zip(p, direction, strict=True)]
+
+
 # Losses and metrics
 
 
@@ -68,6 +75,17 @@ def logit_laplace_nll(pixel: float, mu: float, log_scale: float, epsilon: float 
     return -math.log(density)
 
 
+def most_likely_pixel(mu: float, epsilon: float = 0.1) -> float:
+    return (1 / (1 + math.exp(-mu)) - epsilon) / (1 - 2 * epsilon)
+
+
+def reconstruction_loss(likelihood: str, pixel: float, mu: float, log_scale: float) -> float:
+    if likelihood == "logit_laplace":
+        return logit_laplace_nll(pixel, mu, log_scale)
+    error = pixel - most_likely_pixel(mu)
+    return error * error if likelihood == "mse" else abs(error)
+
+
 def entropy(counts: Sequence[int]) -> float:
     total = sum(counts)
     return distribution_entropy([c / total for c in counts])
@@ -77,6 +95,62 @@ def psnr(image: Array, reconstruction: Array) -> float:
     """10 log10(1 / MSE), at most 100."""
     squares = [(a - b) ** 2 for a, b in zip(image.reshape(-1), reconstruction.reshape(-1), strict=True)]
     return 10 * math.log10(1 / max(sum(squares) / len(squares), 1e-10))
+
+
+# Codebooks
+
+
+def follow_codebook(
+    codes: Array,
+    sizes: Array,
+    sums: Array,
+    unused: NDArray[np.int64],
+    points: Array,
+    ids: NDArray[np.int64],
+    decay: float,
+) -> tuple[Array, Array, Array, NDArray[np.int64]]:
+    """Codes, sizes, sums and steps without use after one step of moving averages."""
+    codes, sizes, sums, unused = codes.copy(), sizes.copy(), sums.copy(), unused.copy()
+    for k in range(len(sizes)):
+        mine = [point for point, code in zip(points, ids, strict=True) if code == k]
+        sizes[k] = decay * sizes[k] + (1 - decay) * len(mine)
+        for d in range(sums.shape[1]):
+            sums[k, d] = decay * sums[k, d] + (1 - decay) * sum(point[d] for point in mine)
+        if mine:
+            codes[k] = sums[k] / math.sqrt(sum(value * value for value in sums[k]))
+        unused[k] = 0 if mine else unused[k] + 1
+    return codes, sizes, sums, unused
+
+
+def scalar_codes(levels: Sequence[int]) -> list[tuple[float, ...]]:
+    """Every code of finite scalar quantisation, the first number turning fastest."""
+    codes: list[tuple[float, ...]] = [()]
+    for count in levels:
+        values = [(digit - count // 2) / (count // 2) for digit in range(count)]
+        codes = [(*code, value) for value in values for code in codes]
+    return codes
+
+
+def ssim(image: Array, reconstruction: Array) -> float:
+    """Wang et al. 2004, eq. 13: mean over channels and positions of an 11 x 11 Gaussian window, σ = 1.5."""
+    size = min(11, *image.shape[1:])
+    size -= 1 - size % 2
+    middle = size // 2
+    window = np.array(
+        [[math.exp(-((i - middle) ** 2 + (j - middle) ** 2) / (2 * 1.5**2)) for j in range(size)] for i in range(size)]
+    )
+    window /= window.sum()
+    values = []
+    for x, y in zip(image, reconstruction, strict=True):
+        for top in range(x.shape[0] - size + 1):
+            for left in range(x.shape[1] - size + 1):
+                a, b = (part[top : top + size, left : left + size] for part in (x, y))
+                mean_a, mean_b = (window * a).sum(), (window * b).sum()
+                var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+                cov = (window * (a - mean_a) * (b - mean_b)).sum()
+                above = (2 * mean_a * mean_b + 0.01**2) * (2 * cov + 0.03**2)
+                values.append(above / ((mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)))
+    return sum(values) / len(values)
 
 
 # Patches and schedules

@@ -25,7 +25,14 @@ ROWS = [
     {"cli"},
     {"__main__"},
 ]
-SEEDED = {"models/vit.py", "models/mim.py", "tokenizers/dvae.py", "tokenizers/dalle.py", "tokenizers/dalle_blocks.py"}
+SEEDED = {
+    "models/vit.py",
+    "models/mim.py",
+    "tokenizers/dvae.py",
+    "tokenizers/dalle.py",
+    "tokenizers/dalle_blocks.py",
+    "tokenizers/trunk.py",
+}
 """Where weights are drawn: from torch's global generator, seeded and restored around the drawing."""
 
 GLOBAL_CHANCE = {

@@ -35,11 +35,12 @@ usage: smalti VERB [...] [--json] [--debug]
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
   prepare DATA --out PACK                                 the images made small once, for fast reading from slow disks
-  train-tokenizer RECIPE --data DATA --out RUN            stage one: a discrete VAE that turns images into visual tokens
+  train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
-  evaluate RUN DATA                                       k-NN and linear probe of every layer; PSNR and codebook use
+  evaluate MODEL DATA                                     k-NN and linear probe of every layer; PSNR, ELBO, codebook
+  show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   report RUN...                                           one offline HTML file
   explain RECIPE                                          every field, its unit and where it comes from
 
@@ -176,6 +177,12 @@ def _evaluate(arguments: list[str]) -> dict[str, Any]:
     return evaluate.main(parse(evaluate.Evaluate, None, arguments, "evaluate"))
 
 
+def _show(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import show
+
+    return show.main(parse(show.Show, None, arguments, "show"))
+
+
 def _report(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import report
 
@@ -211,6 +218,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "pretrain": _pretrain,
     "import": _import,
     "evaluate": _evaluate,
+    "show": _show,
     "report": _report,
     "explain": _explain,
 }

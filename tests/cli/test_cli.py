@@ -25,6 +25,8 @@ def story():
     return nano.demo()
 """
 
+RECIPES = "fsq, kmeans, nano, random_projection, tiny, vq"
+
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd)
@@ -52,7 +54,7 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that the verbs would have run."""
     seen: list[Any] = []
-    for verb in ("demo", "train_tokenizer", "pretrain", "evaluate", "report"):
+    for verb in ("demo", "train_tokenizer", "pretrain", "evaluate", "show", "report"):
         module = importlib.import_module(f"smalti.runs.{verb}")
         monkeypatch.setattr(module, "main", lambda config, **_: seen.append(config) or {"ran": True})
     return seen
@@ -105,11 +107,23 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
     [
         (["frobnicate"], "unknown verb 'frobnicate'; see smalti --help"),
         (["train-tokeniser"], "unknown verb 'train-tokeniser'; did you mean 'train-tokenizer'?"),
-        (["train-tokenizer"], "no recipe given; smalti train-tokenizer RECIPE ...; there are: nano, tiny"),
-        (["pretrain", "--out", "x"], "no recipe given; smalti pretrain RECIPE ...; there are: nano, tiny"),
-        (["explain"], "no recipe given; smalti explain RECIPE; there are: nano, tiny"),
-        (["pretrain", "tniy"], "unknown recipe 'tniy'; did you mean 'tiny'?; there are: nano, tiny"),
-        (["explain", "zzz"], "unknown recipe 'zzz'; there are: nano, tiny"),
+        (
+            ["train-tokenizer"],
+            f"no recipe given; smalti train-tokenizer RECIPE ...; there are: {RECIPES}",
+        ),
+        (
+            ["pretrain", "--out", "x"],
+            f"no recipe given; smalti pretrain RECIPE ...; there are: {RECIPES}",
+        ),
+        (
+            ["explain"],
+            f"no recipe given; smalti explain RECIPE; there are: {RECIPES}",
+        ),
+        (
+            ["pretrain", "tniy"],
+            f"unknown recipe 'tniy'; did you mean 'tiny'?; there are: {RECIPES}",
+        ),
+        (["explain", "zzz"], f"unknown recipe 'zzz'; there are: {RECIPES}"),
         (["train-tokenizer", "tiny", "--data", "x"], "no run folder given; use --out FOLDER"),
         (["report"], "no runs given; smalti report RUN..."),
         (["evaluate"], "Missing from smalti evaluate: A run folder."),

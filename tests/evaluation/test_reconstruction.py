@@ -1,11 +1,15 @@
 """What a tokenizer keeps."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.yardstick import NearestPatch, fit_yardstick
+from smalti.tokenizers.dvae import DVAE
 from tests.test_contracts import GreyLevels
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -45,3 +49,67 @@ def test_images_without_any_structure_have_no_codebook_use() -> None:
     assert result.codebook.tokens == 0
     assert result.constant_share == 1.0
     assert result.unigram_entropy == 0.0
+
+
+def ramp() -> Tensor:
+    """Patches of every mean grey, as many of each of 16 levels, none constant."""
+    levels = torch.arange(16).repeat(8)[:, None, None, None] * 16 + 8
+    checks = torch.tensor([[-3, 3], [3, -3]]).repeat(2, 2)
+    return (levels + checks).expand(-1, 3, -1, -1).to(torch.uint8)
+
+
+class Collapsed(GreyLevels):
+    """One code for everything."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.zeros_like(super().encode(images))
+
+
+def fitted(vocab_size: int) -> NearestPatch:
+    found = fit_yardstick(ramp(), vocab_size, 4)
+    assert found is not None
+    return found
+
+
+def test_a_perfect_codebook_is_used_whole_and_evenly() -> None:
+    use = evaluate_tokenizer(GreyLevels(vocab_size=16), ramp(), CPU).codebook
+    assert use.used == 1
+    assert use.perplexity == pytest.approx(16)
+    assert use.entropy == pytest.approx(math.log(16))
+    assert use.top_share == 1 / 16
+
+
+def test_a_collapsed_codebook_has_a_perplexity_of_one_beside_that_of_the_yardstick() -> None:
+    found = evaluate_tokenizer(Collapsed(vocab_size=16), ramp(), CPU, train=ramp()).as_dict()
+    assert (found["perplexity"], found["top_share"], found["codebook_usage"]) == (1, 1, 1 / 16)
+    yardstick = evaluate_tokenizer(fitted(16), ramp(), CPU).as_dict()
+    assert found["kmeans_perplexity"] == yardstick["perplexity"]
+    assert found["kmeans_codebook_usage"] == yardstick["codebook_usage"]
+    assert yardstick["perplexity"] > 12
+    assert found["codebook_entropy_nats"] == 0
+
+
+def test_the_window_is_the_same_whatever_is_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.evaluation.reconstruction.window", lambda images, stride: images[:5])
+    assert evaluate_tokenizer(GreyLevels(), ramp(), CPU).as_dict()["window_tokens"] == 5
+
+
+def test_numbers_that_a_tokenizer_does_not_have_are_none() -> None:
+    found = evaluate_tokenizer(GreyLevels(), images(), CPU).as_dict()
+    lacking = {name for name, value in found.items() if value is None}
+    assert lacking == {
+        *("hard_soft_gap_db", "elbo_nats", "distortion_nats", "bits_per_dim", "bits_per_dim_unigram"),
+        *("kmeans_codebook_usage", "kmeans_perplexity", "kmeans_codebook_entropy_nats"),
+        "kmeans_top_share",
+    }
+
+
+def test_a_discrete_vae_has_all_numbers_and_without_a_density_no_bound() -> None:
+    tokenizer = DVAE(vocab_size=8, stride=4, width=4, depth=1).build().requires_grad_(False)
+    found = evaluate_tokenizer(tokenizer, images(), CPU, train=images())
+    assert None not in found.as_dict().values()
+    assert found.bound is not None
+    assert found.bound.unigram_rate_nats == pytest.approx(4 * found.unigram_entropy)
+    without = evaluate_tokenizer(tokenizer, images(), CPU, density=False)
+    assert without.bound is None
+    assert without.soft_psnr_db == found.soft_psnr_db

@@ -9,11 +9,16 @@ import torch
 from hypothesis import given
 
 from smalti.functional.losses import (
+    Likelihood,
+    absolute_error,
     kl_to_uniform,
     kl_weight,
     logit_laplace_nll,
     marginal_entropy,
     masked_token_loss,
+    most_likely_pixels,
+    reconstruction_loss,
+    squared_error,
 )
 from tests import oracles
 
@@ -78,6 +83,29 @@ def test_logit_laplace_density_integrates_to_one() -> None:
 def test_logit_laplace_nll_is_finite_for_black_and_white_pixels() -> None:
     pixels = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
     assert torch.isfinite(logit_laplace_nll(pixels, torch.zeros_like(pixels), torch.zeros_like(pixels))).all()
+
+
+@pytest.mark.parametrize("likelihood", ["logit_laplace", "mse", "l1"])
+@given(pixel=st.floats(0, 1), mu=st.floats(-3, 3), log_scale=st.floats(-2, 2))
+def test_a_reconstruction_costs_what_the_equation_says(
+    likelihood: Likelihood, pixel: float, mu: float, log_scale: float
+) -> None:
+    args = [torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (pixel, mu, log_scale)]
+    expected = oracles.reconstruction_loss(likelihood, pixel, mu, log_scale)
+    assert float(reconstruction_loss(likelihood, *args)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_errors_are_those_of_each_sub_pixel() -> None:
+    pixels, predicted = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1), torch.tensor([0.5, 0.5, -0.5]).view(1, 3, 1, 1)
+    assert squared_error(pixels, predicted).flatten().tolist() == [0.25, 0, 2.25]
+    assert absolute_error(pixels, predicted).flatten().tolist() == [0.5, 0, 1.5]
+
+
+def test_the_most_likely_pixels_undo_the_pixel_map() -> None:
+    pixels = torch.linspace(0, 1, 11).view(1, 1, 1, -1)
+    mu = torch.logit(0.8 * pixels + 0.1)
+    torch.testing.assert_close(most_likely_pixels(mu), pixels, rtol=1e-5, atol=1e-6)
+    assert float(logit_laplace_nll(pixels, mu, mu * 0).sum()) < float(logit_laplace_nll(pixels, mu + 0.1, mu * 0).sum())
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from smalti.functional.metrics import codebook_use, correct, entropy, psnr
+from smalti.functional.metrics import codebook_use, codes_seen, correct, entropy, psnr, ssim
 from tests import oracles
 
 
@@ -21,6 +21,21 @@ def test_psnr_of_each_image(rng: torch.Generator) -> None:
 def test_psnr_of_equal_images_is_100_db() -> None:
     image = torch.full((1, 1, 2, 2), 0.3)
     assert psnr(image, image).tolist() == [100]
+
+
+@pytest.mark.parametrize("size", [(13, 16), (11, 11), (8, 20)])
+def test_ssim_of_each_image(size: tuple[int, int], rng: torch.Generator) -> None:
+    images = torch.rand(2, 3, *size, generator=rng)
+    others = (images + 0.3 * torch.rand(2, 3, *size, generator=rng)).clamp(0, 1)
+    expected = [oracles.ssim(a.double().numpy(), b.double().numpy()) for a, b in zip(images, others, strict=True)]
+    assert ssim(images, others).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_ssim_is_one_where_images_are_equal_and_symmetric_where_they_are_not(rng: torch.Generator) -> None:
+    images, others = torch.rand(2, 2, 1, 12, 12, generator=rng)
+    assert ssim(images, images).tolist() == pytest.approx([1, 1])
+    assert ssim(images, others).tolist() == pytest.approx(ssim(others, images).tolist())
+    assert ssim(images, 1 - images).max() < 0
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(any))
@@ -59,3 +74,9 @@ def test_codebook_use_of_nothing_is_a_collapse() -> None:
 def test_correct_is_whether_the_highest_score_is_the_target() -> None:
     logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]])
     assert correct(logits, torch.tensor([[1, 2]])).tolist() == [[True, False]]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
+def test_codes_seen_are_the_different_ones_of_those_that_could_be(ids: list[int]) -> None:
+    seen, possible = codes_seen(torch.tensor(ids), vocab_size=10)
+    assert (int(seen), int(possible)) == (len(set(ids)), min(10, len(ids)))

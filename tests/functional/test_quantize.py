@@ -8,7 +8,7 @@ from hypothesis import given
 
 from smalti.core.rng import fold, signed
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax
+from smalti.functional.quantize import gumbel_softmax, one_hot_sample, straight_through
 from tests import oracles
 
 
@@ -54,3 +54,26 @@ def test_gradient_equals_finite_differences_of_the_equation(rng: torch.Generator
     at, step = logits.detach().numpy(), 1e-6 * np.eye(6)
     expected = [(value(at + step[i]) - value(at - step[i])) / 2e-6 for i in range(6)]
     assert logits.grad.tolist() == pytest.approx(expected, abs=1e-8)
+
+
+def test_a_value_goes_straight_through_and_its_gradient_to_the_point(rng: torch.Generator) -> None:
+    points, values, direction = torch.randn(3, 4, 5, generator=rng, dtype=torch.float64)
+    points.requires_grad_(True)
+    passed = straight_through(values, points)
+    torch.testing.assert_close(passed.detach(), values)
+    (passed * direction).sum().backward()
+    assert points.grad is not None
+    assert torch.equal(points.grad, direction)
+
+
+def test_a_hard_sample_is_one_hot_with_the_gradient_of_the_relaxed_one(rng: torch.Generator) -> None:
+    logits, gumbel, direction = torch.randn(3, 6, generator=rng, dtype=torch.float64)
+    logits.requires_grad_(True)
+    relaxed = gumbel_softmax(logits, gumbel, 0.7)
+    sample = one_hot_sample(relaxed)
+    expected = torch.eye(6, dtype=torch.float64)[(logits + gumbel).argmax()]
+    torch.testing.assert_close(sample.detach(), expected)
+    (sample * direction).sum().backward()
+    assert logits.grad is not None
+    oracle = oracles.straight_through_gradient(logits.detach().numpy(), gumbel.numpy(), 0.7, direction.numpy())
+    assert logits.grad.tolist() == pytest.approx(oracle, abs=1e-12)

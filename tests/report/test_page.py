@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
-from smalti.report.pictures import atlas, tile_row
+from smalti.report.pictures import tile_row
 
 NASTY = "<script>alert('1')</script>\" onload=\"x"
 VOID = {"meta", "link", "img"}
@@ -38,11 +39,12 @@ class Outline(HTMLParser):
 
 def whole_page() -> str:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    codebook = atlas([Card(1, 0.7, images[1], images)], [1, 2])
     sections = [
         Section("Results", table(["init", "k-NN"], [[NASTY, "81.2 %"]], highlight={(0, 1)}), NASTY),
         Section("Training", curve({NASTY: ([0, 1], [2, 1])}, xlabel="step", ylabel="loss", level=("entropy", 1.5))),
         Section("Layers", by_layer([("1", {"random": 0.5}), ("2", {"random": 0.6})])),
-        Section(NASTY, tile_row({"original": images}, captions=[NASTY, "b.png"]) + atlas(images, [1, 2])),
+        Section(NASTY, tile_row({"original": images}, captions=[NASTY, "b.png"]) + codebook),
     ]
     return page(NASTY, NASTY, sections, {NASTY: NASTY})
 

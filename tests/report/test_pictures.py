@@ -1,21 +1,14 @@
 """Pictures survive as they are, and no figure of either kind loads anything."""
 
-import base64
-import io
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
-from smalti.report.pictures import atlas, mask_overlay, tile_row
-from tests.report.reading import NASTY, texts_of
-
-
-def pictures_in(html: str) -> list[np.ndarray]:
-    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+from smalti.report.pictures import mask_overlay, sheet, tile_row, token_map
+from tests.report.reading import NASTY, pictures_in, texts_of
 
 
 @pytest.fixture
@@ -72,30 +65,39 @@ class TestMaskOverlay:
         assert mask_overlay(images[..., :1], np.ones((3, 6), dtype=np.bool_), patch=4).shape == (3, 8, 12, 1)
 
 
-class TestAtlas:
-    def test_the_most_frequent_come_first_with_their_frequency(self) -> None:
-        prototypes = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1).repeat(2, 1).repeat(2, 2)
-        html = atlas(prototypes, [10, 0, 70, 20])
-        assert [int(picture[0, 0]) for picture in pictures_in(html)] == [2, 3, 0, 1]
-        assert re.findall(r'title="(.*?)"', html) == [
-            "token 2: 70 %",
-            "token 3: 20 %",
-            "token 0: 10 %",
-            "token 1: does not occur",
-        ]
-        assert "3 of 4 visual tokens occur; the most frequent takes 70 % of the positions." in html
+class TestTokenMap:
+    def test_a_number_has_one_colour_everywhere_and_neighbours_differ(self) -> None:
+        ids = np.array([[[0, 1], [2, 0]], [[7, 2], [1, 7]]])
+        colours = token_map(ids)
+        assert colours.dtype == np.uint8
+        by_number = {number: colours[ids == number] for number in (0, 1, 2, 7)}
+        assert all((found == found[0]).all() for found in by_number.values())
+        near = token_map(np.arange(200).reshape(1, 1, 200))[0, 0].astype(int)
+        assert np.abs(np.diff(near, axis=0)).sum(1).min() > 100
+        assert len(np.unique(near, axis=0)) == 200
 
-    def test_at_most_so_many(self) -> None:
-        html = atlas(np.zeros((9, 2, 2, 3), dtype=np.uint8), [1] * 9, most=4)
-        assert len(pictures_in(html)) == 4
-        assert "The 4 most frequent are shown." in html
+    def test_hues_are_those_of_the_colour_circle(self) -> None:
+        """Number 0 is a red: its green and blue are equal and lower."""
+        red, green, blue = token_map(np.zeros((1, 1, 1), np.int64))[0, 0, 0].tolist()
+        assert green == blue < red
 
-    def test_a_codebook_nobody_used(self) -> None:
-        assert "0 of 2 visual tokens occur" in atlas(np.zeros((2, 2, 2, 1), dtype=np.uint8), [0, 0])
+    def test_a_token_is_as_large_as_its_patch(self) -> None:
+        large = token_map(np.array([[[3, 4]]]), stride=4)
+        assert large.shape == (1, 4, 8, 3)
+        assert (large[0, :, :4] == token_map(np.array([[[3]]]))[0, 0, 0]).all()
 
-    def test_a_count_for_each_prototype(self) -> None:
-        with pytest.raises(ValueError, match="1 counts for 2 prototypes"):
-            atlas(np.zeros((2, 2, 2, 1), dtype=np.uint8), [0])
+
+class TestSheet:
+    def test_every_picture_lies_in_its_place(self, images: np.ndarray) -> None:
+        painted = sheet({"original": images, "small and grey": images[:, ::2, ::2, :1]}, scale=2)
+        assert painted.shape == (3 * (16 + 4) + 4, 2 * (24 + 4) + 4, 3)
+        np.testing.assert_array_equal(painted[24:40, 4:28], images[1].repeat(2, 0).repeat(2, 1))
+        np.testing.assert_array_equal(painted[44:60, 32:56, 2], images[2, ::2, ::2, 0].repeat(4, 0).repeat(4, 1))
+        assert (painted[:4] == 255).all()
+
+    def test_columns_of_different_lengths_are_refused(self, images: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="shorter"):
+            sheet({"original": images, "masked": images[:2]})
 
 
 def every_figure() -> list[str]:
@@ -104,7 +106,7 @@ def every_figure() -> list[str]:
         curve({NASTY: ([0, 1], [2, 1])}, xlabel=NASTY, ylabel=NASTY, level=(NASTY, 1.5)),
         by_layer([(NASTY, {NASTY: 0.5})], xlabel=NASTY, ylabel=NASTY),
         tile_row({NASTY: images}, captions=[NASTY]),
-        atlas(images, [1]),
+        atlas([Card(0, 1.0, images[0], images)], [1, 0]),
     ]
 
 

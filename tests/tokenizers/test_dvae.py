@@ -51,6 +51,29 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(one["codebook.weight"], other["codebook.weight"])
 
 
+def test_a_split_code_takes_the_positions_that_its_parent_fits_best() -> None:
+    tokenizer = DVAE(vocab_size=16, stride=4, width=8, depth=0).build()
+    pictures = images(SMALL, 20)
+    tokenizer.initialise_from(pictures, torch.arange(20 * 8 * 4))
+    ids = tokenizer.encode(pictures)
+    parent, dead = (
+        torch.bincount(ids.flatten(), minlength=16).argsort(descending=True, stable=True)[i] for i in (0, 1)
+    )
+    with torch.no_grad():
+        tokenizer.to_logits.bias[dead] = -1e9  # type: ignore[index]
+        scores = tokenizer.logits(pictures)[:, parent]
+        before = tokenizer.encode(pictures)
+        mean = scores[before == parent].mean()
+        tokenizer.split(dead[None], parent[None], mean[None])
+        after = tokenizer.encode(pictures)
+    assert not (before == dead).any()
+    of_parent = before == parent
+    assert torch.equal(after[of_parent] == dead, scores[of_parent] > mean)
+    assert 0 < int((after == dead).sum()) < int(of_parent.sum())
+    own = torch.full((1, 1, 1), int(dead))
+    assert torch.equal(tokenizer.decode(own), tokenizer.decode(torch.full((1, 1, 1), int(parent))))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

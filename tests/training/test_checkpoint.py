@@ -34,6 +34,20 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.state["moment"], torch.arange(4.0))
 
 
+def test_persistent_buffers_are_kept_with_their_type_and_others_are_not(tmp_path: Path) -> None:
+    layer, fresh = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    layer.register_buffer("scratch", torch.ones(3), persistent=False)
+    layer(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    write_checkpoint(tmp_path, 1, layer, {})
+    checkpoint = read_checkpoint(tmp_path)
+    assert set(checkpoint.model) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert checkpoint.model["num_batches_tracked"].dtype == torch.int64
+    load_weights(fresh, checkpoint.model, "here")
+    assert torch.equal(fresh.running_mean, layer.running_mean)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="running_mean is missing"):
+        load_weights(fresh, {n: v for n, v in checkpoint.model.items() if n != "running_mean"}, "here")
+
+
 def test_weights_that_are_not_contiguous_are_written_too(tmp_path: Path) -> None:
     layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     write_checkpoint(tmp_path, 1, layer, {})

@@ -27,6 +27,17 @@ def test_the_average_of_a_constant_is_the_constant() -> None:
     torch.testing.assert_close(average.module.weight, layer.weight, check_stride=False)
 
 
+def test_buffers_are_copied_not_averaged() -> None:
+    norm = nn.BatchNorm1d(2)
+    average = EMA(norm, decay=0.9)
+    norm(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    average.update(norm, 1)
+    assert norm.running_mean is not None
+    assert torch.equal(average.module.running_mean, norm.running_mean)  # type: ignore[arg-type]
+    assert average.module.num_batches_tracked == 1
+    assert average.module.running_mean is not norm.running_mean
+
+
 def test_the_average_is_a_copy_that_is_not_trained() -> None:
     layer = nn.Linear(2, 2)
     average = EMA(layer, decay=0.9)

@@ -56,6 +56,26 @@ class MeanGreyByConvolution(MeanGrey):
         return StepOutput(errors.sum(), torch.tensor(float(len(errors))), {})
 
 
+class MeanGreyThatFollows(MeanGrey):
+    """The same, with state that no gradient moves: some in the model, some in the objective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.register_buffer("seen", torch.zeros(16))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.latest: Tensor | None = None
+
+    def forward(self, batch: Batch, step: Tensor) -> StepOutput:
+        self.latest = batch.image[:, 0, :4, :4].flatten(1).mean(0)
+        output = super().forward(batch, step)
+        return output._replace(loss_sum=output.loss_sum * (1 + self.model.seen.mean()))
+
+    def follow(self, step: int) -> None:
+        assert self.latest is not None
+        self.model.seen.lerp_(self.latest, 0.5 / step)
+        self.calls += 1
+
+
 def batches(seed: int = 0) -> Loader:
     images = torch.randint(256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     gallery = ResidentGallery(
@@ -75,8 +95,9 @@ def trainer(
 
 def weights(made: Trainer) -> dict[str, Tensor]:
     """Everything a run ends with: trained and averaged weights and the optimiser's moments."""
-    found = {f"raw.{name}": p.detach().clone() for name, p in made.objective.model.named_parameters()}
-    found |= {f"trained.{name}": p.detach().clone() for name, p in made.trained.named_parameters()}
+    found = {f"raw.{name}": value.clone() for name, value in made.objective.model.state_dict().items()}
+    found |= {f"trained.{name}": value.clone() for name, value in made.trained.state_dict().items()}
+    found |= {f"own.{name}": value.clone() for name, value in made.objective.named_buffers(recurse=False)}
     for name, parameter in made.objective.model.named_parameters():
         found |= {f"{key}.{name}": value.clone() for key, value in made.optimizer.state[parameter].items()}
     return found
@@ -144,6 +165,19 @@ def test_a_step_that_is_no_number_raises_and_changes_nothing(value: float) -> No
     assert made.step == 1
 
 
+def test_what_follows_the_weights_moves_after_each_step_that_did_not_fail() -> None:
+    made, bad = trainer(objective=MeanGreyThatFollows), batches()(1)
+    made.train_step(batches()(0), CPU)
+    before = weights(made)
+    assert before["raw.seen"].any()
+    assert torch.equal(before["trained.seen"], before["raw.seen"])
+    bad.image[:] = float("nan")
+    with pytest.raises(NumericError):
+        made.train_step(bad, CPU)
+    assert same(weights(made), before)
+    assert int(before["own.calls"]) == 1
+
+
 def test_training_can_go_on_after_a_bad_batch_as_if_it_had_not_been() -> None:
     made, reference = trainer(), trainer()
     bad = batches()(1)
@@ -165,7 +199,7 @@ def test_chance_elsewhere_does_not_change_a_run() -> None:
     assert same(weights(run(trainer())), reference)
 
 
-@pytest.mark.parametrize("objective", [MeanGrey, MeanGreyByConvolution])
+@pytest.mark.parametrize("objective", [MeanGrey, MeanGreyByConvolution, MeanGreyThatFollows])
 @pytest.mark.parametrize("ema_decay", [0.9, None])
 @pytest.mark.parametrize("stop", [1, 5, 11])
 def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(

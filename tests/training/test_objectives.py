@@ -1,7 +1,7 @@
 """What is minimised, against the equations."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -168,6 +168,60 @@ def test_spread_rewards_the_entropy_of_the_mean_posterior() -> None:
     assert float(difference.detach()) == pytest.approx(float(entropy), rel=1e-4)
 
 
+@pytest.mark.parametrize("likelihood", ["mse", "l1"])
+def test_another_likelihood_takes_the_place_of_the_nll(likelihood: Literal["mse", "l1"]) -> None:
+    built, batch = tokenizer(), vae_batch()
+    relaxation = Relaxation(beta=3.0, beta_ramp=1.0, temperature=(1.0, 1.0))
+    with torch.no_grad():
+        output = DiscreteVAEObjective(built, relaxation, 10, likelihood)(batch, torch.tensor(5))
+        logits = built.logits(batch.image).permute(0, 2, 3, 1)
+        gumbel = gumbel_noise(batch.key, logits[0].numel()).view_as(logits)
+        mean, _ = built.distribution((logits + gumbel).softmax(-1).permute(0, 3, 1, 2))
+    pairs = zip(batch.image.flatten().tolist(), mean.flatten().tolist(), strict=True)
+    error = np.mean([oracles.reconstruction_loss(likelihood, pixel, mu, 0.0) for pixel, mu in pairs])
+    kl = np.mean([oracles.kl_to_uniform(row) for row in logits.double().numpy().reshape(-1, 6)])
+    assert float(output.metrics[likelihood][0]) / 2 == pytest.approx(error, rel=1e-4)
+    assert float(output.loss_sum / output.weight) == pytest.approx(error + 1.5 / 16 * kl, rel=1e-4)
+
+
+def test_hard_samples_decode_one_code_a_position_and_every_parameter_still_learns() -> None:
+    built, batch = tokenizer(), vae_batch()
+    seen: list[torch.Tensor] = []
+    built.codebook.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    output = DiscreteVAEObjective(built, Relaxation(hard=True), 10)(batch, STEP)
+    assert torch.equal(seen[0].round(), seen[0].round().clamp(0, 1))
+    torch.testing.assert_close(seen[0].amax(1), torch.ones(2, 2, 1))
+    torch.testing.assert_close(seen[0].sum(1), torch.ones(2, 2, 1))
+    output.loss_sum.backward()
+    assert [name for name, p in built.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_dead_codes_come_back_and_without_the_option_there_is_no_state() -> None:
+    built, batch = tokenizer(), vae_batch(num=8)
+    assert dict(DiscreteVAEObjective(built, Relaxation(), 10).named_buffers(recurse=False)) == {}
+    objective = DiscreteVAEObjective(built, Relaxation(dead_after=2), 10)
+    assert built.to_logits.bias is not None
+    with torch.no_grad():
+        built.to_logits.bias[[1, 4]] = -1e6
+        before = built.encode(batch.image)
+    for step in (1, 2):
+        objective(batch, torch.tensor(step - 1))
+        objective.follow(step)
+        after = built.encode(batch.image)
+        assert torch.equal(after, before) == (step == 1)
+    assert not {1, 4} & set(before.flatten().tolist())
+    assert {1, 4} & set(after.flatten().tolist())
+    assert objective.unused[[1, 4]].tolist() == [0, 0]
+
+
+def test_evaluating_leaves_what_follows_the_weights_alone() -> None:
+    built, batch = tokenizer(), vae_batch()
+    objective = DiscreteVAEObjective(built, Relaxation(dead_after=1), 10).eval()
+    objective(batch, STEP)
+    objective.follow(1)
+    assert objective.unused.tolist() == [0] * 6
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -175,6 +229,7 @@ def test_spread_rewards_the_entropy_of_the_mean_posterior() -> None:
         ({"spread": -1.0}, "beta or spread below 0"),
         ({"temperature": (1.0, 0.0)}, "temperatures"),
         ({"anneal_ratio": 0.0}, r"a ratio outside \(0, 1\]"),
+        ({"dead_after": 0}, "codes dead after 0 steps; use at least 1"),
         ({"beta_ramp": 1.5}, r"a ratio outside \(0, 1\]"),
     ],
 )

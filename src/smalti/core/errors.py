@@ -52,5 +52,11 @@ class LockError(SmaltiError):
     exit_code = 7
 
 
+class RefusedError(SmaltiError):
+    """Something that would run, but is not worth running: a collapsed tokenizer."""
+
+    exit_code = 9
+
+
 EXIT_OUT_OF_MEMORY = 12
 EXIT_INTERRUPTED = 130

@@ -1,63 +1,123 @@
-"""How well a tokenizer keeps an image, and how it uses its codebook, on held-out images."""
+"""How well a tokenizer keeps an image, and how it uses its codebook, on a fixed window of held-out images."""
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
-from smalti.functional.metrics import CodebookUse, codebook_use, psnr
-from smalti.functional.patches import constant_patches
+from smalti.evaluation.likelihood import Bound, Posterior, Quantiser, measure_bound, soft_psnr
+from smalti.evaluation.window import constant, window
+from smalti.evaluation.yardstick import fit_yardstick
+from smalti.functional.metrics import CodebookUse, codebook_use, psnr, ssim
 from smalti.models.vit import as_unit_range
 
 
 @dataclass(frozen=True)
 class TokenizerResult:
-    """Quality of a tokenizer.
+    """Quality of a tokenizer on the window.
 
     Attributes:
         psnr_db: mean over images of the PSNR of hard-token reconstructions, in dB.
+        ssim: mean over images of their structural similarity, at most 1.
         codebook: usage over positions whose patch is not constant.
         unigram_entropy: of all positions, in nats: what masked image modeling has to beat.
         constant_share: share of the positions whose patch is constant.
+        soft_psnr_db: PSNR where the posterior is decoded instead of its most likely token; None without a posterior.
+        bound: of tokenizers that have a density.
+        yardstick: usage of the codebook of k-means on patches with as many codes; None without training images.
     """
 
     psnr_db: float
+    ssim: float
     codebook: CodebookUse
     unigram_entropy: float
     constant_share: float
+    soft_psnr_db: float | None = None
+    bound: Bound | None = None
+    yardstick: CodebookUse | None = None
 
-    def as_dict(self) -> dict[str, float]:
-        """The numbers under the names that results and `--json` use."""
+    def as_dict(self) -> dict[str, float | None]:
+        """The numbers under the names that results and `--json` use; None where a tokenizer has no such number."""
+        bound, soft = self.bound, self.soft_psnr_db
         return {
             "psnr_db": self.psnr_db,
-            "codebook_usage": self.codebook.used,
-            "perplexity": self.codebook.perplexity,
-            "top_share": self.codebook.top_share,
+            "ssim": self.ssim,
+            **_figures(self.codebook),
+            "window_tokens": self.codebook.tokens,
             "unigram_entropy_nats": self.unigram_entropy,
             "constant_share": self.constant_share,
+            "hard_soft_gap_db": None if soft is None else soft - self.psnr_db,
+            "elbo_nats": None if bound is None else bound.elbo_nats,
+            "distortion_nats": None if bound is None else bound.distortion_nats,
+            "bits_per_dim": None if bound is None else bound.bits_per_dim,
+            "bits_per_dim_unigram": None if bound is None else bound.bits_per_dim_unigram,
+            **_figures(self.yardstick, "kmeans_"),
         }
 
 
-@torch.no_grad()
+def _figures(use: CodebookUse | None, prefix: str = "") -> dict[str, float | None]:
+    return {
+        f"{prefix}codebook_usage": None if use is None else use.used,
+        f"{prefix}perplexity": None if use is None else use.perplexity,
+        f"{prefix}codebook_entropy_nats": None if use is None else use.entropy,
+        f"{prefix}top_share": None if use is None else use.top_share,
+    }
+
+
 def evaluate_tokenizer(
-    tokenizer: Tokenizer, images: Tensor, compute: Compute, batch_size: int = 500
+    tokenizer: Tokenizer,
+    images: Tensor,
+    compute: Compute,
+    batch_size: int = 100,
+    *,
+    train: Tensor | None = None,
+    density: bool = True,
 ) -> TokenizerResult:
-    """Encode, decode and count over held-out images (uint8 or [0, 1])."""
-    ids, ratios, constant = [], [], []
-    for start in range(0, len(images), batch_size):
-        batch = as_unit_range(images[start : start + batch_size].to(compute.device))
+    """Encode, decode and count over a window of held-out images (uint8 or [0, 1]).
+
+    Args:
+        train: training images, some thousands at most, that the k-means yardstick is fitted on; None: no yardstick.
+        density: whether p(x|z) was trained as a density; False where errors of pixels were minimised: then no bound.
+    """
+    seen = window(images, tokenizer.stride)
+    keep = ~constant(seen, tokenizer.stride)
+    ids, ratios, similarities = _reconstruct(tokenizer, seen, compute, batch_size)
+    unigram_entropy = codebook_use(ids, tokenizer.vocab_size).entropy
+    bound = None
+    if density and isinstance(tokenizer, Posterior | Quantiser):
+        bound = measure_bound(tokenizer, seen, ids, unigram_entropy, compute)
+    return TokenizerResult(
+        psnr_db=float(ratios.mean()),
+        ssim=float(similarities.mean()),
+        codebook=codebook_use(ids, tokenizer.vocab_size, keep),
+        unigram_entropy=unigram_entropy,
+        constant_share=float((~keep).double().mean()),
+        soft_psnr_db=soft_psnr(tokenizer, seen, compute) if isinstance(tokenizer, Posterior) else None,
+        bound=bound,
+        yardstick=None if train is None else _yardstick(tokenizer, train, seen, keep),
+    )
+
+
+def _yardstick(tokenizer: Tokenizer, train: Tensor, seen: Tensor, keep: Bool[Tensor, "B N"]) -> CodebookUse | None:
+    fitted = fit_yardstick(train, tokenizer.vocab_size, tokenizer.stride)
+    return None if fitted is None else codebook_use(fitted.encode(seen).flatten(1), tokenizer.vocab_size, keep)
+
+
+@torch.no_grad()
+def _reconstruct(
+    tokenizer: Tokenizer, images: Tensor, compute: Compute, batch_size: int
+) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """Tokens, PSNR and SSIM of every image."""
+    ids, ratios, similarities = [], [], []
+    for part in images.split(batch_size):
+        batch = as_unit_range(part.to(compute.device))
         with compute.autocast():
             codes = tokenizer.encode(batch)
             pictures = tokenizer.decode(codes)
         ids.append(codes.flatten(1).cpu())
         ratios.append(psnr(batch, pictures.float()).cpu())
-        constant.append(constant_patches(batch, tokenizer.stride).cpu())
-    all_ids, all_constant = torch.cat(ids), torch.cat(constant)
-    return TokenizerResult(
-        psnr_db=float(torch.cat(ratios).mean()),
-        codebook=codebook_use(all_ids, tokenizer.vocab_size, ~all_constant),
-        unigram_entropy=codebook_use(all_ids, tokenizer.vocab_size).entropy,
-        constant_share=float(all_constant.double().mean()),
-    )
+        similarities.append(ssim(batch, pictures.float()).cpu())
+    return torch.cat(ids), torch.cat(ratios), torch.cat(similarities)

@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_MOST_DISTANCES = 1 << 25
+"""Kept at a time: 128 MB."""
+
 
 def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterations: int = 10) -> Float[Tensor, "k P"]:
     """Centres of `k` clusters.
@@ -28,7 +31,12 @@ def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterat
 
 
 def _assign(points: Tensor, centres: Tensor) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Squared distance to, and number of, the nearest centre of each point."""
+    """Squared distance to, and number of, the nearest centre of each point; in parts, where there are many of both."""
+    parts = [_nearest(part, centres) for part in points.split(max(1, _MOST_DISTANCES // len(centres)))]
+    return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
+
+
+def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     squared = points.square().sum(1, keepdim=True) - 2 * points @ centres.t() + centres.square().sum(1)
     nearest = squared.min(dim=1)
     return nearest.values, nearest.indices

@@ -1,6 +1,7 @@
 """The losses of both stages, in nats."""
 
 import math
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,9 @@ from torch import Tensor
 
 LAPLACE_EPSILON = 0.1
 """Pixels are mapped from [0, 1] to [ε, 1 - ε] before the logit (DALL-E, appendix A.3)."""
+
+Likelihood: TypeAlias = Literal["logit_laplace", "mse", "l1"]
+"""How a reconstruction is compared with its image."""
 
 
 def masked_token_loss(
@@ -45,6 +49,37 @@ def logit_laplace_nll(
     x = (1 - 2 * LAPLACE_EPSILON) * pixels + LAPLACE_EPSILON
     distance = (torch.logit(x) - mu).abs()
     return math.log(2.0) + log_scale + torch.log(x * (1 - x)) + distance * torch.exp(-log_scale)
+
+
+def most_likely_pixels(mu: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """The sub-pixels at the centre of logit-Laplace distributions: the inverse of the pixel map; not clamped to [0, 1].
+
+    Reference: DALL-E, appendix A.3.
+    """
+    return (mu.float().sigmoid() - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)
+
+
+def squared_error(pixels: Float[Tensor, "B C H W"], predicted: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """(x - x̂)² of each sub-pixel in [0, 1]; its mean over an image is what PSNR is made of."""
+    return (pixels - predicted).square()
+
+
+def absolute_error(pixels: Float[Tensor, "B C H W"], predicted: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """|x - x̂| of each sub-pixel in [0, 1]."""
+    return (pixels - predicted).abs()
+
+
+def reconstruction_loss(
+    likelihood: Likelihood,
+    pixels: Float[Tensor, "B C H W"],
+    mu: Float[Tensor, "B C H W"],
+    log_scale: Float[Tensor, "B C H W"],
+) -> Float[Tensor, "B C H W"]:
+    """What each sub-pixel costs. Errors are those of the most likely sub-pixels, and the scale then has no part."""
+    if likelihood == "logit_laplace":
+        return logit_laplace_nll(pixels, mu, log_scale)
+    error = squared_error if likelihood == "mse" else absolute_error
+    return error(pixels, most_likely_pixels(mu))
 
 
 def kl_to_uniform(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:

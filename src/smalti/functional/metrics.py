@@ -6,12 +6,43 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+
 
 def psnr(images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
     """Peak signal-to-noise ratio of each image in dB, for pixels in [0, 1]; at most 100 dB."""
     mse = (images - reconstructions).square().mean(dim=(1, 2, 3))
     ratio: Tensor = -10 * torch.log10(mse.clamp_min(1e-10))
     return ratio
+
+
+def ssim(images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    """Structural similarity of each image, for pixels in [0, 1]; 1 where the two are equal, at least -1.
+
+    (2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2)) under a Gaussian window of 11 x 11 pixels with
+    σ = 1.5, wherever it lies inside the image; the mean over positions and channels. C1 = 0.01², C2 = 0.03².
+
+    Reference: Wang et al. 2004, eq. 13.
+    Differs: where a side is shorter than 11 pixels, the window is as large as an odd number of pixels allows.
+    """
+    size = min(_SSIM_WINDOW, *images.shape[-2:])
+    size -= 1 - size % 2
+    down, right = (_windows(length, size, images) for length in images.shape[-2:])
+    x, y = images, reconstructions
+    mx, my, xx, yy, xy = (down @ moment @ right.t() for moment in (x, y, x * x, y * y, x * y))
+    luminance = (2 * mx * my + _SSIM_C1) / (mx * mx + my * my + _SSIM_C1)
+    structure = (2 * (xy - mx * my) + _SSIM_C2) / (xx - mx * mx + yy - my * my + _SSIM_C2)
+    similarity: Tensor = (luminance * structure).mean((1, 2, 3))
+    return similarity
+
+
+def _windows(length: int, size: int, like: Tensor) -> Float[Tensor, "places length"]:
+    """A Gaussian window at every place along a side, as rows that add up to 1; a product with it is a convolution."""
+    place = torch.arange(length - size + 1, device=like.device)[:, None]
+    offset = torch.arange(length, device=like.device) - place - size // 2
+    row = torch.exp(-0.5 * (offset / _SSIM_SIGMA) ** 2) * (offset.abs() <= size // 2)
+    return row / row.sum(1, keepdim=True)
 
 
 def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
@@ -63,3 +94,12 @@ def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B
 def correct(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
     """Whether the most likely class is the right one."""
     return logits.argmax(-1) == target
+
+
+def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """How many codes occur in `ids`, and how many could: V, or the number of positions where that is less.
+
+    Their ratio is a live meter of dead codes: one batch, no state, no wait for the device.
+    """
+    seen = torch.zeros(vocab_size, device=ids.device).scatter_(0, ids.flatten(), 1.0).sum()
+    return seen, torch.full_like(seen, min(vocab_size, ids.numel()))

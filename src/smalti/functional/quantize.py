@@ -21,3 +21,20 @@ def gumbel_softmax(
     Reference: Jang et al. 2017, eq. 2; Maddison et al. 2017; BEiT §2.1.2; DALL-E, appendix A.2.
     """
     return F.softmax((logits + gumbel) / temperature, dim=-1)
+
+
+def straight_through(values: Float[Tensor, "*B"], points: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """`values` on the way forward; on the way back the gradient reaches `points` as if they had been used.
+
+    Reference: Bengio, Léonard and Courville 2013; van den Oord et al. 2017, §3.2.
+    """
+    return points + (values - points).detach()
+
+
+def one_hot_sample(relaxed: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
+    """The most weighted code of a relaxed sample, one-hot, with the gradient of the relaxed sample.
+
+    Reference: Jang et al. 2017, §2.2 (straight-through Gumbel-softmax). The paper's tokenizer does without it.
+    """
+    hard = F.one_hot(relaxed.argmax(-1), relaxed.shape[-1]).to(relaxed.dtype)
+    return straight_through(hard, relaxed)

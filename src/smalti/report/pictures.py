@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 Picture = UInt8[np.ndarray, "_H _W _C"]
@@ -14,6 +14,9 @@ Picture = UInt8[np.ndarray, "_H _W _C"]
 
 _HIDDEN, _EDGE = 128, 152
 """Grey levels of a hidden patch and of its edge."""
+_GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
+_GAP = 4
+"""White pixels between the pictures of a sheet."""
 
 
 def tile_row(
@@ -75,50 +78,56 @@ def mask_overlay(
     return painted
 
 
-def atlas(prototypes: UInt8[np.ndarray, "V p p C"], counts: Sequence[int], *, most: int = 256, size: int = 28) -> str:
-    """The codebook: the picture of each visual token, the most frequent first, its frequency as the tooltip.
+def token_map(ids: Int[np.ndarray, "n h w"], stride: int = 1) -> UInt8[np.ndarray, "n _H _W 3"]:
+    """Every visual token as a colour, `stride` pixels wide. A number has the same colour in every picture.
+
+    Hues go round by the golden angle, so that neighbouring numbers look different; with thousands of codes some look
+    alike. A colour has no meaning beyond its number.
+    """
+    hue = ids * _GOLDEN % 1.0
+    light = np.array(_LIGHTNESS)[ids % len(_LIGHTNESS)]
+    chroma = _SATURATION * np.minimum(light, 1 - light)
+    turns = (hue[..., None] * 12 + np.array([0, 8, 4])) % 12  # red, green and blue of HSL
+    colour = light[..., None] - chroma[..., None] * np.clip(np.minimum(turns - 3, 9 - turns), -1, 1)
+    small: UInt8[np.ndarray, "n h w 3"] = np.rint(255 * colour).astype(np.uint8)
+    return small.repeat(stride, axis=1).repeat(stride, axis=2)
+
+
+def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1) -> UInt8[np.ndarray, "_H _W 3"]:
+    """The pictures of `tile_row` as one picture, without headings: a row for each image, white in between.
 
     Args:
-        prototypes: what each token decodes to, C is 1 or 3.
-        counts: how often each token occurs.
-        most: how many are shown. Tokens that do not occur are pale.
-        size: side of a picture on the screen in CSS pixels.
+        columns: the pictures, all n of a column of one size; each is shown at the size of the first column.
+        scale: pixels for a pixel of the first column.
 
     Raises:
-        ValueError: not one count for each prototype.
+        ValueError: columns of different lengths.
     """
-    frequency = np.asarray(counts, dtype=np.float64)
-    if len(frequency) != len(prototypes):
-        raise ValueError(f"{len(frequency)} counts for {len(prototypes)} prototypes")
-    share = frequency / max(frequency.sum(), 1)
-    order = np.argsort(-share, kind="stable")[:most]
-    tiles = "".join(_token(prototypes[token], int(token), float(share[token])) for token in order)
-    style = f"grid-template-columns: repeat(auto-fill, {size}px)"
-    return (
-        f'<figure class="pictures"><div class="atlas" style="{style}">{tiles}</div>'
-        f"<figcaption>{_codebook_line(share, len(order))}</figcaption></figure>\n"
-    )
-
-
-def _token(picture: Picture, token: int, share: float) -> str:
-    title = f"token {token}: {100 * share:.2g} %" if share else f"token {token}: does not occur"
-    unused = "" if share else ' class="unused"'
-    return f'<img{unused} title="{title}" alt="{title}" src="{_data_uri(picture)}">'
-
-
-def _codebook_line(share: Float[np.ndarray, "V"], shown: int) -> str:
-    used = f"{np.count_nonzero(share)} of {len(share)} visual tokens occur"
-    top = f"the most frequent takes {100 * share.max(initial=0):.2g} % of the positions"
-    return f"{used}; {top}." + (f" The {shown} most frequent are shown." if shown < len(share) else "")
+    rows = list(zip(*columns.values(), strict=True))
+    height, width = rows[0][0].shape[:2] if rows else (1, 1)
+    tall, wide = scale * height + _GAP, scale * width + _GAP
+    painted = np.full((len(rows) * tall + _GAP, len(columns) * wide + _GAP, 3), 255, np.uint8)
+    for down, row in enumerate(rows):
+        for right, picture in enumerate(row):
+            large = Image.fromarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+            enlarged = np.asarray(large.resize((scale * width, scale * height), Image.Resampling.NEAREST))
+            top, left = down * tall + _GAP, right * wide + _GAP
+            painted[top : top + scale * height, left : left + scale * width] = enlarged
+    return painted
 
 
 def _img(picture: Picture, alt: str, scale: int) -> str:
     sharp = ' class="sharp"' if scale > 1 else ""
-    return f'<img{sharp} alt="{escape(alt)}" src="{_data_uri(picture)}">'
+    return f'<img{sharp} alt="{escape(alt)}" src="{data_uri(picture)}">'
 
 
-def _data_uri(picture: Picture) -> str:
+def data_uri(picture: Picture) -> str:
     """A PNG inside the page itself."""
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
+
+
+def png(picture: Picture) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -160,6 +160,7 @@ def _pretrain(
     run = replace(
         config.pretrain,
         tokenizer=f"{config.out}/tokenizer",
+        accept_tokenizer=True,  # a demo shows what there is; that it has collapsed is said on the console
         out=f"{config.out}/pretrain",
         compile=_compile(config, compute),
     )

@@ -1,5 +1,6 @@
 """`smalti evaluate`: what a tokenizer or a backbone is worth on labelled or unlabelled images."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import setting
+from smalti.core.contracts import Tokenizer
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
@@ -16,8 +18,11 @@ from smalti.evaluation.probe import ProbeResult, Split, probe
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.models.vit import VisionTransformer, as_unit_range
 from smalti.runs.folder import read_config, read_kind
+from smalti.runs.gate import some_images
+from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.pretrain import Pretrain, load_model
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
+from smalti.tokenizers.dalle import DallE
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,13 @@ class Evaluate:
 
 
 def main(config: Evaluate) -> dict[str, Any]:
-    """Measure; nothing is written."""
+    """Measure and print; nothing is written."""
     log = Log()
     compute = choose_compute(config.device, config.precision)
-    if read_kind(config.model) == TrainTokenizer.__name__:
-        images = _load(config, read_config(config.model, TrainTokenizer).data, log)
-        return evaluate_tokenizer(load_tokenizer(config.model, compute), images.held_out.images, compute).as_dict()
+    if read_kind(config.model) != Pretrain.__name__:
+        result: dict[str, Any] = _measure_tokenizer(config, compute, log)
+        print(describe_tokenizer(result))
+        return result
     images = _load(config, read_config(config.model, Pretrain).data, log)
     if len(images.train.classes) < 2:
         raise DataError(
@@ -51,7 +57,60 @@ def main(config: Evaluate) -> dict[str, Any]:
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
     backbone = load_model(config.model, compute).backbone
-    return asdict(probe_backbone(backbone, images, compute, config.validation, config.seed))
+    found = probe_backbone(backbone, images, compute, config.validation, config.seed)
+    print(
+        f"linear probe {found.linear:.1%} (block {found.layer}, {found.pooling}), with 1 % of the labels"
+        f" {found.linear_few:.1%}; k-NN {found.knn:.1%} (block {found.knn_layer}, {found.knn_pooling})"
+    )
+    return asdict(found)
+
+
+def open_tokenizer(model: str, compute: Compute) -> tuple[Tokenizer, Data, bool]:
+    """A tokenizer that was trained or imported, how it sees images, and whether its p(x|z) is a density."""
+    if read_kind(model) == DallE.__name__:
+        imported = load_dalle(model, compute)
+        return imported, Data(channels=imported.config.in_chans, side=112), True
+    config = read_config(model, TrainTokenizer)
+    return load_tokenizer(model, compute), config.data, config.likelihood == "logit_laplace"
+
+
+def describe_tokenizer(result: Mapping[str, Any]) -> str:
+    """The figures as plain text; what a tokenizer does not have is a dash."""
+    lines = [
+        f"on {result['window_tokens']} held-out tokens whose patch is not constant"
+        f" ({result['constant_share']:.1%} of all patches are)",
+        f"{'':<28} {'tokenizer':>10} {'k-means':>10}",
+    ]
+    for name, key, form in _BOTH:
+        lines.append(f"{name:<28} {_cell(result[key], form):>10} {_cell(result.get(f'kmeans_{key}'), form):>10}")
+    return "\n".join([*lines, *(f"{name:<28} {_cell(result[key], form):>10}" for name, key, form in _OWN)])
+
+
+_BOTH = (
+    ("codes used", "codebook_usage", "{:.1%}"),
+    ("perplexity", "perplexity", "{:.1f}"),
+    ("unigram entropy, nats", "codebook_entropy_nats", "{:.3f}"),
+    ("most frequent code", "top_share", "{:.1%}"),
+)
+_OWN = (
+    ("PSNR, hard tokens, dB", "psnr_db", "{:.2f}"),
+    ("soft minus hard, dB", "hard_soft_gap_db", "{:.2f}"),
+    ("SSIM", "ssim", "{:.3f}"),
+    ("ELBO, nats an image", "elbo_nats", "{:.1f}"),
+    ("bits per dimension", "bits_per_dim", "{:.3f}"),
+    ("  under the unigram prior", "bits_per_dim_unigram", "{:.3f}"),
+)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+    tokenizer, data, density = open_tokenizer(config.model, compute)
+    images = _load(config, data, log)
+    train = some_images(images.train, data.side)
+    return evaluate_tokenizer(tokenizer, images.held_out.images, compute, train=train, density=density).as_dict()
 
 
 def probe_backbone(

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.mim import MaskedImageModel
-from smalti.models.vit import VisionTransformer
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.runs.train_tokenizer import TrainTokenizer, planned_steps
+from smalti.tokenizers.dvae import DVAE
 
 Config = TrainTokenizer | Pretrain
 
@@ -46,14 +44,13 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
 def num_parameters(config: Config) -> int:
     """Trained parameters; of a pretraining run those of the bare backbone (head and mask token fall away)."""
     with torch.device("meta"):
-        module: DiscreteVAE | VisionTransformer | MaskedImageModel
-        module = (
-            DiscreteVAE(config.tokenizer) if isinstance(config, TrainTokenizer) else VisionTransformer(config.backbone)
-        )
+        module = config.tokenizer.build() if isinstance(config, TrainTokenizer) else config.backbone.build()
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _schedules(config: Config) -> dict[str, dict[int, float]]:
+    if isinstance(config, TrainTokenizer) and planned_steps(config) == 0:
+        return {}
     steps = config.plan.steps
     shown = sorted({1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps} - {0})
     schedules = {"learning rate": config.optimiser.schedule(steps)} | _annealing(config)
@@ -61,7 +58,7 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
 
 
 def _annealing(config: Config) -> dict[str, Any]:
-    if isinstance(config, Pretrain):
+    if isinstance(config, Pretrain) or not isinstance(config.tokenizer, DVAE):
         return {}
     return {
         "temperature": config.relaxation.annealing(config.plan.steps),

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
@@ -15,20 +17,22 @@ from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader, ResidentGallery
 from smalti.data.order import Order
 from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
 from smalti.data.statistics import Normalisation, statistics
 from smalti.data.tokens.cache import TokenCache
 from smalti.data.tokens.cached import CachedTokens
 from smalti.data.tokens.key import token_key
-from smalti.data.tokens.tokens import Tokenized, chunk_for, tokenized
+from smalti.data.tokens.tokens import Tokenized, chunk_for, token_view, tokenized
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.evaluation.mim import evaluate_mim
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.folder import read_config
+from smalti.runs.gate import gate, some_images
 from smalti.runs.session import Session
 from smalti.runs.train_tokenizer import load_tokenizer
-from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.loop import Plan, Trainer
@@ -45,6 +49,7 @@ class Pretrain:
 
     data: Data = Data()
     tokenizer: str = setting("", "the run folder of the tokenizer")
+    accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed")
     out: str = setting("", "the run folder to write")
     backbone: ViT = ViT()
     masking: Blockwise | Random = Blockwise()
@@ -78,7 +83,11 @@ class Pretrain:
 def main(
     config: Pretrain, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
 ) -> dict[str, Any]:
-    """Train, save, measure the loss on held-out images. Arguments as in `train_tokenizer.main`."""
+    """Train, save, measure the loss on held-out images. Arguments as in `train_tokenizer.main`.
+
+    Raises:
+        RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
+    """
     session = Session.open(config, resume=resume, compute=compute)
     tokenizer = load_tokenizer(config.tokenizer, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
@@ -86,6 +95,9 @@ def main(
         config = with_statistics(replace(config, data=config.data.settled(given)), given)
         session.folder.write_config(config)
     session.same_images(given.train)
+    if not resume:
+        held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
+        gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log)
     session.train("pretrain", trainer, batches, config.plan)
     model = load_model(config.out, session.compute)
@@ -97,7 +109,7 @@ def main(
 def prepare(
     config: Pretrain,
     images: Images | StoredImages,
-    tokenizer: DiscreteVAE,
+    tokenizer: ImageTokenizer,
     compute: Compute,
     log: Log | None = None,
 ) -> tuple[Trainer, Batches]:
@@ -117,7 +129,7 @@ def prepare(
 
 
 def training_loader(
-    config: Pretrain, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
+    config: Pretrain, images: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
 ) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
@@ -127,7 +139,7 @@ def training_loader(
 
 
 def open_cache(
-    config: Pretrain, folder: Path, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
+    config: Pretrain, folder: Path, images: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
 ) -> TokenCache:
     """The token cache in `folder`, for the views of this run.
 
@@ -141,7 +153,11 @@ def open_cache(
 
 
 def measure(
-    config: Pretrain, model: MaskedImageModel, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
+    config: Pretrain,
+    model: MaskedImageModel,
+    images: Images | StoredImages,
+    tokenizer: ImageTokenizer,
+    compute: Compute,
 ) -> dict[str, float]:
     """Loss, accuracy and unigram entropy on whole held-out images under fixed masks."""
     loader = _held_out_loader(config, images.held_out, tokenizer)
@@ -150,12 +166,20 @@ def measure(
 
 
 def held_out_batch(
-    config: Pretrain, held_out: Resident, tokenizer: DiscreteVAE, compute: Compute, num_images: int
+    config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer, compute: Compute, num_images: int
 ) -> Batch:
     """The first held-out images whole, with fixed masks and their tokens: for pictures."""
     loader = _held_out_loader(config, held_out, tokenizer)
     index = np.arange(min(num_images, len(held_out)))
     return tokenized(loader.at(loader.order.rows(index, np.zeros_like(index))), tokenizer, compute)
+
+
+def token_views(config: Pretrain, images: Resident | Stored, tokenizer: ImageTokenizer) -> Tensor:
+    """Some images whole, as the tokenizer is going to see them: what the gate looks at."""
+    some = some_images(images, config.data.side)
+    loader = _held_out_loader(config, Resident(some, torch.zeros(len(some), dtype=torch.int64)), tokenizer)
+    parts = [np.arange(len(some))[start : start + 500] for start in range(0, len(some), 500)]
+    return torch.cat([token_view(loader.at(loader.order.rows(part, np.zeros_like(part)))) for part in parts])
 
 
 def load_model(run: str, compute: Compute) -> MaskedImageModel:
@@ -167,7 +191,7 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
     return model.eval().requires_grad_(False).to(compute.device)
 
 
-def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: DiscreteVAE) -> Loader:
+def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer) -> Loader:
     """Held-out images whole and in their own colours, under masks that are always the same."""
     views = _views(config, WholeImage(), NO_JITTER, tokenizer)
     order = Order(len(held_out), config.plan.batch_size, config.seed)
@@ -175,7 +199,7 @@ def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: DiscreteVA
 
 
 def _views(
-    config: Pretrain, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter, tokenizer: DiscreteVAE
+    config: Pretrain, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter, tokenizer: ImageTokenizer
 ) -> TwoViews:
     """Both views of every crop; the token view has one visual token for each patch of the patch view."""
     require(

@@ -11,19 +11,20 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute
+from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.load import Images
 from smalti.data.sources.resident import embedded_photographs
-from smalti.evaluation.completion import complete
-from smalti.functional.patches import constant_patches
+from smalti.evaluation.codebook import survey
+from smalti.evaluation.completion import Completion, complete
+from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
-from smalti.report.pictures import atlas, mask_overlay, tile_row
+from smalti.report.pictures import mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.pretrain import Pretrain, held_out_batch, load_model
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
-from smalti.tokenizers.dvae import DiscreteVAE
 
 _PICTURES = 12
 
@@ -34,45 +35,55 @@ def tokenizer_sections(run: str, compute: Compute, images: Images | None = None)
     held_out = (config.data.load(Log()) if images is None else images).held_out
     tokenizer = load_tokenizer(run, compute)
     shown = held_out.images[:_PICTURES]
-    ids = torch.cat([tokenizer.encode(part.to(compute.device)) for part in held_out.images[:2000].split(500)]).cpu()
-    keep = ~constant_patches(held_out.images[:2000], tokenizer.stride)
-    counts = torch.bincount(ids.flatten(1)[keep], minlength=tokenizer.vocab_size)
-    every_code = torch.arange(tokenizer.vocab_size, device=compute.device)[:, None, None]
-    curves = curve({"nll": _series(folder, "nll")}, xlabel="step", ylabel="nats a sub-pixel")
-    curves += curve({"KL": _series(folder, "kl")}, xlabel="step", ylabel="KL, nats a position")
-    pictures = {
-        "original": to_pixels(shown),
-        "decoded": to_pixels(tokenizer.decode(ids[:_PICTURES].to(compute.device))),
-    }
+    with torch.no_grad(), compute.autocast():
+        decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
+    series = {name: _series(folder, name) for name in _TOKENIZER_CURVES}
+    curves = "".join(
+        curve({name: points}, xlabel="step", ylabel=_TOKENIZER_CURVES[name])
+        for name, points in series.items()
+        if points[0]
+    )
     sections = [
         Section(
             "Stage one: the image tokenizer",
             curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
-            "A discrete VAE learns to write an image as a few visual tokens and to read it back. The left curve is the"
-            " negative log-density of the pixels; the right one how much each position says about its image.",
+            "A tokenizer learns to write an image as a few visual tokens and to read it back: how well it keeps the"
+            " pixels, how much each position says about its image, and how many codes a batch shows of those it could.",
         ),
         Section(
             "Images written in visual tokens",
-            tile_row(pictures, scale=_scale(shown), across=3),
+            tile_row(
+                {"original": to_pixels(shown), "decoded": to_pixels(decoded)}, scale=scale_of(shown.shape[-1]), across=3
+            ),
             "Held-out images, never trained on. A reconstruction knows one token number for each tile and no more.",
         ),
-        Section(
-            "The codebook",
-            atlas(to_pixels(tokenizer.decode(every_code)), counts.tolist()),
-            "What each visual token paints when it stands alone. Counted on patches that are not constant.",
-        ),
+        _codebook(tokenizer, held_out.images, compute),
     ]
     return sections if config.data.channels == 1 else [*sections, _photographs(config, tokenizer, compute)]
 
 
-def _photographs(config: TrainTokenizer, tokenizer: DiscreteVAE, compute: Compute) -> Section:
+def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute) -> Section:
+    """The most frequent codes with their typical patches, and those that do not occur."""
+    found = survey(tokenizer, held_out, compute)
+    cards = [Card(c.number, c.share, to_pixels(c.prototype[None])[0], to_pixels(c.examples)) for c in found.codes]
+    return Section(
+        "The codebook",
+        atlas(cards, found.counts.numpy()),
+        "Of each visual token first what it paints among its like, then held-out patches that are typical of it."
+        " Counted on patches that are not constant.",
+    )
+
+
+def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute) -> Section:
     """Pictures of another kind: the public-domain photographs inside the package."""
     images = replace(config.data, path=str(embedded_photographs()), limit=None).load(Log())
     both = torch.cat([part.images for part in images])
     painted = tokenizer.decode(tokenizer.encode(both.to(compute.device)))
     return Section(
         "Pictures of another kind",
-        tile_row({"original": to_pixels(both), "decoded": to_pixels(painted)}, scale=_scale(both), across=3),
+        tile_row(
+            {"original": to_pixels(both), "decoded": to_pixels(painted)}, scale=scale_of(both.shape[-1]), across=3
+        ),
         "Public-domain photographs that come with smalti. What the tokenizer has not seen enough of, it cannot write.",
     )
 
@@ -84,13 +95,6 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
     tokenizer, model = load_tokenizer(config.tokenizer, compute), load_model(run, compute)
     batch = held_out_batch(config, held_out, tokenizer, compute, _PICTURES)
     seen = complete(model, tokenizer, batch, compute)
-    original = to_pixels(seen.original)
-    pictures = {
-        "original": original,
-        "masked": mask_overlay(original, seen.mask.numpy(), config.backbone.patch_size),
-        "tokenizer": to_pixels(seen.tokenizer),
-        "predicted": to_pixels(seen.predicted),
-    }
     result = folder.read_result()
     level = ("unigram entropy", result["unigram_entropy_nats"]) if "unigram_entropy_nats" in result else None
     chart = curve({"training loss": _series(folder, "loss")}, xlabel="step", ylabel="nats a hidden patch", level=level)
@@ -104,11 +108,22 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
         ),
         Section(
             "Hidden, and dreamt back",
-            tile_row(pictures, scale=_scale(batch.image), across=2),
+            tile_row(completed(seen, config.backbone.patch_size), scale=scale_of(batch.image.shape[-1]), across=2),
             "Held-out images. The tokenizer's view is the best that any prediction can give; in the last column the"
             " hidden tokens are replaced by the most likely predicted ones and decoded together.",
         ),
     ]
+
+
+def completed(seen: Completion, patch_size: int) -> dict[str, UInt8[np.ndarray, "n _H _W _C"]]:
+    """Pictures of a completion by the heading above them."""
+    original = to_pixels(seen.original)
+    return {
+        "original": original,
+        "masked": mask_overlay(original, seen.mask.numpy(), patch_size),
+        "tokenizer": to_pixels(seen.tokenizer),
+        "predicted": to_pixels(seen.predicted),
+    }
 
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
@@ -117,7 +132,7 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
     names = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
     results = {name: folder.read_result() for name, folder in folders.items()}
     rows = [
-        [name, *(form.format(result[key]) if key in result else "-" for key, (_, form) in names.items())]
+        [name, *("-" if result.get(key) is None else form.format(result[key]) for key, (_, form) in names.items())]
         for name, result in results.items()
     ]
     chart = curve({name: _series(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
@@ -145,16 +160,30 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def write_page(target: Path, title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str]) -> None:
+def write_page(
+    target: Path, title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str] | None = None
+) -> None:
     """Put the sections on one page and write it."""
-    write_bytes(target, page(title, subtitle, sections, facts).encode())
+    write_bytes(target, page(title, subtitle, sections, facts or {}).encode())
 
+
+_TOKENIZER_CURVES = {
+    "nll": "nats a sub-pixel",
+    "kl": "KL, nats a position",
+    "codes": "codes seen in a batch, of those possible",
+}
 
 _TOKENIZER_NUMBERS = {
     "psnr_db": ("PSNR of hard-token reconstructions", "{:.2f} dB"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "hard_soft_gap_db": ("PSNR of the soft posterior, minus that", "{:.2f} dB"),
     "codebook_usage": ("share of the codebook in use", "{:.1%}"),
     "perplexity": ("perplexity of the codebook", "{:.0f}"),
+    "kmeans_perplexity": ("the same of k-means on patches", "{:.0f}"),
+    "top_share": ("share of the most frequent code", "{:.1%}"),
     "unigram_entropy_nats": ("unigram entropy of the tokens", "{:.3f} nats"),
+    "elbo_nats": ("evidence lower bound, an image", "{:.0f} nats"),
+    "bits_per_dim": ("bits per dimension of 8-bit pixels", "{:.2f}"),
 }
 
 _PRETRAIN_NUMBERS = {
@@ -165,7 +194,7 @@ _PRETRAIN_NUMBERS = {
 
 
 def _numbers(result: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> str:
-    rows = [[text, form.format(result[key])] for key, (text, form) in names.items() if key in result]
+    rows = [[text, form.format(result[key])] for key, (text, form) in names.items() if result.get(key) is not None]
     return table(["on held-out images", "value"], rows) if rows else ""
 
 
@@ -188,8 +217,9 @@ def _series(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
-def _scale(images: Tensor) -> int:
-    return max(1, round(112 / images.shape[-1]))
+def scale_of(width: int) -> int:
+    """Screen pixels for a pixel: small images are shown about 112 pixels wide."""
+    return max(1, round(112 / width))
 
 
 def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:

@@ -19,7 +19,7 @@ from smalti.data.tokens.cache import BAD_FILES, TokenCache
 from smalti.data.tokens.tokens import encode, token_view
 from smalti.runs.pretrain import Pretrain, open_cache, training_loader
 from smalti.runs.train_tokenizer import load_tokenizer
-from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 _BLOCK = 256
 """Images at a time: whole chunks of the tokenizer, and little to lose when the process is killed."""
@@ -93,7 +93,7 @@ class Filled:
         unreadable: views of images that cannot be read; a run shows others instead and tokenises those live.
     """
 
-    def __init__(self, cache: TokenCache, loader: Loader, tokenizer: DiscreteVAE, compute: Compute) -> None:
+    def __init__(self, cache: TokenCache, loader: Loader, tokenizer: ImageTokenizer, compute: Compute) -> None:
         self.cache, self.loader, self.tokenizer, self.compute = cache, loader, tokenizer, compute
         self.already = self.computed = self.unreadable = 0
 

@@ -1,4 +1,4 @@
-"""`smalti train-tokenizer`: stage one, a discrete VAE on unlabelled images."""
+"""`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +8,8 @@ import torch
 
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
+from smalti.core.contracts import Objective
+from smalti.core.errors import UsageError
 from smalti.core.rng import permutation
 from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
@@ -16,13 +18,23 @@ from smalti.data.order import Order
 from smalti.data.reading import some_squares
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.evaluation.reconstruction import evaluate_tokenizer
-from smalti.runs.folder import read_config
+from smalti.functional.losses import Likelihood
+from smalti.runs.folder import read_config, read_kind
+from smalti.runs.gate import some_images
+from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.session import Session
+from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.training.checkpoint import load_weights, read_checkpoint
+from smalti.tokenizers.fsq import FSQ
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.quantised import Quantised
+from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.tokenizers.vq import VQ
+from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from smalti.training.loop import Plan, Trainer
 from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from smalti.training.optim import AdamW
+from smalti.training.quantised import QuantisedObjective
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,12 @@ class TrainTokenizer:
 
     data: Data = Data()
     out: str = setting("", "the run folder to write")
-    tokenizer: DVAE = DVAE()
+    tokenizer: DVAE | VQ | FSQ | KMeansPatches | RandomProjection = DVAE()
     relaxation: Relaxation = Relaxation()
+    """Of a DVAE only."""
+    likelihood: Likelihood = setting(
+        "logit_laplace", "how reconstructions are compared: in nats, or as errors of pixels in [0, 1]", "DALL-E, A.3"
+    )
     crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = NO_JITTER
     optimiser: AdamW = AdamW()
@@ -60,7 +76,7 @@ class TrainTokenizer:
 def main(
     config: TrainTokenizer, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
 ) -> dict[str, Any]:
-    """Train, save, measure on held-out images.
+    """Train, save, measure on held-out images. Baselines are fitted instead; `plan` and `optimiser` are then not used.
 
     Args:
         resume: go on with the run in `config.out`.
@@ -76,13 +92,35 @@ def main(
         config = replace(config, data=config.data.settled(given))
         session.folder.write_config(config)
     session.same_images(given.train)
-    trainer, batches = prepare(config, given, session.compute)
-    session.train("tokenizer", trainer, batches, config.plan)
-    tokenizer = trainer.trained
-    assert isinstance(tokenizer, DiscreteVAE)
-    measured = evaluate_tokenizer(tokenizer, given.held_out.images, session.compute)
-    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
+    tokenizer = made(config, given, session).to(session.compute.device)
+    measured = evaluate_tokenizer(
+        tokenizer,
+        given.held_out.images,
+        session.compute,
+        train=some_images(given.train, config.data.side),
+        density=config.likelihood == "logit_laplace",
+    )
+    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": planned_steps(config)}
     return session.finish(measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts)
+
+
+def made(config: TrainTokenizer, images: Images | StoredImages, session: Session) -> ImageTokenizer:
+    """The tokenizer, trained or fitted, and saved."""
+    if planned_steps(config) > 0:
+        trainer, batches = prepare(config, images, session.compute)
+        session.train("tokenizer", trainer, batches, config.plan)
+        trained = trainer.trained
+        assert isinstance(trained, ImageTokenizer)
+        return trained
+    tokenizer = start(config, images)
+    session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
+    write_checkpoint(session.folder.path, 0, tokenizer, {})
+    return tokenizer
+
+
+def planned_steps(config: TrainTokenizer) -> int:
+    """Optimiser steps: none for tokenizers that are fitted."""
+    return 0 if isinstance(config.tokenizer, KMeansPatches | RandomProjection) else config.plan.steps
 
 
 def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
@@ -93,17 +131,36 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
         images, TwoViews(config.crop, (side, side), jitter=config.jitter), config.data, plan.batch_size, compute.device
     )
     batches = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
-    tokenizer = config.tokenizer.build(config.seed)
-    sample = some_squares(images.train, config.init_images, side)
-    num_patches = len(sample) * (side // config.tokenizer.stride) ** 2
-    tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
-    tokenizer.to(compute.device)
-    objective = DiscreteVAEObjective(tokenizer, config.relaxation, plan.steps)
+    objective = build_objective(config, start(config, images).to(compute.device))
     return Trainer(objective, config.optimiser, plan.steps, config.ema_decay), batches
 
 
-def load_tokenizer(run: str, compute: Compute) -> DiscreteVAE:
-    """The trained tokenizer of a run folder."""
+def start(config: TrainTokenizer, images: Images | StoredImages) -> ImageTokenizer:
+    """The tokenizer at step 0, initialised from some of the training images."""
+    side, tokenizer = config.data.side, config.tokenizer.build(config.seed)
+    sample = some_squares(images.train, config.init_images, side)
+    num_patches = len(sample) * (side // tokenizer.stride) ** 2
+    tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
+    return tokenizer
+
+
+def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Objective:
+    """What is minimised while this kind of tokenizer is trained.
+
+    Raises:
+        UsageError: nothing is; it is fitted.
+    """
+    if isinstance(tokenizer, DiscreteVAE):
+        return DiscreteVAEObjective(tokenizer, config.relaxation, config.plan.steps, config.likelihood)
+    if isinstance(tokenizer, Quantised):
+        return QuantisedObjective(tokenizer, config.likelihood)
+    raise UsageError(f"a {type(config.tokenizer).__name__} tokenizer is fitted, not trained")
+
+
+def load_tokenizer(run: str, compute: Compute) -> ImageTokenizer:
+    """The tokenizer of a run folder, of whichever kind, or an imported one."""
+    if read_kind(run) == DallE.__name__:
+        return load_dalle(run, compute)
     tokenizer = read_config(run, TrainTokenizer).tokenizer.build()
     load_weights(tokenizer, read_checkpoint(Path(run).expanduser()).model, run)
     return tokenizer.eval().requires_grad_(False).to(compute.device)

@@ -18,7 +18,7 @@ from smalti.core.config import require, setting
 from smalti.functional.losses import LAPLACE_EPSILON
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle_blocks import Conv, groups
-from smalti.tokenizers.dvae import MAX_VOCAB
+from smalti.tokenizers.image_tokenizer import ImageTokenizer, require_tokens
 
 _POSITIONS = 256
 """Positions whose logits `encode` holds at a time."""
@@ -38,9 +38,7 @@ class DallE:
     code_width: int = setting(128, "length of a codebook vector", "n_init of the release")
 
     def __post_init__(self) -> None:
-        require(2 <= self.vocab_size <= MAX_VOCAB, f"a vocabulary of {self.vocab_size}", f"use 2 to {MAX_VOCAB}")
-        require(self.stride in (4, 8, 16), f"a stride of {self.stride} pixels", "use 4, 8 or 16")
-        require(self.in_chans >= 1, f"{self.in_chans} channels", "use at least 1")
+        require_tokens(self)
         require(self.width >= 4 and self.width % 4 == 0, f"a width of {self.width}", "use a multiple of 4")
         require(self.depth >= 1, f"{self.depth} blocks a group", "use at least 1")
         require(self.code_width >= 1, f"codebook vectors of length {self.code_width}", "use at least 1")
@@ -57,13 +55,11 @@ class DallE:
             return DallETokenizer(self)
 
 
-class DallETokenizer(nn.Module):
+class DallETokenizer(ImageTokenizer):
     """q(z|x): `logits`; p(x|z): `distribution`. The pixel map [0, 1] -> [ε, 1-ε] is inside."""
 
     def __init__(self, config: DallE) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size, self.stride = config.vocab_size, config.stride
+        super().__init__(config)
         narrow, wide, down, up = config.width, config.widths[-1], config.widths, config.widths[::-1]
         self.embed = Conv(config.in_chans, narrow, 7)
         self.encoder = groups(narrow, down, config.depth, (3, 3, 3, 1), nn.MaxPool2d(2))

@@ -32,12 +32,12 @@ def write_checkpoint(run: Path, step: int, model: nn.Module, state: dict[str, Te
     Args:
         run: the run folder.
         step: optimiser steps done.
-        model: its parameters become model.safetensors.
+        model: its parameters and persistent buffers become model.safetensors.
         state: further tensors (optimiser, unaveraged weights), state.safetensors.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
     files = {
-        "model.safetensors": save({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}),
+        "model.safetensors": save({name: value.cpu().contiguous() for name, value in model.state_dict().items()}),
         "state.safetensors": save({name: value.detach().cpu().contiguous() for name, value in state.items()}),
         "state.json": (json.dumps({"step": step}) + "\n").encode(),
     }
@@ -64,8 +64,8 @@ def read_checkpoint(run: Path) -> Checkpoint:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Copy weights into a module, after checking that every name and shape fits."""
-    own = dict(module.named_parameters())
+    """Copy parameters and persistent buffers into a module, after checking that every name and shape fits."""
+    own = module.state_dict()
     differing = [f"{name} is missing" for name in own.keys() - weights.keys()]
     differing += [f"{name} is not known" for name in weights.keys() - own.keys()]
     differing += [
@@ -76,8 +76,8 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
     if differing:
         raise CheckpointError(f"the weights of {where} do not fit", cause="; ".join(sorted(differing)[:3]))
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+        for name, value in own.items():
+            value.copy_(weights[name])
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:

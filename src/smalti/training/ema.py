@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class EMA:
     """A copy of a module whose weights follow the trained ones: w' ← d·w' + (1-d)·w after every step.
 
-    The decay of step s is min(decay, (1+s)/(10+s)), so that short runs are not dominated by their start.
+    The decay of step s is min(decay, (1+s)/(10+s)), so that short runs are not dominated by their start. Buffers (a
+    codebook, which is an average already) are copied.
 
     Reference: DALL-E, appendix A.2 (0.999).
     """
@@ -23,3 +24,5 @@ class EMA:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         averaged: list[Tensor] = [p.detach() for p in self.module.parameters()]
         torch._foreach_lerp_(averaged, [p.detach() for p in module.parameters()], weight)
+        for own, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            own.copy_(current)

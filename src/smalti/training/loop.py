@@ -4,7 +4,7 @@ for step in range(done, steps):
     batch = batches(step)
     output = objective(batch, step)
     (output.loss_sum / output.weight).backward()
-    stop if the gradient is not finite; clip; optimiser step; averages follow
+    stop if the gradient is not finite; clip; optimiser step; codebook and averages follow
     log; now and then: save
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,16 @@ class Plan:
             raise DataError(f"{count} images to learn from, and a batch has {self.batch_size}", fix=fix)
 
 
+@runtime_checkable
+class Follower(Protocol):
+    """An objective whose model has state that follows the weights, such as a codebook of moving averages."""
+
+    def follow(self, step: int) -> None:
+        """Called when `step` steps are done, and never after one that failed."""
+
+
 class Trainer:
-    """All that training changes: weights, the optimiser's moments, the averaged weights and the step counter."""
+    """All that training changes: weights, buffers, the optimiser's moments, averaged weights and the step counter."""
 
     def __init__(self, objective: Objective, optimiser: AdamW, steps: int, ema_decay: float | None = None) -> None:
         self.objective = objective
@@ -92,6 +101,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if isinstance(self.objective, Follower):
+            self.objective.follow(self.step)
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
@@ -103,9 +114,9 @@ class Trainer:
 
     def save(self, run: Path) -> None:
         """Write a checkpoint: `trained` and all that resuming needs beside it."""
-        state: dict[str, Tensor] = {}
+        state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
+        state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
-            state[f"raw.{name}"] = parameter
             for moment in _MOMENTS:
                 state[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
         write_checkpoint(run, self.step, self.trained, state)
@@ -117,13 +128,15 @@ class Trainer:
             CheckpointError: there is none, or its weights do not fit.
         """
         checkpoint = read_checkpoint(run)
-        state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", *_MOMENTS)}
+        state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", *_MOMENTS)}
         for key, value in checkpoint.state.items():
             kind, name = key.split(".", 1)
             state[kind][name] = value
         load_weights(self.objective.model, state["raw"], str(run))
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.model, str(run))
+        for name, value in self.objective.named_buffers(recurse=False):
+            value.copy_(state["own"][name])
         for name, parameter in self.objective.model.named_parameters():
             moments = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
             laid_out = {m: torch.empty_like(parameter).copy_(v) if v.ndim else v for m, v in moments.items()}

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
+    Likelihood,
     kl_to_uniform,
     kl_weight,
-    logit_laplace_nll,
     marginal_entropy,
     masked_token_loss,
+    reconstruction_loss,
 )
-from smalti.functional.metrics import correct
+from smalti.functional.metrics import codes_seen, correct
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax
+from smalti.functional.quantize import gumbel_softmax, one_hot_sample
 from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
@@ -52,10 +54,19 @@ class Relaxation:
     temperature: tuple[float, float] = setting((1.0, 1 / 16), "start and end", "DALL-E, appendix A.2")
     anneal_ratio: float = setting(0.5, "share of the steps until the end temperature", "DALL-E: 150 000 steps")
     spread: float = setting(0.0, "weight of the entropy of the mean posterior, in units of the bound")
+    dead_after: int | None = setting(
+        None, "steps without a position after which a code takes a part of another's; none: never"
+    )
+    hard: bool = setting(False, "decode the most weighted code alone; gradients as if relaxed", "DALL-E: not so")
 
     def __post_init__(self) -> None:
         require(self.beta >= 0 and self.spread >= 0, "beta or spread below 0", "use 0 or more")
         require(min(self.temperature) > 0, f"temperatures {self.temperature}", "use positive ones")
+        require(
+            self.dead_after is None or self.dead_after >= 1,
+            f"codes dead after {self.dead_after} steps",
+            "use at least 1",
+        )
         require(
             0 < self.anneal_ratio <= 1 and 0 < self.beta_ramp <= 1, "a ratio outside (0, 1]", "use shares of the steps"
         )
@@ -74,13 +85,24 @@ class DiscreteVAEObjective(Objective):
 
     -E_{z~q(z|x)}[ln p(x|z)] + β·KL(q ‖ uniform) - spread·H(mean q)
 
+    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] and no longer in nats: it
+    is a hundredth of them or less, and beta and spread have to shrink with it.
+
     Reference: BEiT §2.1.2; DALL-E, appendix A.2.
     """
 
-    def __init__(self, tokenizer: DiscreteVAE, relaxation: Relaxation, steps: int) -> None:
+    def __init__(
+        self, tokenizer: DiscreteVAE, relaxation: Relaxation, steps: int, likelihood: Likelihood = "logit_laplace"
+    ) -> None:
         super().__init__()
         self.model: DiscreteVAE = tokenizer
         self.config = relaxation
+        self.likelihood: Likelihood = likelihood
+        self.unused: Tensor
+        self._seen: tuple[Tensor, Tensor] | None = None
+        if relaxation.dead_after is not None:
+            device = next(tokenizer.parameters()).device
+            self.register_buffer("unused", torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device))
         self.beta, self.temperature = relaxation.ramp(steps), relaxation.annealing(steps)
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
@@ -88,11 +110,31 @@ class DiscreteVAEObjective(Objective):
         logits = self.model.logits(images).float().permute(0, 2, 3, 1)
         gumbel = gumbel_noise(batch.key, logits[0].numel()).view_as(logits)
         tokens = gumbel_softmax(logits, gumbel, self.temperature(int(step)))
+        if self.config.hard:
+            tokens = one_hot_sample(tokens)
         mean, log_scale = self.model.distribution(tokens.permute(0, 3, 1, 2))
-        nll = logit_laplace_nll(images, mean, log_scale).mean()
+        nll = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
         kl = kl_to_uniform(logits).mean()
         unit = kl_weight(1.0, self.model.config.in_chans, self.model.stride)
         loss = nll + unit * (self.beta(int(step)) * kl - self.config.spread * marginal_entropy(logits))
         count = torch.tensor(float(len(images)), device=loss.device)
-        metrics = {"nll": (nll.detach() * count, count), "kl": (kl.detach() * count, count)}
+        name = "nll" if self.likelihood == "logit_laplace" else self.likelihood
+        if self.training and self.config.dead_after is not None:
+            scores, ids = logits.detach().flatten(0, 2).max(dim=1)
+            self._seen = scores, ids
+        metrics = {name: (nll.detach() * count, count), "kl": (kl.detach() * count, count)}
+        metrics["codes"] = codes_seen(logits.detach().argmax(-1), self.model.vocab_size)
         return StepOutput(loss * count, count, metrics)
+
+    def follow(self, step: int) -> None:
+        """Codes that have been the most likely one nowhere for `dead_after` steps take a part of another's cell."""
+        if self.config.dead_after is None or self._seen is None:
+            return
+        scores, ids = self._seen
+        self.unused.copy_(steps_unused(self.unused, ids))
+        dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
+        parents = drawn_codes(ids, step, most=len(dead))
+        dead = dead[: len(parents)]
+        means = torch.stack([scores[ids == parent].mean() for parent in parents]) if len(parents) else scores[:0]
+        self.model.split(dead, parents, means)
+        self.unused[dead] = 0

@@ -16,7 +16,7 @@ from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.data.tokens.tokens import CHUNK
 from smalti.data.views import TwoViews
-from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 VERSION = 1
 """To be raised by whoever changes the pixels of a view, or the files of a token cache."""
@@ -81,7 +81,7 @@ def token_key(
     source: Resident | Stored,
     views: TwoViews,
     seed: int,
-    tokenizer: DiscreteVAE,
+    tokenizer: ImageTokenizer,
     compute: Compute,
     chunk: int = CHUNK,
 ) -> TokenKey:
@@ -106,7 +106,7 @@ def token_key(
     )
 
 
-def digest(tokenizer: DiscreteVAE) -> str:
+def digest(tokenizer: ImageTokenizer) -> str:
     """SHA-256 over configuration and weights."""
     found = hashlib.sha256(json.dumps(to_json(tokenizer.config), sort_keys=True).encode())
     for name, value in sorted(tokenizer.state_dict().items()):

@@ -1,0 +1,126 @@
+"""`smalti show`: what a tokenizer, or a backbone with its tokenizer, makes of images, in pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.config import require, setting
+from smalti.core.files import write_bytes
+from smalti.data.decode import EXTENSIONS, decode
+from smalti.data.load import Data
+from smalti.data.open import EMBEDDED, open_stored
+from smalti.data.reading import even_sample, read_square, square
+from smalti.data.sources.resident import Resident, embedded
+from smalti.data.tokens.tokens import encode
+from smalti.evaluation.completion import complete
+from smalti.report.page import Section
+from smalti.report.pictures import png, sheet, tile_row, token_map
+from smalti.runs.evaluate import open_tokenizer
+from smalti.runs.folder import read_config, read_kind
+from smalti.runs.pretrain import Pretrain, held_out_batch, load_model
+from smalti.runs.sections import completed, scale_of, to_pixels, write_page
+from smalti.runs.train_tokenizer import load_tokenizer
+
+Columns = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
+"""Pictures by the name of the way to see them; a row is an image."""
+
+_PAGE, _PICTURE = (".html", ".htm"), ".png"
+
+
+@dataclass(frozen=True)
+class Show:
+    """What to look at, and with which model."""
+
+    model: str
+    """A run folder of either stage, or an imported tokenizer."""
+    images: tuple[str, ...]
+    """Image files, or DATA: a folder, a list, shards, ... or 'embedded'."""
+    out: str = setting("show.html", "the page (.html) or the picture (.png) to write")
+    count: int = setting(12, "images of each DATA, evenly spread")
+    precision: Precision = setting("auto", "number format")
+    device: Device = setting("auto", "where to compute")
+
+    def __post_init__(self) -> None:
+        require(bool(self.images), "no images given", "smalti show MODEL IMAGE...")
+        require(self.count >= 1, f"{self.count} images", "use at least 1")
+        suffix = Path(self.out).suffix.lower()
+        require(suffix in (*_PAGE, _PICTURE), f"cannot write pictures to '{self.out}'", "use a name in .html or .png")
+
+
+def main(config: Show) -> dict[str, Any]:
+    """Write the page or the picture.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    compute = choose_compute(config.device, config.precision)
+    look = _look_completed if read_kind(config.model) == Pretrain.__name__ else _look_tokenized
+    columns, names, note = look(config, compute)
+    scale, target = scale_of(columns["original"].shape[2]), Path(config.out).expanduser()
+    if target.suffix.lower() == _PICTURE:
+        write_bytes(target, png(sheet(columns, scale)))
+    else:
+        tiles = tile_row(columns, scale=scale, captions=names, across=2)
+        write_page(
+            target, Path(config.model).name, "Images as the model sees them.", [Section("Pictures", tiles, note)]
+        )
+    print(f"written: {target}")
+    return {"shown": str(target), "images": len(names)}
+
+
+def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
+    """Original | decoded | visual tokens."""
+    tokenizer, data, _ = open_tokenizer(config.model, compute)
+    pixels, names = read_images(config, data)
+    ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
+    with torch.no_grad(), compute.autocast():
+        decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
+    colours = token_map(ids.cpu().numpy(), tokenizer.stride)
+    note = (
+        "The image, what its visual tokens say when they are decoded, and the tokens themselves: a colour for each"
+        " number."
+    )
+    return {"original": to_pixels(pixels), "decoded": to_pixels(decoded), "visual tokens": colours}, names, note
+
+
+def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
+    """Original | masked | tokenizer | predicted."""
+    run = read_config(config.model, Pretrain)
+    pixels, names = read_images(config, run.data)
+    tokenizer, model = load_tokenizer(run.tokenizer, compute), load_model(config.model, compute)
+    images = Resident(pixels, torch.full((len(pixels),), -1))
+    seen = complete(model, tokenizer, held_out_batch(run, images, tokenizer, compute, len(pixels)), compute)
+    note = (
+        "The image, what the network sees of it, the image's own visual tokens decoded (the best that any prediction"
+        " could give), and the same with the hidden tokens replaced by the most likely predicted ones."
+    )
+    return completed(seen, run.backbone.patch_size), names, note
+
+
+def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str]]:
+    """The centre squares of all images that are named, in the size the model was trained on, and what to call them."""
+    pictures: list[UInt8[np.ndarray, "s s C"]] = []
+    names: list[str] = []
+    for place in config.images:
+        path = Path(place).expanduser()
+        if path.suffix.lower() in EXTENSIONS and not path.is_dir():
+            pictures.append(square(decode(path, data.channels), data.side))
+            names.append(path.name)
+            continue
+        source = (
+            embedded("test").with_channels(data.channels) if place == EMBEDDED else open_stored(place, data.channels)
+        )
+        for position in even_sample(len(source), config.count):
+            if isinstance(source, Resident):
+                pictures.append(square(source[position].image, data.side))
+            else:
+                pictures.append(read_square(source, position, data.side).pixels)
+            names.append(source.name(position) if isinstance(source, Resident) else source.key(position))
+    stacked = np.stack([np.broadcast_to(picture, (data.side, data.side, data.channels)) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), names

@@ -1,0 +1,66 @@
+"""What every image tokenizer of ours is: a module that keeps the `Tokenizer` contract and knows its configuration."""
+
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smalti.core.config import require
+
+MAX_VOCAB = 16384
+
+
+class TokenizerConfig(Protocol):
+    """The fields that every tokenizer's configuration has."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def in_chans(self) -> int: ...
+
+
+class ImageTokenizer(nn.Module):
+    """Images to visual tokens and back."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.stride = config.vocab_size, config.stride
+
+    def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
+        """Start from a sample of the training images.
+
+        Args:
+            images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
+            order: a permutation of at least as many numbers as there are patches in the sample; chance is an input.
+
+        Raises:
+            DataError: there is no patch with more than one colour.
+        """
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
+        """The visual token at every position.
+
+        Args:
+            images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
+        """
+        raise NotImplementedError
+
+    def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
+        """The image that the tokens stand for, in [0, 1]."""
+        raise NotImplementedError
+
+
+def require_tokens(config: TokenizerConfig) -> None:
+    """Refuse vocabularies, strides and channels that cannot be.
+
+    Raises:
+        UsageError: it says which.
+    """
+    vocab_size, stride = config.vocab_size, config.stride
+    require(2 <= vocab_size <= MAX_VOCAB, f"a vocabulary of {vocab_size}", f"use 2 to {MAX_VOCAB}")
+    require(stride in (4, 8, 16), f"a stride of {stride} pixels", "use 4, 8 or 16")
+    require(config.in_chans >= 1, f"{config.in_chans} channels", "use at least 1")

@@ -1,0 +1,120 @@
+"""Codebooks that follow their points."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+
+from smalti.functional.codebook import Codebook, drawn_codes, followed, nearest, revived, started, steps_unused
+from tests import oracles
+
+
+def unit(rng: torch.Generator, *shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=rng), dim=-1)
+
+
+def book(rng: torch.Generator, vocab_size: int = 5, dim: int = 3) -> Codebook:
+    return started(torch.randn(vocab_size, dim, generator=rng))
+
+
+@given(st.integers(0, 1000), st.integers(0, 30), st.sampled_from([0.0, 0.5, 0.99]))
+def test_codes_follow_their_points_as_the_equation_says(seed: int, count: int, decay: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    before = book(rng)
+    for _ in range(3):
+        points = unit(rng, count, 3)
+        ids = torch.randint(5, (count,), generator=rng)
+        after = followed(before, points, ids, decay)
+        state = [value.double().numpy() for value in before[:3]]
+        expected = oracles.follow_codebook(*state, before.unused.numpy(), points.double().numpy(), ids.numpy(), decay)
+        for ours, theirs in zip(after, expected, strict=True):
+            np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
+        before = after
+
+
+def test_codes_stay_at_unit_length_and_those_without_points_where_they_are(rng: torch.Generator) -> None:
+    before, points = book(rng), unit(rng, 20, 3)
+    after = followed(before, points, torch.zeros(20, dtype=torch.int64), 0.9)
+    torch.testing.assert_close(after.codes.norm(dim=1), torch.ones(5))
+    assert torch.equal(after.codes[1:], before.codes[1:])
+    assert not torch.allclose(after.codes[0], before.codes[0])
+    assert after.unused.tolist() == [0, 1, 1, 1, 1]
+    for _ in range(10_000):  # far below the smallest number
+        after = followed(after, points[:1], torch.zeros(1, dtype=torch.int64), 0.9)
+    assert torch.equal(after.codes[1:], before.codes[1:])
+
+
+def test_the_codebook_given_to_a_step_is_not_changed_by_it(rng: torch.Generator) -> None:
+    before = book(rng)
+    copies = [value.clone() for value in before]
+    revived(followed(before, unit(rng, 9, 3), torch.zeros(9, dtype=torch.int64), 0.9), unit(rng, 9, 3), 1, 1)
+    assert all(torch.equal(value, copy) for value, copy in zip(before, copies, strict=True))
+
+
+def test_the_nearest_code_is_the_nearest(rng: torch.Generator) -> None:
+    points, codes = unit(rng, 4, 6, 3), unit(rng, 9, 3)
+    distances = (points[:, :, None] - codes).square().sum(-1)
+    assert torch.equal(nearest(points, codes), distances.argmin(-1))
+
+
+def test_codes_that_had_no_point_for_long_move_to_different_points(rng: torch.Generator) -> None:
+    before = book(rng)._replace(unused=torch.tensor([0, 3, 2, 3, 7]))
+    points = unit(rng, 8, 3)
+    after = revived(before, points, step=5, dead_after=3)
+    assert after.unused.tolist() == [0, 0, 2, 0, 0]
+    assert torch.equal(after.codes[[0, 2]], before.codes[[0, 2]])
+    moved_to = [(points == code).all(1).nonzero().flatten().tolist() for code in after.codes[[1, 3, 4]]]
+    assert [len(found) for found in moved_to] == [1, 1, 1]
+    assert len({found[0] for found in moved_to}) == 3
+    assert torch.equal(after.sums[[1, 3, 4]], after.codes[[1, 3, 4]])
+    assert after.sizes[[1, 3, 4]].tolist() == [1, 1, 1]
+
+
+def test_where_codes_move_is_a_function_of_the_step_alone(rng: torch.Generator) -> None:
+    before, points = book(rng)._replace(unused=torch.full((5,), 3)), unit(rng, 50, 3)
+    one = revived(before, points, step=5, dead_after=3)
+    torch.rand(3)
+    assert torch.equal(one.codes, revived(before, points, step=5, dead_after=3).codes)
+    assert not torch.equal(one.codes, revived(before, points, step=6, dead_after=3).codes)
+
+
+def test_more_dead_codes_than_points_share_them(rng: torch.Generator) -> None:
+    after = revived(book(rng)._replace(unused=torch.full((5,), 9)), points := unit(rng, 2, 3), 1, 9)
+    assert {tuple(code) for code in after.codes.tolist()} == {tuple(point) for point in points.tolist()}
+
+
+def test_a_live_codebook_is_left_alone(rng: torch.Generator) -> None:
+    before = book(rng)._replace(unused=torch.full((5,), 2))
+    assert revived(before, unit(rng, 4, 3), 1, dead_after=3) is before
+
+
+def test_a_dead_code_is_used_again_after_it_has_moved(rng: torch.Generator) -> None:
+    """Points on one side, a code on the other: alone it would never be the nearest."""
+    points = F.normalize(torch.randn(200, 3, generator=rng) * 0.3 + torch.tensor([1.0, 0, 0]), dim=1)
+    now = started(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [-1.0, 0.1, 0]]))
+    for step in range(1, 12):
+        ids = nearest(points, now.codes)
+        now = revived(followed(now, points, ids, 0.9), points, step, dead_after=4)
+    assert len(nearest(points, now.codes).unique()) == 3
+
+
+def test_steps_without_use_are_counted() -> None:
+    unused = torch.tensor([4, 0, 2])
+    assert steps_unused(unused, torch.tensor([1, 1])).tolist() == [5, 0, 3]
+
+
+def test_drawn_codes_are_different_and_in_use() -> None:
+    ids = torch.tensor([7] * 50 + [3, 5])
+    assert sorted(drawn_codes(ids, step=1, most=9).tolist()) == [3, 5, 7]
+    assert len(drawn_codes(ids, step=1, most=2)) == 2
+    assert torch.equal(drawn_codes(ids, 1, 2), drawn_codes(ids, 1, 2))
+    first = [drawn_codes(ids, step, most=1).item() for step in range(40)]
+    assert first.count(7) > 30
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_no_codes_are_drawn_from_nothing(most: int) -> None:
+    assert len(drawn_codes(torch.zeros(0, dtype=torch.int64), 1, most)) == 0
