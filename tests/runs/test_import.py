@@ -14,6 +14,7 @@ from smalti.core.files import sha256
 from smalti.runs.import_tokenizer import ImportTokenizer, load_dalle, main
 from smalti.tokenizers.dalle import DallE
 from tests.contracts import check_tokenizer
+from tests.small_runs import pictures, pretrain, result, weights
 from tests.tokenizers.published import Reduced, pickled, publish
 
 SMALL = DallE(vocab_size=16, width=8, depth=1, code_width=4)
@@ -76,3 +77,14 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     for folder in (out, tmp_path):
         with pytest.raises(CheckpointError, match=refusal):
             load_dalle(str(folder), CPU)
+
+
+def test_an_imported_tokenizer_serves_both_verbs_that_need_one(tmp_path: Path) -> None:
+    """Stride 8 on patches of 4: the token view is larger than the patch view."""
+    photos, model = pictures(tmp_path / "photos"), tmp_path / "model"
+    main(ImportTokenizer(publish(SMALL.build(seed=3), tmp_path), str(model)))
+    assert pretrain(photos, model, tmp_path / "run", 2, "--token-cache", str(tmp_path / "cache")) == 0
+    assert result(tmp_path / "run")["steps"] == 2
+    again = pretrain(photos, model, tmp_path / "again", 2, "--token-cache", str(tmp_path / "cache"))
+    assert again == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "run"), "cached tokens are live tokens"
