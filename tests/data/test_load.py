@@ -21,6 +21,7 @@ from smalti.data.reading import in_order
 from smalti.data.sources.files import Folder
 from smalti.data.sources.resident import Resident, embedded
 from tests.contracts import check_source
+from tests.small_runs import pictures
 
 
 def fill(folder: Path, count: int, suffix: str = ".png") -> None:
@@ -299,3 +300,10 @@ def test_held_out_images_are_spread_over_the_folder() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Data("x", **fields)
+
+
+def test_the_first_images_to_learn_from_are_of_all_classes(tmp_path: Path) -> None:
+    """A folder comes class by class; a tokenizer starts from the first images."""
+    train = Data(str(pictures(tmp_path / "photos", 30)), side=8).load(Log()).train
+    first = train.labels[:20].double().mean()
+    assert 0.2 < first < 0.8

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from smalti.core.errors import UsageError
 from smalti.core.rng import fold
 from smalti.data.order import Order
 
@@ -40,3 +41,12 @@ def test_rows_of_given_images() -> None:
     rows = order(2)
     again = order.rows(rows.index, rows.epoch)
     assert np.array_equal(again.keys, rows.keys)
+
+
+def test_no_image_of_a_batch_is_lost_between_processes() -> None:
+    with pytest.raises(
+        UsageError, match="a batch of 10 images does not divide into 4 equal parts; use a multiple of 4"
+    ):
+        Order(50, 10, 0, (0, 4))
+    with pytest.raises(UsageError, match="part 2 of 2; count parts from 0"):
+        Order(50, 10, 0, (2, 2))

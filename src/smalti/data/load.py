@@ -16,7 +16,7 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.core.rng import Stream, fold
+from smalti.core.rng import Stream, fold, permutation
 from smalti.data.bad_files import BadFiles, OnBadImage
 from smalti.data.open import EMBEDDED, open_stored
 from smalti.data.reading import attempt, each, even_sample, read_square, square
@@ -156,9 +156,12 @@ def read_source(source: Stored, data: Data, log: Log, bad_files: Path | None = N
 
 
 def split_held_out(images: Resident, share: float) -> Images:
-    """Put a share of the images aside, chosen by a hash of their position."""
+    """Put a share of the images aside, chosen by a hash of their position.
+
+    The others are shuffled once, so that the first thousand, from which a tokenizer starts, are of all classes.
+    """
     train, aside = _split(len(images), share, most=len(images))
-    return Images(images.select(train), images.select(aside))
+    return Images(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
 def _split(length: int, share: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from smalti.core.config import require
 from smalti.core.rng import Keys, fold, permutation
 
 
@@ -45,6 +46,15 @@ class Order:
     seed: int
     part: tuple[int, int] = (0, 1)
     num_views: int | None = None
+
+    def __post_init__(self) -> None:
+        rank, world = self.part
+        require(0 <= rank < world, f"part {rank} of {world}", "count parts from 0")
+        require(
+            self.batch_size % world == 0,
+            f"a batch of {self.batch_size} images does not divide into {world} equal parts",
+            f"use a multiple of {world}",
+        )
 
     def __call__(self, step: int) -> Rows:
         """The images of one step, counted from 0."""

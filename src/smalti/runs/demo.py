@@ -27,7 +27,8 @@ from smalti.training.compilation import Compile, has_compiler
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKENIZER_SHARE = 0.12
-_REPORT_SHARE = 0.04
+_REPORT_SECONDS = 15.0
+"""The report and what is measured for it; of a short budget an eighth at most."""
 _SHORT = 240.0
 """Below so many seconds of budget, compiling does not pay and fewer labelled images are used by the probes."""
 _PROBE_IMAGES_SHORT = 8000
@@ -168,7 +169,7 @@ def _pretrain(
     if steps is None:
         tokenizer = train_tokenizer.load_tokenizer(run.tokenizer, compute)
         trial, batches = pretrain.prepare(run, images, tokenizer, compute)
-        end = config.seconds * (1 - _REPORT_SHARE) - probe_seconds
+        end = config.seconds - min(_REPORT_SECONDS, config.seconds / 8) - probe_seconds
         steps = _affordable_steps(lambda: seconds_per_step(trial, batches, compute), clock, end)
     log.say(f"stage two: {steps} steps of masked image modeling")
     return pretrain.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
