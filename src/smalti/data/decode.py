@@ -117,17 +117,16 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
             return pixels
         with _open(data) as image:
             _check_size(*image.size)
-            if not isinstance(
-                image, JpegImageFile
-            ):  # only a JPEG can be read at a fraction, and says first how it lies
+            # Only a JPEG can be read at a fraction; other formats may say how they lie after their pixels.
+            if not isinstance(image, JpegImageFile):
                 image.load()
-            orientation = _orientation(image)
-            width, height = image.size if orientation < 5 else image.size[::-1]
+            turn = orientation(image)
+            width, height = image.size if turn < 5 else image.size[::-1]
             needed = _scaled_size(image.size, least(height, width))
             pixels = _fast_jpeg(data, image, channels, needed)
             if pixels is None:
                 pixels = _any_format(image, channels, needed)
-            return np.ascontiguousarray(_upright(pixels, orientation))
+            return np.ascontiguousarray(_upright(pixels, turn))
     except _RefusedError as error:
         raise DataError(f"cannot read {name}", cause=str(error)) from None
     except MemoryError as error:
@@ -257,18 +256,18 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
     return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
 
 
-def _orientation(image: ImageFile) -> int:
+def orientation(image: ImageFile) -> int:
     """How the EXIF tag of a file asks to turn it: 1, as it is, to 8."""
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        turn = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF is common and says nothing about the pixels
         return 1
-    return int(orientation) if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    return int(turn) if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation in (3, 4, 6, 7):
+def _upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    if turn in (3, 4, 6, 7):
         pixels = pixels[::-1]
-    if orientation in (2, 3, 7, 8):
+    if turn in (2, 3, 7, 8):
         pixels = pixels[:, ::-1]
-    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    return pixels.swapaxes(0, 1) if turn in (5, 6, 7, 8) else pixels

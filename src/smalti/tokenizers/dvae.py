@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from smalti.core.config import setting
 from smalti.functional.kmeans import kmeans
-from smalti.tokenizers.image_tokenizer import MAX_VOCAB as MAX_VOCAB
 from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_trunk, set_conv
 
 _CUT = 0.1

@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from smalti.core.errors import DataError
+from smalti.data.decode import orientation
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 
@@ -21,7 +22,6 @@ Encoding: TypeAlias = Literal["jpeg", "raw"]
 
 _SUBSAMPLING = "420"  # at 256 pixels and quality 90: 36 dB; 4:4:4 has 38 dB, 25 % more bytes, takes half as long again
 _MAX_JPEG = 65_500
-_ORIENTATION = 0x0112
 
 
 class Form(NamedTuple):
@@ -89,11 +89,4 @@ def _is_fit(data: bytes, form: Form) -> bool:
         return False
     with JpegImageFile(BytesIO(data)) as image:
         fits = min(image.size) <= form.side and image.mode in ("L", "RGB")[: form.channels]
-        return fits and _is_upright(image)
-
-
-def _is_upright(image: JpegImageFile) -> bool:
-    try:
-        return image.getexif().get(_ORIENTATION) not in range(2, 9)
-    except Exception:  # broken EXIF turns nothing, here as in decoding
-        return True
+        return fits and orientation(image) == 1
