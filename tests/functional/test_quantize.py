@@ -8,7 +8,7 @@ from hypothesis import given
 
 from smalti.core.rng import fold, signed
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax, one_hot_sample, straight_through
+from smalti.functional.quantize import gumbel_softmax, straight_through
 from tests import oracles
 
 
@@ -64,16 +64,3 @@ def test_a_value_goes_straight_through_and_its_gradient_to_the_point(rng: torch.
     (passed * direction).sum().backward()
     assert points.grad is not None
     assert torch.equal(points.grad, direction)
-
-
-def test_a_hard_sample_is_one_hot_with_the_gradient_of_the_relaxed_one(rng: torch.Generator) -> None:
-    logits, gumbel, direction = torch.randn(3, 6, generator=rng, dtype=torch.float64)
-    logits.requires_grad_(True)
-    relaxed = gumbel_softmax(logits, gumbel, 0.7)
-    sample = one_hot_sample(relaxed)
-    expected = torch.eye(6, dtype=torch.float64)[(logits + gumbel).argmax()]
-    torch.testing.assert_close(sample.detach(), expected)
-    (sample * direction).sum().backward()
-    assert logits.grad is not None
-    oracle = oracles.straight_through_gradient(logits.detach().numpy(), gumbel.numpy(), 0.7, direction.numpy())
-    assert logits.grad.tolist() == pytest.approx(oracle, abs=1e-12)

@@ -87,7 +87,7 @@ def kl_to_uniform(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
 
     Reference: DALL-E, appendix A.2: the KL is that of the categorical q itself, also while its samples are relaxed.
     """
-    log_q = F.log_softmax(logits.float(), dim=-1)
+    log_q = F.log_softmax(logits, dim=-1)
     return math.log(logits.shape[-1]) + (log_q.exp() * log_q).sum(-1)
 
 
@@ -102,11 +102,10 @@ def kl_weight(beta: float, channels: int, stride: int) -> float:
     return beta / (channels * stride**2)
 
 
-def marginal_entropy(logits: Float[Tensor, "*B V"]) -> Float[Tensor, ""]:
+def marginal_entropy(mean_posterior: Float[Tensor, "V"]) -> Float[Tensor, ""]:
     """Entropy of the mean of q over all positions of the batch, in nats: ln V where all codes are used equally.
 
     Maximising it spreads the codebook without asking any single position to be uncertain, as the KL does.
     """
-    mean = F.softmax(logits.float(), dim=-1).flatten(0, -2).mean(0)
-    nats: Tensor = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+    nats: Tensor = -(mean_posterior * mean_posterior.clamp_min(torch.finfo(mean_posterior.dtype).tiny).log()).sum()
     return nats

@@ -29,12 +29,3 @@ def straight_through(values: Float[Tensor, "*B"], points: Float[Tensor, "*B"]) -
     Reference: Bengio, Léonard and Courville 2013; van den Oord et al. 2017, §3.2.
     """
     return points + (values - points).detach()
-
-
-def one_hot_sample(relaxed: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
-    """The most weighted code of a relaxed sample, one-hot, with the gradient of the relaxed sample.
-
-    Reference: Jang et al. 2017, §2.2 (straight-through Gumbel-softmax). The paper's tokenizer does without it.
-    """
-    hard = F.one_hot(relaxed.argmax(-1), relaxed.shape[-1]).to(relaxed.dtype)
-    return straight_through(hard, relaxed)

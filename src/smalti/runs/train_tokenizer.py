@@ -23,7 +23,7 @@ from smalti.runs.folder import read_config, read_kind
 from smalti.runs.gate import some_images
 from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.session import Session
-from smalti.tokenizers.dalle import DallE
+from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from smalti.tokenizers.fsq import FSQ
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
@@ -43,9 +43,9 @@ class TrainTokenizer:
 
     data: Data = Data()
     out: str = setting("", "the run folder to write")
-    tokenizer: DVAE | VQ | FSQ | KMeansPatches | RandomProjection = DVAE()
+    tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection = DVAE()
     relaxation: Relaxation = Relaxation()
-    """Of a DVAE only."""
+    """Of the discrete VAEs only, DVAE and DallE."""
     likelihood: Likelihood = setting(
         "logit_laplace", "how reconstructions are compared: in nats, or as errors of pixels in [0, 1]", "DALL-E, A.3"
     )
@@ -53,7 +53,9 @@ class TrainTokenizer:
     jitter: ColorJitter = NO_JITTER
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
-    init_images: int = setting(1000, "images that the codebook is initialised from")
+    init_images: int = setting(
+        1000, "images that the codebook is initialised from; 0: random weights, as in the papers"
+    )
     ema_decay: float = setting(0.999, "a step", "DALL-E, appendix A.2")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
@@ -68,6 +70,12 @@ class TrainTokenizer:
             self.data.side % self.tokenizer.stride == 0,
             f"tokenizer.stride {self.tokenizer.stride} does not divide data.side {self.data.side}",
             f"use a side that is a multiple of {self.tokenizer.stride}",
+        )
+        require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
+        require(
+            self.init_images > 0 or not is_fitted(self.tokenizer),
+            "a tokenizer fitted to no images",
+            "use more init_images",
         )
         require(0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "choose one between 0 and 1")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
@@ -118,9 +126,14 @@ def made(config: TrainTokenizer, images: Images | StoredImages, session: Session
     return tokenizer
 
 
+def is_fitted(tokenizer: object) -> bool:
+    """Whether a tokenizer of this configuration is fitted to some images, and not trained."""
+    return isinstance(tokenizer, KMeansPatches | RandomProjection)
+
+
 def planned_steps(config: TrainTokenizer) -> int:
     """Optimiser steps: none for tokenizers that are fitted."""
-    return 0 if isinstance(config.tokenizer, KMeansPatches | RandomProjection) else config.plan.steps
+    return 0 if is_fitted(config.tokenizer) else config.plan.steps
 
 
 def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
@@ -138,6 +151,8 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
 def start(config: TrainTokenizer, images: Images | StoredImages) -> ImageTokenizer:
     """The tokenizer at step 0, initialised from some of the training images."""
     side, tokenizer = config.data.side, config.tokenizer.build(config.seed)
+    if config.init_images == 0:
+        return tokenizer
     sample = some_squares(images.train, config.init_images, side)
     num_patches = len(sample) * (side // tokenizer.stride) ** 2
     tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
@@ -150,7 +165,7 @@ def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Object
     Raises:
         UsageError: nothing is; it is fitted.
     """
-    if isinstance(tokenizer, DiscreteVAE):
+    if isinstance(tokenizer, DiscreteVAE | DallETokenizer):
         return DiscreteVAEObjective(tokenizer, config.relaxation, config.plan.steps, config.likelihood)
     if isinstance(tokenizer, Quantised):
         return QuantisedObjective(tokenizer, config.likelihood)

@@ -19,6 +19,7 @@ from smalti.functional.losses import LAPLACE_EPSILON
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle_blocks import Conv, groups
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, require_tokens
+from smalti.tokenizers.trunk import float32
 
 _POSITIONS = 256
 """Positions whose logits `encode` holds at a time."""
@@ -69,26 +70,41 @@ class DallETokenizer(ImageTokenizer):
         self.to_pixels = Conv(narrow, 2 * config.in_chans, 1)
         self.to(memory_format=torch.channels_last)
 
+    def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
+        """Nothing: the weights stay as they were drawn, as in the paper. A short training then finds few codes."""
+
     def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
         """Scores of every visual token at every position.
 
         Args:
             images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
         """
-        features = self._features(images)
+        features = self.features(images)
         return self._scores(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def distribution(
         self, weights: Float[Tensor, "B V h w"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
-        with _float32(weights):
+        with float32(weights):
             codes = self.codebook(weights.float())
-        return self._pixels(codes)
+        return self.pixels(codes)
+
+    def features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
+        """What the encoder makes of uint8 or float images in [0, 1]."""
+        x = (1 - 2 * LAPLACE_EPSILON) * as_unit_range(images) + LAPLACE_EPSILON
+        features: Tensor = self.encoder(self.embed(x.contiguous(memory_format=torch.channels_last)))
+        return features.relu()
+
+    def pixels(self, codes: Float[Tensor, "B d h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, given vectors of the codebook."""
+        pixels: Tensor = self.to_pixels(self.decoder(codes).relu()).float()
+        mean, log_scale = pixels.chunk(2, dim=1)
+        return mean, log_scale
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The most likely visual token at every position."""
-        positions = self._features(images).permute(0, 2, 3, 1)
+        positions = self.features(images).permute(0, 2, 3, 1)
         weight = self.to_logits.weight[:, :, 0, 0].to(positions.dtype)
         parts = positions.flatten(0, 2).split(_POSITIONS)  # all logits at once would be the largest tensor by far
         return torch.cat([self._best(part, weight) for part in parts]).view(positions.shape[:3])
@@ -100,7 +116,7 @@ class DallETokenizer(ImageTokenizer):
         assert self.to_logits.bias is not None
         rough = F.linear(features, weight, self.to_logits.bias.to(weight.dtype))
         shortlist = rough.topk(min(_SHORTLIST, self.vocab_size)).indices
-        with _float32(features):
+        with float32(features):
             exact = torch.bmm(self.to_logits.weight[:, :, 0, 0][shortlist], features.float()[:, :, None])[:, :, 0]
         best = (exact + self.to_logits.bias[shortlist]).argmax(1, keepdim=True)
         return shortlist.gather(1, best)[:, 0]
@@ -109,24 +125,9 @@ class DallETokenizer(ImageTokenizer):
         """The most likely image for these tokens, in [0, 1]."""
         assert self.codebook.bias is not None
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()) + self.codebook.bias
-        mean, _ = self._pixels(codes.permute(0, 3, 1, 2))
+        mean, _ = self.pixels(codes.permute(0, 3, 1, 2))
         return ((mean.sigmoid() - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)).clamp(0, 1)
 
-    def _features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
-        x = (1 - 2 * LAPLACE_EPSILON) * as_unit_range(images) + LAPLACE_EPSILON
-        features: Tensor = self.encoder(self.embed(x.contiguous(memory_format=torch.channels_last)))
-        return features.relu()
-
     def _scores(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        with _float32(features):
+        with float32(features):
             return F.linear(features.float(), self.to_logits.weight[:, :, 0, 0], self.to_logits.bias)
-
-    def _pixels(self, codes: Float[Tensor, "B _ h w"]) -> tuple[Tensor, Tensor]:
-        pixels: Tensor = self.to_pixels(self.decoder(codes).relu()).float()
-        mean, log_scale = pixels.chunk(2, dim=1)
-        return mean, log_scale
-
-
-def _float32(like: Tensor) -> torch.autocast:
-    """The release computes the logits and the codebook's vectors in full precision; so do we."""
-    return torch.autocast(like.device.type, enabled=False)

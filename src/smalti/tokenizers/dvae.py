@@ -16,9 +16,6 @@ from smalti.core.config import setting
 from smalti.functional.kmeans import kmeans
 from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_trunk, set_conv
 
-_CUT = 0.1
-"""How much faster the score of a code that takes a part of another's cell rises there, in shares of the other's."""
-
 
 @dataclass(frozen=True)
 class DVAE:
@@ -39,7 +36,7 @@ class DVAE:
 
 
 class DiscreteVAE(Trunk):
-    """q(z|x): `logits`; p(x|z): `distribution`."""
+    """q(z|x): `logits`; p(x|z): `distribution`. It is trained as a `DiscreteTokenizer`, without either."""
 
     config: DVAE
 
@@ -87,22 +84,6 @@ class DiscreteVAE(Trunk):
         self.set_projections(sample, unit)
         set_conv(self.to_logits, centres, -0.5 * centres.square().sum(1))
         self.codebook.weight.copy_(centres.t()[:, :, None, None])
-
-    @torch.no_grad()
-    def split(self, dead: Int[Tensor, "k"], parents: Int[Tensor, "k"], scores: Float[Tensor, "k"]) -> None:
-        """Give each dead code a part of what a parent stands for: the positions that the parent fits better than usual.
-
-        There the score of the dead code is above the parent's, elsewhere below; both paint the same, until they are
-        trained apart.
-
-        Args:
-            scores: mean logit of each parent where it is the most likely code.
-        """
-        weight, bias = self.to_logits.weight, self.to_logits.bias
-        assert bias is not None
-        weight[dead] = (1 + _CUT) * weight[parents]
-        bias[dead] = (1 + _CUT) * bias[parents] - _CUT * scores
-        self.codebook.weight[:, dead] = self.codebook.weight[:, parents]
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The most likely visual token at every position."""

@@ -11,18 +11,17 @@ from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
-    kl_to_uniform,
     kl_weight,
     marginal_entropy,
     masked_token_loss,
     reconstruction_loss,
 )
 from smalti.functional.metrics import codes_seen, correct
-from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax, one_hot_sample
 from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
+from smalti.tokenizers.dalle import DallETokenizer
+from smalti.tokenizers.discrete import relax, split
 from smalti.tokenizers.dvae import DiscreteVAE
 
 
@@ -92,10 +91,14 @@ class DiscreteVAEObjective(Objective):
     """
 
     def __init__(
-        self, tokenizer: DiscreteVAE, relaxation: Relaxation, steps: int, likelihood: Likelihood = "logit_laplace"
+        self,
+        tokenizer: DiscreteVAE | DallETokenizer,
+        relaxation: Relaxation,
+        steps: int,
+        likelihood: Likelihood = "logit_laplace",
     ) -> None:
         super().__init__()
-        self.model: DiscreteVAE = tokenizer
+        self.model: DiscreteVAE | DallETokenizer = tokenizer
         self.config = relaxation
         self.likelihood: Likelihood = likelihood
         self.unused: Tensor
@@ -107,23 +110,18 @@ class DiscreteVAEObjective(Objective):
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
-        logits = self.model.logits(images).float().permute(0, 2, 3, 1)
-        gumbel = gumbel_noise(batch.key, logits[0].numel()).view_as(logits)
-        tokens = gumbel_softmax(logits, gumbel, self.temperature(int(step)))
-        if self.config.hard:
-            tokens = one_hot_sample(tokens)
-        mean, log_scale = self.model.distribution(tokens.permute(0, 3, 1, 2))
+        relaxation, now = self.config, int(step)
+        tokens, mean, log_scale = relax(self.model, images, batch.key, self.temperature(now), hard=relaxation.hard)
         nll = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
-        kl = kl_to_uniform(logits).mean()
-        unit = kl_weight(1.0, self.model.config.in_chans, self.model.stride)
-        loss = nll + unit * (self.beta(int(step)) * kl - self.config.spread * marginal_entropy(logits))
+        unit = kl_weight(1.0, self.model.config.in_chans, self.model.config.stride)
+        spread = marginal_entropy(tokens.mean_posterior)
+        loss = nll + unit * (self.beta(now) * tokens.kl - relaxation.spread * spread)
         count = torch.tensor(float(len(images)), device=loss.device)
         name = "nll" if self.likelihood == "logit_laplace" else self.likelihood
-        if self.training and self.config.dead_after is not None:
-            scores, ids = logits.detach().flatten(0, 2).max(dim=1)
-            self._seen = scores, ids
-        metrics = {name: (nll.detach() * count, count), "kl": (kl.detach() * count, count)}
-        metrics["codes"] = codes_seen(logits.detach().argmax(-1), self.model.vocab_size)
+        if self.training and relaxation.dead_after is not None:
+            self._seen = tokens.best.flatten(), tokens.ids.flatten()
+        metrics = {name: (nll.detach() * count, count), "kl": (tokens.kl.detach() * count, count)}
+        metrics["codes"] = codes_seen(tokens.ids, self.model.vocab_size)
         return StepOutput(loss * count, count, metrics)
 
     def follow(self, step: int) -> None:
@@ -136,5 +134,5 @@ class DiscreteVAEObjective(Objective):
         parents = drawn_codes(ids, step, most=len(dead))
         dead = dead[: len(parents)]
         means = torch.stack([scores[ids == parent].mean() for parent in parents]) if len(parents) else scores[:0]
-        self.model.split(dead, parents, means)
+        split(self.model, dead, parents, means)
         self.unused[dead] = 0
