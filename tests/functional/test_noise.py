@@ -93,3 +93,12 @@ def test_gumbel_noise_has_the_mean_and_variance_of_the_gumbel_distribution() -> 
     draws = gumbel_noise(keys(1000), 200).double()
     assert float(draws.mean()) == pytest.approx(0.5772, abs=0.01)
     assert float(draws.var()) == pytest.approx(math.pi**2 / 6, abs=0.03)
+
+
+def test_a_walk_can_be_taken_in_parts() -> None:
+    key, skip = torch.tensor([3, 1 << 40, -5]), torch.tensor([0, 7, 20])
+    whole = uniform_noise(key, 25, stream=2)
+    parts = uniform_noise(key, 5, stream=2, skip=skip)
+    assert [part.tolist() for part in parts] == [
+        row[s : s + 5].tolist() for row, s in zip(whole, [0, 7, 20], strict=True)
+    ]

@@ -25,7 +25,9 @@ def _hash32_(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     return _fold_right_(x, 16)
 
 
-def uniform_noise(key: Int[Tensor, "B"], num: int, stream: int = 0) -> Float[Tensor, "B {num}"]:
+def uniform_noise(
+    key: Int[Tensor, "B"], num: int, stream: int = 0, skip: Int[Tensor, "B"] | None = None
+) -> Float[Tensor, "B {num}"]:
     """`num` draws from the open interval (0, 1) for each 64-bit key.
 
     Each key walks through the 32-bit integers from its own start with its own odd stride, so two keys share no run.
@@ -34,14 +36,19 @@ def uniform_noise(key: Int[Tensor, "B"], num: int, stream: int = 0) -> Float[Ten
         key: a hash of (seed, step, sample).
         num: draws a key.
         stream: separates uses of one key.
+        skip: draws of each key to leave out before the first; a long walk can be taken in parts.
     """
     start = (key & 0xFFFFFFFF).to(torch.int32)[:, None] + _signed32(0x9E3779B9) * stream
     stride = (key >> 32).to(torch.int32)[:, None] | 1
+    if skip is not None:
+        start = start + skip.to(torch.int32)[:, None]
     counter = torch.arange(num, dtype=torch.int32, device=key.device)
     bits = (_hash32_((counter + start).mul_(stride)) >> 9).bitwise_and_(0x7FFFFF)
     return bits.to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
-def gumbel_noise(key: Int[Tensor, "B"], num: int, stream: int = 0) -> Float[Tensor, "B {num}"]:
+def gumbel_noise(
+    key: Int[Tensor, "B"], num: int, stream: int = 0, skip: Int[Tensor, "B"] | None = None
+) -> Float[Tensor, "B {num}"]:
     """Standard Gumbel draws -ln(-ln u); finite, since u is never 0 or 1."""
-    return uniform_noise(key, num, stream).log_().neg_().log_().neg_()
+    return uniform_noise(key, num, stream, skip).log_().neg_().log_().neg_()

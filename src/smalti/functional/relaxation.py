@@ -2,7 +2,7 @@
 
 With 8192 codes the scores of a batch are larger than all its activations together. Written with autograd, scores,
 noise, sample, log-probabilities and their gradients are ten such tensors; here two are kept (scores and sample, in the
-format of the codebook), and all others exist for a few images at a time, small enough for a processor's cache.
+format of the codebook), and all others exist for a few positions at a time, small enough for a processor's cache.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from smalti.functional.noise import gumbel_noise
 from smalti.functional.quantize import gumbel_softmax
 
 _NUMBERS = 1 << 20
-"""Scores that are worked on at a time; one image at least."""
+"""Scores that are worked on at a time; one position at least."""
 
 
 class RelaxedTokens(NamedTuple):
@@ -58,62 +58,69 @@ def relaxed_tokens(
 
     Reference: DALL-E, appendix A.2; Jang et al. 2017, eq. 2.
     """
-    return RelaxedTokens(*_Relaxed.apply(features, weight, bias, codebook, key, temperature, hard))
+    batch, positions, _ = features.shape
+    place = torch.arange(batch * positions, device=key.device)
+    keys, skip = key[place // positions], place % positions * len(weight)
+    codes, kl, mean, best, ids = _Relaxed.apply(
+        features.flatten(0, 1), weight, bias, codebook, keys, skip, temperature, hard
+    )
+    shape = (batch, positions)
+    return RelaxedTokens(codes.unflatten(0, shape), kl, mean, best.unflatten(0, shape), ids.unflatten(0, shape))
 
 
 class _Relaxed(torch.autograd.Function):
-    """q and y = softmax((s + g) / τ) of the scores s = W f + b, one part of the batch after the other."""
+    """q and y = softmax((s + g) / τ) of the scores s = W f + b, for some positions after the others."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        codebook: Tensor,
-        key: Tensor,
+        features: Float[Tensor, "n D"],
+        weight: Float[Tensor, "V D"],
+        bias: Float[Tensor, "V"],
+        codebook: Float[Tensor, "V d"],
+        keys: Int[Tensor, "n"],
+        skip: Int[Tensor, "n"],
         temperature: float,
         hard: bool,
     ) -> tuple[Tensor, ...]:
-        batch, positions, _ = features.shape
-        scores = features.new_empty(batch, positions, len(weight))
-        sample = scores.new_empty(scores.shape, dtype=codebook.dtype)
-        codes, best = codebook.new_empty(batch, positions, codebook.shape[1]), scores.new_empty(batch, positions)
-        ids, kl, mean = torch.empty_like(best, dtype=torch.int64), best.new_zeros(()), scores.new_zeros(len(weight))
+        count, vocab_size = len(features), len(weight)
+        scores = features.new_empty(count, vocab_size)
+        sample, codes = codebook.new_empty(count, vocab_size), codebook.new_empty(count, codebook.shape[1])
+        best, ids = features.new_empty(count), torch.empty_like(keys)
+        kl, mean = features.new_zeros(()), features.new_zeros(vocab_size)
         for part in _parts(scores):
-            torch.addmm(bias, features[part].flatten(0, 1), weight.t(), out=scores[part].flatten(0, 1))
-            noise = gumbel_noise(key[part], positions * len(weight)).view_as(scores[part])
+            torch.addmm(bias, features[part], weight.t(), out=scores[part])
+            noise = gumbel_noise(keys[part], vocab_size, skip=skip[part])
             sample[part] = gumbel_softmax(scores[part], noise, temperature)
-            torch.bmm(_looked_up(sample[part], hard), codebook.expand(len(codes[part]), -1, -1), out=codes[part])
+            torch.mm(_looked_up(sample[part], hard), codebook, out=codes[part])
             kl += kl_to_uniform(scores[part]).sum()
-            mean += scores[part].softmax(-1).sum((0, 1))
+            mean += scores[part].softmax(-1).sum(0)
             torch.max(scores[part], dim=-1, out=(best[part], ids[part]))
         ctx.save_for_backward(features, weight, codebook, scores, sample)
-        ctx.temperature, ctx.hard, ctx.count = temperature, hard, batch * positions
+        ctx.temperature, ctx.hard = temperature, hard
         ctx.mark_non_differentiable(best, ids)
-        return codes, kl / ctx.count, mean / ctx.count, best, ids
+        return codes, kl / count, mean / count, best, ids
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_codes, d_kl, d_mean = grads[:3]
         features, weight, codebook, scores, sample = ctx.saved_tensors
-        format_ = codebook.dtype
-        d_codes, rows, towards = d_codes.to(format_), features.to(format_), weight.to(format_)
-        d_features, d_bias = torch.empty_like(features), scores.new_zeros(len(weight))
-        d_weight, d_codebook = torch.zeros_like(weight), torch.zeros_like(codebook, dtype=torch.float32)
+        narrow, d_kl, d_mean = codebook.dtype, *grads[1:3]
+        d_codes, rows, towards = grads[0].to(narrow), features.to(narrow), weight.to(narrow)
+        d_features, d_bias = torch.empty_like(features), torch.zeros_like(d_mean)
+        d_weight, d_codebook = torch.zeros_like(weight), torch.zeros_like(codebook, dtype=weight.dtype)
         for part in _parts(scores):
-            seen = d_codes[part].flatten(0, 1)
-            d_codebook += _looked_up(sample[part], ctx.hard).flatten(0, 1).t() @ seen
-            y, q = sample[part].flatten(0, 1).to(scores.dtype), scores[part].flatten(0, 1).softmax(-1)
-            d_scores = _through_softmax(y, (seen @ codebook.t()).to(y.dtype)).mul_(1 / ctx.temperature)
+            d_codebook += _looked_up(sample[part], ctx.hard).t() @ d_codes[part]
+            y, q = sample[part].to(scores.dtype), scores[part].softmax(-1)
+            d_y = (d_codes[part] @ codebook.t()).to(scores.dtype)
             # The gradient of Σ q ln q is ln q + 1; to a softmax constants are the same, so the scores stand for ln q.
-            towards_q = scores[part].flatten(0, 1).mul(d_kl).add_(d_mean)
-            d_scores.add_(_through_softmax(q, towards_q), alpha=1 / ctx.count)
+            d_q = torch.addcmul(d_mean, scores[part], d_kl)
+            d_scores = _through_softmax(y, d_y).mul_(1 / ctx.temperature)
+            d_scores.add_(_through_softmax(q, d_q), alpha=1 / len(features))
             d_bias += d_scores.sum(0)
-            narrow = d_scores.to(format_)
-            d_features[part] = (narrow @ towards).view_as(features[part])
-            d_weight += narrow.t() @ rows[part].flatten(0, 1)
-        return d_features, d_weight, d_bias, d_codebook.to(format_), None, None, None
+            d_scores = d_scores.to(narrow)
+            d_features[part] = d_scores @ towards
+            d_weight += d_scores.t() @ rows[part]
+        return d_features, d_weight, d_bias, d_codebook.to(narrow), None, None, None, None
 
 
 def _through_softmax(p: Float[Tensor, "n V"], grad: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
@@ -121,14 +128,14 @@ def _through_softmax(p: Float[Tensor, "n V"], grad: Float[Tensor, "n V"]) -> Flo
     return grad.sub_((p * grad).sum(-1, keepdim=True)).mul_(p)
 
 
-def _looked_up(sample: Float[Tensor, "*B V"], hard: bool) -> Float[Tensor, "*B V"]:
+def _looked_up(sample: Float[Tensor, "n V"], hard: bool) -> Float[Tensor, "n V"]:
     """The weights with which codes are added up."""
     if not hard:
         return sample
     return torch.zeros_like(sample).scatter_(-1, sample.argmax(-1, keepdim=True), 1.0)
 
 
-def _parts(scores: Float[Tensor, "B N V"]) -> list[slice]:
-    """The images that are worked on together."""
-    size = max(1, _NUMBERS // scores[0].numel())
+def _parts(scores: Float[Tensor, "n V"]) -> list[slice]:
+    """The positions that are worked on together."""
+    size = max(1, _NUMBERS // scores.shape[1])
     return [slice(start, start + size) for start in range(0, len(scores), size)]
