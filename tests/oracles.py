@@ -399,6 +399,23 @@ def _cells(grid: tuple[int, int], area: float, aspect: float, down: float, right
     return [(i, j) for i in range(top, top + a) for j in range(left, left + b)]
 
 
+def piece_sizes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> list[int]:
+    """Sizes of the pieces of one mask, by walking through each from its first patch."""
+    left = {(n // grid[1], n % grid[1]) for n in np.flatnonzero(mask).tolist()}
+    sizes = []
+    while left:
+        walk, size = [min(left)], 0
+        left.discard(walk[0])
+        while walk:
+            i, j = walk.pop()
+            size += 1
+            near = {(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)} & left
+            walk.extend(near)
+            left -= near
+        sizes.append(size)
+    return sizes
+
+
 def block_sides(grid: tuple[int, int], least: int, most: int, min_aspect: float, steps: int = 400) -> Array:
     """P(height, width) of a block that fits, its area uniform from `least` to `most`, its log aspect uniform."""
     share = np.zeros(grid)
