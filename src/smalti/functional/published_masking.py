@@ -20,8 +20,8 @@ class Release(Blocks):
     """Blocks that add no more than is left to hide; after ten that cannot, a mask stays smaller than asked for.
 
     The area of a block is drawn uniformly between `min_patches` and what is left (which may be the smaller of the two),
-    its aspect ratio log-uniformly. A block must lie strictly inside the grid and add at least one patch. `num_masked=75` on 14 x 14 is
-    what BEiT was trained with: 64 to 75 patches, 74.5 on average, exactly 75 in two masks of three.
+    its aspect ratio log-uniformly. A block must lie strictly inside the grid and add at least one patch. BEiT was
+    trained with `num_masked=75` on 14 x 14: 64 to 75 patches, 74.5 on average, exactly 75 in two masks of three.
 
     Reference: beit/masking_generator.py of the released code.
     Differs: there `min_patches` is 16 (the class: 4) on every grid and whatever there is to hide, so that with fewer to
