@@ -26,7 +26,7 @@ class Release(Blocks):
     Reference: beit/masking_generator.py of the released code.
     Differs: there `min_patches` is 16 (the class: 4) on every grid and whatever there is to hide, so that with fewer to
         hide masks are often empty. Here it scales and is never above what there is to hide; in a mask that is
-        still empty after ten tries a patch drawn at random is hidden. Blocks of a single row or column may span it.
+        still empty after ten tries a patch drawn at random is hidden. On a grid of one row a block may be as high.
     """
 
     def hide(self, keys: Keys, grid: Grid) -> Rows:
