@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from smalti.core.contracts import Backbone, Masking, Sample, Source, Tokenizer
 from smalti.core.rng import fold
 
-GRIDS = ((14, 14), (7, 7), (1, 2), (2, 1), (3, 8), (20, 20), (1, 16))
+GRIDS = ((14, 14), (7, 7), (1, 2), (2, 1), (2, 2), (3, 8), (20, 20), (1, 16), (30, 2))
 
 
 def check_backbone(backbone: Backbone, images: Tensor) -> None:
@@ -83,6 +83,7 @@ def check_tokenizer(tokenizer: Tokenizer, images: Tensor) -> None:
 
 def check_masking(masking: Masking) -> None:
     """Masks of every grid are functions of the key alone, hide something and leave something."""
+    assert isinstance(masking, Masking)
     for grid in GRIDS:
         keys = fold(7, np.arange(40))
         masks = masking(keys, grid)
@@ -91,6 +92,7 @@ def check_masking(masking: Masking) -> None:
         assert masks.shape == (len(keys), grid[0] * grid[1])
         assert hidden.min() >= 1, f"an empty mask on {grid}"
         assert hidden.max() <= masking.count(grid) < grid[0] * grid[1], f"too much hidden on {grid}"
+        assert masking(keys[:0], grid).shape == (0, grid[0] * grid[1])
         assert np.array_equal(masks, masking(keys, grid)), "the same key must give the same mask"
         assert np.array_equal(masks[::-1], masking(keys[::-1], grid)), "a mask must not depend on its place"
         one_by_one = np.concatenate([masking(keys[i : i + 1], grid) for i in range(5)])

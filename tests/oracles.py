@@ -337,6 +337,85 @@ def _hide_cells(mask: NDArray[np.bool_], cells: list[tuple[int, ...]], most: int
         mask[cell] = True
 
 
+def release_mask(
+    draw: Callable[[int], Sequence[float]],
+    grid: tuple[int, int],
+    count: int,
+    least: int,
+    min_aspect: float,
+    spare: tuple[int, int],
+) -> NDArray[np.bool_]:
+    """The released code's mask of one image; `draw(n)` gives the four uniform draws of the n-th try.
+
+    `spare` is the patch to hide where all else has failed.
+    """
+    mask = np.zeros(grid, dtype=np.bool_)
+    tries, number = 0, 0
+    while tries < 10 and mask.sum() < count:
+        u, left = draw(number), count - int(mask.sum())
+        number, tries = number + 1, tries + 1
+        area = least + u[0] * (left - least)
+        aspect = math.exp((1 - 2 * u[1]) * math.log(min_aspect))
+        cells = _cells(grid, area, aspect, u[2], u[3])
+        spans = any(len({cell[axis] for cell in cells}) == grid[axis] > 1 for axis in (0, 1))
+        new = [cell for cell in cells if not mask[cell]]
+        if not spans and 1 <= len(new) <= left:
+            _hide_cells(mask, new, len(new), False)
+            tries = 0
+    if not mask.any():
+        mask[spare] = True
+    return mask.reshape(-1)
+
+
+def algorithm1_mask(
+    draw: Callable[[int], Sequence[float]],
+    grid: tuple[int, int],
+    target: float,
+    fewest: int,
+    least: int,
+    min_aspect: float,
+) -> NDArray[np.bool_]:
+    """Algorithm 1 for one image, until at least `fewest` are hidden; `draw(n)` gives the draws of the n-th block."""
+    mask = np.zeros(grid, dtype=np.bool_)
+    for number in range(100):
+        if mask.sum() >= fewest:
+            break
+        u = draw(number)
+        area = least + u[0] * (target - int(mask.sum()) - least)
+        aspect = min_aspect + u[1] * (1 / min_aspect - min_aspect)
+        new = [cell for cell in _cells(grid, area, aspect, u[2], u[3]) if not mask[cell]]
+        if mask.sum() + len(new) < mask.size:
+            _hide_cells(mask, new, len(new), False)
+    _hide_cells(mask, list(np.ndindex(grid)), max(fewest - int(mask.sum()), 0), False)
+    return mask.reshape(-1)
+
+
+def _cells(grid: tuple[int, int], area: float, aspect: float, down: float, right: float) -> list[tuple[int, ...]]:
+    """The patches of a block, none where it is larger than the grid; `down` and `right` in [0, 1) place it."""
+    a, b = max(round(math.sqrt(area * aspect)), 1), max(round(math.sqrt(area / aspect)), 1)
+    if a > grid[0] or b > grid[1]:
+        return []
+    top, left = math.floor(down * (grid[0] - a + 1)), math.floor(right * (grid[1] - b + 1))
+    return [(i, j) for i in range(top, top + a) for j in range(left, left + b)]
+
+
+def piece_sizes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> list[int]:
+    """Sizes of the pieces of one mask, by walking through each from its first patch."""
+    left = {(n // grid[1], n % grid[1]) for n in np.flatnonzero(mask).tolist()}
+    sizes = []
+    while left:
+        walk, size = [min(left)], 0
+        left.discard(walk[0])
+        while walk:
+            i, j = walk.pop()
+            size += 1
+            near = {(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)} & left
+            walk.extend(near)
+            left -= near
+        sizes.append(size)
+    return sizes
+
+
 def block_sides(grid: tuple[int, int], least: int, most: int, min_aspect: float, steps: int = 400) -> Array:
     """P(height, width) of a block that fits, its area uniform from `least` to `most`, its log aspect uniform."""
     share = np.zeros(grid)

@@ -41,6 +41,7 @@ usage: smalti VERB [...] [--json] [--debug]
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
   evaluate MODEL DATA                                     k-NN and linear probe of every layer; PSNR, ELBO, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
+  masks [--variant release] [--out masks.html]            what a masking hides: how much, where, in which pieces
   report RUN...                                           one offline HTML file
   explain RECIPE                                          every field, its unit and where it comes from
 
@@ -183,6 +184,12 @@ def _show(arguments: list[str]) -> dict[str, Any]:
     return show.main(parse(show.Show, None, arguments, "show"))
 
 
+def _masks(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import masks
+
+    return masks.main(parse(masks.Masks, None, arguments, "masks"))
+
+
 def _report(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import report
 
@@ -219,6 +226,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "import": _import,
     "evaluate": _evaluate,
     "show": _show,
+    "masks": _masks,
     "report": _report,
     "explain": _explain,
 }

@@ -34,4 +34,7 @@ def test_json_is_one_object_on_the_last_line() -> None:
     )
     figures = json.loads(done.stdout.splitlines()[-1])
     assert {"ratio_vs_reference", "microseconds_per_mask", "microseconds_per_sample"} <= figures.keys()
+    variants = figures.pop("variants")
+    assert list(variants) == ["exact", "rolled", "release", "algorithm1", "random"]
     assert all(value > 0 for value in figures.values())
+    assert all(cost > 0 for costs in variants.values() for cost in (costs["at_once_4096"], costs["at_once_64"]))

@@ -14,6 +14,7 @@ from smalti.data.order import Order
 from smalti.data.sources.resident import Resident
 from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.masking import Blockwise, Random
+from smalti.functional.published_masking import Algorithm1, Release
 
 
 def source(length: int, side: int = 8) -> Resident:
@@ -95,8 +96,8 @@ def test_shapes_types_and_labels() -> None:
     assert float(batch.image.max()) <= 1
 
 
-@pytest.mark.parametrize("masking", [Random(), Blockwise(ratio=0.6)])
-def test_the_fields_of_the_mask_agree(masking: Random | Blockwise) -> None:
+@pytest.mark.parametrize("masking", [Random(), Blockwise(ratio=0.6), Release(), Algorithm1()])
+def test_the_fields_of_the_mask_agree(masking: Masking) -> None:
     batch = whole(source(9), 9, masking, (5, 3))(0)
     assert batch.mask is not None
     assert batch.mask_index is not None

@@ -1,5 +1,6 @@
 """Masks: exactly as many patches as asked for, in blocks, as functions of the key."""
 
+import hashlib
 import random
 
 import hypothesis.strategies as st
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from smalti.core.config import from_json, to_json
 from smalti.core.contracts import Masking
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, quarters
-from smalti.functional.masking import Blockwise, Random, mask_index
+from smalti.functional.masking import Blockwise, Random, Rolled, mask_index
 from tests import oracles
 from tests.contracts import check_masking
 
@@ -18,12 +20,15 @@ grids = st.tuples(st.integers(1, 20), st.integers(1, 20)).filter(lambda grid: gr
 ratios = st.floats(0.01, 0.99)
 
 
-@pytest.mark.parametrize("masking", [Random(), Blockwise(), Blockwise(0.75), Blockwise(min_patches=4, min_aspect=1.0)])
+@pytest.mark.parametrize(
+    "masking",
+    [Random(), Blockwise(), Blockwise(0.75), Blockwise(min_patches=4, min_aspect=1.0), Rolled()],
+)
 def test_contract(masking: Masking) -> None:
     check_masking(masking)
 
 
-@pytest.mark.parametrize("kind", [Random, Blockwise])
+@pytest.mark.parametrize("kind", [Random, Blockwise, Rolled])
 @given(grid=grids, ratio=ratios, seed=st.integers(0, 2**63))
 def test_every_mask_hides_exactly_count_patches(kind: type, grid: tuple[int, int], ratio: float, seed: int) -> None:
     masking = kind(ratio=ratio)
@@ -31,13 +36,49 @@ def test_every_mask_hides_exactly_count_patches(kind: type, grid: tuple[int, int
     assert masks.sum(axis=1).tolist() == [masking.count(grid)] * 5
 
 
-@pytest.mark.parametrize("kind", [Random, Blockwise])
+@pytest.mark.parametrize("kind", [Random, Blockwise, Rolled])
 @given(grid=grids, ratio=ratios)
 def test_count_is_the_ratio_but_never_none_and_never_all(kind: type, grid: tuple[int, int], ratio: float) -> None:
     patches = grid[0] * grid[1]
     count = kind(ratio=ratio).count(grid)
     assert 1 <= count <= patches - 1
     assert abs(count - ratio * patches) <= 1
+
+
+@pytest.mark.parametrize("kind", [Random, Blockwise, Rolled])
+@given(grid=grids, seed=st.integers(0, 1000), data=st.data())
+def test_a_number_of_patches_takes_the_place_of_the_ratio(
+    kind: type, grid: tuple[int, int], seed: int, data: st.DataObject
+) -> None:
+    num_masked = data.draw(st.integers(1, grid[0] * grid[1] - 1))
+    masking = kind(ratio=0.9, num_masked=num_masked)
+    assert masking.count(grid) == num_masked
+    assert masking(fold(seed, np.arange(5)), grid).sum(axis=1).tolist() == [num_masked] * 5
+
+
+@pytest.mark.parametrize(
+    ("masking", "digest"),
+    [
+        (Random(), "08dc02d4fb6362f2"),
+        (Random(0.7), "4c3157adfb1ff004"),
+        (Blockwise(), "35837b63462d6e18"),
+        (Blockwise(0.75), "cbcdda5a55f8cc6b"),
+        (Blockwise(0.5, 4, 0.6), "4af00a6b38a5df22"),
+    ],
+)
+def test_the_mask_of_a_key_is_what_it_was_in_the_first_version(masking: Masking, digest: str) -> None:
+    """Results that were written down, and runs that are resumed, depend on it."""
+    seen = hashlib.sha256()
+    for grid in ((14, 14), (7, 7), (3, 8), (1, 16), (20, 20), (4, 70), (1, 2)):
+        seen.update(np.packbits(masking(fold(5, np.arange(500)), grid)).tobytes())
+    assert seen.hexdigest()[:16] == digest
+
+
+def test_a_run_folder_of_the_first_version_can_be_read() -> None:
+    old = {"kind": "Blockwise", "ratio": 0.4, "min_patches": None, "min_aspect": 0.3}
+    assert from_json(Random | Blockwise | Rolled, old) == Blockwise()
+    assert from_json(Random | Blockwise | Rolled, {"kind": "Random", "ratio": 0.3}) == Random(0.3)
+    assert from_json(Random | Blockwise | Rolled, to_json(Rolled(num_masked=9))) == Rolled(num_masked=9)
 
 
 def test_the_default_hides_40_percent_of_14_by_14() -> None:
@@ -181,6 +222,37 @@ def test_other_impossible_settings_are_refused() -> None:
         Blockwise(min_aspect=0.0)
     with pytest.raises(UsageError, match="a block of no patches; use min_patches of 1 or more"):
         Blockwise(min_patches=0)
+
+
+@pytest.mark.parametrize("masking", [Random(num_masked=0), Blockwise(num_masked=4), Rolled(num_masked=-1)])
+def test_a_number_that_does_not_fit_the_grid_is_refused(masking: Masking) -> None:
+    with pytest.raises(UsageError, match=r"^-?\d patches to hide in a grid of 2 x 2 patches; choose 1 to 3$"):
+        masking(fold(np.arange(2)), (2, 2))
+
+
+@pytest.mark.parametrize("masking", [Random(), Blockwise(), Rolled()])
+def test_a_single_patch_cannot_be_hidden_and_seen(masking: Masking) -> None:
+    with pytest.raises(UsageError, match=r"^nothing to hide in a grid of 1 x 1 patches; use at least two patches$"):
+        masking.count((1, 1))
+
+
+@given(grid=grids, ratio=ratios, seed=st.integers(0, 1000))
+def test_a_rolled_mask_is_a_blockwise_mask_that_wraps_around(grid: tuple[int, int], ratio: float, seed: int) -> None:
+    keys = fold(seed, np.arange(3))
+    for key, mask, rolled in zip(keys, Blockwise(ratio)(keys, grid), Rolled(ratio)(keys, grid), strict=True):
+        draw = quarters(fold(key, 101))
+        down, right = int(draw[0] * grid[0]), int(draw[1] * grid[1])
+        assert np.array_equal(rolled.reshape(grid), np.roll(mask.reshape(grid), (down, right), (0, 1)))
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (5, 9), (1, 12)])
+def test_rolled_masks_hide_every_patch_equally_often(grid: tuple[int, int]) -> None:
+    num, masking = 20_000, Rolled()
+    share = masking(fold(4, np.arange(num)), grid).mean(axis=0)
+    expected = masking.count(grid) / (grid[0] * grid[1])
+    deviation = (expected * (1 - expected) / num) ** 0.5
+    assert np.abs(share - expected).max() < 4.5 * deviation
+    assert share.std() < 1.5 * deviation
 
 
 @given(st.integers(1, 12), st.integers(0, 1000))

@@ -7,7 +7,7 @@ import pytest
 
 from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
-from smalti.report.pictures import mask_overlay, sheet, tile_row, token_map
+from smalti.report.pictures import mask_overlay, share_map, sheet, tile_row, token_map
 from tests.report.reading import NASTY, pictures_in, texts_of
 
 
@@ -39,6 +39,13 @@ class TestTiles:
 
     def test_no_images_no_pictures(self, images: np.ndarray) -> None:
         assert "<img" not in tile_row({"original": images[:0]})
+
+
+def test_what_is_hidden_more_often_is_darker() -> None:
+    shares = share_map(np.array([[[0.0, 0.25, 1.0]]]))
+    assert shares.shape == (1, 1, 3, 1)
+    assert shares.ravel().tolist() == [232, 184, 40]
+    assert share_map(np.array([[[False, True]]])).ravel().tolist() == [232, 40]
 
 
 class TestMaskOverlay:

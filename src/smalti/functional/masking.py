@@ -1,8 +1,6 @@
 """Which patches to hide. A mask is a function of its key: the same alone or in a batch of any size."""
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,44 +8,122 @@ from numpy.typing import NDArray
 from smalti.core.config import require, setting
 from smalti.core.contracts import Grid
 from smalti.core.rng import Keys, fold, quarters
+from smalti.functional.mask_rows import Rows, booleans, everything, first, nothing, rectangles, size
 
-_MOST_BLOCKS = 100
+MOST_BLOCKS = 100
 """After so many blocks (where hardly any block fits the grid) the rest is filled up in reading order."""
 
 _BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
 """What is fastest: a mask takes four blocks on average, and some thousand masks fit a processor's cache."""
 
-Rows: TypeAlias = NDArray[Any]
-"""B masks as integers: bit j of `rows[i, b]` says whether mask b hides the patch in row i and column j."""
-
-
-def _count(ratio: float, grid: Grid) -> int:
-    patches = grid[0] * grid[1]
-    return min(max(round(ratio * patches), 1), patches - 1)
-
 
 @dataclass(frozen=True)
-class Random:
-    """Every patch is hidden with the same probability, independently of its neighbours (BEiT's ablation)."""
+class Share:
+    """How much to hide: a share of the grid, or a number of patches."""
 
-    ratio: float = setting(0.4, "share of patches", "BEiT §3.3 (ablation)")
+    ratio: float = setting(0.4, "share of patches", "BEiT §2.3: about 40 %")
+    _: KW_ONLY
+    num_masked: int | None = setting(None, "patches, in place of the ratio; none: the ratio", "release: 75 of 196")
 
     def __post_init__(self) -> None:
         require(0 < self.ratio < 1, f"a mask ratio of {self.ratio}", "choose one between 0 and 1")
 
+    def requested(self, grid: Grid) -> int:
+        """How many patches to hide on this grid: at least one, and never all.
+
+        Raises:
+            UsageError: the grid has a single patch, or `num_masked` does not fit it.
+        """
+        patches, name = grid[0] * grid[1], f"a grid of {grid[0]} x {grid[1]} patches"
+        require(patches >= 2, f"nothing to hide in {name}", "use at least two patches")
+        if self.num_masked is None:
+            return min(max(round(self.ratio * patches), 1), patches - 1)
+        hides = f"{self.num_masked} patches to hide in {name}"
+        require(0 < self.num_masked < patches, hides, f"choose 1 to {patches - 1}")
+        return self.num_masked
+
     def count(self, grid: Grid) -> int:
-        return _count(self.ratio, grid)
+        """The most patches a mask hides on this grid."""
+        return self.requested(grid)
+
+
+@dataclass(frozen=True)
+class Random(Share):
+    """Every patch is hidden with the same probability, independently of its neighbours.
+
+    Reference: BEiT §3.3 (ablation).
+    """
 
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
-        draws = fold(keys[:, None], np.arange(grid[0] * grid[1]))  # as integers, no two of a key are equal
         last = self.count(grid) - 1
+        draws = fold(keys[:, None], np.arange(grid[0] * grid[1]))  # as integers, no two of a key are equal
         mask: NDArray[np.bool_] = draws <= np.partition(draws, last, axis=1)[:, last, None]
         return mask
 
 
 @dataclass(frozen=True)
-class Blockwise:
-    """Rectangles of patches are hidden until exactly `ratio` of the grid is; our default, `exact`.
+class Blocks(Share):
+    """What all maskings by rectangles have in common: the least block, how oblong it may be, and masks as integers."""
+
+    min_patches: int | None = setting(None, "patches; none: 16 scaled from 14 x 14 to the grid", "algorithm 1")
+    min_aspect: float = setting(0.3, "height / width", "algorithm 1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.min_aspect <= 1, f"an aspect ratio of {self.min_aspect}", "choose one in (0, 1]")
+        require(
+            self.min_patches is None or self.min_patches >= 1, "a block of no patches", "use min_patches of 1 or more"
+        )
+
+    def least_block(self, grid: Grid) -> int:
+        """The least area of a block on this grid, in patches: never more than there is to hide."""
+        scaled = round(16 * grid[0] * grid[1] / 196) if self.min_patches is None else self.min_patches
+        return min(max(scaled, 1), self.requested(grid))
+
+    def log_aspect(self, draw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Height / width of blocks, log-uniform between `min_aspect` and its inverse."""
+        aspect: NDArray[np.float64] = self.min_aspect ** (1 - 2 * draw)
+        return aspect
+
+    def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
+        keys = keys.reshape(-1)
+        masks = np.empty((len(keys), grid[0] * grid[1]), np.bool_)
+        for start in range(0, len(keys), _MASKS_AT_ONCE):
+            some = slice(start, start + _MASKS_AT_ONCE)
+            masks[some] = booleans(self.hide(keys[some], grid), grid[1])
+        return masks
+
+    def hide(self, keys: Keys, grid: Grid) -> Rows:
+        """The masks of some keys."""
+        raise NotImplementedError
+
+
+def place(
+    area: NDArray[np.float64],
+    aspect: NDArray[np.float64],
+    draw: NDArray[np.float64],
+    longest: tuple[int, int],
+    grid: Grid,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Blocks, each of its own area and aspect: (top, left) and (height, width), 0 where a side is above `longest`.
+
+    Args:
+        draw: two uniform draws a block; all places inside the grid are equally likely.
+    """
+    sides = np.maximum(np.rint(np.sqrt([area * aspect, area / aspect])), 1)
+    fits = np.logical_and(*(sides <= np.array(longest)[:, None]))
+    corner = draw * (np.array(grid)[:, None] - sides + 1)
+    return (corner * fits).astype(np.int64), (sides * fits).astype(np.int64)
+
+
+def inside(grid: Grid) -> tuple[int, int]:
+    """The longest sides of a block that spans no whole row and no whole column, where there is more than one."""
+    return max(grid[0] - 1, 1), max(grid[1] - 1, 1)
+
+
+@dataclass(frozen=True)
+class Blockwise(Blocks):
+    """Rectangles of patches are hidden until exactly as many are as asked for; our default, `exact`.
 
     A block has an area drawn uniformly between `min_patches` and what is left to hide, and an aspect ratio drawn
     log-uniformly between `min_aspect` and its inverse. Blocks that do not fit strictly inside the grid are redrawn.
@@ -58,101 +134,38 @@ class Blockwise:
         here every mask has the same size. The least block area scales with the grid: 16 patches of 14 x 14.
     """
 
-    ratio: float = setting(0.4, "share of patches", "BEiT §2.3: about 40 %")
-    min_patches: int | None = setting(None, "patches; none: 16 scaled from 14 x 14 to the grid", "algorithm 1")
-    min_aspect: float = setting(0.3, "height / width", "algorithm 1")
-
-    def __post_init__(self) -> None:
-        require(0 < self.ratio < 1, f"a mask ratio of {self.ratio}", "choose one between 0 and 1")
-        require(0 < self.min_aspect <= 1, f"an aspect ratio of {self.min_aspect}", "choose one in (0, 1]")
-        require(
-            self.min_patches is None or self.min_patches >= 1, "a block of no patches", "use min_patches of 1 or more"
-        )
-
-    def count(self, grid: Grid) -> int:
-        return _count(self.ratio, grid)
-
-    def least_block(self, grid: Grid) -> int:
-        """The least area of a block on this grid, in patches."""
-        scaled = round(16 * grid[0] * grid[1] / 196) if self.min_patches is None else self.min_patches
-        return min(max(scaled, 1), self.count(grid))
-
-    def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
-        keys = keys.reshape(-1)
-        masks = np.empty((len(keys), grid[0] * grid[1]), np.bool_)
-        for start in range(0, len(keys), _MASKS_AT_ONCE):
-            some = slice(start, start + _MASKS_AT_ONCE)
-            masks[some] = self._masks(keys[some], grid)
-        return masks
-
-    def _masks(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
+    def hide(self, keys: Keys, grid: Grid) -> Rows:
         """Blocks until enough is hidden; then the last block of each mask gives back what is too much."""
-        count, integers = self.count(grid), _integers(grid[1])
-        hidden, last = np.zeros((2, grid[0], len(keys)), integers)  # all blocks; the patches that the last one added
-        for drawn in range(0, _MOST_BLOCKS, _BLOCKS_AT_ONCE):
-            some = np.flatnonzero(_size(hidden) < count)
+        count, hidden = self.count(grid), nothing(len(keys), grid)
+        last = hidden.copy()  # the patches that the last block added
+        for drawn in range(0, MOST_BLOCKS, _BLOCKS_AT_ONCE):
+            some = np.flatnonzero(size(hidden) < count)
             if not len(some):
                 break
             blocks = np.arange(drawn, drawn + _BLOCKS_AT_ONCE)[:, None]
             draws = quarters(fold(keys[some], blocks)).swapaxes(0, 1)
             hidden[:, some], last[:, some] = self._grow(hidden[:, some], last[:, some], draws, grid)
-        everything = _lowest(np.array([grid[1]]), integers)
-        hidden, last = _add(everything, hidden, last, _size(hidden) < count)
-        surplus = _size(hidden) - count
-        by_column = fold(keys, _MOST_BLOCKS) % 2 == 1
-        kept = _first(last, _size(last) - surplus, by_column, grid)
-        return _booleans(hidden & ~last | kept, grid[1])
+        hidden, last = _add(everything(grid), hidden, last, size(hidden) < count)
+        surplus = size(hidden) - count
+        by_column = fold(keys, MOST_BLOCKS) % 2 == 1
+        kept = first(last, size(last) - surplus, by_column, grid)
+        return hidden & ~last | kept
 
     def _grow(self, hidden: Rows, last: Rows, draws: NDArray[np.float64], grid: Grid) -> tuple[Rows, Rows]:
         """Draw a few blocks in turn, for all the masks that still hide too little."""
         for draw in draws:
-            missing = self.count(grid) - _size(hidden)
+            missing = self.count(grid) - size(hidden)
             corner, sides = self._block(draw, missing, grid)
-            hidden, last = _add(_rectangles(corner, sides, grid), hidden, last, missing > 0)
+            hidden, last = _add(rectangles(corner, sides, grid), hidden, last, missing > 0)
         return hidden, last
 
     def _block(
         self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A block from four uniform draws: its (top, left) and (height, width), 0 where it does not fit the grid."""
-        least, shape = self.least_block(grid), np.array(grid)[:, None]
+        least = self.least_block(grid)
         area = least + draw[0] * np.maximum(missing - least, 0)
-        aspect = self.min_aspect ** (1 - 2 * draw[1])
-        sides = np.maximum(np.rint(np.sqrt([area * aspect, area / aspect])), 1)
-        fits = np.logical_and(*(sides < np.maximum(shape, 2)))
-        corner = draw[2:] * (shape - sides + 1)
-        return (corner * fits).astype(np.int64), (sides * fits).astype(np.int64)
-
-
-def _integers(width: int) -> np.dtype[Any]:
-    """The smallest integers of `width` bits; beyond 64 bits Python's own: slower, and the same for all that follows."""
-    return np.min_scalar_type((1 << width) - 1)
-
-
-def _lowest(num: NDArray[np.int64], integers: np.dtype[Any]) -> NDArray[Any]:
-    """Integers whose lowest `num` bits are set: the first patches of a row."""
-    return (1 << num.astype(integers)) - 1
-
-
-def _size(rows: Rows) -> NDArray[np.int32]:
-    """How many patches each mask hides."""
-    size: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
-    return size
-
-
-def _booleans(rows: Rows, width: int) -> NDArray[np.bool_]:
-    """B x N, row-major."""
-    bit = 1 << np.arange(width).astype(rows.dtype)
-    by_mask = np.ascontiguousarray(rows.T)
-    masks: NDArray[np.bool_] = (by_mask[:, :, None] & bit) != 0
-    return masks.reshape(len(by_mask), -1)
-
-
-def _rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) -> Rows:
-    integers, row = _integers(grid[1]), np.arange(grid[0])[:, None]
-    columns = _lowest(sides[1], integers) << corner[1].astype(integers)
-    blocks: Rows = columns * ((row >= corner[0]) & (row < corner[0] + sides[0]))
-    return blocks
+        return place(area, self.log_aspect(draw[1]), draw[2:], inside(grid), grid)
 
 
 def _add(block: Rows, hidden: Rows, last: Rows, where: NDArray[np.bool_]) -> tuple[Rows, Rows]:
@@ -161,27 +174,22 @@ def _add(block: Rows, hidden: Rows, last: Rows, where: NDArray[np.bool_]) -> tup
     return hidden | new, (last * ~where) | new
 
 
-def _first(rows: Rows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> Rows:
-    """The first `most` patches of each mask, reading along its rows or its columns; bisects for where to stop."""
-    beginnings, longest = _beginnings(grid)
-    stop = np.where(by_column, longest, 0)
-    step = longest // 2
-    while step:
-        fits = _size(rows & beginnings.take(stop + step, axis=1)) <= most
-        stop += step * fits
-        step //= 2
-    return rows & beginnings.take(stop, axis=1)
+@dataclass(frozen=True)
+class Rolled(Blockwise):
+    """`Blockwise` masks moved by a random number of rows and columns; what leaves the grid comes in on the other side.
 
+    Every patch is hidden equally often. Without it a corner of 14 x 14 is hidden 4 % of the time, the centre 73 %.
 
-@lru_cache(maxsize=8)
-def _beginnings(grid: Grid) -> tuple[Rows, int]:
-    """The first 0, 1, 2, ... patches along the rows and then along the columns; how many beginnings either has."""
-    height, width = grid
-    length = 1 << (height * width).bit_length()
-    row, num = np.arange(height)[:, None], np.arange(length)
-    along_rows, along_columns = num - row * width, (num - row + height - 1) // height
-    in_row = np.concatenate([along_rows, along_columns], axis=1)
-    return _lowest(np.clip(in_row, 0, width), _integers(width)), length
+    Differs: not in the paper, nor in the released code.
+    """
+
+    def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
+        height, width = grid
+        down, right = np.floor(quarters(fold(keys.reshape(-1), MOST_BLOCKS + 1))[:2] * np.array(grid)[:, None])
+        row = (np.arange(height) - down.astype(np.int64)[:, None]) % height
+        column = (np.arange(width) - right.astype(np.int64)[:, None]) % width
+        source = (row[:, :, None] * width + column[:, None, :]).reshape(-1, height * width)
+        return np.take_along_axis(super().__call__(keys, grid), source, axis=1)
 
 
 def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

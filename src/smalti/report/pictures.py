@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 Picture = UInt8[np.ndarray, "_H _W _C"]
@@ -14,6 +14,8 @@ Picture = UInt8[np.ndarray, "_H _W _C"]
 
 _HIDDEN, _EDGE = 128, 152
 """Grey levels of a hidden patch and of its edge."""
+_SEEN, _ALWAYS_HIDDEN = 232, 40
+"""Grey levels of a patch without an image: never hidden, and always."""
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
 _GAP = 4
 """White pixels between the pictures of a sheet."""
@@ -76,6 +78,12 @@ def mask_overlay(
     paint = np.where(edge, _EDGE, _HIDDEN).astype(np.uint8)
     painted: UInt8[np.ndarray, "n H W C"] = np.where(hidden[..., None], paint[..., None], images)
     return painted
+
+
+def share_map(share: Float[np.ndarray, "n h w"] | Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 1"]:
+    """Masks, or shares of masks, as one pixel a patch: light grey where nothing is hidden, dark where all is."""
+    grey: UInt8[np.ndarray, "n h w"] = np.rint(_SEEN + (_ALWAYS_HIDDEN - _SEEN) * share).astype(np.uint8)
+    return grey[..., None]
 
 
 def token_map(ids: Int[np.ndarray, "n h w"], stride: int = 1) -> UInt8[np.ndarray, "n _H _W 3"]:

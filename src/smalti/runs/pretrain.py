@@ -25,7 +25,8 @@ from smalti.data.tokens.key import token_key
 from smalti.data.tokens.tokens import Tokenized, chunk_for, token_view, tokenized
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.evaluation.mim import evaluate_mim
-from smalti.functional.masking import Blockwise, Random
+from smalti.functional.masking import Blockwise, Random, Rolled
+from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.folder import read_config
@@ -52,7 +53,7 @@ class Pretrain:
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed")
     out: str = setting("", "the run folder to write")
     backbone: ViT = ViT()
-    masking: Blockwise | Random = Blockwise()
+    masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
     crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = ColorJitter()
     num_views: int | None = setting(

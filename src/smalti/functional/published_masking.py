@@ -1,0 +1,111 @@
+"""The two blockwise maskings that were published: as algorithm 1 is printed, and as the released code draws them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.contracts import Grid
+from smalti.core.rng import Keys, fold, quarters
+from smalti.functional.mask_rows import Rows, everything, first, nothing, rectangles, size
+from smalti.functional.masking import MOST_BLOCKS, Blocks, inside, place
+
+_TRIES = 10
+"""In a row without success; then the released code leaves a mask as it is."""
+
+
+@dataclass(frozen=True)
+class Release(Blocks):
+    """Blocks that add no more than is left to hide; after ten that cannot, a mask stays smaller than asked for.
+
+    The area of a block is drawn uniformly between `min_patches` and what is left (which may be the smaller of the two),
+    its aspect ratio log-uniformly. A block must lie strictly inside the grid and add at least one patch. BEiT was
+    trained with `num_masked=75` on 14 x 14: 64 to 75 patches, 74.5 on average, exactly 75 in two masks of three.
+
+    Reference: beit/masking_generator.py of the released code.
+    Differs: there `min_patches` is 16 (the class: 4) on every grid and whatever there is to hide, so that with fewer to
+        hide masks are often empty. Here it scales and is never above what there is to hide; in a mask that is
+        still empty after ten tries a patch drawn at random is hidden. On a grid of one row a block may be as high.
+    """
+
+    def hide(self, keys: Keys, grid: Grid) -> Rows:
+        """One try after the other, for all the masks that have not given up."""
+        count, hidden = self.count(grid), nothing(len(keys), grid)
+        failed, number = np.zeros(len(keys), np.int64), 0
+        while len(some := np.flatnonzero((failed < _TRIES) & (size(hidden) < count))):
+            missing = count - size(hidden[:, some])
+            new = self._block(quarters(fold(keys[some], number)), missing, grid) & ~hidden[:, some]
+            accepted = (size(new) >= 1) & (size(new) <= missing)
+            hidden[:, some] |= new * accepted
+            failed[some] = np.where(accepted, 0, failed[some] + 1)
+            number += 1
+        empty = size(hidden) == 0  # after tries 0 to 9
+        patch = (fold(keys, _TRIES) % (grid[0] * grid[1])).astype(np.int64)
+        sides = np.broadcast_to(empty, (2, len(keys))).astype(np.int64)
+        return hidden | rectangles(np.stack(np.divmod(patch, grid[1])), sides, grid)
+
+    def _block(self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid) -> Rows:
+        least = self.least_block(grid)
+        area = least + draw[0] * (missing - least)
+        return rectangles(*place(area, self.log_aspect(draw[1]), draw[2:], inside(grid), grid), grid)
+
+
+@dataclass(frozen=True)
+class Algorithm1(Blocks):
+    """Blocks until *more* than `ratio` of the grid is hidden: 79 to 96 patches of 196, 82.5 on average.
+
+    Read as follows: sides are rounded, blocks half-open, those larger than the grid redrawn; Rand(16, R) with R below
+    16 is the interval between the two; aspect ratios are uniform. With `num_masked` at least so many are hidden.
+
+    Reference: BEiT §2.3, algorithm 1.
+    Differs: a block that would hide the whole grid is redrawn, and the least area scales with the grid.
+    """
+
+    def fewest(self, grid: Grid) -> int:
+        """How many patches a mask hides at least."""
+        requested = self.requested(grid)
+        above = min(math.floor(self._target(grid)) + 1, grid[0] * grid[1] - 1)
+        return above if self.num_masked is None else requested
+
+    def count(self, grid: Grid) -> int:
+        """The most patches a mask can hide: the last block adds all it has, as early or as late as its area allows."""
+        least, target = self.least_block(grid), self._target(grid)
+        height, width = (np.arange(1, side + 1) for side in grid)
+        area = _least_area(height[:, None], width, self.min_aspect)
+        before = np.where(area <= least, self.fewest(grid) - 1, np.floor(target - area))
+        total = np.where(area <= max(least, target), before + height[:, None] * width, 0)
+        return int(min(total.max(), grid[0] * grid[1] - 1))
+
+    def _target(self, grid: Grid) -> float:
+        """0.4 N of the paper: beyond it there is enough."""
+        return self.ratio * (grid[0] * grid[1]) if self.num_masked is None else float(self.num_masked)
+
+    def hide(self, keys: Keys, grid: Grid) -> Rows:
+        """One block after the other, for all the masks that hide too little."""
+        fewest, hidden = self.fewest(grid), nothing(len(keys), grid)
+        for number in range(MOST_BLOCKS):
+            some = np.flatnonzero(size(hidden) < fewest)
+            if not len(some):
+                break
+            block = self._block(quarters(fold(keys[some], number)), size(hidden[:, some]), grid)
+            grown = hidden[:, some] | block
+            hidden[:, some] |= block * (size(grown) < grid[0] * grid[1])
+        along_rows = np.zeros(len(keys), np.bool_)
+        return hidden | first(everything(grid) & ~hidden, np.maximum(fewest - size(hidden), 0), along_rows, grid)
+
+    def _block(self, draw: NDArray[np.float64], hidden: NDArray[np.int32], grid: Grid) -> Rows:
+        least = self.least_block(grid)
+        area = least + draw[0] * (self._target(grid) - hidden - least)
+        aspect = self.min_aspect + draw[1] * (1 / self.min_aspect - self.min_aspect)
+        return rectangles(*place(area, aspect, draw[2:], grid, grid), grid)
+
+
+def _least_area(height: NDArray[np.int64], width: NDArray[np.int64], min_aspect: float) -> NDArray[np.float64]:
+    """The least area that rounds to these sides at an allowed aspect ratio; infinite where there is none."""
+    shortest = [np.where(side > 1, side - 0.5, 0.0) for side in (height, width)]
+    tall = np.maximum(shortest[0], min_aspect * shortest[1])
+    wide = np.maximum(shortest[1], min_aspect * shortest[0])
+    possible = (tall <= height + 0.5) & (wide <= width + 0.5)
+    area: NDArray[np.float64] = np.where(possible, tall * wide * (1 - 1e-9), np.inf)  # drawn areas are rounded as well
+    return area
