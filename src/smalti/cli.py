@@ -238,6 +238,11 @@ def recipe_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
 
 
+def recipes_for(verb: str) -> str:
+    """The recipes that have something for a verb, as one text."""
+    return ", ".join(name for name in recipe_names() if verb.replace("-", "_") in load_recipe(name))
+
+
 def load_recipe(name: str) -> dict[str, Callable[[], Any]]:
     """The functions of a recipe by verb; of `my_file.py:function` that one function, whatever its verb."""
     if ":" in name:
@@ -271,12 +276,12 @@ def _from_recipe(cls: type[T], arguments: list[str], verb: str) -> T:
     if arguments and arguments[0] in ("-h", "--help"):
         return parse(cls, cls(), arguments, f"{verb} RECIPE")
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError("no recipe given", fix=f"smalti {verb} RECIPE ...; there are: {', '.join(recipe_names())}")
+        raise UsageError("no recipe given", fix=f"smalti {verb} RECIPE ...; there are: {recipes_for(verb)}")
     for function in load_recipe(arguments[0]).values():
         start = function()
         if isinstance(start, cls):
             return parse(cls, start, arguments[1:], f"{verb} {arguments[0]}")
-    raise UsageError(f"recipe {arguments[0]} has nothing for {verb}")
+    raise UsageError(f"recipe {arguments[0]} has nothing for {verb}", fix=f"there are: {recipes_for(verb)}")
 
 
 def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T:

@@ -25,7 +25,8 @@ def story():
     return nano.demo()
 """
 
-RECIPES = "fsq, kmeans, nano, random_projection, tiny, vq"
+RECIPES = "dalle, fsq, kmeans, nano, random_projection, small, tiny, vq"
+FOR_PRETRAIN = "nano, tiny"
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -113,7 +114,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         ),
         (
             ["pretrain", "--out", "x"],
-            f"no recipe given; smalti pretrain RECIPE ...; there are: {RECIPES}",
+            f"no recipe given; smalti pretrain RECIPE ...; there are: {FOR_PRETRAIN}",
         ),
         (
             ["explain"],
@@ -123,6 +124,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
             ["pretrain", "tniy"],
             f"unknown recipe 'tniy'; did you mean 'tiny'?; there are: {RECIPES}",
         ),
+        (["pretrain", "vq", "--out", "x"], f"recipe vq has nothing for pretrain; there are: {FOR_PRETRAIN}"),
         (["explain", "zzz"], f"unknown recipe 'zzz'; there are: {RECIPES}"),
         (["train-tokenizer", "tiny", "--data", "x"], "no run folder given; use --out FOLDER"),
         (["report"], "no runs given; smalti report RUN..."),

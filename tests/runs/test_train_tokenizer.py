@@ -30,6 +30,7 @@ SMALL = {
     "fsq": ["--tokenizer.levels", "4", "3", "--tokenizer.width", "8"],
     "kmeans": ["--tokenizer.vocab-size", "16"],
     "random_projection": ["--tokenizer.vocab-size", "16"],
+    "dalle": ["--tokenizer.vocab-size", "16", "--tokenizer.width", "4", "--tokenizer.depth", "1"],
 }
 
 
@@ -74,7 +75,8 @@ def test_every_kind_is_made_saved_measured_and_loaded(kind: str, photos: Path, t
     assert not any(p.requires_grad for p in tokenizer.parameters())
     if not fitted:
         assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
-        assert {"nll", "gap"} | ({"alive", "perplexity"} if kind == "vq" else set()) <= set(metrics(run)[0])
+        own = {"vq": {"gap", "alive", "perplexity"}, "fsq": {"gap"}, "dalle": {"kl", "codes"}}
+        assert {"nll"} | own[kind] <= set(metrics(run)[0])
 
 
 @pytest.mark.parametrize("kind", ["vq", "fsq", "kmeans"])
@@ -156,3 +158,19 @@ def test_the_recipes_of_one_size_differ_in_the_tokenizer_only() -> None:
     assert [type(config.tokenizer) for config in made] == [VQ, FSQ, KMeansPatches, RandomProjection]
     assert len({(config.data, config.tokenizer.stride, config.crop) for config in made}) == 1
     assert replace(made[0], tokenizer=made[1].tokenizer) == made[1]
+
+
+def test_no_images_to_start_from_means_random_weights(photos: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--tokenizer.width", "8", "--tokenizer.vocab-size", "16", "--init-images", "0"]
+    given = ["--data", str(photos), "--out", str(tmp_path / "run"), "--plan.steps", "1", "--optimiser.end-lr", "1e-9"]
+    assert main(["train-tokenizer", "tiny", *flags, *given]) == 0
+    random = DVAE(vocab_size=16, width=8, depth=2).build().state_dict()
+    trained = load_tokenizer(str(tmp_path / "run"), COMPUTE).state_dict()
+    assert all(torch.allclose(trained[name], random[name], atol=1e-6) for name in random)
+
+
+def test_what_is_fitted_needs_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("kmeans", photos, tmp_path / "run", "--init-images", "0") == 2
+    assert "a tokenizer fitted to no images; use more init_images" in capsys.readouterr().err
+    assert train("vq", photos, tmp_path / "run", "--init-images", "-1") == 2
+    assert "init_images is -1; use 0 or more" in capsys.readouterr().err

@@ -1,0 +1,33 @@
+"""The discrete VAE of DALL-E as it was trained: 53.8 M + 43.8 M parameters, 256 x 256 pixels, 32 x 32 tokens of 8192.
+
+Source: Ramesh et al., Zero-Shot Text-to-Image Generation (DALL-E), 2021, appendix A; openai/DALL-E, issues 1 and 8.
+Hardware: 64 V100-16GB in the paper, with 250 M images. Time: 3 M steps; a CPU makes one in about ten minutes.
+Expected: the public tokenizer, whose figures its authors do not state; `smalti import` brings its weights.
+
+From fewer images and hours the recipes `small`, `tiny` and `nano` get further: they start from k-means on patches, this
+one from random weights. Differs: the learning rate falls over the whole run instead of 1.2 of 3 M steps.
+"""
+
+from smalti.data.load import Data
+from smalti.data.views import RandomResizedCrop
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dalle import DallE
+from smalti.training.loop import Plan
+from smalti.training.objectives import Relaxation
+from smalti.training.optim import AdamW
+
+_STEPS = 3_000_000
+
+
+def train_tokenizer() -> TrainTokenizer:
+    """A token for every 8 x 8 pixels; `--data.side 112` gives the 14 x 14 of BEiT."""
+    return TrainTokenizer(
+        data=Data(channels=3, side=256),
+        tokenizer=DallE(),
+        relaxation=Relaxation(beta=6.6, beta_ramp=5_000 / _STEPS, anneal_ratio=150_000 / _STEPS),
+        crop=RandomResizedCrop(scale=((8 / 12) ** 2, (8 / 9) ** 2), ratio=(1.0, 1.0)),
+        optimiser=AdamW(lr=1e-4, end_lr=1.25e-6, warmup_ratio=0.0, weight_decay=1e-4, clip_grad=1e6),
+        plan=Plan(steps=_STEPS, batch_size=512, save_every=1000),
+        init_images=0,
+        ema_decay=0.999,
+    )
