@@ -6,6 +6,7 @@ may hold one of several classes stores the class name under "kind"; the name is 
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -96,6 +97,20 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(optional or f.name in given, f"{where}.{f.name} is missing")
     return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
+
+
+def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:
+    """The configurations that a field may hold, by name: `soft-tokens` for SoftTokens."""
+    annotation = typing.get_type_hints(cls)[field_name]
+    choices = [c for c in typing.get_args(annotation) or (annotation,) if dataclasses.is_dataclass(c)]
+    return {re.sub("(?<=[a-z])(?=[A-Z])", "-", c.__name__).lower(): c for c in choices if isinstance(c, type)}
+
+
+def as_kind(config: Any, kind: type[T]) -> T:
+    """A configuration of class `kind`; fields that it has in common with `config` keep their values."""
+    common = {f.name for f in dataclasses.fields(config)}
+    own = dataclasses.fields(typing.cast(Any, kind))
+    return kind(**{f.name: getattr(config, f.name) for f in own if f.name in common})
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
