@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from smalti.functional.metrics import codebook_use, codes_seen, correct, entropy, psnr, ssim
+from smalti.functional.metrics import codebook_use, codes_seen, entropy, psnr, rank, ssim
 from tests import oracles
 
 
@@ -71,9 +71,17 @@ def test_codebook_use_of_nothing_is_a_collapse() -> None:
     assert use == (0.0, 1.0, 0.0, 1.0, 0)
 
 
-def test_correct_is_whether_the_highest_score_is_the_target() -> None:
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.data())
+def test_the_rank_is_the_place_in_a_stable_order(scores: list[int], data: st.DataObject) -> None:
+    target = data.draw(st.integers(0, len(scores) - 1))
+    found = rank(torch.tensor([scores]).bfloat16(), torch.tensor([target]))
+    assert found.tolist() == [oracles.rank(scores, target)]
+
+
+def test_the_best_guess_has_rank_0_and_with_few_classes_every_one_is_among_five() -> None:
     logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]])
-    assert correct(logits, torch.tensor([[1, 2]])).tolist() == [[True, False]]
+    assert (rank(logits, torch.tensor([[1, 2]])) == 0).tolist() == [[True, False]]
+    assert (rank(logits, torch.tensor([[0, 2]])) < 5).all()
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30))

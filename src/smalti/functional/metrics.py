@@ -91,9 +91,15 @@ def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B
     )
 
 
-def correct(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
-    """Whether the most likely class is the right one."""
-    return logits.argmax(-1) == target
+def rank(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+    """How many classes are held more likely than the right one; of equal scores the one with the lower number is.
+
+    0 is a right guess, below 5 it is among the best five. In bf16 equal scores are common, and the order has to be the
+    same on every device.
+    """
+    own = logits.gather(-1, target[..., None])
+    earlier = torch.arange(logits.shape[-1], device=logits.device) < target[..., None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(-1)
 
 
 def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
