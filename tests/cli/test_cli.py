@@ -281,7 +281,9 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(capsys: pytest
 def test_explain_shows_the_fields_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
     about = json_of(["explain", "nano", "--target", "pixels"], capsys)
     fields = {row["name"]: row for row in about["pretrain"]["fields"]}
+    assert (fields["target"]["value"], fields["target"]["origin"]) == ("pixels", "command line")
     assert (fields["target.error"]["value"], fields["target.error"]["origin"]) == ("mse", "command line")
+    assert (fields["masking"]["value"], fields["masking"]["origin"]) == ("blockwise", "default")
 
 
 @pytest.mark.parametrize("flags", [["--data=photos"], ["--data", "photos"], ["--data.path", "photos"]])

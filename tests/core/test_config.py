@@ -146,7 +146,9 @@ def test_did_you_mean_only_what_is_close() -> None:
 
 def test_leaves_are_every_field_with_unit_reference_and_default() -> None:
     found = {leaf.name: leaf for leaf in leaves(Drawing("t", shape=Square(2.0)))}
-    assert set(found) == {"title", "shape.side", "frame", "size", "weights", "colour", "copies", "signed"}
+    assert set(found) == {"title", "shape", "shape.side", "frame", "size", "weights", "colour", "copies", "signed"}
+    shape = found["shape"]
+    assert (shape.value, shape.unit, shape.default) == ("square", "of square, circle", "square")
     side = found["shape.side"]
     assert (side.value, side.unit, side.paper, side.default) == (2.0, "metres", "Euclid", 1.0)
 

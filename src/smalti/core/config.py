@@ -103,7 +103,12 @@ def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:
     """The configurations that a field may hold, by name: `soft-tokens` for SoftTokens."""
     annotation = typing.get_type_hints(cls)[field_name]
     choices = [c for c in typing.get_args(annotation) or (annotation,) if dataclasses.is_dataclass(c)]
-    return {re.sub("(?<=[a-z])(?=[A-Z])", "-", c.__name__).lower(): c for c in choices if isinstance(c, type)}
+    return {kind_name(c): c for c in choices if isinstance(c, type)}
+
+
+def kind_name(cls: type[Any]) -> str:
+    """What a configuration is called on the command line."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
 
 def as_kind(config: Any, kind: type[T]) -> T:
@@ -131,10 +136,13 @@ class Field:
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
-    """Every leaf field of a configuration, depth first, with its class's own default."""
+    """Every leaf field of a configuration, depth first, with its class's own default; of a part also its kind."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
+            choices, usual = kinds(type(config), f.name), kind_name(type(f.default))
+            if len(choices) > 1:
+                yield Field(prefix + f.name, kind_name(type(value)), f"of {', '.join(choices)}", "", usual)
             yield from leaves(value, f"{prefix}{f.name}.")
         else:
             default = None if f.default is dataclasses.MISSING else f.default
