@@ -86,7 +86,7 @@ def patch_error(predicted: Array, patch: Array, kind: str) -> float:
 
 
 def rank(scores: Sequence[float], target: int) -> int:
-    """Place of the target when classes are sorted by falling score; equal ones stay in order."""
+    """Place of the target when classes are sorted by falling score."""
     return sorted(range(len(scores)), key=lambda c: -scores[c]).index(target)
 
 

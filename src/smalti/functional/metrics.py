@@ -91,15 +91,12 @@ def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B
     )
 
 
-def rank(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-    """How many classes are held more likely than the right one; of equal scores the one with the lower number is.
+def hits(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"], most: int) -> Bool[Tensor, "*B k"]:
+    """Whether the best guess is the right one, whether the second best is, and so on: k = min(`most`, V) of them.
 
-    0 is a right guess, below 5 it is among the best five. In bf16 equal scores are common, and the order has to be the
-    same on every device.
+    For few guesses `topk` costs about what `argmax` does.
     """
-    own = logits.gather(-1, target[..., None])
-    earlier = torch.arange(logits.shape[-1], device=logits.device) < target[..., None]
-    return ((logits > own) | ((logits == own) & earlier)).sum(-1)
+    return logits.topk(min(most, logits.shape[-1])).indices == target[..., None]
 
 
 def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

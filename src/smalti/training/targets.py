@@ -10,7 +10,7 @@ from torch import Tensor
 from smalti.core.config import setting
 from smalti.core.contracts import Batch, StepOutput
 from smalti.functional.losses import masked_token_loss, patch_error, soft_cross_entropy
-from smalti.functional.metrics import rank
+from smalti.functional.metrics import hits
 from smalti.functional.patches import normalised_patches, patchify
 from smalti.models.vit import as_unit_range
 
@@ -87,9 +87,9 @@ def hidden_tokens(batch: Batch) -> Int[Tensor, "B K"]:
 def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """How many hidden tokens are guessed right, and how many are among the best five guesses."""
     assert batch.mask_weight is not None
-    place, count = rank(predicted.detach(), hidden_tokens(batch)), batch.mask_weight.sum()
-    within = {name: ((place < most) * batch.mask_weight).sum() for name, most in (("accuracy", 1), ("top5", _FEW))}
-    return {name: (hits, count) for name, hits in within.items()}
+    right, count = hits(predicted.detach(), hidden_tokens(batch), _FEW), batch.mask_weight.sum()
+    within = {"accuracy": right[..., 0], "top5": right.any(-1)}
+    return {name: ((found * batch.mask_weight).sum(), count) for name, found in within.items()}
 
 
 def pixels_at(batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
