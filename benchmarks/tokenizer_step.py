@@ -35,7 +35,8 @@ from smalti.recipes import small
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.loop import Trainer
-from smalti.training.objectives import DiscreteVAEObjective, MaskedImageModeling
+from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import DiscreteVAEObjective
 from smalti.training.optim import AdamW
 
 _RELAXATION = small.train_tokenizer().relaxation

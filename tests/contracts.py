@@ -1,10 +1,12 @@
 """What every implementation of a protocol must do; one function a protocol, called by the tests of each part."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smalti.core.contracts import Backbone, Masking, Sample, Source, Tokenizer
+from smalti.core.contracts import Backbone, Batch, Masking, Sample, Source, Target, Tokenizer
 from smalti.core.rng import fold
 
 GRIDS = ((14, 14), (7, 7), (1, 2), (2, 1), (2, 2), (3, 8), (20, 20), (1, 16), (30, 2))
@@ -121,3 +123,69 @@ def check_source(source: Source) -> None:
     except IndexError:
         return
     raise AssertionError("reading past the end must be an IndexError")
+
+
+def check_target(target: Target, batch: Batch, width: int) -> None:
+    """`batch`: at least two images with all that the target reads, and some padding among the hidden patches."""
+    assert isinstance(target, Target)
+    assert batch.mask is not None
+    assert batch.mask_index is not None
+    weight = batch.mask_weight
+    assert weight is not None
+    assert (weight == 0).any()
+    rng = torch.Generator().manual_seed(0)
+    predicted = torch.randn(*weight.shape, width, generator=rng).requires_grad_(True)
+    output = target(predicted, batch, weight)
+    output.loss_sum.backward()
+
+    assert output.loss_sum.shape == output.weight.shape == ()
+    assert float(output.weight) == float(weight.sum())
+    assert torch.isfinite(output.loss_sum)
+    assert predicted.grad is not None
+    assert torch.equal(predicted.grad.abs().sum(-1) > 0, weight > 0), "hidden patches are learned from, padding is not"
+    for total, count in output.metrics.values():
+        assert not total.requires_grad
+        assert not count.requires_grad
+        assert float(count) > 0
+
+    double = target(predicted, batch, 2 * weight)
+    torch.testing.assert_close(double.loss_sum, 2 * output.loss_sum)
+    rough = target(predicted.detach().bfloat16(), batch, weight)
+    assert rough.loss_sum.dtype == torch.float32, "sums are in float32, whatever the network computes in"
+    torch.testing.assert_close(rough.loss_sum, output.loss_sum.detach(), rtol=0.02, atol=0.02)
+    _check_parts(target, batch, predicted.detach(), weight)
+    seen = replace(batch, image=_with_visible(batch, 0.3), ids=_with_other_tokens(batch))
+    torch.testing.assert_close(target(predicted.detach(), seen, weight).loss_sum, output.loss_sum.detach())
+
+
+def _check_parts(target: Target, batch: Batch, predicted: Tensor, weight: Tensor) -> None:
+    """Sums and counts of unequal parts of a batch add up to those of the whole."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    parts = []
+    for part in (slice(0, 1), slice(1, None)):
+        some = Batch(**{name: value if value is None else value[part] for name, value in values.items()})
+        parts.append(target(predicted[part], some, weight[part]))
+    whole = target(predicted, batch, weight)
+    torch.testing.assert_close(sum(part.loss_sum for part in parts), whole.loss_sum)
+    assert float(sum(part.weight for part in parts)) == float(whole.weight)
+    for name, (total, count) in whole.metrics.items():
+        torch.testing.assert_close(sum(part.metrics[name][0] for part in parts), total)
+        torch.testing.assert_close(sum(part.metrics[name][1] for part in parts), count)
+
+
+def _with_visible(batch: Batch, level: float) -> Tensor:
+    """The images with another colour wherever no patch is hidden."""
+    assert batch.mask is not None
+    height, width = batch.image.shape[-2:]
+    size = round((height * width / batch.mask.shape[1]) ** 0.5)
+    grid = batch.mask.view(-1, height // size, width // size)
+    hidden = grid.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
+    return torch.where(hidden, batch.image, torch.full_like(batch.image, level))
+
+
+def _with_other_tokens(batch: Batch) -> Tensor | None:
+    """The visual tokens, and other ones wherever no patch is hidden."""
+    assert batch.mask is not None
+    return (
+        None if batch.ids is None else torch.where(batch.mask, batch.ids, (batch.ids + 1) % (1 + int(batch.ids.max())))
+    )

@@ -67,6 +67,43 @@ def masked_token_loss(logits: Array, target: NDArray[np.int64], weight: Array) -
     return nats, count
 
 
+def soft_cross_entropy(scores_p: Array, scores_q: Array) -> tuple[float, float]:
+    """-Σ q ln p, and -Σ q ln q."""
+    q, log_p = softmax(scores_q), log_softmax(scores_p)
+    return -sum(a * b for a, b in zip(q, log_p, strict=True)), distribution_entropy(q)
+
+
+def normalised_patch(patch: Array) -> Array:
+    """MAE: (x - mean) / √(var + 1e-6), with the unbiased variance."""
+    mean = sum(patch) / len(patch)
+    variance = sum((value - mean) ** 2 for value in patch) / (len(patch) - 1)
+    return np.array([(value - mean) / math.sqrt(variance + 1e-6) for value in patch])
+
+
+def patch_error(predicted: Array, patch: Array, kind: str) -> float:
+    errors = [(a - b) ** 2 if kind == "mse" else abs(a - b) for a, b in zip(predicted, patch, strict=True)]
+    return sum(errors) / len(errors)
+
+
+def rank(scores: Sequence[float], target: int) -> int:
+    """Place of the target when classes are sorted by falling score."""
+    return sorted(range(len(scores)), key=lambda c: -scores[c]).index(target)
+
+
+def nearest_visible(mask: NDArray[np.bool_], patch: int, width: int) -> int:
+    """The visible patch the fewest steps away, the first of several."""
+    visible = [n for n in range(len(mask)) if not mask[n]]
+    return min(visible, key=lambda n: abs(n // width - patch // width) + abs(n % width - patch % width))
+
+
+def copying_nats(tokens: Sequence[int], neighbours: Sequence[int], weight: float) -> float:
+    """Mean of -ln(λ·1[z = n] + (1-λ) u(z)), u counted on the tokens themselves."""
+    nats = 0.0
+    for z, n in zip(tokens, neighbours, strict=True):
+        nats -= math.log(weight * (z == n) + (1 - weight) * tokens.count(z) / len(tokens))
+    return nats / len(tokens)
+
+
 def logit_laplace_nll(pixel: float, mu: float, log_scale: float, epsilon: float = 0.1) -> float:
     """-ln f(x | μ, b) with f = 1 / (2 b x (1-x)) · exp(-|logit x - μ| / b)."""
     x = (1 - 2 * epsilon) * pixel + epsilon

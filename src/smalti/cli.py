@@ -13,6 +13,7 @@ import pkgutil
 import re
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,7 @@ usage: smalti VERB [...] [--json] [--debug]
 DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
 ('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, a prepared PACK, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
+A part that there are several kinds of is chosen by name: --masking random, --target pixels.
 `smalti VERB --help` lists a verb's flags; `--resume RUN` goes on with a training run.
 """
 
@@ -301,6 +303,7 @@ def _parse_known(cls: type[T], default: T | None, arguments: list[str], verb: st
 
     nested = dataclasses.is_dataclass(getattr(cls, "data", None))
     flags = [re.sub(r"^--data(?==|$)", "--data.path", flag) if nested else flag for flag in arguments]
+    default = default if default is None else _with_kinds(default, flags)
     printed = io.StringIO()
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalRequiredArgs)
     try:
@@ -319,6 +322,22 @@ def _parse_known(cls: type[T], default: T | None, arguments: list[str], verb: st
             raise
         raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
     return config, unknown
+
+
+def _with_kinds(config: T, flags: list[str], prefix: str = "--") -> T:
+    """The configuration with the kinds of parts that `--PART KIND` names; these flags are taken out."""
+    from smalti.core.config import as_kind, kinds
+
+    for field in dataclasses.fields(typing.cast(Any, config)):
+        part, flag = getattr(config, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(part):
+            choices = kinds(type(config), field.name)
+            name = _take_value(flags, flag, "KIND") if len(choices) > 1 else None
+            if name is not None and name not in choices:
+                raise UsageError(f"{flag} is '{name}'", fix=f"there are: {', '.join(choices)}")
+            chosen = part if name is None else as_kind(part, choices[name])
+            config = replace(typing.cast(Any, config), **{field.name: _with_kinds(chosen, flags, f"{flag}.")})
+    return config
 
 
 def _refuse(unknown: list[str], known: list[str], verb: str) -> None:
@@ -353,7 +372,7 @@ def _take_flag(arguments: list[str], flag: str) -> bool:
     return present
 
 
-def _take_value(arguments: list[str], flag: str) -> str | None:
+def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | None:
     """Remove `flag VALUE` or `flag=VALUE` and return the value."""
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -361,7 +380,7 @@ def _take_value(arguments: list[str], flag: str) -> str | None:
             following = arguments[place + 1 : place + 2]
             given = value if equals else "".join(following)
             if not given or given.startswith("--"):
-                raise UsageError(f"no value for {flag}", fix=f"use {flag} FOLDER")
+                raise UsageError(f"no value for {flag}", fix=f"use {flag} {what}")
             del arguments[place : place + (1 if equals else 2)]
             return given
     return None

@@ -11,6 +11,9 @@ import pytest
 
 from smalti import __version__
 from smalti.cli import VERBS, main, recipe_names
+from smalti.functional.masking import Random
+from smalti.tokenizers.vq import VQ
+from smalti.training.targets import Pixels
 
 IMAGE, WIDTH = ["--backbone.img-size", "64", "48"], ["--backbone.embed-dim", "64"]
 
@@ -253,6 +256,36 @@ def test_flags_override_the_fields_of_a_recipe(captured: list[Any]) -> None:
     config = captured[0]
     assert (config.data.path, config.data.limit, config.data.side) == ("photos", 9, 28)
     assert (config.optimiser.betas, config.out, config.seed) == ((0.8, 0.9), "run", 7)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--target", "pixels", "--target.error", "l1"], ["--target.error=l1", "--target=pixels"]]
+)
+def test_a_part_is_chosen_by_its_kind_and_then_has_its_fields(flags: list[str], captured: list[Any]) -> None:
+    assert main(["pretrain", "tiny", "--out", "run", *flags]) == 0
+    assert captured[0].target == Pixels("l1")
+
+
+def test_another_kind_keeps_what_the_recipe_says_of_both(captured: list[Any]) -> None:
+    assert main(["train-tokenizer", "nano", "--out", "run", "--tokenizer", "vq", "--tokenizer.width", "32"]) == 0
+    assert captured[0].tokenizer == VQ(vocab_size=512, stride=4, in_chans=1, width=32, depth=2)
+    assert main(["demo", "--pretrain.masking", "random", "--pretrain.masking.ratio", "0.3"]) == 0
+    assert captured[1].pretrain.masking == Random(0.3)
+
+
+def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(["pretrain", "tiny", "--out", "x", "--target", "pixel"], 2, capsys)
+    assert line == "error: --target is 'pixel'; there are: tokens, soft-tokens, pixels"
+    line = error_of(["pretrain", "tiny", "--out", "x", "--target"], 2, capsys)
+    assert line == "error: no value for --target; use --target KIND"
+
+
+def test_explain_shows_the_fields_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    about = json_of(["explain", "nano", "--target", "pixels"], capsys)
+    fields = {row["name"]: row for row in about["pretrain"]["fields"]}
+    assert (fields["target"]["value"], fields["target"]["origin"]) == ("pixels", "command line")
+    assert (fields["target.error"]["value"], fields["target.error"]["origin"]) == ("mse", "command line")
+    assert (fields["masking"]["value"], fields["masking"]["origin"]) == ("blockwise", "default")
 
 
 @pytest.mark.parametrize("flags", [["--data=photos"], ["--data", "photos"], ["--data.path", "photos"]])

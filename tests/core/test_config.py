@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from smalti.core.config import did_you_mean, from_json, leaves, require, setting, to_json
+from smalti.core.config import as_kind, did_you_mean, from_json, kinds, leaves, require, setting, to_json
 from smalti.core.errors import UsageError
 
 
@@ -114,6 +114,31 @@ def test_a_class_that_no_annotation_names_cannot_be_built() -> None:
         from_json(Drawing, {"title": "", "shape": {"kind": "Path"}})
 
 
+@dataclass(frozen=True)
+class RoundedSquare:
+    side: float = 2.0
+    corner: float = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    shape: Square | RoundedSquare | Circle = Square()
+    only: Square = Square()
+
+
+def test_the_kinds_of_a_part_are_those_that_its_annotation_names() -> None:
+    assert kinds(Plan, "shape") == {"square": Square, "rounded-square": RoundedSquare, "circle": Circle}
+    assert kinds(Plan, "only") == {"square": Square}
+    assert kinds(Drawing, "frame") == {"square": Square}
+    assert kinds(Drawing, "size") == {}
+
+
+def test_another_kind_keeps_what_both_have() -> None:
+    assert as_kind(Square(5.0), RoundedSquare) == RoundedSquare(5.0, 0.1)
+    assert as_kind(RoundedSquare(5.0, 0.3), Circle) == Circle()
+    assert as_kind(Circle(2.0), Circle) == Circle(2.0)
+
+
 def test_did_you_mean_only_what_is_close() -> None:
     assert did_you_mean("learning_rat", ["learning_rate", "steps"]) == "did you mean 'learning_rate'?"
     assert did_you_mean("xyz", ["learning_rate", "steps"]) == ""
@@ -121,7 +146,9 @@ def test_did_you_mean_only_what_is_close() -> None:
 
 def test_leaves_are_every_field_with_unit_reference_and_default() -> None:
     found = {leaf.name: leaf for leaf in leaves(Drawing("t", shape=Square(2.0)))}
-    assert set(found) == {"title", "shape.side", "frame", "size", "weights", "colour", "copies", "signed"}
+    assert set(found) == {"title", "shape", "shape.side", "frame", "size", "weights", "colour", "copies", "signed"}
+    shape = found["shape"]
+    assert (shape.value, shape.unit, shape.default) == ("square", "of square, circle", "square")
     side = found["shape.side"]
     assert (side.value, side.unit, side.paper, side.default) == (2.0, "metres", "Euclid", 1.0)
 

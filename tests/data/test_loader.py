@@ -34,8 +34,8 @@ def whole(images: Resident, batch_size: int, masking: Masking | None = None, gri
 
 
 def same(one: Batch, other: Batch) -> bool:
-    """Whether all fields are equal, bit by bit; `ids` are never there."""
-    names = [field.name for field in fields(one) if field.name != "ids"]
+    """Whether all fields are equal, bit by bit; `ids` and `scores` are never there."""
+    names = [field.name for field in fields(one) if field.name not in ("ids", "scores")]
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 

@@ -44,7 +44,7 @@ def loader(images: StoredImages, workers: int = 0, batch_size: int = 8, part: tu
 
 
 def same(one: Batch, other: Batch) -> bool:
-    names = [field.name for field in fields(one) if field.name != "ids"]
+    names = [field.name for field in fields(one) if field.name not in ("ids", "scores")]
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
-from smalti.data.tokens.tokens import CHUNK, Tokenized, encode, tokenized
+from smalti.data.tokens.tokens import CHUNK, Scorer, Tokenized, encode, scored, tokenized
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.test_contracts import GreyLevels
 
@@ -98,3 +98,31 @@ def test_ids_depend_on_neither_the_size_nor_the_order_nor_the_rest_of_the_batch(
     assert torch.equal(encode(view[shuffled], tokenizer, compute), ids[shuffled])
     for size in (1, 37, 64):
         assert torch.equal(torch.cat([encode(part, tokenizer, compute) for part in view.split(size)]), ids)
+
+
+def test_scores_are_those_of_the_tokenizer_at_the_hidden_patches(rng: torch.Generator) -> None:
+    tokenizer = spread(DVAE(64, 4, 3, 32))
+    view, index = torch.rand(37, 3, 8, 12, generator=rng), torch.randint(6, (37, 4), generator=rng)
+    ids, scores = scored(view, tokenizer, index, CPU)
+    with torch.no_grad():
+        logits = tokenizer.logits(view).flatten(2)
+    assert torch.equal(ids, tokenizer.encode(view).flatten(1))
+    for b in range(37):
+        torch.testing.assert_close(scores[b], logits[b, :, index[b]].t())
+
+
+def test_batches_with_scores_have_the_ids_too() -> None:
+    tokenizer = spread(DVAE(64, 4, 3, 32))
+    assert isinstance(tokenizer, Scorer)
+    assert not isinstance(GreyLevels(), Scorer)
+
+    class Hidden(Steps):
+        def __call__(self, step: int) -> Batch:
+            return dataclasses.replace(batch(step), mask_index=torch.tensor([[0, 5], [3, 4]]))
+
+    both, hard = (Tokenized(Hidden(), tokenizer, CPU, posterior=posterior)(1) for posterior in (True, False))
+    assert hard.scores is None
+    assert both.scores is not None
+    assert torch.equal(both.ids, hard.ids)  # type: ignore[arg-type]
+    assert torch.equal(both.scores.argmax(-1), both.ids.gather(1, both.mask_index))  # type: ignore[arg-type, union-attr]
+    assert not both.scores.requires_grad

@@ -1,6 +1,7 @@
 """Losses against the equations."""
 
 import math
+from typing import Literal
 
 import hypothesis.strategies as st
 import numpy as np
@@ -17,8 +18,11 @@ from smalti.functional.losses import (
     marginal_entropy,
     masked_token_loss,
     most_likely_pixels,
+    patch_error,
     reconstruction_loss,
+    soft_cross_entropy,
     squared_error,
+    weights_of_equal_images,
 )
 from tests import oracles
 
@@ -64,6 +68,49 @@ def test_loss_of_two_halves_adds_up_to_the_loss_of_the_batch(rng: torch.Generato
     halves = [masked_token_loss(logits[part], target[part], weight[part]) for part in (slice(0, 2), slice(2, 4))]
     assert float(whole[0]) == pytest.approx(float(halves[0][0] + halves[1][0]), rel=1e-6)
     assert float(whole[1]) == float(halves[0][1] + halves[1][1])
+
+
+def test_soft_cross_entropy_is_that_of_the_equation_and_lies_above_the_entropy(rng: torch.Generator) -> None:
+    logits, scores = 3 * torch.randn(2, 2, 3, 7, generator=rng)
+    nats, entropy = soft_cross_entropy(logits, scores)
+    for b in range(2):
+        for k in range(3):
+            expected = oracles.soft_cross_entropy(logits[b, k].double().numpy(), scores[b, k].double().numpy())
+            assert (float(nats[b, k]), float(entropy[b, k])) == pytest.approx(expected, rel=1e-5)
+    assert (nats > entropy).all()
+
+
+def test_soft_cross_entropy_is_least_at_the_posterior_itself_and_that_of_a_token_where_there_is_no_doubt(
+    rng: torch.Generator,
+) -> None:
+    scores = torch.randn(1, 2, 7, generator=rng, requires_grad=True)
+    nats, entropy = soft_cross_entropy(scores, scores.detach())
+    torch.testing.assert_close(nats, entropy)
+    assert scores.grad is None
+    nats.sum().backward()
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad, torch.zeros_like(scores), atol=1e-6, rtol=0)
+    target = torch.tensor([[2, 5]])
+    certain = 1e4 * torch.nn.functional.one_hot(target, 7).float()
+    hard, _ = masked_token_loss(scores.detach(), target, torch.ones(1, 2))
+    assert float(soft_cross_entropy(scores.detach(), certain)[0].sum()) == pytest.approx(float(hard), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1"])
+def test_a_patch_of_pixels_costs_its_mean_error(kind: Literal["mse", "l1"], rng: torch.Generator) -> None:
+    predicted, patches = torch.randn(2, 2, 3, 12, generator=rng)
+    found = patch_error(predicted, patches, kind)
+    for b in range(2):
+        for k in range(3):
+            expected = oracles.patch_error(predicted[b, k].double().numpy(), patches[b, k].double().numpy(), kind)
+            assert float(found[b, k]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_equal_images_the_weights_of_each_image_add_up_to_1_and_an_image_that_hides_nothing_has_none() -> None:
+    weight = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    found = weights_of_equal_images(weight)
+    assert found.sum(1).tolist() == pytest.approx([1, 1, 1, 0])
+    assert found[1].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
 
 @given(pixel=st.floats(0, 1), mu=st.floats(-3, 3), log_scale=st.floats(-2, 2))

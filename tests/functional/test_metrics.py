@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from smalti.functional.metrics import codebook_use, codes_seen, correct, entropy, psnr, ssim
+from smalti.functional.metrics import codebook_use, codes_seen, entropy, hits, psnr, ssim
 from tests import oracles
 
 
@@ -71,9 +71,21 @@ def test_codebook_use_of_nothing_is_a_collapse() -> None:
     assert use == (0.0, 1.0, 0.0, 1.0, 0)
 
 
-def test_correct_is_whether_the_highest_score_is_the_target() -> None:
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=8, unique=True), st.data())
+def test_a_hit_is_at_the_place_of_the_target_in_the_order_of_scores(scores: list[float], data: st.DataObject) -> None:
+    target = data.draw(st.integers(0, len(scores) - 1))
+    place = oracles.rank(scores, target)
+    expected = [number == place for number in range(min(3, len(scores)))]
+    found = hits(torch.tensor([scores], dtype=torch.float64), torch.tensor([target]), 3)
+    assert found.tolist() == [expected]
+
+
+def test_with_few_classes_every_target_is_hit_once() -> None:
     logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]])
-    assert correct(logits, torch.tensor([[1, 2]])).tolist() == [[True, False]]
+    assert hits(logits, torch.tensor([[1, 2]]), 5).tolist() == [[[True, False, False], [False, False, True]]]
+    assert hits(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), 5).sum(1).tolist() == [1] * 4, (
+        "also where scores are equal"
+    )
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30))

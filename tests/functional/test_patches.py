@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from hypothesis import given
 
-from smalti.functional.patches import constant_patches, patchify, unpatchify
+from smalti.functional.patches import constant_patches, normalised_patches, patchify, unpatchify
 from tests import oracles
 
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -43,6 +43,16 @@ def test_constant_patches_is_row_major() -> None:
     image = torch.zeros(1, 1, 4, 6)
     image[0, 0, 2, 5] = 1  # patch row 1, column 2
     assert constant_patches(image, 2).tolist() == [[True, True, True, True, True, False]]
+
+
+def test_normalised_patches_are_those_of_mae_and_can_be_undone(rng: torch.Generator) -> None:
+    patches = torch.rand(2, 3, 12, generator=rng)
+    patches[1, 2] = 0.25  # of one colour: nothing to divide by
+    found, mean, scale = normalised_patches(patches)
+    expected = np.array([[oracles.normalised_patch(p) for p in row] for row in patches.double().numpy()])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found * scale + mean, patches)
+    assert not found[1, 2].any()
 
 
 def test_uint8_images_are_cut_too(rng: torch.Generator) -> None:

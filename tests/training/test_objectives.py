@@ -7,98 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.core.contracts import Batch, StepOutput
+from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
 from smalti.functional.losses import marginal_entropy, reconstruction_loss
-from smalti.functional.masking import Random, mask_index
 from smalti.functional.noise import gumbel_noise
 from smalti.functional.quantize import gumbel_softmax
-from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.training.objectives import DiscreteVAEObjective, MaskedImageModeling, Relaxation
+from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from tests import oracles
 
 CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)
 STEP = torch.tensor(0)
-
-
-def mim_batch(num: int = 4) -> Batch:
-    rng = torch.Generator().manual_seed(0)
-    masking = Random(0.5)
-    mask = masking(fold(np.arange(num)), CONFIG.grid)
-    mask[-1, np.flatnonzero(mask[-1])[0]] = False  # counts need not be equal
-    index, weight = mask_index(mask, masking.count(CONFIG.grid))
-    return Batch(
-        image=torch.rand(num, 3, 8, 12, generator=rng),
-        index=torch.arange(num),
-        key=torch.from_numpy(signed(fold(np.arange(num)))),
-        ids=torch.randint(7, (num, 6), generator=rng),
-        mask=torch.from_numpy(mask),
-        mask_index=torch.from_numpy(index),
-        mask_weight=torch.from_numpy(weight),
-    )
-
-
-def mim() -> MaskedImageModeling:
-    return MaskedImageModeling(build_mim(CONFIG, vocab_size=7))
-
-
-def test_the_mim_loss_equals_the_equation() -> None:
-    objective, batch = mim().eval(), mim_batch()
-    with torch.no_grad():
-        output = objective(batch, STEP)
-    assert batch.mask is not None
-    assert batch.ids is not None
-    weights = {name: p.detach().double().numpy() for name, p in objective.model.named_parameters()}
-    expected = oracles.mim_loss(
-        weights, batch.image.double().numpy(), batch.mask.numpy(), batch.ids.numpy(), size=4, heads=2, depth=2
-    )
-    assert float(output.loss_sum / output.weight) == pytest.approx(expected, rel=1e-5)
-    assert float(output.weight) == int(batch.mask.sum()) == 11
-
-
-def test_visible_tokens_are_no_targets() -> None:
-    objective, batch = mim().eval(), mim_batch()
-    assert batch.ids is not None
-    other = dataclasses.replace(batch, ids=torch.where(batch.mask, batch.ids, (batch.ids + 1) % 7))
-    assert torch.equal(objective(batch, STEP).loss_sum, objective(other, STEP).loss_sum)
-
-
-def test_mim_accuracy_counts_right_guesses_over_hidden_patches() -> None:
-    objective, batch = mim().eval(), mim_batch()
-    assert batch.mask_index is not None
-    with torch.no_grad():
-        guesses = objective.model(batch.image, batch.mask, batch.mask_index).argmax(-1)
-        right = dataclasses.replace(batch, ids=torch.zeros_like(batch.ids).scatter(1, batch.mask_index, guesses))
-        hits, count = objective(right, STEP).metrics["accuracy"]
-    assert float(hits) == float(count) == 11
-
-
-def test_drop_path_acts_while_training_only_and_by_the_key_alone() -> None:
-    objective, batch = mim(), mim_batch()
-    trained, again = objective.train()(batch, STEP), objective(batch, STEP)
-    assert torch.equal(trained.loss_sum, again.loss_sum)
-    other_keys = dataclasses.replace(batch, key=batch.key + 12345)
-    assert not torch.equal(trained.loss_sum, objective(other_keys, STEP).loss_sum)
-    evaluated = objective.eval()(batch, STEP)
-    assert torch.equal(evaluated.loss_sum, objective(other_keys, STEP).loss_sum)
-    assert not torch.equal(trained.loss_sum, evaluated.loss_sum)
-
-
-def test_the_losses_of_two_halves_add_up() -> None:
-    objective, batch = mim().eval(), mim_batch()
-    values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-
-    def of(part: slice) -> StepOutput:
-        return objective(Batch(**{name: v if v is None else v[part] for name, v in values.items()}), STEP)
-
-    with torch.no_grad():
-        whole, halves = of(slice(0, 4)), [of(slice(0, 2)), of(slice(2, 4))]
-    assert float(whole.loss_sum) == pytest.approx(sum(float(half.loss_sum) for half in halves), rel=1e-5)
-    assert float(whole.weight) == sum(float(half.weight) for half in halves)
 
 
 TOKENIZER = DVAE(vocab_size=6, stride=4, in_chans=1, width=5, depth=1)

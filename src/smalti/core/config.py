@@ -6,6 +6,7 @@ may hold one of several classes stores the class name under "kind"; the name is 
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -98,6 +99,25 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
 
 
+def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:
+    """The configurations that a field may hold, by name: `soft-tokens` for SoftTokens."""
+    annotation = typing.get_type_hints(cls)[field_name]
+    choices = [c for c in typing.get_args(annotation) or (annotation,) if dataclasses.is_dataclass(c)]
+    return {kind_name(c): c for c in choices if isinstance(c, type)}
+
+
+def kind_name(cls: type[Any]) -> str:
+    """What a configuration is called on the command line."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+def as_kind(config: Any, kind: type[T]) -> T:
+    """A configuration of class `kind`; fields that it has in common with `config` keep their values."""
+    common = {f.name for f in dataclasses.fields(config)}
+    own = dataclasses.fields(typing.cast(Any, kind))
+    return kind(**{f.name: getattr(config, f.name) for f in own if f.name in common})
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """`did you mean 'x'?`, or nothing where no known name is close."""
     close = difflib.get_close_matches(name, known, n=1)
@@ -116,10 +136,13 @@ class Field:
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
-    """Every leaf field of a configuration, depth first, with its class's own default."""
+    """Every leaf field of a configuration, depth first, with its class's own default; of a part also its kind."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
+            choices, usual = kinds(type(config), f.name), kind_name(type(f.default))
+            if len(choices) > 1:
+                yield Field(prefix + f.name, kind_name(type(value)), f"of {', '.join(choices)}", "", usual)
             yield from leaves(value, f"{prefix}{f.name}.")
         else:
             default = None if f.default is dataclasses.MISSING else f.default

@@ -67,6 +67,7 @@ class Batch:
         key: a 64-bit key an image; all noise of the step (Gumbel, drop path) is a function of it.
         token_image: the tokenizer's view of the same crop; None where it is `image` itself.
         ids: visual tokens of every patch.
+        scores: the tokenizer's scores of every visual token at the hidden patches, where those are asked for.
         mask: True where a patch is hidden.
         mask_index, mask_weight: the mask in static shape: positions of hidden patches, padded with weight 0.
         label: class of each image.
@@ -80,6 +81,7 @@ class Batch:
     mask: Bool[Tensor, "B N"] | None = None
     mask_index: Int[Tensor, "B K"] | None = None
     mask_weight: Float[Tensor, "B K"] | None = None
+    scores: Float[Tensor, "B K V"] | None = None
     label: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -155,6 +157,15 @@ class StepOutput(NamedTuple):
     loss_sum: Float[Tensor, ""]
     weight: Float[Tensor, ""]
     metrics: Mapping[str, tuple[Tensor, Tensor]]
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What masked image modeling predicts at hidden patches. What it needs to know has been written into the batch."""
+
+    def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+        """The cost of what the head says at `mask_index`; the loss is summed with `weight`, which is 0 at padding."""
+        ...
 
 
 class Objective(nn.Module):

@@ -1,4 +1,4 @@
-"""What the two stages see: an image, its hidden patches, the tokenizer's view, and the tokens the network dreams up."""
+"""What the two stages see: an image, its hidden patches, the tokenizer's view, and what the network dreams up."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
+from smalti.functional.patches import patchify, unpatchify
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
+from smalti.training.targets import Pixels
 
 
 class Completion(NamedTuple):
@@ -48,3 +50,21 @@ def complete(model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, comput
         own, predicted = (tokenizer.decode(ids.view(grid)).float().cpu() for ids in (batch.ids, predicted_ids))
     original = as_unit_range(batch.image).cpu()
     return Completion(original, batch.mask.cpu(), own, predicted, batch.ids.cpu(), predicted_ids.cpu())
+
+
+@torch.no_grad()
+def paint(model: MaskedImageModel, target: Pixels, batch: Batch, compute: Compute) -> Float[Tensor, "B C H W"]:
+    """The images of a batch that has a mask, with predicted pixels in the place of hidden ones.
+
+    Where targets are normalised, brightness and contrast of each hidden patch are the true ones.
+    """
+    assert batch.mask is not None
+    assert batch.mask_index is not None
+    with compute.autocast():
+        predicted = model(batch.image, batch.mask, batch.mask_index).float()
+    config = model.backbone.config
+    patches = patchify(as_unit_range(batch.image), config.patch_size)
+    index = batch.mask_index[..., None].expand(-1, -1, patches.shape[-1])
+    painted = patches.scatter(1, index, target.painted(predicted, batch))
+    painted = torch.where(batch.mask[..., None], painted, patches)
+    return unpatchify(painted, config.patch_size, config.grid).cpu()

@@ -109,3 +109,41 @@ def marginal_entropy(mean_posterior: Float[Tensor, "V"]) -> Float[Tensor, ""]:
     """
     nats: Tensor = -(mean_posterior * mean_posterior.clamp_min(torch.finfo(mean_posterior.dtype).tiny).log()).sum()
     return nats
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "*B V"], scores: Float[Tensor, "*B V"]
+) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
+    """Cross-entropy against a distribution instead of one token, at each position: -Σ_z q(z) ln p(z).
+
+    Args:
+        logits, scores: p and q before their softmax.
+
+    Returns:
+        The cross-entropy, and the entropy H(q) below which it cannot fall, in nats. Their difference is KL(q ‖ p).
+
+    Reference: BEiT §2.4, eq. 2: its KL before q is taken as the one-point distribution at its most likely token.
+    """
+    log_q, log_p = (F.log_softmax(values.float(), dim=-1) for values in (scores, logits))
+    q = log_q.exp()
+    return -(q * log_p).sum(-1), -(q * log_q).sum(-1)
+
+
+def patch_error(
+    predicted: Float[Tensor, "*B P"], patches: Float[Tensor, "*B P"], kind: Literal["mse", "l1"]
+) -> Float[Tensor, "*B"]:
+    """Mean over the numbers in a patch of the squared or absolute error.
+
+    Reference: He et al. 2021, MAE (squared); Xie et al. 2021, SimMIM (absolute).
+    """
+    error = predicted.float() - patches
+    return (error.square() if kind == "mse" else error.abs()).mean(-1)
+
+
+def weights_of_equal_images(weight: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Weights with which the mean of each image counts the same, however many patches it hides: w / Σ_k w.
+
+    They add up to the number of images that hide something, so sums of losses and of weights stay exact over parts of a
+    batch. With the weights as they are, an image counts by the number of its hidden patches.
+    """
+    return weight / weight.sum(1, keepdim=True).clamp_min(1)

@@ -91,9 +91,12 @@ def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B
     )
 
 
-def correct(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
-    """Whether the most likely class is the right one."""
-    return logits.argmax(-1) == target
+def hits(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"], most: int) -> Bool[Tensor, "*B k"]:
+    """Whether the best guess is the right one, whether the second best is, and so on: k = min(`most`, V) of them.
+
+    For few guesses `topk` costs about what `argmax` does.
+    """
+    return logits.topk(min(most, logits.shape[-1])).indices == target[..., None]
 
 
 def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

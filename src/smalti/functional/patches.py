@@ -1,7 +1,7 @@
 """Images as rows of patches, and back."""
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 
@@ -34,3 +34,15 @@ def constant_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
     """
     patches = patchify(images, size).unflatten(-1, (images.shape[1], -1))
     return torch.all(patches == patches[..., :1], dim=(-1, -2))
+
+
+def normalised_patches(
+    patches: Float[Tensor, "*B P"],
+) -> tuple[Float[Tensor, "*B P"], Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:
+    """(x - mean) / √(variance + 1e-6) of each patch over all its numbers, then that mean and that root.
+
+    Reference: He et al. 2021, MAE, §4.1 and its code: the variance is the unbiased one.
+    """
+    mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+    scale = (variance + 1e-6).sqrt()
+    return (patches - mean) / scale, mean, scale

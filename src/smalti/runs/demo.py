@@ -24,6 +24,7 @@ from smalti.runs.sections import percent, pretrain_sections, probe_section, toke
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.compilation import Compile, has_compiler
+from smalti.training.targets import Pixels
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKENIZER_SHARE = 0.12
@@ -63,6 +64,11 @@ class Demo:
             "use 90s or 10m",
         )
         require(self.seconds >= 20, f"a budget of {self.seconds:g} seconds", "use at least 20s")
+        require(
+            not isinstance(self.pretrain.target, Pixels),
+            "the demo trains a tokenizer and pixels are predicted without one",
+            "use smalti pretrain --target pixels",
+        )
 
     @property
     def seconds(self) -> float:

@@ -34,8 +34,11 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
 def explain(before: Config, after: Config) -> dict[str, Any]:
     """One configuration as plain values: `fields`, `num_parameters`, `schedules`."""
     fields = []
-    for old, new in zip(leaves(before), leaves(after), strict=True):
-        origin = "command line" if new.value != old.value else "recipe" if old.value != old.default else "default"
+    was = {old.name: old for old in leaves(before)}
+    for new in leaves(after):
+        old = was.get(new.name)
+        changed = old is None or new.value != old.value
+        origin = "command line" if changed else "recipe" if new.value != new.default else "default"
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
     return {"fields": fields, "num_parameters": num_parameters(after), "schedules": _schedules(after)}

@@ -1,5 +1,6 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from smalti.data.statistics import Normalisation, statistics
 from smalti.data.tokens.cache import TokenCache
 from smalti.data.tokens.cached import CachedTokens
 from smalti.data.tokens.key import token_key
-from smalti.data.tokens.tokens import Tokenized, chunk_for, token_view, tokenized
+from smalti.data.tokens.tokens import Scorer, Tokenized, chunk_for, token_view, tokenized
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
-from smalti.evaluation.mim import evaluate_mim
+from smalti.evaluation.mim import evaluate_mim, evaluate_pixels
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.mim import MaskedImageModel, build_mim
@@ -37,8 +38,9 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.loop import Plan, Trainer
-from smalti.training.objectives import MaskedImageModeling
+from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
+from smalti.training.targets import Pixels, SoftTokens, Tokens
 
 _HELD_OUT_IMAGES = 5000
 """Held-out images the final loss is measured on, at most."""
@@ -54,6 +56,10 @@ class Pretrain:
     out: str = setting("", "the run folder to write")
     backbone: ViT = ViT()
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
+    target: Tokens | SoftTokens | Pixels = Tokens()
+    equal_images: bool = setting(
+        False, "the mean of each image counts the same; else every hidden patch does", "BEiT's code: every patch"
+    )
     crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = ColorJitter()
     num_views: int | None = setting(
@@ -79,6 +85,16 @@ class Pretrain:
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+        require(
+            not self.token_cache or isinstance(self.target, Tokens),
+            f"a token cache serves no {type(self.target).__name__}: it holds the most likely token of each patch",
+            "leave --token-cache out, or use --target tokens",
+        )
+        require(
+            not self.tokenizer or not isinstance(self.target, Pixels),
+            "pixels are predicted without a tokenizer",
+            "leave --tokenizer out",
+        )
 
 
 def main(
@@ -87,50 +103,102 @@ def main(
     """Train, save, measure the loss on held-out images. Arguments as in `train_tokenizer.main`.
 
     Raises:
+        UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
     session = Session.open(config, resume=resume, compute=compute)
-    tokenizer = load_tokenizer(config.tokenizer, session.compute)
+    tokenizer = open_tokenizer(config, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not resume:
         config = with_statistics(replace(config, data=config.data.settled(given)), given)
         session.folder.write_config(config)
     session.same_images(given.train)
-    if not resume:
+    if not resume and tokenizer is not None:
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log)
     session.train("pretrain", trainer, batches, config.plan)
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
+    session.log.say(describe(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
     return session.finish(measured | counts)
+
+
+def describe(measured: Mapping[str, float]) -> str:
+    """One line: whether the loss is worth anything."""
+    if "pixel_loss" in measured:
+        return (
+            f"held-out images: loss {measured['pixel_loss']:.4f} a hidden patch; patches of one colour cost"
+            f" {measured['flat_pixel_loss']:.4f}, copies of the nearest visible patch"
+            f" {measured['neighbour_pixel_loss']:.4f}"
+        )
+    soft = f", {measured['kl_nats']:.3f} above the posterior's own entropy" if "kl_nats" in measured else ""
+    return (
+        f"held-out images: loss {measured['loss_nats']:.3f} nats a hidden token{soft}; unigram entropy"
+        f" {measured['unigram_entropy_nats']:.3f}, copying the nearest visible token"
+        f" {measured['neighbour_nats']:.3f}; bits saved a token {measured['bits_saved_per_token']:.3f} and"
+        f" {measured['bits_saved_over_neighbour']:.3f}; top-1 {measured['accuracy']:.1%} (copying"
+        f" {measured['neighbour_accuracy']:.1%}), top-5 {measured['top5_accuracy']:.1%}"
+    )
+
+
+def open_tokenizer(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
+    """The tokenizer that the target needs; none for pixels.
+
+    Raises:
+        UsageError: it has no posterior, and the target asks for it.
+    """
+    if isinstance(config.target, Pixels):
+        return None
+    tokenizer = load_tokenizer(config.tokenizer, compute)
+    require(
+        isinstance(tokenizer, Scorer) or not isinstance(config.target, SoftTokens),
+        f"soft targets are not to be had from {config.tokenizer}: a {type(tokenizer.config).__name__} tokenizer chooses"
+        " a code and has no scores",
+        "use --target tokens, or a discrete VAE",
+    )
+    return tokenizer
 
 
 def prepare(
     config: Pretrain,
     images: Images | StoredImages,
-    tokenizer: ImageTokenizer,
+    tokenizer: ImageTokenizer | None,
     compute: Compute,
     log: Log | None = None,
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, and the batches it is going to see."""
     plan = config.plan
     plan.require_images(len(images.train))
-    model = build_mim(config.backbone, tokenizer.vocab_size, config.seed).to(compute.device)
-    trainer = Trainer(MaskedImageModeling(model), config.optimiser, plan.steps, config.ema_decay)
+    model = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
+    objective = MaskedImageModeling(model, config.target, config.equal_images)
+    trainer = Trainer(objective, config.optimiser, plan.steps, config.ema_decay)
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
-    if not config.token_cache:
+    if tokenizer is None or not config.token_cache:
         loader = training_loader(config, images, tokenizer, compute)
-        return trainer, Tokenized(loader, tokenizer, compute, chunk_for(plan.batch_size))
+        return trainer, with_targets(config, loader, tokenizer, compute)
     cache = open_cache(config, Path(config.token_cache).expanduser(), images, tokenizer, compute)
     loader = training_loader(config, images, tokenizer, compute)
     return trainer, CachedTokens(loader, tokenizer, compute, cache, log or Log())
 
 
+def num_outputs(config: Pretrain, tokenizer: ImageTokenizer | None) -> int:
+    """Width of the head: visual tokens, or the numbers in a patch."""
+    return config.backbone.in_chans * config.backbone.patch_size**2 if tokenizer is None else tokenizer.vocab_size
+
+
+def with_targets(config: Pretrain, loader: Loader, tokenizer: ImageTokenizer | None, compute: Compute) -> Batches:
+    """Batches with what is to be predicted; pixels are in them already."""
+    if tokenizer is None:
+        return loader
+    chunk, posterior = chunk_for(config.plan.batch_size), isinstance(config.target, SoftTokens)
+    return Tokenized(loader, tokenizer, compute, chunk, posterior)
+
+
 def training_loader(
-    config: Pretrain, images: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
+    config: Pretrain, images: Images | StoredImages, tokenizer: ImageTokenizer | None, compute: Compute
 ) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
@@ -157,22 +225,26 @@ def measure(
     config: Pretrain,
     model: MaskedImageModel,
     images: Images | StoredImages,
-    tokenizer: ImageTokenizer,
+    tokenizer: ImageTokenizer | None,
     compute: Compute,
 ) -> dict[str, float]:
-    """Loss, accuracy and unigram entropy on whole held-out images under fixed masks."""
-    loader = _held_out_loader(config, images.held_out, tokenizer)
+    """The loss and what it has to beat, on whole held-out images under fixed masks, every hidden patch counting."""
+    batches = with_targets(config, _held_out_loader(config, images.held_out, tokenizer), tokenizer, compute)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.batch_size)
-    return evaluate_mim(MaskedImageModeling(model), Tokenized(loader, tokenizer, compute), num_batches, compute)
+    objective = MaskedImageModeling(model, config.target)
+    if isinstance(config.target, Pixels):
+        return evaluate_pixels(objective, batches, num_batches, compute)
+    return evaluate_mim(objective, batches, num_batches, compute)
 
 
 def held_out_batch(
-    config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer, compute: Compute, num_images: int
+    config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer | None, compute: Compute, num_images: int
 ) -> Batch:
-    """The first held-out images whole, with fixed masks and their tokens: for pictures."""
+    """The first held-out images whole, with fixed masks and, where there is a tokenizer, their tokens: for pictures."""
     loader = _held_out_loader(config, held_out, tokenizer)
     index = np.arange(min(num_images, len(held_out)))
-    return tokenized(loader.at(loader.order.rows(index, np.zeros_like(index))), tokenizer, compute)
+    batch = loader.at(loader.order.rows(index, np.zeros_like(index)))
+    return batch.to(compute.device) if tokenizer is None else tokenized(batch, tokenizer, compute)
 
 
 def token_views(config: Pretrain, images: Resident | Stored, tokenizer: ImageTokenizer) -> Tensor:
@@ -192,7 +264,7 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
     return model.eval().requires_grad_(False).to(compute.device)
 
 
-def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer) -> Loader:
+def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer | None) -> Loader:
     """Held-out images whole and in their own colours, under masks that are always the same."""
     views = _views(config, WholeImage(), NO_JITTER, tokenizer)
     order = Order(len(held_out), config.plan.batch_size, config.seed)
@@ -200,9 +272,11 @@ def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageToken
 
 
 def _views(
-    config: Pretrain, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter, tokenizer: ImageTokenizer
+    config: Pretrain, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter, tokenizer: ImageTokenizer | None
 ) -> TwoViews:
     """Both views of every crop; the token view has one visual token for each patch of the patch view."""
+    if tokenizer is None:
+        return TwoViews(crop, config.backbone.img_size, None, jitter)
     require(
         config.data.channels == tokenizer.config.in_chans,
         f"the tokenizer reads {tokenizer.config.in_chans} channels and data.channels is {config.data.channels}",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,16 +15,20 @@ from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.load import Images
-from smalti.data.sources.resident import embedded_photographs
+from smalti.data.sources.resident import Resident, embedded_photographs
 from smalti.evaluation.codebook import survey
-from smalti.evaluation.completion import Completion, complete
+from smalti.evaluation.completion import Completion, complete, paint
 from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
-from smalti.runs.pretrain import Pretrain, held_out_batch, load_model
+from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, open_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
+from smalti.training.targets import Pixels
+
+Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
+"""Pictures by the name of the way to see them; a row is an image."""
 
 _PICTURES = 12
 
@@ -89,33 +93,57 @@ def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute)
 
 
 def pretrain_sections(run: str, compute: Compute, images: Images | None = None) -> list[Section]:
-    """The loss against its baseline, and what the network fills in."""
+    """The loss against its baselines, and what the network fills in."""
     config, folder = read_config(run, Pretrain), RunFolder(Path(run).expanduser())
     held_out = (config.data.load(Log()) if images is None else images).held_out
-    tokenizer, model = load_tokenizer(config.tokenizer, compute), load_model(run, compute)
-    batch = held_out_batch(config, held_out, tokenizer, compute, _PICTURES)
-    seen = complete(model, tokenizer, batch, compute)
-    result = folder.read_result()
-    level = ("unigram entropy", result["unigram_entropy_nats"]) if "unigram_entropy_nats" in result else None
-    chart = curve({"training loss": _series(folder, "loss")}, xlabel="step", ylabel="nats a hidden patch", level=level)
-    chart += curve({"accuracy": _series(folder, "accuracy")}, xlabel="step", ylabel="share of hidden tokens guessed")
+    columns, note = filled_in(run, held_out, compute, _PICTURES)
+    result, pixels = folder.read_result(), isinstance(config.target, Pixels)
+    name, key = ("patches of one colour", "flat_pixel_loss") if pixels else ("unigram entropy", "unigram_entropy_nats")
+    # With soft targets the training loss is another quantity than these.
+    level = (name, result[key]) if key in result and "soft_loss_nats" not in result else None
+    ylabel = "error a hidden patch" if pixels else "nats a hidden patch"
+    chart = curve({"training loss": _series(folder, "loss")}, xlabel="step", ylabel=ylabel, level=level)
+    if not pixels:
+        guessed = {name: _series(folder, key) for name, key in (("the best guess", "accuracy"), ("best five", "top5"))}
+        shown = {name: points for name, points in guessed.items() if points[0]}
+        chart += curve(shown, xlabel="step", ylabel="share of hidden tokens guessed")
     return [
         Section(
             "Stage two: masked image modeling",
             chart + _numbers(result, _PRETRAIN_NUMBERS),
-            "About 40 % of the patches are hidden and the network guesses their visual tokens. The dashed line is what"
-            " a guess costs that knows only how frequent each token is: what lies below it is learned from the image.",
+            "A part of the patches is hidden, and the network guesses what is there. The dashed line is what a guess"
+            " costs that never looks at the image: what lies below it is learned from the image.",
         ),
         Section(
             "Hidden, and dreamt back",
-            tile_row(completed(seen, config.backbone.patch_size), scale=scale_of(batch.image.shape[-1]), across=2),
-            "Held-out images. The tokenizer's view is the best that any prediction can give; in the last column the"
-            " hidden tokens are replaced by the most likely predicted ones and decoded together.",
+            tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
+            f"Held-out images. {note}",
         ),
     ]
 
 
-def completed(seen: Completion, patch_size: int) -> dict[str, UInt8[np.ndarray, "n _H _W _C"]]:
+def filled_in(run: str, held_out: Resident, compute: Compute, count: int) -> tuple[Columns, str]:
+    """The first images whole, hidden in parts, and as the network fills them in; what there is to see."""
+    config, model = read_config(run, Pretrain), load_model(run, compute)
+    tokenizer = open_tokenizer(config, compute)
+    batch, patch_size = held_out_batch(config, held_out, tokenizer, compute, count), config.backbone.patch_size
+    if tokenizer is not None:
+        return completed(complete(model, tokenizer, batch, compute), patch_size), (
+            "The tokenizer's view is the best that any prediction can give; in the last column the hidden tokens are"
+            " replaced by the most likely predicted ones and decoded together."
+        )
+    assert isinstance(config.target, Pixels)
+    assert batch.mask is not None
+    original = to_pixels(batch.image)
+    masked = mask_overlay(original, batch.mask.cpu().numpy(), patch_size)
+    predicted = to_pixels(paint(model, config.target, batch, compute))
+    true = " Brightness and contrast of each hidden patch are not predicted but the true ones."
+    return {"original": original, "masked": masked, "predicted": predicted}, (
+        "In the last column the hidden patches are predicted pixels." + (true if config.target.normalise else "")
+    )
+
+
+def completed(seen: Completion, patch_size: int) -> Columns:
     """Pictures of a completion by the heading above them."""
     original = to_pixels(seen.original)
     return {
@@ -187,9 +215,19 @@ _TOKENIZER_NUMBERS = {
 }
 
 _PRETRAIN_NUMBERS = {
-    "loss_nats": ("loss on held-out images", "{:.3f} nats"),
+    "loss_nats": ("loss, a hidden token", "{:.3f} nats"),
     "unigram_entropy_nats": ("unigram entropy of hidden tokens", "{:.3f} nats"),
+    "neighbour_nats": ("the same of a guess that copies the nearest visible token", "{:.3f} nats"),
+    "bits_saved_per_token": ("bits saved a token, of the unigram entropy", "{:.3f}"),
+    "bits_saved_over_neighbour": ("bits saved a token, of the copying guess", "{:.3f}"),
     "accuracy": ("hidden tokens guessed right", "{:.1%}"),
+    "top5_accuracy": ("among the best five guesses", "{:.1%}"),
+    "neighbour_accuracy": ("right by copying", "{:.1%}"),
+    "soft_loss_nats": ("loss against the tokenizer's posterior", "{:.3f} nats"),
+    "kl_nats": ("KL from the tokenizer's posterior", "{:.3f} nats"),
+    "pixel_loss": ("loss, a hidden patch of pixels", "{:.4f}"),
+    "flat_pixel_loss": ("the same of patches of one colour", "{:.4f}"),
+    "neighbour_pixel_loss": ("the same of copies of the nearest visible patch", "{:.4f}"),
 }
 
 

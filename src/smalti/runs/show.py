@@ -18,17 +18,12 @@ from smalti.data.open import EMBEDDED, open_stored
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.sources.resident import Resident, embedded
 from smalti.data.tokens.tokens import encode
-from smalti.evaluation.completion import complete
 from smalti.report.page import Section
 from smalti.report.pictures import png, sheet, tile_row, token_map
 from smalti.runs.evaluate import open_tokenizer
 from smalti.runs.folder import read_config, read_kind
-from smalti.runs.pretrain import Pretrain, held_out_batch, load_model
-from smalti.runs.sections import completed, scale_of, to_pixels, write_page
-from smalti.runs.train_tokenizer import load_tokenizer
-
-Columns = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
-"""Pictures by the name of the way to see them; a row is an image."""
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.sections import Columns, filled_in, scale_of, to_pixels, write_page
 
 _PAGE, _PICTURE = (".html", ".htm"), ".png"
 
@@ -90,17 +85,11 @@ def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str],
 
 
 def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
-    """Original | masked | tokenizer | predicted."""
-    run = read_config(config.model, Pretrain)
-    pixels, names = read_images(config, run.data)
-    tokenizer, model = load_tokenizer(run.tokenizer, compute), load_model(config.model, compute)
+    """Original | masked | tokenizer | predicted; of a model of pixels without the third."""
+    pixels, names = read_images(config, read_config(config.model, Pretrain).data)
     images = Resident(pixels, torch.full((len(pixels),), -1))
-    seen = complete(model, tokenizer, held_out_batch(run, images, tokenizer, compute, len(pixels)), compute)
-    note = (
-        "The image, what the network sees of it, the image's own visual tokens decoded (the best that any prediction"
-        " could give), and the same with the hidden tokens replaced by the most likely predicted ones."
-    )
-    return completed(seen, run.backbone.patch_size), names, note
+    columns, note = filled_in(config.model, images, compute, len(pixels))
+    return columns, names, note
 
 
 def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str]]:

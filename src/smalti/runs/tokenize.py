@@ -20,6 +20,7 @@ from smalti.data.tokens.tokens import encode, token_view
 from smalti.runs.pretrain import Pretrain, open_cache, training_loader
 from smalti.runs.train_tokenizer import load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.training.targets import Tokens
 
 _BLOCK = 256
 """Images at a time: whole chunks of the tokenizer, and little to lose when the process is killed."""
@@ -37,6 +38,7 @@ class Tokenize(Pretrain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(isinstance(self.target, Tokens), "a token cache holds the most likely tokens", "use --target tokens")
         require(self.epochs is None or self.epochs >= 1, f"epochs is {self.epochs}", "use at least 1")
         require(
             self.num_views is None or self.num_epochs <= self.num_views,

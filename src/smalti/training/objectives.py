@@ -1,4 +1,4 @@
-"""What is minimised: a batch in, a loss out."""
+"""Stage one with a discrete VAE: a batch in, a loss out."""
 
 from dataclasses import dataclass
 
@@ -13,35 +13,14 @@ from smalti.functional.losses import (
     Likelihood,
     kl_weight,
     marginal_entropy,
-    masked_token_loss,
     reconstruction_loss,
 )
-from smalti.functional.metrics import codes_seen, correct
+from smalti.functional.metrics import codes_seen
 from smalti.functional.schedules import Cosine, Ramp
-from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.discrete import relax, split
 from smalti.tokenizers.dvae import DiscreteVAE
-
-
-class MaskedImageModeling(Objective):
-    """Stage two: predict the visual tokens of hidden patches (BEiT eq. 1)."""
-
-    def __init__(self, model: MaskedImageModel) -> None:
-        super().__init__()
-        self.model: MaskedImageModel = model
-
-    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        assert batch.ids is not None
-        assert batch.mask is not None
-        assert batch.mask_index is not None
-        assert batch.mask_weight is not None
-        logits = self.model(batch.image, batch.mask, batch.mask_index, batch.key if self.training else None)
-        target = batch.ids.gather(1, batch.mask_index)
-        loss_sum, weight = masked_token_loss(logits, target, batch.mask_weight)
-        hits = (correct(logits, target) * batch.mask_weight).sum()
-        return StepOutput(loss_sum, weight, {"accuracy": (hits.detach(), weight)})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""What masked image modeling predicts at hidden patches: visual tokens, the tokenizer's posterior, or pixels."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smalti.core.config import setting
+from smalti.core.contracts import Batch, StepOutput
+from smalti.functional.losses import masked_token_loss, patch_error, soft_cross_entropy
+from smalti.functional.metrics import hits
+from smalti.functional.patches import normalised_patches, patchify
+from smalti.models.vit import as_unit_range
+
+_FEW = 5
+"""A guess among the best five; with fewer visual tokens it always is."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual token of each hidden patch, the most likely one: a classification (BEiT eq. 1)."""
+
+    def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+        loss_sum, total = masked_token_loss(predicted, hidden_tokens(batch), weight)
+        return StepOutput(loss_sum, total, guesses(predicted, batch))
+
+
+@dataclass(frozen=True)
+class SoftTokens:
+    """The tokenizer's posterior at each hidden patch, with all its doubts: cross-entropy against q(z|x).
+
+    Metrics beside those of `Tokens`: `kl` is the loss without the entropy of q, which no prediction can take away;
+    `hard` is the loss of `Tokens`, to compare with.
+
+    Reference: BEiT §2.4, eq. 2.
+    """
+
+    def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+        assert batch.scores is not None
+        nats, entropy = soft_cross_entropy(predicted, batch.scores)
+        loss_sum, total = (nats * weight).sum(), weight.sum()
+        hard_sum, _ = masked_token_loss(predicted.detach(), hidden_tokens(batch), weight)
+        kl_sum = ((nats - entropy) * weight).sum().detach()
+        metrics = {"kl": (kl_sum, total), "hard": (hard_sum, total)}
+        return StepOutput(loss_sum, total, metrics | guesses(predicted, batch))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of each hidden patch: a regression, for comparison. It needs no tokenizer.
+
+    Reference: He et al. 2021, MAE (`mse`, normalised); Xie et al. 2021, SimMIM (`l1`).
+    Differs: backbone and masks stay those of BEiT.
+    """
+
+    error: Literal["mse", "l1"] = setting("mse", "squared or absolute error", "MAE: mse, SimMIM: l1")
+    normalise: bool = setting(True, "each patch by its own mean and deviation; else pixels in [0, 1]", "MAE §4.1")
+
+    def __call__(self, predicted: Float[Tensor, "B K P"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+        assert batch.mask_index is not None
+        error = patch_error(predicted, self.patches(batch, batch.mask_index), self.error)
+        return StepOutput((error * weight).sum(), weight.sum(), {})
+
+    def patches(self, batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
+        """What would be right at the positions `index`."""
+        patches = pixels_at(batch, index)
+        return normalised_patches(patches)[0] if self.normalise else patches
+
+    def painted(self, predicted: Float[Tensor, "B K P"], batch: Batch) -> Float[Tensor, "B K P"]:
+        """Predictions as pixels in [0, 1]. Mean and deviation, which are not predicted, are the hidden patch's own."""
+        assert batch.mask_index is not None
+        if self.normalise:
+            _, mean, scale = normalised_patches(pixels_at(batch, batch.mask_index))
+            predicted = predicted * scale + mean
+        return predicted.clamp(0, 1)
+
+
+def hidden_tokens(batch: Batch) -> Int[Tensor, "B K"]:
+    """The visual tokens at `mask_index`."""
+    assert batch.ids is not None
+    assert batch.mask_index is not None
+    return batch.ids.gather(1, batch.mask_index)
+
+
+def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """How many hidden tokens are guessed right, and how many are among the best five guesses."""
+    assert batch.mask_weight is not None
+    right, count = hits(predicted.detach(), hidden_tokens(batch), _FEW), batch.mask_weight.sum()
+    within = {"accuracy": right[..., 0], "top5": right.any(-1)}
+    return {name: ((found * batch.mask_weight).sum(), count) for name, found in within.items()}
+
+
+def pixels_at(batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
+    """Pixels in [0, 1] of the patches at `index`, which are squares: as many as there are places in a mask."""
+    assert batch.mask is not None
+    height, width = batch.image.shape[-2:]
+    patches = patchify(as_unit_range(batch.image), math.isqrt(height * width // batch.mask.shape[1]))
+    return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))

@@ -1,0 +1,127 @@
+"""Masked image modeling against the equation: what counts, how it is summed, and what is learned from."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.core.contracts import Batch, StepOutput
+from smalti.core.rng import fold, signed
+from smalti.functional.masking import Random, mask_index
+from smalti.models.mim import build_mim
+from smalti.models.vit import ViT
+from smalti.training.mim import MaskedImageModeling
+from tests import oracles
+
+CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)
+STEP = torch.tensor(0)
+
+
+def mim_batch(num: int = 4) -> Batch:
+    rng = torch.Generator().manual_seed(0)
+    masking = Random(0.5)
+    mask = masking(fold(np.arange(num)), CONFIG.grid)
+    mask[-1, np.flatnonzero(mask[-1])[0]] = False  # counts need not be equal
+    index, weight = mask_index(mask, masking.count(CONFIG.grid))
+    return Batch(
+        image=torch.rand(num, 3, 8, 12, generator=rng),
+        index=torch.arange(num),
+        key=torch.from_numpy(signed(fold(np.arange(num)))),
+        ids=torch.randint(7, (num, 6), generator=rng),
+        mask=torch.from_numpy(mask),
+        mask_index=torch.from_numpy(index),
+        mask_weight=torch.from_numpy(weight),
+        scores=3 * torch.randn(num, index.shape[1], 7, generator=rng),
+    )
+
+
+def mim(*, equal_images: bool = False) -> MaskedImageModeling:
+    return MaskedImageModeling(build_mim(CONFIG, vocab_size=7), equal_images=equal_images)
+
+
+def part_of(batch: Batch, part: slice) -> Batch:
+    values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return Batch(**{name: v if v is None else v[part] for name, v in values.items()})
+
+
+def test_the_mim_loss_equals_the_equation() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    with torch.no_grad():
+        output = objective(batch, STEP)
+    assert batch.mask is not None
+    assert batch.ids is not None
+    weights = {name: p.detach().double().numpy() for name, p in objective.model.named_parameters()}
+    expected = oracles.mim_loss(
+        weights, batch.image.double().numpy(), batch.mask.numpy(), batch.ids.numpy(), size=4, heads=2, depth=2
+    )
+    assert float(output.loss_sum / output.weight) == pytest.approx(expected, rel=1e-5)
+    assert float(output.weight) == int(batch.mask.sum()) == 11
+
+
+def test_visible_tokens_are_no_targets() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    assert batch.ids is not None
+    other = dataclasses.replace(batch, ids=torch.where(batch.mask, batch.ids, (batch.ids + 1) % 7))
+    assert torch.equal(objective(batch, STEP).loss_sum, objective(other, STEP).loss_sum)
+
+
+def test_mim_accuracy_counts_right_guesses_over_hidden_patches() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    assert batch.mask_index is not None
+    with torch.no_grad():
+        guesses = objective.model(batch.image, batch.mask, batch.mask_index).argmax(-1)
+        right = dataclasses.replace(batch, ids=torch.zeros_like(batch.ids).scatter(1, batch.mask_index, guesses))
+        hits, count = objective(right, STEP).metrics["accuracy"]
+    assert float(hits) == float(count) == 11
+
+
+def test_drop_path_acts_while_training_only_and_by_the_key_alone() -> None:
+    objective, batch = mim(), mim_batch()
+    trained, again = objective.train()(batch, STEP), objective(batch, STEP)
+    assert torch.equal(trained.loss_sum, again.loss_sum)
+    other_keys = dataclasses.replace(batch, key=batch.key + 12345)
+    assert not torch.equal(trained.loss_sum, objective(other_keys, STEP).loss_sum)
+    evaluated = objective.eval()(batch, STEP)
+    assert torch.equal(evaluated.loss_sum, objective(other_keys, STEP).loss_sum)
+    assert not torch.equal(trained.loss_sum, evaluated.loss_sum)
+
+
+@pytest.mark.parametrize("equal_images", [False, True])
+def test_the_losses_of_two_parts_add_up(equal_images: bool) -> None:
+    objective, batch = mim(equal_images=equal_images).eval(), mim_batch()
+    with torch.no_grad():
+        whole = objective(batch, STEP)
+        parts: list[StepOutput] = [objective(part_of(batch, part), STEP) for part in (slice(0, 1), slice(1, 4))]
+    assert float(whole.loss_sum) == pytest.approx(sum(float(part.loss_sum) for part in parts), rel=1e-5)
+    assert float(whole.weight) == pytest.approx(sum(float(part.weight) for part in parts))
+
+
+def test_with_equal_images_the_loss_is_the_mean_of_the_means_of_images() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    equal = MaskedImageModeling(objective.model, equal_images=True).eval()
+    with torch.no_grad():
+        alone = [objective(part_of(batch, slice(i, i + 1)), STEP) for i in range(4)]
+        together, plain = equal(batch, STEP), objective(batch, STEP)
+    means = [float(output.loss_sum / output.weight) for output in alone]
+    assert float(together.loss_sum / together.weight) == pytest.approx(np.mean(means), rel=1e-5)
+    assert float(together.weight) == pytest.approx(4)
+    assert float(together.loss_sum / together.weight) != pytest.approx(float(plain.loss_sum / plain.weight), rel=1e-4)
+    assert together.metrics["accuracy"][1] == plain.metrics["accuracy"][1] == 11, "guesses are counted by patches"
+
+
+def test_only_what_is_predicted_at_hidden_patches_has_a_gradient() -> None:
+    objective, batch = mim().eval(), mim_batch()
+    states: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, __: object, states_of_patches: torch.Tensor) -> None:
+        states_of_patches.retain_grad()
+        states.append(states_of_patches)
+
+    handle = objective.model.backbone.norm.register_forward_hook(keep)
+    objective(batch, STEP).loss_sum.backward()
+    handle.remove()
+    assert states[0].grad is not None
+    assert batch.mask is not None
+    assert torch.equal(states[0].grad[:, 1:].abs().sum(-1) > 0, batch.mask)
+    assert not states[0].grad[:, 0].any()
