@@ -339,6 +339,17 @@ def test_explain_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> N
     assert "optimiser.weight_decay" in printed
 
 
+def test_explain_says_what_becomes_of_a_learning_rate_at_another_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "learning rate 1.5e-3 at batch 2048 -> 4.7e-5 at batch 64"
+    flags = ["--optimiser.lr", "1.5e-3", "--optimiser.lr-batch-size", "2048", "--plan.batch-size", "64"]
+    about = json_of(["explain", "nano", *flags], capsys)
+    assert about["pretrain"]["scaling"] == line
+    assert max(about["pretrain"]["schedules"]["learning rate"].values()) <= 1.5e-3 / 32
+    assert main(["explain", "nano", *flags]) == 0
+    assert f"  {line}\n" in capsys.readouterr().out
+    assert json_of(["explain", "nano"], capsys)["pretrain"]["scaling"] == ""
+
+
 def test_explain_takes_the_flags_of_either_stage(capsys: pytest.CaptureFixture[str]) -> None:
     deep = json_of(["explain", "nano", "--backbone.depth", "5"], capsys)
     wide = json_of(["explain", "nano", "--tokenizer.width", "65"], capsys)

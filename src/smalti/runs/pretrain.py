@@ -117,7 +117,7 @@ def prepare(
     plan = config.plan
     plan.require_images(len(images.train))
     model = build_mim(config.backbone, tokenizer.vocab_size, config.seed).to(compute.device)
-    trainer = Trainer(MaskedImageModeling(model), config.optimiser, plan.steps, config.ema_decay)
+    trainer = Trainer(MaskedImageModeling(model), config.optimiser, plan, config.ema_decay)
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     if not config.token_cache:
@@ -161,7 +161,7 @@ def measure(
 ) -> dict[str, float]:
     """Loss, accuracy and unigram entropy on whole held-out images under fixed masks."""
     loader = _held_out_loader(config, images.held_out, tokenizer)
-    num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.batch_size)
+    num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.micro_batch_size)
     return evaluate_mim(MaskedImageModeling(model), Tokenized(loader, tokenizer, compute), num_batches, compute)
 
 
@@ -194,7 +194,7 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
 def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer) -> Loader:
     """Held-out images whole and in their own colours, under masks that are always the same."""
     views = _views(config, WholeImage(), NO_JITTER, tokenizer)
-    order = Order(len(held_out), config.plan.batch_size, config.seed)
+    order = Order(len(held_out), config.plan.micro_batch_size, config.seed)
     return Loader(ResidentGallery(held_out, views), order, config.masking, config.backbone.grid)
 
 
