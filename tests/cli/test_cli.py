@@ -25,7 +25,7 @@ def story():
     return nano.demo()
 """
 
-RECIPES = "fsq, kmeans, nano, random_projection, tiny, vq"
+RECIPES = "base, fsq, kmeans, nano, paper, random_projection, release, small, tiny, vq"
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
