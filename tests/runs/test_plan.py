@@ -15,6 +15,8 @@ from smalti.cli import main as smalti
 from smalti.core.compute import Compute
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.open import open_stored
+from smalti.data.sources.resident import embedded
 from smalti.recipes import base, nano, small, tiny
 from smalti.runs import dry_run as dry
 from smalti.runs import plan
@@ -47,14 +49,15 @@ def choice(
     def name_of(stages: Stages) -> str:
         return names[stages.pretrain.backbone.embed_dim]
 
-    def dry_run(stages: Stages, compute: Compute, expected: float) -> DryRun:
+    def dry_run(stages: Stages, source: object, compute: Compute, expected: float) -> DryRun:
         tried.append(name_of(stages))
         return measured(stages, seconds[tried[-1]])
 
-    monkeypatch.setattr(plan, "glance", lambda stages, compute: seconds[name_of(stages)])
+    monkeypatch.setattr(plan, "glance", lambda stages, source, compute: seconds[name_of(stages)])
     monkeypatch.setattr(plan, "dry_run", dry_run)
     compute = Compute(torch.device(device), torch.float32)
-    return plan.choose(PlanAhead("photos", hours=hours, device="cpu"), survey, RECIPES, compute, Log())[0], tried
+    config = PlanAhead("photos", hours=hours, device="cpu")
+    return plan.choose(config, embedded("test"), survey, RECIPES, compute, Log())[0], tried
 
 
 @pytest.mark.parametrize(
@@ -282,13 +285,12 @@ def test_batches_are_halved_until_they_fit_the_device(monkeypatch: pytest.Monkey
 
 
 def test_images_that_cannot_be_read_or_are_too_few_are_refused(tmp_path: Path) -> None:
-    for number in range(3):
-        (flat_pictures(tmp_path / str(number), count=1) / "bad.jpg").write_text("no image")
+    (flat_pictures(tmp_path / "few", count=1) / "bad.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"1 of 2 images looked at can be read; .*"):
-        plan.look(PlanAhead(str(tmp_path / "0")), Log())
-    (tmp_path / "0" / "bad.jpg").unlink()
+        plan.look(open_stored(str(tmp_path / "few"), 3), Log())
+    (tmp_path / "few" / "bad.jpg").unlink()
     with pytest.raises(DataError, match="1 of 1 images looked at can be read; training and measuring need at least 2"):
-        plan.look(PlanAhead(str(tmp_path / "0")), Log())
+        plan.look(open_stored(str(tmp_path / "few"), 3), Log())
 
 
 @pytest.mark.parametrize(

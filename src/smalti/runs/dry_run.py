@@ -1,4 +1,4 @@
-"""How long the steps of both stages take on this machine, found by making some on a few images. Nothing is written."""
+"""How long the steps of both stages take on this machine, found by making some on a few images. No run is written."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,7 +9,9 @@ import torch
 from smalti.core.compute import Compute
 from smalti.core.log import Log
 from smalti.core.memory import peak_memory
-from smalti.data.load import Data, Images
+from smalti.data.load import Data, Images, read_source, split_held_out
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import seconds_per_step
@@ -51,10 +53,10 @@ class DryRun:
     device_memory: int | None
 
 
-def glance(stages: Stages, compute: Compute) -> float:
+def glance(stages: Stages, source: Stored | Resident, compute: Compute) -> float:
     """About how long a pretraining step takes, in seconds: at most, since small batches are not the fastest."""
     run = stages.pretrain
-    images, size = _few(run.data), run.plan.batch_size
+    images, size = few(source, run.data), run.plan.batch_size
     small = min(_GLANCE_IMAGES, size)
     plan = replace(run.plan, batch_size=small, accumulate=1, repeat=True)
     tokenizer = _frozen(stages.tokenizer.tokenizer.build().to(compute.device))
@@ -62,7 +64,7 @@ def glance(stages: Stages, compute: Compute) -> float:
     return seconds_per_step(*trial, compute, steps=1) * size / small
 
 
-def dry_run(stages: Stages, compute: Compute, expected: float) -> DryRun:
+def dry_run(stages: Stages, source: Stored | Resident, compute: Compute, expected: float) -> DryRun:
     """Some steps of both stages on real images.
 
     Args:
@@ -72,12 +74,12 @@ def dry_run(stages: Stages, compute: Compute, expected: float) -> DryRun:
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     first = replace(stages.tokenizer, plan=replace(stages.tokenizer.plan, repeat=True))
-    trial = train_tokenizer.prepare(first, _few(first.data), compute)
+    trial = train_tokenizer.prepare(first, few(source, first.data), compute)
     tokenizer_step = seconds_per_step(*trial, compute, steps=num_steps)
     tokenizer = trial[0].objective.model
     assert isinstance(tokenizer, ImageTokenizer)
     began = time.perf_counter()
-    images = _few(stages.pretrain.data)
+    images = few(source, stages.pretrain.data)
     reading = (time.perf_counter() - began) / (len(images.train) + len(images.held_out))
     run, pretrain_step = fitting(stages.pretrain, images, _frozen(tokenizer), compute, num_steps)
     device_memory = torch.cuda.max_memory_allocated() if compute.device.type == "cuda" else None
@@ -98,9 +100,12 @@ def fitting(
         run = replace(run, plan=replace(run.plan, accumulate=2 * run.plan.accumulate))
 
 
-def _few(data: Data) -> Images:
-    """Some of the images, in memory; unreadable ones are left out."""
-    return replace(data, limit=_IMAGES, max_bad_fraction=1.0).load(Log())
+def few(source: Stored | Resident, data: Data) -> Images:
+    """Some of the images of `data`, which is open, in memory; unreadable ones are left out."""
+    some = replace(data, limit=_IMAGES, max_bad_fraction=1.0, on_bad_image="replace")
+    if isinstance(source, Resident):
+        return some.load(Log())
+    return split_held_out(read_source(source, some, Log()), some.held_out)
 
 
 def _frozen(tokenizer: ImageTokenizer) -> ImageTokenizer:

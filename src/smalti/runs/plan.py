@@ -13,9 +13,11 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.load import Data
-from smalti.data.open import EMBEDDED, open_source
+from smalti.data.open import open_source
 from smalti.data.reading import each, even_sample
 from smalti.data.sources.listing import FollowLinks
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
 from smalti.functional.vocabulary import vocabulary_for
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.explain import num_parameters
@@ -82,29 +84,30 @@ class Steps(NamedTuple):
 
 
 def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, Any]:
-    """Look at some images, make some steps, and say what to run. Nothing is written.
+    """Look at some images, make some steps, and say what to run. No run is written.
 
     Args:
         recipes: what to choose from, by name, the smallest first.
     """
     log = Log()
-    survey = look(config, log)
+    channels = next(iter(recipes.values())).stages.pretrain.data.channels
+    source = open_source(config.data, channels, log, config.follow_links)
+    survey = look(source, log)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
-    name, measured, steps = choose(config, survey, recipes, compute, log)
+    name, measured, steps = choose(config, source, survey, recipes, compute, log)
     result = proposed(config, survey, name, measured, steps, compute)
     result["commands"] = [shlex.join(words) for words in commands(config, recipes[name].stages, result)]
     print(describe(result))
     return result
 
 
-def look(config: PlanAhead, log: Log) -> Survey:
+def look(source: Stored | Resident, log: Log) -> Survey:
     """How many images there are, and how large.
 
     Raises:
         DataError: none that was looked at can be read, or there are fewer than two.
     """
-    source = open_source(config.data, 3, log, config.follow_links)
     positions = even_sample(len(source), _LOOKED_AT)
     found = dict(each(lambda position: min(source[position].image.shape[:2]), positions, log, "look"))
     sides = [side for side in found.values() if not isinstance(side, DataError)]
@@ -112,13 +115,18 @@ def look(config: PlanAhead, log: Log) -> Survey:
     if len(sides) < 2:
         cause = unreadable[0].cause if unreadable else "training and measuring need at least 2"
         raise DataError(f"{len(sides)} of {len(positions)} images looked at can be read", cause=cause)
-    share = 1.0 if config.data == EMBEDDED else (1 - Data().held_out) * len(sides) / len(found)
+    share = 1.0 if isinstance(source, Resident) else (1 - Data().held_out) * len(sides) / len(found)
     train = max(1, int(share * len(source)))
     return Survey(len(source), train, int(np.median(sides)), len(found), len(unreadable))
 
 
 def choose(
-    config: PlanAhead, survey: Survey, recipes: Mapping[str, Candidate], compute: Compute, log: Log
+    config: PlanAhead,
+    source: Stored | Resident,
+    survey: Survey,
+    recipes: Mapping[str, Candidate],
+    compute: Compute,
+    log: Log,
 ) -> tuple[str, DryRun, Steps]:
     """The largest recipe that suits the images and makes enough steps in the time, else the smallest."""
     for name, (start, least_images) in reversed(list(recipes.items())):
@@ -126,13 +134,13 @@ def choose(
         too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
         if not smallest and (too_large or survey.train < least_images):
             continue
-        expected = glance(stages, compute)
+        expected = glance(stages, source, compute)
         slack = _PROMISING.get(compute.device.type, _PROMISING_ELSEWHERE)
         if not smallest and expected * _ENOUGH_STEPS > slack * 3600 * config.hours:
             log.say(f"{name}: too slow here, about {expected:.2g} s a step")
             continue
         log.say(f"{name}: a dry run of both stages")
-        measured = dry_run(stages, compute, expected)
+        measured = dry_run(stages, source, compute, expected)
         steps = affordable_steps(config.hours, survey, measured)
         if smallest or steps.pretrain >= min(_ENOUGH_STEPS, steps.full):
             return name, measured, steps
