@@ -34,7 +34,7 @@ from smalti.models.vit import ViT
 from smalti.recipes import small
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.loop import Trainer
+from smalti.training.loop import Plan, Trainer
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.objectives import DiscreteVAEObjective
 from smalti.training.optim import AdamW
@@ -113,7 +113,7 @@ def usual_step(config: DVAE | DallE, batch: Batch, settings: AdamW) -> Callable[
 
 def our_step(config: DVAE | DallE, batch: Batch, settings: AdamW, compute: Compute) -> Callable[[], None]:
     """A step of ours, as `smalti train-tokenizer` makes it."""
-    trainer = Trainer(DiscreteVAEObjective(config.build(), _RELAXATION, 1000), settings, 1000, ema_decay=0.999)
+    trainer = Trainer(DiscreteVAEObjective(config.build(), _RELAXATION, 1000), settings, Plan(1000), ema_decay=0.999)
     return lambda: _ignore(trainer.train_step(batch, compute))
 
 
@@ -162,7 +162,7 @@ def share_of_pretraining_step(config: DVAE, batch: Batch, compute: Compute, roun
         mask_index=torch.from_numpy(index),
         mask_weight=torch.from_numpy(weight),
     )
-    trainer = Trainer(MaskedImageModeling(build_mim(backbone, config.vocab_size)), AdamW(), 1000)
+    trainer = Trainer(MaskedImageModeling(build_mim(backbone, config.vocab_size)), AdamW(), Plan(1000))
 
     @torch.no_grad()
     def encode() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smalti.core.contracts import Grid
+from smalti.core.contracts import Batch, Grid
 from smalti.core.rng import Keys
 from smalti.functional.masking import Random
 from tests.contracts import check_masking, check_tokenizer
@@ -48,6 +48,16 @@ def test_a_wrong_tokenizer_is_caught(fault: str) -> None:
     images[1] = 0
     with pytest.raises(AssertionError):
         check_tokenizer(GreyLevels(fault=fault), images)
+
+
+def test_the_parts_of_a_batch_are_the_batch() -> None:
+    batch = Batch(image=torch.rand(6, 1, 2, 2), index=torch.arange(6), key=torch.arange(6) + 7, ids=torch.ones(6, 4))
+    parts = batch.split(3)
+    assert [part.index.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert all(part.mask is None for part in parts)
+    for name in ("image", "index", "key", "ids"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    assert parts[0].image.data_ptr() == batch.image.data_ptr(), "a view: the pixels are not copied"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,18 @@ PYTHON = [block for block in ALL if block.language in {"python", "py"}]
 def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs stop where the work would begin; run folders and recipe files that a page names need not exist."""
     monkeypatch.chdir(tmp_path)
-    for verb in ("demo", "check", "prepare", "train_tokenizer", "tokenize", "pretrain", "evaluate", "show", "report"):
+    for verb in (
+        "demo",
+        "check",
+        "plan",
+        "prepare",
+        "train_tokenizer",
+        "tokenize",
+        "pretrain",
+        "evaluate",
+        "show",
+        "report",
+    ):
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())
     both = {"train_tokenizer": tiny.train_tokenizer, "pretrain": tiny.pretrain}

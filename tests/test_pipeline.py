@@ -224,6 +224,25 @@ def test_resuming_a_finished_run_changes_nothing(train: Train, verb: str, tmp_pa
     assert (weights(tmp_path / "run"), metrics(tmp_path / "run"), result(tmp_path / "run")) == before
 
 
+def test_pretraining_in_parts_is_pretraining(story: Story, tmp_path: Path) -> None:
+    for parts in ("1", "4"):
+        flags = ("--plan.accumulate", parts)
+        assert pretrain(story.photos, story.tokenizer, tmp_path / parts, 3, *flags) == 0
+    losses, in_parts = ([line["loss"] for line in metrics(tmp_path / parts)] for parts in ("1", "4"))
+    assert in_parts == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_tokenizer_cannot_be_trained_in_parts(
+    story: Story, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_tokenizer(story.photos, tmp_path / "run", 3, "--plan.accumulate", "4") == 2
+    message = (
+        "error: accumulate is 4, and the codebook of a tokenizer follows whole batches; use --plan.accumulate 1, and"
+    )
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_seed_ends_in_other_weights(story: Story, tmp_path: Path) -> None:
     for seed in ("1", "2"):
         assert train_tokenizer(story.photos, tmp_path / seed, 2, "--seed", seed) == 0

@@ -35,6 +35,7 @@ usage: smalti VERB [...] [--json] [--debug]
 
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
+  plan DATA [--hours 1]                                   what to run on these images, here, and what it takes
   prepare DATA --out PACK                                 the images made small once, for fast reading from slow disks
   train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
@@ -104,6 +105,22 @@ def _check(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import check
 
     return check.main(parse(check.Check, None, arguments, "check"))
+
+
+def _plan(arguments: list[str]) -> dict[str, Any]:
+    from smalti.recipes import base, nano, small, tiny
+    from smalti.runs import plan
+    from smalti.runs.dry_run import Stages
+
+    config = parse(plan.PlanAhead, None, arguments, "plan")
+    recipes = {"nano": plan.Candidate(Stages(nano.train_tokenizer(), nano.pretrain()))}
+    if config.data != nano.demo().data:
+        recipes = {
+            "tiny": plan.Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain())),
+            "small": plan.Candidate(Stages(small.train_tokenizer(), small.pretrain()), least_images=10_000),
+            "base": plan.Candidate(Stages(base.train_tokenizer(), base.pretrain()), least_images=100_000),
+        }
+    return plan.main(config, recipes=recipes)
 
 
 def _prepare(arguments: list[str]) -> dict[str, Any]:
@@ -221,6 +238,7 @@ def _explain(arguments: list[str]) -> dict[str, Any]:
 VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "demo": _demo,
     "check": _check,
+    "plan": _plan,
     "prepare": _prepare,
     "train-tokenizer": _train_tokenizer,
     "tokenize": _tokenize,

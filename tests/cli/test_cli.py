@@ -28,8 +28,8 @@ def story():
     return nano.demo()
 """
 
-RECIPES = "dalle, fsq, kmeans, nano, random_projection, small, tiny, vq"
-FOR_PRETRAIN = "nano, tiny"
+RECIPES = "base, dalle, fsq, kmeans, nano, paper, random_projection, release, small, tiny, vq"
+FOR_PRETRAIN = "base, nano, paper, release, small, tiny"
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -372,6 +372,17 @@ def test_explain_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> N
     assert "nano: train-tokenizer, " in printed
     assert "nano: pretrain, " in printed
     assert "optimiser.weight_decay" in printed
+
+
+def test_explain_says_what_becomes_of_a_learning_rate_at_another_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "learning rate 1.5e-3 at batch 2048 -> 4.7e-5 at batch 64"
+    flags = ["--optimiser.lr", "1.5e-3", "--optimiser.lr-batch-size", "2048", "--plan.batch-size", "64"]
+    about = json_of(["explain", "nano", *flags], capsys)
+    assert about["pretrain"]["scaling"] == line
+    assert max(about["pretrain"]["schedules"]["learning rate"].values()) <= 1.5e-3 / 32
+    assert main(["explain", "nano", *flags]) == 0
+    assert f"  {line}\n" in capsys.readouterr().out
+    assert json_of(["explain", "nano"], capsys)["pretrain"]["scaling"] == ""
 
 
 def test_explain_takes_the_flags_of_either_stage(capsys: pytest.CaptureFixture[str]) -> None:

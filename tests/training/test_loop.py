@@ -18,7 +18,11 @@ from smalti.data.loader import Loader, ResidentGallery
 from smalti.data.order import Order
 from smalti.data.sources.resident import Resident
 from smalti.data.views import RandomResizedCrop, TwoViews
+from smalti.functional.masking import mask_index
+from smalti.models.mim import build_mim
+from smalti.models.vit import ViT
 from smalti.training.loop import Plan, Trainer, fit, means
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import AdamW
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -39,6 +43,16 @@ class MeanGrey(Objective):
         errors = (guess - batch.image.mean((1, 2, 3))).square()
         count = torch.tensor(float(len(errors)))
         return StepOutput(errors.sum(), count, {"worst": (errors.max().detach() * count, count)})
+
+
+class UnequalWeights(MeanGrey):
+    """The same, where some images count ten times: parts of a batch weigh differently."""
+
+    def forward(self, batch: Batch, step: Tensor) -> StepOutput:
+        guess = self.model(batch.image[:, 0, :4, :4].flatten(1))[:, 0]
+        counts = 1.0 + 9 * (batch.index % 3 == 0)
+        errors = counts * (guess - batch.image.mean((1, 2, 3))).square()
+        return StepOutput(errors.sum(), counts.sum(), {"error": (errors.sum().detach(), counts.sum())})
 
 
 class MeanGreyByConvolution(MeanGrey):
@@ -89,8 +103,9 @@ def trainer(
     optimiser: AdamW = OPTIMISER,
     ema_decay: float | None = 0.9,
     objective: Callable[[], Objective] = MeanGrey,
+    accumulate: int = 1,
 ) -> Trainer:
-    return Trainer(objective(), optimiser, steps, ema_decay)
+    return Trainer(objective(), optimiser, Plan(steps=steps, batch_size=6, accumulate=accumulate), ema_decay)
 
 
 def weights(made: Trainer) -> dict[str, Tensor]:
@@ -151,6 +166,94 @@ def test_gradients_do_not_pile_up_over_steps() -> None:
     made = trainer(optimiser=AdamW(lr=1e-12, end_lr=0.0))
     norms = [float(made.train_step(batches()(0), CPU)[1]) for _ in range(2)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(accumulate: int) -> None:
+    whole, parts = (trainer(objective=UnequalWeights, accumulate=number) for number in (1, accumulate))
+    for step in range(3):
+        (expected, norm), (found, found_norm) = (made.train_step(batches()(step), CPU) for made in (whole, parts))
+        assert means(found) == pytest.approx(means(expected), rel=1e-5)
+        assert float(found.weight) == float(expected.weight)
+        assert float(found_norm) == pytest.approx(float(norm), rel=1e-5)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_of_unequal_parts_is_not_the_mean_of_their_means() -> None:
+    """What the test above would miss if all parts weighed the same."""
+    sums = [UnequalWeights()(part, torch.tensor(0)) for part in batches()(0).split(3)]
+    assert len({float(part.weight) for part in sums}) > 1
+
+
+def hidden(counts: list[int]) -> Batch:
+    """Images of 9 patches, of which so many are hidden, with tokens and keys."""
+    chance = torch.Generator().manual_seed(3)
+    mask = torch.arange(9) < torch.tensor(counts)[:, None]
+    index, weight = (torch.from_numpy(array) for array in mask_index(mask.numpy(), max(counts)))
+    return Batch(
+        image=torch.rand(len(counts), 1, 12, 12, generator=chance),
+        index=torch.arange(len(counts)),
+        key=torch.randint(1 << 62, (len(counts),), generator=chance),
+        ids=torch.randint(5, (len(counts), 9), generator=chance),
+        mask=mask,
+        mask_index=index,
+        mask_weight=weight,
+    )
+
+
+def test_masked_image_modeling_in_parts_is_that_of_the_whole_batch() -> None:
+    """Masks of unequal size, and stochastic depth, which is drawn for each image wherever it stands."""
+    vit = ViT(img_size=(12, 12), patch_size=4, in_chans=1, embed_dim=8, depth=2, num_heads=2, drop_path_rate=0.5)
+    whole, parts = (
+        trainer(objective=lambda: MaskedImageModeling(build_mim(vit, 5)), accumulate=number) for number in (1, 3)
+    )
+    for made in (whole, parts):
+        made.objective.train()
+    batch = hidden([1, 7, 2, 2, 8, 5])
+    (expected, norm), (found, found_norm) = (made.train_step(batch, CPU) for made in (whole, parts))
+    assert float(found.weight) == float(expected.weight) == 25
+    assert means(found) == pytest.approx(means(expected), rel=1e-5)
+    assert float(found_norm) == pytest.approx(float(norm), rel=1e-4)
+    for one, other in zip(*(made.objective.model.parameters() for made in (whole, parts)), strict=True):
+        gradients = whole.optimizer.state[one]["exp_avg"], parts.optimizer.state[other]["exp_avg"]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+
+
+def test_in_parts_no_part_is_larger_than_it_should_be() -> None:
+    made, sizes = trainer(accumulate=3), list[int]()
+    made.objective.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0].image)))
+    made.train_step(batches()(0), CPU)
+    assert sizes == [2, 2, 2]
+
+
+def test_a_step_in_parts_that_is_no_number_changes_nothing() -> None:
+    made = trainer(accumulate=3)
+    made.train_step(batches()(0), CPU)
+    before, bad = weights(made), batches()(1)
+    bad.image[-1] = float("nan")
+    with pytest.raises(NumericError, match="the gradient is not finite at step 1"):
+        made.train_step(bad, CPU)
+    assert same(weights(made), before)
+
+
+def test_what_follows_whole_batches_cannot_be_trained_in_parts() -> None:
+    message = "accumulate is 2, and the codebook of a tokenizer follows whole batches; use --plan.accumulate 1, and a s"
+    with pytest.raises(UsageError, match=message):
+        trainer(objective=MeanGreyThatFollows, accumulate=2)
+
+
+def test_the_learning_rate_is_scaled_to_the_batch_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = run(trainer(optimiser=AdamW(lr=0.01, end_lr=0.001, lr_batch_size=12)), log=Log(tmp_path / "metrics.jsonl"))
+    assert "learning rate 1.0e-2 at batch 12 -> 5.0e-3 at batch 6\n" in capsys.readouterr().err
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["lr"] == pytest.approx(0.0005)
+    assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.0005)
+
+
+def test_an_absolute_learning_rate_needs_no_word(capsys: pytest.CaptureFixture[str]) -> None:
+    run(trainer())
+    assert "learning rate" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -265,7 +368,13 @@ def test_means_divide_sums_by_counts() -> None:
     assert means(output) == {"loss": 1.5, "accuracy": 0.5}
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "save_every"])
+def test_the_parts_of_a_batch_are_equal() -> None:
+    assert Plan(batch_size=6, accumulate=3).micro_batch_size == 2
+    with pytest.raises(UsageError, match="accumulate 4 does not divide batch_size 6"):
+        Plan(batch_size=6, accumulate=4)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "log_every", "save_every"])
 def test_plans_need_at_least_one_of_everything(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 0; use at least 1"):
         Plan(**{name: 0})

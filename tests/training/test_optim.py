@@ -9,7 +9,7 @@ from torch import nn
 from smalti.core.errors import UsageError
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.optim import AdamW, is_decayed
+from smalti.training.optim import AdamW, DecayRule, is_decayed
 
 MODEL = build_mim(ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2), vocab_size=5)
 
@@ -19,6 +19,44 @@ def test_decayed_are_the_matrices_and_the_mask_token_only() -> None:
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     matrices = {f"backbone.blocks.{i}.{part}.weight" for i in (0, 1) for part in parts}
     assert decayed == matrices | {"mask_token", "head.weight", "backbone.patch_embed.proj.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "release", "timm"),
+    [
+        ("backbone.rel_pos_bias.relative_position_bias_table", (9, 2), True, False),
+        ("backbone.blocks.0.attn.relative_position_bias_table", (9, 2), True, False),
+        ("mask_token", (1, 1, 8), True, True),
+        ("backbone.blocks.0.attn.qkv.weight", (24, 8), True, True),
+        ("backbone.cls_token", (1, 1, 8), False, False),
+        ("backbone.pos_embed", (1, 5, 8), False, False),
+        ("backbone.blocks.0.gamma_1", (8,), False, False),
+        ("backbone.blocks.0.norm1.weight", (8,), False, False),
+        ("backbone.blocks.0.attn.q_bias", (8,), False, False),
+        ("head.bias", (5,), False, False),
+    ],
+)
+def test_the_rules_differ_in_the_table_of_relative_positions_only(
+    name: str, shape: tuple[int, ...], release: bool, timm: bool
+) -> None:
+    parameter = nn.Parameter(torch.zeros(shape))
+    assert (is_decayed(name, parameter, "release"), is_decayed(name, parameter, "timm")) == (release, timm)
+    assert is_decayed(name, parameter) == release
+
+
+class WithTable(nn.Module):
+    """A matrix and a table of relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(2, 2, bias=False)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+
+
+@pytest.mark.parametrize(("rule", "decayed"), [("release", 2), ("timm", 1)])
+def test_the_rule_reaches_the_optimiser(rule: DecayRule, decayed: int) -> None:
+    groups = AdamW(decay_rule=rule).build(WithTable()).param_groups
+    assert sum(len(group["params"]) for group in groups if group["weight_decay"] > 0) == decayed
 
 
 def test_every_parameter_is_in_one_group_with_its_decay() -> None:
@@ -56,6 +94,31 @@ def test_the_schedule_warms_up_peaks_and_ends_where_it_should() -> None:
     assert [schedule(step) for step in (0, 50, 100, 550, 1000)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
 
 
+def test_the_decay_may_end_before_the_run_does() -> None:
+    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).schedule(1000)
+    assert [schedule(step) for step in (100, 250, 400, 401, 1000)] == pytest.approx([1, 0.55, 0.1, 0.1, 0.1])
+
+
+def test_a_learning_rate_without_a_batch_is_absolute() -> None:
+    assert AdamW(lr=0.3).at(64) == AdamW(lr=0.3)
+    assert AdamW(lr=0.3).scaling(64) == ""
+
+
+@pytest.mark.parametrize(("batch_size", "factor"), [(64, 1 / 32), (2048, 1), (4096, 2)])
+def test_a_learning_rate_at_a_batch_is_in_proportion_to_that_of_the_run(batch_size: int, factor: float) -> None:
+    meant = AdamW(lr=1.5e-3, end_lr=1e-5, lr_batch_size=2048)
+    used = meant.at(batch_size)
+    assert (used.lr, used.end_lr) == pytest.approx((1.5e-3 * factor, 1e-5 * factor))
+    assert used.at(batch_size) == used
+    peak = used.schedule(800)
+    assert max(peak(step) for step in range(801)) == pytest.approx(1.5e-3 * factor)
+
+
+def test_the_scaling_is_said_in_a_line() -> None:
+    said = AdamW(lr=1.5e-3, lr_batch_size=2048).scaling(64)
+    assert said == "learning rate 1.5e-3 at batch 2048 -> 4.7e-5 at batch 64"
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_short_runs_have_a_schedule_too(steps: int) -> None:
     schedule = AdamW(lr=1.0, warmup_ratio=0.99).schedule(steps)
@@ -68,6 +131,9 @@ def test_short_runs_have_a_schedule_too(steps: int) -> None:
     [
         ({"lr": 0.0}, "a learning rate of 0.0; use a positive one"),
         ({"warmup_ratio": 1.0}, "a warm-up ratio of 1.0"),
+        ({"lr_batch_size": 0}, "a learning rate at a batch of 0; use at least 1, or none"),
+        ({"decay_ratio": 1.5}, "a decay ratio of 1.5; use a share of the steps in"),
+        ({"warmup_ratio": 0.5, "decay_ratio": 0.5}, "a decay ratio of 0.5; use a share of the steps in"),
         ({"clip_grad": 0.0}, "a gradient norm of 0.0; use a positive one"),
     ],
 )

@@ -86,8 +86,16 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; the copy does not wait where the memory is pinned."""
-        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in present.items()})
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._present().items()})
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Views of `parts` equal parts, in order. Their number divides that of the images."""
+        share = len(self.image) // parts
+        slices = [slice(start, start + share) for start in range(0, len(self.image), share)]
+        return [replace(self, **{name: value[some] for name, value in self._present().items()}) for some in slices]
+
+    def _present(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 class Features(NamedTuple):

@@ -94,7 +94,7 @@ class Data:
         if self.path == EMBEDDED:
             return self.load(log)
         source = self._source(log, in_order=self.memory == "resident")
-        if self._fits(min(len(source), self.limit or len(source))):
+        if self.fits(min(len(source), self.limit or len(source))):
             return split_held_out(read_source(source, self, log, bad_files), self.held_out)
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = _split(len(positions), self.held_out, _MOST_HELD_OUT)
@@ -123,8 +123,8 @@ class Data:
             log.say(f"left out: {source.left_out}")
         return source
 
-    def _fits(self, count: int) -> bool:
-        """Whether so many images are to be kept in memory."""
+    def fits(self, count: int) -> bool:
+        """Whether so many images are kept in memory."""
         if self.memory != "auto":
             return self.memory == "resident"
         return count * self.channels * self.side**2 <= physical_memory() / 4

@@ -26,13 +26,15 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
             print(
                 f"  {row['name']:<26} {row['value']!s:<22} {row['origin']:<12} {row['unit']}  [{row['paper'] or '-'}]"
             )
+        if about["scaling"]:
+            print(f"  {about['scaling']}")
         for name, values in about["schedules"].items():
             print(f"  {name} at steps " + ", ".join(f"{step}: {value:.3g}" for step, value in values.items()))
     return {"recipe": recipe, **result}
 
 
 def explain(before: Config, after: Config) -> dict[str, Any]:
-    """One configuration as plain values: `fields`, `num_parameters`, `schedules`."""
+    """One configuration as plain values: `fields`, `num_parameters`, `scaling` of the learning rate, `schedules`."""
     fields = []
     was = {old.name: old for old in leaves(before)}
     for new in leaves(after):
@@ -41,7 +43,8 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
         origin = "command line" if changed else "recipe" if new.value != new.default else "default"
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
-    return {"fields": fields, "num_parameters": num_parameters(after), "schedules": _schedules(after)}
+    about = {"fields": fields, "num_parameters": num_parameters(after)}
+    return about | {"scaling": after.optimiser.scaling(after.plan.batch_size), "schedules": _schedules(after)}
 
 
 def num_parameters(config: Config) -> int:
@@ -56,7 +59,7 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
         return {}
     steps = config.plan.steps
     shown = sorted({1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps} - {0})
-    schedules = {"learning rate": config.optimiser.schedule(steps)} | _annealing(config)
+    schedules = {"learning rate": config.optimiser.at(config.plan.batch_size).schedule(steps)} | _annealing(config)
     return {name: {step: schedule(step) for step in shown} for name, schedule in schedules.items()}
 
 

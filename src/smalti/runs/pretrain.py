@@ -173,7 +173,7 @@ def prepare(
     plan.require_images(len(images.train))
     model = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
     objective = MaskedImageModeling(model, config.target, config.equal_images)
-    trainer = Trainer(objective, config.optimiser, plan.steps, config.ema_decay)
+    trainer = Trainer(objective, config.optimiser, plan, config.ema_decay)
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     if tokenizer is None or not config.token_cache:
@@ -230,7 +230,7 @@ def measure(
 ) -> dict[str, float]:
     """The loss and what it has to beat, on whole held-out images under fixed masks, every hidden patch counting."""
     batches = with_targets(config, _held_out_loader(config, images.held_out, tokenizer), tokenizer, compute)
-    num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.batch_size)
+    num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.micro_batch_size)
     objective = MaskedImageModeling(model, config.target)
     if isinstance(config.target, Pixels):
         return evaluate_pixels(objective, batches, num_batches, compute)
@@ -267,7 +267,7 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
 def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer | None) -> Loader:
     """Held-out images whole and in their own colours, under masks that are always the same."""
     views = _views(config, WholeImage(), NO_JITTER, tokenizer)
-    order = Order(len(held_out), config.plan.batch_size, config.seed)
+    order = Order(len(held_out), config.plan.micro_batch_size, config.seed)
     return Loader(ResidentGallery(held_out, views), order, config.masking, config.backbone.grid)
 
 

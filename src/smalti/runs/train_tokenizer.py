@@ -145,7 +145,7 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
     )
     batches = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
     objective = build_objective(config, start(config, images).to(compute.device))
-    return Trainer(objective, config.optimiser, plan.steps, config.ema_decay), batches
+    return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 
 
 def start(config: TrainTokenizer, images: Images | StoredImages) -> ImageTokenizer:

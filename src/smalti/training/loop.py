@@ -1,14 +1,14 @@
 """The one training loop.
 
 for step in range(done, steps):
-    batch = batches(step)
-    output = objective(batch, step)
-    (output.loss_sum / output.weight).backward()
+    for part in batches(step).split(accumulate):
+        output = objective(part, step)
+        (output.loss_sum / weight of the whole step).backward()
     stop if the gradient is not finite; clip; optimiser step; codebook and averages follow
     log; now and then: save
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,13 +37,23 @@ class Plan:
 
     steps: int = setting(1000, "optimiser steps")
     batch_size: int = setting(256, "images")
+    accumulate: int = setting(1, "equal parts of a batch, computed in turn: the same step in less memory")
     repeat: bool = setting(False, "let a batch hold an image more than once, where there are fewer than it has rows")
     log_every: int = setting(10, "steps")
     save_every: int = setting(1000, "steps")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}",
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that are computed at a time."""
+        return self.batch_size // self.accumulate
 
     def at_most(self, count: int) -> "Plan":
         """The plan with no more images in a batch than there are."""
@@ -69,13 +79,25 @@ class Follower(Protocol):
 
 
 class Trainer:
-    """All that training changes: weights, buffers, the optimiser's moments, averaged weights and the step counter."""
+    """All that training changes: weights, buffers, the optimiser's moments, averaged weights and the step counter.
 
-    def __init__(self, objective: Objective, optimiser: AdamW, steps: int, ema_decay: float | None = None) -> None:
+    Raises:
+        UsageError: batches are to be computed in parts, and the objective has to see them whole.
+    """
+
+    def __init__(self, objective: Objective, optimiser: AdamW, plan: Plan, ema_decay: float | None = None) -> None:
+        require(
+            plan.accumulate == 1 or not isinstance(objective, Follower),
+            f"accumulate is {plan.accumulate}, and the codebook of a tokenizer follows whole batches",
+            "use --plan.accumulate 1, and a smaller --plan.batch-size where memory is short",
+        )
+        scaled = optimiser.at(plan.batch_size)
         self.objective = objective
-        self.clip_grad = optimiser.clip_grad
-        self.optimizer = optimiser.build(objective.model)
-        self.lr = optimiser.schedule(steps)
+        self.accumulate = plan.accumulate
+        self.clip_grad = scaled.clip_grad
+        self.scaling = optimiser.scaling(plan.batch_size)
+        self.optimizer = scaled.build(objective.model)
+        self.lr = scaled.schedule(plan.steps)
         self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
         self.step = 0
 
@@ -85,15 +107,13 @@ class Trainer:
         Raises:
             NumericError: loss or gradient is not finite; no weight has changed.
         """
-        with compute.autocast():
-            output: StepOutput = self.objective(batch, torch.tensor(self.step))
-        (output.loss_sum / output.weight).backward()
+        output = self._gradients(batch, compute)
         norm = nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.clip_grad)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise NumericError(
                 f"the gradient is not finite at step {self.step}",
-                cause=f"loss {float((output.loss_sum / output.weight).detach()):g}",
+                cause=f"loss {float(output.loss_sum / output.weight):g}",
                 fix="lower the learning rate or lengthen the warm-up (--optimiser.lr, --optimiser.warmup-ratio)",
             )
         for group in self.optimizer.param_groups:
@@ -106,6 +126,25 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
+
+    def _gradients(self, batch: Batch, compute: Compute) -> StepOutput:
+        """Fill `grad` with the gradient of the mean loss of the batch, and return the sums that it is the mean of.
+
+        What a part weighs is known when it has been computed, what all of them weigh only at the end. Until then the
+        unit is the weight of the first part, so that gradients are about as large as those of a mean.
+        """
+        outputs: list[StepOutput] = []
+        for part in batch.split(self.accumulate):
+            with compute.autocast():
+                output: StepOutput = self.objective(part, torch.tensor(self.step))
+            unit = outputs[0].weight if outputs else output.weight
+            (output.loss_sum / unit).backward()
+            outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
+        step = summed(outputs)
+        if len(outputs) > 1:
+            gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, outputs[0].weight / step.weight)
+        return step
 
     @property
     def trained(self) -> nn.Module:
@@ -164,6 +203,8 @@ def fit(
     Raises:
         NumericError: see `Trainer.train_step`.
     """
+    if trainer.scaling:
+        log.say(trainer.scaling)
     trainer.objective.train()
     spent = Spent(batches)
     with log.progress(title, plan.steps) as bar, closing(batches):
@@ -178,6 +219,18 @@ def fit(
             if save is not None and (trainer.step % plan.save_every == 0 or trainer.step == plan.steps):
                 save(trainer)
     trainer.objective.eval()
+
+
+def summed(outputs: Sequence[StepOutput]) -> StepOutput:
+    """What an objective says about all parts of a batch together."""
+    if len(outputs) == 1:
+        return outputs[0]
+    loss_sum, weight = (torch.stack(values).sum() for values in zip(*(o[:2] for o in outputs), strict=True))
+    metrics = {}
+    for name in outputs[0].metrics:
+        total, count = (torch.stack(values).sum() for values in zip(*(o.metrics[name] for o in outputs), strict=True))
+        metrics[name] = (total, count)
+    return StepOutput(loss_sum, weight, metrics)
 
 
 def means(output: StepOutput) -> dict[str, float]:

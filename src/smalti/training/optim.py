@@ -1,6 +1,7 @@
-"""AdamW with the release's decay rules."""
+"""AdamW, which weights decay, and a learning rate that says at which batch it is meant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -8,37 +9,74 @@ from torch import nn
 from smalti.core.config import require, setting
 from smalti.functional.schedules import Cosine
 
+DecayRule: TypeAlias = Literal["release", "timm"]
+"""Which weights decay; see `is_decayed`."""
+
 
 @dataclass(frozen=True)
 class AdamW:
     """Optimiser and learning-rate schedule.
 
-    The learning rate is absolute: nothing rescales it with the batch size.
+    The learning rate is absolute, whatever the batch, unless `lr_batch_size` says at which batch it is meant. Then it
+    and `end_lr` are used in proportion to the batch of the run (`at`), and every run says so at its start.
 
-    Reference: BEiT §2.5; Loshchilov and Hutter 2019.
+    Reference: BEiT §2.5; Loshchilov and Hutter 2019; Goyal et al. 2017, §2.1 (in proportion to the batch).
     """
 
     lr: float = setting(1.5e-3, "at the batch size of the recipe", "BEiT §2.5")
     end_lr: float = setting(1e-5, "at the last step", "released code")
+    lr_batch_size: int | None = setting(
+        None, "images in a step, at which lr and end_lr are meant: in proportion for other batches; none: as they are"
+    )
     warmup_ratio: float = setting(0.0125, "share of the steps", "BEiT §2.5: 10 of 800 epochs")
+    decay_ratio: float = setting(1.0, "share of the steps until end_lr")
     betas: tuple[float, float] = setting((0.9, 0.999), "decay of the moments", "BEiT §2.5")
     eps: float = setting(1e-8, "added to the root of the second moment", "released code")
     weight_decay: float = setting(0.05, "a step, times the learning rate", "BEiT §2.5")
+    decay_rule: DecayRule = setting("release", "which weights decay: release, or timm (no table of positions)")
     clip_grad: float = setting(3.0, "norm", "released recipe")
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"a learning rate of {self.lr}", "use a positive one")
         require(
+            self.lr_batch_size is None or self.lr_batch_size >= 1,
+            f"a learning rate at a batch of {self.lr_batch_size}",
+            "use at least 1, or none",
+        )
+        require(
             0 <= self.warmup_ratio < 1, f"a warm-up ratio of {self.warmup_ratio}", "use a share of the steps in [0, 1)"
         )
+        require(
+            self.warmup_ratio < self.decay_ratio <= 1,
+            f"a decay ratio of {self.decay_ratio}",
+            "use a share of the steps in (warmup_ratio, 1]",
+        )
         require(self.clip_grad > 0, f"a gradient norm of {self.clip_grad}", "use a positive one")
+
+    def at(self, batch_size: int) -> "AdamW":
+        """The optimiser with the learning rate that it has in a run with such batches.
+
+        Args:
+            batch_size: images in an optimiser step, over all micro-batches and processes.
+        """
+        if self.lr_batch_size is None:
+            return self
+        scale = batch_size / self.lr_batch_size
+        return replace(self, lr=self.lr * scale, end_lr=self.end_lr * scale, lr_batch_size=None)
+
+    def scaling(self, batch_size: int) -> str:
+        """What `at` does, as a line for people; empty where it does nothing."""
+        if self.lr_batch_size is None:
+            return ""
+        used = _short(self.at(batch_size).lr)
+        return f"learning rate {_short(self.lr)} at batch {self.lr_batch_size} -> {used} at batch {batch_size}"
 
     def build(self, module: nn.Module) -> torch.optim.AdamW:
         """An optimiser over the trained parameters of `module`."""
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                groups[is_decayed(name, parameter)].append(parameter)
+                groups[is_decayed(name, parameter, self.decay_rule)].append(parameter)
         params = [
             {"params": groups[True], "weight_decay": self.weight_decay},
             {"params": groups[False], "weight_decay": 0.0},
@@ -49,13 +87,25 @@ class AdamW:
 
     def schedule(self, steps: int) -> Cosine:
         """The learning rate of each of `steps` steps."""
-        return Cosine(self.lr, self.end_lr, steps, warmup=min(int(self.warmup_ratio * steps), steps - 1))
+        until = max(1, int(self.decay_ratio * steps))
+        return Cosine(self.lr, self.end_lr, until, warmup=min(int(self.warmup_ratio * steps), until - 1))
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to vectors, biases, positions and [S]; it does apply to the mask token.
+def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule = "release") -> bool:
+    """Whether weight decay applies.
 
-    Reference: released code, optim_factory.py.
+    - `release`: not to vectors (biases, LayerNorm, LayerScale), learned positions and [S]. The mask token and the table
+      of relative positions are no vectors by their shape, and decay.
+    - `timm`: not to the table of relative positions either. There is no mask token in timm's BEiT; it decays here too.
+
+    Reference: released code, optim_factory.py; timm, models/beit.py, no_weight_decay.
     """
     exempt = name.endswith((".bias", "pos_embed", "cls_token"))
+    exempt |= rule == "timm" and name.endswith("relative_position_bias_table")
     return parameter.ndim > 1 and not exempt
+
+
+def _short(rate: float) -> str:
+    """A learning rate as people write it: 1.5e-3."""
+    digits, exponent = f"{rate:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"

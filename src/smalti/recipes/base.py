@@ -1,0 +1,43 @@
+"""Photographs at 224 x 224, 14 x 14 visual tokens of a 112-pixel view, a ViT-B/16: a hundred thousand images or more.
+
+Source: BEiT §2.5, at an eighth of its batch and with the learning rate in proportion.
+Hardware: one GPU (`--plan.accumulate 4` where its memory is short). 107 GFLOP an image, 5.5e18 in all: 15 hours at 100
+    TFLOP/s, a third of what a recent GPU has in bf16. Computed; `smalti plan` measures.
+Expected: not measured yet.
+"""
+
+from smalti.data.load import Data
+from smalti.data.views import ColorJitter, RandomResizedCrop
+from smalti.functional.masking import Blockwise
+from smalti.models.vit import ViT
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dvae import DVAE
+from smalti.training.loop import Plan
+from smalti.training.objectives import Relaxation
+from smalti.training.optim import AdamW
+
+
+def train_tokenizer() -> TrainTokenizer:
+    """A discrete VAE with a token for every 8 x 8 of 112 x 112 pixels."""
+    return TrainTokenizer(
+        data=Data(channels=3, side=112),
+        tokenizer=DVAE(vocab_size=8192, stride=8, in_chans=3, width=192, depth=2),
+        relaxation=Relaxation(beta=1.0, beta_ramp=0.2, spread=1.0),
+        crop=RandomResizedCrop(scale=(0.2, 1.0)),
+        optimiser=AdamW(lr=5e-3, end_lr=5e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        plan=Plan(steps=20_000, batch_size=64),
+    )
+
+
+def pretrain() -> Pretrain:
+    """A ViT-B/16 of 86 M parameters, as printed in the paper."""
+    return Pretrain(
+        data=Data(channels=3, side=224),
+        backbone=ViT(),
+        masking=Blockwise(ratio=0.4),
+        crop=RandomResizedCrop(scale=(0.2, 1.0)),
+        jitter=ColorJitter(),
+        optimiser=AdamW(lr=1.5e-3, lr_batch_size=2048, warmup_ratio=0.05),
+        plan=Plan(steps=200_000, batch_size=256),
+    )

@@ -1,0 +1,25 @@
+"""BEiT-B/16 on ImageNet-1K as the released code trains it, 800 epochs: stage two of `paper` in the details of the code.
+
+Its tokenizer is the public DALL-E one: `smalti import encoder.pkl decoder.pkl --out MODEL`.
+
+Source: microsoft/unilm, beit, get_started_for_image_classification.md.
+Hardware: 16 V100 of 32 GB, about 5 days; with fewer, `--plan.accumulate N` splits the batch of 2048.
+Expected: ImageNet-1K top-1 83.2 % at 224 x 224 after fine-tuning, as published; not repeated here.
+"""
+
+from dataclasses import replace
+
+from smalti.data.views import ColorJitter
+from smalti.recipes import paper
+from smalti.runs.pretrain import Pretrain
+
+
+def pretrain() -> Pretrain:
+    """Colours are changed before the crop, and pixels are normalised by ImageNet's statistics."""
+    start = paper.pretrain()
+    return replace(
+        start,
+        jitter=ColorJitter(0.4, 0.4, 0.4, before_crop=True),
+        normalisation="imagenet",
+        optimiser=replace(start.optimiser, decay_rule="release"),
+    )

@@ -1,0 +1,112 @@
+"""How long the steps of both stages take on this machine, found by making some on a few images. No run is written."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from smalti.core.compute import Compute
+from smalti.core.log import Log
+from smalti.core.memory import peak_memory
+from smalti.data.load import Data, Images, read_source, split_held_out
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
+from smalti.runs import pretrain, train_tokenizer
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.session import seconds_per_step
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
+
+_IMAGES = 96
+"""Decoded for a dry run; batches repeat them."""
+_STEPS, _FEWEST_STEPS, _SECONDS = 20, 3, 60.0
+"""Of a stage; fewer where they would take longer than a minute."""
+_GLANCE_IMAGES = 8
+"""In a batch of the first look at a network that may be far too large for the machine."""
+
+
+class Stages(NamedTuple):
+    """Both stages of a recipe."""
+
+    tokenizer: TrainTokenizer
+    pretrain: Pretrain
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What was measured.
+
+    Attributes:
+        stages: what was run, with batches in as many parts as the memory of the device asks for.
+        tokenizer_step, pretrain_step: seconds of an optimiser step.
+        reading: seconds to read and shrink one image, all cores together.
+        memory: bytes of main memory at most, without the images; None where the system does not say.
+        device_memory: bytes of the accelerator's memory at most; None where there is none.
+    """
+
+    stages: Stages
+    tokenizer_step: float
+    pretrain_step: float
+    reading: float
+    memory: int | None
+    device_memory: int | None
+
+
+def glance(stages: Stages, source: Stored | Resident, compute: Compute) -> float:
+    """About how long a pretraining step takes, in seconds: at most, since small batches are not the fastest."""
+    run = stages.pretrain
+    images, size = few(source, run.data), run.plan.batch_size
+    small = min(_GLANCE_IMAGES, size)
+    plan = replace(run.plan, batch_size=small, accumulate=1, repeat=True)
+    tokenizer = _frozen(stages.tokenizer.tokenizer.build().to(compute.device))
+    trial = pretrain.prepare(replace(run, plan=plan, compile="off"), images, tokenizer, compute)
+    return seconds_per_step(*trial, compute, steps=1) * size / small
+
+
+def dry_run(stages: Stages, source: Stored | Resident, compute: Compute, expected: float) -> DryRun:
+    """Some steps of both stages on real images.
+
+    Args:
+        expected: seconds of a pretraining step, from `glance`.
+    """
+    num_steps = max(_FEWEST_STEPS, min(_STEPS, int(_SECONDS / expected)))
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    first = replace(stages.tokenizer, plan=replace(stages.tokenizer.plan, repeat=True))
+    trial = train_tokenizer.prepare(first, few(source, first.data), compute)
+    tokenizer_step = seconds_per_step(*trial, compute, steps=num_steps)
+    tokenizer = trial[0].objective.model
+    assert isinstance(tokenizer, ImageTokenizer)
+    began = time.perf_counter()
+    images = few(source, stages.pretrain.data)
+    reading = (time.perf_counter() - began) / (len(images.train) + len(images.held_out))
+    run, pretrain_step = fitting(stages.pretrain, images, _frozen(tokenizer), compute, num_steps)
+    device_memory = torch.cuda.max_memory_allocated() if compute.device.type == "cuda" else None
+    return DryRun(Stages(stages.tokenizer, run), tokenizer_step, pretrain_step, reading, peak_memory(), device_memory)
+
+
+def fitting(
+    run: Pretrain, images: Images, tokenizer: ImageTokenizer, compute: Compute, num_steps: int
+) -> tuple[Pretrain, float]:
+    """The run with its batches in so many parts that they fit the accelerator, and seconds of a step."""
+    run = replace(run, plan=replace(run.plan, repeat=True))
+    while True:
+        try:
+            return run, seconds_per_step(*pretrain.prepare(run, images, tokenizer, compute), compute, steps=num_steps)
+        except torch.OutOfMemoryError:
+            if run.plan.micro_batch_size % 2:
+                raise
+        run = replace(run, plan=replace(run.plan, accumulate=2 * run.plan.accumulate))
+
+
+def few(source: Stored | Resident, data: Data) -> Images:
+    """Some of the images of `data`, which is open, in memory; unreadable ones are left out."""
+    some = replace(data, limit=_IMAGES, max_bad_fraction=1.0, on_bad_image="replace")
+    if isinstance(source, Resident):
+        return some.load(Log())
+    return split_held_out(read_source(source, some, Log()), some.held_out)
+
+
+def _frozen(tokenizer: ImageTokenizer) -> ImageTokenizer:
+    return tokenizer.eval().requires_grad_(False)

@@ -1,0 +1,311 @@
+"""`smalti plan`: from the images and this machine to two commands, and to what they are going to take."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.config import require, setting
+from smalti.core.errors import DataError
+from smalti.core.log import Log, printable
+from smalti.data.load import Data
+from smalti.data.open import open_source
+from smalti.data.reading import each, even_sample
+from smalti.data.sources.listing import FollowLinks
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Stored
+from smalti.functional.vocabulary import vocabulary_for
+from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
+from smalti.runs.explain import num_parameters
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dvae import DVAE
+from smalti.training.compilation import Compile
+from smalti.training.loop import Plan
+
+_LOOKED_AT = 64
+"""Images whose sizes are looked at."""
+_LARGEST_ENLARGED = 1.5
+"""A recipe may enlarge the usual image by so much."""
+_ENOUGH_STEPS, _MOST_STEPS, _FULL_EPOCHS = 20_000, 500_000, 800
+"""Pretraining steps below which little is learned; those of the paper, and its epochs."""
+_FEW_IMAGES = 5000
+_FEWEST_STEPS = 20
+_SPENT_ON_STEPS, _TOKENIZER_SHARE = 0.95, 0.15
+"""The rest goes into starting, compiling and measuring; what the tokenizer may take of the time, at most."""
+_PROMISING = {"cpu": 1.5}
+_PROMISING_ELSEWHERE = 8.0
+"""How much too slow a network may look at a glance to be tried all the same: accelerators like large batches."""
+
+
+@dataclass(frozen=True)
+class PlanAhead:
+    """For which images and how much time."""
+
+    data: str
+    """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, a pack, or 'embedded'."""
+    hours: float = setting(1.0, "time for both stages")
+    precision: Precision = setting("auto", "number format")
+    device: Device = setting("auto", "where to compute")
+    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
+    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+
+    def __post_init__(self) -> None:
+        require(self.hours > 0, f"{self.hours} hours", "use more than 0")
+
+
+class Candidate(NamedTuple):
+    """A recipe to choose from, and how many images it is meant for, at least."""
+
+    stages: Stages
+    least_images: int = 0
+
+
+class Survey(NamedTuple):
+    """What there is: images, those to learn from, shorter side of the usual one, and of how many looked at were bad."""
+
+    images: int
+    train: int
+    shorter_side: int
+    looked_at: int
+    unreadable: int
+
+
+class Steps(NamedTuple):
+    """Optimiser steps of both stages in the time there is, and of a full pretraining."""
+
+    tokenizer: int
+    pretrain: int
+    full: int
+
+
+def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, Any]:
+    """Look at some images, make some steps, and say what to run. No run is written.
+
+    Args:
+        recipes: what to choose from, by name, the smallest first.
+    """
+    log = Log()
+    channels = next(iter(recipes.values())).stages.pretrain.data.channels
+    source = open_source(config.data, channels, log, config.follow_links)
+    survey = look(source, log)
+    compute = choose_compute(config.device, config.precision)
+    log.say(f"{survey.images} images, {compute.describe()}")
+    name, measured, steps = choose(config, source, survey, recipes, compute, log)
+    result = proposed(config, survey, name, measured, steps, compute)
+    result["commands"] = [shlex.join(words) for words in commands(config, recipes[name].stages, result)]
+    print(describe(result))
+    return result
+
+
+def look(source: Stored | Resident, log: Log) -> Survey:
+    """How many images there are, and how large.
+
+    Raises:
+        DataError: none that was looked at can be read, or there are fewer than two.
+    """
+    positions = even_sample(len(source), _LOOKED_AT)
+    found = dict(each(lambda position: min(source[position].image.shape[:2]), positions, log, "look"))
+    sides = [side for side in found.values() if not isinstance(side, DataError)]
+    unreadable = [what for what in found.values() if isinstance(what, DataError)]
+    if len(sides) < 2:
+        cause = unreadable[0].cause if unreadable else "training and measuring need at least 2"
+        raise DataError(f"{len(sides)} of {len(positions)} images looked at can be read", cause=cause)
+    share = 1.0 if isinstance(source, Resident) else (1 - Data().held_out) * len(sides) / len(found)
+    train = max(1, int(share * len(source)))
+    return Survey(len(source), train, int(np.median(sides)), len(found), len(unreadable))
+
+
+def choose(
+    config: PlanAhead,
+    source: Stored | Resident,
+    survey: Survey,
+    recipes: Mapping[str, Candidate],
+    compute: Compute,
+    log: Log,
+) -> tuple[str, DryRun, Steps]:
+    """The largest recipe that suits the images and makes enough steps in the time, else the smallest."""
+    for name, (start, least_images) in reversed(list(recipes.items())):
+        smallest, stages = name == next(iter(recipes)), fitted(start, config, survey)
+        too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
+        if not smallest and (too_large or survey.train < least_images):
+            continue
+        expected = glance(stages, source, compute)
+        slack = _PROMISING.get(compute.device.type, _PROMISING_ELSEWHERE)
+        if not smallest and expected * _ENOUGH_STEPS > slack * 3600 * config.hours:
+            log.say(f"{name}: too slow here, about {expected:.2g} s a step")
+            continue
+        log.say(f"{name}: a dry run of both stages")
+        measured = dry_run(stages, source, compute, expected)
+        steps = affordable_steps(config.hours, survey, measured)
+        if smallest or steps.pretrain >= min(_ENOUGH_STEPS, steps.full):
+            return name, measured, steps
+    raise AssertionError("no recipes to choose from")
+
+
+def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
+    """A recipe with a codebook and batches that suit the number of images."""
+    tokenizer, pretrain = start
+    assert isinstance(tokenizer.tokenizer, DVAE)
+    rows, columns = pretrain.backbone.grid
+    codes = vocabulary_for(survey.train, rows * columns)
+    first = replace(
+        tokenizer,
+        data=_of(config, tokenizer.data),
+        tokenizer=replace(tokenizer.tokenizer, vocab_size=codes),
+        plan=_filled(tokenizer.plan, survey.train),
+    )
+    data, plan = _of(config, pretrain.data), _filled(pretrain.plan, survey.train)
+    return Stages(first, replace(pretrain, data=data, plan=plan, compile=config.compile))
+
+
+def _of(config: PlanAhead, data: Data) -> Data:
+    return replace(data, path=config.data, follow_links=config.follow_links)
+
+
+def _filled(plan: Plan, num_images: int) -> Plan:
+    """The batch of a recipe, halved until there are as many images."""
+    size = plan.batch_size
+    while size > max(num_images, 1):
+        size //= 2
+    return replace(plan, batch_size=size)
+
+
+def affordable_steps(hours: float, survey: Survey, measured: DryRun) -> Steps:
+    """Steps of both stages in the time there is; pretraining is never longer than in full."""
+    tokenizer, pretrain = measured.stages
+    seconds = _SPENT_ON_STEPS * 3600 * hours
+    if tokenizer.data.fits(survey.images):  # each stage reads them once, before its first step
+        seconds -= 2 * survey.images * measured.reading
+    in_share = int(_TOKENIZER_SHARE * seconds / measured.tokenizer_step)
+    first = max(_FEWEST_STEPS, min(tokenizer.plan.steps, in_share))
+    left = int((seconds - first * measured.tokenizer_step) / measured.pretrain_step)
+    epochs = _FULL_EPOCHS * survey.train // pretrain.plan.batch_size
+    full = min(max(epochs, _ENOUGH_STEPS), _MOST_STEPS)
+    return Steps(first, max(_FEWEST_STEPS, min(left, full)), full)
+
+
+def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> list[list[str]]:
+    """The two command lines, as words.
+
+    Args:
+        start: the recipe as it is: what differs from it is a flag.
+    """
+    data, recipe, codes = ["--data", config.data], result["recipe"], str(result["vocab_size"])
+    first = ["smalti", "train-tokenizer", recipe, *data, "--out", "runs/tokenizer", "--tokenizer.vocab-size", codes]
+    second = ["smalti", "pretrain", recipe, *data, "--tokenizer", "runs/tokenizer", "--out", "runs/beit"]
+    first += _plan_flags(start.tokenizer, result["tokenizer"])
+    second += _plan_flags(start.pretrain, result["pretrain"])
+    second += _unless("auto", "--compile", config.compile)
+    both = _unless("inside", "--data.follow-links", config.follow_links)
+    both += _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
+    return [first + both, second + both]
+
+
+def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
+    """How long, in which batches, and for which batch the learning rate is meant, where that is another one."""
+    flags = ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
+    if about["batch_size"] != run.plan.batch_size and run.optimiser.lr_batch_size is None:
+        flags += ["--optimiser.lr-batch-size", str(run.plan.batch_size)]
+    return flags + _unless("1", "--plan.accumulate", str(about["accumulate"]))
+
+
+def _unless(default: str, flag: str, value: str) -> list[str]:
+    return [] if value == default else [flag, value]
+
+
+def proposed(
+    config: PlanAhead, survey: Survey, name: str, measured: DryRun, steps: Steps, compute: Compute
+) -> dict[str, Any]:
+    """What is proposed, as plain JSON values, without the commands."""
+    tokenizer, pretrain = measured.stages
+    assert isinstance(tokenizer.tokenizer, DVAE)
+    vit, step = pretrain.backbone, measured.pretrain_step
+    batch_size, resident = pretrain.plan.batch_size, pretrain.data.fits(survey.images)
+    in_memory = survey.images * pretrain.data.channels * pretrain.data.side**2 if resident else 0
+    result: dict[str, Any] = {
+        "data": config.data,
+        **survey._asdict(),
+        "device": compute.describe(),
+        "hours": config.hours,
+        "recipe": name,
+        "img_size": vit.img_size[0],
+        "patch_size": vit.patch_size,
+        "tokens": vit.grid[0] * vit.grid[1],
+        "vocab_size": tokenizer.tokenizer.vocab_size,
+        "backbone": {"embed_dim": vit.embed_dim, "depth": vit.depth, "num_heads": vit.num_heads}
+        | {"num_parameters": num_parameters(pretrain)},
+        "tokenizer": {"steps": steps.tokenizer, "seconds_per_step": measured.tokenizer_step}
+        | {"batch_size": tokenizer.plan.batch_size, "accumulate": 1}
+        | {"hours": steps.tokenizer * measured.tokenizer_step / 3600},
+        "pretrain": {"steps": steps.pretrain, "seconds_per_step": step}
+        | {"batch_size": batch_size, "accumulate": pretrain.plan.accumulate}
+        | {"hours": steps.pretrain * step / 3600, "epochs": steps.pretrain * batch_size / survey.train},
+        "full": {"steps": steps.full, "hours": steps.full * step / 3600}
+        | {"epochs": steps.full * batch_size / survey.train},
+        "streamed": not resident,
+        "reading_hours": 2 * survey.images * measured.reading / 3600 if resident else 0.0,
+        "memory": None if measured.memory is None else measured.memory + in_memory,
+        "device_memory": measured.device_memory,
+    }
+    return result | {"warnings": _warnings(config, survey, result, measured.reading)}
+
+
+def _warnings(config: PlanAhead, survey: Survey, result: Mapping[str, Any], reading: float) -> list[str]:
+    """What speaks against it."""
+    found, run = [], result["pretrain"]
+    if survey.train < _FEW_IMAGES:
+        found.append(f"{survey.train} images to learn from: below some thousands there is little to be learned")
+    if run["steps"] < _ENOUGH_STEPS:
+        alone = _ENOUGH_STEPS * run["seconds_per_step"] / 3600
+        enough = (alone / (1 - _TOKENIZER_SHARE) + result["reading_hours"]) / _SPENT_ON_STEPS
+        few = f"{run['steps']} steps: below {_ENOUGH_STEPS} little is learned"
+        found.append(f"{few}; --hours {math.ceil(10 * enough) / 10:g} is enough for them")
+    if result["img_size"] > survey.shorter_side:
+        found.append(f"images of {survey.shorter_side} pixels are enlarged to {result['img_size']}")
+    if survey.unreadable:
+        counts = f"{survey.unreadable} of {survey.looked_at} images looked at cannot be read"
+        found.append(f"{counts}: {shlex.join(['smalti', 'check', config.data])} names all of them")
+    if result["streamed"] and run["batch_size"] * reading > run["seconds_per_step"]:
+        found.append(f"reading takes longer than computing, {1 / reading:.0f} images a second: smalti prepare")
+    if result["reading_hours"] > (1 - _SPENT_ON_STEPS) * config.hours:
+        found.append(f"reading the images takes {result['reading_hours']:.2g} hours of the time: smalti prepare")
+    return found
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The result as a table, and below it the commands."""
+    vit, tokenizer, run, full = (result[key] for key in ("backbone", "tokenizer", "pretrain", "full"))
+    side = result["img_size"]
+    bytes_of = [(name, result[key]) for name, key in (("main", "memory"), ("device", "device_memory")) if result[key]]
+    rows = [
+        (
+            "images",
+            f"{result['images']}, of them {result['train']} to learn from; shorter side {result['shorter_side']}",
+        ),
+        ("device", result["device"]),
+        ("recipe", f"{result['recipe']}: {side} x {side} pixels, patches of {result['patch_size']}"),
+        ("tokens", f"{result['tokens']} an image, of {result['vocab_size']}"),
+        (
+            "backbone",
+            f"{vit['embed_dim']} wide, {vit['depth']} deep, {vit['num_heads']} heads: "
+            f"{vit['num_parameters'] / 1e6:.1f} M parameters",
+        ),
+        ("tokenizer", _stage(tokenizer)),
+        ("pretraining", f"{_stage(run)}, {run['epochs']:.0f} epochs"),
+        ("in full", f"{full['steps']} steps, {full['epochs']:.0f} epochs: {full['hours']:.2g} hours"),
+        ("memory", ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in bytes_of) or "not known"),
+    ]
+    rows += [("warning", printable(warning)) for warning in result["warnings"]]
+    table = "\n".join(f"{title:<14}{text}" for title, text in rows)
+    return "\n".join([table, "", *result["commands"]])
+
+
+def _stage(about: Mapping[str, Any]) -> str:
+    parts = f" in {about['accumulate']} parts" if about["accumulate"] > 1 else ""
+    each_step = f"{about['steps']} steps of {about['batch_size']} images{parts}"
+    return f"{each_step}, {about['seconds_per_step']:.2g} s each: {about['hours']:.2g} hours"

@@ -1,0 +1,84 @@
+"""Recipes say what they should: the published numbers of the paper's, and stages that fit each other."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from smalti.cli import recipe_names
+from smalti.core.config import from_json, to_json
+from smalti.core.rng import fold
+from smalti.recipes import base, nano, paper, release, small, tiny
+from smalti.runs.explain import num_parameters
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.training.optim import AdamW
+
+BOTH = [base, nano, paper, small, tiny]
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_a_stage_and_says_what_it_costs(name: str) -> None:
+    module = importlib.import_module(f"smalti.recipes.{name}")
+    configs = [getattr(module, verb)() for verb in ("train_tokenizer", "pretrain") if hasattr(module, verb)]
+    assert configs
+    assert "\nHardware: " in (module.__doc__ or "")
+    for config in configs:
+        assert from_json(type(config), to_json(config)) == config
+
+
+@pytest.mark.parametrize("recipe", BOTH, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_tokenizer_is_trained_at_the_size_of_the_view_that_it_will_see(recipe: object) -> None:
+    tokenizer, pretrain = recipe.train_tokenizer(), recipe.pretrain()  # type: ignore[attr-defined]
+    assert isinstance(tokenizer, TrainTokenizer)
+    assert isinstance(pretrain, Pretrain)
+    rows, columns = pretrain.backbone.grid
+    assert (rows * tokenizer.tokenizer.stride, columns * tokenizer.tokenizer.stride) == (tokenizer.data.side,) * 2
+
+
+@pytest.mark.parametrize("config", [paper.pretrain(), release.pretrain()], ids=["paper", "release"])
+def test_the_published_numbers_of_stage_two(config: Pretrain) -> None:
+    """BEiT §2.5 and the released recipe: spec, A8."""
+    plan, optimiser, vit = config.plan, config.optimiser.at(config.plan.batch_size), config.backbone
+    assert (plan.steps, plan.batch_size) == (500_000, 2048)
+    assert plan.steps * plan.batch_size / IMAGENET == pytest.approx(800, rel=1e-3)
+    assert (optimiser.lr, optimiser.end_lr) == (1.5e-3, 1e-5)
+    assert optimiser.schedule(plan.steps).warmup == 6250 == plan.steps // 80
+    assert (optimiser.betas, optimiser.eps, optimiser.weight_decay) == ((0.9, 0.999), 1e-8, 0.05)
+    assert (optimiser.clip_grad, optimiser.decay_rule) == (3.0, "release")
+    assert (vit.img_size, vit.patch_size, vit.drop_path_rate) == ((224, 224), 16, 0.1)
+    assert (vit.embed_dim, vit.depth, vit.num_heads, vit.mlp_ratio) == (768, 12, 12, 4.0)
+    assert config.jitter.strengths == (0.4, 0.4, 0.4)
+    hidden = config.masking(fold(0, np.arange(50)), vit.grid).sum(1)
+    assert (hidden.min(), hidden.max()) == (75, 75)
+
+
+def test_the_paper_is_a_plain_vit_and_the_release_changes_colours_first() -> None:
+    assert num_parameters(paper.pretrain()) == 85_798_656
+    assert not paper.pretrain().jitter.before_crop
+    assert release.pretrain().jitter.before_crop
+    assert release.pretrain().normalisation == "imagenet"
+
+
+def test_the_published_schedules_of_the_tokenizer() -> None:
+    """DALL-E, appendix A.2."""
+    config = paper.train_tokenizer()
+    steps = config.plan.steps
+    assert (config.tokenizer.vocab_size, config.tokenizer.stride, config.data.side) == (8192, 8, 112)
+    assert (steps, config.plan.batch_size, config.ema_decay) == (3_000_000, 512, 0.999)
+    rate = config.optimiser.schedule(steps)
+    assert (rate(0), rate(600_000), rate(1_200_000), rate(steps)) == pytest.approx((1e-4, 5.0625e-5, 1.25e-6, 1.25e-6))
+    temperature, beta = config.relaxation.annealing(steps), config.relaxation.ramp(steps)
+    assert (temperature(0), temperature(150_000), temperature(steps)) == pytest.approx((1, 1 / 16, 1 / 16))
+    assert (beta(2500), beta(5000), beta(steps)) == pytest.approx((3.3, 6.6, 6.6))
+    assert (config.optimiser.betas, config.optimiser.weight_decay) == ((0.9, 0.999), 1e-4)
+
+
+def test_the_recipes_of_the_demo_are_what_they_were() -> None:
+    """Their learning rates are absolute, and no batch is computed in parts."""
+    for config in (nano.train_tokenizer(), nano.pretrain(), tiny.train_tokenizer(), tiny.pretrain()):
+        assert config.optimiser.at(8) == config.optimiser
+        assert config.plan.accumulate == 1
+    rates = AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0)
+    assert nano.pretrain().optimiser == tiny.pretrain().optimiser == rates
