@@ -91,6 +91,23 @@ def entropy(counts: Sequence[int]) -> float:
     return distribution_entropy([c / total for c in counts])
 
 
+def unigram_nats(counts: Sequence[int]) -> list[float]:
+    """-ln of each token's share, one added to every count."""
+    return [-math.log((count + 1) / (sum(counts) + len(counts))) for count in counts]
+
+
+def token_rates(
+    ids: Sequence[int], mask: Sequence[bool], counts: Sequence[int], *scores: Sequence[float]
+) -> list[float]:
+    """-ln p of an image's tokens: uniform, unigram, and for each row of scores its softmax where they are hidden."""
+    prices = unigram_nats(counts)
+    rates = [sum(math.log(len(counts)) for _ in ids), sum(prices[z] for z in ids)]
+    for row in scores:
+        log_p = log_softmax(row)
+        rates.append(sum(-log_p[z] if hidden else prices[z] for z, hidden in zip(ids, mask, strict=True)))
+    return rates
+
+
 def psnr(image: Array, reconstruction: Array) -> float:
     """10 log10(1 / MSE), at most 100."""
     squares = [(a - b) ** 2 for a, b in zip(image.reshape(-1), reconstruction.reshape(-1), strict=True)]

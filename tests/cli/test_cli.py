@@ -127,7 +127,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         (["train-tokenizer", "tiny", "--data", "x"], "no run folder given; use --out FOLDER"),
         (["report"], "no runs given; smalti report RUN..."),
         (["evaluate"], "Missing from smalti evaluate: A run folder."),
-        (["evaluate", "run"], "Missing from smalti evaluate: A folder (for a backbone with class folders)"),
+        (["evaluate", "run"], "Missing from smalti evaluate: A folder (for probes of a backbone with class folders)"),
         (["evaluate", "run", "images", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'?"),
         (["pretrain", "--resume"], "no value for --resume; use --resume FOLDER"),
     ],

@@ -89,7 +89,12 @@ class Bound(NamedTuple):
         return self._bits(self.unigram_rate_nats)
 
     def _bits(self, rate: float) -> float:
-        return (self.distortion_nats + rate) / (self.sub_pixels * math.log(2)) + BITS_OF_8_BIT_PIXELS
+        return bits_per_dim(self.distortion_nats + rate, self.sub_pixels) + BITS_OF_8_BIT_PIXELS
+
+
+def bits_per_dim(nats: float, sub_pixels: int) -> float:
+    """Nats an image as bits a sub-pixel. What a density says lacks `BITS_OF_8_BIT_PIXELS`; a rate lacks nothing."""
+    return nats / (sub_pixels * math.log(2))
 
 
 @torch.no_grad()
@@ -112,19 +117,27 @@ def measure_bound(
 
     Reference: BEiT §2.3, eq. 2: the first stage, with a uniform prior.
     """
-    distortion, chunk = [], _chunk(tokenizer, images)
+    return Bound(
+        distortion_nats=float(distortion(tokenizer, images, ids, compute).mean()),
+        uniform_rate_nats=ids.shape[1] * math.log(tokenizer.vocab_size),
+        unigram_rate_nats=ids.shape[1] * unigram_entropy,
+        sub_pixels=images[0].numel(),
+    )
+
+
+@torch.no_grad()
+def distortion(
+    tokenizer: Posterior | Quantiser, images: Tensor, ids: Int[Tensor, "B N"], compute: Compute
+) -> Float[Tensor, "B"]:
+    """D = -ln p(x|ẑ) of each image (uint8 or in [0, 1]) with these hard tokens, in nats: see `Bound`."""
+    nats, chunk = [], _chunk(tokenizer, images)
     grid = (images.shape[-2] // tokenizer.stride, images.shape[-1] // tokenizer.stride)
     for part, codes in zip(images.split(chunk), ids.split(chunk), strict=True):
         with compute.autocast():
             mean, log_scale = _given_tokens(tokenizer, codes.to(compute.device).view(-1, *grid))
         nll = logit_laplace_nll(as_unit_range(part.to(compute.device)), mean.float(), log_scale.float())
-        distortion.append(nll.sum((1, 2, 3)).cpu().double())
-    return Bound(
-        distortion_nats=float(torch.cat(distortion).mean()),
-        uniform_rate_nats=ids.shape[1] * math.log(tokenizer.vocab_size),
-        unigram_rate_nats=ids.shape[1] * unigram_entropy,
-        sub_pixels=images[0].numel(),
-    )
+        nats.append(nll.sum((1, 2, 3)).cpu().double())
+    return torch.cat(nats)
 
 
 def _chunk(tokenizer: Posterior | Quantiser, images: Tensor) -> int:

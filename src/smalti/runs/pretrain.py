@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision
@@ -22,8 +23,9 @@ from smalti.data.statistics import Normalisation, statistics
 from smalti.data.tokens.cache import TokenCache
 from smalti.data.tokens.cached import CachedTokens
 from smalti.data.tokens.key import token_key
-from smalti.data.tokens.tokens import Tokenized, chunk_for, token_view, tokenized
+from smalti.data.tokens.tokens import Tokenized, TokenizedOnce, chunk_for, encode, token_view, tokenized
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.mim import evaluate_mim
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.mim import MaskedImageModel, build_mim
@@ -31,7 +33,7 @@ from smalti.models.vit import ViT
 from smalti.runs.folder import read_config
 from smalti.runs.gate import gate, some_images
 from smalti.runs.session import Session
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.train_tokenizer import has_density, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
@@ -83,7 +85,7 @@ class Pretrain:
 def main(
     config: Pretrain, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
 ) -> dict[str, Any]:
-    """Train, save, measure the loss on held-out images. Arguments as in `train_tokenizer.main`.
+    """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
     Raises:
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
@@ -158,11 +160,26 @@ def measure(
     images: Images | StoredImages,
     tokenizer: ImageTokenizer,
     compute: Compute,
-) -> dict[str, float]:
-    """Loss, accuracy and unigram entropy on whole held-out images under fixed masks."""
-    loader = _held_out_loader(config, images.held_out, tokenizer)
+) -> dict[str, Any]:
+    """Loss, accuracy and unigram entropy on whole held-out images under fixed masks, and the bound of both stages."""
+    batches = TokenizedOnce(_held_out_loader(config, images.held_out, tokenizer), tokenizer, compute)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.batch_size)
-    return evaluate_mim(MaskedImageModeling(model), Tokenized(loader, tokenizer, compute), num_batches, compute)
+    measured = evaluate_mim(MaskedImageModeling(model), batches, num_batches, compute)
+    untrained = build_mim(config.backbone, tokenizer.vocab_size, config.seed).to(compute.device)
+    before = evaluate_mim(MaskedImageModeling(untrained), batches, num_batches, compute)
+    counts = _token_counts(config, images.train, tokenizer, compute)
+    losses, density = (before["loss_nats"], measured["loss_nats"]), has_density(config.tokenizer)
+    bound = two_stage_bound(tokenizer, batches, num_batches, counts, losses, compute, density=density)
+    return measured | {"bound": bound.as_dict()}
+
+
+def _token_counts(
+    config: Pretrain, train: Resident | Stored, tokenizer: ImageTokenizer, compute: Compute
+) -> Int[Tensor, "V"]:
+    """How often each token occurs in some training images, shown whole as held-out ones are."""
+    views = token_views(config, train, tokenizer)
+    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in views.split(1024)])
+    return torch.bincount(ids.flatten(), minlength=tokenizer.vocab_size)
 
 
 def held_out_batch(

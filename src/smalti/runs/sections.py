@@ -16,6 +16,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.load import Images
 from smalti.data.sources.resident import embedded_photographs
+from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook import survey
 from smalti.evaluation.completion import Completion, complete
 from smalti.report.atlas import Card, atlas
@@ -112,6 +113,24 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
             "Held-out images. The tokenizer's view is the best that any prediction can give; in the last column the"
             " hidden tokens are replaced by the most likely predicted ones and decoded together.",
         ),
+        *_bound(result),
+    ]
+
+
+def _bound(result: Mapping[str, Any]) -> list[Section]:
+    """Both stages as a model of images, where that was measured."""
+    if "bound" not in result:
+        return []
+    header, *rows = table_of(result["bound"])
+    return [
+        Section(
+            "What the two stages are worth as a model of images",
+            table(header, rows, highlight=[(len(rows) - 1, len(header) - 1)]),
+            "What it costs to write a held-out image down, given what its mask leaves: D for the pixels when the tokens"
+            " are known, and R for naming the tokens to somebody with this prior, in nats a patch. D is that of a"
+            " density and may be negative; bits per dimension are those of an 8-bit image. The masked image model names"
+            " hidden tokens only; visible ones always cost what their frequency says.",
+        )
     ]
 
 
