@@ -75,6 +75,17 @@ def logit_laplace_nll(pixel: float, mu: float, log_scale: float, epsilon: float 
     return -math.log(density)
 
 
+def grey_level_nll(pixel: float, mu: float, log_scale: float, epsilon: float = 0.1) -> float:
+    """-ln (F(pixel + half a grey level) - F(pixel - half of one)), F the distribution function of the logit-Laplace."""
+
+    def cumulative(value: float) -> float:
+        x = (1 - 2 * epsilon) * value + epsilon
+        distance = (math.log(x / (1 - x)) - mu) / math.exp(log_scale)
+        return 0.5 * math.exp(distance) if distance < 0 else 1 - 0.5 * math.exp(-distance)
+
+    return -math.log(cumulative(pixel + 0.5 / 255) - cumulative(pixel - 0.5 / 255))
+
+
 def most_likely_pixel(mu: float, epsilon: float = 0.1) -> float:
     return (1 / (1 + math.exp(-mu)) - epsilon) / (1 - 2 * epsilon)
 

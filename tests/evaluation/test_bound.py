@@ -101,13 +101,15 @@ def test_the_distortion_is_the_mean_over_all_images() -> None:
     built = tokenizer()
     found = two_stage_bound(built, BATCHES, 2, COUNTS, (0.0, 0.0), CPU)
     ids, _, pixels = in_words(BATCHES(0), BATCHES(1))
-    nats = 0.0
+    nats = levels = 0.0
     for z, image in zip(ids, pixels, strict=True):
         one_hot = F.one_hot(torch.tensor(z).view(1, *CONFIG.grid), V).permute(0, 3, 1, 2).float()
         mean, log_scale = built.distribution(one_hot)
         for pixel, mu, scale in zip(image.flatten(), mean.flatten(), log_scale.flatten(), strict=True):
             nats += oracles.logit_laplace_nll(float(pixel), float(mu), float(scale)) / 6
+            levels += oracles.grey_level_nll(float(pixel), float(mu), float(scale)) / 6
     assert found.distortion == pytest.approx(nats, rel=1e-4)
+    assert found.grey_levels == pytest.approx(levels, rel=1e-4)
 
 
 def test_whoever_knows_nothing_pays_as_for_a_uniform_prior() -> None:
@@ -178,6 +180,7 @@ def test_it_is_a_bound() -> None:
 
 BOUND = TwoStageBound(
     distortion=-30.0,
+    grey_levels=900.0,
     uniform=12.0,
     unigram=10.0,
     untrained=11.0,
@@ -192,12 +195,13 @@ BOUND = TwoStageBound(
 def test_the_parts_add_up_in_either_unit() -> None:
     found = {key: value for key, value in BOUND.as_dict().items() if value is not None}
     for name in PRIORS:
-        for unit in ("nats_per_patch", "bits_per_dim"):
-            parts = found[f"distortion_{unit}"] + found[f"{name}_rate_{unit}"]
+        for unit in ("nats_per_patch", "bits_per_dim", "grey_level_bits_per_dim"):
+            parts = found[f"distortion_{unit}"] + found[f"{name}_rate_{unit.removeprefix('grey_level_')}"]
             assert found[f"{name}_bound_{unit}"] == pytest.approx(parts)
     assert found["distortion_nats_per_patch"] == pytest.approx(-5)
     assert found["trained_rate_nats_per_patch"] == pytest.approx(8 / 6)
     assert found["distortion_bits_per_dim"] == pytest.approx(-30 / 288 / math.log(2) + math.log2(255 / 0.8))
+    assert found["distortion_grey_level_bits_per_dim"] == pytest.approx(900 / 288 / math.log(2))
     assert found["trained_rate_bits_per_dim"] == pytest.approx(8 / 288 / math.log(2))
     assert (found["images"], found["patches"], found["masked_patches"], found["sub_pixels"]) == (6, 6, 2.5, 288)
 
@@ -210,16 +214,16 @@ def test_a_tokenizer_without_a_density_has_rates_and_no_bound() -> None:
         missing = {key for key, value in numbers.items() if value is None}
         assert missing == {key for key in numbers if key.startswith("distortion") or "_bound_" in key}
         assert [row[1:] for row in table_of(numbers)[1:]] == [
-            ["-", f"{numbers[f'{name}_rate_nats_per_patch']:.3f}", "-", "-"] for name in PRIORS
+            ["-", f"{numbers[f'{name}_rate_nats_per_patch']:.3f}", "-", "-", "-"] for name in PRIORS
         ]
 
 
 def test_the_table_has_a_row_for_each_prior() -> None:
     assert describe(BOUND.as_dict()).splitlines() == [
-        "on 6 held-out images, 2.5 of 6 patches hidden; D, R and D + R in nats a patch",
-        "prior of the tokens                          D         R     D + R  bits per dimension",
-        "uniform: stage one alone                -5.000     2.000    -3.000               8.226",
-        "unigram: how frequent each token is     -5.000     1.667    -3.333               8.216",
-        "masked image model, untrained           -5.000     1.833    -3.167               8.221",
-        "masked image model, trained             -5.000     1.333    -3.667               8.206",
+        "6 held-out images, 2.5 of 6 patches hidden; D and R in nats a patch, then D + R in bits per dimension",
+        "prior of the tokens                            D           R       D + R    bits/dim grey levels",
+        "uniform: stage one alone                  -5.000       2.000      -3.000       8.226       4.569",
+        "unigram: how frequent each token is       -5.000       1.667      -3.333       8.216       4.559",
+        "masked image model, untrained             -5.000       1.833      -3.167       8.221       4.564",
+        "masked image model, trained               -5.000       1.333      -3.667       8.206       4.548",
     ]

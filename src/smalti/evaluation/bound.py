@@ -12,7 +12,14 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.data.tokens.tokens import token_view
-from smalti.evaluation.likelihood import BITS_OF_8_BIT_PIXELS, Posterior, Quantiser, bits_per_dim, distortion
+from smalti.evaluation.likelihood import (
+    BITS_OF_8_BIT_PIXELS,
+    Distortion,
+    Posterior,
+    Quantiser,
+    bits_per_dim,
+    distortion,
+)
 from smalti.functional.metrics import unigram_nats
 
 PRIORS = {
@@ -30,13 +37,14 @@ class TwoStageBound:
 
     D = -ln p(x|ẑ) is the distortion and R = -ln p(ẑ|x̃) the rate of ẑ, the most likely tokens of x; q is taken as the
     one-point distribution at ẑ, so the KL of the paper's equation is R. D is a density's and may be negative: see
-    `likelihood.Bound`, also for the bits of 8-bit pixels. x is the image as the tokenizer sees it.
+    `likelihood.Bound`, also for the bits that name an 8-bit pixel. Where a scale is finer than a grey level they are
+    too few, so the same is given for the probabilities of grey levels. x is the image as the tokenizer sees it.
 
     Four priors name ẑ. The masked image model predicts hidden tokens only; with it, visible ones cost what they cost
     under the unigram prior: x̃ does not determine them, for the tokenizer has seen hidden pixels around them.
 
     Attributes:
-        distortion: D; None where the tokenizer has no density.
+        distortion, grey_levels: D of the density and of 8-bit grey levels; None where the tokenizer has no density.
         uniform: R = N·ln V.
         unigram: R under the frequency of each token among images that are not measured, one added to every count.
         untrained, trained: R with the masked image model, before its first step and after its last.
@@ -48,6 +56,7 @@ class TwoStageBound:
     """
 
     distortion: float | None
+    grey_levels: float | None
     uniform: float
     unigram: float
     untrained: float
@@ -61,28 +70,34 @@ class TwoStageBound:
         """The numbers under the names that results and `--json` use.
 
         Returns:
-            `images`, `patches`, `masked_patches`, `sub_pixels`; in nats a patch (`_nats_per_patch`) and in bits a
-            sub-pixel of an 8-bit image (`_bits_per_dim`) `distortion`, and of each of the four priors its `_rate` and
-            `_bound` = distortion + rate. Distortion and bounds are None where there is no density.
+            `images`, `patches`, `masked_patches`, `sub_pixels`; `distortion` and, of each of the four priors, its
+            `_rate` and its `_bound` = distortion + rate: in nats a patch (`_nats_per_patch`), and as bits a sub-pixel
+            of an 8-bit image by the density (`_bits_per_dim`) and, where pixels have a part, by the probability of
+            grey levels (`_grey_level_bits_per_dim`). Distortion and bounds are None where there is no density.
         """
         found: dict[str, int | float | None] = {
             "images": self.images,
             "patches": self.patches,
             "masked_patches": self.masked_patches,
             "sub_pixels": self.sub_pixels,
-            **self._in_units("distortion", self.distortion, BITS_OF_8_BIT_PIXELS),
+            **self._with_pixels("distortion", 0.0),
         }
         for name in PRIORS:
             rate: float = getattr(self, name)
-            found |= self._in_units(f"{name}_rate", rate)
-            total = None if self.distortion is None else self.distortion + rate
-            found |= self._in_units(f"{name}_bound", total, BITS_OF_8_BIT_PIXELS)
+            found[f"{name}_rate_nats_per_patch"] = rate / self.patches
+            found[f"{name}_rate_bits_per_dim"] = bits_per_dim(rate, self.sub_pixels)
+            found |= self._with_pixels(f"{name}_bound", rate)
         return found
 
-    def _in_units(self, name: str, nats: float | None, more_bits: float = 0.0) -> dict[str, float | None]:
+    def _with_pixels(self, name: str, rate: float) -> dict[str, float | None]:
+        """The distortion and this rate."""
+        density = None if self.distortion is None else self.distortion + rate
+        levels = None if self.grey_levels is None else self.grey_levels + rate
+        bits, exact = (None if nats is None else bits_per_dim(nats, self.sub_pixels) for nats in (density, levels))
         return {
-            f"{name}_nats_per_patch": None if nats is None else nats / self.patches,
-            f"{name}_bits_per_dim": None if nats is None else bits_per_dim(nats, self.sub_pixels) + more_bits,
+            f"{name}_nats_per_patch": None if density is None else density / self.patches,
+            f"{name}_bits_per_dim": None if bits is None else bits + BITS_OF_8_BIT_PIXELS,
+            f"{name}_grey_level_bits_per_dim": exact,
         }
 
 
@@ -105,7 +120,7 @@ def two_stage_bound(
         density: whether p(x|z) was trained as a density; False where errors of pixels were minimised.
     """
     prices = unigram_nats(counts)
-    seen: list[Tensor] = []
+    seen: list[Distortion] = []
     everywhere, visible, images, masked = 0.0, 0.0, 0, 0
     for number in range(num_batches):
         batch = batches(number)
@@ -119,7 +134,8 @@ def two_stage_bound(
             seen.append(distortion(tokenizer, view, ids, compute))
     untrained, trained = ((visible + loss * masked) / images for loss in losses)
     return TwoStageBound(
-        distortion=float(torch.cat(seen).mean()) if seen else None,
+        distortion=_mean([part.density for part in seen]),
+        grey_levels=_mean([part.grey_levels for part in seen]),
         uniform=ids.shape[1] * math.log(len(counts)),
         unigram=everywhere / images,
         untrained=untrained,
@@ -131,22 +147,27 @@ def two_stage_bound(
     )
 
 
+def _mean(parts: list[Tensor]) -> float | None:
+    return float(torch.cat(parts).mean()) if parts else None
+
+
 def table_of(bound: Mapping[str, Any]) -> list[list[str]]:
     """`TwoStageBound.as_dict()` as rows of text under a header: for each prior how D and R make the bound.
 
-    All in nats a patch, the bound also in bits per dimension.
+    All in nats a patch, the bound also in bits per dimension, by the density and by the probability of grey levels.
     """
     parts = ("distortion", "{}_rate", "{}_bound")
-    keys = [*(f"{part}_nats_per_patch" for part in parts), "{}_bound_bits_per_dim"]
+    bits = ("{}_bound_bits_per_dim", "{}_bound_grey_level_bits_per_dim")
+    keys = [*(f"{part}_nats_per_patch" for part in parts), *bits]
     rows = [[text, *(_cell(bound[key.format(name)]) for key in keys)] for name, text in PRIORS.items()]
-    return [["prior of the tokens", "D", "R", "D + R", "bits per dimension"], *rows]
+    return [["prior of the tokens", "D", "R", "D + R", "bits/dim", "grey levels"], *rows]
 
 
 def describe(bound: Mapping[str, Any]) -> str:
     """The same as plain text."""
-    lines = [f"{row[0]:<36}" + "".join(f"{cell:>10}" for cell in row[1:4]) + f"{row[4]:>20}" for row in table_of(bound)]
-    about = f"on {bound['images']} held-out images, {bound['masked_patches']:g} of {bound['patches']} patches hidden"
-    return "\n".join([f"{about}; D, R and D + R in nats a patch", *lines])
+    about = f"{bound['images']} held-out images, {bound['masked_patches']:g} of {bound['patches']} patches hidden"
+    lines = [f"{name:<36}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in table_of(bound)]
+    return "\n".join([f"{about}; D and R in nats a patch, then D + R in bits per dimension", *lines])
 
 
 def _cell(value: float | None) -> str:

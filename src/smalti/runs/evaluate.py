@@ -123,6 +123,7 @@ _OWN = (
     ("ELBO, nats an image", "elbo_nats", "{:.1f}"),
     ("bits per dimension", "bits_per_dim", "{:.3f}"),
     ("  under the unigram prior", "bits_per_dim_unigram", "{:.3f}"),
+    ("  by grey levels", "grey_level_bits_per_dim", "{:.3f}"),
 )
 
 

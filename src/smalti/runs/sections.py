@@ -128,8 +128,9 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
             table(header, rows, highlight=[(len(rows) - 1, len(header) - 1)]),
             "What it costs to write a held-out image down, given what its mask leaves: D for the pixels when the tokens"
             " are known, and R for naming the tokens to somebody with this prior, in nats a patch. D is that of a"
-            " density and may be negative; bits per dimension are those of an 8-bit image. The masked image model names"
-            " hidden tokens only; visible ones always cost what their frequency says.",
+            " density and may be negative. The sum is also in bits a sub-pixel of an 8-bit image, by density times the"
+            " width of a grey level, which credits flat areas too much, and by the probability of grey levels, which"
+            " does not. The masked image model names hidden tokens only; visible ones cost what their frequency says.",
         )
     ]
 
