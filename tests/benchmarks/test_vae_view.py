@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "vae_view.py"
 
 
+@pytest.mark.slow
 def test_short_runs_end_in_one_json_object_with_all_figures() -> None:
     few = ["--tokenizer-steps", "2", "--steps", "2", "--limit", "200"]
     command = [sys.executable, str(BENCHMARK), "--json", *few]

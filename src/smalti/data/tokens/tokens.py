@@ -73,7 +73,7 @@ class TokenizedOnce(Tokenized):
         """The batch of one step."""
         if step in self.kept:
             return replace(self.batches(step), ids=self.kept[step]).to(self.compute.device)
-        batch = tokenized(self.batches(step), self.tokenizer, self.compute, self.chunk)
+        batch = super().__call__(step)
         assert batch.ids is not None
         self.kept[step] = batch.ids.cpu()
         return batch
