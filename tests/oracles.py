@@ -112,6 +112,17 @@ def logit_laplace_nll(pixel: float, mu: float, log_scale: float, epsilon: float 
     return -math.log(density)
 
 
+def grey_level_nll(pixel: float, mu: float, log_scale: float, epsilon: float = 0.1) -> float:
+    """-ln (F(pixel + half a grey level) - F(pixel - half of one)), F the distribution function of the logit-Laplace."""
+
+    def cumulative(value: float) -> float:
+        x = (1 - 2 * epsilon) * value + epsilon
+        distance = (math.log(x / (1 - x)) - mu) / math.exp(log_scale)
+        return 0.5 * math.exp(distance) if distance < 0 else 1 - 0.5 * math.exp(-distance)
+
+    return -math.log(cumulative(pixel + 0.5 / 255) - cumulative(pixel - 0.5 / 255))
+
+
 def most_likely_pixel(mu: float, epsilon: float = 0.1) -> float:
     return (1 / (1 + math.exp(-mu)) - epsilon) / (1 - 2 * epsilon)
 
@@ -126,6 +137,23 @@ def reconstruction_loss(likelihood: str, pixel: float, mu: float, log_scale: flo
 def entropy(counts: Sequence[int]) -> float:
     total = sum(counts)
     return distribution_entropy([c / total for c in counts])
+
+
+def unigram_nats(counts: Sequence[int]) -> list[float]:
+    """-ln of each token's share, one added to every count."""
+    return [-math.log((count + 1) / (sum(counts) + len(counts))) for count in counts]
+
+
+def token_rates(
+    ids: Sequence[int], mask: Sequence[bool], counts: Sequence[int], *scores: Sequence[float]
+) -> list[float]:
+    """-ln p of an image's tokens: uniform, unigram, and for each row of scores its softmax where they are hidden."""
+    prices = unigram_nats(counts)
+    rates = [sum(math.log(len(counts)) for _ in ids), sum(prices[z] for z in ids)]
+    for row in scores:
+        log_p = log_softmax(row)
+        rates.append(sum(-log_p[z] if hidden else prices[z] for z, hidden in zip(ids, mask, strict=True)))
+    return rates
 
 
 def psnr(image: Array, reconstruction: Array) -> float:

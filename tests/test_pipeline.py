@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from smalti.cli import main
+from smalti.evaluation.bound import describe
 from smalti.training.loop import Trainer
 from tests.small_runs import (
     CPU,
@@ -116,6 +118,56 @@ def test_pretraining_measures_itself_on_held_out_images(story: Story) -> None:
     assert found["unigram_entropy_nats"] <= math.log(16)
 
 
+def test_pretraining_measures_the_bound_before_and_after(story: Story) -> None:
+    found = result(story.backbone)
+    bound = found["bound"]
+    assert (bound["images"], bound["patches"], bound["masked_patches"], bound["sub_pixels"]) == (16, 16, 6, 768)
+    assert bound["uniform_rate_nats_per_patch"] == pytest.approx(math.log(16))
+    assert bound["trained_bound_bits_per_dim"] < bound["untrained_bound_bits_per_dim"]
+    hidden = 16 / 6 * (bound["untrained_rate_nats_per_patch"] - bound["trained_rate_nats_per_patch"])
+    assert found["loss_nats"] + hidden == pytest.approx(metrics(story.backbone)[0]["loss"], abs=0.5)
+
+
+def test_evaluate_measures_a_backbone_as_its_own_run_did(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(story.backbone), str(story.photos), *CPU, "--json"]) == 0
+    found, at_the_end = json_of(capsys), result(story.backbone)
+    assert found["loss_nats"] == pytest.approx(at_the_end["loss_nats"])
+    assert found["bound"] == pytest.approx(at_the_end["bound"])
+
+
+def test_evaluate_of_a_backbone_needs_no_labels(
+    story: Story, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = flat_pictures(tmp_path / "images", 24)
+    assert main(["evaluate", str(story.backbone), str(images), *CPU, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out.splitlines()[-1])
+    assert {"loss_nats", "bound"} <= set(found)
+    assert "linear" not in found
+    assert f"no probes: they need labels, and {images} has none; put images into one folder a class" in said.err
+    assert describe(found["bound"]) in said.out
+
+
+def test_evaluate_probes_a_backbone_whose_tokenizer_is_gone(
+    story: Story, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(story.backbone, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace(str(story.tokenizer), "gone"))
+    assert main(["evaluate", str(tmp_path / "run"), str(story.photos), *CPU, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "no loss and no bound: the tokenizer of the run is no longer in gone" in said.err
+    assert "bound" not in json.loads(said.out.splitlines()[-1])
+
+
+def test_without_a_density_there_are_rates_and_no_bound(story: Story, tmp_path: Path) -> None:
+    assert train_tokenizer(story.photos, tmp_path / "tokenizer", 2, "--likelihood", "mse") == 0
+    assert pretrain(story.photos, tmp_path / "tokenizer", tmp_path / "run", 2) == 0
+    bound = result(tmp_path / "run")["bound"]
+    assert bound["trained_bound_bits_per_dim"] is None
+    assert bound["trained_rate_bits_per_dim"] > 0
+
+
 def test_evaluate_probes_a_backbone(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(story.backbone), str(story.photos), *CPU, "--json"]) == 0
     found = json_of(capsys)
@@ -137,6 +189,8 @@ def test_the_report_needs_nothing_but_itself(story: Story, tmp_path: Path, capsy
     assert is_self_contained(page)
     assert "The codebook" in page.read_text()
     assert "Hidden, and dreamt back" in page.read_text()
+    assert "What the two stages are worth as a model of images" in page.read_text()
+    assert f"<strong>{result(story.backbone)['bound']['trained_bound_bits_per_dim']:.3f}</strong>" in page.read_text()
 
 
 def test_a_report_lies_in_the_first_run_where_no_place_is_given(

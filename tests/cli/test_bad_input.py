@@ -222,12 +222,6 @@ def test_resuming_what_is_no_run(tmp_path: Path, tokenizer: Path, failure: Failu
     )
 
 
-def test_probes_need_labels(backbone: Path, tmp_path: Path, failure: Failure) -> None:
-    images = flat_pictures(tmp_path / "images")
-    line = failure(main(["evaluate", str(backbone), str(images), *CPU]), 3)
-    assert line == f"no labels in {images}; probes need class folders; put images into one folder a class"
-
-
 def test_evaluating_what_is_no_run(photos: Path, tmp_path: Path, failure: Failure) -> None:
     line = failure(main(["evaluate", str(tmp_path), str(photos), *CPU]), 4)
     assert line.startswith(f"{tmp_path} is no run folder; ")

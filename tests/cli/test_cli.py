@@ -30,6 +30,7 @@ def story():
 
 RECIPES = "base, dalle, fsq, kmeans, nano, paper, random_projection, release, small, tiny, vq"
 FOR_PRETRAIN = "base, nano, paper, release, small, tiny"
+FOR_TOKENIZER = "base, dalle, fsq, kmeans, nano, paper, random_projection, small, tiny, vq"
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -113,7 +114,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         (["train-tokeniser"], "unknown verb 'train-tokeniser'; did you mean 'train-tokenizer'?"),
         (
             ["train-tokenizer"],
-            f"no recipe given; smalti train-tokenizer RECIPE ...; there are: {RECIPES}",
+            f"no recipe given; smalti train-tokenizer RECIPE ...; there are: {FOR_TOKENIZER}",
         ),
         (
             ["pretrain", "--out", "x"],
@@ -132,7 +133,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         (["train-tokenizer", "tiny", "--data", "x"], "no run folder given; use --out FOLDER"),
         (["report"], "no runs given; smalti report RUN..."),
         (["evaluate"], "Missing from smalti evaluate: A run folder."),
-        (["evaluate", "run"], "Missing from smalti evaluate: A folder (for a backbone with class folders)"),
+        (["evaluate", "run"], "Missing from smalti evaluate: A folder (for probes of a backbone with class folders)"),
         (["evaluate", "run", "images", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'?"),
         (["pretrain", "--resume"], "no value for --resume; use --resume FOLDER"),
     ],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
-from smalti.data.tokens.tokens import CHUNK, Scorer, Tokenized, encode, scored, tokenized
+from smalti.data.tokens.tokens import CHUNK, Scorer, Tokenized, TokenizedOnce, encode, scored, tokenized
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.test_contracts import GreyLevels
 
@@ -67,6 +67,16 @@ def test_waiting_and_closing_are_those_of_the_batches() -> None:
     assert batches.waited == 2.5
     batches.close()
     assert steps.closed == 1
+
+
+def test_batches_that_are_asked_for_again_are_tokenised_once() -> None:
+    tokenizer = Recorder()
+    batches = TokenizedOnce(Steps(), tokenizer, CPU)
+    for step in (0, 1, 1, 0):
+        asked, live = batches(step), Tokenized(Steps(), GreyLevels(), CPU)(step)
+        assert torch.equal(asked.ids, live.ids)
+        assert torch.equal(asked.image, live.image)
+    assert tokenizer.given == [CHUNK] * 2
 
 
 @pytest.mark.parametrize("count", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])

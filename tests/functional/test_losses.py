@@ -12,6 +12,7 @@ from hypothesis import given
 from smalti.functional.losses import (
     Likelihood,
     absolute_error,
+    grey_level_nll,
     kl_to_uniform,
     kl_weight,
     logit_laplace_nll,
@@ -118,6 +119,39 @@ def test_logit_laplace_nll_is_minus_the_log_density(pixel: float, mu: float, log
     args = [torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (pixel, mu, log_scale)]
     expected = oracles.logit_laplace_nll(pixel, mu, log_scale)
     assert float(logit_laplace_nll(*args)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("log_scale", [-6.0, -2.0, 0.0, 3.0])
+def test_grey_level_nll_is_minus_the_log_of_what_the_density_puts_there(log_scale: float) -> None:
+    """On either side of the centre, and across it; in double precision, as a difference of nearly equal numbers."""
+    for level in (0, 63, 128, 255):
+        x = 0.8 * level / 255 + 0.1
+        for away in (-0.02, -0.001, 0.0, 0.002, 0.02):
+            mu = math.log(x / (1 - x)) + away
+            args = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (level / 255, mu, log_scale))
+            expected = oracles.grey_level_nll(level / 255, mu, log_scale)
+            assert float(grey_level_nll(*args)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_grey_levels_of_a_pixel_share_what_lies_between_their_ends() -> None:
+    levels = (torch.arange(256, dtype=torch.float64) / 255).view(1, 1, 1, 256)
+    mu, log_scale = torch.full_like(levels, -0.4), torch.full_like(levels, -1.0)
+
+    def below(value: float) -> float:
+        distance = (math.log(value / (1 - value)) + 0.4) / math.exp(-1.0)
+        return 0.5 * math.exp(distance) if distance < 0 else 1 - 0.5 * math.exp(-distance)
+
+    inside = below(0.9 + 0.4 / 255) - below(0.1 - 0.4 / 255)
+    assert float((-grey_level_nll(levels, mu, log_scale)).exp().sum()) == pytest.approx(inside)
+    assert inside < 1  # what ε leaks
+
+
+def test_a_sure_grey_level_costs_nothing_where_the_density_would_pay_for_it() -> None:
+    black, mu = torch.zeros(1, 1, 1, 1), torch.logit(torch.full((1, 1, 1, 1), 0.1))
+    sure = torch.full((1, 1, 1, 1), -9.0)
+    assert 0 <= float(grey_level_nll(black, mu, sure)) < 1e-3
+    assert float(logit_laplace_nll(black, mu, sure)) - math.log(0.8 / 255) < -1
+    assert torch.isfinite(grey_level_nll(black, mu + 5, sure)).all()
 
 
 def test_logit_laplace_density_integrates_to_one() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from smalti.functional.metrics import codebook_use, codes_seen, entropy, hits, psnr, ssim
+from smalti.functional.metrics import codebook_use, codes_seen, entropy, hits, psnr, ssim, unigram_nats
 from tests import oracles
 
 
@@ -92,3 +92,13 @@ def test_with_few_classes_every_target_is_hit_once() -> None:
 def test_codes_seen_are_the_different_ones_of_those_that_could_be(ids: list[int]) -> None:
     seen, possible = codes_seen(torch.tensor(ids), vocab_size=10)
     assert (int(seen), int(possible)) == (len(set(ids)), min(10, len(ids)))
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=12))
+def test_prices_of_tokens_are_those_of_a_distribution_and_suit_the_counted_ones(counts: list[int]) -> None:
+    prices = unigram_nats(torch.tensor(counts))
+    assert prices.tolist() == pytest.approx(oracles.unigram_nats(counts))
+    assert float((-prices).exp().sum()) == pytest.approx(1)
+    if sum(counts):
+        mean = sum(n * price for n, price in zip(counts, prices.tolist(), strict=True)) / sum(counts)
+        assert oracles.entropy(counts) - 1e-9 <= mean <= math.log(len(counts)) + 1e-9

@@ -10,7 +10,7 @@ import pytest
 from smalti.cli import main
 from smalti.core.errors import UsageError
 from smalti.recipes import nano, tiny
-from smalti.runs.pretrain import Pretrain, describe
+from smalti.runs.pretrain import Pretrain, describe_loss
 from smalti.runs.tokenize import Tokenize
 from smalti.training.targets import Pixels, SoftTokens
 from tests.report.reading import pictures_in
@@ -69,7 +69,7 @@ def test_a_run_on_tokens_says_whether_its_loss_is_normal(runs: Runs, target: str
     assert found["neighbour_nats"] <= found["unigram_entropy_nats"]
     assert found["accuracy"] <= found["top5_accuracy"] <= 1
     assert ("kl_nats" in found) == (target == "soft-tokens")
-    line = describe(found)
+    line = describe_loss(found)
     for key in ("loss_nats", "unigram_entropy_nats", "neighbour_nats", "bits_saved_per_token"):
         assert f"{found[key]:.3f}" in line
     assert f"top-1 {found['accuracy']:.1%} (copying {found['neighbour_accuracy']:.1%})" in line
@@ -79,7 +79,7 @@ def test_a_run_on_tokens_says_whether_its_loss_is_normal(runs: Runs, target: str
 def test_a_run_on_pixels_says_it_in_pixels(runs: Runs) -> None:
     found = result(runs.of["pixels"])
     assert "loss_nats" not in found
-    assert describe(found) == (
+    assert describe_loss(found) == (
         f"held-out images: loss {found['pixel_loss']:.4f} a hidden patch; patches of one colour cost"
         f" {found['flat_pixel_loss']:.4f}, copies of the nearest visible patch {found['neighbour_pixel_loss']:.4f}"
     )
@@ -88,7 +88,7 @@ def test_a_run_on_pixels_says_it_in_pixels(runs: Runs) -> None:
 
 def test_it_is_said_when_the_run_ends(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(runs.photos, runs.tokenizer, tmp_path / "run", 2) == 0
-    assert capsys.readouterr().err.splitlines()[-1] == describe(result(tmp_path / "run"))
+    assert capsys.readouterr().err.splitlines()[-1] == describe_loss(result(tmp_path / "run"))
 
 
 def test_pixels_are_learned_without_a_tokenizer_and_without_its_gate(

@@ -22,7 +22,7 @@ from smalti.functional.masking import mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.loop import Plan, Trainer, fit, means
-from smalti.training.objectives import MaskedImageModeling
+from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
 
 CPU = Compute(torch.device("cpu"), torch.float32)

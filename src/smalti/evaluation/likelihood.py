@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.functional.losses import LAPLACE_EPSILON, logit_laplace_nll, most_likely_pixels
+from smalti.functional.losses import LAPLACE_EPSILON, grey_level_nll, logit_laplace_nll, most_likely_pixels
 from smalti.functional.metrics import psnr
 from smalti.models.vit import as_unit_range
 
@@ -59,19 +59,22 @@ class Bound(NamedTuple):
 
     p is the logit-Laplace density at (1-2ε)·pixel + ε with ε = 0.1. A density is no probability: D may be negative.
     For 8-bit pixels a grey level is 0.8/255 wide on that scale, which adds log2(255/0.8) = 8.32 bits a sub-pixel; that
-    is the midpoint rule, not an integral, so a scale far below a grey level would be credited too much. And ε leaks:
+    is the midpoint rule, not an integral, so a scale far below a grey level is credited too much: flat areas bring that
+    about, and `grey_level_nats` holds the integral, a probability of 8-bit images. And ε leaks:
     what the density puts below 0.1 and above 0.9 belongs to no pixel, so the figures are a little worse than need be.
 
     Attributes:
         distortion_nats: D an image.
         uniform_rate_nats, unigram_rate_nats: N·ln V; N times the entropy of the tokens of these very images.
         sub_pixels: C·H·W.
+        grey_level_nats: D an image, of its grey levels.
     """
 
     distortion_nats: float
     uniform_rate_nats: float
     unigram_rate_nats: float
     sub_pixels: int
+    grey_level_nats: float
 
     @property
     def elbo_nats(self) -> float:
@@ -88,8 +91,18 @@ class Bound(NamedTuple):
         """The cost where the prior is how frequent each token is."""
         return self._bits(self.unigram_rate_nats)
 
+    @property
+    def grey_level_bits_per_dim(self) -> float:
+        """The cost under the uniform prior by the probability of grey levels."""
+        return bits_per_dim(self.grey_level_nats + self.uniform_rate_nats, self.sub_pixels)
+
     def _bits(self, rate: float) -> float:
-        return (self.distortion_nats + rate) / (self.sub_pixels * math.log(2)) + BITS_OF_8_BIT_PIXELS
+        return bits_per_dim(self.distortion_nats + rate, self.sub_pixels) + BITS_OF_8_BIT_PIXELS
+
+
+def bits_per_dim(nats: float, sub_pixels: int) -> float:
+    """Nats an image as bits a sub-pixel. What a density says lacks `BITS_OF_8_BIT_PIXELS`; a rate lacks nothing."""
+    return nats / (sub_pixels * math.log(2))
 
 
 @torch.no_grad()
@@ -110,21 +123,39 @@ def measure_bound(
 ) -> Bound:
     """Measure images (uint8 or in [0, 1]) with these hard tokens, whose unigram entropy is given in nats.
 
-    Reference: BEiT §2.3, eq. 2: the first stage, with a uniform prior.
+    Reference: BEiT §2.4, eq. 2: the first stage, with a uniform prior.
     """
-    distortion, chunk = [], _chunk(tokenizer, images)
+    cost = distortion(tokenizer, images, ids, compute)
+    return Bound(
+        distortion_nats=float(cost.density.mean()),
+        uniform_rate_nats=ids.shape[1] * math.log(tokenizer.vocab_size),
+        unigram_rate_nats=ids.shape[1] * unigram_entropy,
+        sub_pixels=images[0].numel(),
+        grey_level_nats=float(cost.grey_levels.mean()),
+    )
+
+
+class Distortion(NamedTuple):
+    """D = -ln p(x|ẑ) of each image in nats: of the density (see `Bound`), and of 8-bit grey levels, a probability."""
+
+    density: Float[Tensor, "B"]
+    grey_levels: Float[Tensor, "B"]
+
+
+@torch.no_grad()
+def distortion(
+    tokenizer: Posterior | Quantiser, images: Tensor, ids: Int[Tensor, "B N"], compute: Compute
+) -> Distortion:
+    """Measure images (uint8 or in [0, 1]) with these hard tokens."""
+    density, grey_levels, chunk = [], [], _chunk(tokenizer, images)
     grid = (images.shape[-2] // tokenizer.stride, images.shape[-1] // tokenizer.stride)
     for part, codes in zip(images.split(chunk), ids.split(chunk), strict=True):
         with compute.autocast():
             mean, log_scale = _given_tokens(tokenizer, codes.to(compute.device).view(-1, *grid))
-        nll = logit_laplace_nll(as_unit_range(part.to(compute.device)), mean.float(), log_scale.float())
-        distortion.append(nll.sum((1, 2, 3)).cpu().double())
-    return Bound(
-        distortion_nats=float(torch.cat(distortion).mean()),
-        uniform_rate_nats=ids.shape[1] * math.log(tokenizer.vocab_size),
-        unigram_rate_nats=ids.shape[1] * unigram_entropy,
-        sub_pixels=images[0].numel(),
-    )
+        given = as_unit_range(part.to(compute.device)), mean.float(), log_scale.float()
+        density.append(logit_laplace_nll(*given).sum((1, 2, 3)).cpu().double())
+        grey_levels.append(grey_level_nll(*given).sum((1, 2, 3)).cpu().double())
+    return Distortion(torch.cat(density), torch.cat(grey_levels))
 
 
 def _chunk(tokenizer: Posterior | Quantiser, images: Tensor) -> int:

@@ -54,6 +54,7 @@ class TokenizerResult:
             "distortion_nats": None if bound is None else bound.distortion_nats,
             "bits_per_dim": None if bound is None else bound.bits_per_dim,
             "bits_per_dim_unigram": None if bound is None else bound.bits_per_dim_unigram,
+            "grey_level_bits_per_dim": None if bound is None else bound.grey_level_bits_per_dim,
             **_figures(self.yardstick, "kmeans_"),
         }
 

@@ -56,6 +56,16 @@ def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
     return nats
 
 
+def unigram_nats(counts: Int[Tensor, "V"]) -> Float[Tensor, "V"]:
+    """What each token costs whoever knows the counts of tokens alone: -ln((n_z + 1) / (Σn + V)), in nats.
+
+    The added one leaves a price for tokens that did not occur. On the counted tokens themselves the mean price lies
+    between their entropy and ln V.
+    """
+    seen = counts.double()
+    return (seen.sum() + len(seen)).log() - (seen + 1).log()
+
+
 class CodebookUse(NamedTuple):
     """How a codebook is used.
 

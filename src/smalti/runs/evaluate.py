@@ -9,20 +9,22 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import setting
 from smalti.core.contracts import Tokenizer
-from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
 from smalti.data.sources.resident import Resident
+from smalti.evaluation.bound import describe
 from smalti.evaluation.features import extract
 from smalti.evaluation.probe import ProbeResult, Split, probe
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer, as_unit_range
-from smalti.runs.folder import read_config, read_kind
+from smalti.runs.folder import is_run, read_config, read_kind
 from smalti.runs.gate import some_images
 from smalti.runs.import_tokenizer import load_dalle
-from smalti.runs.pretrain import Pretrain, load_model
-from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
+from smalti.runs.pretrain import Pretrain, describe_loss, load_model, measure, target_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer, has_density, load_tokenizer
 from smalti.tokenizers.dalle import DallE
+from smalti.training.targets import Pixels
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Evaluate:
     model: str
     """A run folder."""
     images: str
-    """A folder (for a backbone with class folders), or 'embedded'."""
+    """A folder (for probes of a backbone with class folders), or 'embedded'."""
     held_out: float | None = setting(None, "share of a folder's images to measure on; none: as in the model's own run")
     validation: float = setting(0.1, "share of the rest that layer and regularisation are chosen on")
     precision: Precision = setting("auto", "number format")
@@ -45,18 +47,39 @@ def main(config: Evaluate) -> dict[str, Any]:
     log = Log()
     compute = choose_compute(config.device, config.precision)
     if read_kind(config.model) != Pretrain.__name__:
-        result: dict[str, Any] = _measure_tokenizer(config, compute, log)
-        print(describe_tokenizer(result))
-        return result
-    images = _load(config, read_config(config.model, Pretrain).data, log)
-    if len(images.train.classes) < 2:
-        raise DataError(
-            f"no labels in {config.images}", cause="probes need class folders", fix="put images into one folder a class"
-        )
+        quality = _measure_tokenizer(config, compute, log)
+        print(describe_tokenizer(quality))
+        return quality
+    trained_on = read_config(config.model, Pretrain)
+    images = _load(config, trained_on.data, log)
+    model = load_model(config.model, compute)
+    result = _measure_stages(trained_on, model, images, compute, log)
+    if len(images.train.classes) > 1:
+        result |= _measure_backbone(config, model.backbone, images, compute, log)
+    else:
+        log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
+    return result
+
+
+def _measure_stages(
+    trained_on: Pretrain, model: MaskedImageModel, images: Images, compute: Compute, log: Log
+) -> dict[str, Any]:
+    """Loss and bound, as at the end of the run; nothing where its tokenizer is gone."""
+    if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
+        log.say(f"no loss and no bound: the tokenizer of the run is no longer in {trained_on.tokenizer}")
+        return {}
+    measured = measure(trained_on, model, images, target_tokenizer(trained_on, compute), compute)
+    print("\n".join([describe_loss(measured), *([describe(measured["bound"])] if "bound" in measured else [])]))
+    return measured
+
+
+def _measure_backbone(
+    config: Evaluate, backbone: VisionTransformer, images: Images, compute: Compute, log: Log
+) -> dict[str, Any]:
+    """What frozen features are worth."""
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
-    backbone = load_model(config.model, compute).backbone
     found = probe_backbone(backbone, images, compute, config.validation, config.seed)
     print(
         f"linear probe {found.linear:.1%} (block {found.layer}, {found.pooling}), with 1 % of the labels"
@@ -69,9 +92,8 @@ def open_tokenizer(model: str, compute: Compute) -> tuple[Tokenizer, Data, bool]
     """A tokenizer that was trained or imported, how it sees images, and whether its p(x|z) is a density."""
     if read_kind(model) == DallE.__name__:
         imported = load_dalle(model, compute)
-        return imported, Data(channels=imported.config.in_chans, side=112), True
-    config = read_config(model, TrainTokenizer)
-    return load_tokenizer(model, compute), config.data, config.likelihood == "logit_laplace"
+        return imported, Data(channels=imported.config.in_chans, side=112), has_density(model)
+    return load_tokenizer(model, compute), read_config(model, TrainTokenizer).data, has_density(model)
 
 
 def describe_tokenizer(result: Mapping[str, Any]) -> str:
@@ -99,6 +121,7 @@ _OWN = (
     ("ELBO, nats an image", "elbo_nats", "{:.1f}"),
     ("bits per dimension", "bits_per_dim", "{:.3f}"),
     ("  under the unigram prior", "bits_per_dim_unigram", "{:.3f}"),
+    ("  by grey levels", "grey_level_bits_per_dim", "{:.3f}"),
 )
 
 

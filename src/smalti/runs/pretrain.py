@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision
@@ -23,8 +24,9 @@ from smalti.data.statistics import Normalisation, statistics
 from smalti.data.tokens.cache import TokenCache
 from smalti.data.tokens.cached import CachedTokens
 from smalti.data.tokens.key import token_key
-from smalti.data.tokens.tokens import Scorer, Tokenized, chunk_for, token_view, tokenized
+from smalti.data.tokens.tokens import Scorer, Tokenized, TokenizedOnce, chunk_for, encode, token_view, tokenized
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.mim import evaluate_mim, evaluate_pixels
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.published_masking import Algorithm1, Release
@@ -33,7 +35,7 @@ from smalti.models.vit import ViT
 from smalti.runs.folder import read_config
 from smalti.runs.gate import gate, some_images
 from smalti.runs.session import Session
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.train_tokenizer import has_density, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
@@ -100,14 +102,14 @@ class Pretrain:
 def main(
     config: Pretrain, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
 ) -> dict[str, Any]:
-    """Train, save, measure the loss on held-out images. Arguments as in `train_tokenizer.main`.
+    """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
     Raises:
         UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
     session = Session.open(config, resume=resume, compute=compute)
-    tokenizer = open_tokenizer(config, session.compute)
+    tokenizer = target_tokenizer(config, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not resume:
         config = with_statistics(replace(config, data=config.data.settled(given)), given)
@@ -120,12 +122,12 @@ def main(
     session.train("pretrain", trainer, batches, config.plan)
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
-    session.log.say(describe(measured))
+    session.log.say(describe_loss(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
     return session.finish(measured | counts)
 
 
-def describe(measured: Mapping[str, float]) -> str:
+def describe_loss(measured: Mapping[str, Any]) -> str:
     """One line: whether the loss is worth anything."""
     if "pixel_loss" in measured:
         return (
@@ -143,7 +145,7 @@ def describe(measured: Mapping[str, float]) -> str:
     )
 
 
-def open_tokenizer(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
+def target_tokenizer(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
     """The tokenizer that the target needs; none for pixels.
 
     Raises:
@@ -227,14 +229,31 @@ def measure(
     images: Images | StoredImages,
     tokenizer: ImageTokenizer | None,
     compute: Compute,
-) -> dict[str, float]:
-    """The loss and what it has to beat, on whole held-out images under fixed masks, every hidden patch counting."""
-    batches = with_targets(config, _held_out_loader(config, images.held_out, tokenizer), tokenizer, compute)
+) -> dict[str, Any]:
+    """The loss and what it has to beat, on whole held-out images under fixed masks; of tokens also the bound of both
+    stages. Every hidden patch counts the same."""
+    loader = _held_out_loader(config, images.held_out, tokenizer)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.micro_batch_size)
     objective = MaskedImageModeling(model, config.target)
-    if isinstance(config.target, Pixels):
-        return evaluate_pixels(objective, batches, num_batches, compute)
-    return evaluate_mim(objective, batches, num_batches, compute)
+    if tokenizer is None:
+        return dict(evaluate_pixels(objective, loader, num_batches, compute))
+    batches = TokenizedOnce(loader, tokenizer, compute, posterior=isinstance(config.target, SoftTokens))
+    measured = evaluate_mim(objective, batches, num_batches, compute)
+    untrained = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
+    before = evaluate_mim(MaskedImageModeling(untrained), batches, num_batches, compute)
+    counts = _token_counts(config, images.train, tokenizer, compute)
+    losses, density = (before["loss_nats"], measured["loss_nats"]), has_density(config.tokenizer)
+    bound = two_stage_bound(tokenizer, batches, num_batches, counts, losses, compute, density=density)
+    return measured | {"bound": bound.as_dict()}
+
+
+def _token_counts(
+    config: Pretrain, train: Resident | Stored, tokenizer: ImageTokenizer, compute: Compute
+) -> Int[Tensor, "V"]:
+    """How often each token occurs in some training images, shown whole as held-out ones are."""
+    views = token_views(config, train, tokenizer)
+    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in views.split(1024)])
+    return torch.bincount(ids.flatten(), minlength=tokenizer.vocab_size)
 
 
 def held_out_batch(

@@ -16,6 +16,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.load import Images
 from smalti.data.sources.resident import Resident, embedded_photographs
+from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook import survey
 from smalti.evaluation.completion import Completion, complete, paint
 from smalti.report.atlas import Card, atlas
@@ -23,7 +24,7 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
-from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, open_tokenizer
+from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
 from smalti.training.targets import Pixels
 
@@ -119,13 +120,32 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
             tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
             f"Held-out images. {note}",
         ),
+        *_bound(result),
+    ]
+
+
+def _bound(result: Mapping[str, Any]) -> list[Section]:
+    """Both stages as a model of images, where that was measured."""
+    if "bound" not in result:
+        return []
+    header, *rows = table_of(result["bound"])
+    return [
+        Section(
+            "What the two stages are worth as a model of images",
+            table(header, rows, highlight=[(len(rows) - 1, len(header) - 1)]),
+            "What it costs to write a held-out image down, given what its mask leaves: D for the pixels when the tokens"
+            " are known, and R for naming the tokens to somebody with this prior, in nats a patch. D is that of a"
+            " density and may be negative. The sum is also in bits a sub-pixel of an 8-bit image, by density times the"
+            " width of a grey level, which credits flat areas too much, and by the probability of grey levels, which"
+            " does not. The masked image model names hidden tokens only; visible ones cost what their frequency says.",
+        )
     ]
 
 
 def filled_in(run: str, held_out: Resident, compute: Compute, count: int) -> tuple[Columns, str]:
     """The first images whole, hidden in parts, and as the network fills them in; what there is to see."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
-    tokenizer = open_tokenizer(config, compute)
+    tokenizer = target_tokenizer(config, compute)
     batch, patch_size = held_out_batch(config, held_out, tokenizer, compute, count), config.backbone.patch_size
     if tokenizer is not None:
         return completed(complete(model, tokenizer, batch, compute), patch_size), (

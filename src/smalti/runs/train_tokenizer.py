@@ -179,3 +179,8 @@ def load_tokenizer(run: str, compute: Compute) -> ImageTokenizer:
     tokenizer = read_config(run, TrainTokenizer).tokenizer.build()
     load_weights(tokenizer, read_checkpoint(Path(run).expanduser()).model, run)
     return tokenizer.eval().requires_grad_(False).to(compute.device)
+
+
+def has_density(run: str) -> bool:
+    """Whether p(x|z) of the tokenizer in a run folder was trained as a density, and not as an error of pixels."""
+    return read_kind(run) == DallE.__name__ or read_config(run, TrainTokenizer).likelihood == "logit_laplace"

@@ -1,6 +1,6 @@
 """The targets of masked image modeling: visual tokens written into the batch, outside model and objective."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -100,6 +100,22 @@ class Tokenized:
     def close(self) -> None:
         """End what works in the background."""
         self.batches.close()
+
+
+@dataclass(frozen=True)
+class TokenizedOnce(Tokenized):
+    """The same, where batches are asked for again: their ids are kept, and the tokenizer works once."""
+
+    kept: dict[int, Tensor] = field(default_factory=dict, compare=False)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        if step in self.kept:
+            return replace(self.batches(step), ids=self.kept[step]).to(self.compute.device)
+        batch = super().__call__(step)
+        assert batch.ids is not None
+        self.kept[step] = batch.ids.cpu()
+        return batch
 
 
 def _filled(part: Tensor, chunk: int) -> Tensor:
