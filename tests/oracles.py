@@ -274,6 +274,94 @@ def mim_loss(
     return nats / count
 
 
+# Positions
+
+
+def relative_row(grid: tuple[int, int], query: int, key: int) -> int:
+    """Row of the bias table: the rank of the offset among all offsets in reading order, then the rows of [S]."""
+    offsets = [(y, x) for y in range(1 - grid[0], grid[0]) for x in range(1 - grid[1], grid[1])]
+    if query == 0 or key == 0:
+        return len(offsets) + (2 if query == key else 0 if query == 0 else 1)
+    (y, x), (v, u) = (divmod(place - 1, grid[1]) for place in (query, key))
+    return offsets.index((y - v, x - u))
+
+
+def geometric_places(num: int, reach: int) -> list[float]:
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        if sum(q**k for k in range(num)) > reach:
+            high = q
+        else:
+            low = q
+    return [sum(((low + high) / 2) ** k for k in range(i + 1)) for i in range(num)]
+
+
+def cubic_spline(places: Sequence[float], values: Array, x: float) -> Array:
+    """Not-a-knot spline by its coefficients: n-1 cubics, one equation for every condition."""
+    n = len(places)
+    x = min(max(x, places[0]), places[-1])
+    if n <= 3:  # the polynomial through all points, by Lagrange
+        return sum(
+            values[i] * math.prod((x - places[j]) / (places[i] - places[j]) for j in range(n) if j != i)
+            for i in range(n)
+        )
+    rows: list[Array] = []
+    right: list[Array] = []
+
+    def derivative(piece: int, at: float, order: int) -> Array:
+        row = np.zeros(4 * (n - 1))
+        for power in range(order, 4):
+            row[4 * piece + power] = math.perm(power, order) * (at - places[piece]) ** (power - order)
+        return row
+
+    for piece in range(n - 1):
+        rows += [derivative(piece, places[piece], 0), derivative(piece, places[piece + 1], 0)]
+        right += [values[piece], values[piece + 1]]
+    for piece in range(n - 2):
+        orders = (1, 2, 3) if piece in (0, n - 3) else (1, 2)
+        for order in orders:
+            rows.append(derivative(piece, places[piece + 1], order) - derivative(piece + 1, places[piece + 1], order))
+            right.append(np.zeros_like(values[0]))
+    coefficients = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0]
+    piece = max(i for i in range(n - 1) if places[i] <= x or i == 0)
+    return derivative(piece, x, 0) @ coefficients
+
+
+def resize_table(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
+    """Columns first, then rows, one number at a time."""
+    body = table[:-3].reshape(2 * old[0] - 1, 2 * old[1] - 1, -1)
+    for axis in (1, 0):
+        if old[axis] != new[axis]:
+            half = geometric_places(old[axis] - 1, new[axis] - 1)
+            places = [-place for place in reversed(half)] + [0.0, *half]
+            lines = np.moveaxis(body, axis, 0)
+            flat = lines.reshape(len(lines), -1)
+            stretched = np.array([cubic_spline(places, flat, float(x)) for x in range(1 - new[axis], new[axis])])
+            body = np.moveaxis(stretched.reshape(-1, *lines.shape[1:]), 0, axis)
+    return np.concatenate([body.reshape(-1, table.shape[1]), table[-3:]])
+
+
+def bicubic(table: Array, size: tuple[int, int]) -> Array:
+    """h w D -> size: cubic convolution (a = -3/4) at the centres of the new cells, borders repeated (Keys 1981)."""
+
+    def weight(distance: float) -> float:
+        a, d = -0.75, abs(distance)
+        if d <= 1:
+            return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+    for axis in (0, 1):
+        lines = np.moveaxis(table, axis, 0)
+        stretched = []
+        for i in range(size[axis]):
+            x = (i + 0.5) * len(lines) / size[axis] - 0.5
+            near = range(math.floor(x) - 1, math.floor(x) + 3)
+            stretched.append(sum(weight(x - j) * lines[min(max(j, 0), len(lines) - 1)] for j in near))
+        table = np.moveaxis(np.array(stretched), 0, axis)
+    return table
+
+
 # Random numbers, in Python's unbounded integers
 
 
