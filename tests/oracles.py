@@ -193,24 +193,39 @@ def gelu(x: Array) -> Array:
     return np.array([[0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in row] for row in x])
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q kᵀ / √d) v of one head, position by position."""
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+    """softmax(q kᵀ / √d + bias) v of one head, position by position."""
     out = np.zeros((len(q), v.shape[1]))
+    bias = np.zeros((len(q), len(k))) if bias is None else bias
     for i in range(len(q)):
-        share = softmax([float(q[i] @ k[j]) / math.sqrt(q.shape[1]) for j in range(len(k))])
+        share = softmax([float(q[i] @ k[j]) / math.sqrt(q.shape[1]) + bias[i, j] for j in range(len(k))])
         for j in range(len(k)):
             out[i] += share[j] * v[j]
     return out
 
 
-def multi_head_attention(x: Array, weights: Weights, prefix: str, heads: int) -> Array:
+def multi_head_attention(
+    x: Array, weights: Weights, prefix: str, heads: int, grid: tuple[int, int] = (0, 0), table: Array | None = None
+) -> Array:
+    """A table of the layer's own goes before one that it is given; without a joint bias, keys have none."""
     width = x.shape[1]
     size = width // heads
-    joint = x @ weights[f"{prefix}.qkv.weight"].T + weights[f"{prefix}.qkv.bias"]
+    bias = weights.get(f"{prefix}.qkv.bias")
+    if bias is None:
+        bias = np.concatenate([weights[f"{prefix}.q_bias"], np.zeros(width), weights[f"{prefix}.v_bias"]])
+    joint = x @ weights[f"{prefix}.qkv.weight"].T + bias
     q, k, v = joint[:, :width], joint[:, width : 2 * width], joint[:, 2 * width :]
     columns = [slice(h * size, (h + 1) * size) for h in range(heads)]
-    mixed = np.concatenate([attention(q[:, c], k[:, c], v[:, c]) for c in columns], axis=1)
+    table = weights.get(f"{prefix}.relative_position_bias_table", table)
+    biases = [None] * heads if table is None else [relative_bias(table[:, h], grid, len(x)) for h in range(heads)]
+    mixed = np.concatenate(
+        [attention(q[:, c], k[:, c], v[:, c], b) for c, b in zip(columns, biases, strict=True)], axis=1
+    )
     return mixed @ weights[f"{prefix}.proj.weight"].T + weights[f"{prefix}.proj.bias"]
+
+
+def relative_bias(rows: Array, grid: tuple[int, int], length: int) -> Array:
+    return np.array([[rows[relative_row(grid, i, j)] for j in range(length)] for i in range(length)])
 
 
 def feed_forward(x: Array, weights: Weights, prefix: str) -> Array:
@@ -226,16 +241,26 @@ def embed(weights: Weights, image: Array, size: int, mean: float = 0.5, std: flo
 
 
 def encode(
-    weights: Weights, tokens: Array, *, heads: int, depth: int, keep: Array | None = None
+    weights: Weights,
+    tokens: Array,
+    *,
+    heads: int,
+    depth: int,
+    keep: Array | None = None,
+    grid: tuple[int, int] = (0, 0),
 ) -> tuple[Array, Array, list[Array]]:
     """N x D -> [S], patches (both normed), and the output of every block (not normed)."""
-    x = np.concatenate([weights["cls_token"][0], tokens]) + weights["pos_embed"][0]
+    x = np.concatenate([weights["cls_token"][0], tokens])
+    if "pos_embed" in weights:
+        x = x + weights["pos_embed"][0]
+    table = weights.get("rel_pos_bias.relative_position_bias_table")
     layers = []
     for i in range(depth):
         block = f"blocks.{i}"
         first, second = (1.0, 1.0) if keep is None else keep[i]
+        first, second = first * weights.get(f"{block}.gamma_1", 1.0), second * weights.get(f"{block}.gamma_2", 1.0)
         normed = layer_norm(x, weights[f"{block}.norm1.weight"], weights[f"{block}.norm1.bias"])
-        x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads)
+        x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads, grid, table)
         normed = layer_norm(x, weights[f"{block}.norm2.weight"], weights[f"{block}.norm2.bias"])
         x = x + second * feed_forward(normed, weights, f"{block}.mlp")
         layers.append(x)

@@ -83,7 +83,8 @@ def spline_weights(places: Float[Tensor, "n"], wanted: Float[Tensor, "m"]) -> Fl
     wanted = wanted.clamp(places[0], places[-1])
     scale = places[-1].clamp(min=1)  # powers of numbers in [-1, 1] stay in range
     known = _truncated_powers(places / scale, places / scale)
-    return torch.linalg.solve(known, _truncated_powers(wanted / scale, places / scale), left=False)
+    weights: Tensor = torch.linalg.solve(known, _truncated_powers(wanted / scale, places / scale), left=False)
+    return weights
 
 
 def _truncated_powers(x: Float[Tensor, "m"], places: Float[Tensor, "n"]) -> Float[Tensor, "m n"]:
