@@ -33,9 +33,10 @@ def relative_position_index(grid: tuple[int, int]) -> Int[Tensor, "S S"]:
 def position_bias(table: Float[Tensor, "rows heads"], index: Int[Tensor, "S S"]) -> Float[Tensor, "heads S S"]:
     """What is added to the scores of attention.
 
-    An embedding and not `table[index]`: the backward pass of that adds up in another order with every thread.
+    An embedding and not `table[index]`: on two threads, the backward pass of that adds up in a different order each
+    time.
     """
-    return F.embedding(index, table).permute(2, 0, 1)
+    return F.embedding(index, table).permute(2, 0, 1).contiguous()
 
 
 def resize_table(
