@@ -1,5 +1,6 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
 # make test   lint, types, all tests that are not marked slow
+# make parity the same weights in our networks and in those of timm and transformers, which it installs
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
 # TORCH=cpu           a small torch without CUDA (Linux; on macOS it always is)
@@ -9,7 +10,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test slow lock clean
+.PHONY: demo test slow parity lock clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -23,12 +24,19 @@ test: .venv/installed-dev
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
 
+parity: .venv/installed-interop
+	$(BIN)/pytest tests/parity
+
 .venv/installed: pyproject.toml scripts/install.sh
 	@sh scripts/install.sh $(PYTHON) $(TORCH) .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
 	@sh scripts/install.sh $(PYTHON) $(TORCH) '.[dev]'
+	@touch $@
+
+.venv/installed-interop: .venv/installed-dev
+	@sh scripts/install.sh $(PYTHON) $(TORCH) '.[dev,interop]'
 	@touch $@
 
 lock: .venv/installed-dev  # the exact versions that were tested; pip install --require-hashes -r requirements.lock

@@ -258,24 +258,39 @@ def gelu(x: Array) -> Array:
     return np.array([[0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in row] for row in x])
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q kᵀ / √d) v of one head, position by position."""
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+    """softmax(q kᵀ / √d + bias) v of one head, position by position."""
     out = np.zeros((len(q), v.shape[1]))
+    bias = np.zeros((len(q), len(k))) if bias is None else bias
     for i in range(len(q)):
-        share = softmax([float(q[i] @ k[j]) / math.sqrt(q.shape[1]) for j in range(len(k))])
+        share = softmax([float(q[i] @ k[j]) / math.sqrt(q.shape[1]) + bias[i, j] for j in range(len(k))])
         for j in range(len(k)):
             out[i] += share[j] * v[j]
     return out
 
 
-def multi_head_attention(x: Array, weights: Weights, prefix: str, heads: int) -> Array:
+def multi_head_attention(
+    x: Array, weights: Weights, prefix: str, heads: int, grid: tuple[int, int] = (0, 0), table: Array | None = None
+) -> Array:
+    """A table of the layer's own goes before one that it is given; without a joint bias, keys have none."""
     width = x.shape[1]
     size = width // heads
-    joint = x @ weights[f"{prefix}.qkv.weight"].T + weights[f"{prefix}.qkv.bias"]
+    bias = weights.get(f"{prefix}.qkv.bias")
+    if bias is None:
+        bias = np.concatenate([weights[f"{prefix}.q_bias"], np.zeros(width), weights[f"{prefix}.v_bias"]])
+    joint = x @ weights[f"{prefix}.qkv.weight"].T + bias
     q, k, v = joint[:, :width], joint[:, width : 2 * width], joint[:, 2 * width :]
     columns = [slice(h * size, (h + 1) * size) for h in range(heads)]
-    mixed = np.concatenate([attention(q[:, c], k[:, c], v[:, c]) for c in columns], axis=1)
+    table = weights.get(f"{prefix}.relative_position_bias_table", table)
+    biases = [None] * heads if table is None else [relative_bias(table[:, h], grid, len(x)) for h in range(heads)]
+    mixed = np.concatenate(
+        [attention(q[:, c], k[:, c], v[:, c], b) for c, b in zip(columns, biases, strict=True)], axis=1
+    )
     return mixed @ weights[f"{prefix}.proj.weight"].T + weights[f"{prefix}.proj.bias"]
+
+
+def relative_bias(rows: Array, grid: tuple[int, int], length: int) -> Array:
+    return np.array([[rows[relative_row(grid, i, j)] for j in range(length)] for i in range(length)])
 
 
 def feed_forward(x: Array, weights: Weights, prefix: str) -> Array:
@@ -291,16 +306,26 @@ def embed(weights: Weights, image: Array, size: int, mean: float = 0.5, std: flo
 
 
 def encode(
-    weights: Weights, tokens: Array, *, heads: int, depth: int, keep: Array | None = None
+    weights: Weights,
+    tokens: Array,
+    *,
+    heads: int,
+    depth: int,
+    keep: Array | None = None,
+    grid: tuple[int, int] = (0, 0),
 ) -> tuple[Array, Array, list[Array]]:
     """N x D -> [S], patches (both normed), and the output of every block (not normed)."""
-    x = np.concatenate([weights["cls_token"][0], tokens]) + weights["pos_embed"][0]
+    x = np.concatenate([weights["cls_token"][0], tokens])
+    if "pos_embed" in weights:
+        x = x + weights["pos_embed"][0]
+    table = weights.get("rel_pos_bias.relative_position_bias_table")
     layers = []
     for i in range(depth):
         block = f"blocks.{i}"
         first, second = (1.0, 1.0) if keep is None else keep[i]
+        first, second = first * weights.get(f"{block}.gamma_1", 1.0), second * weights.get(f"{block}.gamma_2", 1.0)
         normed = layer_norm(x, weights[f"{block}.norm1.weight"], weights[f"{block}.norm1.bias"])
-        x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads)
+        x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads, grid, table)
         normed = layer_norm(x, weights[f"{block}.norm2.weight"], weights[f"{block}.norm2.bias"])
         x = x + second * feed_forward(normed, weights, f"{block}.mlp")
         layers.append(x)
@@ -337,6 +362,94 @@ def mim_loss(
             nats -= log_softmax(logits[i])[int(tokens[i])]
             count += 1
     return nats / count
+
+
+# Positions
+
+
+def relative_row(grid: tuple[int, int], query: int, key: int) -> int:
+    """Row of the bias table: the rank of the offset among all offsets in reading order, then the rows of [S]."""
+    offsets = [(y, x) for y in range(1 - grid[0], grid[0]) for x in range(1 - grid[1], grid[1])]
+    if query == 0 or key == 0:
+        return len(offsets) + (2 if query == key else 0 if query == 0 else 1)
+    (y, x), (v, u) = (divmod(place - 1, grid[1]) for place in (query, key))
+    return offsets.index((y - v, x - u))
+
+
+def geometric_places(num: int, reach: int) -> list[float]:
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        if sum(q**k for k in range(num)) > reach:
+            high = q
+        else:
+            low = q
+    return [sum(((low + high) / 2) ** k for k in range(i + 1)) for i in range(num)]
+
+
+def cubic_spline(places: Sequence[float], values: Array, x: float) -> Array:
+    """Not-a-knot spline by its coefficients: n-1 cubics, one equation for every condition."""
+    n = len(places)
+    x = min(max(x, places[0]), places[-1])
+    if n <= 3:  # the polynomial through all points, by Lagrange
+        return sum(
+            values[i] * math.prod((x - places[j]) / (places[i] - places[j]) for j in range(n) if j != i)
+            for i in range(n)
+        )
+    rows: list[Array] = []
+    right: list[Array] = []
+
+    def derivative(piece: int, at: float, order: int) -> Array:
+        row = np.zeros(4 * (n - 1))
+        for power in range(order, 4):
+            row[4 * piece + power] = math.perm(power, order) * (at - places[piece]) ** (power - order)
+        return row
+
+    for piece in range(n - 1):
+        rows += [derivative(piece, places[piece], 0), derivative(piece, places[piece + 1], 0)]
+        right += [values[piece], values[piece + 1]]
+    for piece in range(n - 2):
+        orders = (1, 2, 3) if piece in (0, n - 3) else (1, 2)
+        for order in orders:
+            rows.append(derivative(piece, places[piece + 1], order) - derivative(piece + 1, places[piece + 1], order))
+            right.append(np.zeros_like(values[0]))
+    coefficients = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0]
+    piece = max(i for i in range(n - 1) if places[i] <= x or i == 0)
+    return derivative(piece, x, 0) @ coefficients
+
+
+def resize_table(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
+    """Columns first, then rows, one number at a time."""
+    body = table[:-3].reshape(2 * old[0] - 1, 2 * old[1] - 1, -1)
+    for axis in (1, 0):
+        if old[axis] != new[axis]:
+            half = geometric_places(old[axis] - 1, new[axis] - 1)
+            places = [-place for place in reversed(half)] + [0.0, *half]
+            lines = np.moveaxis(body, axis, 0)
+            flat = lines.reshape(len(lines), -1)
+            stretched = np.array([cubic_spline(places, flat, float(x)) for x in range(1 - new[axis], new[axis])])
+            body = np.moveaxis(stretched.reshape(-1, *lines.shape[1:]), 0, axis)
+    return np.concatenate([body.reshape(-1, table.shape[1]), table[-3:]])
+
+
+def bicubic(table: Array, size: tuple[int, int]) -> Array:
+    """h w D -> size: cubic convolution (a = -3/4) at the centres of the new cells, borders repeated (Keys 1981)."""
+
+    def weight(distance: float) -> float:
+        a, d = -0.75, abs(distance)
+        if d <= 1:
+            return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+    for axis in (0, 1):
+        lines = np.moveaxis(table, axis, 0)
+        stretched = []
+        for i in range(size[axis]):
+            x = (i + 0.5) * len(lines) / size[axis] - 0.5
+            near = range(math.floor(x) - 1, math.floor(x) + 3)
+            stretched.append(sum(weight(x - j) * lines[min(max(j, 0), len(lines) - 1)] for j in near))
+        table = np.moveaxis(np.array(stretched), 0, axis)
+    return table
 
 
 # Random numbers, in Python's unbounded integers

@@ -27,6 +27,7 @@ ROWS = [
 ]
 SEEDED = {
     "models/vit.py",
+    "models/initialisation.py",
     "models/mim.py",
     "tokenizers/dvae.py",
     "tokenizers/dalle.py",

@@ -367,12 +367,24 @@ def test_explain_gives_every_field_with_unit_origin_and_reference(capsys: pytest
         assert str(fields["plan.steps"]["value"]) in rates
 
 
+def test_explain_estimates_the_memory_of_a_pretraining_run(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = json_of(["explain", "nano"], capsys)
+    half = json_of(["explain", "nano", "--plan.batch-size", "32", "--backbone.grad-checkpointing"], capsys)
+    memory = plain["pretrain"]["memory_mb"]
+    assert plain["train_tokenizer"]["memory_mb"] == {}
+    assert memory["weights"] == memory["gradients"] == memory["optimiser"] / 2
+    assert memory["weights"] == pytest.approx(4e-6 * plain["pretrain"]["num_parameters"])
+    assert half["pretrain"]["memory_mb"]["activations in fp32"] < memory["activations in fp32"] / 2
+    assert memory["activations in bf16"] < 0.7 * memory["activations in fp32"]
+
+
 def test_explain_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "nano"]) == 0
     printed = capsys.readouterr().out
     assert "nano: train-tokenizer, " in printed
     assert "nano: pretrain, " in printed
     assert "optimiser.weight_decay" in printed
+    assert "memory of the backbone, MB: weights " in printed
 
 
 def test_explain_says_what_becomes_of_a_learning_rate_at_another_batch(capsys: pytest.CaptureFixture[str]) -> None:

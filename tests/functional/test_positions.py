@@ -1,11 +1,14 @@
-"""Positions as sines and cosines."""
+"""Positions as sines and cosines, and positions of another grid."""
 
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from smalti.functional.positions import sincos_2d
+from smalti.functional.positions import resize_positions, sincos_2d
+from tests import oracles
 
 
 def test_every_value_is_the_wave_it_should_be() -> None:
@@ -25,3 +28,21 @@ def test_all_places_are_told_apart_and_neighbours_are_most_alike() -> None:
     assert float(distance.min()) > 0.05
     for patch, nearest in enumerate(distance.argmin(1).tolist()):
         assert abs(patch // 14 - nearest // 14) + abs(patch % 14 - nearest % 14) == 1
+
+
+grids = st.tuples(st.integers(1, 6), st.integers(1, 6))
+
+
+@given(grids, grids)
+def test_resized_positions_are_the_bicubic_ones_and_that_of_s_stays(old: tuple[int, int], new: tuple[int, int]) -> None:
+    table = torch.randn(1, 1 + old[0] * old[1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    resized = resize_positions(table, old, new)
+    assert torch.equal(resized[:, 0], table[:, 0])
+    expected = oracles.bicubic(table[0, 1:].reshape(*old, 2).numpy(), new)
+    torch.testing.assert_close(resized[0, 1:], torch.from_numpy(expected).reshape(-1, 2), rtol=0, atol=1e-12)
+
+
+@given(grids)
+def test_positions_of_the_same_grid_stay_as_they_are(grid: tuple[int, int]) -> None:
+    table = torch.randn(1, 1 + grid[0] * grid[1], 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resize_positions(table, grid, grid), table)

@@ -31,7 +31,20 @@ def test_attend_equals_the_equation(rng: torch.Generator) -> None:
 
 def test_attend_equals_the_fused_kernel(rng: torch.Generator) -> None:
     q, k, v = torch.randn(3, 2, 2, 6, 8, generator=rng)
-    torch.testing.assert_close(attend(q, k, v), nn.functional.scaled_dot_product_attention(q, k, v))
+    bias, fused = torch.randn(2, 6, 6, generator=rng), nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(attend(q, k, v), fused(q, k, v))
+    torch.testing.assert_close(attend(q, k, v, bias), fused(q, k, v, attn_mask=bias[None]))
+
+
+def test_a_bias_of_keys_changes_nothing_and_may_be_left_out(rng: torch.Generator) -> None:
+    joint, separate = Attention(12, num_heads=3), Attention(12, num_heads=3, k_bias=False)
+    with torch.no_grad():
+        joint.qkv.bias.copy_(torch.randn(36, generator=rng))
+        q, _, v = joint.qkv.bias.chunk(3)
+        own = {"qkv.weight": joint.qkv.weight, "q_bias": q, "v_bias": v}
+        separate.load_state_dict(own | {f"proj.{name}": value for name, value in joint.proj.state_dict().items()})
+        x = torch.randn(2, 5, 12, generator=rng)
+        torch.testing.assert_close(separate(x), joint(x))
 
 
 def test_attention_equals_the_equation(rng: torch.Generator) -> None:

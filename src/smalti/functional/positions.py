@@ -1,6 +1,7 @@
 """Where a patch is, as a vector."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,3 +21,17 @@ def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float = 0.1) -> Float[
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     angles = [place.reshape(-1, 1) * frequency for place in (row, column)]
     return amplitude * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+def resize_positions(
+    pos_embed: Float[Tensor, "1 S D"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "1 _S D"]:
+    """The positions of grid `old` for grid `new`: bicubic, with the position of [S] as it is.
+
+    Reference: released code, run_class_finetuning.py.
+    """
+    if old == new:
+        return pos_embed
+    table = pos_embed[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
+    resized = F.interpolate(table, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)

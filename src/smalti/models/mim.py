@@ -1,12 +1,11 @@
 """Masked image modeling: a backbone, one mask token and a head over the visual tokens."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from smalti.models.vit import VisionTransformer, ViT, initialise
+from smalti.models.initialisation import Init, initialise
+from smalti.models.vit import VisionTransformer, ViT
 
 
 class MaskedImageModel(nn.Module):
@@ -15,17 +14,17 @@ class MaskedImageModel(nn.Module):
     Reference: BEiT §2.3, eq. 1.
     """
 
-    def __init__(self, backbone: VisionTransformer, vocab_size: int, init: Literal["uniform", "xavier"]) -> None:
+    def __init__(self, backbone: VisionTransformer, vocab_size: int, init: Init) -> None:
         super().__init__()
         self.backbone = backbone
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
         self.head = nn.Linear(backbone.embed_dim, vocab_size)
         self._initialise_own(init)
 
-    def _initialise_own(self, init: Literal["uniform", "xavier"]) -> None:
+    def _initialise_own(self, init: Init) -> None:
         own = nn.Module()
         own.mask_token, own.head = self.mask_token, self.head
-        initialise(own, init)
+        initialise(own, init, self.backbone.embed_dim)
 
     def forward(
         self,

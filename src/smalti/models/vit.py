@@ -1,17 +1,18 @@
 """The backbone: a standard vision Transformer (ViT) that turns patches into features."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid
 from smalti.functional.positions import sincos_2d
-from smalti.models.layers import Block, PatchEmbed, drop_path_keep
+from smalti.models.initialisation import Init, initialise
+from smalti.models.layers import Block, PatchEmbed, RelativePositionBias, drop_path_keep
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class ViT:
     num_heads: int = setting(12, "heads", "BEiT §2.2")
     mlp_ratio: float = setting(4.0, "hidden / embed_dim", "BEiT §2.2")
     drop_path_rate: float = setting(0.1, "probability at the last block", "BEiT §2.5")
-    init: Literal["uniform", "xavier"] = setting("uniform", "name", "BEiT §2.5: uniform in [-0.02, 0.02]")
+    positions: Literal["absolute", "shared_relative", "block_relative"] = setting(
+        "absolute", "a vector a patch, or a bias of attention by offset: for all blocks, or one each", "BEiT §2.2"
+    )
+    init_values: float | None = setting(None, "start of LayerScale; none: without (the release: 0.1, large 1e-5)")
+    k_bias: bool = setting(True, "a bias of queries, keys and values; without, keys have none, as in the release")
+    grad_checkpointing: bool = setting(False, "keep the input of each block and compute the rest again: less memory")
+    init: Init = setting("uniform", "name", "BEiT §2.5: uniform in [-0.02, 0.02]")
     pos_init: Literal["uniform", "sincos"] = setting("uniform", "start of the learned positions", "BEiT §2.5")
     mean: tuple[float, ...] = setting((0.5,), "pixel mean, a value a channel or one for all")
     std: tuple[float, ...] = setting((0.5,), "pixel standard deviation, likewise")
@@ -47,6 +54,16 @@ class ViT:
             self.pos_init != "sincos" or self.embed_dim % 4 == 0,
             f"pos_init sincos with embed_dim {self.embed_dim}",
             "use a multiple of 4",
+        )
+        require(
+            self.pos_init == "uniform" or self.positions == "absolute",
+            f"pos_init {self.pos_init} with positions {self.positions}",
+            "only absolute positions have a start to choose",
+        )
+        require(
+            self.init_values is None or self.init_values > 0,
+            f"init_values {self.init_values}",
+            "use a positive number, or none for no LayerScale",
         )
         require(self.depth >= 1, f"depth {self.depth}", "use at least one block")
         require(0 <= self.drop_path_rate < 1, f"drop_path_rate {self.drop_path_rate}", "choose one in [0, 1)")
@@ -72,16 +89,26 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.patch_size, self.embed_dim = config.patch_size, config.embed_dim
-        num_patches = config.grid[0] * config.grid[1]
+        length = 1 + config.grid[0] * config.grid[1]
+        absolute, shared = config.positions == "absolute", config.positions == "shared_relative"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, config.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, length, config.embed_dim)) if absolute else None
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, config.embed_dim, config.mean, config.std)
+        self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads) if shared else None
         self.blocks = nn.ModuleList(
-            Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Block(
+                config.embed_dim,
+                config.num_heads,
+                config.mlp_ratio,
+                init_values=config.init_values,
+                k_bias=config.k_bias,
+                grid=config.grid if config.positions == "block_relative" else None,
+            )
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        initialise(self, config.init)
-        if config.pos_init == "sincos":
+        initialise(self, config.init, config.embed_dim)
+        if self.pos_embed is not None and config.pos_init == "sincos":
             self.pos_embed.data[0, 1:] = sincos_2d(config.grid, config.embed_dim)
 
     def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
@@ -95,7 +122,7 @@ class VisionTransformer(nn.Module):
     def encode(
         self, tokens: Float[Tensor, "B N D"], grid: Grid, *, layers: bool = False, key: Int[Tensor, "B"] | None = None
     ) -> Features:
-        """Prepend [S], add positions, run the blocks.
+        """Prepend [S], add positions where they are absolute, run the blocks.
 
         Args:
             tokens: embedded patches, some of them perhaps replaced by a mask token.
@@ -106,16 +133,25 @@ class VisionTransformer(nn.Module):
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
         )
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
         x = _residual_dtype(x, self.training)
         depth, rate = self.config.depth, self.config.drop_path_rate
         keep = [None] * depth if key is None or rate == 0 else drop_path_keep(key, depth, rate).to(x.dtype)
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
         outputs = []
         for block, block_keep in zip(self.blocks, keep, strict=True):
-            x = block(x, block_keep)
+            x = self._run(block, x, block_keep, bias)
             outputs.append(x)
         x = self.norm(x)
         return Features(x[:, 0], x[:, 1:], tuple(outputs) if layers else ())
+
+    def _run(self, block: nn.Module, x: Tensor, keep: Tensor | None, bias: Tensor | None) -> Tensor:
+        """A block; with `grad_checkpointing` it is run again in the backward pass, which gives the same numbers."""
+        if not (self.config.grad_checkpointing and torch.is_grad_enabled()):
+            return block(x, keep, bias)
+        return checkpoint(block, x, keep, bias, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, images: Tensor) -> Features:
         """Features of whole images."""
@@ -135,27 +171,3 @@ def _residual_dtype(x: Tensor, training: bool) -> Tensor:
 def as_unit_range(images: Tensor) -> Tensor:
     """uint8 becomes float in [0, 1]; float stays as it is."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, init: Literal["uniform", "xavier"]) -> None:
-    """Draw all weights; biases 0, LayerNorm 1 and 0, then rescale the output matrices of block l by 1/√(2l).
-
-    - `uniform`: the paper's words, every weight uniform in [-0.02, 0.02]. Made for D = 768: at D = 128 the signal
-      starves and the first hundreds of steps learn nothing.
-    - `xavier`: uniform in ±√(6 / (fan_in + fan_out)) for matrices, whatever the width; tokens and positions as above.
-
-    Reference: BEiT §2.5.
-    """
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif "norm" in name:
-            parameter.fill_(1)
-        elif init == "uniform" or name.endswith(("cls_token", "pos_embed", "mask_token")):
-            parameter.uniform_(-0.02, 0.02)
-        else:
-            nn.init.xavier_uniform_(parameter.view(len(parameter), -1))
-    for layer, block in enumerate(getattr(model, "blocks", []), start=1):
-        block.attn.proj.weight.div_(math.sqrt(2 * layer))
-        block.mlp.fc2.weight.div_(math.sqrt(2 * layer))

@@ -5,7 +5,7 @@ Hardware: 64 V100-16GB in the paper, with 250 M images. Time: 3 M steps; a CPU m
 Expected: the public tokenizer, whose figures its authors do not state; `smalti import` brings its weights.
 
 From fewer images and hours the recipes `small`, `tiny` and `nano` get further: they start from k-means on patches, this
-one from random weights. Differs: the learning rate falls over the whole run instead of 1.2 of 3 M steps.
+one from random weights. Differs: gradients are clipped at a norm of 1.
 """
 
 from smalti.data.load import Data
@@ -16,7 +16,8 @@ from smalti.training.loop import Plan
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
 
-_STEPS = 3_000_000
+STEPS, ANNEALED, DECAYED, RAMPED = 3_000_000, 150_000, 1_200_000, 5_000
+"""Steps: all, until the last temperature, until the last learning rate, until the whole KL."""
 
 
 def train_tokenizer() -> TrainTokenizer:
@@ -24,10 +25,19 @@ def train_tokenizer() -> TrainTokenizer:
     return TrainTokenizer(
         data=Data(channels=3, side=256),
         tokenizer=DallE(),
-        relaxation=Relaxation(beta=6.6, beta_ramp=5_000 / _STEPS, anneal_ratio=150_000 / _STEPS),
+        relaxation=Relaxation(
+            beta=6.6, beta_ramp=RAMPED / STEPS, temperature=(1.0, 1 / 16), anneal_ratio=ANNEALED / STEPS
+        ),
         crop=RandomResizedCrop(scale=((8 / 12) ** 2, (8 / 9) ** 2), ratio=(1.0, 1.0)),
-        optimiser=AdamW(lr=1e-4, end_lr=1.25e-6, warmup_ratio=0.0, weight_decay=1e-4, clip_grad=1e6),
-        plan=Plan(steps=_STEPS, batch_size=512, save_every=1000),
+        optimiser=AdamW(
+            lr=1e-4,
+            end_lr=1.25e-6,
+            warmup_ratio=0.0,
+            decay_ratio=DECAYED / STEPS,
+            weight_decay=1e-4,
+            clip_grad=1.0,
+        ),
+        plan=Plan(steps=STEPS, batch_size=512, log_every=100, save_every=10_000),
         init_images=0,
         ema_decay=0.999,
     )

@@ -7,47 +7,25 @@ Differs: clipping at 3.0 and a last learning rate of 1e-5 come from the released
     196: the paper says at most 75 in prose, and hides 79 or more in algorithm 1.
 """
 
+from dataclasses import replace
+
 from smalti.data.load import Data
 from smalti.data.views import ColorJitter, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
+from smalti.recipes import dalle
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.dvae import DVAE
 from smalti.training.loop import Plan
-from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
-
-TOKENIZER_STEPS, ANNEALED, DECAYED, RAMPED = 3_000_000, 150_000, 1_200_000, 5_000
-"""Steps of DALL-E's tokenizer: all, until the last temperature, until the last learning rate, until the whole KL."""
 
 
 def train_tokenizer() -> TrainTokenizer:
-    """8192 visual tokens, one for every 8 x 8 of 112 x 112 pixels, by DALL-E's schedules.
+    """DALL-E's tokenizer (recipe `dalle`), trained on what BEiT shows it: 112 pixels, 14 x 14 tokens of 8192.
 
-    Differs: 112 pixels, as BEiT's tokenizer sees them, in the place of 256; crops of any shape.
+    Differs: DALL-E was trained on 256 pixels and squarer crops.
     """
-    return TrainTokenizer(
-        data=Data(channels=3, side=112, memory="stream"),
-        tokenizer=DVAE(vocab_size=8192, stride=8, in_chans=3, width=256, depth=2),
-        relaxation=Relaxation(
-            beta=6.6,
-            beta_ramp=RAMPED / TOKENIZER_STEPS,
-            temperature=(1.0, 1 / 16),
-            anneal_ratio=ANNEALED / TOKENIZER_STEPS,
-        ),
-        crop=RandomResizedCrop(),
-        optimiser=AdamW(
-            lr=1e-4,
-            end_lr=1.25e-6,
-            warmup_ratio=0.0,
-            decay_ratio=DECAYED / TOKENIZER_STEPS,
-            weight_decay=1e-4,
-            clip_grad=1.0,
-        ),
-        plan=Plan(steps=TOKENIZER_STEPS, batch_size=512, log_every=100, save_every=10_000),
-        ema_decay=0.999,
-    )
+    return replace(dalle.train_tokenizer(), data=Data(channels=3, side=112, memory="stream"), crop=RandomResizedCrop())
 
 
 def pretrain() -> Pretrain:
@@ -55,7 +33,7 @@ def pretrain() -> Pretrain:
     return Pretrain(
         data=Data(channels=3, side=224, memory="stream"),
         backbone=ViT(drop_path_rate=0.1, init="uniform", pos_init="uniform"),
-        masking=Blockwise(ratio=75 / 196),
+        masking=Blockwise(num_masked=75),
         crop=RandomResizedCrop(),
         jitter=ColorJitter(0.4, 0.4, 0.4),
         optimiser=AdamW(

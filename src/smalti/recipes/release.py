@@ -10,15 +10,22 @@ Expected: ImageNet-1K top-1 83.2 % at 224 x 224 after fine-tuning, as published;
 from dataclasses import replace
 
 from smalti.data.views import ColorJitter
+from smalti.functional.published_masking import Release
+from smalti.models.presets import released
 from smalti.recipes import paper
 from smalti.runs.pretrain import Pretrain
 
 
 def pretrain() -> Pretrain:
-    """Colours are changed before the crop, and pixels are normalised by ImageNet's statistics."""
+    """Relative positions, LayerScale and masks of at most 75 patches, as in the code.
+
+    Colours are changed before the crop, and pixels are normalised by ImageNet's statistics.
+    """
     start = paper.pretrain()
     return replace(
         start,
+        backbone=released(start.backbone),
+        masking=Release(num_masked=75),
         jitter=ColorJitter(0.4, 0.4, 0.4, before_crop=True),
         normalisation="imagenet",
         optimiser=replace(start.optimiser, decay_rule="release"),

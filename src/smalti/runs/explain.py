@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
+from smalti.models.memory import training_memory
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer, planned_steps
 from smalti.tokenizers.dvae import DVAE
@@ -30,11 +31,18 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
             print(f"  {about['scaling']}")
         for name, values in about["schedules"].items():
             print(f"  {name} at steps " + ", ".join(f"{step}: {value:.3g}" for step, value in values.items()))
+        if about["memory_mb"]:
+            amounts = ", ".join(f"{name} {amount:,.1f}" for name, amount in about["memory_mb"].items())
+            print(f"  memory of the backbone, MB: {amounts}")
     return {"recipe": recipe, **result}
 
 
 def explain(before: Config, after: Config) -> dict[str, Any]:
-    """One configuration as plain values: `fields`, `num_parameters`, `scaling` of the learning rate, `schedules`."""
+    """One configuration as plain values.
+
+    Returns:
+        `fields`, `num_parameters`, `scaling` of the learning rate, `schedules`, `memory_mb`.
+    """
     fields = []
     was = {old.name: old for old in leaves(before)}
     for new in leaves(after):
@@ -43,8 +51,13 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
         origin = "command line" if changed else "recipe" if new.value != new.default else "default"
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
-    about = {"fields": fields, "num_parameters": num_parameters(after)}
-    return about | {"scaling": after.optimiser.scaling(after.plan.batch_size), "schedules": _schedules(after)}
+    return {
+        "fields": fields,
+        "num_parameters": num_parameters(after),
+        "scaling": after.optimiser.scaling(after.plan.batch_size),
+        "schedules": _schedules(after),
+        "memory_mb": _memory_mb(after),
+    }
 
 
 def num_parameters(config: Config) -> int:
@@ -52,6 +65,23 @@ def num_parameters(config: Config) -> int:
     with torch.device("meta"):
         module = config.tokenizer.build() if isinstance(config, TrainTokenizer) else config.backbone.build()
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _memory_mb(config: Config) -> dict[str, float]:
+    """What the backbone of a pretraining run needs (`training_memory`); nothing is tried."""
+    if isinstance(config, TrainTokenizer):
+        return {}
+    short, full = (
+        training_memory(config.backbone, config.plan.micro_batch_size, dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    return {
+        "weights": full.weights / 1e6,
+        "gradients": full.gradients / 1e6,
+        "optimiser": full.optimiser / 1e6,
+        "activations in fp32": full.activations / 1e6,
+        "activations in bf16": short.activations / 1e6,
+    }
 
 
 def _schedules(config: Config) -> dict[str, dict[int, float]]:

@@ -1,0 +1,94 @@
+"""Where patches are relative to each other, as a bias of attention: a table with a row for every offset.
+
+Rows are offsets in reading order, from (1-h, 1-w) to (h-1, w-1), and three more for what involves [S].
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_EXTRA = 3
+"""Rows at the end of a table: [S] looks at a patch, a patch looks at [S], [S] looks at itself."""
+
+
+def num_rows(grid: tuple[int, int]) -> int:
+    """Rows of the table of a grid: (2h-1)(2w-1) + 3."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + _EXTRA
+
+
+def relative_position_index(grid: tuple[int, int]) -> Int[Tensor, "S S"]:
+    """The row of the table for every query (first axis) and key (second); position 0 is [S], S = 1 + h·w.
+
+    Reference: released code; Liu et al. 2021 (Swin).
+    """
+    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+    offset = places[:, None] - places[None] + torch.tensor([grid[0] - 1, grid[1] - 1])
+    index = torch.empty(1 + len(places), 1 + len(places), dtype=torch.int64)
+    index[1:, 1:] = offset[..., 0] * (2 * grid[1] - 1) + offset[..., 1]
+    index[0, :], index[:, 0], index[0, 0] = (num_rows(grid) - _EXTRA + extra for extra in range(_EXTRA))
+    return index
+
+
+def position_bias(table: Float[Tensor, "rows heads"], index: Int[Tensor, "S S"]) -> Float[Tensor, "heads S S"]:
+    """What is added to the scores of attention.
+
+    An embedding and not `table[index]`: on two threads, the backward pass of that adds up in a different order each
+    time.
+    """
+    return F.embedding(index, table).permute(2, 0, 1).contiguous()
+
+
+def resize_table(
+    table: Float[Tensor, "rows heads"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "new_rows heads"]:
+    """The table of grid `old` for grid `new`, where the image has more pixels and not more content.
+
+    Near offsets keep their meaning and far ones are stretched: old offsets are taken to lie at 1, 1+q, 1+q+q², ...
+    patches of the new grid, with the q in [1.01, 1.5] that lets the last of them meet the last new one. Between them
+    a cubic spline in each direction; beyond them the last value. The three rows of [S] stay.
+
+    Reference: released code, run_class_finetuning.py.
+    Differs: grids need not be square, and a side that stays the same keeps its values.
+    """
+    body = table[:-_EXTRA].double().unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1))
+    rows, columns = (_stretch(a, b) for a, b in zip(old, new, strict=True))
+    resized = torch.einsum("yi,xj,ijk->yxk", rows, columns, body.cpu()).flatten(0, 1)
+    return torch.cat([resized.to(table), table[-_EXTRA:]])
+
+
+def _stretch(old: int, new: int) -> Float[Tensor, "{2*new-1} {2*old-1}"]:
+    """The linear map from values at the offsets of `old` patches in a row to values at those of `new`."""
+    if old == new:
+        return torch.eye(2 * old - 1, dtype=torch.float64)
+    positive = geometric_places(old - 1, new - 1)
+    places = torch.cat([-positive.flip(0), torch.zeros(1, dtype=torch.float64), positive])
+    return spline_weights(places, torch.arange(1 - new, new, dtype=torch.float64))
+
+
+def geometric_places(num: int, reach: int) -> Float[Tensor, "{num}"]:
+    """1, 1+q, 1+q+q², ...: `num` places, of which the last comes as close to `reach` as a q in [1.01, 1.5] allows."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (q**num - 1) / (q - 1) > reach else (q, high)
+    return torch.cumsum(((low + high) / 2) ** torch.arange(num, dtype=torch.float64), 0)
+
+
+def spline_weights(places: Float[Tensor, "n"], wanted: Float[Tensor, "m"]) -> Float[Tensor, "m n"]:
+    """Weights of the values at `places` (rising, around 0) in the cubic spline through them, at `wanted`.
+
+    Piecewise cubic with two continuous derivatives, and with three at the second place from either end ("not a knot").
+    Three places give a parabola. Outside of the places the spline stays at its last value.
+    """
+    wanted = wanted.clamp(places[0], places[-1])
+    scale = places[-1].clamp(min=1)  # powers of numbers in [-1, 1] stay in range
+    known = _truncated_powers(places / scale, places / scale)
+    weights: Tensor = torch.linalg.solve(known, _truncated_powers(wanted / scale, places / scale), left=False)
+    return weights
+
+
+def _truncated_powers(x: Float[Tensor, "m"], places: Float[Tensor, "n"]) -> Float[Tensor, "m n"]:
+    """A basis of these splines at `x`: 1, x, x², x³, and (x - t)³ from each knot t on."""
+    powers = x[:, None] ** torch.arange(min(len(places), 4))
+    return torch.cat([powers, (x[:, None] - places[2:-2]).clamp(min=0) ** 3], dim=1)

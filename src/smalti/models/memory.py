@@ -1,0 +1,58 @@
+"""What training a backbone keeps in memory, before it is tried."""
+
+from typing import NamedTuple
+
+import torch
+
+from smalti.models.vit import ViT
+
+_FLOAT32 = 4
+
+
+class Memory(NamedTuple):
+    """Bytes of each kind.
+
+    Attributes:
+        weights, gradients: in float32.
+        optimiser: two moments of AdamW.
+        activations: what the forward pass keeps for the backward pass.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+
+
+def training_memory(config: ViT, batch_size: int, dtype: torch.dtype) -> Memory:
+    """An estimate for the bare backbone, as it runs on a CPU without compiling.
+
+    A compiled block keeps less, and on GPUs attention keeps no scores. Head, loss, tokenizer, weight averaging and
+    scratch memory come on top.
+
+    Args:
+        batch_size: images a step, or a micro-batch.
+        dtype: format of matrix products under autocast; float32 for none.
+    """
+    with torch.device("meta"):
+        weights = _FLOAT32 * sum(parameter.numel() for parameter in config.build().parameters())
+    return Memory(weights, weights, 2 * weights, _activations(config, batch_size, dtype.itemsize))
+
+
+def _activations(config: ViT, batch_size: int, itemsize: int) -> int:
+    tokens, width = 1 + config.grid[0] * config.grid[1], config.embed_dim
+    stream = batch_size * tokens * width * itemsize
+    block = _block(config, batch_size, itemsize)
+    kept = config.depth * stream + block if config.grad_checkpointing else config.depth * block
+    pixels = batch_size * config.in_chans * config.img_size[0] * config.img_size[1] * itemsize
+    return kept + stream + pixels
+
+
+def _block(config: ViT, batch_size: int, itemsize: int) -> int:
+    """Of one block: what its norms and matrix products read, the shares of attention, both sides of the GELU."""
+    tokens, width = 1 + config.grid[0] * config.grid[1], config.embed_dim
+    hidden = int(width * config.mlp_ratio)
+    streams = 8 if config.init_values is None else 10  # LayerScale keeps both branches
+    values = batch_size * (tokens * (streams * width + 2 * hidden) + config.num_heads * tokens**2)
+    copies = 0 if itemsize == _FLOAT32 else width * (4 * width + 2 * hidden)  # of the matrices, in the short format
+    return itemsize * (values + copies)

@@ -1,0 +1,42 @@
+"""Weights of one image size in a network for another."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from smalti.core.contracts import Grid
+from smalti.core.errors import CheckpointError
+from smalti.functional.positions import resize_positions
+from smalti.functional.rel_pos import num_rows, resize_table
+from smalti.models.vit import VisionTransformer
+
+
+def load_resized(backbone: VisionTransformer, state: Mapping[str, Tensor], grid: Grid) -> None:
+    """Load the weights of a backbone that had a `grid` of patches; all that depends on it is resized.
+
+    Raises:
+        CheckpointError: the weights are not of this grid.
+    """
+    backbone.load_state_dict(resized(state, grid, backbone.config.grid))
+
+
+def resized(state: Mapping[str, Tensor], old: Grid, new: Grid) -> dict[str, Tensor]:
+    """A state dict of grid `old` for grid `new`: absolute positions bicubic, tables by `resize_table`."""
+    result = dict(state)
+    for name, value in state.items():
+        if name.endswith("pos_embed"):
+            _require(value.shape[1] == 1 + old[0] * old[1], name, value, old)
+            result[name] = resize_positions(value, old, new)
+        elif name.endswith("relative_position_bias_table"):
+            _require(len(value) == num_rows(old), name, value, old)
+            result[name] = resize_table(value, old, new)
+    return result
+
+
+def _require(fits: bool, name: str, value: Tensor, grid: Grid) -> None:
+    if not fits:
+        raise CheckpointError(
+            f"{name} has the shape {'x'.join(map(str, value.shape))}",
+            cause=f"it is not of a grid of {grid[0]}x{grid[1]} patches",
+            fix="name the grid that the weights were trained with",
+        )
