@@ -60,7 +60,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> No
         ImportTokenizer(files)
     canary = tmp_path / "canary"
     (tmp_path / "decoder.pkl").write_bytes(pickled(Reduced(os.system, f"touch {canary}")))
-    refusal = rf"decoder.pkl asks for {os.system.__module__}.system; this is no tokenizer file; nothing was run"
+    refusal = rf"decoder.pkl asks for {os.system.__module__}.system; this is no file of weights; nothing was run"
     with pytest.raises(CheckpointError, match=refusal):
         main(ImportTokenizer(files, str(tmp_path / "model")))
     assert not canary.exists()

@@ -21,7 +21,7 @@ import torch
 
 from smalti.core.errors import CheckpointError
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.foreign.saved_network import SavedNetwork, read_network
+from smalti.tokenizers.foreign.saved_network import SavedNetwork, read_network, read_state_dict
 from tests.tokenizers.published import (
     Conv2d,
     Encoder,
@@ -89,6 +89,34 @@ def test_every_number_format_becomes_float32(tmp_path: Path, dtype: torch.dtype,
     assert found.tolist() == [0.5, -2, 3]
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("inside", [None, "model", "state_dict"])
+def test_tensors_of_a_state_dict_come_out_by_name(tmp_path: Path, zipped: bool, inside: str | None) -> None:
+    made = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))  # with versions, and a count of batches
+    weights = made.state_dict()
+    kept: Any = weights if inside is None else {inside: weights, "epoch": 3}
+    torch.save(kept, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+    found = read_state_dict(tmp_path / "weights.pth")
+    assert found.keys() == weights.keys()
+    assert all(value.dtype == torch.float32 and torch.equal(value, weights[name]) for name, value in found.items())
+
+
+def test_a_state_dict_with_anything_else_in_it_is_refused(tmp_path: Path) -> None:
+    path, canary = tmp_path / "weights.pth", tmp_path / "canary"
+    for name, payload in armed(canary).items():
+        path.write_bytes(archive(pickled({"a": storage(), "b": payload})))
+        with pytest.raises(
+            CheckpointError,
+            match=rf"weights.pth asks for [\w.]+\.{name.split('.')[-1]}; this is no file of weights; nothing",
+        ):
+            read_state_dict(path)
+    for held, message in ({"a": 3}, "describes a parameter that is not in"), ([3], "it holds no state dict"):
+        path.write_bytes(archive(pickled(held)))
+        with pytest.raises(CheckpointError, match=rf"weights.pth cannot be read; .*{message}.*; nothing was run"):
+            read_state_dict(path)
+    assert not canary.exists()
+
+
 # Hostile pickles
 
 
@@ -149,7 +177,7 @@ def test_no_payload_is_run_wherever_it_stands(name: str, tmp_path: Path) -> None
     for attack in attacks:
         message = refused(attack, tmp_path)
         # Old protocols call modules as Python 2 did: cPickle, commands.
-        expected = rf"encoder.pkl asks for [\w.]+\.{name.split('.')[-1]}; this is no tokenizer file; nothing was run"
+        expected = rf"encoder.pkl asks for [\w.]+\.{name.split('.')[-1]}; this is no file of weights; nothing was run"
         assert re.fullmatch(expected, message)
         assert not canary.exists()
 
@@ -161,7 +189,7 @@ def old_file(root: Any, machine: Any = None, keys: Any = (), storages: bytes = b
 
 
 def test_the_command_line_names_the_function(tmp_path: Path) -> None:
-    expected = "encoder.pkl asks for posix.system; this is no tokenizer file; nothing was run"
+    expected = "encoder.pkl asks for posix.system; this is no file of weights; nothing was run"
     assert refused(b"cposix\nsystem\n(S'true'\ntR.", tmp_path) == expected
 
 
@@ -183,7 +211,7 @@ def test_the_command_line_names_the_function(tmp_path: Path) -> None:
         (b"ctorch\ndevice\n)\x81.", "its pickle makes an object of what is no class"),
         (b"cdall_e.encoder\nEncoder\nK\x01\x85\x81.", "its pickle makes an object of what is no class"),
         (b"cdall_e.encoder\nEncoder\n)\x81}K\x01\x86b.", "has a tuple in the place of a dict"),
-        (b"}}b.", "has a dict in the place of a Instance"),
+        (b"]}b.", "has a list in the place of a Instance"),
         (b"}K\x01K\x02s.", "has a dictionary whose keys are not text"),
         (b"}(K\x01u.", "has a dictionary whose keys are not text"),
         (b"K\x05Q.", "it refers to something outside that is no storage"),
@@ -265,7 +293,7 @@ def test_views_beyond_the_storage_are_refused(description: tuple[Any, ...], tmp_
         (storage(key="../../etc/passwd"), "it is damaged"),
         (storage(key=7), "it refers to something outside that is no storage"),
         (storage(kind="file"), "it refers to something outside that is no storage"),
-        (storage(dtype=torch.LongStorage), "asks for torch.LongStorage"),
+        (storage(dtype=torch.IntStorage), "asks for torch.IntStorage"),
         (storage(dtype=torch.device), "its pickle makes no sense"),
     ],
 )
@@ -379,7 +407,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "encoder.pkl"
     with path.open("wb") as file:
         file.truncate(2**31)
-    with pytest.raises(CheckpointError, match="it has 2147483648 bytes, more than any tokenizer"):
+    with pytest.raises(CheckpointError, match="it has 2147483648 bytes, more than any file of weights"):
         read_network(path, CLASSES)
 
 

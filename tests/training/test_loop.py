@@ -256,6 +256,50 @@ def test_an_absolute_learning_rate_needs_no_word(capsys: pytest.CaptureFixture[s
     assert "learning rate" not in capsys.readouterr().err
 
 
+def warming_up(frozen_steps: int) -> Trainer:
+    """The first layer is frozen for so many steps."""
+    objective = MeanGrey()
+    frozen = objective.model[0].parameters()
+    return Trainer(objective, OPTIMISER, Plan(steps=12, batch_size=6), 0.9, frozen=frozen, frozen_steps=frozen_steps)
+
+
+def test_what_is_frozen_neither_moves_nor_decays_nor_has_moments_until_its_first_step() -> None:
+    made, given = warming_up(3), batches()
+    start = copy.deepcopy(made.objective.model.state_dict())
+    for step in range(3):
+        made.train_step(given(step), CPU)
+    now, average = made.objective.model.state_dict(), made.trained.state_dict()
+    for name, value in now.items():
+        assert torch.equal(value, start[name]) == name.startswith("0."), name
+        assert torch.equal(average[name], start[name]) == name.startswith("0."), name
+    frozen, head = made.objective.model[0].weight, made.objective.model[2].weight
+    assert frozen not in made.optimizer.state
+    made.train_step(given(3), CPU)
+    assert not torch.equal(frozen, start["0.weight"])
+    assert [float(made.optimizer.state[p]["step"]) for p in (frozen, head)] == [1, 4]
+
+
+def test_the_norm_that_is_clipped_is_that_of_what_learns() -> None:
+    norms = []
+    for frozen_steps in (1, 0):
+        made = warming_up(frozen_steps)
+        norms.append(float(made.train_step(batches()(0), CPU)[1]))
+    assert 0 < norms[0] < norms[1]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 7])
+def test_a_frozen_warm_up_resumes_bit_by_bit_on_both_sides_of_its_end(stop: int, tmp_path: Path) -> None:
+    whole = run(warming_up(3))
+    left = warming_up(3)
+    for step in range(stop):
+        left.train_step(batches()(step), CPU)
+    left.save(tmp_path)
+    resumed = warming_up(3)
+    resumed.restore(tmp_path)
+    assert len(resumed.optimizer.state) == (2 if stop <= 3 else 4)
+    assert same(weights(run(resumed)), weights(whole))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_is_no_number_raises_and_changes_nothing(value: float) -> None:
     made = trainer()

@@ -95,6 +95,14 @@ def is_run(out: str) -> bool:
     return (Path(out).expanduser() / _CONFIG).exists()
 
 
+def holds_run(model: str) -> bool:
+    """Whether a folder's config.json is one of ours, and not that of another program."""
+    try:
+        return "smalti" in json.loads((Path(model).expanduser() / _CONFIG).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()

@@ -13,6 +13,7 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Batches
+from smalti.core.errors import SmaltiError
 from smalti.core.log import Log
 from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
@@ -30,11 +31,13 @@ from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.mim import evaluate_mim, evaluate_pixels
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.published_masking import Algorithm1, Release
+from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.runs.folder import read_config
+from smalti.runs.folder import holds_run, read_config
 from smalti.runs.gate import gate, some_images
 from smalti.runs.session import Session
+from smalti.runs.source import read_source
 from smalti.runs.train_tokenizer import has_density, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
@@ -42,6 +45,7 @@ from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.loop import Plan, Trainer
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
+from smalti.training.start import start_from
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 
 _HELD_OUT_IMAGES = 5000
@@ -56,6 +60,10 @@ class Pretrain:
     tokenizer: str = setting("", "the run folder of the tokenizer")
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed")
     out: str = setting("", "the run folder to write")
+    init_from: str = setting(
+        "", "weights to start from: a pretraining run, or a ViT or BEiT of timm or transformers; empty: drawn"
+    )
+    freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
     backbone: ViT = ViT()
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
     target: Tokens | SoftTokens | Pixels = Tokens()
@@ -86,6 +94,14 @@ class Pretrain:
         )
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
+        require(
+            self.freeze_backbone_steps >= 0, f"freeze_backbone_steps is {self.freeze_backbone_steps}", "use at least 0"
+        )
+        require(
+            bool(self.init_from) or self.freeze_backbone_steps == 0,
+            f"freeze_backbone_steps is {self.freeze_backbone_steps}, and the backbone starts from nothing",
+            "use --init-from MODEL too",
+        )
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
         require(
             not self.token_cache or isinstance(self.target, Tokens),
@@ -110,6 +126,7 @@ def main(
     """
     session = Session.open(config, resume=resume, compute=compute)
     tokenizer = target_tokenizer(config, session.compute)
+    source = None if resume or not config.init_from else source_of(config, tokenizer, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not resume:
         config = with_statistics(replace(config, data=config.data.settled(given)), given)
@@ -118,7 +135,7 @@ def main(
     if not resume and tokenizer is not None:
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
-    trainer, batches = prepare(config, given, tokenizer, session.compute, session.log)
+    trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
     session.train("pretrain", trainer, batches, config.plan)
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
@@ -169,13 +186,17 @@ def prepare(
     tokenizer: ImageTokenizer | None,
     compute: Compute,
     log: Log | None = None,
+    source: Source | None = None,
 ) -> tuple[Trainer, Batches]:
-    """A trainer at step 0, and the batches it is going to see."""
+    """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
     plan = config.plan
     plan.require_images(len(images.train))
     model = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
+    if source is not None:
+        (log or Log()).say(start_from(model, source))
     objective = MaskedImageModeling(model, config.target, config.equal_images)
-    trainer = Trainer(objective, config.optimiser, plan, config.ema_decay)
+    frozen, steps = model.backbone.parameters(), config.freeze_backbone_steps
+    trainer = Trainer(objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps)
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     if tokenizer is None or not config.token_cache:
@@ -184,6 +205,36 @@ def prepare(
     cache = open_cache(config, Path(config.token_cache).expanduser(), images, tokenizer, compute)
     loader = training_loader(config, images, tokenizer, compute)
     return trainer, CachedTokens(loader, tokenizer, compute, cache, log or Log())
+
+
+def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> Source:
+    """The weights at `init_from`, which fit the backbone.
+
+    The head of a run comes along where it predicts the same: the tokens of the same tokenizer, or pixels likewise.
+    That of another program comes along where it has as many outputs as there are visual tokens.
+
+    Raises:
+        UsageError: the configured backbone is another one.
+        CheckpointError: there are no weights, or of no network that is known.
+    """
+    if holds_run(config.init_from):
+        run = read_config(config.init_from, Pretrain)
+        weights = read_checkpoint(Path(config.init_from).expanduser()).model
+        source = Source(config.init_from, weights, run.backbone.grid, run.backbone.num_heads)
+        same = run.target == config.target if tokenizer is None else _is_tokenizer(run.tokenizer, tokenizer, compute)
+    else:
+        source, same = read_source(config.init_from), tokenizer is not None
+    source.require_fit(config.backbone)
+    return source if same else source.without_head()
+
+
+def _is_tokenizer(run: str, tokenizer: ImageTokenizer, compute: Compute) -> bool:
+    """Whether the tokenizer of a run folder is this one, by its weights; not where it is gone or there was none."""
+    try:
+        theirs, ours = load_tokenizer(run, compute).state_dict(), tokenizer.state_dict()
+    except SmaltiError:
+        return False
+    return theirs.keys() == ours.keys() and all(torch.equal(value, ours[name]) for name, value in theirs.items())
 
 
 def num_outputs(config: Pretrain, tokenizer: ImageTokenizer | None) -> int:

@@ -4,11 +4,11 @@ for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
-    stop if the gradient is not finite; clip; optimiser step; codebook and averages follow
+    none for what is frozen yet; stop if the gradient is not finite; clip; optimiser step; codebook and averages follow
     log; now and then: save
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,11 +81,23 @@ class Follower(Protocol):
 class Trainer:
     """All that training changes: weights, buffers, the optimiser's moments, averaged weights and the step counter.
 
+    Args:
+        frozen: parameters that stay as they are, and have no moments, for the first `frozen_steps`.
+
     Raises:
         UsageError: batches are to be computed in parts, and the objective has to see them whole.
     """
 
-    def __init__(self, objective: Objective, optimiser: AdamW, plan: Plan, ema_decay: float | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        optimiser: AdamW,
+        plan: Plan,
+        ema_decay: float | None = None,
+        *,
+        frozen: Iterable[nn.Parameter] = (),
+        frozen_steps: int = 0,
+    ) -> None:
         require(
             plan.accumulate == 1 or not isinstance(objective, Follower),
             f"accumulate is {plan.accumulate}, and the codebook of a tokenizer follows whole batches",
@@ -99,6 +111,7 @@ class Trainer:
         self.optimizer = scaled.build(objective.model)
         self.lr = scaled.schedule(plan.steps)
         self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
+        self.frozen, self.frozen_steps = tuple(frozen), frozen_steps
         self.step = 0
 
     def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
@@ -108,6 +121,9 @@ class Trainer:
             NumericError: loss or gradient is not finite; no weight has changed.
         """
         output = self._gradients(batch, compute)
+        if self.step < self.frozen_steps:
+            for parameter in self.frozen:
+                parameter.grad = None  # which AdamW passes over: no decay, and no moments until the first gradient
         norm = nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.clip_grad)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -156,8 +172,8 @@ class Trainer:
         state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
-            for moment in _MOMENTS:
-                state[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+            moments = self.optimizer.state.get(parameter, {})  # none of what is frozen yet
+            state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
         write_checkpoint(run, self.step, self.trained, state)
 
     def restore(self, run: Path) -> None:
@@ -176,7 +192,8 @@ class Trainer:
             load_weights(self.ema.module, checkpoint.model, str(run))
         for name, value in self.objective.named_buffers(recurse=False):
             value.copy_(state["own"][name])
-        for name, parameter in self.objective.model.named_parameters():
+        learned = [pair for pair in self.objective.model.named_parameters() if pair[0] in state["step"]]
+        for name, parameter in learned:
             moments = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
             laid_out = {m: torch.empty_like(parameter).copy_(v) if v.ndim else v for m, v in moments.items()}
             self.optimizer.state[parameter] = laid_out

@@ -1,1 +1,1 @@
-"""Tokenizers in the files of others, read as data: nothing in them is run."""
+"""Weights in the files of others, read as data: nothing in them is run."""

@@ -152,7 +152,8 @@ class _Machine:
                 self._instance(*self._last(2))
             case "BUILD":
                 state = self._pop(dict)
-                self._top(Instance).state = state
+                if type(self.stack[-1]) is not dict:  # torch notes versions of modules on its state dicts
+                    self._top(Instance).state = state
             case _:
                 return False
         return True
@@ -184,7 +185,7 @@ class _Machine:
 
     def _refuse(self, wish: str) -> None:
         asked = f"{self.file} asks for {printable(wish[:100])}"
-        raise CheckpointError(asked, cause="this is no tokenizer file", fix="nothing was run")
+        raise CheckpointError(asked, cause="this is no file of weights", fix="nothing was run")
 
     def _since_mark(self) -> list[Value]:
         values, self.stack = self.stack, self.below.pop()

@@ -1,11 +1,12 @@
-"""A network that `torch.save` wrote whole: its parameters by name, with nothing of the file run."""
+"""What `torch.save` wrote, a whole network or a state dict: tensors by name, with nothing of the file run."""
 
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from smalti.tokenizers.foreign.pickled import Call, Instance, Value
 from smalti.tokenizers.foreign.torch_file import PARAMETER, TENSOR, SparingFile, Storage, Storages, read_file
 
 _MAX_MODULES, _MAX_TENSORS, _MAX_NAME = 2000, 2000, 200
+_INSIDE = ("model", "state_dict")
+"""Where training programs put a state dict."""
+
+T = TypeVar("T")
 
 _DAMAGE = (ValueError, KeyError, OverflowError, EOFError, NotImplementedError, struct.error, zipfile.BadZipFile)
 
@@ -38,15 +43,39 @@ def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
     Raises:
         CheckpointError: it is no such file, is damaged, or refers to anything else; nothing of it was run.
     """
+
+    def network(root: Value, storages: Storages, size: int) -> SavedNetwork:
+        if not isinstance(root, Instance):
+            raise ValueError(f"it holds a {type(root).__name__.lower()}, not a network")
+        return SavedNetwork(root.kind, dict(_tensors(_parameters(root), storages, size)))
+
+    return _read(path, classes, network)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, in float32 by name; also of one that lies under `model` or `state_dict`.
+
+    Raises:
+        CheckpointError: as `read_network`. A training checkpoint with more than tensors in it refers to more.
+    """
+
+    def weights(root: Value, storages: Storages, size: int) -> dict[str, Tensor]:
+        found = next((root[key] for key in _INSIDE if key in root), root) if isinstance(root, dict) else None
+        if not isinstance(found, dict):
+            raise ValueError("it holds no state dict")
+        return dict(_tensors(found.items(), storages, size))
+
+    return _read(path, frozenset(), weights)
+
+
+def _read(path: Path, classes: frozenset[str], take: Callable[[Value, Storages, int], T]) -> T:
+    """What `take` makes of the object in a file, its storages and its length."""
     name = printable(path.name)
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a regular file")
         with SparingFile(path) as file:
-            root, storages = read_file(file, name, classes)
-            if not isinstance(root, Instance):
-                raise ValueError(f"it holds a {type(root).__name__.lower()}, not a network")
-            return SavedNetwork(root.kind, dict(_tensors(root, storages, file.size)))
+            return take(*read_file(file, name, classes), file.size)
     except OSError as error:
         raise CheckpointError(
             f"cannot read {printable(str(path))}", cause=error.strerror or str(error), fix="check the path"
@@ -57,11 +86,11 @@ def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
         raise CheckpointError(f"{name} cannot be read", cause=cause, fix=fix) from None
 
 
-def _tensors(root: Instance, storages: Storages, limit: int) -> Iterator[tuple[str, Tensor]]:
-    """The parameters by name. Together they have at most `limit` bytes, so that none is counted many times."""
+def _tensors(described: Iterable[tuple[str, Value]], storages: Storages, limit: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors by name. Together they have at most `limit` bytes, so that none is counted many times."""
     found: dict[str, Tensor] = {}
     total = 0
-    for number, (name, value) in enumerate(_parameters(root)):
+    for number, (name, value) in enumerate(described):
         storage, offset, size, stride = _description(value)
         total += math.prod(size) * storage.dtype.itemsize
         if total > limit or number >= _MAX_TENSORS or len(name) > _MAX_NAME:
@@ -91,11 +120,14 @@ def _parameters(root: Instance) -> Iterator[tuple[str, Value]]:
         waiting += [(f"{prefix}{name}.", child) for name, child in children.items() if isinstance(child, Instance)]
 
 
-def _description(parameter: Value) -> tuple[Storage, int, tuple[int, ...], tuple[int, ...]]:
-    """Storage, offset, size and stride of a parameter; the last number that it reaches is in the storage."""
-    match parameter:
-        case Call(function, (Call(rebuild, (Storage() as storage, int(offset), tuple(size), tuple(stride), *_)), *_)):
-            named = (function, rebuild) == (PARAMETER, TENSOR) and len(size) == len(stride) <= 4
+def _description(value: Value) -> tuple[Storage, int, tuple[int, ...], tuple[int, ...]]:
+    """Storage, offset, size and stride of a tensor or parameter; the last number that it reaches is in the storage."""
+    match value:
+        case Call(function, (Call() as tensor, *_)) if function == PARAMETER:
+            value = tensor
+    match value:
+        case Call(function, (Storage() as storage, int(offset), tuple(size), tuple(stride), *_)):
+            named = function == TENSOR and len(size) == len(stride) <= 4
             if named and all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
                 last = offset + sum((number - 1) * step for number, step in zip(size, stride, strict=True))
                 if 0 < math.prod(size) <= storage.num_values and last < storage.num_values:

@@ -28,6 +28,7 @@ _DTYPES = {
     "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16,
     "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,  # indices of relative positions
 }
 _FUNCTIONS = frozenset({"collections.OrderedDict", "builtins.set", "torch.device", TENSOR, PARAMETER})
 _NO_WEIGHTS = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer"}
@@ -111,7 +112,7 @@ def read_file(file: SparingFile, name: str, classes: frozenset[str]) -> tuple[Va
         ValueError, KeyError, EOFError, NotImplementedError, struct.error, zipfile.BadZipFile: it is damaged.
     """
     if file.size > MAX_FILE_BYTES:
-        raise ValueError(f"it has {file.size} bytes, more than any tokenizer")
+        raise ValueError(f"it has {file.size} bytes, more than any file of weights that is read")
     begin = file.read(256).lstrip()
     file.seek(0)
     for sign, what in _NO_WEIGHTS.items():

@@ -1,0 +1,154 @@
+"""Weights of another model as a start of ours: what they say of their backbone, and in the form of ours."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smalti.core.contracts import Grid
+from smalti.core.errors import CheckpointError, UsageError
+from smalti.functional.rel_pos import num_rows
+from smalti.models.vit import ViT
+
+_POSITIONS = "backbone.pos_embed"
+_TABLE = "relative_position_bias_table"
+_SHARED_TABLE = f"backbone.rel_pos_bias.{_TABLE}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights under the names of `MaskedImageModel`, some of which may be missing.
+
+    Attributes:
+        where: the place they come from, for messages.
+        weights: those of the backbone, and where there are any a mask token and a head.
+        grid: rows and columns of patches; None where only the weights tell (`grid_for`).
+        num_heads: None where only a table of relative positions tells, or nothing does.
+    """
+
+    where: str
+    weights: Mapping[str, Tensor]
+    grid: Grid | None = None
+    num_heads: int | None = None
+
+    def without_head(self) -> "Source":
+        """The same without what predicts."""
+        return replace(self, weights={n: value for n, value in self.weights.items() if not n.startswith("head.")})
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len({name.split(".")[2] for name in self.weights if name.startswith("backbone.blocks.")})
+
+    @property
+    def heads(self) -> int | None:
+        """Heads of attention; None where neither weights nor the place they come from tell."""
+        tables = [value for name, value in self.weights.items() if name.endswith(_TABLE)]
+        return tables[0].shape[1] if self.num_heads is None and tables else self.num_heads
+
+    @property
+    def positions(self) -> str:
+        """Which kind of positions the backbone has, as `ViT.positions`.
+
+        Raises:
+            CheckpointError: none, or two kinds.
+        """
+        found = {"absolute": _POSITIONS, "shared_relative": _SHARED_TABLE}
+        kinds = [kind for kind, name in found.items() if name in self.weights]
+        kinds += ["block_relative"] if f"backbone.blocks.0.attn.{_TABLE}" in self.weights else []
+        if len(kinds) != 1:
+            named = " and ".join(kinds) or "none that is known"
+            raise CheckpointError(f"the positions of {self.where}: {named}", cause="our backbone has one kind")
+        return kinds[0]
+
+    def require_fit(self, backbone: ViT) -> None:
+        """Compare all that makes the shapes of a backbone.
+
+        Raises:
+            UsageError: something differs; both values and the flags to change are named.
+            CheckpointError: there is no backbone like ours in the weights.
+        """
+        found = self._fields(backbone)
+        differing = [name for name, value in found.items() if value != getattr(backbone, name)]
+        if differing:
+            theirs = ", ".join(f"{name} {found[name]}" for name in differing)
+            ours = ", ".join(f"{name} {getattr(backbone, name)}" for name in differing)
+            per_block = found["positions"] == "block_relative" and backbone.positions == "shared_relative"
+            raise UsageError(
+                f"{self.where} has {theirs}, and the backbone has {ours}",
+                cause="the tables of its blocks cannot become one that all share" if per_block else "",
+                fix="use " + " ".join(f"--backbone.{name.replace('_', '-')} {found[name]}" for name in differing),
+            )
+
+    def _fields(self, backbone: ViT) -> dict[str, Any]:
+        """What the weights say of fields of a backbone; those of `backbone` where they say nothing or allow it."""
+        try:
+            projection = self.weights["backbone.patch_embed.proj.weight"]
+            hidden = len(self.weights["backbone.blocks.0.mlp.fc1.weight"])
+        except KeyError as error:
+            raise CheckpointError(f"{self.where} has no {error.args[0]}", cause="it holds no backbone") from None
+        width, channels, patch = projection.shape[:3]
+        scaled, positions = "backbone.blocks.0.gamma_1" in self.weights, self.positions
+        shared_for_each = (positions, backbone.positions) == ("shared_relative", "block_relative")
+        return {
+            "patch_size": patch,
+            "in_chans": channels,
+            "embed_dim": width,
+            "depth": self.depth,
+            "num_heads": self.heads or backbone.num_heads,
+            "mlp_ratio": backbone.mlp_ratio if hidden == int(width * backbone.mlp_ratio) else hidden / width,
+            "positions": backbone.positions if shared_for_each else positions,
+            "init_values": (backbone.init_values or 0.1) if scaled else None,
+        }
+
+    def grid_for(self, backbone: ViT) -> Grid:
+        """Rows and columns of patches: as given, else those of `backbone` where the weights fit them, else a square.
+
+        Raises:
+            CheckpointError: positions are those of no square.
+        """
+        if self.grid is not None:
+            return self.grid
+        name, value = next((n, v) for n, v in self.weights.items() if n == _POSITIONS or n.endswith(_TABLE))
+        rows = value.shape[1] if name == _POSITIONS else len(value)
+        if rows == (1 + math.prod(backbone.grid) if name == _POSITIONS else num_rows(backbone.grid)):
+            return backbone.grid
+        side = math.isqrt(rows) if name == _POSITIONS else (math.isqrt(max(rows - 3, 0)) + 1) // 2
+        if rows not in ((side**2, 1 + side**2) if name == _POSITIONS else (num_rows((side, side)),)):
+            raise CheckpointError(
+                f"{self.where} has positions for a grid that is not square",
+                cause=f"{name.removeprefix('backbone.')} has {rows} rows",
+                fix="set --backbone.img-size to the size it was trained with",
+            )
+        return side, side
+
+    def as_configured(self, backbone: ViT) -> dict[str, Tensor]:
+        """The weights in the form of a backbone that they fit, at their own grid; it computes the same.
+
+        - A bias of keys changes nothing, so it is left out where keys have none, and zero where they have one.
+        - A table that all blocks share becomes one for each where each has its own.
+        - Where positions have no row for [S], it is zero.
+        """
+        result = dict(self.weights)
+        grid = self.grid_for(backbone)
+        if _POSITIONS in result and result[_POSITIONS].shape[1] == math.prod(grid):
+            result[_POSITIONS] = torch.nn.functional.pad(result[_POSITIONS], (0, 0, 1, 0))
+        if backbone.positions == "block_relative" and _SHARED_TABLE in result:
+            table = result.pop(_SHARED_TABLE)
+            result |= {f"backbone.blocks.{block}.attn.{_TABLE}": table for block in range(self.depth)}
+        for block in range(self.depth):
+            result |= _biases(result, f"backbone.blocks.{block}.attn.", backbone)
+        return result
+
+
+def _biases(weights: dict[str, Tensor], layer: str, backbone: ViT) -> dict[str, Tensor]:
+    """The biases of queries, keys and values of a layer, taken out of `weights`; zero where there are none."""
+    zero = torch.zeros(backbone.embed_dim)
+    q, k, v = (weights.pop(f"{layer}{part}_bias", zero) for part in "qkv")
+    joint = weights.pop(f"{layer}qkv.bias", None)
+    if joint is not None:
+        q, k, v = joint.chunk(3)
+    return {f"{layer}qkv.bias": torch.cat([q, k, v])} if backbone.k_bias else {f"{layer}q_bias": q, f"{layer}v_bias": v}

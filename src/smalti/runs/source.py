@@ -1,0 +1,83 @@
+"""Weights of timm and of Hugging Face's transformers in files here; nothing is fetched, and nothing in them is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from smalti.core.errors import CheckpointError
+from smalti.models.foreign.huggingface import from_huggingface, grid_and_heads, is_huggingface
+from smalti.models.foreign.source import Source
+from smalti.models.foreign.timm import from_timm, is_timm
+from smalti.tokenizers.foreign.saved_network import read_state_dict
+
+_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_source(place: str) -> Source:
+    """The weights in a file, or in a folder with model.safetensors and, where it is transformers', config.json.
+
+    Raises:
+        CheckpointError: there are none, they are damaged, or their names are neither timm's nor transformers'.
+    """
+    path = _file(place)
+    weights = {name: value.float() for name, value in _read(path).items()}
+    if is_timm(weights):
+        return Source(place, from_timm(weights))
+    if not is_huggingface(weights):
+        named = f", but {min(weights)}" if weights else ""
+        cause = f"it has no blocks.0 and no encoder.layer.0{named}"
+        fix = "give a ViT or BEiT of timm or transformers, or a pretraining run"
+        raise CheckpointError(f"{place} has names of neither timm nor transformers", cause=cause, fix=fix)
+    config = _config(path.parent)
+    try:
+        grid, num_heads = grid_and_heads(config)
+        return Source(place, from_huggingface(weights, config), grid, num_heads)
+    except KeyError as error:
+        raise CheckpointError(f"{place} has no {error.args[0]}", cause="it is not whole") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error.what}", cause=error.cause, fix=error.fix) from None
+
+
+def _file(place: str) -> Path:
+    path = Path(place).expanduser()
+    if path.is_dir():
+        found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
+        if not found:
+            cause = f"neither {' nor '.join(_IN_FOLDERS)} is there"
+            raise CheckpointError(f"no weights in {place}", cause=cause, fix="save the model there in one file")
+        return found[0]
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no {place}", cause="nothing is fetched from a hub", fix="give a folder or a file that is here"
+        )
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        try:
+            return read_state_dict(path)
+        except CheckpointError as error:
+            fix = "save its state dict with safetensors.torch.save_file, where you trust it"
+            raise CheckpointError(error.what, cause=error.cause, fix=f"nothing was run; {fix}") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read", cause=str(error), fix="get the file again") from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"no readable {path}", cause="weights of transformers do not describe themselves", fix="put it beside them"
+        )
+    return config
