@@ -1,17 +1,15 @@
 """A masked image model that starts from the weights of another."""
 
+from collections.abc import Set
+
 from smalti.core.errors import CheckpointError
 from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel
 from smalti.models.resolution import resized
 from smalti.training.checkpoint import load_weights
 
-_MAY_BE_NEW = {
-    "mask_token": "the mask token",
-    "head.": "the head",
-    "backbone.cls_token": "[S]",
-    "backbone.norm.": "the last norm",
-}
+_OF_MIM = {"mask_token": "the mask token", "head.": "the head"}
+_MAY_BE_NEW = _OF_MIM | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
 
 
 def start_from(model: MaskedImageModel, source: Source) -> str:
@@ -33,18 +31,26 @@ def start_from(model: MaskedImageModel, source: Source) -> str:
     if "head.bias" in weights and weights["head.bias"].shape != own["head.bias"].shape:
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     missing = own.keys() - weights.keys()
-    if not all(name.startswith(tuple(_MAY_BE_NEW)) for name in missing):
-        lacking = min(name for name in missing if not name.startswith(tuple(_MAY_BE_NEW)))
-        raise CheckpointError(f"{source.where} has no {lacking.removeprefix('backbone.')}", cause="it is not whole")
+    lacking = sorted(name for name in missing if not name.startswith(tuple(_MAY_BE_NEW)))
+    if lacking:
+        raise CheckpointError(f"{source.where} has no {lacking[0].removeprefix('backbone.')}", cause="it is not whole")
     load_weights(model, own | weights, source.where)
-    fresh = [text for begin, text in _MAY_BE_NEW.items() if any(name.startswith(begin) for name in missing)]
-    kept = [text for begin, text in list(_MAY_BE_NEW.items())[:2] if any(name.startswith(begin) for name in weights)]
-    count = sum(name.startswith("backbone.") for name in weights)
-    came = _and([f"{count} tensors of the backbone", *kept])
-    sizes = "" if grid == config.grid else f", for {_by(config.grid)} patches instead of {_by(grid)}"
-    heads = "" if source.heads else f"; it does not say how many heads it has: {config.num_heads}, as configured"
-    new = f"; {_and(fresh)} {'are' if len(fresh) > 1 else 'is'} new" if fresh else ""
-    return f"from {source.where}: {came}{sizes}{new}{heads}"
+    line = f"from {source.where}: {_came(weights.keys())}"
+    line += "" if grid == config.grid else f", for {_by(config.grid)} patches instead of {_by(grid)}"
+    line += _is_new(missing)
+    heads = f"; it does not say how many heads it has: {config.num_heads}, as configured"
+    return line if source.heads else line + heads
+
+
+def _came(names: Set[str]) -> str:
+    count = sum(name.startswith("backbone.") for name in names)
+    others = [text for begin, text in _OF_MIM.items() if any(name.startswith(begin) for name in names)]
+    return _and([f"{count} tensors of the backbone", *others])
+
+
+def _is_new(names: Set[str]) -> str:
+    new = [text for begin, text in _MAY_BE_NEW.items() if any(name.startswith(begin) for name in names)]
+    return f"; {_and(new)} {'are' if len(new) > 1 else 'is'} new" if new else ""
 
 
 def _by(grid: tuple[int, int]) -> str:
