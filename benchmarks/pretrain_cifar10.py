@@ -60,7 +60,6 @@ def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
         jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
         plan=Plan(batch_size=128, log_every=50, save_every=500),
-        compile="on",
     )
 
 
@@ -93,11 +92,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME, help="where the result is written")
     parser.add_argument("--minutes", type=float, default=60, help="of processor time, over all threads")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-compile", action="store_true", help="plain blocks, for very short runs")
     parser.add_argument("--no-probes", action="store_true", help="measure the loss alone")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     compute, resume = choose_compute(), is_run(str(given.run))
     config = configuration(given.cifar10, given.tokenizer, given.run)
+    config = replace(config, compile="off" if given.no_compile else "on")
     images = config.data.load(Log())
     if resume:
         config = replace(read_config(str(given.run), Pretrain), out=str(given.run))
