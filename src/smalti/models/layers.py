@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from smalti.functional.gelu import gelu
 from smalti.functional.noise import uniform_noise
 
 
@@ -51,7 +52,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         b, s, d = x.shape
-        q, k, v = self.qkv(x).reshape(b, s, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        heads = (b, s, self.num_heads, d // self.num_heads)
+        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).split(d, dim=-1))
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, s, d))
 
 
@@ -64,7 +66,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

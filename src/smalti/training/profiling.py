@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from torch.autograd import DeviceType
 from torch.profiler import profile
 
 from smalti.core.contracts import Batch, Batches
@@ -62,11 +61,11 @@ class Profiled:
 def table(recorded: profile, steps: int) -> list[str]:
     """The operations that take longest, in milliseconds a step; time inside others that they call is not theirs."""
     events = recorded.key_averages()
-    on_device = any(event.device_type == DeviceType.CUDA for event in events)
+    on_device = any(event.device_type.name == "CUDA" for event in events)
     taken = {
         event.key: event.self_device_time_total if on_device else event.self_cpu_time_total
         for event in events
-        if not on_device or event.device_type == DeviceType.CUDA
+        if not on_device or event.device_type.name == "CUDA"
     }
     total = sum(taken.values())
     longest = sorted(taken, key=lambda name: taken[name], reverse=True)[:_ROWS]
