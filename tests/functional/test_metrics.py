@@ -76,6 +76,14 @@ def test_correct_is_whether_the_highest_score_is_the_target() -> None:
     assert correct(logits, torch.tensor([[1, 2]])).tolist() == [[True, False]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_scores_the_first_counts(rng: torch.Generator, dtype: torch.dtype) -> None:
+    logits = torch.randint(3, (50, 700), generator=rng).to(dtype)
+    first = torch.tensor([row.index(max(row)) for row in logits.tolist()])
+    assert correct(logits, first).all()
+    assert not correct(logits, first + 1).any()
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
 def test_codes_seen_are_the_different_ones_of_those_that_could_be(ids: list[int]) -> None:
     seen, possible = codes_seen(torch.tensor(ids), vocab_size=10)
