@@ -75,6 +75,7 @@ class Pretrain:
     plan: Plan = Plan()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, masks and weights")
@@ -86,6 +87,7 @@ class Pretrain:
         )
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
+        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
         require(
             not self.token_cache or isinstance(self.target, Tokens),
@@ -119,7 +121,7 @@ def main(
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log)
-    session.train("pretrain", trainer, batches, config.plan)
+    session.train("pretrain", trainer, batches, config.plan, config.profile)
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
     session.log.say(describe_loss(measured))

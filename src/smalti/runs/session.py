@@ -13,6 +13,7 @@ from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
 from smalti.training.loop import Plan, Trainer, fit
+from smalti.training.profiling import Profiled
 
 
 class TrainingConfig(Protocol):
@@ -26,6 +27,8 @@ class TrainingConfig(Protocol):
     def precision(self) -> Precision: ...
     @property
     def plan(self) -> Plan: ...
+    @property
+    def profile(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ class Session:
         if before is None:
             self.folder.write_data(found)
 
-    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan) -> None:
-        """Run the loop, saving into the folder, from where the run was left."""
+    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
+        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
+        if profile:
+            batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
             trainer.restore(self.folder.path)
             self.folder.forget_metrics_after(trainer.step)
