@@ -30,13 +30,12 @@ from smalti.runs.evaluate import probe_backbone
 from smalti.runs.folder import RunFolder, is_run, read_config
 from smalti.runs.pretrain import Pretrain, load_model, prepare
 from smalti.runs.pretrain import main as pretrain
+from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import load_tokenizer
 from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "pretrain-cifar10"
-_WARM_UP, _TIMED = 10, 20
-"""Steps that are made to learn how long one takes; compilation falls into the first of them."""
 
 
 def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
@@ -65,14 +64,9 @@ def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
 
 def steps_for(minutes: float, config: Pretrain, images: Images, compute: Compute) -> int:
     """Optimiser steps that take so much processor time."""
-    trainer, batches = prepare(config, images, load_tokenizer(config.tokenizer, compute), compute)
-    trainer.objective.train()
-    for step in range(_WARM_UP + _TIMED):
-        if step == _WARM_UP:
-            began = time.process_time()
-        trainer.train_step(batches(step).to(compute.device), compute)
-    batches.close()
-    return max(1, round(60 * minutes * _TIMED / (time.process_time() - began)))
+    tokenizer = load_tokenizer(config.tokenizer, compute)
+    seconds = seconds_per_step(*prepare(config, images, tokenizer, compute), compute, clock=time.process_time)
+    return max(1, round(60 * minutes / seconds))
 
 
 def probes(config: Pretrain, images: Images, data: Path, compute: Compute) -> dict[str, Any]:

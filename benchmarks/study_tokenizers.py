@@ -31,12 +31,11 @@ from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
 from smalti.runs.folder import RunFolder, is_run, read_config
 from smalti.runs.gate import gate, some_images
+from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer, planned_steps, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "tokenizers"
-_WARM_UP, _TIMED = 5, 15
-"""Steps that are made to learn how long one takes."""
 _LOGGED = 100
 """Lines of a log that are kept, at most."""
 
@@ -110,14 +109,8 @@ def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: C
     """Optimiser steps that take so much processor time."""
     if planned_steps(config) == 0:
         return config.plan.steps
-    trainer, batches = prepare(config, images, compute)
-    trainer.objective.train()
-    for step in range(_WARM_UP + _TIMED):
-        if step == _WARM_UP:
-            began = time.process_time()
-        trainer.train_step(batches(step).to(compute.device), compute)
-    batches.close()
-    return max(1, round(60 * minutes * _TIMED / (time.process_time() - began)))
+    seconds = seconds_per_step(*prepare(config, images, compute), compute, clock=time.process_time)
+    return max(1, round(60 * minutes / seconds))
 
 
 def measure(config: TrainTokenizer, model: str, images: Images, test: Resident, compute: Compute) -> dict[str, Any]:
