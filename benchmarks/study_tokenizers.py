@@ -6,7 +6,7 @@ FOLDER holds train/ and test/. Training sees train/ alone; every figure is of te
 run of a fixed processor time (its steps follow from the speed of the first ones), so that other processes do not change
 what it reaches. Cells that were cut off go on where they stopped; finished ones are left alone: each is a
 file of docs/results/tokenizers, with its configuration, the figures of `smalti evaluate`, and the verdict of the gate
-before stage two.
+before stage two; beside it lies the log of the run, thinned out.
 """
 
 import argparse
@@ -29,14 +29,15 @@ from smalti.data.open import open_stored
 from smalti.data.sources.resident import Resident
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
-from smalti.runs.folder import is_run, read_config
+from smalti.runs.folder import RunFolder, is_run, read_config
 from smalti.runs.gate import gate, some_images
+from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer, planned_steps, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "tokenizers"
-_WARM_UP, _TIMED = 5, 15
-"""Steps that are made to learn how long one takes."""
+_LOGGED = 100
+"""Lines of a log that are kept, at most."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,8 @@ def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: C
     """Optimiser steps that take so much processor time."""
     if planned_steps(config) == 0:
         return config.plan.steps
-    trainer, batches = prepare(config, images, compute)
-    trainer.objective.train()
-    for step in range(_WARM_UP + _TIMED):
-        if step == _WARM_UP:
-            began = time.process_time()
-        trainer.train_step(batches(step).to(compute.device), compute)
-    batches.close()
-    return max(1, round(60 * minutes * _TIMED / (time.process_time() - began)))
+    seconds = seconds_per_step(*prepare(config, images, compute), compute, clock=time.process_time)
+    return max(1, round(60 * minutes / seconds))
 
 
 def measure(config: TrainTokenizer, model: str, images: Images, test: Resident, compute: Compute) -> dict[str, Any]:
@@ -129,6 +124,14 @@ def measure(config: TrainTokenizer, model: str, images: Images, test: Resident, 
     except RefusedError as error:
         verdict = f"refused: {error.what}"
     return {"vocab_size": tokenizer.vocab_size, "test": figures, "gate": verdict}
+
+
+def write_log(run: Path, target: Path) -> None:
+    """The metrics of a run, at most 100 lines; nothing of a tokenizer that is fitted."""
+    lines = RunFolder(run).read_metrics()
+    every = -(-len(lines) // _LOGGED)
+    if lines:
+        target.write_text("".join(json.dumps(line) + "\n" for line in lines[every - 1 :: every]))
 
 
 COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
@@ -186,6 +189,7 @@ def main() -> None:
         planned = cell if given.minutes is None else replace(cell, minutes=min(cell.minutes, given.minutes))
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
         found = run(planned, given.runs / name, data, compute) | machine | {"compute": compute.describe()}
+        write_log(given.runs / name, given.out / f"{name}.jsonl")
         target.write_text(json.dumps(found, indent=1) + "\n")
     print(table(finished(given.out)))
     if given.json:

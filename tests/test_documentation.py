@@ -73,6 +73,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluate",
         "show",
         "report",
+        "import_tokenizer",
     ):
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())

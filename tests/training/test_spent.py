@@ -5,6 +5,7 @@ import time
 import pytest
 
 from smalti.core.contracts import Batch
+from smalti.core.log import Log
 from smalti.training.spent import Spent
 
 
@@ -45,3 +46,14 @@ def test_the_largest_share_is_named(
         spent.on_batch(step)
         clock.now += training
     assert spent.describe() == said
+
+
+def test_the_first_step_is_told_of_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    spent = Spent(Made(clock, reading=1.0, tokenizing=0.5))
+    for step in range(2):
+        spent.on_batch(step)
+        clock.now += 20
+        spent.after_step(Log())
+    assert capsys.readouterr().err == "first step after 21.5 s\n"

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.contracts import Grid
+from smalti.functional.gelu import gelu
 from smalti.functional.noise import uniform_noise
 from smalti.functional.rel_pos import num_rows, position_bias, relative_position_index
 
@@ -90,7 +91,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "heads S S"] | None = None
     ) -> Float[Tensor, "B S D"]:
         b, s, d = x.shape
-        q, k, v = self._qkv(x).reshape(b, s, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        heads = (b, s, self.num_heads, d // self.num_heads)
+        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self._qkv(x).split(d, dim=-1))
         if self.relative_position_bias_table is not None:
             bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
         return self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(b, s, d))
@@ -110,7 +112,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

@@ -83,6 +83,7 @@ class Pretrain:
     plan: Plan = Plan()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, masks and weights")
@@ -102,6 +103,7 @@ class Pretrain:
             f"freeze_backbone_steps is {self.freeze_backbone_steps}, and the backbone starts from nothing",
             "use --init-from MODEL too",
         )
+        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
         require(
             not self.token_cache or isinstance(self.target, Tokens),
@@ -136,7 +138,7 @@ def main(
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
-    session.train("pretrain", trainer, batches, config.plan)
+    session.train("pretrain", trainer, batches, config.plan, config.profile)
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
     session.log.say(describe_loss(measured))

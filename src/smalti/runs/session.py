@@ -1,6 +1,7 @@
 """What the training verbs have in common: a folder, a log, and where to compute."""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
 from smalti.training.loop import Plan, Trainer, fit
+from smalti.training.profiling import Profiled
 
 
 class TrainingConfig(Protocol):
@@ -26,6 +28,8 @@ class TrainingConfig(Protocol):
     def precision(self) -> Precision: ...
     @property
     def plan(self) -> Plan: ...
+    @property
+    def profile(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class Session:
         if before is None:
             self.folder.write_data(found)
 
-    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan) -> None:
-        """Run the loop, saving into the folder, from where the run was left."""
+    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
+        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
+        if profile:
+            batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
             trainer.restore(self.folder.path)
             self.folder.forget_metrics_after(trainer.step)
@@ -80,17 +86,26 @@ class Session:
         return result
 
 
-def seconds_per_step(trainer: Trainer, batches: Batches, compute: Compute, steps: int = 12) -> float:
+def seconds_per_step(
+    trainer: Trainer,
+    batches: Batches,
+    compute: Compute,
+    steps: int = 12,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The usual time of a training step on this machine, in seconds. Trainer and batches are used up by it.
 
     The first steps (compilation, first touches of memory) do not count; of the others the median does.
+
+    Args:
+        clock: `time.process_time` counts what the processor did for this process alone.
     """
     warm = 3
     times = []
     trainer.objective.train()
     with closing(batches):
         for step in range(warm + steps):
-            began = time.perf_counter()
+            began = clock()
             trainer.train_step(batches(step).to(compute.device), compute)
-            times.append(time.perf_counter() - began)
+            times.append(clock() - began)
     return sorted(times[warm:])[steps // 2]

@@ -57,6 +57,7 @@ class TrainTokenizer:
         1000, "images that the codebook is initialised from; 0: random weights, as in the papers"
     )
     ema_decay: float = setting(0.999, "a step", "DALL-E, appendix A.2")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, noise and weights")
@@ -78,6 +79,7 @@ class TrainTokenizer:
             "use more init_images",
         )
         require(0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "choose one between 0 and 1")
+        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
 
@@ -116,7 +118,7 @@ def made(config: TrainTokenizer, images: Images | StoredImages, session: Session
     """The tokenizer, trained or fitted, and saved."""
     if planned_steps(config) > 0:
         trainer, batches = prepare(config, images, session.compute)
-        session.train("tokenizer", trainer, batches, config.plan)
+        session.train("tokenizer", trainer, batches, config.plan, config.profile)
         trained = trainer.trained
         assert isinstance(trained, ImageTokenizer)
         return trained

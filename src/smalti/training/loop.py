@@ -228,6 +228,7 @@ def fit(
         while trainer.step < plan.steps:
             batch = spent.on_batch(trainer.step)
             output, norm = trainer.train_step(batch.to(compute.device), compute)
+            spent.after_step(log)
             if trainer.step % plan.log_every == 0 or trainer.step == plan.steps:
                 values = means(output)
                 log.record(stage=title, step=trainer.step, lr=trainer.lr(trainer.step), grad_norm=float(norm), **values)

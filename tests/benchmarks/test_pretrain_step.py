@@ -1,0 +1,47 @@
+"""The benchmark of a pretraining step: what it counts, and that its last line is one JSON object."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "pretrain_step.py"
+SMALL = ["--json", "--batch", "2", "--depth", "1", "--rounds", "1", "--compile", "off", "--threads", "1"]
+
+
+def figures_of(*flags: str) -> dict[str, object]:
+    command = [sys.executable, str(BENCHMARK), *SMALL, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_vit_b_takes_108_gflop_an_image() -> None:
+    """36 forward: 34 in linear layers, 1.4 in attention, 0.9 in the head, 0.2 in the patches."""
+    cases = runpy.run_path(str(BENCHMARK))["CASES"]
+    assert cases["base"].masking.count((14, 14)) == 75
+    assert cases["base"].flops() / 1e9 == pytest.approx(108, abs=0.5)
+    assert cases["tiny"].flops() / 1e9 == pytest.approx(2.22, abs=0.02)
+
+
+def test_tiny_is_measured_with_and_without_its_tokenizer() -> None:
+    figures = figures_of("--model", "tiny", "--clock", "processor")
+    assert {"ratio_vs_compiled_bf16", "ratio_vs_compiled_bf16_with_tokens", "peak_fraction"} <= figures.keys()
+    assert figures["images_per_second"] > 0
+    assert figures["seconds"].keys() == {"smalti", "compiled_bf16", "tokens_smalti", "tokens_compiled_bf16"}
+
+
+def test_the_network_of_transformers_is_a_peer() -> None:
+    pytest.importorskip("transformers")
+    figures = figures_of("--model", "tiny", "--against", "transformers_bf16", "transformers_fp32")
+    assert figures["ratio_vs_transformers_bf16"] > 0
+    assert figures["ratio_vs_transformers_fp32"] > 0
+    assert "transformers" in figures["versions"]
+
+
+def test_threads_that_wait_are_not_counted_as_work() -> None:
+    command = [sys.executable, str(BENCHMARK), *SMALL, "--threads", "2", "--clock", "processor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "--clock processor with --threads 1" in done.stderr

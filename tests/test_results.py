@@ -1,0 +1,44 @@
+"""What the pages under docs/results say is what the files beside them hold."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOKENIZERS = ROOT / "docs" / "results" / "tokenizers"
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_tokenizers", ROOT / "benchmarks" / "study_tokenizers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_tokenizers_is_that_of_its_files(study: ModuleType) -> None:
+    page = (TOKENIZERS / "README.md").read_text()
+    shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
+    assert shown == study.table(study.finished(TOKENIZERS))
+
+
+def test_every_finished_cell_has_its_log(study: ModuleType) -> None:
+    for name, cell in study.finished(TOKENIZERS).items():
+        log = TOKENIZERS / f"{name}.jsonl"
+        assert log.exists() == (cell["steps"] > 0)
+        if log.exists():
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            assert 0 < len(lines) <= 100
+            assert lines[-1]["step"] <= cell["steps"]
+
+
+def test_what_the_page_says_of_figures_on_held_out_images_is_so(study: ModuleType) -> None:
+    for name, cell in study.finished(TOKENIZERS).items():
+        if name.startswith(("vq", "fsq")):
+            assert abs(cell["test"]["psnr_db"] - cell["held_out"]["psnr_db"]) < 0.1, name
+    assert round(1024 * study.finished(TOKENIZERS)["collapse-no-remedy"]["test"]["codebook_usage"]) == 51

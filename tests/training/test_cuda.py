@@ -1,0 +1,53 @@
+"""What is different on a GPU, tried where there is one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch
+from smalti.models.layers import attend
+from smalti.models.mim import build_mim
+from smalti.models.vit import ViT
+from smalti.training.loop import means
+from smalti.training.objectives import MaskedImageModeling
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+CUDA = torch.device("cuda")
+
+
+def batch(rng: torch.Generator) -> Batch:
+    images = torch.randint(256, (4, 3, 16, 16), generator=rng, dtype=torch.uint8)
+    index = torch.arange(6).repeat(4, 1)
+    mask = torch.zeros(4, 16, dtype=torch.bool).scatter_(1, index, True)
+    ids = torch.randint(8, (4, 16), generator=rng)
+    number = torch.arange(4)
+    return Batch(images, number, number, ids=ids, mask=mask, mask_index=index, mask_weight=torch.ones(4, 6))
+
+
+def test_the_fused_kernel_equals_the_explicit_form(rng: torch.Generator) -> None:
+    q, k, v = torch.randn(3, 2, 2, 6, 8, generator=rng)
+    torch.testing.assert_close(attend(q.cuda(), k.cuda(), v.cuda()).cpu(), attend(q, k, v), atol=2e-3, rtol=2e-3)
+
+
+def test_a_batch_in_pinned_memory_arrives_whole(rng: torch.Generator) -> None:
+    made = batch(rng)
+    pinned = replace(made, image=made.image.pin_memory())
+    arrived = pinned.to(CUDA)
+    torch.cuda.synchronize()
+    assert torch.equal(arrived.image.cpu(), made.image)
+    assert arrived.mask is not None
+    assert arrived.mask.device.type == "cuda"
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)])
+def test_the_loss_is_that_of_the_cpu(rng: torch.Generator, dtype: torch.dtype, close: float) -> None:
+    config = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.0)
+    objective, made = MaskedImageModeling(build_mim(config, 8)), batch(rng)
+    expected = means(objective(made, torch.tensor(0)))["loss"]
+    with Compute(CUDA, dtype).autocast():
+        output = objective.cuda()(made.to(CUDA), torch.tensor(0))
+    output.loss_sum.backward()
+    assert means(output)["loss"] == pytest.approx(expected, abs=close)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
