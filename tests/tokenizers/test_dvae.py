@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from smalti.core.errors import UsageError
+from smalti.tokenizers import discrete
 from smalti.tokenizers.discrete import split
 from smalti.tokenizers.dvae import DVAE
 from tests.contracts import check_tokenizer
@@ -32,6 +33,14 @@ def test_decoding_ids_is_decoding_their_one_hot_vectors() -> None:
     assert mean.shape == log_scale.shape == (3, 3, 32, 16)
     expected = ((mean.sigmoid() - 0.1) / 0.8).clamp(0, 1)
     torch.testing.assert_close(tokenizer.decode(ids), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_are_found_for_some_positions_at_a_time_and_are_the_most_likely_ones() -> None:
+    config = DVAE(vocab_size=40, stride=4, width=8, depth=1)
+    tokenizer, pictures = config.build(), images(config, num=12)
+    assert discrete._POSITIONS < 12 * 8 * 4
+    with torch.no_grad():
+        assert torch.equal(tokenizer.encode(pictures), tokenizer.logits(pictures).argmax(1))
 
 
 def test_a_token_sees_its_own_patch_and_its_neighbours() -> None:

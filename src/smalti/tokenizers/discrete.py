@@ -6,12 +6,15 @@ encoder -> features -> `to_logits` -> weights of the codes -> `codebook` -> deco
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.functional.relaxation import RelaxedTokens, relaxed_tokens
 from smalti.tokenizers.trunk import float32
 
+_POSITIONS = 256
+"""Positions whose scores `best_codes` holds at a time."""
 _CUT = 0.1
 """How much faster the score of a code that takes a part of another's cell rises there, in shares of the other's."""
 
@@ -56,6 +59,14 @@ def relax(
         )
     codes = tokens.codes if codebook.bias is None else tokens.codes + codebook.bias.to(dtype)
     return tokens, *tokenizer.pixels(codes.transpose(1, 2).unflatten(2, features.shape[2:]))
+
+
+def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[Tensor, "B h w"]:
+    """The code of the greatest score at every position; all scores at once would be the largest tensor by far."""
+    rows, weight = features.permute(0, 2, 3, 1), to_logits.weight[:, :, 0, 0]
+    with float32(features):
+        parts = rows.float().flatten(0, 2).split(_POSITIONS)
+        return torch.cat([F.linear(part, weight, to_logits.bias).argmax(1) for part in parts]).view(rows.shape[:3])
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from smalti.core.config import setting
 from smalti.functional.kmeans import kmeans
+from smalti.tokenizers.discrete import best_codes
 from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_trunk, set_conv
 
 
@@ -87,7 +88,7 @@ class DiscreteVAE(Trunk):
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The most likely visual token at every position."""
-        return self.logits(images).argmax(dim=1)
+        return best_codes(self.features(images), self.to_logits)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The most likely image for these tokens, in [0, 1]."""
