@@ -7,7 +7,7 @@ known to be whole always stay.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -51,7 +51,7 @@ def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str,
     Raises:
         OutputError: it cannot be written; what was there is still there.
     """
-    return _Copy(run, step, model.state_dict(), state).write(set())
+    return _write(run, step, model.state_dict(), state, set())
 
 
 class BackgroundWriter:
@@ -72,8 +72,8 @@ class BackgroundWriter:
             OutputError: the one before could not be written.
         """
         self.wait()
-        copy = _Copy(run, step, _copied(model.state_dict()), _copied(state))
-        self._thread = Thread(target=self._write, args=(copy,), name=f"checkpoint of step {step}")
+        tensors = _copied(model.state_dict()), _copied(state)
+        self._thread = Thread(target=self._write, args=(run, step, *tensors), name=f"checkpoint of step {step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -99,38 +99,11 @@ class BackgroundWriter:
     ) -> None:
         self.wait()
 
-    def _write(self, copy: "_Copy") -> None:
+    def _write(self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         try:
-            copy.write(self._whole)
+            _write(run, step, model, state, self._whole)
         except BaseException as error:
             self._error = error
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A checkpoint to be written."""
-
-    run: Path
-    step: int
-    model: Mapping[str, Tensor] = field(repr=False)
-    state: Mapping[str, Tensor] = field(repr=False)
-
-    def write(self, whole: set[Path]) -> Path:
-        """Write it and remove older ones. `whole` are folders known to be whole; those found to be are added."""
-        folder = self.run / FOLDER / f"step-{self.step:08d}"
-        about = {"step": self.step, "format": _FORMAT, "smalti": __version__}
-        whole.discard(folder)
-        write_folder(
-            folder,
-            {
-                "model.safetensors": save(_on_cpu(self.model)),
-                "state.safetensors": save(_on_cpu(self.state)),
-                "state.json": (json.dumps(about) + "\n").encode(),
-            },
-        )
-        whole.add(folder)
-        _remove_old(self.run, folder, whole)
-        return folder
 
 
 def read_checkpoint(run: Path) -> Checkpoint:
@@ -196,6 +169,21 @@ def _read(step: int, folder: Path) -> Checkpoint:
         return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]))
     except (KeyError, SafetensorError) as error:
         raise _DamagedError("its tensors cannot be understood") from error
+
+
+def _write(run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], whole: set[Path]) -> Path:
+    """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""
+    folder = run / FOLDER / f"step-{step:08d}"
+    files = {
+        "model.safetensors": save(_on_cpu(model)),
+        "state.safetensors": save(_on_cpu(state)),
+        "state.json": (json.dumps({"step": step, "format": _FORMAT, "smalti": __version__}) + "\n").encode(),
+    }
+    whole.discard(folder)
+    write_folder(folder, files)
+    whole.add(folder)
+    _remove_old(run, folder, whole)
+    return folder
 
 
 def _remove_old(run: Path, newest: Path, whole: set[Path]) -> None:
