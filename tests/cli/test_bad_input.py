@@ -237,7 +237,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(name: str, photos: Path, tmp_pa
     damaged.write_bytes(content)
     for command in (["evaluate", str(run), str(photos), *CPU], ["train-tokenizer", "--resume", str(run)]):
         line = failure(main(command), 4)
-        assert line.startswith(f"no usable checkpoint in {run}; damaged: step-00000001; ")
+        assert line.startswith(f"no usable checkpoint in {run}; damaged: step-00000001 (")
 
 
 def test_a_damaged_newest_checkpoint_leaves_the_one_before(photos: Path, tmp_path: Path) -> None:

@@ -1,12 +1,24 @@
 """Files are whole or absent, and damage is noticed."""
 
 import os
+import shutil
+import stat
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from smalti.core.errors import OutputError
-from smalti.core.files import make_folder, read_folder, sha256, write_bytes, write_folder, write_json
+from smalti.core.errors import CheckpointError, OutputError
+from smalti.core.files import (
+    is_whole,
+    make_folder,
+    read_folder,
+    remove_leftovers,
+    sha256,
+    write_bytes,
+    write_folder,
+    write_json,
+)
 
 FILES = {"model.bin": b"\x00weights\xff", "state.json": b'{"step": 7}'}
 
@@ -69,7 +81,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, m
 
 @pytest.mark.parametrize("name", [*FILES, "MANIFEST.json"])
 def test_no_flipped_byte_changes_what_is_read(tmp_path: Path, name: str) -> None:
-    """Whatever byte is damaged, and however: the folder is refused, or (sizes in the manifest) reads as it was."""
+    """Whatever byte is damaged, and however: the folder is refused."""
     write_folder(tmp_path / "folder", FILES)
     path = tmp_path / "folder" / name
     intact = path.read_bytes()
@@ -78,8 +90,9 @@ def test_no_flipped_byte_changes_what_is_read(tmp_path: Path, name: str) -> None
             damaged = bytearray(intact)
             damaged[position] ^= flip
             path.write_bytes(damaged)
-            found = read_folder(tmp_path / "folder")
-            assert found is None or (found == FILES and name == "MANIFEST.json")
+            with pytest.raises(CheckpointError, match="folder is damaged; "):
+                read_folder(tmp_path / "folder")
+            assert not is_whole(tmp_path / "folder")
     path.write_bytes(intact)
     assert read_folder(tmp_path / "folder") == FILES
 
@@ -93,18 +106,116 @@ def test_missing_and_cut_files_are_noticed(tmp_path: Path, name: str, damage: st
     path.unlink()
     if damage != "missing":
         path.write_bytes(whole[: -3 if damage == "short" else 0])
-    assert read_folder(tmp_path / "folder") is None
+    what = "missing" if damage == "missing" else rf"has \d+ bytes, not {len(whole)}"
+    cause = f"{name} (is {what}|{what})" if name != "MANIFEST.json" else "MANIFEST.json (there|cannot be understood)"
+    with pytest.raises(CheckpointError, match=f"folder is damaged; .*{cause}"):
+        read_folder(tmp_path / "folder")
 
 
-@pytest.mark.parametrize("manifest", ["[]", "[1]", "null", '{"model.bin": null}', '{"../secret": {"sha256": ""}}', "{"])
-def test_a_foreign_manifest_is_no_folder_of_ours(tmp_path: Path, manifest: str) -> None:
+@pytest.mark.parametrize(
+    ("manifest", "cause"),
+    [
+        *((text, "cannot be understood") for text in ("[]", "[1]", "null", "{", '{"model.bin": null}', '{"a": 1e308}')),
+        ('{"model.bin": {"sha256": ""}}', "cannot be understood"),
+        ('{"model.bin": {"bytes": NaN, "sha256": ""}}', "model.bin has 0 bytes, not nan"),
+        ('{"model.bin": {}, "model.bin": {}}', "cannot be understood"),
+        ("[" * 100_000, "cannot be understood"),
+        ('{"../secret": {"bytes": 0, "sha256": ""}}', "names files elsewhere"),
+    ],
+)
+def test_a_foreign_manifest_is_no_folder_of_ours(tmp_path: Path, manifest: str, cause: str) -> None:
     (tmp_path / "model.bin").touch()
     (tmp_path / "MANIFEST.json").write_text(manifest)
-    assert not read_folder(tmp_path)
+    with pytest.raises(CheckpointError, match=f"is damaged; .*{cause}"):
+        read_folder(tmp_path)
 
 
-def test_a_folder_that_is_not_there_reads_as_none(tmp_path: Path) -> None:
-    assert read_folder(tmp_path / "nowhere") is None
+def test_a_file_that_is_much_longer_than_it_should_be_is_not_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", FILES)
+    os.truncate(tmp_path / "folder" / "model.bin", 1 << 40)
+    with pytest.raises(CheckpointError, match=r"model\.bin has 1099511627776 bytes, not 9"):
+        read_folder(tmp_path / "folder")
+
+
+def test_a_folder_in_the_place_of_a_file_and_a_link_to_nothing_are_noticed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", FILES)
+    path = tmp_path / "folder" / "model.bin"
+    path.unlink()
+    for make in (path.mkdir, lambda: path.symlink_to("nowhere"), lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(CheckpointError, match=r"model\.bin is missing"):
+            read_folder(tmp_path / "folder")
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_folder_that_is_not_there_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere.* is damaged; no readable MANIFEST\.json there"):
+        read_folder(tmp_path / "nowhere")
+
+
+def test_what_a_crash_left_between_two_renames_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", FILES)
+    (tmp_path / "folder").rename(tmp_path / "folder.replaced")
+    assert read_folder(tmp_path / "folder") == FILES
+    assert remove_leftovers(tmp_path) == []
+    write_folder(tmp_path / "folder", {"new": b""})
+    assert read_folder(tmp_path / "folder") == {"new": b""}
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_leftovers_are_removed_by_name_and_nothing_else_is(tmp_path: Path) -> None:
+    number = "0" * 32
+    for name in (f".a.json.{number}", f".report.html.{number}", ".hidden", f"a.{number}", "b.replaced"):
+        (tmp_path / name).touch()
+    (tmp_path / f".step.{number}").mkdir()
+    (tmp_path / f".step.{number}" / "file").touch()
+    (tmp_path / f".link.{number}").symlink_to(tmp_path)
+    assert remove_leftovers(tmp_path, r"a\.json") == [f".a.json.{number}"]
+    assert remove_leftovers(tmp_path) == [f".link.{number}", f".report.html.{number}", f".step.{number}"]
+    assert sorted(os.listdir(tmp_path)) == [".hidden", f"a.{number}", "b.replaced"]
+    (tmp_path / "b").mkdir()
+    assert remove_leftovers(tmp_path) == ["b.replaced"]
+    assert remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_a_link_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(OutputError, match=f"cannot write .*{name}; what is there is no ordinary file"):
+            write_bytes(tmp_path / name, b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "precious").read_text() == "content"
+
+
+def test_files_have_the_mode_that_the_user_set(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "a.bin", b"")
+        write_folder(tmp_path / "folder", FILES)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a.bin", tmp_path / "folder" / "model.bin"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_too_little_space_is_noticed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = namedtuple("free", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free(250))
+    with pytest.raises(OutputError, match=r"cannot write .*folder; 0\.0 MB are needed, and 0\.0 MB are free"):
+        write_folder(tmp_path / "folder", FILES)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_is_too_long_leaves_nothing(tmp_path: Path) -> None:
+    for write in (lambda path: write_bytes(path, b""), lambda path: write_folder(path, FILES)):
+        with pytest.raises(OutputError, match="File name too long"):
+            write(tmp_path / ("n" * 255))
+    assert os.listdir(tmp_path) == []
 
 
 def test_make_folder_proves_that_it_can_be_written(tmp_path: Path) -> None:

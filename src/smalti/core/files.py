@@ -1,15 +1,25 @@
 """Files that are either whole or absent: written beside the target, flushed to the disk, then renamed over it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from smalti.core.errors import OutputError
+from smalti.core.errors import CheckpointError, OutputError
+
+REPLACED = ".replaced"
+"""What the name of a folder ends with while another takes its place."""
+
+_MANIFEST = "MANIFEST.json"
+_SPARE = 1.2
+"""Free space to ask for, in sizes of what is written."""
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -21,14 +31,17 @@ def sha256(*parts: bytes | memoryview) -> str:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write all parts to `path` atomically; after a crash it holds the old content or the new one, never half of it."""
+    """Write all parts to `path` atomically; after a crash it holds the old content or the new one, never half of it.
+
+    Raises:
+        OutputError: it cannot be written, or what is there is a link or a device.
+    """
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError(errno.EEXIST, "what is there is no ordinary file")
+        _make_folders(path.parent)
+        _write_new(temporary, parts)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -39,40 +52,85 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; a number that is not finite is an error."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, _json(value))
 
 
 def write_folder(path: Path, files: dict[str, bytes]) -> None:
-    """Write a folder of files atomically, with a MANIFEST.json of sizes and digests written last."""
-    temporary = _temporary(path)
+    """Write a folder of files atomically, with a MANIFEST.json of sizes and digests written last.
+
+    All is on the disk when this returns. The folder appears under its name when everything in it is on the disk
+    already; one that is there is renamed first, and `read_folder` knows where to.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary, replaced = _temporary(path), _replaced(path)
     manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
+    content = files | {_MANIFEST: _json(manifest)}
     try:
-        temporary.mkdir(parents=True)
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
-        write_json(temporary / "MANIFEST.json", manifest)
-        replaced = _temporary(path)
+        _make_folders(path.parent)
+        _require_space(path.parent, sum(map(len, content.values())))
+        os.mkdir(temporary)
+        for name, data in content.items():
+            _write_new(temporary / name, (data,))
+        _sync_folder(temporary)
+        _require_sizes(temporary, content)
         if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             os.rename(path, replaced)
         os.rename(temporary, path)
         _sync_folder(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, OutputError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        cause = error.cause if isinstance(error, OutputError) else error.strerror
-        raise OutputError(f"cannot write {path}", cause=cause or str(error)) from error
+        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
 
 
-def read_folder(path: Path) -> dict[str, bytes] | None:
-    """The files of a folder written by `write_folder`, or None where one is missing or differs from its digest."""
+def read_folder(path: Path) -> dict[str, bytes]:
+    """The files of a folder written by `write_folder`.
+
+    Raises:
+        CheckpointError: one is missing, or differs from its size or digest; the cause says which.
+    """
+    return dict(_verified(path))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `read_folder` would read it. It holds one file at a time."""
     try:
-        manifest = json.loads((path / "MANIFEST.json").read_bytes())
-        digests = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-        files = {name: (path / name).read_bytes() for name in digests if Path(name).name == name}
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return None
-    found = {name: (len(data), sha256(data)) for name, data in files.items()}
-    return files if found == digests else None
+        for _ in _verified(path):
+            pass
+    except CheckpointError:
+        return False
+    return True
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that may be read at the same time: under its name it is whole or absent."""
+    leaving = _temporary(path)
+    with contextlib.suppress(OSError):
+        os.rename(path, leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, names: str = r".+") -> list[str]:
+    """Remove what writers that were killed have left in a folder. The caller holds the lock that they held.
+
+    Args:
+        names: a pattern of the names they wrote; other unfinished files may belong to somebody alive.
+
+    Returns:
+        The names of what was removed.
+    """
+    removed = []
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if re.fullmatch(rf"\.(?:{names})\.[0-9a-f]{{32}}", entry.name) or _is_replaced(entry):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+            removed.append(entry.name)
+    return removed
 
 
 def make_folder(path: Path) -> None:
@@ -86,9 +144,44 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
 
 
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that nothing else has."""
+    """A name beside `path` that nothing else has, and `remove_leftovers` knows."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _replaced(path: Path) -> Path:
+    """Where a folder is while another takes its place; after a crash just then it is all there is."""
+    return path.with_name(path.name + REPLACED)
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether another folder has taken its place."""
+    return path.name.endswith(REPLACED) and path.with_name(path.name.removesuffix(REPLACED)).exists()
+
+
+def _make_folders(path: Path) -> None:
+    """Create a folder and those above it, and see to it that none is lost with the power."""
+    if not path.is_dir():
+        _make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file that is not there yet, and wait for the disk."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        for part in parts:
+            left = memoryview(part).cast("B")
+            while left:
+                left = left[os.write(handle, left) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(path: Path) -> None:
@@ -97,3 +190,60 @@ def _sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < _SPARE * needed:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, and {free / 1e6:.1f} MB are free")
+
+
+def _require_sizes(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        size = os.stat(folder / name).st_size
+        if size != len(data):
+            raise OSError(errno.EIO, f"{name} has {size} bytes, and {len(data)} were written")
+
+
+def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file that the manifest names, one after the other."""
+    folder = path if path.exists() else _replaced(path)
+    for name, (size, digest) in _read_manifest(folder).items():
+        file = folder / name
+        try:
+            if not file.is_file():
+                raise _damaged(path, f"{name} is missing")
+            found = file.stat().st_size
+            if found != size:
+                raise _damaged(path, f"{name} has {found} bytes, not {size}")
+            data = file.read_bytes()
+        except OSError as error:
+            raise _damaged(path, f"{name} cannot be read: {error.strerror}") from error
+        if sha256(data) != digest:
+            raise _damaged(path, f"{name} differs from its digest")
+        yield name, data
+
+
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of every file."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes(), object_pairs_hook=_without_twins)
+        entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except OSError as error:
+        raise _damaged(folder, f"no readable {_MANIFEST} there") from error
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(folder, f"{_MANIFEST} cannot be understood") from error
+    if not all(Path(name).name == name for name in entries):
+        raise _damaged(folder, f"{_MANIFEST} names files elsewhere")
+    return entries
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, none of whose keys is there twice."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
+def _damaged(path: Path, cause: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged", cause=cause)

@@ -1,6 +1,9 @@
 """The folder of a run: configuration, images it is of, metrics, checkpoints, result, report, unreadable files."""
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,11 +11,17 @@ from typing import Any, TypeVar
 from smalti import __version__
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import make_folder, write_bytes, write_json
+from smalti.core.files import make_folder, remove_leftovers, write_bytes, write_json
+from smalti.core.folder_lock import LOCK, only_writer
+from smalti.core.log import Log
+from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 
 T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
+_RESULT, _METRICS = "result.json", "metrics.jsonl"
+_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS)))
+"""What only the run itself writes: not the report."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / _METRICS
 
     @property
     def bad_files(self) -> Path:
@@ -47,11 +56,11 @@ class RunFolder:
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
+        write_json(self.path / _RESULT, result)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run; empty where it has not finished."""
-        path = self.path / "result.json"
+        path = self.path / _RESULT
         found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
         return found
 
@@ -69,6 +78,27 @@ class RunFolder:
             write_bytes(self.metrics, "".join(kept).encode())
 
 
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Be the one that writes a run folder, which is created. What runs that were killed left unfinished is removed.
+
+    Raises:
+        LockError: another process is; it is named.
+        OutputError: the folder cannot be written.
+    """
+    path = Path(out).expanduser()
+    if path.exists() and not path.is_dir():
+        yield  # `create` refuses it
+        return
+    if not path.exists():
+        make_folder(path)
+    with only_writer(path):
+        removed = remove_leftovers(path, _WRITTEN) + remove_leftovers(path / CHECKPOINTS)
+        if removed:
+            Log().say(f"{path}: removed what a run that was killed left unfinished: {', '.join(removed)}")
+        yield
+
+
 def create(out: str, config: object) -> RunFolder:
     """A fresh run folder that holds the resolved configuration.
 
@@ -77,7 +107,7 @@ def create(out: str, config: object) -> RunFolder:
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(entry.name != _BAD_FILES for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir())):
         raise UsageError(
             f"{path} is not empty", cause="a run never overwrites", fix="choose another --out, or --resume it"
         )

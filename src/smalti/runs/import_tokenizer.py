@@ -60,13 +60,11 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     Raises:
         CheckpointError: the folder is not whole, or its weights do not fit its configuration.
     """
-    files = read_folder(Path(folder).expanduser())
     try:
-        if files is None:
-            raise ValueError
+        files = read_folder(Path(folder).expanduser())
         tokenizer = from_json(DallE, json.loads(files[_CONFIG])["config"]).build()
         weights = load(files[_WEIGHTS])
-    except (ValueError, KeyError, TypeError, UsageError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, CheckpointError, UsageError, SafetensorError) as error:
         cause = "a file of it is missing or damaged"
         raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error
     load_weights(tokenizer, weights, folder)

@@ -34,7 +34,7 @@ from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.runs.folder import holds_run, read_config
+from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
@@ -126,6 +126,12 @@ def main(
         UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
+    with writing(config.out):
+        return _run(config, resume, images, compute)
+
+
+def _run(config: Pretrain, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+    """The run, in a folder that nobody else writes."""
     session = Session.open(config, resume=resume, compute=compute)
     tokenizer = target_tokenizer(config, session.compute)
     source = None if resume or not config.init_from else source_of(config, tokenizer, session.compute)

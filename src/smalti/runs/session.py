@@ -13,6 +13,7 @@ from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
+from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.loop import Plan, Trainer, fit
 from smalti.training.profiling import Profiled
 
@@ -76,9 +77,9 @@ class Session:
             trainer.restore(self.folder.path)
             self.folder.forget_metrics_after(trainer.step)
             self.log.say(f"going on from step {trainer.step}")
-        fit(
-            trainer, batches, plan, self.log, title=title, compute=self.compute, save=lambda t: t.save(self.folder.path)
-        )
+        with BackgroundWriter() as writer:
+            path, write = self.folder.path, writer.write
+            fit(trainer, batches, plan, self.log, title=title, compute=self.compute, save=lambda t: t.save(path, write))
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""

@@ -19,7 +19,7 @@ from smalti.data.reading import some_squares
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.functional.losses import Likelihood
-from smalti.runs.folder import read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, writing
 from smalti.runs.gate import some_images
 from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.session import Session
@@ -96,6 +96,12 @@ def main(
     Returns:
         The result, as written to result.json.
     """
+    with writing(config.out):
+        return _run(config, resume, images, compute)
+
+
+def _run(config: TrainTokenizer, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+    """The run, in a folder that nobody else writes."""
     session = Session.open(config, resume=resume, compute=compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not resume:

@@ -1,20 +1,33 @@
-"""Checkpoints: weights as safetensors, everything else as JSON, written whole or not at all, verified when read."""
+"""Checkpoints: weights as safetensors, everything else as JSON, written whole or not at all, verified when read.
+
+A checkpoint takes its name when every byte of it is on the disk, and only then are older ones removed. Two that are
+known to be whole always stay.
+"""
 
 import json
 import re
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
+from types import TracebackType
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from smalti.core.errors import CheckpointError
-from smalti.core.files import read_folder, write_folder
+from smalti import __version__
+from smalti.core.errors import CheckpointError, OutputError, SmaltiError
+from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
+from smalti.core.log import Log
 
-_NAME = re.compile(r"step-(\d{8})")
+FOLDER = "checkpoints"
+
+_NAME = re.compile(rf"(step-(\d{{8}}))({re.escape(REPLACED)})?")
 _KEPT = 2
+_FORMAT = 1
+"""Changes when an older smalti would misread what is written. What has no number is of the first."""
 
 
 @dataclass(frozen=True)
@@ -26,40 +39,90 @@ class Checkpoint:
     state: dict[str, Tensor]
 
 
-def write_checkpoint(run: Path, step: int, model: nn.Module, state: dict[str, Tensor]) -> Path:
-    """Write `run/checkpoints/step-XXXXXXXX/` and remove all but the two newest.
+def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> Path:
+    """Write `run/checkpoints/step-XXXXXXXX/`; then remove all but this one and the newest that is whole beside it.
 
     Args:
         run: the run folder.
         step: optimiser steps done.
         model: its parameters and persistent buffers become model.safetensors.
         state: further tensors (optimiser, unaveraged weights), state.safetensors.
+
+    Raises:
+        OutputError: it cannot be written; what was there is still there.
     """
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    files = {
-        "model.safetensors": save({name: value.cpu().contiguous() for name, value in model.state_dict().items()}),
-        "state.safetensors": save({name: value.detach().cpu().contiguous() for name, value in state.items()}),
-        "state.json": (json.dumps({"step": step}) + "\n").encode(),
-    }
-    write_folder(folder, files)
-    for _, old in _checkpoints(run)[_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    return _write(run, step, model.state_dict(), state, set())
+
+
+class BackgroundWriter:
+    """`write_checkpoint` on a thread of its own: training waits only for a copy of the tensors.
+
+    A failure is raised by what comes next: another write, `wait` or the end of the `with` block.
+    """
+
+    def __init__(self) -> None:
+        self._whole: set[Path] = set()
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def write(self, run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Begin to write a checkpoint, when the one before is done.
+
+        Raises:
+            OutputError: the one before could not be written.
+        """
+        self.wait()
+        tensors = _copied(model.state_dict()), _copied(state)
+        self._thread = Thread(target=self._write, args=(run, step, *tensors), name=f"checkpoint of step {step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Come back when everything is on the disk.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if isinstance(error, SmaltiError):
+            raise error
+        if error is not None:
+            raise OutputError("cannot write a checkpoint", cause=f"{type(error).__name__}: {error}") from error
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait()
+
+    def _write(self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        try:
+            _write(run, step, model, state, self._whole)
+        except BaseException as error:
+            self._error = error
 
 
 def read_checkpoint(run: Path) -> Checkpoint:
-    """The newest checkpoint of a run that is whole.
+    """The newest checkpoint of a run that is whole. One that is passed over is named, with the reason.
 
     Raises:
-        CheckpointError: there is none; damaged ones are named.
+        CheckpointError: there is none (damaged ones are named), or the newest is of another format.
     """
-    damaged = []
+    damaged: list[str] = []
     for step, folder in _checkpoints(run):
-        files = read_folder(folder)
-        if files is not None:
-            return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]))
-        damaged.append(folder.name)
-    cause = f"damaged: {', '.join(damaged)}" if damaged else "no checkpoints/step-* there"
+        try:
+            checkpoint = _read(step, folder)
+        except _DamagedError as error:
+            damaged.append(f"{folder.name} ({error})")
+            continue
+        if damaged:
+            Log().say(f"{run}: damaged: {', '.join(damaged)}; {folder.name} is used in its place")
+        return checkpoint
+    cause = f"damaged: {', '.join(damaged)}" if damaged else f"no {FOLDER}/step-* there"
     raise CheckpointError(f"no usable checkpoint in {run}", cause=cause, fix="give the folder of a finished run")
 
 
@@ -80,8 +143,77 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
             value.copy_(weights[name])
 
 
+class _DamagedError(Exception):
+    """Why a checkpoint is passed over."""
+
+
+def _read(step: int, folder: Path) -> Checkpoint:
+    try:
+        files = read_folder(folder)
+    except CheckpointError as error:
+        raise _DamagedError(error.cause) from error
+    try:
+        about = json.loads(files["state.json"])
+        found, written = about["step"], about.get("format", 1)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamagedError("state.json cannot be understood") from error
+    if written != _FORMAT:
+        raise CheckpointError(
+            f"{folder} is of format {written}",
+            cause=f"smalti {about.get('smalti')} wrote it, and this is {__version__}, which reads format {_FORMAT}",
+            fix="use the version that wrote it",
+        )
+    if found != step:
+        raise _DamagedError(f"state.json is of step {found}")
+    try:
+        return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]))
+    except (KeyError, SafetensorError) as error:
+        raise _DamagedError("its tensors cannot be understood") from error
+
+
+def _write(run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], whole: set[Path]) -> Path:
+    """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""
+    folder = run / FOLDER / f"step-{step:08d}"
+    files = {
+        "model.safetensors": save(_on_cpu(model)),
+        "state.safetensors": save(_on_cpu(state)),
+        "state.json": (json.dumps({"step": step, "format": _FORMAT, "smalti": __version__}) + "\n").encode(),
+    }
+    whole.discard(folder)
+    write_folder(folder, files)
+    whole.add(folder)
+    _remove_old(run, folder, whole)
+    return folder
+
+
+def _remove_old(run: Path, newest: Path, whole: set[Path]) -> None:
+    """Remove what is older than the checkpoint just written and another one that is whole."""
+    kept = 1
+    for _, folder in _checkpoints(run):
+        if folder == newest:
+            continue
+        if kept >= _KEPT:
+            remove_folder(folder)
+            whole.discard(folder)
+        elif folder in whole or is_whole(folder):
+            whole.add(folder)
+            kept += 1
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that training does not change any more."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every checkpoint, newest first."""
-    folder = run / "checkpoints"
-    found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+    folder = run / FOLDER
+    found = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted({(int(match[2]), folder / match[1]) for match in found if match}, reverse=True)

@@ -167,14 +167,14 @@ class Trainer:
         """The weights to use: the averaged ones where there are any."""
         return self.objective.model if self.ema is None else self.ema.module
 
-    def save(self, run: Path) -> None:
+    def save(self, run: Path, write: Callable[..., object] = write_checkpoint) -> None:
         """Write a checkpoint: `trained` and all that resuming needs beside it."""
         state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})  # none of what is frozen yet
             state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
-        write_checkpoint(run, self.step, self.trained, state)
+        write(run, self.step, self.trained, state)
 
     def restore(self, run: Path) -> None:
         """Take up the newest whole checkpoint; training goes on as if it had not been interrupted.
