@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from smalti import __version__
 from smalti.core.config import did_you_mean
-from smalti.core.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, SmaltiError, UsageError
+from smalti.core.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, SmaltiError, StoppedError, UsageError
 from smalti.core.log import print_json
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ usage: smalti VERB [...] [--json] [--debug]
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking hides: how much, where, in which pieces
   report RUN...                                           one offline HTML file
+  replay BUNDLE                                           the step that was not finite once more: where it begins
   explain RECIPE                                          every field, its unit and where it comes from
 
 DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _dispatch(arguments)
     except SystemExit as stop:  # a verb's --help
         return int(stop.code or 0)
+    except StoppedError as stop:
+        return _failed(f"{stop}", stop.exit_code, debug=False, kind="stopped")
     except SmaltiError as error:
         return _failed(f"{error}", error.exit_code, debug)
     except KeyboardInterrupt:
@@ -215,6 +218,12 @@ def _report(arguments: list[str]) -> dict[str, Any]:
     return report.main(parse(report.Report, None, arguments, "report"))
 
 
+def _replay(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import replay
+
+    return replay.main(parse(replay.Replay, None, arguments, "replay"))
+
+
 def _explain(arguments: list[str]) -> dict[str, Any]:
     from smalti.runs import explain
 
@@ -248,6 +257,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "show": _show,
     "masks": _masks,
     "report": _report,
+    "replay": _replay,
     "explain": _explain,
 }
 
@@ -404,8 +414,8 @@ def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | 
     return None
 
 
-def _failed(message: str, code: int, debug: bool) -> int:
+def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
     return code

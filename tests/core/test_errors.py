@@ -14,7 +14,7 @@ def test_exit_codes_are_those_of_the_manual(name: str, code: int) -> None:
 
 
 def test_exit_codes_without_a_class() -> None:
-    assert (errors.EXIT_OUT_OF_MEMORY, errors.EXIT_INTERRUPTED) == (12, 130)
+    assert (errors.EXIT_OUT_OF_MEMORY, errors.EXIT_PREEMPTED, errors.EXIT_INTERRUPTED) == (12, 75, 130)
 
 
 def test_a_message_is_what_cause_and_fix_on_one_line() -> None:

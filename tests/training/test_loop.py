@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.core.errors import NumericError, UsageError
+from smalti.core.errors import NumericError, StoppedError, UsageError
 from smalti.core.log import Log
 from smalti.data.loader import Loader, ResidentGallery
 from smalti.data.order import Order
@@ -391,6 +392,60 @@ def test_saving_happens_at_its_steps_and_at_the_end() -> None:
     assert saved == [5, 10, 12]
 
 
+@pytest.mark.parametrize("at", [5, 12])
+def test_d02_a_signal_that_comes_while_saving_leads_to_no_second_checkpoint(at: int) -> None:
+    """Also at the last step: what a run measures afterwards can wait for its resume."""
+    saved: list[int] = []
+
+    def save(made: Trainer) -> None:
+        saved.append(made.step)
+        if made.step == at:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match=rf"^test after step {at}, saved; on SIGTERM; go on with it$") as stop:
+        run(trainer(), save=save, go_on="it")
+    assert stop.value.exit_code == 75
+    assert saved == [step for step in (5, 10, 12) if step <= at]
+
+
+def test_a_run_that_nobody_saves_stops_as_well() -> None:
+    made = trainer()
+    made.optimizer.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(StoppedError, match=r"^test after step 1, not saved; on SIGINT$") as stop:
+        run(made)
+    assert stop.value.exit_code == 130
+
+
+def test_a_signal_that_asks_for_a_checkpoint_gets_one_and_changes_nothing() -> None:
+    saved: list[int] = []
+    reference, made = weights(run(trainer())), trainer()
+    made.optimizer.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGUSR1) if made.step == 2 else None)
+    assert same(weights(run(made, save=lambda made: saved.append(made.step))), reference)
+    assert saved == [3, 5, 10, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_a_step_whose_gradient_is() -> None:
+    class Constant(MeanGrey):
+        def forward(self, batch: Batch, step: Tensor) -> StepOutput:
+            output = super().forward(batch, step)
+            return output._replace(loss_sum=output.loss_sum + float("inf"))
+
+    made = trainer(objective=Constant)
+    with pytest.raises(NumericError, match="the loss is not finite at step 0; loss inf; lower"):
+        made.train_step(batches()(0), CPU)
+
+
+def test_a_loss_that_jumps_is_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    made = trainer(steps=60)
+    made.objective.register_forward_hook(
+        lambda _, given, output: output._replace(loss_sum=output.loss_sum + 1e6 * (int(given[1]) == 40))
+    )
+    fit(made, batches(), Plan(steps=60, batch_size=6, log_every=1), Log(), title="test", compute=CPU)
+    said = capsys.readouterr().err
+    assert "warning: the loss jumps to " in said
+    assert " at step 41; the median of the last 40 logged is " in said
+
+
 def test_trained_are_the_averaged_weights_where_there_are_any() -> None:
     averaged, plain = run(trainer()), run(trainer(ema_decay=None))
     assert plain.trained is plain.objective.model
@@ -422,3 +477,8 @@ def test_the_parts_of_a_batch_are_equal() -> None:
 def test_plans_need_at_least_one_of_everything(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 0; use at least 1"):
         Plan(**{name: 0})
+
+
+def test_no_fewer_than_no_steps_are_left_out() -> None:
+    with pytest.raises(UsageError, match="skip_nonfinite is -1; use 0 or more steps"):
+        Plan(skip_nonfinite=-1)

@@ -58,5 +58,14 @@ class RefusedError(SmaltiError):
     exit_code = 9
 
 
+class StoppedError(SmaltiError):
+    """A run that was asked to end, by SIGTERM or Ctrl-C, and has saved: no failure. Its line says how to go on."""
+
+    def __init__(self, what: str, *, cause: str, fix: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(what, cause=cause, fix=fix)
+
+
 EXIT_OUT_OF_MEMORY = 12
+EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130

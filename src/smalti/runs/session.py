@@ -1,21 +1,29 @@
 """What the training verbs have in common: a folder, a log, and where to compute."""
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.contracts import Batches
+from smalti.core.config import kind_name
+from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
+from smalti.training.capture import write_capture
 from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.loop import Plan, Trainer, fit
+from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import Profiled
+
+_RUN = ("config.json", "data.json", "bad_files.jsonl")
+"""What a bundle has of the run."""
 
 
 class TrainingConfig(Protocol):
@@ -41,6 +49,7 @@ class Session:
     log: Log
     compute: Compute
     resumed: bool
+    verb: str
 
     @staticmethod
     def open(config: TrainingConfig, *, resume: bool, compute: Compute | None) -> "Session":
@@ -49,7 +58,7 @@ class Session:
         chosen = choose_compute(config.device, config.precision) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
-        return Session(folder, log, chosen, resume)
+        return Session(folder, log, chosen, resume, kind_name(type(config)))
 
     def same_images(self, source: Resident | Stored) -> None:
         """Note what the run learns from.
@@ -77,9 +86,26 @@ class Session:
             trainer.restore(self.folder.path)
             self.folder.forget_metrics_after(trainer.step)
             self.log.say(f"going on from step {trainer.step}")
+        path = self.folder.path
         with BackgroundWriter() as writer:
-            path, write = self.folder.path, writer.write
-            fit(trainer, batches, plan, self.log, title=title, compute=self.compute, save=lambda t: t.save(path, write))
+            fit(
+                trainer,
+                batches,
+                plan,
+                self.log,
+                title=title,
+                compute=self.compute,
+                save=lambda t: t.save(path, writer.write),
+                capture=self.capture,
+                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
+            )
+
+    def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
+        """Keep a step that failed in the run folder, with all that `smalti replay` needs."""
+        path, data = self.folder.path, self.folder.read_data()
+        more = [path / name for name in _RUN if (path / name).exists()]
+        num_images = data["images"] if data else len(batch.index)
+        return write_capture(path, trainer.checkpoint(), batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""

@@ -4,15 +4,16 @@ for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
-    none for what is frozen yet; stop if the gradient is not finite; clip; optimiser step; codebook and averages follow
-    log; now and then: save
+    no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
+    optimiser step; codebook and averages follow
+    log; now and then, and when a signal asks for it: save
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,19 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Batches, Objective, StepOutput
-from smalti.core.errors import DataError, NumericError
+from smalti.core.errors import DataError, OutputError
 from smalti.core.log import Log
-from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from smalti.core.signals import noted
+from smalti.training.checkpoint import Checkpoint, load_weights, read_checkpoint, write_checkpoint
 from smalti.training.ema import EMA
+from smalti.training.nonfinite import NotFiniteError, Numbers
 from smalti.training.optim import AdamW
 from smalti.training.spent import Spent
+from smalti.training.spikes import Spikes
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
+_SKIPPED = "count.skipped"
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,12 @@ class Plan:
     repeat: bool = setting(False, "let a batch hold an image more than once, where there are fewer than it has rows")
     log_every: int = setting(10, "steps")
     save_every: int = setting(1000, "steps")
+    skip_nonfinite: int = setting(0, "steps without a finite loss and gradient that a run may leave out; then it stops")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
+        require(self.skip_nonfinite >= 0, f"skip_nonfinite is {self.skip_nonfinite}", "use 0 or more steps")
         require(
             self.batch_size % self.accumulate == 0,
             f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}",
@@ -113,25 +120,21 @@ class Trainer:
         self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
         self.frozen, self.frozen_steps = tuple(frozen), frozen_steps
         self.step = 0
+        self.skipped = 0
 
     def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
         """One optimiser step. Returns what the objective said, and the norm of the gradient before clipping.
 
         Raises:
-            NumericError: loss or gradient is not finite; no weight has changed.
+            NotFiniteError: loss or gradient is not; no weight has changed.
         """
-        output = self._gradients(batch, compute)
-        if self.step < self.frozen_steps:
-            for parameter in self.frozen:
-                parameter.grad = None  # which AdamW passes over: no decay, and no moments until the first gradient
-        norm = nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.clip_grad)
-        if not torch.isfinite(norm):
+        output, norm = self.gradients(batch, compute)
+        model = self.objective.model
+        if not torch.isfinite(norm + output.loss_sum):
+            numbers = Numbers.of(model, output.loss_sum / output.weight, norm)
             self.optimizer.zero_grad(set_to_none=True)
-            raise NumericError(
-                f"the gradient is not finite at step {self.step}",
-                cause=f"loss {float(output.loss_sum / output.weight):g}",
-                fix="lower the learning rate or lengthen the warm-up (--optimiser.lr, --optimiser.warmup-ratio)",
-            )
+            raise NotFiniteError(self.step, numbers)
+        nn.utils.clip_grads_with_norm_(model.parameters(), self.clip_grad, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.step + 1)
         self.optimizer.step()
@@ -142,6 +145,20 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
+
+    def skip_step(self) -> None:
+        """Leave out a step that failed: it is counted, its images are not seen again, and all else stays as it is."""
+        self.step += 1
+        self.skipped += 1
+
+    def gradients(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
+        """Fill `grad`. Returns what the objective said, and the norm of the gradient."""
+        output = self._gradients(batch, compute)
+        if self.step < self.frozen_steps:
+            for parameter in self.frozen:
+                parameter.grad = None  # which AdamW passes over: no decay, and no moments until the first gradient
+        gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
+        return output, nn.utils.get_total_norm(gradients)
 
     def _gradients(self, batch: Batch, compute: Compute) -> StepOutput:
         """Fill `grad` with the gradient of the mean loss of the batch, and return the sums that it is the mean of.
@@ -169,12 +186,20 @@ class Trainer:
 
     def save(self, run: Path, write: Callable[..., object] = write_checkpoint) -> None:
         """Write a checkpoint: `trained` and all that resuming needs beside it."""
+        write(run, self.step, self.trained, self.state())
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything as it is now, not copied."""
+        return Checkpoint(self.step, self.trained.state_dict(), self.state())
+
+    def state(self) -> dict[str, Tensor]:
+        """All that resuming needs beside `trained`. A parameter has moments from its first optimiser step on."""
         state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})  # none of what is frozen yet
             state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
-        write(run, self.step, self.trained, state)
+        return state | ({_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {})
 
     def restore(self, run: Path) -> None:
         """Take up the newest whole checkpoint; training goes on as if it had not been interrupted.
@@ -182,22 +207,30 @@ class Trainer:
         Raises:
             CheckpointError: there is none, or its weights do not fit.
         """
-        checkpoint = read_checkpoint(run)
-        state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", *_MOMENTS)}
+        self.take_up(read_checkpoint(run), str(run))
+
+    def take_up(self, checkpoint: Checkpoint, where: str) -> None:
+        """Become what a checkpoint holds; `where` it is from is said if it does not fit."""
+        state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", "count", *_MOMENTS)}
         for key, value in checkpoint.state.items():
             kind, name = key.split(".", 1)
             state[kind][name] = value
-        load_weights(self.objective.model, state["raw"], str(run))
+        load_weights(self.objective.model, state["raw"], where)
         if self.ema is not None:
-            load_weights(self.ema.module, checkpoint.model, str(run))
+            load_weights(self.ema.module, checkpoint.model, where)
         for name, value in self.objective.named_buffers(recurse=False):
             value.copy_(state["own"][name])
-        learned = [pair for pair in self.objective.model.named_parameters() if pair[0] in state["step"]]
-        for name, parameter in learned:
+        for name, parameter in self.objective.model.named_parameters():
+            if name not in state["step"]:
+                continue
             moments = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
             laid_out = {m: torch.empty_like(parameter).copy_(v) if v.ndim else v for m, v in moments.items()}
             self.optimizer.state[parameter] = laid_out
-        self.step = checkpoint.step
+        self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
+
+
+Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
+"""Keeps a step that failed, and says where."""
 
 
 def fit(
@@ -209,34 +242,78 @@ def fit(
     title: str,
     compute: Compute,
     save: Callable[[Trainer], None] | None = None,
+    capture: Capture | None = None,
+    go_on: str = "",
 ) -> None:
-    """Train until `plan.steps` are done.
+    """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
 
     Args:
         batches: the batch of each step, counted from 0.
         title: the name of the stage in progress lines and in metrics.jsonl.
-        save: called every `plan.save_every` steps and at the end.
+        save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
+        capture: keeps the step that stops the run because it is not finite.
+        go_on: the command that goes on with the run, for whoever has stopped it.
 
     Raises:
-        NumericError: see `Trainer.train_step`.
+        NotFiniteError: see `Trainer.train_step`; more steps than `plan.skip_nonfinite`.
+        StoppedError: by a signal; the last step is whole, and saved.
     """
     if trainer.scaling:
         log.say(trainer.scaling)
     trainer.objective.train()
-    spent = Spent(batches)
-    with log.progress(title, plan.steps) as bar, closing(batches):
-        while trainer.step < plan.steps:
-            batch = spent.on_batch(trainer.step)
-            output, norm = trainer.train_step(batch.to(compute.device), compute)
-            spent.after_step(log)
-            if trainer.step % plan.log_every == 0 or trainer.step == plan.steps:
-                values = means(output)
-                log.record(stage=title, step=trainer.step, lr=trainer.lr(trainer.step), grad_norm=float(norm), **values)
-                numbers = [f"{name} {value:.3f}" for name, value in values.items()]
-                bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
-            if save is not None and (trainer.step % plan.save_every == 0 or trainer.step == plan.steps):
-                save(trainer)
+    spent, spikes = Spent(batches), Spikes()
+    with noted() as asked:
+        with log.progress(title, plan.steps) as bar, closing(batches):
+            while trainer.step < plan.steps:
+                batch = spent.on_batch(trainer.step).to(compute.device)
+                done = _step_or_skip(trainer, batch, plan, log, compute, capture)
+                spent.after_step(log)
+                last = trainer.step == plan.steps
+                if done is not None and (trainer.step % plan.log_every == 0 or last):
+                    values = _record(trainer, *done, plan, log, title)
+                    if warning := spikes.note(trainer.step, values["loss"]):
+                        log.say(warning)
+                    numbers = [f"{name} {value:.3f}" for name, value in values.items()]
+                    bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
+                if trainer.step % plan.save_every == 0 or last or asked.save:
+                    asked.save = False
+                    if save is not None:
+                        save(trainer)
+                    if asked.stop is not None:
+                        break
+        if asked.stop is not None:
+            kept = "not saved" if save is None else "saved"
+            raise asked.stopped(f"{title} after step {trainer.step}, {kept}", fix=go_on and f"go on with {go_on}")
     trainer.objective.eval()
+
+
+def _step_or_skip(
+    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, capture: Capture | None
+) -> tuple[StepOutput, Tensor] | None:
+    """A step; None where it failed and may be left out."""
+    try:
+        return trainer.train_step(batch, compute)
+    except NotFiniteError as failure:
+        if trainer.skipped < plan.skip_nonfinite:
+            trainer.skip_step()
+            log.say(f"skipped: {failure.what}; {failure.cause}; {trainer.skipped} of at most {plan.skip_nonfinite}")
+            return None
+        if capture is None:
+            raise
+        try:
+            raise NotFiniteError(failure.step, failure.numbers, capture(trainer, batch, failure)) from None
+        except OutputError as error:
+            log.say(f"the step cannot be kept: {error}")
+            raise failure from None
+
+
+def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:
+    """A line of metrics.jsonl; what the objective said in it."""
+    values = means(output)
+    counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
+    lr = trainer.lr(trainer.step)
+    log.record(stage=title, step=trainer.step, lr=lr, grad_norm=float(norm), **values, **counts)
+    return values
 
 
 def summed(outputs: Sequence[StepOutput]) -> StepOutput:

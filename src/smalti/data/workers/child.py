@@ -161,11 +161,14 @@ def _context() -> ForkServerContext | SpawnContext:
 
 @contextlib.contextmanager
 def _interrupts_held(really: bool = True) -> Iterator[None]:
-    """A process that is started meanwhile never sees Ctrl-C, not even before it could say that it ignores it."""
+    """A process that is started meanwhile never sees Ctrl-C, not even before it could say that it ignores it.
+
+    Nor SIGUSR1, which asks the parent for a checkpoint, and which some send to all processes of a job.
+    """
     if not really or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
     try:
         yield
     finally:

@@ -1,0 +1,136 @@
+"""`smalti replay`: compute a step that stopped a run once more, and find where it goes wrong."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.contracts import Batch, Batches
+from smalti.core.errors import DataError, RefusedError
+from smalti.core.log import Log
+from smalti.data.load import Images, StoredImages
+from smalti.runs import pretrain, train_tokenizer
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.training.capture import Capture, numbers_as_json, read_capture
+from smalti.training.loop import Trainer
+from smalti.training.nonfinite import Numbers, first_not_finite
+
+_Run: TypeAlias = Pretrain | TrainTokenizer
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Which step."""
+
+    bundle: str
+    """A folder in captures/ of a run, or a copy of it."""
+
+
+def main(config: Replay) -> dict[str, Any]:
+    """Forward and backward of the step, twice: as it was, and watched, without compiled blocks.
+
+    Raises:
+        CheckpointError: the bundle is none, or damaged.
+        DataError: the images are not those that the run was learning from.
+        RefusedError: the numbers differ from those of the run.
+    """
+    bundle, log = Path(config.bundle).expanduser(), Log()
+    capture = read_capture(bundle)
+    compute = choose_compute(capture.computed.device, capture.computed.precision)
+    run = _run(str(bundle))
+    images = _open(run, bundle, log)
+    trainer, batch = _rebuilt(run, images, compute, capture)
+    found = _computed(trainer, batch, compute)
+    watched, batch = _rebuilt(_uncompiled(run), images, compute, capture)
+    first = first_not_finite(watched.objective.model, lambda: _computed(watched, batch, compute))
+    result = {"step": capture.before.step, **numbers_as_json(found), "reproduced": found.same(capture.numbers)}
+    result["first"] = None if first is None else first._asdict()
+    print(describe(result))
+    if not result["reproduced"]:
+        raise RefusedError(
+            f"step {capture.before.step} is not reproduced bit for bit", cause=_difference(capture, found)
+        )
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result as two lines."""
+    first = result["first"]
+    place = "nothing is out of range" if first is None else f"first not finite: {first['kind']} {first['name']}".strip()
+    bits = "equal to" if result["reproduced"] else "different from"
+    return (
+        f"step {result['step']}: loss {result['loss']}, gradient norm {result['grad_norm']},"
+        f" {bits} the numbers of the run\n{place}"
+    )
+
+
+def _run(bundle: str) -> _Run:
+    """The configuration of the run; the token cache is left out: a cached token is a live token."""
+    if read_kind(bundle) == Pretrain.__name__:
+        return replace(read_config(bundle, Pretrain), token_cache="")
+    return read_config(bundle, TrainTokenizer)
+
+
+def _uncompiled(run: _Run) -> _Run:
+    return replace(run, compile="off") if isinstance(run, Pretrain) else run
+
+
+def _open(run: _Run, bundle: Path, log: Log) -> Images | StoredImages:
+    """The images of the run, without those that must not be opened again; nothing is written into the bundle."""
+    folder = RunFolder(bundle)
+    with tempfile.TemporaryDirectory() as scratch:
+        bad_files = Path(scratch) / folder.bad_files.name
+        if folder.bad_files.exists():
+            shutil.copy(folder.bad_files, bad_files)
+        images = replace(run.data, num_workers=0).open(log, bad_files)
+    if {"images": len(images.train), "fingerprint": images.train.fingerprint()} != folder.read_data():
+        raise DataError("the images are not those of the run", cause=run.data.path, fix="bring them back")
+    return images
+
+
+def _rebuilt(run: _Run, images: Images | StoredImages, compute: Compute, capture: Capture) -> tuple[Trainer, Batch]:
+    """The trainer as it was before the step, and the batch of the step.
+
+    Raises:
+        DataError: other images are shown: one that could be read then cannot be read now, or the other way round.
+    """
+    trainer, batches = _prepared(run, images, compute)
+    trainer.take_up(capture.before, "the bundle")
+    trainer.objective.train()
+    batch = batches(capture.before.step).to(compute.device)
+    batches.close()
+    if (batch.index.tolist(), batch.key.tolist()) != (capture.index, capture.keys):
+        raise DataError("the batch shows other images than that of the run", fix="bring back those that were readable")
+    return trainer, batch
+
+
+def _prepared(run: _Run, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Batches]:
+    if isinstance(run, Pretrain):
+        return pretrain.prepare(run, images, pretrain.target_tokenizer(run, compute), compute)
+    return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle
+
+
+def _computed(trainer: Trainer, batch: Batch, compute: Compute) -> Numbers:
+    """What forward and backward of the step say."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    output, norm = trainer.gradients(batch, compute)
+    return Numbers.of(trainer.objective.model, output.loss_sum / output.weight, norm)
+
+
+def _difference(capture: Capture, found: Numbers) -> str:
+    then, threads = capture.numbers, torch.get_num_threads()
+    told = (
+        ""
+        if threads == capture.computed.threads
+        else f"; {capture.computed.threads} threads then, {threads} now (OMP_NUM_THREADS)"
+    )
+    return (
+        f"loss {then.loss:g} then, {found.loss:g} now; gradient norm {then.grad_norm:g} then, {found.grad_norm:g} now"
+        f"{told}"
+    )
