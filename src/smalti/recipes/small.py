@@ -3,8 +3,8 @@
 Source: BEiT §2.5 with the sizes of ViT-S and the start of the small recipes.
 Hardware: 28 GFLOP an image, 7e17 in all. At 100 TFLOP/s, a third of what a recent GPU has in bf16, 2 hours; at 5
     TFLOP/s, a CPU of many cores with bf16 units, 2 days. Computed; `smalti plan` measures.
-Expected: of the tokenizer, after 2 700 steps on 2 500 photographs (45 minutes on one core): 99.5 % of the codes, 21.8 dB
-    (docs/results/tokenizers). Of the network: not measured yet.
+Expected: of the tokenizer, after 2 700 steps on 2 500 photographs (45 minutes on one core), 99.5 % of the codes and
+    21.8 dB (docs/results/tokenizers). Of the network: not measured yet.
 """
 
 from smalti.data.load import Data
