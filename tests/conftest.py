@@ -5,6 +5,7 @@ from jaxtyping import install_import_hook
 # Before anything of smalti is imported: its annotations are then checked at every call of the tests.
 install_import_hook(["smalti.functional", "smalti.models", "smalti.evaluation", "smalti.data"], "beartype.beartype")
 
+import signal  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 
 import pytest  # noqa: E402
@@ -22,6 +23,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_is_heard() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and processes of the tests would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
