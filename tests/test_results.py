@@ -44,3 +44,13 @@ def test_what_the_page_says_of_figures_on_held_out_images_is_so(study: ModuleTyp
     finished = study.finished(TOKENIZERS)
     used = {name: round(1024 * cell["test"]["codebook_usage"]) for name, cell in finished.items()}
     assert (used["collapse-no-remedy"], used["photographs-1024"]) == (51, 1019)
+
+
+def test_the_half_hour_on_cifar10_is_below_the_unigram_entropy_by_what_the_log_says() -> None:
+    result = json.loads((ROOT / "docs" / "results" / "pretrain-cifar10" / "result.json").read_text())
+    said = (ROOT / "docs" / "log.md").read_text()
+    assert result["unigram_entropy_nats"] - result["loss_nats"] > 0.6
+    for figure in ("loss_nats", "unigram_entropy_nats", "neighbour_nats"):
+        assert f"{result[figure]:.3f}" in said
+    for network in result["probes"].values():
+        assert f"{100 * network['linear']:.1f}" in said
