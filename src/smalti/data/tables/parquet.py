@@ -124,7 +124,8 @@ class Parquet(Rows):
 def _batches(raw: io.FileIO, leaf: str, rows: int, group: int) -> Iterator[Any]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    with pq.ParquetFile(raw, buffer_size=1 << 20) as file:
+    # Reading ahead happens on threads of Arrow, which abort the process if they want a Python file while it ends.
+    with pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False) as file:
         yield from file.iter_batches(max(rows, 1), row_groups=[group], columns=[leaf], use_threads=False)
 
 

@@ -35,7 +35,7 @@ class Parts:
 
         name = places.names[number]
         try:
-            with places.peek(number) as raw, pq.ParquetFile(raw) as file:
+            with places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
                 self._add(file, number, name)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise DataError(f"cannot read {name}", cause=why(error), fix="check --data") from error
