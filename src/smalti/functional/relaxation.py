@@ -8,6 +8,7 @@ format of the codebook), and all others exist for a few positions at a time, sma
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -110,7 +111,8 @@ class _Relaxed(torch.autograd.Function):
         d_weight, d_codebook = torch.zeros_like(weight), torch.zeros_like(codebook, dtype=weight.dtype)
         for part in _parts(scores):
             d_codebook += _looked_up(sample[part], ctx.hard).t() @ d_codes[part]
-            y, q = sample[part].to(scores.dtype), scores[part].softmax(-1)
+            y = F.normalize(sample[part].to(scores.dtype), p=1, dim=-1)  # rounded, it does not add up to 1
+            q = scores[part].softmax(-1)
             d_y = (d_codes[part] @ codebook.t()).to(scores.dtype)
             # The gradient of Σ q ln q is ln q + 1; to a softmax constants are the same, so the scores stand for ln q.
             d_q = torch.addcmul(d_mean, scores[part], d_kl)
