@@ -8,7 +8,6 @@ format of the codebook), and all others exist for a few positions at a time, sma
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -111,7 +110,8 @@ class _Relaxed(torch.autograd.Function):
         d_weight, d_codebook = torch.zeros_like(weight), torch.zeros_like(codebook, dtype=weight.dtype)
         for part in _parts(scores):
             d_codebook += _looked_up(sample[part], ctx.hard).t() @ d_codes[part]
-            y = F.normalize(sample[part].to(scores.dtype), p=1, dim=-1)  # rounded, it does not add up to 1
+            y = sample[part].to(scores.dtype)
+            y = y / y.sum(-1, keepdim=True)  # rounded, it does not add up to 1
             q = scores[part].softmax(-1)
             d_y = (d_codes[part] @ codebook.t()).to(scores.dtype)
             # The gradient of Σ q ln q is ln q + 1; to a softmax constants are the same, so the scores stand for ln q.
