@@ -1,13 +1,17 @@
 """Whole runs that take a second: pictures of two classes, and the command line with tiny networks."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from smalti.cli import main
+from smalti.training.loop import Trainer
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 _DATA = ["--data.side", "16", "--data.held-out", "0.2"]
@@ -91,3 +95,18 @@ def newest_checkpoint(run: Path) -> Path:
 def weights(run: Path) -> dict[str, bytes]:
     """Every file of the newest checkpoint."""
     return {path.name: path.read_bytes() for path in sorted(newest_checkpoint(run).iterdir())}
+
+
+@contextmanager
+def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C as soon as `step` steps are done."""
+    whole = Trainer.train_step
+
+    def train_step(trainer: Trainer, *arguments: Any) -> Any:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return whole(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        yield

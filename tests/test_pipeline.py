@@ -4,8 +4,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import pytest
 
 from smalti.cli import main
 from smalti.evaluation.bound import describe
-from smalti.training.loop import Trainer
 from tests.small_runs import (
     CPU,
     DEMO_FLAGS,
     flat_pictures,
+    interrupted_before,
     metrics,
     newest_checkpoint,
     pictures,
@@ -62,21 +61,6 @@ def is_self_contained(page: Path) -> bool:
     text = page.read_text()
     requests = re.findall(r"https?://|url\((?!#)|@import|<script|(?:src|href)=[\"'](?!data:|#)", text)
     return requests == [] and "data:image" in text
-
-
-@contextmanager
-def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ctrl-C as soon as `step` steps are done."""
-    whole = Trainer.train_step
-
-    def train_step(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.step == step:
-            raise KeyboardInterrupt
-        return whole(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
-        yield
 
 
 @pytest.mark.parametrize(("name", "steps"), [("tokenizer", TOKENIZER_STEPS), ("backbone", PRETRAIN_STEPS)])

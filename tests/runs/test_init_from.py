@@ -1,10 +1,7 @@
 """`smalti pretrain --init-from`: where weights come from, what is refused, and whole runs, interrupted and not."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +13,17 @@ from smalti.core.errors import CheckpointError
 from smalti.models import presets
 from smalti.models.vit import ViT
 from smalti.runs.source import read_source
-from smalti.training.loop import Trainer
 from tests.other_names import as_huggingface, as_released, as_timm_vit, drawn, huggingface_config
-from tests.small_runs import metrics, newest_checkpoint, pictures, pretrain, result, train_tokenizer, weights
+from tests.small_runs import (
+    interrupted_before,
+    metrics,
+    newest_checkpoint,
+    pictures,
+    pretrain,
+    result,
+    train_tokenizer,
+    weights,
+)
 
 SMALL = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2)
 ACCEPT = "--accept-tokenizer"
@@ -50,21 +55,6 @@ def raw_of(run: Path) -> dict[str, Tensor]:
 
 def line_of(capsys: pytest.CaptureFixture[str], source: Path) -> str:
     return next(line for line in capsys.readouterr().err.splitlines() if line.startswith(f"from {source}: "))
-
-
-@contextmanager
-def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ctrl-C as soon as `step` steps are done."""
-    whole = Trainer.train_step
-
-    def train_step(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.step == step:
-            raise KeyboardInterrupt
-        return whole(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
-        yield
 
 
 def test_a_run_goes_on_from_another_run_with_its_head(

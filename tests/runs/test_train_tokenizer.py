@@ -1,7 +1,5 @@
 """Stage one with every kind of tokenizer, from the command line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.fsq import FSQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vq import VQ, VectorQuantised
-from smalti.training.loop import Trainer
-from tests.small_runs import CPU, metrics, newest_checkpoint, pictures, pretrain, result, weights
+from tests.small_runs import CPU, interrupted_before, metrics, newest_checkpoint, pictures, pretrain, result, weights
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 FLAGS = [*CPU, "--data.side", "16", "--data.held-out", "0.2", "--plan.batch-size", "16", "--plan.log-every", "1"]
@@ -43,21 +40,6 @@ def train(kind: str, photos: Path, out: Path, *flags: str, steps: int = 4) -> in
     """`smalti train-tokenizer` of one kind; the exit code."""
     given = ["--data", str(photos), "--out", str(out), "--plan.steps", str(steps), *FLAGS, *SMALL[kind], *flags]
     return main(["train-tokenizer", kind, *given])
-
-
-@contextmanager
-def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ctrl-C as soon as `step` steps are done."""
-    whole = Trainer.train_step
-
-    def train_step(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.step == step:
-            raise KeyboardInterrupt
-        return whole(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
-        yield
 
 
 @pytest.mark.parametrize("kind", SMALL)
