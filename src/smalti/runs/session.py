@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.config import kind_name
+from smalti.core.config import kind_name, require
 from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
-from smalti.runs.folder import RunFolder, create, reopen
+from smalti.runs.folder import RunFolder, create, read_config, reopen
+from smalti.runs.resuming import require_exact, require_same_settings
 from smalti.training.capture import write_capture
-from smalti.training.checkpoint import BackgroundWriter
+from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, read_checkpoint
+from smalti.training.conditions import Conditions
 from smalti.training.loop import Plan, Trainer, fit
 from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import Profiled
@@ -43,22 +45,39 @@ class TrainingConfig(Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """Where a run lives and computes."""
+    """Where a run lives and computes.
+
+    Attributes:
+        resumed: it goes on from a checkpoint. Where there is none yet, it begins anew.
+        allow_inexact: it may go on otherwise than it began.
+    """
 
     folder: RunFolder
     log: Log
     compute: Compute
     resumed: bool
     verb: str
+    allow_inexact: bool = False
 
     @staticmethod
-    def open(config: TrainingConfig, *, resume: bool, compute: Compute | None) -> "Session":
-        """Create the run folder, or take up the one that is there."""
+    def open(
+        config: TrainingConfig, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
+    ) -> "Session":
+        """Create the run folder, or take up the one that is there.
+
+        Raises:
+            UsageError: its settings were others, and it may not go on otherwise.
+        """
+        resumed = resume and has_checkpoint(Path(config.out).expanduser())
+        if resumed:
+            require_same_settings(config.out, read_config(config.out, type(config)), config, allow_inexact)
         folder = reopen(config.out, config) if resume else create(config.out, config)
         chosen = choose_compute(config.device, config.precision) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
-        return Session(folder, log, chosen, resume, kind_name(type(config)))
+        if resume and not resumed:
+            log.say("no checkpoint yet: starting from step 0")
+        return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
     def same_images(self, source: Resident | Stored) -> None:
         """Note what the run learns from.
@@ -83,9 +102,14 @@ class Session:
         if profile:
             batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
-            trainer.restore(self.folder.path)
-            self.folder.forget_metrics_after(trainer.step)
+            self._restore(trainer)
+            require(
+                trainer.step <= plan.steps,
+                f"steps is {plan.steps}, and the run in {self.folder.path} has done {trainer.step}",
+                f"use --plan.steps {trainer.step} or more",
+            )
             self.log.say(f"going on from step {trainer.step}")
+        self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
         with BackgroundWriter() as writer:
             fit(
@@ -99,6 +123,21 @@ class Session:
                 capture=self.capture,
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
             )
+
+    def _restore(self, trainer: Trainer) -> None:
+        """Take up the newest whole checkpoint.
+
+        Raises:
+            UsageError: it was written under other conditions, and the run may not go on otherwise.
+        """
+        run = str(self.folder.path)
+        checkpoint, now = read_checkpoint(self.folder.path), Conditions.now()
+        if checkpoint.conditions is None:
+            self.log.say("note: the checkpoint does not say on how many threads and processes it was computed")
+        else:
+            differing = checkpoint.conditions.differences(now, on_cpu=self.compute.device.type == "cpu")
+            require_exact(run, differing, self.allow_inexact)
+        trainer.take_up(checkpoint, run)
 
     def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
         """Keep a step that failed in the run folder, with all that `smalti replay` needs."""

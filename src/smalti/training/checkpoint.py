@@ -7,7 +7,7 @@ known to be whole always stay.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -18,9 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from smalti import __version__
-from smalti.core.errors import CheckpointError, OutputError, SmaltiError
+from smalti.core.config import from_json
+from smalti.core.errors import CheckpointError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
+from smalti.training.conditions import Conditions
 
 FOLDER = "checkpoints"
 
@@ -32,11 +34,16 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `model` are the weights to use, `state` what resuming needs beside them."""
+    """A verified checkpoint: `model` are the weights to use, `state` what resuming needs beside them.
+
+    Attributes:
+        conditions: under which it was written; None where an older version wrote it.
+    """
 
     step: int
     model: dict[str, Tensor]
     state: dict[str, Tensor]
+    conditions: Conditions | None = None
 
 
 def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> Path:
@@ -51,7 +58,7 @@ def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str,
     Raises:
         OutputError: it cannot be written; what was there is still there.
     """
-    return _write(run, step, model.state_dict(), state, set())
+    return _write(run, step, model.state_dict(), state, Conditions.now(), set())
 
 
 class BackgroundWriter:
@@ -72,8 +79,8 @@ class BackgroundWriter:
             OutputError: the one before could not be written.
         """
         self.wait()
-        tensors = _copied(model.state_dict()), _copied(state)
-        self._thread = Thread(target=self._write, args=(run, step, *tensors), name=f"checkpoint of step {step}")
+        arguments = (run, step, _copied(model.state_dict()), _copied(state), Conditions.now())
+        self._thread = Thread(target=self._write, args=arguments, name=f"checkpoint of step {step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -99,11 +106,18 @@ class BackgroundWriter:
     ) -> None:
         self.wait()
 
-    def _write(self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    def _write(
+        self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], conditions: Conditions
+    ) -> None:
         try:
-            _write(run, step, model, state, self._whole)
+            _write(run, step, model, state, conditions, self._whole)
         except BaseException as error:
             self._error = error
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has written one; it may be damaged."""
+    return bool(_checkpoints(run))
 
 
 def read_checkpoint(run: Path) -> Checkpoint:
@@ -166,18 +180,30 @@ def _read(step: int, folder: Path) -> Checkpoint:
     if found != step:
         raise _DamagedError(f"state.json is of step {found}")
     try:
-        return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]))
+        recorded = about.get("conditions")
+        conditions = None if recorded is None else from_json(Conditions, recorded, where="conditions")
+        return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]), conditions)
+    except UsageError as error:
+        raise _DamagedError("state.json cannot be understood") from error
     except (KeyError, SafetensorError) as error:
         raise _DamagedError("its tensors cannot be understood") from error
 
 
-def _write(run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], whole: set[Path]) -> Path:
+def _write(
+    run: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    conditions: Conditions,
+    whole: set[Path],
+) -> Path:
     """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""
     folder = run / FOLDER / f"step-{step:08d}"
+    about = {"step": step, "format": _FORMAT, "smalti": __version__, "conditions": asdict(conditions)}
     files = {
         "model.safetensors": save(_on_cpu(model)),
         "state.safetensors": save(_on_cpu(state)),
-        "state.json": (json.dumps({"step": step, "format": _FORMAT, "smalti": __version__}) + "\n").encode(),
+        "state.json": (json.dumps(about) + "\n").encode(),
     }
     whole.discard(folder)
     write_folder(folder, files)
