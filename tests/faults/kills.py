@@ -184,8 +184,17 @@ def compiled(world: World, run: Path) -> list[str]:
     return [*mim(world, run), "--compile", "on"]
 
 
-KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim}
+def rollback(world: World, run: Path) -> list[str]:
+    """I04: three losses jump, and the run may roll back twice; with the change `spikes`."""
+    flags = ["--plan.rollback", "2", "--ema-decay", "0.9", "--plan.steps", "40", "--plan.save-every", "4"]
+    return ["pretrain", "tiny", *PRETRAIN_FLAGS, *flags, *_where(world, run, world.tokenizer)]
+
+
+KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim, "rollback": rollback}
 """Those of every test."""
+
+CHANGE = {"rollback": "spikes"}
+"""What is changed in the program, for some kinds."""
 
 MORE_KINDS: dict[str, Kind] = {"soft": soft, "workers": workers, "compiled": compiled}
 
@@ -212,7 +221,9 @@ class Whole:
     change: str = ""
 
     @staticmethod
-    def made(one: Nursery, kind: Kind, world: World, folder: Path, change: str = "") -> "Whole":
+    def made(one: Nursery, name: str, world: World, folder: Path) -> "Whole":
+        kind, change = (KINDS | MORE_KINDS)[name], CHANGE.get(name, "")
+
         def command(run: Path) -> list[str]:
             return kind(world, run)
 
@@ -298,7 +309,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, nursery(Path(scratch)) as one:
         world = World.made(Path(scratch), one)
         for name in given.kind or [*KINDS, *MORE_KINDS]:
-            whole = Whole.made(one, (KINDS | MORE_KINDS)[name], world, Path(scratch) / f"whole-{name}")
+            whole = Whole.made(one, name, world, Path(scratch) / f"whole-{name}")
             survived, failed = trial(one, whole, Path(scratch), given.kills, given.seed)
             line = {"kind": name, "survived": survived, "kills": given.kills, "seed": given.seed, "failed": failed}
             print(json.dumps(line | {"run": digest(whole.files), "seconds": round(whole.seconds, 2)}), flush=True)

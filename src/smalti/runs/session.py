@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import kind_name, require
 from smalti.core.contracts import Batch, Batches
-from smalti.core.errors import DataError
+from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
@@ -119,10 +120,26 @@ class Session:
                 self.log,
                 title=title,
                 compute=self.compute,
-                save=lambda t: t.save(path, writer.write),
+                save=lambda t: t.save(
+                    path, partial(writer.write, keep=plan.scheduled(t.step) if plan.rollback else None)
+                ),
                 capture=self.capture,
+                go_back=lambda t: self._go_back(t, plan, writer),
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
             )
+
+    def _go_back(self, trainer: Trainer, plan: Plan, writer: BackgroundWriter) -> str:
+        """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
+        writer.wait()
+        try:
+            checkpoint = read_checkpoint(self.folder.path, until=plan.scheduled(trainer.step - 1))
+        except CheckpointError as error:
+            return f"no checkpoint to go back to: {error.cause}"
+        trainer.roll_back(checkpoint, str(self.folder.path))
+        return (
+            f"rolled back to step {checkpoint.step}: the images since are left out, step {trainer.step + 1} is next;"
+            f" {trainer.rollbacks} of at most {plan.rollback} times"
+        )
 
     def _restore(self, trainer: Trainer) -> None:
         """Take up the newest whole checkpoint.

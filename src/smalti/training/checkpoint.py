@@ -46,7 +46,9 @@ class Checkpoint:
     conditions: Conditions | None = None
 
 
-def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> Path:
+def write_checkpoint(
+    run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor], keep: int | None = None
+) -> Path:
     """Write `run/checkpoints/step-XXXXXXXX/`; then remove all but this one and the newest that is whole beside it.
 
     Args:
@@ -54,11 +56,12 @@ def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str,
         step: optimiser steps done.
         model: its parameters and persistent buffers become model.safetensors.
         state: further tensors (optimiser, unaveraged weights), state.safetensors.
+        keep: a step whose checkpoint stays too.
 
     Raises:
         OutputError: it cannot be written; what was there is still there.
     """
-    return _write(run, step, model.state_dict(), state, Conditions.now(), set())
+    return _write(run, step, model.state_dict(), state, keep, Conditions.now(), set())
 
 
 class BackgroundWriter:
@@ -72,14 +75,16 @@ class BackgroundWriter:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def write(self, run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def write(
+        self, run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor], keep: int | None = None
+    ) -> None:
         """Begin to write a checkpoint, when the one before is done.
 
         Raises:
             OutputError: the one before could not be written.
         """
         self.wait()
-        arguments = (run, step, _copied(model.state_dict()), _copied(state), Conditions.now())
+        arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, Conditions.now())
         self._thread = Thread(target=self._write, args=arguments, name=f"checkpoint of step {step}")
         self._thread.start()
 
@@ -107,10 +112,16 @@ class BackgroundWriter:
         self.wait()
 
     def _write(
-        self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], conditions: Conditions
+        self,
+        run: Path,
+        step: int,
+        model: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        keep: int | None,
+        conditions: Conditions,
     ) -> None:
         try:
-            _write(run, step, model, state, conditions, self._whole)
+            _write(run, step, model, state, keep, conditions, self._whole)
         except BaseException as error:
             self._error = error
 
@@ -120,14 +131,19 @@ def has_checkpoint(run: Path) -> bool:
     return bool(_checkpoints(run))
 
 
-def read_checkpoint(run: Path) -> Checkpoint:
+def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     """The newest checkpoint of a run that is whole. One that is passed over is named, with the reason.
+
+    Args:
+        until: the last step that it may be of; None: of any.
 
     Raises:
         CheckpointError: there is none (damaged ones are named), or the newest is of another format.
     """
     damaged: list[str] = []
     for step, folder in _checkpoints(run):
+        if until is not None and step > until:
+            continue
         try:
             checkpoint = _read(step, folder)
         except _DamagedError as error:
@@ -194,6 +210,7 @@ def _write(
     step: int,
     model: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
+    keep: int | None,
     conditions: Conditions,
     whole: set[Path],
 ) -> Path:
@@ -208,15 +225,15 @@ def _write(
     whole.discard(folder)
     write_folder(folder, files)
     whole.add(folder)
-    _remove_old(run, folder, whole)
+    _remove_old(run, folder, whole, keep)
     return folder
 
 
-def _remove_old(run: Path, newest: Path, whole: set[Path]) -> None:
-    """Remove what is older than the checkpoint just written and another one that is whole."""
+def _remove_old(run: Path, newest: Path, whole: set[Path], keep: int | None) -> None:
+    """Remove what is older than the checkpoint just written and another one that is whole, except that of `keep`."""
     kept = 1
-    for _, folder in _checkpoints(run):
-        if folder == newest:
+    for step, folder in _checkpoints(run):
+        if folder == newest or (kept >= _KEPT and step == keep):
             continue
         if kept >= _KEPT:
             remove_folder(folder)
