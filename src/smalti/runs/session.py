@@ -1,8 +1,9 @@
 """What the training verbs have in common: a folder, a log, and where to compute."""
 
+import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -164,9 +165,27 @@ class Session:
         return write_capture(path, trainer.checkpoint(), batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write result.json."""
-        self.folder.write_result(result)
-        return result
+        """Write result.json. What came out as no number is said, and null there: the weights are finite."""
+        unknown = list(_not_finite(result))
+        if unknown:
+            self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
+        finite: dict[str, Any] = _with_null(result)
+        self.folder.write_result(finite)
+        return finite
+
+
+def _not_finite(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _not_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield prefix + name
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_null(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def seconds_per_step(
