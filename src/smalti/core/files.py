@@ -140,14 +140,17 @@ def remove_leftovers(folder: Path, names: str = r".+") -> list[str]:
 
 
 def require_place(path: Path) -> None:
-    """Prove that a file can be written at `path`, before what it is to hold is computed. Folders above it are made.
+    """Look whether something can be written at `path`, before it is computed. Nothing is made.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: the nearest folder that is there is none, or not for us to write.
     """
-    if not _is_ordinary(path):
-        raise OutputError(f"cannot write {path}", cause=_NOT_ORDINARY)
-    make_folder(path.parent)
+    whole = path.absolute()
+    above = next(place for place in (whole, *whole.parents) if os.path.exists(place))
+    if above != whole and not above.is_dir():
+        raise _cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{above} is a file"))
+    if not os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0)):
+        raise _cannot_write(path, PermissionError(errno.EACCES, f"{above} is not yours to write"))
 
 
 def make_folder(path: Path) -> None:
@@ -159,6 +162,16 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+
+
+def open_to_others(folder: Path) -> str:
+    """Who else can change what is in a folder that is there: a text, empty where only its owner can, and that is us."""
+    about = folder.stat()
+    if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
+        return f"everybody can write into {folder}; chmod o-w it"
+    if hasattr(os, "geteuid") and about.st_uid != os.geteuid():
+        return f"{folder} belongs to another user"
+    return ""
 
 
 def _until_it_passes(path: Path, write: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
+from smalti.runs.kept import Kept
 from smalti.training.capture import write_capture
 from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.loop import Plan, Trainer, fit
@@ -87,7 +88,12 @@ class Session:
             self.folder.forget_metrics_after(trainer.step)
             self.log.say(f"going on from step {trainer.step}")
         path = self.folder.path
-        with BackgroundWriter() as writer:
+        with closing(Kept(self.folder, self.log)) as kept, BackgroundWriter() as writer:
+
+            def save(at: Trainer) -> None:
+                kept.see_to_it()
+                at.save(path, writer.write)
+
             fit(
                 trainer,
                 batches,
@@ -95,7 +101,7 @@ class Session:
                 self.log,
                 title=title,
                 compute=self.compute,
-                save=lambda t: t.save(path, writer.write),
+                save=save,
                 capture=self.capture,
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
             )

@@ -13,14 +13,14 @@ from threading import Thread
 from types import TracebackType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti import __version__
 from smalti.core.errors import CheckpointError, OutputError, SmaltiError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
+from smalti.core.tensors import tensors_of
 
 FOLDER = "checkpoints"
 
@@ -109,15 +109,23 @@ class BackgroundWriter:
 def read_checkpoint(run: Path) -> Checkpoint:
     """The newest checkpoint of a run that is whole. One that is passed over is named, with the reason.
 
+    The run may be writing: a checkpoint that has made way for newer ones meanwhile is not damaged, and those are read.
+
     Raises:
         CheckpointError: there is none (damaged ones are named), or the newest is of another format.
     """
     damaged: list[str] = []
-    for step, folder in _checkpoints(run):
+    found = _checkpoints(run)
+    while found:
+        step, folder = found.pop(0)
         try:
             checkpoint = _read(step, folder)
         except _DamagedError as error:
-            damaged.append(f"{folder.name} ({error})")
+            now = _checkpoints(run)
+            if (step, folder) not in now and now[:1] > [(step, folder)]:
+                found, damaged = now, []
+            else:
+                damaged.append(f"{folder.name} ({error})")
             continue
         if damaged:
             Log().say(f"{run}: damaged: {', '.join(damaged)}; {folder.name} is used in its place")
@@ -166,8 +174,8 @@ def _read(step: int, folder: Path) -> Checkpoint:
     if found != step:
         raise _DamagedError(f"state.json is of step {found}")
     try:
-        return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]))
-    except (KeyError, SafetensorError) as error:
+        return Checkpoint(step, tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"]))
+    except (KeyError, ValueError) as error:
         raise _DamagedError("its tensors cannot be understood") from error
 
 
