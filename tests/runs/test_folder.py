@@ -8,7 +8,7 @@ from threading import Barrier, Thread
 import pytest
 
 from smalti.cli import main
-from smalti.core.errors import LockError, OutputError, SmaltiError, UsageError
+from smalti.core.errors import LockError, OutputError, SmaltiError
 from smalti.runs.folder import create, writing
 from tests.small_runs import TOKENIZER_FLAGS, flat_pictures
 

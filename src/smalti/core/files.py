@@ -23,8 +23,8 @@ _MANIFEST = "MANIFEST.json"
 _SPARE = 1.2
 """Free space to ask for, in sizes of what is written."""
 _NOT_ORDINARY = "what is there is no ordinary file"
-_PASSING = (errno.ESTALE, errno.EACCES)
-"""What a network file system may say for a moment."""
+_PASSING = (errno.ESTALE, errno.EACCES, errno.ENOENT)
+"""What a network file system may say for a moment, and what is found where somebody has just removed the folder."""
 _PAUSES = (0.1, 0.3, 0.9)
 """Seconds to wait before a write is begun once more."""
 
@@ -146,6 +146,12 @@ def require_place(path: Path) -> None:
         OutputError: the nearest folder that is there is none, or not for us to write.
     """
     whole = path.absolute()
+    try:
+        os.lstat(whole)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     above = next(place for place in (whole, *whole.parents) if os.path.exists(place))
     if above != whole and not above.is_dir():
         raise _cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{above} is a file"))
@@ -175,7 +181,7 @@ def open_to_others(folder: Path) -> str:
 
 
 def _until_it_passes(path: Path, write: Callable[[], None]) -> None:
-    """Write; where a network file system has lost its handle for a moment, up to three times more."""
+    """Write; where that fails for what may pass, up to three times more."""
     for pause in (*_PAUSES, None):
         try:
             return write()

@@ -1,6 +1,7 @@
 """The folder of a run: configuration, images it is of, metrics, checkpoints, result, report, unreadable files."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def reopen(out: str, config: object) -> RunFolder:
 
 def is_run(out: str) -> bool:
     """Whether a folder holds a run."""
-    return (Path(out).expanduser() / _CONFIG).exists()
+    return os.path.exists(Path(out).expanduser() / _CONFIG)
 
 
 def holds_run(model: str) -> bool:

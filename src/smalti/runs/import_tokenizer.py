@@ -43,9 +43,9 @@ def main(config: ImportTokenizer) -> dict[str, Any]:
         CheckpointError: the files are not the two halves of a DALL-E tokenizer, are damaged, or ask for anything else.
     """
     out = Path(config.out).expanduser()
+    require_place(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty", cause="an import never overwrites", fix="choose another --out")
-    require_place(out)
     paths = [Path(file).expanduser() for file in config.files]
     tokenizer, weights = read_dalle(paths)
     sources = {path.name: sha256(path.read_bytes()) for path in paths}
