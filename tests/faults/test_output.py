@@ -97,9 +97,10 @@ def test_c03_a_line_that_was_written_halfway_is_taken_back(tmp_path: Path, monke
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(handle, data[:left])
 
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"metrics\.jsonl; No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "write", half)
-        append(path, b"second\n")
+        with pytest.raises(OutputError, match=r"metrics\.jsonl; No space left"):
+            append(path, b"second\n")
     assert path.read_bytes() == b"first\n"
     append(path, b"third\n")
     assert path.read_bytes() == b"first\nthird\n"

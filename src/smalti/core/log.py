@@ -1,7 +1,6 @@
 """What a run says: metrics.jsonl for programs, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,5 +105,4 @@ def printable(text: str) -> str:
 
 def print_json(value: object) -> None:
     """One JSON object as the last line of standard output."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(value), flush=True)
