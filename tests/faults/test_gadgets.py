@@ -196,7 +196,7 @@ def _manifest(run: Path, gadget: bytes) -> None:
 
 
 @pytest.mark.parametrize("door", [_checkpoint, _capture, _imported, _config, _state, _manifest])
-@pytest.mark.parametrize("way", range(4))
+@pytest.mark.parametrize("way", range(2))
 def test_k01_folders_of_our_own_are_no_door_either(
     door: Callable[[Path, bytes], None], way: int, heard: list[str], tmp_path: Path
 ) -> None:

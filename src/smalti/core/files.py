@@ -174,7 +174,7 @@ def open_to_others(folder: Path) -> str:
     """Who else can change what is in a folder that is there: a text, empty where only its owner can, and that is us."""
     about = folder.stat()
     if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
-        return f"everybody can write into {folder}; chmod o-w it"
+        return f"everybody can write into {folder}"
     if hasattr(os, "geteuid") and about.st_uid != os.geteuid():
         return f"{folder} belongs to another user"
     return ""
