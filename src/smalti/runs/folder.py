@@ -197,4 +197,6 @@ def _read_config(model: str) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is damaged", cause="config is not an object")
+    if "kind" not in config:
+        raise CheckpointError(f"{path} is damaged", cause="it does not say of which kind the run is")
     return config
