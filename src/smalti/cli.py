@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from smalti import __version__
-from smalti.core.config import did_you_mean
+from smalti.core.config import did_you_mean, require_finite
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -32,8 +32,9 @@ from smalti.core.errors import (
     StoppedError,
     UsageError,
 )
-from smalti.core.log import print_json
+from smalti.core.log import Log, print_json, printable
 from smalti.core.signals import TerminatedError, terminating
+from smalti.core.versions import outdated
 
 T = TypeVar("T")
 
@@ -113,6 +114,8 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         print(__version__)
         return None
     verb, rest = arguments[0], arguments[1:]
+    for line in outdated():
+        Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
     return VERBS[verb](rest)
@@ -378,6 +381,7 @@ def _parse_known(cls: type[T], default: T | None, arguments: list[str], verb: st
             print(printed.getvalue(), end="")
             raise
         raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
+    require_finite(config)
     return config, unknown
 
 
@@ -452,5 +456,5 @@ def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | 
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{kind}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

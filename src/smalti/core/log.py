@@ -11,6 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from smalti.core.errors import OutputError
+from smalti.core.files import append
+
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
 
@@ -30,16 +33,31 @@ class Log:
     def __init__(self, metrics: Path | None = None) -> None:
         self.console = _Quiet(stderr=True, highlight=False)
         self.path = metrics
+        self._lost = 0
+        self._warned = False
 
     def say(self, line: str) -> None:
         """One line to the person watching; control characters of foreign text are shown, not obeyed."""
         self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
-        """One line of metrics.jsonl."""
-        if self.path is not None:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(values) + "\n")
+        """One line of metrics.jsonl.
+
+        A curve with a gap is better than no run: where a line cannot be written, that is said once, and the next line
+        that can be says under `lines_lost` how many are missing before it.
+        """
+        if self.path is None:
+            return
+        gap = {"lines_lost": self._lost} if self._lost else {}
+        try:
+            append(self.path, (json.dumps(values | gap) + "\n").encode())
+        except OutputError as error:
+            self._lost += 1
+            if not self._warned:
+                self._warned = True
+                self.say(f"{error}; the run goes on, with a gap in that file")
+        else:
+            self._lost = 0
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator["Bar"]:
@@ -98,5 +116,4 @@ def printable(text: str) -> str:
 
 def print_json(value: object) -> None:
     """One JSON object as the last line of standard output."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(value), flush=True)

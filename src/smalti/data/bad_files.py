@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from smalti.core.errors import DataError, OutputError
+from smalti.core.errors import DataError
+from smalti.core.files import append
 from smalti.core.log import Log
 from smalti.data.workers.jobs import Bad
 
@@ -85,10 +86,5 @@ def _earlier(path: Path | None) -> list[Bad]:
 
 
 def _append(path: Path | None, line: dict[str, object]) -> None:
-    if path is None:
-        return
-    try:
-        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+    if path is not None:
+        append(path, (json.dumps(line) + "\n").encode())

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.config import setting
+from smalti.core.config import require, setting
 from smalti.core.contracts import Tokenizer
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
@@ -40,6 +40,11 @@ class Evaluate:
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of the split")
+
+    def __post_init__(self) -> None:
+        require(self.held_out is None or 0 < self.held_out < 1, f"held_out is {self.held_out}", "choose one in (0, 1)")
+        require(0 < self.validation < 1, f"validation is {self.validation}", "choose one in (0, 1)")
+        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
 
 def main(config: Evaluate) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Pretrain:
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
         )
+        self.masking.count(self.backbone.grid)  # raises where there are not that many patches to hide
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(

@@ -18,6 +18,7 @@ from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, read_config, reopen
+from smalti.runs.kept import Kept
 from smalti.runs.resuming import require_exact, require_same_settings
 from smalti.training.capture import write_capture
 from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, read_checkpoint
@@ -113,21 +114,26 @@ class Session:
             self.log.say(f"going on from step {trainer.step}")
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
-        with BackgroundWriter() as writer:
-            fit(
-                trainer,
-                batches,
-                plan,
-                self.log,
-                title=title,
-                compute=self.compute,
-                save=lambda t: t.save(
-                    path, partial(writer.write, keep=plan.scheduled(t.step) if plan.rollback else None)
-                ),
-                capture=self.capture,
-                go_back=lambda t: self._go_back(t, plan, writer),
-                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
-            )
+        with closing(Kept(self.folder, self.log)) as kept:
+            with BackgroundWriter() as writer:
+
+                def save(at: Trainer) -> None:
+                    kept.see_to_it()
+                    at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
+
+                fit(
+                    trainer,
+                    batches,
+                    plan,
+                    self.log,
+                    title=title,
+                    compute=self.compute,
+                    save=save,
+                    capture=self.capture,
+                    go_back=lambda at: self._go_back(at, plan, writer),
+                    go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
+                )
+            kept.see_to_it()
 
     def _go_back(self, trainer: Trainer, plan: Plan, writer: BackgroundWriter) -> str:
         """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""

@@ -13,8 +13,7 @@ from threading import Thread
 from types import TracebackType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti import __version__
@@ -22,6 +21,7 @@ from smalti.core.config import from_json
 from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
+from smalti.core.tensors import tensors_of
 from smalti.training.conditions import Conditions
 
 FOLDER = "checkpoints"
@@ -135,6 +135,8 @@ def has_checkpoint(run: Path) -> bool:
 def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     """The newest checkpoint of a run that is whole. One that is passed over is named, with the reason.
 
+    The run may be writing: a checkpoint that has made way for newer ones meanwhile is not damaged, and those are read.
+
     Args:
         until: the last step that it may be of; None: of any.
 
@@ -142,13 +144,19 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
         CheckpointError: there is none (damaged ones are named), or the newest is of another format.
     """
     damaged: list[str] = []
-    for step, folder in _checkpoints(run):
+    found = _checkpoints(run)
+    while found:
+        step, folder = found.pop(0)
         if until is not None and step > until:
             continue
         try:
             checkpoint = _read(step, folder)
         except _DamagedError as error:
-            damaged.append(f"{folder.name} ({error})")
+            now = _checkpoints(run)
+            if (step, folder) not in now and now[:1] > [(step, folder)]:
+                found, damaged = now, []
+            else:
+                damaged.append(f"{folder.name} ({error})")
             continue
         if damaged:
             Log().say(f"{run}: damaged: {', '.join(damaged)}; {folder.name} is used in its place")
@@ -199,10 +207,10 @@ def _read(step: int, folder: Path) -> Checkpoint:
     try:
         recorded = about.get("conditions")
         conditions = None if recorded is None else from_json(Conditions, recorded, where="conditions")
-        model, state = load(files["model.safetensors"]), load(files["state.safetensors"])
+        model, state = tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
     except UsageError as error:
         raise _DamagedError("state.json cannot be understood") from error
-    except (KeyError, SafetensorError) as error:
+    except (KeyError, ValueError) as error:
         raise _DamagedError("its tensors cannot be understood") from error
     if name := _not_finite(model, state):
         raise _DamagedError(f"{name} is not finite")

@@ -38,16 +38,16 @@ class Relaxation:
     hard: bool = setting(False, "decode the most weighted code alone; gradients as if relaxed", "DALL-E: not so")
 
     def __post_init__(self) -> None:
-        require(self.beta >= 0 and self.spread >= 0, "beta or spread below 0", "use 0 or more")
+        for name in ("beta", "spread"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}", "use 0 or more")
         require(min(self.temperature) > 0, f"temperatures {self.temperature}", "use positive ones")
         require(
             self.dead_after is None or self.dead_after >= 1,
             f"codes dead after {self.dead_after} steps",
             "use at least 1",
         )
-        require(
-            0 < self.anneal_ratio <= 1 and 0 < self.beta_ramp <= 1, "a ratio outside (0, 1]", "use shares of the steps"
-        )
+        for name in ("anneal_ratio", "beta_ramp"):
+            require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}", "use a share in (0, 1]")
 
     def ramp(self, steps: int) -> Ramp:
         """β at each of `steps` steps."""
