@@ -24,10 +24,13 @@ from smalti import __version__
 from smalti.core.config import did_you_mean
 from smalti.core.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, SmaltiError, StoppedError, UsageError
 from smalti.core.log import print_json
+from smalti.core.ranks import is_first, named, rank, restarts, world_size
 
 T = TypeVar("T")
 
 _FILE = "my_file.py:function"
+_TOGETHER = ("train-tokenizer", "pretrain")
+"""Verbs that several processes can run together."""
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(
             f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
         )
-    if as_json and result is not None:
+    if as_json and result is not None and is_first():
         print_json(result)
     return 0
 
@@ -91,6 +94,8 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
+    if world_size() > 1 and verb not in _TOGETHER:
+        raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     return VERBS[verb](rest)
 
 
@@ -162,7 +167,7 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
 
 def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import read_config
+    from smalti.runs.folder import is_run, read_config
 
     folder = _take_value(arguments, "--resume")
     if folder is not None:
@@ -172,6 +177,9 @@ def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> 
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
         raise UsageError("no run folder given", fix="use --out FOLDER")
+    if restarts() and is_run(config.out):  # torchrun repeats the command
+        result = run.main(replace(read_config(config.out, cls), out=config.out), resume=True)
+        return result
     return _start(config.out, lambda: run.main(config))
 
 
@@ -417,5 +425,7 @@ def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | 
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    who = f"{named(rank())}: " if world_size() > 1 else ""
+    if is_first() or kind == "error":
+        print(f"{kind}: {who}{' '.join(message.split())}", file=sys.stderr)
     return code

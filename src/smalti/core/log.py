@@ -10,12 +10,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from smalti.core.ranks import is_first
+
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
 
 
 class Log:
-    """The console (standard error; results go to standard output) and the metrics file of a run."""
+    """The console (standard error; results go to standard output) and the metrics file of a run.
+
+    Of processes that train together rank 0 alone says and records something.
+    """
 
     def __init__(self, metrics: Path | None = None) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -23,18 +28,19 @@ class Log:
 
     def say(self, line: str) -> None:
         """One line to the person watching; control characters of foreign text are shown, not obeyed."""
-        self.console.print(printable(line), markup=False, soft_wrap=True)
+        if is_first():
+            self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
         """One line of metrics.jsonl."""
-        if self.path is not None:
+        if self.path is not None and is_first():
             with open(self.path, "a") as file:
                 file.write(json.dumps(values) + "\n")
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator["Bar"]:
         """A bar of `total` steps with the time left."""
-        if not self.console.is_terminal:
+        if not (self.console.is_terminal and is_first()):
             yield PlainBar(self, title, total)
             return
         columns = (

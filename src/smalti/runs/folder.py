@@ -14,6 +14,7 @@ from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import make_folder, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, only_writer
 from smalti.core.log import Log
+from smalti.core.ranks import is_first
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRIC
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside a run folder."""
+    """Paths inside a run folder. Of processes that train together rank 0 alone writes there."""
 
     path: Path
 
@@ -44,11 +45,11 @@ class RunFolder:
 
     def write_config(self, config: object) -> None:
         """Keep the configuration that rebuilds the run."""
-        write_json(self.path / _CONFIG, {"smalti": __version__, "config": to_json(config)})
+        self._write(_CONFIG, {"smalti": __version__, "config": to_json(config)})
 
     def write_data(self, data: dict[str, Any]) -> None:
         """Keep what says whether images are the same."""
-        write_json(self.path / _DATA, data)
+        self._write(_DATA, data)
 
     def read_data(self) -> dict[str, Any] | None:
         """What `write_data` has kept; None before the run began."""
@@ -56,7 +57,7 @@ class RunFolder:
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / _RESULT, result)
+        self._write(_RESULT, result)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run; empty where it has not finished."""
@@ -72,22 +73,28 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that are about to be repeated, and a last line that was cut off."""
-        if self.metrics.exists():
+        if self.metrics.exists() and is_first():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
             write_bytes(self.metrics, "".join(kept).encode())
+
+    def _write(self, name: str, value: object) -> None:
+        if is_first():
+            write_json(self.path / name, value)
 
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
     """Be the one that writes a run folder, which is created. What runs that were killed left unfinished is removed.
 
+    Of several ranks the first is the one.
+
     Raises:
         LockError: another process is; it is named.
         OutputError: the folder cannot be written.
     """
     path = Path(out).expanduser()
-    if path.exists() and not path.is_dir():
+    if not is_first() or (path.exists() and not path.is_dir()):
         yield  # `create` refuses it
         return
     if not path.exists():
@@ -107,11 +114,16 @@ def create(out: str, config: object) -> RunFolder:
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir())):
+    if (
+        is_first()
+        and path.exists()
+        and (not path.is_dir() or any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir()))
+    ):
         raise UsageError(
             f"{path} is not empty", cause="a run never overwrites", fix="choose another --out, or --resume it"
         )
-    make_folder(path)
+    if is_first():
+        make_folder(path)
     return _with_config(path, config)
 
 
@@ -125,6 +137,11 @@ def is_run(out: str) -> bool:
     return (Path(out).expanduser() / _CONFIG).exists()
 
 
+def has_checkpoint(out: str) -> bool:
+    """Whether a run has saved something to go on from, be it damaged."""
+    return any((Path(out).expanduser() / CHECKPOINTS).glob("step-*"))
+
+
 def holds_run(model: str) -> bool:
     """Whether a folder's config.json is one of ours, and not that of another program."""
     try:
@@ -136,7 +153,7 @@ def holds_run(model: str) -> bool:
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
-    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
+    if is_first() and is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)
         if not any(path.iterdir()):

@@ -4,20 +4,25 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from smalti import __version__
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.config import kind_name
+from smalti.core.config import kind_name, leaves
 from smalti.core.contracts import Batch, Batches
+from smalti.core.dist import gathered, losses_named, of_first, require_same
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, restarts, world_size
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
-from smalti.runs.folder import RunFolder, create, reopen
+from smalti.runs.folder import RunFolder, create, has_checkpoint, reopen
 from smalti.training.capture import write_capture
-from smalti.training.checkpoint import BackgroundWriter
+from smalti.training.checkpoint import BackgroundWriter, Checkpoint
 from smalti.training.loop import Plan, Trainer, fit
 from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import Profiled
@@ -54,8 +59,9 @@ class Session:
     @staticmethod
     def open(config: TrainingConfig, *, resume: bool, compute: Compute | None) -> "Session":
         """Create the run folder, or take up the one that is there."""
+        require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
         folder = reopen(config.out, config) if resume else create(config.out, config)
-        chosen = choose_compute(config.device, config.precision) if compute is None else compute
+        chosen = _same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
         return Session(folder, log, chosen, resume, kind_name(type(config)))
@@ -67,7 +73,8 @@ class Session:
             DataError: it goes on, and the images are not those it began with.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
-        before = self.folder.read_data()
+        require_same("data set", found | {"memory": "resident" if isinstance(source, Resident) else "stream"})
+        before = self.folder.read_data() if is_first() else found
         if before is not None and before != found:
             there, here = before["images"], len(source)
             raise DataError(
@@ -80,14 +87,19 @@ class Session:
 
     def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
-        if profile:
+        if profile and is_first():
             batches = Profiled(batches, profile, self.folder.path, self.log)
-        if self.resumed:
+        if self.resumed and not of_first(lambda: has_checkpoint(str(self.folder.path))):
+            self.folder.forget_metrics_after(0)
+            self.log.say("no checkpoint yet: from the start")
+        elif self.resumed:
             trainer.restore(self.folder.path)
             self.folder.forget_metrics_after(trainer.step)
-            self.log.say(f"going on from step {trainer.step}")
+            again = f" after restart {restarts()} by torchrun" if restarts() else ""
+            self.log.say(f"going on from step {trainer.step}{again}")
         path = self.folder.path
-        with BackgroundWriter() as writer:
+        many = f", on {world_size()} processes" if world_size() > 1 else ""
+        with BackgroundWriter() as writer, losses_named():
             fit(
                 trainer,
                 batches,
@@ -97,20 +109,36 @@ class Session:
                 compute=self.compute,
                 save=lambda t: t.save(path, writer.write),
                 capture=self.capture,
-                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
+                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
             )
 
     def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
-        """Keep a step that failed in the run folder, with all that `smalti replay` needs."""
+        """Keep a step that failed in the run folder, with all that `smalti replay` needs: the images of all ranks."""
+        before = trainer.checkpoint()
+        batch = replace(batch, index=gathered(batch.index), key=gathered(batch.key))
+        return Path(of_first(lambda: str(self._capture(before, batch, failure))))
+
+    def _capture(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
         path, data = self.folder.path, self.folder.read_data()
         more = [path / name for name in _RUN if (path / name).exists()]
         num_images = data["images"] if data else len(batch.index)
-        return write_capture(path, trainer.checkpoint(), batch, failure.numbers, self.compute, num_images, more)
+        return write_capture(path, before, batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""
         self.folder.write_result(result)
         return result
+
+
+def _program() -> dict[str, str | int]:
+    """What else must be the same on all ranks, for sums to be made in the same order."""
+    return {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _same_format(chosen: Compute) -> Compute:
+    """The number format that rank 0 has found to be the fastest."""
+    narrow = of_first(lambda: chosen.dtype == torch.bfloat16)
+    return replace(chosen, dtype=torch.bfloat16 if narrow else torch.float32)
 
 
 def seconds_per_step(

@@ -18,9 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from smalti import __version__
+from smalti.core.dist import fill, of_first, tensors_of_first
 from smalti.core.errors import CheckpointError, OutputError, SmaltiError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, world_size
 
 FOLDER = "checkpoints"
 
@@ -39,7 +41,18 @@ class Checkpoint:
     state: dict[str, Tensor]
 
 
-def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> Path:
+@dataclass(frozen=True)
+class Weights:
+    """Weights to use that are in no module as they are: many processes may hold a part of each."""
+
+    tensors: Mapping[str, Tensor]
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors by name."""
+        return self.tensors
+
+
+def write_checkpoint(run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor]) -> Path:
     """Write `run/checkpoints/step-XXXXXXXX/`; then remove all but this one and the newest that is whole beside it.
 
     Args:
@@ -65,7 +78,7 @@ class BackgroundWriter:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def write(self, run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def write(self, run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor]) -> None:
         """Begin to write a checkpoint, when the one before is done.
 
         Raises:
@@ -126,6 +139,20 @@ def read_checkpoint(run: Path) -> Checkpoint:
     raise CheckpointError(f"no usable checkpoint in {run}", cause=cause, fix="give the folder of a finished run")
 
 
+def checkpoint_of_first(run: Path) -> Checkpoint:
+    """The newest whole checkpoint as rank 0 reads it, on every rank: what they go on from is the same.
+
+    Raises:
+        CheckpointError: as of `read_checkpoint`, on rank 0.
+    """
+    if world_size() == 1:
+        return read_checkpoint(run)
+    found = read_checkpoint(run) if is_first() else None
+    step = of_first(lambda: None if found is None else found.step)
+    model = tensors_of_first(None if found is None else found.model)
+    return Checkpoint(step, model, tensors_of_first(None if found is None else found.state))
+
+
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Copy parameters and persistent buffers into a module, after checking that every name and shape fits."""
     own = module.state_dict()
@@ -140,7 +167,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
         raise CheckpointError(f"the weights of {where} do not fit", cause="; ".join(sorted(differing)[:3]))
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(weights[name])
+            fill(value, weights[name])
 
 
 class _DamagedError(Exception):
