@@ -1,17 +1,25 @@
-"""What a rank of a test does: the command line, perhaps with a fault at one of its steps."""
+"""What a rank of a test does: the command line, perhaps with a fault at one of its steps.
+
+Ranks are forked from a process that has imported this, and all that the command line imports later.
+"""
 
 import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # by every optimiser
+import torch.distributed.fsdp
+import tyro  # noqa: F401
 
-import smalti.runs.pretrain
-import smalti.runs.train_tokenizer  # noqa: F401  (a rank is forked from a process that has imported all this)
+import smalti.runs.pretrain  # noqa: F401
 from smalti.cli import main
+from smalti.core.errors import DataError
 from smalti.training import checkpoint
 from smalti.training.loop import Trainer
 
@@ -22,36 +30,36 @@ def run(arguments: list[str], environment: Mapping[str, str], said: str, fault: 
     os.environ.update(environment)
     for number in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     torch.set_num_threads(1)
+    if "FOLDER" in environment:
+        os.chdir(environment["FOLDER"])
     if fault:
         inject(fault)
     code = main(arguments)
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def inject(fault: str) -> None:
-    """A fault is `WHAT:STEP`, at the begin of a step, or `WHAT:save`, in the middle of writing a checkpoint."""
-    what, when = fault.split(":")
-    if when == "save":
+    """A fault is `WHAT:STEP`, where a step begins, or `WHAT:save:STEP`, while its checkpoint is written."""
+    what, *when = fault.split(":")
+    if len(when) == 2:
         whole_write = checkpoint.write_folder
 
-        def write_folder(*arguments: Any) -> None:
-            happen(what)
-            whole_write(*arguments)
+        def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+            if folder.name == f"step-{int(when[1]):08d}":
+                happen(what)
+            whole_write(folder, files)
 
         checkpoint.write_folder = write_folder
         return
     whole_step = Trainer.train_step
 
     def train_step(trainer: Trainer, batch: Any, compute: Any) -> Any:
-        if trainer.step == int(when):
+        if trainer.step == int(when[0]):
             if what == "nan":
-                with torch.no_grad():
-                    next(trainer.objective.model.parameters()).view(-1)[0] = float("nan")
+                batch = replace(batch, image=torch.full(batch.image.shape, float("nan")))
             happen(what)
         return whole_step(trainer, batch, compute)
 
@@ -59,16 +67,21 @@ def inject(fault: str) -> None:
 
 
 def happen(what: str) -> None:
-    """Be killed, stopped, slow."""
+    """Be killed, stopped, slow or hung, or fail."""
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    elif what == "sleep":
+    elif what == "slow":
+        time.sleep(2)
+    elif what == "hang":
         time.sleep(600)
+    elif what == "fail":
+        raise DataError("the disk of this machine is gone", fix="mount it")
 
 
 if __name__ == "__main__":
-    if (where := os.environ.get("FAULT", "")) and where.split("@")[1] == os.environ["RANK"]:
-        inject(where.split("@")[0])
+    what, _, where = os.environ.get("FAULT", "").partition("@")
+    if where == os.environ["RANK"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        inject(what)
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,20 +23,26 @@ class Ranks:
     def __init__(
         self,
         folder: Path,
-        commands: Sequence[Sequence[str]],
+        commands: Sequence[Sequence[str] | None],
         faults: Mapping[int, str],
         environment: Mapping[str, str],
+        folders: Sequence[Path],
     ) -> None:
         self.said = [folder / f"rank{number}.txt" for number in range(len(commands))]
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(commands))}
-        self.processes = []
+        meet |= environment
+        self.where = f"{meet['MASTER_ADDR']}:{meet['MASTER_PORT']}"
+        self.processes = {}
         for number, command in enumerate(commands):
+            if command is None:
+                continue
             self.said[number].unlink(missing_ok=True)
-            given = meet | {"RANK": str(number), "LOCAL_WORLD_SIZE": str(len(commands))} | dict(environment)
+            given = meet | {"RANK": str(number), "LOCAL_WORLD_SIZE": str(len(commands))}
+            given |= {"FOLDER": str(folders[number])} if folders else {}
             arguments = (list(command), given, str(self.said[number]), faults.get(number, ""))
             process = _CONTEXT.Process(target=program.run, args=arguments)
             process.start()
-            self.processes.append(process)
+            self.processes[number] = process
 
     def pid(self, number: int) -> int:
         found = self.processes[number].pid
@@ -50,7 +57,7 @@ class Ranks:
         return [self.processes[number].exitcode for number in numbers]
 
     def all_codes(self) -> list[int | None]:
-        return self.codes(*range(len(self.processes)))
+        return self.codes(*self.processes)
 
     def text(self, number: int) -> str:
         return self.said[number].read_text() if self.said[number].exists() else ""
@@ -62,11 +69,24 @@ class Ranks:
     def wait_until(self, true: Callable[[], bool]) -> None:
         until = time.monotonic() + _PATIENCE
         while not true():
-            assert time.monotonic() < until, "\n".join(map(self.text, range(len(self.processes))))
+            assert time.monotonic() < until, "\n".join(map(self.text, self.processes))
             time.sleep(0.02)
 
+    def left(self) -> list[str]:
+        """What runs in the sessions of the ranks, after a moment; what waits to be asked for its end does not count."""
+        found: list[str] = []
+        for _ in range(50):
+            listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True)
+            lines = [line.split(None, 2) for line in listed.stdout.splitlines()]
+            sessions = {process.pid for process in self.processes.values()}
+            found = [args for session, stat, args in lines if int(session) in sessions and stat[0] != "Z"]
+            if not found:
+                break
+            time.sleep(0.1)
+        return found
+
     def end(self) -> None:
-        for process in self.processes:
+        for process in self.processes.values():
             for send in (os.killpg, os.kill):  # before it has a session of its own, only itself
                 with suppress(ProcessLookupError, PermissionError):
                     send(process.pid or 0, signal.SIGKILL) if process.pid and process.exitcode is None else None
@@ -76,12 +96,18 @@ class Ranks:
 @contextmanager
 def started(
     folder: Path,
-    commands: Sequence[Sequence[str]],
+    commands: Sequence[Sequence[str] | None],
     faults: Mapping[int, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    folders: Sequence[Path] = (),
 ) -> Iterator[Ranks]:
-    """One process for each command line; rank n has the n-th of `faults`."""
-    ranks = Ranks(folder, commands, faults or {}, environment or {})
+    """A process for each command line, none where that is None.
+
+    Args:
+        faults: by rank, as of `program.inject`.
+        folders: where each rank works.
+    """
+    ranks = Ranks(folder, commands, faults or {}, environment or {}, folders)
     try:
         yield ranks
     finally:

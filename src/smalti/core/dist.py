@@ -76,8 +76,6 @@ def together(ranks: Ranks, device: Device = "auto") -> Iterator[None]:
     except BaseException as error:
         _part(f"{type(error).__name__}: {error}" if not isinstance(error, SmaltiError) else f"{error}")
         raise
-    finally:
-        _company = None
 
 
 @contextmanager
@@ -97,10 +95,9 @@ def losses_named() -> Iterator[None]:
         _company.heartbeat.disarm()
         if not _is_of_group(error):
             raise
-        found = _company.heartbeat.diagnosis()
-        if not found:
-            traceback.print_exc()
-            found = "a process is alive and does not come to where the others wait"
+        found = _company.heartbeat.diagnosis() or "a process is alive and does not come to where the others wait"
+        if "Timed out" in f"{error}":
+            traceback.print_exc()  # the operation, and how it came to it
         cause = "" if "has failed" in found else f"{error}".splitlines()[0]
         fix = "see its own message; the run goes on from its last checkpoint with --resume"
         raise DistributedError(found, cause=cause, fix=fix) from error
@@ -248,7 +245,7 @@ def _meet(ranks: Ranks, device: Device) -> _Company:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     require(
         bool(address) and port.isdigit(),
-        f"{named(rank())} does not know where to meet the others: MASTER_ADDR is '{address}', MASTER_PORT is '{port}'",
+        f"no place to meet the others: MASTER_ADDR is '{address}', MASTER_PORT is '{port}'",
         "start with torchrun",
     )
     where, prefix = f"{address}:{port}", f"smalti/{restarts()}"
@@ -282,7 +279,7 @@ def _meet(ranks: Ranks, device: Device) -> _Company:
     except RuntimeError as error:
         heartbeat.stop()
         cause = heartbeat.diagnosis() or f"{error}".splitlines()[0]
-        raise DistributedError(f"{named(rank())} cannot join the others at {where}", cause=cause) from error
+        raise DistributedError(f"cannot join the others at {where}", cause=cause) from error
 
 
 def _open_store(address: str, port: int, hosts: bool, patience: timedelta) -> Store:
@@ -293,12 +290,12 @@ def _open_store(address: str, port: int, hosts: bool, patience: timedelta) -> St
         said = f"{error}".splitlines()[0]
         if "EADDRINUSE" in said or "address already in use" in said:
             raise DistributedError(
-                f"{named(rank())} cannot listen at {address}:{port}",
+                f"cannot listen at {address}:{port}",
                 cause="another process has that port",
                 fix="use another one: torchrun --master-port, or MASTER_PORT",
             ) from error
         raise DistributedError(
-            f"{named(rank())} cannot reach {address}:{port} within {patience.total_seconds():g} s",
+            f"cannot reach {address}:{port} within {patience.total_seconds():g} s",
             cause=f"{named(0)} does not run there, or the address is wrong",
             fix="check MASTER_ADDR and MASTER_PORT (torchrun --master-addr, --master-port)",
         ) from error
@@ -322,15 +319,15 @@ def _wait_until_all_have_come(store: Store, where: str, patience: timedelta) -> 
 
 def _part(why: str) -> None:
     """Say the last word; who hosts the store stays until the others have read it."""
+    global _company
     if _company is None:
         return
-    heartbeat = _company.heartbeat
+    heartbeat, _company = _company.heartbeat, None
     heartbeat.leave(why)
+    dist.destroy_process_group()  # whoever waits for this process hears of it, and reads its last word
     if is_first():
         heartbeat.all_have_left(_LAST_WORDS)
     heartbeat.stop()
-    if why == "left" and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _is_of_group(error: BaseException) -> bool:

@@ -66,14 +66,14 @@ class Heartbeat:
                 self.store.set(f"word/{self.rank}", why)
 
     def all_have_left(self, seconds: float) -> bool:
-        """Wait until every other process has said its last word."""
+        """Wait until every other process has said its last word, or is gone without one."""
         until = time.monotonic() + seconds
-        with suppress(RuntimeError):
-            while not all(self._words().values()):
-                if time.monotonic() > until:
-                    return False
-                time.sleep(_BEAT / 5)
-        return True
+        while time.monotonic() < until:
+            words, signs = self._words(), self._signs() or {}
+            if all(words[other] or _is_gone(sign) for other, sign in signs.items()):
+                return True
+            time.sleep(_BEAT / 5)
+        return False
 
     def diagnosis(self) -> str:
         """Which process is lost and how, as far as it is known after a moment; empty where all are alive."""
@@ -81,10 +81,7 @@ class Heartbeat:
         while True:
             now = self._signs()
             if now is None:
-                return (
-                    self._lost({}, self._last_words)
-                    or f"{named(0)} or the torchrun that started it is gone, and with it the place where all meet"
-                )
+                return self._without_store()
             words = self._words()
             if found := self._lost(now, words) or _ended(words):
                 return found
@@ -109,10 +106,15 @@ class Heartbeat:
                 seen.clear()
             beaten = now
             signs = self._signs() if self._beat() else None
-            lost = "the place where all meet does not answer" if signs is None else self._lost_or_silent(signs, seen)
+            lost = self._lost_or_silent(signs, seen) if signs is not None else self._without_store()
             lost_since = None if not lost else lost_since or now
             if lost_since is not None and now - lost_since > _GRACE and not self._disarmed.is_set():
                 _end(f"{lost}; seen by {named(self.rank)}")
+
+    def _without_store(self) -> str:
+        """Nobody can be asked any more: what was known before, or that the process is gone that keeps the store."""
+        gone = f"{named(0)} or the torchrun that started it is gone, and with it the place where all meet"
+        return self._lost({}, self._last_words) or gone
 
     def _lost_or_silent(self, signs: dict[int, str], seen: dict[int, tuple[str, float]]) -> str:
         words, now = self._words(), time.monotonic()

@@ -132,7 +132,7 @@ class Trainer:
             shard(objective.model)
             if self.ema is not None:
                 shard(self.ema.module)
-        self.spread = spread(objective, parallel)
+        self.spread = spread(objective, parallel, buffers_change=isinstance(objective, Follower))
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
