@@ -246,15 +246,6 @@ def test_a_line_that_was_cut_off_does_not_stop_a_resume(
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_that_was_interrupted_before_it_saved_says_so(
-    train: Train, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with interrupted_before(1, monkeypatch):
-        assert train(tmp_path / "run") == 130
-    assert main([verb, "--resume", str(tmp_path / "run")]) == 4
-    assert "no usable checkpoint in" in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_resuming_a_finished_run_changes_nothing(train: Train, verb: str, tmp_path: Path) -> None:
     assert train(tmp_path / "run") == 0
     before = weights(tmp_path / "run"), metrics(tmp_path / "run"), result(tmp_path / "run")

@@ -55,7 +55,8 @@ DATA is a folder of images (flat, or one folder a class), a list of them (.txt .
 ('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, a prepared PACK, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
 A part that there are several kinds of is chosen by name: --masking random, --target pixels.
-`smalti VERB --help` lists a verb's flags; `--resume RUN` goes on with a training run.
+`smalti VERB --help` lists a verb's flags. `--resume RUN` goes on with a training run, bit for bit; with other settings,
+threads or processes than it began with only where `--allow-inexact` says so.
 """
 
 
@@ -167,19 +168,25 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
 
 def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import is_run, read_config
+    from smalti.runs.folder import copy_run, is_run, read_config
+    from smalti.runs.resuming import finished
 
     folder = _take_value(arguments, "--resume")
     if folder is not None:
-        config = replace(read_config(folder, cls), out=folder)
-        result: dict[str, Any] = run.main(parse(cls, config, arguments, f"{verb} --resume {folder}"), resume=True)
-        return result
+        allow_inexact = _take_flag(arguments, "--allow-inexact")
+        before = replace(read_config(folder, cls), out=folder)
+        config = parse(cls, before, arguments, f"{verb} --resume {folder}")
+        if config.out != folder and is_first() and not (restarts() and is_run(config.out)):
+            copy_run(folder, config.out)
+        done = finished(folder, before, config)
+        return run.main(config, resume=True, allow_inexact=allow_inexact) if done is None else done
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
         raise UsageError("no run folder given", fix="use --out FOLDER")
     if restarts() and is_run(config.out):  # torchrun repeats the command
-        result = run.main(replace(read_config(config.out, cls), out=config.out), resume=True)
-        return result
+        config = replace(read_config(config.out, cls), out=config.out)
+        done = finished(config.out, config, config)
+        return run.main(config, resume=True) if done is None else done
     return _start(config.out, lambda: run.main(config))
 
 
@@ -389,7 +396,13 @@ def _flags(cls: type[Any], default: Any) -> list[str]:
         names = [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
     else:
         names = [field.name for field in leaves(default)]
-    return ["--" + name.replace("_", "-") for name in names] + ["--resume", "--json", "--debug", "--data"]
+    return ["--" + name.replace("_", "-") for name in names] + [
+        "--resume",
+        "--allow-inexact",
+        "--json",
+        "--debug",
+        "--data",
+    ]
 
 
 def _complaint(printed: str) -> str:

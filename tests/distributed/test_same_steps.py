@@ -19,7 +19,7 @@ from tests.small_runs import (
 STEPS = 50
 CLOSE = 1e-5
 GENTLE = ["--optimiser.lr", "1e-4"]
-"""Of a tokenizer: with the recipe's rate rounding grows a thousandfold in 20 steps, on one process with any change too."""
+"""Of a tokenizer: with the rate of the recipe a change of one bit, also in one process, is a thousandth in 20 steps."""
 NO_VOCABULARY = TOKENIZER_FLAGS.index("--tokenizer.vocab-size")
 FSQ_FLAGS = TOKENIZER_FLAGS[:NO_VOCABULARY] + TOKENIZER_FLAGS[NO_VOCABULARY + 2 :]
 TOKENIZERS = {

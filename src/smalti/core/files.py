@@ -105,6 +105,23 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
+    """Copy a folder, except what is named in `leave`; `path`, which is not there yet, appears when all is copied.
+
+    Raises:
+        OutputError: it cannot be written, or not be read.
+    """
+    temporary = _temporary(path)
+    try:
+        _make_folders(path.parent)
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*leave))
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"cannot copy {source} to {path}", cause=error.strerror or str(error)) from error
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder that may be read at the same time: under its name it is whole or absent."""
     leaving = _temporary(path)

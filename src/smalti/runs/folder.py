@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from smalti import __version__
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import make_folder, remove_leftovers, write_bytes, write_json
+from smalti.core.files import copy_folder, make_folder, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, only_writer
 from smalti.core.log import Log
 from smalti.core.ranks import is_first
@@ -132,14 +132,22 @@ def reopen(out: str, config: object) -> RunFolder:
     return _with_config(Path(out).expanduser(), config)
 
 
+def copy_run(run: str, out: str) -> None:
+    """Copy a run, whole or not at all, to go on with it elsewhere; nothing is written where it was.
+
+    Raises:
+        UsageError: there is something already.
+        OutputError: it cannot be written.
+    """
+    source, path = Path(run).expanduser(), Path(out).expanduser()
+    if path.exists():
+        raise UsageError(f"{path} is there already", cause="a run never overwrites", fix="choose another --out")
+    copy_folder(source, path, leave=[LOCK])
+
+
 def is_run(out: str) -> bool:
     """Whether a folder holds a run."""
     return (Path(out).expanduser() / _CONFIG).exists()
-
-
-def has_checkpoint(out: str) -> bool:
-    """Whether a run has saved something to go on from, be it damaged."""
-    return any((Path(out).expanduser() / CHECKPOINTS).glob("step-*"))
 
 
 def holds_run(model: str) -> bool:

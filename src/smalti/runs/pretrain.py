@@ -36,7 +36,7 @@ from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.runs.folder import has_checkpoint, holds_run, read_config, writing
+from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
@@ -123,7 +123,12 @@ class Pretrain:
 
 
 def main(
-    config: Pretrain, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
+    config: Pretrain,
+    *,
+    resume: bool = False,
+    allow_inexact: bool = False,
+    images: Images | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
@@ -132,21 +137,20 @@ def main(
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
     with together(config.ranks, config.device), writing(config.out):
-        return _run(config, resume, images, compute)
+        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+        return _run(config, session, images)
 
 
-def _run(config: Pretrain, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
-    session = Session.open(config, resume=resume, compute=compute)
     tokenizer = target_tokenizer(config, session.compute)
-    begun = resume and of_first(lambda: has_checkpoint(config.out))
-    source = None if begun or not config.init_from else source_of(config, tokenizer, session.compute)
+    source = None if session.resumed or not config.init_from else source_of(config, tokenizer, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
-    if not resume:
+    if not session.resumed:
         config = with_statistics(replace(config, data=config.data.settled(given)), given)
         session.folder.write_config(config)
     session.same_images(given.train)
-    if not resume and tokenizer is not None:
+    if not session.resumed and tokenizer is not None:
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)

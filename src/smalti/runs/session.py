@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,17 +13,19 @@ import torch
 
 from smalti import __version__
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.config import kind_name, leaves
+from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batch, Batches
 from smalti.core.dist import gathered, losses_named, of_first, require_same
-from smalti.core.errors import DataError
+from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
 from smalti.core.ranks import is_first, restarts, world_size
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
-from smalti.runs.folder import RunFolder, create, has_checkpoint, reopen
+from smalti.runs.folder import RunFolder, create, read_config, reopen
+from smalti.runs.resuming import require_exact, require_same_settings
 from smalti.training.capture import write_capture
-from smalti.training.checkpoint import BackgroundWriter, Checkpoint
+from smalti.training.checkpoint import BackgroundWriter, Checkpoint, checkpoint_of_first, has_checkpoint
+from smalti.training.conditions import Conditions
 from smalti.training.loop import Plan, Trainer, fit
 from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import Profiled
@@ -48,23 +51,41 @@ class TrainingConfig(Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """Where a run lives and computes."""
+    """Where a run lives and computes.
+
+    Attributes:
+        resumed: it goes on from a checkpoint. Where there is none yet, it begins anew.
+        allow_inexact: it may go on otherwise than it began.
+    """
 
     folder: RunFolder
     log: Log
     compute: Compute
     resumed: bool
     verb: str
+    allow_inexact: bool = False
 
     @staticmethod
-    def open(config: TrainingConfig, *, resume: bool, compute: Compute | None) -> "Session":
-        """Create the run folder, or take up the one that is there."""
+    def open(
+        config: TrainingConfig, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
+    ) -> "Session":
+        """Create the run folder, or take up the one that is there.
+
+        Raises:
+            UsageError: its settings were others, and it may not go on otherwise.
+            DistributedError: they are others on another rank.
+        """
         require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
+        resumed = resume and of_first(lambda: has_checkpoint(Path(config.out).expanduser()))
+        if resumed:
+            require_same_settings(config.out, read_config(config.out, type(config)), config, allow_inexact)
         folder = reopen(config.out, config) if resume else create(config.out, config)
         chosen = _same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
-        return Session(folder, log, chosen, resume, kind_name(type(config)))
+        if resume and not resumed:
+            log.say("no checkpoint yet: starting from step 0")
+        return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
     def same_images(self, source: Resident | Stored) -> None:
         """Note what the run learns from.
@@ -89,14 +110,16 @@ class Session:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
         if profile and is_first():
             batches = Profiled(batches, profile, self.folder.path, self.log)
-        if self.resumed and not of_first(lambda: has_checkpoint(str(self.folder.path))):
-            self.folder.forget_metrics_after(0)
-            self.log.say("no checkpoint yet: from the start")
-        elif self.resumed:
-            trainer.restore(self.folder.path)
-            self.folder.forget_metrics_after(trainer.step)
+        if self.resumed:
+            self._restore(trainer)
+            require(
+                trainer.step <= plan.steps,
+                f"steps is {plan.steps}, and the run in {self.folder.path} has done {trainer.step}",
+                f"use --plan.steps {trainer.step} or more",
+            )
             again = f" after restart {restarts()} by torchrun" if restarts() else ""
             self.log.say(f"going on from step {trainer.step}{again}")
+        self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
         many = f", on {world_size()} processes" if world_size() > 1 else ""
         with BackgroundWriter() as writer, losses_named():
@@ -107,10 +130,41 @@ class Session:
                 self.log,
                 title=title,
                 compute=self.compute,
-                save=lambda t: t.save(path, writer.write),
+                save=lambda t: t.save(
+                    path, partial(writer.write, keep=plan.scheduled(t.step) if plan.rollback else None)
+                ),
                 capture=self.capture,
+                go_back=lambda t: self._go_back(t, plan, writer),
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
             )
+
+    def _go_back(self, trainer: Trainer, plan: Plan, writer: BackgroundWriter) -> str:
+        """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
+        writer.wait()
+        try:
+            checkpoint = checkpoint_of_first(self.folder.path, until=plan.scheduled(trainer.step - 1))
+        except CheckpointError as error:
+            return f"no checkpoint to go back to: {error.cause}"
+        trainer.roll_back(checkpoint, str(self.folder.path))
+        return (
+            f"rolled back to step {checkpoint.step}: the images since are left out, step {trainer.step + 1} is next;"
+            f" {trainer.rollbacks} of at most {plan.rollback} times"
+        )
+
+    def _restore(self, trainer: Trainer) -> None:
+        """Take up the newest whole checkpoint.
+
+        Raises:
+            UsageError: it was written under other conditions, and the run may not go on otherwise.
+        """
+        run = str(self.folder.path)
+        checkpoint, now = checkpoint_of_first(self.folder.path), Conditions.now()
+        if checkpoint.conditions is None:
+            self.log.say("note: the checkpoint does not say on how many threads and processes it was computed")
+        else:
+            differing = checkpoint.conditions.differences(now, on_cpu=self.compute.device.type == "cpu")
+            require_exact(run, differing, self.allow_inexact)
+        trainer.take_up(checkpoint, run)
 
     def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
         """Keep a step that failed in the run folder, with all that `smalti replay` needs: the images of all ranks."""

@@ -87,12 +87,18 @@ class TrainTokenizer:
 
 
 def main(
-    config: TrainTokenizer, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
+    config: TrainTokenizer,
+    *,
+    resume: bool = False,
+    allow_inexact: bool = False,
+    images: Images | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure on held-out images. Baselines are fitted instead; `plan` and `optimiser` are then not used.
 
     Args:
-        resume: go on with the run in `config.out`.
+        resume: go on with the run in `config.out`; from step 0 where it has saved nothing yet.
+        allow_inexact: also with other settings, threads or processes than it began with.
         images: the images of `config.data`, where they are in memory already.
         compute: where to compute, where that is settled already.
 
@@ -100,14 +106,14 @@ def main(
         The result, as written to result.json.
     """
     with together(config.ranks, config.device), writing(config.out):
-        return _run(config, resume, images, compute)
+        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+        return _run(config, session, images)
 
 
-def _run(config: TrainTokenizer, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
-    session = Session.open(config, resume=resume, compute=compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
-    if not resume:
+    if not session.resumed:
         config = replace(config, data=config.data.settled(given))
         session.folder.write_config(config)
     session.same_images(given.train)

@@ -36,7 +36,7 @@ from smalti.training.spikes import Spikes
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
-_SKIPPED = "count.skipped"
+_SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,15 @@ class Plan:
     log_every: int = setting(10, "steps")
     save_every: int = setting(1000, "steps")
     skip_nonfinite: int = setting(0, "steps without a finite loss and gradient that a run may leave out; then it stops")
+    rollback: int = setting(
+        0, "times that a run goes back to its last checkpoint when the loss jumps, and leaves out the images since"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite is {self.skip_nonfinite}", "use 0 or more steps")
+        require(self.rollback >= 0, f"rollback is {self.rollback}", "use 0 or more times")
         require(
             self.batch_size % self.accumulate == 0,
             f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}",
@@ -68,6 +72,10 @@ class Plan:
     def of_one_of(self, processes: int) -> "Plan":
         """The plan of one process by itself, with as many images at a time as each of so many has."""
         return replace(self, batch_size=self.batch_size // processes)
+
+    def scheduled(self, step: int) -> int:
+        """The last step up to this one at which a checkpoint is due. What signals ask for comes between them."""
+        return step - step % self.save_every
 
     def at_most(self, count: int) -> "Plan":
         """The plan with no more images in a batch than there are."""
@@ -132,7 +140,7 @@ class Trainer:
             shard(objective.model)
             if self.ema is not None:
                 shard(self.ema.module)
-        self.spread = spread(objective, parallel, buffers_change=isinstance(objective, Follower))
+        self.spread = spread(objective, parallel)
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
@@ -141,6 +149,7 @@ class Trainer:
         self.frozen, self.frozen_steps = tuple(frozen), frozen_steps  # an iterator: sharded parameters are others
         self.step = 0
         self.skipped = 0
+        self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
 
     def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
         """One optimiser step. Returns what the objective said, and the norm of the gradient before clipping.
@@ -170,6 +179,15 @@ class Trainer:
         """Leave out a step that failed: it is counted, its images are not seen again, and all else stays as it is."""
         self.step += 1
         self.skipped += 1
+
+    def roll_back(self, checkpoint: Checkpoint, where: str) -> None:
+        """Become what a checkpoint holds, and stay at this step: what was learned since, and its images, are left out.
+
+        Steps that were skipped since then stay counted.
+        """
+        step, skipped, rollbacks = self.step, self.skipped, self.rollbacks
+        self.take_up(checkpoint, where)
+        self.step, self.skipped, self.rollbacks = step, skipped, rollbacks + 1
 
     def gradients(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
         """Fill `grad`. Returns what the objective said, and the norm of the gradient."""
@@ -225,6 +243,9 @@ class Trainer:
             moments = self.optimizer.state.get(parameter, {})  # none of what is frozen yet
             state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
         state |= {_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
+        if self.rolls_back:
+            losses = torch.tensor(self.spikes.losses, dtype=torch.float64)
+            state |= {_ROLLBACKS: torch.tensor(self.rollbacks), _LOSSES: losses}
         return wholes(state)
 
     def restore(self, run: Path) -> None:
@@ -246,6 +267,7 @@ class Trainer:
             load_weights(self.ema.module, checkpoint.model, where)
         for name, value in self.objective.named_buffers(recurse=False):
             value.copy_(state["own"][name])
+        self.optimizer.state.clear()  # going back, there may be moments that were not there yet
         for name, parameter in self.objective.model.named_parameters():
             if name not in state["step"]:
                 continue
@@ -253,10 +275,15 @@ class Trainer:
             laid_out = {m: _laid_out_like(parameter, v) if v.ndim else v for m, v in moments.items()}
             self.optimizer.state[parameter] = laid_out
         self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
+        self.rollbacks = int(checkpoint.state.get(_ROLLBACKS, 0))
+        self.spikes = Spikes(checkpoint.state.get(_LOSSES, torch.empty(0)).tolist())
 
 
 Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
 """Keeps a step that failed, and says where."""
+
+GoBack: TypeAlias = Callable[[Trainer], str]
+"""Rolls a trainer back after a loss that jumped, and says to where."""
 
 
 def fit(
@@ -269,6 +296,7 @@ def fit(
     compute: Compute,
     save: Callable[[Trainer], None] | None = None,
     capture: Capture | None = None,
+    go_back: GoBack | None = None,
     go_on: str = "",
 ) -> None:
     """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
@@ -278,6 +306,7 @@ def fit(
         title: the name of the stage in progress lines and in metrics.jsonl.
         save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
         capture: keeps the step that stops the run because it is not finite.
+        go_back: called when the loss jumps, `plan.rollback` times at most.
         go_on: the command that goes on with the run, for whoever has stopped it.
 
     Raises:
@@ -287,7 +316,7 @@ def fit(
     if trainer.scaling:
         log.say(trainer.scaling)
     trainer.objective.train()
-    spent, spikes = Spent(batches), Spikes()
+    spent = Spent(batches)
     with noted() as asked:
         wanted = asked.agreed()
         with log.progress(title, plan.steps) as bar, closing(batches):
@@ -299,8 +328,10 @@ def fit(
                 wanted = asked.agreed()
                 if done is not None and (trainer.step % plan.log_every == 0 or last):
                     values = _record(trainer, *done, plan, log, title)
-                    if warning := spikes.note(trainer.step, values["loss"]):
+                    if warning := trainer.spikes.note(trainer.step, values["loss"]):
                         log.say(warning)
+                        if go_back is not None and trainer.rollbacks < plan.rollback:
+                            log.say(go_back(trainer))
                     numbers = [f"{name} {value:.3f}" for name, value in values.items()]
                     bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
                 if trainer.step % plan.save_every == 0 or last or wanted.save:
@@ -340,6 +371,7 @@ def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log:
     """A line of metrics.jsonl; what the objective said in it."""
     values = means(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
+    counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}
     lr = trainer.lr(trainer.step)
     log.record(stage=title, step=trainer.step, lr=lr, grad_norm=float(norm), **values, **counts)
     return values

@@ -35,11 +35,11 @@ class Alone:
 
 
 class Replicated:
-    """The same weights on every rank, those of rank 0; where buffers change, its buffers too, before every step."""
+    """The same weights on every rank, those of rank 0; its buffers too, before every step."""
 
-    def __init__(self, objective: Objective, buffers_change: bool) -> None:
+    def __init__(self, objective: Objective) -> None:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # copied, which is right
-        self.module = DistributedDataParallel(objective, broadcast_buffers=buffers_change)
+        self.module = DistributedDataParallel(objective)
 
     def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
         with nullcontext() if last else self.module.no_sync():
@@ -60,11 +60,11 @@ class Sharded:
         return self.objective(rows, step)
 
 
-def spread(objective: Objective, parallel: Parallel, *, buffers_change: bool) -> Spread:
+def spread(objective: Objective, parallel: Parallel) -> Spread:
     """The objective on the ranks that there are; of a sharded one the model is."""
     if world_size() == 1:
         return Alone(objective)
-    return Sharded(objective) if parallel == "fsdp" else Replicated(objective, buffers_change)
+    return Sharded(objective) if parallel == "fsdp" else Replicated(objective)
 
 
 def shard(model: nn.Module) -> None:
