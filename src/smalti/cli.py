@@ -33,12 +33,15 @@ from smalti.core.errors import (
     UsageError,
 )
 from smalti.core.log import Log, print_json, printable
+from smalti.core.ranks import is_first, named, rank, restarts, world_size
 from smalti.core.signals import TerminatedError, terminating
 from smalti.core.versions import outdated
 
 T = TypeVar("T")
 
 _FILE = "my_file.py:function"
+_TOGETHER = ("train-tokenizer", "pretrain")
+"""Verbs that several processes can run together."""
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with terminating():
             result = _dispatch(arguments)
-        if as_json and result is not None:
+        if as_json and result is not None and is_first():
             print_json(result)
         sys.stdout.flush()
     except SystemExit as stop:  # a verb's --help
@@ -118,6 +121,8 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
+    if world_size() > 1 and verb not in _TOGETHER:
+        raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     return VERBS[verb](rest)
 
 
@@ -189,7 +194,7 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
 
 def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, read_config
+    from smalti.runs.folder import copy_run, is_run, read_config
     from smalti.runs.resuming import finished
 
     folder = _take_value(arguments, "--resume")
@@ -197,13 +202,17 @@ def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> 
         allow_inexact = _take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
         config = parse(cls, before, arguments, f"{verb} --resume {folder}")
-        if config.out != folder:
+        if config.out != folder and is_first() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
         done = finished(folder, before, config)
         return run.main(config, resume=True, allow_inexact=allow_inexact) if done is None else done
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
         raise UsageError("no run folder given", fix="use --out FOLDER")
+    if restarts() and is_run(config.out):  # torchrun repeats the command
+        config = replace(read_config(config.out, cls), out=config.out)
+        done = finished(config.out, config, config)
+        return run.main(config, resume=True) if done is None else done
     return _start(config.out, lambda: run.main(config))
 
 
@@ -456,5 +465,7 @@ def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | 
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    print(f"{kind}: {printable(' '.join(message.split()))}", file=sys.stderr)
+    who = f"{named(rank())}: " if world_size() > 1 else ""
+    if is_first() or kind == "error":
+        print(f"{kind}: {who}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from smalti.core.errors import OutputError
 from smalti.core.files import append
+from smalti.core.ranks import is_first
 
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
@@ -28,7 +29,10 @@ class _Quiet(Console):
 
 
 class Log:
-    """The console (standard error; results go to standard output) and the metrics file of a run."""
+    """The console (standard error; results go to standard output) and the metrics file of a run.
+
+    Of processes that train together rank 0 alone says and records something.
+    """
 
     def __init__(self, metrics: Path | None = None) -> None:
         self.console = _Quiet(stderr=True, highlight=False)
@@ -38,7 +42,8 @@ class Log:
 
     def say(self, line: str) -> None:
         """One line to the person watching; control characters of foreign text are shown, not obeyed."""
-        self.console.print(printable(line), markup=False, soft_wrap=True)
+        if is_first():
+            self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
         """One line of metrics.jsonl.
@@ -46,7 +51,7 @@ class Log:
         A curve with a gap is better than no run: where a line cannot be written, that is said once, and the next line
         that can be says under `lines_lost` how many are missing before it.
         """
-        if self.path is None:
+        if self.path is None or not is_first():
             return
         gap = {"lines_lost": self._lost} if self._lost else {}
         try:
@@ -62,7 +67,7 @@ class Log:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator["Bar"]:
         """A bar of `total` steps with the time left."""
-        if not self.console.is_terminal:
+        if not (self.console.is_terminal and is_first()):
             yield PlainBar(self, title, total)
             return
         columns = (

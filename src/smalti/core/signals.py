@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from smalti.core.dist import greatest
 from smalti.core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedError
+from smalti.core.ranks import is_first, world_size
 
 _HEARD = b"\n%s: the step is finished and saved first; once more ends at once\n"
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -55,12 +57,21 @@ class Requests:
         """The handler of all of them."""
         if number == signal.SIGUSR1:
             self.save = True
-        elif self.stop is None:
-            self.stop = signal.Signals(number)
-            self.save = True
-            _tell(_HEARD % self.stop.name.encode())
+        elif self.stop is None or (world_size() > 1 and number == signal.SIGTERM):  # from torchrun and from a scheduler
+            first, self.stop, self.save = self.stop is None, self.stop or signal.Signals(number), True
+            if first and is_first():
+                _tell(_HEARD % self.stop.name.encode())
         else:
             _end_at_once(number)
+
+    def agreed(self) -> "Requests":
+        """What any process of the run was asked for: all do it, after the same step. Alone, these requests."""
+        if world_size() == 1:
+            return self
+        found = Requests()
+        stop, save = greatest(self.stop or 0, self.save)
+        found.stop, found.save = signal.Signals(stop) if stop else None, bool(save)
+        return found
 
     def stopped(self, what: str, fix: str) -> StoppedError:
         """The end that was asked for, as an error to raise."""

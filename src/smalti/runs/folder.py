@@ -16,6 +16,7 @@ from smalti.core.errors import CheckpointError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, only_writer
 from smalti.core.log import Log
+from smalti.core.ranks import is_first
 from smalti.data.remote.address import without_secrets
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 
@@ -31,7 +32,7 @@ _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRIC
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside a run folder."""
+    """Paths inside a run folder. Of processes that train together rank 0 alone writes there."""
 
     path: Path
 
@@ -49,18 +50,18 @@ class RunFolder:
 
     def write_config(self, config: object) -> None:
         """Keep the configuration that rebuilds the run, but not the password or signature of an address in it."""
-        write_json(self.path / _CONFIG, {"smalti": __version__, "config": _public(to_json(config))})
+        self._write(_CONFIG, {"smalti": __version__, "config": _public(to_json(config))})
 
     def write_data(self, data: dict[str, Any]) -> None:
         """Keep what says whether images are the same."""
-        write_json(self.path / _DATA, data)
+        self._write(_DATA, data)
 
     def read_data(self) -> dict[str, Any] | None:
         """What `write_data` has kept; None before the run began."""
         return _read_json(self.path / _DATA)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / _RESULT, result)
+        self._write(_RESULT, result)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run; empty where it has not finished."""
@@ -74,21 +75,30 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that are about to be repeated, and a last line that was cut off."""
-        if self.metrics.exists():
+        if self.metrics.exists() and is_first():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
             write_bytes(self.metrics, "".join(kept).encode())
+
+    def _write(self, name: str, value: object) -> None:
+        if is_first():
+            write_json(self.path / name, value)
 
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
     """Be the one that writes a run folder, which is created. What runs that were killed left unfinished is removed.
 
+    Of several ranks the first is the one.
+
     Raises:
         LockError: another process is; it is named.
         OutputError: the folder cannot be written.
     """
     path = Path(out).expanduser()
+    if not is_first():
+        yield
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)  # the lock proves that it can be written
     except OSError as error:
@@ -110,10 +120,11 @@ def create(out: str, config: object) -> RunFolder:
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
-    if path.is_dir() and any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir()):
-        fix = f"go on with --resume {shlex.quote(str(path))}, or choose" if is_run(out) else "choose"
-        raise UsageError(f"{path} is not empty", cause="a run never overwrites", fix=f"{fix} another --out")
-    make_folder(path)
+    if is_first():
+        if path.is_dir() and any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir()):
+            fix = f"go on with --resume {shlex.quote(str(path))}, or choose" if is_run(out) else "choose"
+            raise UsageError(f"{path} is not empty", cause="a run never overwrites", fix=f"{fix} another --out")
+        make_folder(path)
     return _with_config(path, config)
 
 
@@ -151,7 +162,7 @@ def holds_run(model: str) -> bool:
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
-    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
+    if is_first() and is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)
         if not any(path.iterdir()):

@@ -6,6 +6,7 @@ from smalti.core.errors import LockError, OutputError
 from smalti.core.files import write_bytes
 from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
+from smalti.core.ranks import is_first
 from smalti.runs.folder import RunFolder
 
 _NEEDED = ("config.json", "data.json")
@@ -22,12 +23,14 @@ class Kept:
         self.locks = ExitStack()
 
     def see_to_it(self) -> None:
-        """Before something is written: make the folder again where it is gone, once.
+        """Before something is written: make the folder again where it is gone, once. Rank 0 alone writes.
 
         Raises:
             OutputError: it is gone for the second time.
             LockError: another run has taken its place.
         """
+        if not is_first():
+            return
         if (self.path / LOCK).exists() and (other := holder(self.path)) != own_name():
             raise LockError(
                 f"{self.path} has been taken over", cause=f"by process {other}", fix="two runs need two folders"

@@ -13,8 +13,10 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Batches
+from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import SmaltiError
 from smalti.core.log import Log
+from smalti.core.ranks import rank, world_size
 from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader, ResidentGallery
@@ -45,6 +47,7 @@ from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.loop import Plan, Trainer
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
+from smalti.training.parallel import Parallel
 from smalti.training.start import start_from
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 
@@ -87,6 +90,8 @@ class Pretrain:
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, masks and weights")
+    parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
         require(
@@ -132,7 +137,7 @@ def main(
         UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
-    with writing(config.out):
+    with together(config.ranks, config.device), writing(config.out):
         session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
         return _run(config, session, images)
 
@@ -151,11 +156,19 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
     session.train("pretrain", trainer, batches, config.plan, config.profile)
+    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session)))
+    return result
+
+
+def _measured(
+    config: Pretrain, given: Images | StoredImages, tokenizer: ImageTokenizer | None, session: Session
+) -> dict[str, Any]:
+    """The result of the run, from its last checkpoint."""
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
     session.log.say(describe_loss(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
-    return session.finish(measured | counts)
+    return measured | counts
 
 
 def describe_loss(measured: Mapping[str, Any]) -> str:
@@ -210,7 +223,9 @@ def prepare(
         (log or Log()).say(start_from(model, source))
     objective = MaskedImageModeling(model, config.target, config.equal_images)
     frozen, steps = model.backbone.parameters(), config.freeze_backbone_steps
-    trainer = Trainer(objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps)
+    trainer = Trainer(
+        objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel
+    )
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     if tokenizer is None or not config.token_cache:
@@ -269,8 +284,8 @@ def training_loader(
 ) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
-    gallery = open_gallery(images, views, config.data, size, compute.device)
-    order = Order(len(images.train), size, config.seed, num_views=config.num_views)
+    gallery = open_gallery(images, views, config.data, size // world_size(), compute.device)
+    order = Order(len(images.train), size, config.seed, (rank(), world_size()), config.num_views)
     return Loader(gallery, order, config.masking, config.backbone.grid)
 
 
@@ -297,6 +312,7 @@ def measure(
 ) -> dict[str, Any]:
     """The loss and what it has to beat, on whole held-out images under fixed masks; of tokens also the bound of both
     stages. Every hidden patch counts the same."""
+    config = replace(config, plan=config.plan.of_one_of(world_size()))
     loader = _held_out_loader(config, images.held_out, tokenizer)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.micro_batch_size)
     objective = MaskedImageModeling(model, config.target)

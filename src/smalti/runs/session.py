@@ -5,23 +5,28 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from smalti import __version__
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.config import kind_name, require
+from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batch, Batches
+from smalti.core.dist import gathered, losses_named, of_first, require_same
 from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, restarts, world_size
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, read_config, reopen
 from smalti.runs.kept import Kept
 from smalti.runs.resuming import require_exact, require_same_settings
 from smalti.training.capture import write_capture
-from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, read_checkpoint
+from smalti.training.checkpoint import BackgroundWriter, Checkpoint, checkpoint_of_first, has_checkpoint
 from smalti.training.conditions import Conditions
 from smalti.training.loop import Plan, Trainer, fit
 from smalti.training.nonfinite import NotFiniteError
@@ -70,12 +75,14 @@ class Session:
 
         Raises:
             UsageError: its settings were others, and it may not go on otherwise.
+            DistributedError: they are others on another rank.
         """
-        resumed = resume and has_checkpoint(Path(config.out).expanduser())
+        require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
+        resumed = resume and of_first(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
             require_same_settings(config.out, read_config(config.out, type(config)), config, allow_inexact)
         folder = reopen(config.out, config) if resume else create(config.out, config)
-        chosen = choose_compute(config.device, config.precision) if compute is None else compute
+        chosen = _same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
         if resume and not resumed:
@@ -89,7 +96,8 @@ class Session:
             DataError: it goes on, and the images are not those it began with.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
-        before = self.folder.read_data()
+        require_same("data set", found | {"memory": "resident" if isinstance(source, Resident) else "stream"})
+        before = self.folder.read_data() if is_first() else found
         if before is not None and before != found:
             there, here = before["images"], len(source)
             raise DataError(
@@ -102,7 +110,7 @@ class Session:
 
     def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
-        if profile:
+        if profile and is_first():
             batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
             self._restore(trainer)
@@ -111,11 +119,13 @@ class Session:
                 f"steps is {plan.steps}, and the run in {self.folder.path} has done {trainer.step}",
                 f"use --plan.steps {trainer.step} or more",
             )
-            self.log.say(f"going on from step {trainer.step}")
+            again = f" after restart {restarts()} by torchrun" if restarts() else ""
+            self.log.say(f"going on from step {trainer.step}{again}")
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
+        many = f", on {world_size()} processes" if world_size() > 1 else ""
         with closing(Kept(self.folder, self.log)) as kept:
-            with BackgroundWriter() as writer:
+            with BackgroundWriter() as writer, losses_named():
 
                 def save(at: Trainer) -> None:
                     kept.see_to_it()
@@ -131,7 +141,7 @@ class Session:
                     save=save,
                     capture=self.capture,
                     go_back=lambda at: self._go_back(at, plan, writer),
-                    go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
+                    go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
                 )
             kept.see_to_it()
 
@@ -139,7 +149,7 @@ class Session:
         """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
         writer.wait()
         try:
-            checkpoint = read_checkpoint(self.folder.path, until=plan.scheduled(trainer.step - 1))
+            checkpoint = checkpoint_of_first(self.folder.path, until=plan.scheduled(trainer.step - 1))
         except CheckpointError as error:
             return f"no checkpoint to go back to: {error.cause}"
         trainer.roll_back(checkpoint, str(self.folder.path))
@@ -155,7 +165,7 @@ class Session:
             UsageError: it was written under other conditions, and the run may not go on otherwise.
         """
         run = str(self.folder.path)
-        checkpoint, now = read_checkpoint(self.folder.path), Conditions.now()
+        checkpoint, now = checkpoint_of_first(self.folder.path), Conditions.now()
         if checkpoint.conditions is None:
             self.log.say("note: the checkpoint does not say on how many threads and processes it was computed")
         else:
@@ -164,11 +174,16 @@ class Session:
         trainer.take_up(checkpoint, run)
 
     def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
-        """Keep a step that failed in the run folder, with all that `smalti replay` needs."""
+        """Keep a step that failed in the run folder, with all that `smalti replay` needs: the images of all ranks."""
+        before = trainer.checkpoint()
+        batch = replace(batch, index=gathered(batch.index), key=gathered(batch.key))
+        return Path(of_first(lambda: str(self._capture(before, batch, failure))))
+
+    def _capture(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
         path, data = self.folder.path, self.folder.read_data()
         more = [path / name for name in _RUN if (path / name).exists()]
         num_images = data["images"] if data else len(batch.index)
-        return write_capture(path, trainer.checkpoint(), batch, failure.numbers, self.compute, num_images, more)
+        return write_capture(path, before, batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json. What came out as no number is said, and null there: the weights are finite."""
@@ -192,6 +207,17 @@ def _with_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_null(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _program() -> dict[str, str | int]:
+    """What else must be the same on all ranks, for sums to be made in the same order."""
+    return {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _same_format(chosen: Compute) -> Compute:
+    """The number format that rank 0 has found to be the fastest."""
+    narrow = of_first(lambda: chosen.dtype == torch.bfloat16)
+    return replace(chosen, dtype=torch.bfloat16 if narrow else torch.float32)
 
 
 def seconds_per_step(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 
 from smalti import __version__
 from smalti.core.config import from_json
+from smalti.core.dist import fill, of_first, tensors_of_first
 from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, world_size
 from smalti.core.tensors import tensors_of
 from smalti.training.conditions import Conditions
 
@@ -46,8 +49,19 @@ class Checkpoint:
     conditions: Conditions | None = None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Weights to use that are in no module as they are: many processes may hold a part of each."""
+
+    tensors: Mapping[str, Tensor]
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors by name."""
+        return self.tensors
+
+
 def write_checkpoint(
-    run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor], keep: int | None = None
+    run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
 ) -> Path:
     """Write `run/checkpoints/step-XXXXXXXX/`; then remove all but this one and the newest that is whole beside it.
 
@@ -77,7 +91,7 @@ class BackgroundWriter:
         self._error: BaseException | None = None
 
     def write(
-        self, run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor], keep: int | None = None
+        self, run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
     ) -> None:
         """Begin to write a checkpoint, when the one before is done.
 
@@ -165,6 +179,36 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     raise CheckpointError(f"no usable checkpoint in {run}", cause=cause, fix="give the folder of a finished run")
 
 
+def checkpoint_of_first(run: Path, until: int | None = None) -> Checkpoint:
+    """What `read_checkpoint` finds on rank 0, on every rank.
+
+    Raises:
+        CheckpointError: as of `read_checkpoint`; on every rank.
+    """
+    if world_size() == 1:
+        return read_checkpoint(run, until)
+    found, failure = None, None
+    if is_first():
+        try:
+            found = read_checkpoint(run, until)
+        except CheckpointError as error:
+            failure = error
+    about = of_first(lambda: _about(found, failure))
+    if "what" in about:
+        raise CheckpointError(about["what"], cause=about["cause"], fix=about["fix"])
+    model = tensors_of_first(None if found is None else found.model)
+    state = tensors_of_first(None if found is None else found.state)
+    conditions = None if about["conditions"] is None else Conditions(**about["conditions"])
+    return Checkpoint(about["step"], model, state, conditions)
+
+
+def _about(found: Checkpoint | None, failure: CheckpointError | None) -> dict[str, Any]:
+    if failure is not None:
+        return {"what": failure.what, "cause": failure.cause, "fix": failure.fix}
+    assert found is not None
+    return {"step": found.step, "conditions": None if found.conditions is None else asdict(found.conditions)}
+
+
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Copy parameters and persistent buffers into a module, after checking that every name and shape fits."""
     own = module.state_dict()
@@ -179,7 +223,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
         raise CheckpointError(f"the weights of {where} do not fit", cause="; ".join(sorted(differing)[:3]))
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(weights[name])
+            fill(value, weights[name])
 
 
 class _DamagedError(Exception):

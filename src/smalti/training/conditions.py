@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from smalti.core.ranks import world_size
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -15,7 +17,7 @@ class Conditions:
     @staticmethod
     def now() -> "Conditions":
         """Those of this process. A thread that has just begun would count its own threads, not those of training."""
-        return Conditions(torch.get_num_threads(), world_size=1)
+        return Conditions(torch.get_num_threads(), world_size())
 
     def differences(self, now: "Conditions", *, on_cpu: bool) -> list[str]:
         """What has changed since, for people; threads matter where sums are computed on them."""
