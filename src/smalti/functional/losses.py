@@ -146,6 +146,19 @@ def soft_cross_entropy(
     return -(q * log_p).sum(-1), -(q * log_q).sum(-1)
 
 
+def class_nats(
+    logits: Float[Tensor, "B classes"], target: Float[Tensor, "B classes"], smoothing: float = 0.0
+) -> Float[Tensor, "B"]:
+    """Cross-entropy of each image against shares of classes t, smoothed: -Σ_c ((1-s)·t_c + s/C) ln p_c, in nats.
+
+    Args:
+        smoothing: s, the share that all C classes get alike.
+
+    Reference: Szegedy et al. 2016, §7.
+    """
+    return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+
+
 def patch_error(
     predicted: Float[Tensor, "*B P"], patches: Float[Tensor, "*B P"], kind: Literal["mse", "l1"]
 ) -> Float[Tensor, "*B"]:

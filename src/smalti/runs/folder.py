@@ -19,8 +19,8 @@ from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
-_RESULT, _METRICS = "result.json", "metrics.jsonl"
-_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS)))
+_RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
+_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES)))
 """What only the run itself writes: not the report."""
 
 
@@ -54,6 +54,15 @@ class RunFolder:
         """What `write_data` has kept; None before the run began."""
         path = self.path / _DATA
         return json.loads(path.read_bytes()) if path.exists() else None
+
+    def write_classes(self, classes: tuple[str, ...]) -> None:
+        """Keep what the outputs of a classifier stand for."""
+        write_json(self.path / _CLASSES, list(classes))
+
+    def read_classes(self) -> tuple[str, ...]:
+        """What `write_classes` has kept; empty where that is nothing."""
+        path = self.path / _CLASSES
+        return tuple(json.loads(path.read_bytes())) if path.exists() else ()
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / _RESULT, result)
@@ -136,9 +145,10 @@ def holds_run(model: str) -> bool:
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
-    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
+    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA, _CLASSES}:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)
+        (path / _CLASSES).unlink(missing_ok=True)
         if not any(path.iterdir()):
             path.rmdir()
 

@@ -78,8 +78,20 @@ class Session:
         if before is None:
             self.folder.write_data(found)
 
-    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
-        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
+    def train(
+        self,
+        title: str,
+        trainer: Trainer,
+        batches: Batches,
+        plan: Plan,
+        profile: int = 0,
+        look: Callable[[Trainer], None] | None = None,
+    ) -> None:
+        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded.
+
+        Args:
+            look: called before every save that `plan` asks for; it must leave the trainer as it is.
+        """
         if profile:
             batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
@@ -87,6 +99,13 @@ class Session:
             self.folder.forget_metrics_after(trainer.step)
             self.log.say(f"going on from step {trainer.step}")
         path = self.folder.path
+
+        def save(done: Trainer) -> None:
+            planned = done.step % plan.save_every == 0 or done.step == plan.steps
+            if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
+                look(done)
+            done.save(path, writer.write)
+
         with BackgroundWriter() as writer:
             fit(
                 trainer,
@@ -95,7 +114,7 @@ class Session:
                 self.log,
                 title=title,
                 compute=self.compute,
-                save=lambda t: t.save(path, writer.write),
+                save=save,
                 capture=self.capture,
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
             )
