@@ -12,12 +12,14 @@ from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.changes import Changed
+from smalti.data.erasing import Erasing
 from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader
 from smalti.data.order import Order
+from smalti.data.randaugment import RandAugment
 from smalti.data.statistics import Normalisation, statistics
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
 from smalti.models.vit import ViT
@@ -52,7 +54,9 @@ class Finetune:
     backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
     crop: RandomResizedCrop = RandomResizedCrop()
-    jitter: ColorJitter = ColorJitter()
+    jitter: ColorJitter = NO_JITTER
+    augment: RandAugment = RandAugment()
+    erasing: Erasing = Erasing()
     label_share: float = setting(1.0, "share of the labels of each class to learn from")
     labels_per_class: int | None = setting(None, "so many labels of each class instead; none: label_share")
     validation: float = setting(0.1, "share of the images to learn from that choices are made on; without test")
@@ -171,7 +175,8 @@ def prepare(
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
     gallery = open_gallery(images, views, config.data, plan.batch_size, compute.device)
     loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
-    return trainer, Changed(loader, task.changes(parts.classes), compute.device)
+    changes = (config.augment, config.erasing, *task.changes(parts.classes))
+    return trainer, Changed(loader, changes, compute.device)
 
 
 def source_of(config: Finetune, classes: tuple[str, ...]) -> Source:
