@@ -118,7 +118,7 @@ def _prepared(run: _Run, images: Images | StoredImages, compute: Compute) -> tup
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, pretrain.target_tokenizer(run, compute), compute)
     if isinstance(run, Finetune):
-        return finetune.prepare(run, divide(images, run.data, run.test, run.shares, Log()), compute)
+        return finetune.prepare(run, divide(images, run.data, run.test, run.shares, Log(), run.task.outputs), compute)
     return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle
 
 
