@@ -54,6 +54,7 @@ usage: smalti VERB [...] [--json] [--debug]
   train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
+  finetune RECIPE --data DATA --init RUN --out RUN        classification, from a pretrained backbone or from none
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
   evaluate MODEL DATA                                     loss, bound, k-NN and linear probes; PSNR, ELBO, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
@@ -192,6 +193,12 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
     return _train(pretrain, pretrain.Pretrain, arguments, "pretrain")
 
 
+def _finetune(arguments: list[str]) -> dict[str, Any]:
+    from smalti.runs import finetune
+
+    return _train(finetune, finetune.Finetune, arguments, "finetune")
+
+
 def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
     """A training verb: from a recipe, or on from where a run was left."""
     from smalti.runs.folder import copy_run, is_run, read_config
@@ -276,7 +283,9 @@ def _explain(arguments: list[str]) -> dict[str, Any]:
     name, flags = arguments[0], arguments[1:]
     starts = {verb: function() for verb, function in load_recipe(name).items()}
     if not all(isinstance(start, explain.Config) for start in starts.values()):
-        raise UsageError(f"{name} returns no training run", fix="explain a recipe of train-tokenizer or pretrain")
+        raise UsageError(
+            f"{name} returns no training run", fix="explain a recipe of train-tokenizer, pretrain or finetune"
+        )
     parsed = {verb: _parse_known(type(start), start, flags, f"explain {name}") for verb, start in starts.items()}
     unknown = next(iter(parsed.values()))[1]  # what no verb knows; a flag of one is unknown to the others
     for _, others in parsed.values():
@@ -293,6 +302,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
     "train-tokenizer": _train_tokenizer,
     "tokenize": _tokenize,
     "pretrain": _pretrain,
+    "finetune": _finetune,
     "import": _import,
     "evaluate": _evaluate,
     "show": _show,
@@ -324,7 +334,9 @@ def load_recipe(name: str) -> dict[str, Callable[[], Any]]:
             f"unknown recipe '{name}'", cause=did_you_mean(name, known), fix=f"there are: {', '.join(known)}"
         )
     module = importlib.import_module(f"smalti.recipes.{name}")
-    return {verb: getattr(module, verb) for verb in ("train_tokenizer", "pretrain") if hasattr(module, verb)}
+    return {
+        verb: getattr(module, verb) for verb in ("train_tokenizer", "pretrain", "finetune") if hasattr(module, verb)
+    }
 
 
 def _load_file(path: str, function: str) -> dict[str, Callable[[], Any]]:

@@ -71,6 +71,7 @@ class Batch:
         mask: True where a patch is hidden.
         mask_index, mask_weight: the mask in static shape: positions of hidden patches, padded with weight 0.
         label: class of each image.
+        target: what a classifier is to say, where that is not one class: shares of all classes.
     """
 
     image: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"]
@@ -83,6 +84,7 @@ class Batch:
     mask_weight: Float[Tensor, "B K"] | None = None
     scores: Float[Tensor, "B K V"] | None = None
     label: Int[Tensor, "B"] | None = None
+    target: Float[Tensor, "B classes"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; the copy does not wait where the memory is pinned."""

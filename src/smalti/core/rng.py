@@ -25,6 +25,10 @@ class Stream(IntEnum):
     SPLIT = 6
     JITTER = 7
     REPLACE = 8
+    LABELS = 9
+    MIX = 10
+    AUGMENT = 11
+    ERASE = 12
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

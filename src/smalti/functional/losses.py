@@ -146,6 +146,32 @@ def soft_cross_entropy(
     return -(q * log_p).sum(-1), -(q * log_q).sum(-1)
 
 
+def class_nats(
+    logits: Float[Tensor, "B classes"], target: Float[Tensor, "B classes"], smoothing: float = 0.0
+) -> Float[Tensor, "B"]:
+    """Cross-entropy of each image against shares of classes t, smoothed: -Σ_c ((1-s)·t_c + s/C) ln p_c, in nats.
+
+    Args:
+        smoothing: s, the share that all C classes get alike.
+
+    Reference: Szegedy et al. 2016, §7.
+    """
+    return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+
+
+def label_nats(
+    logits: Float[Tensor, "B labels"], target: Float[Tensor, "B labels"], smoothing: float = 0.0
+) -> Float[Tensor, "B"]:
+    """Binary cross-entropy of each image, the mean over its labels: -(t ln p + (1-t) ln(1-p)), in nats.
+
+    Args:
+        target: 1 where the image has the label, 0 where it has not, shares where images are mixed.
+        smoothing: s; t becomes (1-s)·t + s/2.
+    """
+    smoothed = (1 - smoothing) * target + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").mean(1)
+
+
 def patch_error(
     predicted: Float[Tensor, "*B P"], patches: Float[Tensor, "*B P"], kind: Literal["mse", "l1"]
 ) -> Float[Tensor, "*B"]:

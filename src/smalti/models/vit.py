@@ -109,7 +109,7 @@ class VisionTransformer(nn.Module):
             )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(config.embed_dim, eps=1e-6)
         initialise(self, config.init, config.embed_dim)
         if self.pos_embed is not None and config.pos_init == "sincos":
             self.pos_embed.data[0, 1:] = sincos_2d(config.grid, config.embed_dim)

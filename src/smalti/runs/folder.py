@@ -23,10 +23,10 @@ from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
-_RESULT, _METRICS = "result.json", "metrics.jsonl"
+_RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
 _MAX_CONFIG = 2**20
 """Bytes of a configuration that are read; those of the largest recipe have 3000."""
-_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS)))
+_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES)))
 """What only the run itself writes: not the report."""
 
 
@@ -59,6 +59,15 @@ class RunFolder:
     def read_data(self) -> dict[str, Any] | None:
         """What `write_data` has kept; None before the run began."""
         return _read_json(self.path / _DATA)
+
+    def write_classes(self, classes: tuple[str, ...]) -> None:
+        """Keep what the outputs of a classifier stand for."""
+        self._write(_CLASSES, list(classes))
+
+    def read_classes(self) -> tuple[str, ...]:
+        """What `write_classes` has kept; empty where that is nothing."""
+        path = self.path / _CLASSES
+        return tuple(json.loads(path.read_bytes())) if path.exists() else ()
 
     def write_result(self, result: dict[str, Any]) -> None:
         self._write(_RESULT, result)
@@ -162,9 +171,11 @@ def holds_run(model: str) -> bool:
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
-    if is_first() and is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA}:
+    started = {_CONFIG, _BAD_FILES, _DATA, _CLASSES}
+    if is_first() and is_run(out) and {entry.name for entry in path.iterdir()} <= started:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)
+        (path / _CLASSES).unlink(missing_ok=True)
         if not any(path.iterdir()):
             path.rmdir()
 

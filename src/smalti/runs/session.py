@@ -108,8 +108,20 @@ class Session:
         if before is None:
             self.folder.write_data(found)
 
-    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
-        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
+    def train(
+        self,
+        title: str,
+        trainer: Trainer,
+        batches: Batches,
+        plan: Plan,
+        profile: int = 0,
+        look: Callable[[Trainer], None] | None = None,
+    ) -> None:
+        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded.
+
+        Args:
+            look: called before every save that `plan` asks for; it must leave the trainer as it is.
+        """
         if profile and is_first():
             batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
@@ -129,6 +141,9 @@ class Session:
 
                 def save(at: Trainer) -> None:
                     kept.see_to_it()
+                    planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
+                    if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
+                        look(at)
                     at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
 
                 fit(

@@ -165,7 +165,7 @@ class Trainer:
             raise NotFiniteError(self.step, numbers)
         nn.utils.clip_grads_with_norm_(model.parameters(), self.clip_grad, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.step + 1)
+            group["lr"] = self.lr(self.step + 1) * group["lr_scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

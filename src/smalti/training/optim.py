@@ -1,5 +1,6 @@
 """AdamW, which weights decay, and a learning rate that says at which batch it is meant."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -35,6 +36,9 @@ class AdamW:
     weight_decay: float = setting(0.05, "a step, times the learning rate", "BEiT §2.5")
     decay_rule: DecayRule = setting("release", "which weights decay: release, or timm (no table of positions)")
     clip_grad: float = setting(3.0, "norm", "released recipe")
+    layer_decay: float = setting(
+        1.0, "learning rate of a layer by that of the layer above it; 1: all alike", "released code, optim_factory.py"
+    )
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"a learning rate of {self.lr}", "use a positive one")
@@ -54,6 +58,7 @@ class AdamW:
         for name in ("end_lr", "weight_decay"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}", "use 0 or more")
         require(self.eps > 0, f"eps is {self.eps}", "use a positive one")
+        require(0 < self.layer_decay <= 1, f"a layer decay of {self.layer_decay}", "use one in (0, 1]")
         require(self.clip_grad > 0, f"a gradient norm of {self.clip_grad}", "use a positive one")
 
     def at(self, batch_size: int) -> "AdamW":
@@ -75,23 +80,49 @@ class AdamW:
         return f"learning rate {_short(self.lr)} at batch {self.lr_batch_size} -> {used} at batch {batch_size}"
 
     def build(self, module: nn.Module) -> torch.optim.AdamW:
-        """An optimiser over the trained parameters of `module`."""
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        """An optimiser over the trained parameters of `module`.
+
+        Each group has an `lr_scale`, which its learning rate is multiplied by in every step.
+        """
+        names = [name for name, _ in module.named_parameters()]
+        top = max(map(block_of, names), default=-1) + 2
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                groups[is_decayed(name, parameter, self.decay_rule)].append(parameter)
+                layer = layer_of(name, top) if self.layer_decay < 1 else top
+                groups.setdefault((layer, is_decayed(name, parameter, self.decay_rule)), []).append(parameter)
         params = [
-            {"params": groups[True], "weight_decay": self.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {
+                "params": groups[layer, decayed],
+                "weight_decay": self.weight_decay if decayed else 0.0,
+                "lr_scale": self.layer_decay ** (top - layer),
+            }
+            for layer, decayed in sorted(groups, reverse=True)
         ]
-        return torch.optim.AdamW(
-            [g for g in params if g["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True
-        )
+        return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
     def schedule(self, steps: int) -> Cosine:
         """The learning rate of each of `steps` steps."""
         until = max(1, int(self.decay_ratio * steps))
         return Cosine(self.lr, self.end_lr, until, warmup=min(int(self.warmup_ratio * steps), until - 1))
+
+
+def block_of(name: str) -> int:
+    """The number of the block that a parameter is in, counted from 0; -1 where it is in none."""
+    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def layer_of(name: str, top: int) -> int:
+    """The layer of a parameter: 0 for what comes before the blocks, i + 1 for block i, `top` for all else.
+
+    Reference: released code, optim_factory.py, get_num_layer_for_vit: [S], mask token, positions and patch embedding
+    are 0; a table of relative positions that all blocks share is at the top, as are the last norm and the head.
+    """
+    if name.endswith(("cls_token", "mask_token", "pos_embed")) or "patch_embed." in name:
+        return 0
+    block = block_of(name)
+    return top if block < 0 else block + 1
 
 
 def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule = "release") -> bool:

@@ -1,21 +1,25 @@
-"""A masked image model that starts from the weights of another."""
+"""A network that starts from the weights of another."""
 
 from collections.abc import Set
 
 from smalti.core.errors import CheckpointError
+from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel
 from smalti.models.resolution import resized
 from smalti.training.checkpoint import load_weights
 
-_OF_MIM = {"mask_token": "the mask token", "head.": "the head"}
-_MAY_BE_NEW = _OF_MIM | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
+_BESIDE = {"mask_token": "the mask token", "head.": "the head", "fc_norm.": "the norm of pooled patches"}
+_MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
+_FALLS_AWAY = ("mask_token", "backbone.norm.", "fc_norm.")
+"""What one kind of network has and another has not."""
 
 
-def start_from(model: MaskedImageModel, source: Source) -> str:
+def start_from(model: MaskedImageModel | ImageClassifier, source: Source) -> str:
     """Copy the weights into `model`, resized to its grid. What is missing stays as it was drawn.
 
-    A mask token, [S], the last norm and the head may be missing; a head of another vocabulary is left out.
+    A mask token, [S], the last norm and the head may be missing; a head of another vocabulary is left out, and so is
+    what a model of this kind does not have.
 
     Returns:
         A line for people: what came, and what is new.
@@ -28,6 +32,7 @@ def start_from(model: MaskedImageModel, source: Source) -> str:
     source.require_fit(config)
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
+    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
     if "head.bias" in weights and weights["head.bias"].shape != own["head.bias"].shape:
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     missing = own.keys() - weights.keys()
@@ -44,7 +49,7 @@ def start_from(model: MaskedImageModel, source: Source) -> str:
 
 def _came(names: Set[str]) -> str:
     count = sum(name.startswith("backbone.") for name in names)
-    others = [text for begin, text in _OF_MIM.items() if any(name.startswith(begin) for name in names)]
+    others = [text for begin, text in _BESIDE.items() if any(name.startswith(begin) for name in names)]
     return _and([f"{count} tensors of the backbone", *others])
 
 

@@ -1,0 +1,76 @@
+"""How often a classifier is right, overall and class by class."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smalti.core.compute import Compute
+from smalti.data.loader import ResidentGallery
+from smalti.data.order import Order
+from smalti.data.sources.resident import Resident
+from smalti.data.views import TwoViews, WholeImage
+from smalti.functional.metrics import average_precision, hits
+
+_FEW = 5
+
+
+@torch.no_grad()
+def class_scores(
+    model: nn.Module, images: Resident, size: tuple[int, int], compute: Compute, batch_size: int = 250
+) -> Float[Tensor, "n classes"]:
+    """What a classifier says about images, each shown whole at `size` (height, width); float32, on the CPU."""
+    gallery, order = ResidentGallery(images, TwoViews(WholeImage(), size)), Order(len(images), batch_size, seed=0)
+    parts = []
+    for start in range(0, len(images), batch_size):
+        index = np.arange(start, min(start + batch_size, len(images)))
+        shown = gallery(order.rows(index, np.zeros_like(index))).image.to(compute.device)
+        with compute.autocast():
+            scores: Tensor = model(shown)
+        parts.append(scores.float().cpu())
+    return torch.cat(parts)
+
+
+def accuracies(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> dict[str, float]:
+    """`accuracy` and `top5` in [0, 1]; `nats`, the cross-entropy an image."""
+    right = hits(scores, labels, _FEW)
+    return {
+        "accuracy": float(right[:, 0].double().mean()),
+        "top5": float(right.any(-1).double().mean()),
+        "nats": float(F.cross_entropy(scores.double(), labels)),
+    }
+
+
+def confusion(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> Int[Tensor, "classes classes"]:
+    """How many images of each class (row) are taken for each class (column)."""
+    num_classes = scores.shape[1]
+    return torch.bincount(labels * num_classes + scores.argmax(1), minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
+
+
+def by_class(table: Int[Tensor, "classes classes"]) -> list[float | None]:
+    """The share of each class that is right, in [0, 1]; None for a class without images."""
+    right, count = table.diagonal().tolist(), table.sum(1).tolist()
+    return [r / n if n else None for r, n in zip(right, count, strict=True)]
+
+
+def describe_classes(table: Int[Tensor, "classes classes"], classes: tuple[str, ...], most: int) -> dict[str, Any]:
+    """`class_accuracy` by name and, up to `most` classes, the table itself as `confusion`."""
+    named: dict[str, Any] = {"class_accuracy": dict(zip(classes, by_class(table), strict=True))}
+    return named | ({"confusion": table.tolist()} if len(classes) <= most else {})
+
+
+def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
+    """Average precision of each label, in [0, 1]; None for one that no image has."""
+    columns = zip(scores.T.contiguous(), shown.T.bool(), strict=True)
+    return [float(average_precision(column, has)) if has.any() else None for column, has in columns]
+
+
+def mean_precision(found: list[float | None]) -> float:
+    """The mean over labels that some image has."""
+    known = [value for value in found if value is not None]
+    return sum(known) / max(len(known), 1)

@@ -1,0 +1,61 @@
+"""Image classification: a backbone, one vector an image, and a head over the classes."""
+
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smalti.models.initialisation import Init, initialise
+from smalti.models.vit import VisionTransformer, ViT
+
+Pooling: TypeAlias = Literal["mean", "cls"]
+"""How the last hidden states become one vector: the mean of the patches, or [S]."""
+
+_HEAD_SCALE = 1e-3
+
+
+class ImageClassifier(nn.Module):
+    """Scores of every class, under timm's names.
+
+    The mean of the patches is normalised after pooling (`fc_norm`), and the backbone has no last norm then; [S] is read
+    after that last norm. The head starts near zero: at first all classes are about equally likely.
+
+    Reference: BEiT §2.6; released code, modeling_finetune.py (fc_norm; weight and bias of the head times 0.001).
+    """
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int, pooling: Pooling, init: Init) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.fc_norm: nn.Module = nn.Identity()
+        if pooling == "mean":
+            backbone.norm = nn.Identity()
+            self.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=1e-6)
+        self.head = nn.Linear(backbone.embed_dim, num_classes)
+        self._initialise_head(init)
+
+    def _initialise_head(self, init: Init) -> None:
+        own = nn.Module()
+        own.head = self.head
+        initialise(own, init, self.backbone.embed_dim)
+        for parameter in self.head.parameters():
+            parameter.data.mul_(_HEAD_SCALE)
+
+    def forward(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B classes"]:
+        """Scores of whole images, uint8 or float in [0, 1].
+
+        Args:
+            key: one key a sample to draw stochastic depth from while training; None keeps every branch.
+        """
+        features = self.backbone.encode(self.backbone.embed(images), self.backbone.config.grid, key=key)
+        pooled = features.patches.mean(dim=1, dtype=torch.float32) if self.pooling == "mean" else features.cls
+        return self.head(self.fc_norm(pooled))
+
+
+def build_classifier(config: ViT, num_classes: int, pooling: Pooling = "mean", seed: int = 0) -> ImageClassifier:
+    """A classifier with freshly drawn weights, the same for the same seed."""
+    backbone = config.build(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return ImageClassifier(backbone, num_classes, pooling, config.init)

@@ -1,0 +1,254 @@
+"""`smalti finetune`: a backbone and a head learn from labels; what is best on validation images is tested once."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smalti.core.compute import Compute, Device, Precision
+from smalti.core.config import require, setting
+from smalti.core.contracts import Batches
+from smalti.core.errors import UsageError
+from smalti.core.log import Log
+from smalti.data.changes import Change, Changed
+from smalti.data.erasing import Erasing
+from smalti.data.gallery import open_gallery
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import Loader
+from smalti.data.order import Order
+from smalti.data.randaugment import RandAugment
+from smalti.data.statistics import Normalisation, statistics
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.models.classifier import ImageClassifier
+from smalti.models.foreign.source import Source
+from smalti.models.vit import ViT
+from smalti.runs.choice import Best, Choose, read_chosen
+from smalti.runs.classification import Classification
+from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
+from smalti.runs.labelled import Labelled, Shares, divide
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.session import Session
+from smalti.runs.source import read_source
+from smalti.training.checkpoint import load_weights, read_checkpoint
+from smalti.training.compilation import Compile, compile_blocks, should_compile
+from smalti.training.loop import Plan, Trainer
+from smalti.training.optim import AdamW
+from smalti.training.start import start_from
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Everything about a fine-tuning run."""
+
+    data: Data = Data()
+    test: str = setting(
+        "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
+    )
+    init: str = setting(
+        "",
+        "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
+    )
+    out: str = setting("", "the run folder to write")
+    task: Classification = Classification()
+    backbone: ViT = ViT()
+    freeze: bool = setting(False, "only the head learns, and the norm before it")
+    crop: RandomResizedCrop = RandomResizedCrop()
+    jitter: ColorJitter = NO_JITTER
+    augment: RandAugment = RandAugment()
+    erasing: Erasing = Erasing()
+    label_share: float = setting(1.0, "share of the labels of each class to learn from")
+    labels_per_class: int | None = setting(None, "so many labels of each class instead; none: label_share")
+    validation: float = setting(0.1, "share of the images to learn from that choices are made on; without test")
+    choose: Choose = setting("best", "which of the saved weights are used: the best on validation images, or the last")
+    normalisation: Normalisation | None = setting(
+        None,
+        "of pixels: half (0.5), imagenet, auto (measured); none: as of the run in init, else backbone.mean and .std",
+    )
+    optimiser: AdamW = AdamW()
+    plan: Plan = Plan()
+    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
+    ema_decay: float | None = setting(None, "a step; none: no averaging")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
+    precision: Precision = setting("auto", "number format")
+    device: Device = setting("auto", "where to compute")
+    seed: int = setting(0, "of order, crops, mixing, labels and weights")
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.channels == self.backbone.in_chans,
+            f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
+        )
+        require(0 < self.label_share <= 1, f"a label_share of {self.label_share}", "use one in (0, 1]")
+        require(
+            self.labels_per_class is None or self.labels_per_class >= 1,
+            f"labels_per_class is {self.labels_per_class}",
+            "use at least 1",
+        )
+        require(
+            self.labels_per_class is None or not self.task.multi_label,
+            "labels_per_class where images have several labels",
+            "use --label-share",
+        )
+        require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
+        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
+        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+    @property
+    def shares(self) -> Shares:
+        """How labelled images are divided."""
+        return Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
+
+
+def main(
+    config: Finetune,
+    *,
+    resume: bool = False,
+    allow_inexact: bool = False,
+    images: Images | None = None,
+    compute: Compute | None = None,
+) -> dict[str, Any]:
+    """Train, choose on validation images, test once.
+
+    Args:
+        resume: go on with the run in `config.out`.
+        allow_inexact: also where it cannot go on bit for bit.
+        images: the images of `config.data`, where they are in memory already; `held_out` is the test, unless there is
+            `config.test`.
+        compute: where to compute, where that is settled already.
+
+    Returns:
+        The result, as written to result.json.
+
+    Raises:
+        DataError: there are no labels.
+        CheckpointError: there are no weights in `config.init`, or of no network that is known.
+    """
+    with writing(config.out):
+        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+        return _run(config, session, images)
+
+
+def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
+    """The run, in a folder that nobody else writes."""
+    given = config.data.open(session.log, session.folder.bad_files) if images is None else images
+    parts = divide(given, config.data, config.test, config.shares, session.log, config.task.outputs)
+    outputs = config.task.outputs(parts.classes)
+    source = None if session.resumed or not config.init else source_of(config, outputs)
+    if not session.resumed:
+        config = settled(replace(config, data=config.data.settled(given)), given, session.log)
+        session.folder.write_config(config)
+        session.folder.write_classes(outputs)
+    session.same_images(given.train)
+    trainer, batches = prepare(config, parts, session.compute, session.log, source)
+    size, task = config.backbone.img_size, config.task
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return task.measure(network, parts.validation, outputs, size, session.compute)
+
+    best = Best(session.folder, session.log, validate, task.score)
+    look = best.look if config.choose == "best" else None
+    session.train("finetune", trainer, batches, config.plan, config.profile, look)
+    model, step = _load(config, outputs, session.compute)
+    result = {f"validation_{name}": value for name, value in validate(model).items()}
+    tested = task.report(model, parts.test, outputs, size, session.compute)
+    result |= {f"test_{name}": value for name, value in tested.items()}
+    counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
+    result |= {f"{name}_images": len(images) for name, images in counts.items()}
+    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
+    session.log.say(describe(result, task.score))
+    return session.finish(result)
+
+
+def describe(result: dict[str, Any], score: str) -> str:
+    """One line: how good it is, and on what."""
+    return (
+        f"step {result['chosen_step']} of {result['steps']}: {score} {result[f'validation_{score}']:.1%} on"
+        f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"
+        " test images"
+    )
+
+
+def prepare(
+    config: Finetune, parts: Labelled, compute: Compute, log: Log | None = None, source: Source | None = None
+) -> tuple[Trainer, Batches]:
+    """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
+    plan, images, task = config.plan, parts.train, config.task
+    plan.require_images(len(images.train))
+    model = task.build(config.backbone, task.outputs(parts.classes), config.seed).to(compute.device)
+    if source is not None:
+        (log or Log()).say(start_from(model, source))
+    if config.freeze:
+        model.backbone.requires_grad_(False)
+    trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
+    if should_compile(config.compile, plan.steps, compute.device):
+        compile_blocks(model.backbone.blocks)
+    views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
+    gallery = open_gallery(images, views, config.data, plan.batch_size, compute.device)
+    loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
+    changes: tuple[Change, ...] = (config.augment, config.erasing, *task.changes(parts.classes))
+    return trainer, Changed(loader, changes, compute.device)
+
+
+def source_of(config: Finetune, outputs: tuple[str, ...]) -> Source:
+    """The weights at `init`, which fit the backbone. A head comes along where it names the same.
+
+    Raises:
+        UsageError: the configured backbone is another one, or it is a run of another kind.
+        CheckpointError: there are no weights, or of no network that is known.
+    """
+    if not holds_run(config.init):
+        source = read_source(config.init).without_head()
+    else:
+        run = _run_at(config.init)
+        path = Path(config.init).expanduser()
+        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == outputs
+        weights = read_chosen(path, run.choose) if isinstance(run, Finetune) else read_checkpoint(path)
+        source = Source(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
+        source = source if same else source.without_head()
+    source.require_fit(config.backbone)
+    return source
+
+
+def _run_at(init: str) -> "Pretrain | Finetune":
+    """The configuration of the run to start from.
+
+    Raises:
+        UsageError: it has no backbone.
+    """
+    kind = read_kind(init)
+    if kind == Finetune.__name__:
+        return read_config(init, Finetune)
+    if kind == Pretrain.__name__:
+        return read_config(init, Pretrain)
+    fix = "give a run of pretrain or finetune"
+    raise UsageError(f"{init} is a {kind} run", cause="there is no backbone in it", fix=fix)
+
+
+def settled(config: Finetune, images: Images | StoredImages, log: Log) -> Finetune:
+    """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
+    if config.normalisation is not None:
+        mean, std = statistics(config.normalisation, images.train, config.data.channels, config.data.side)
+    elif config.init and holds_run(config.init):
+        theirs = _run_at(config.init).backbone
+        mean, std = theirs.mean, theirs.std
+        if (mean, std) != (config.backbone.mean, config.backbone.std):
+            log.say(f"pixels as {config.init} sees them: mean {mean}, standard deviation {std}")
+    else:
+        return config
+    return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
+
+
+def load_model(run: str, compute: Compute) -> ImageClassifier:
+    """The chosen network of a run folder."""
+    config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
+    return _load(replace(config, out=run), folder.read_classes(), compute)[0]
+
+
+def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier, int]:
+    """The network of the run in `out`, and the step that it is of."""
+    model = config.task.build(config.backbone, outputs)
+    checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)
+    load_weights(model, checkpoint.model, config.out)
+    return model.eval().requires_grad_(False).to(compute.device), checkpoint.step

@@ -1,0 +1,113 @@
+"""The labelled images of a run: to learn from, to choose on, and to be judged on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.bad_files import BadFiles
+from smalti.data.few_labels import few_labels, put_aside
+from smalti.data.load import Data, Images, StoredImages, read_source
+from smalti.data.open import open_stored
+from smalti.data.sources.resident import Resident
+from smalti.data.sources.stored import Part
+
+Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
+
+
+class Labelled(NamedTuple):
+    """No image is in two of the three.
+
+    Attributes:
+        train: what the network learns from, with what is held out of it for choices in `held_out`.
+        test: looked at once, at the end.
+    """
+
+    train: Images | StoredImages
+    test: Resident
+
+    @property
+    def validation(self) -> Resident:
+        """What choices are made on."""
+        return self.train.held_out
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the class numbers."""
+        return self.train.train.classes
+
+
+class Shares(NamedTuple):
+    """How labelled images are divided.
+
+    Attributes:
+        validation: share of the images to learn from that is put aside.
+        labels, per_class: as of `few_labels`.
+    """
+
+    validation: float
+    labels: float
+    per_class: int | None
+    seed: int
+
+
+def divide(
+    images: Images | StoredImages, data: Data, test: str, shares: Shares, log: Log, outputs: Outputs = tuple
+) -> Labelled:
+    """Put validation images aside, then keep as many labels as are asked for.
+
+    Args:
+        images: of `data`.
+        test: DATA of other images to be judged on. What `data` holds out is then for validation, and nothing is put
+            aside beside it; else what `data` holds out is the test.
+        outputs: what is to be learned, of the classes that a source names; all of them, or the labels in their names.
+
+    Raises:
+        DataError: there are no labels, or the test images show other classes.
+    """
+    classes = images.train.classes
+    if len(outputs(classes)) < 2 or images.train.labels is None:
+        where = data.path or "these images"
+        raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
+    every = np.arange(len(images.train))
+    if test:
+        learn, validation = every, images.held_out
+        source = open_stored(test, data.channels, log, data.follow_links, in_order=True)
+        judged = _of_classes(read_source(source, replace(data, limit=None), log), classes, test, outputs)
+    else:
+        learn, aside = put_aside(len(every), shares.validation, shares.seed)
+        validation, judged = _read(images, aside, data, log), images.held_out
+    labels = np.asarray(images.train.labels)
+    labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn from all alike
+    chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
+    if isinstance(images, Images):
+        return Labelled(Images(images.train.select(chosen), validation), judged)
+    part, path = Part(images.train, chosen), images.bad_files.path
+    bad_files = BadFiles(len(part), part.name, log, path, data.max_bad_fraction, data.on_bad_image)
+    return Labelled(StoredImages(part, validation, bad_files), judged)
+
+
+def _read(images: Images | StoredImages, positions: NDArray[np.int64], data: Data, log: Log) -> Resident:
+    if isinstance(images, Images):
+        return images.train.select(positions)
+    return read_source(Part(images.train, positions), replace(data, limit=None), log)
+
+
+def _of_classes(images: Resident, classes: tuple[str, ...], where: str, outputs: Outputs) -> Resident:
+    """The same images, their classes numbered as in `classes`; other combinations of the same labels come after these.
+
+    Raises:
+        DataError: what one of their classes stands for is not there.
+    """
+    unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
+    if unknown or not images.classes:
+        cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"
+        raise DataError(f"{where} cannot be the test", cause=cause, fix="use the same class folders")
+    every = classes + tuple(name for name in images.classes if name not in classes)
+    place = torch.tensor([every.index(name) for name in images.classes])
+    return Resident(images.images, place[images.labels], every)

@@ -1,0 +1,59 @@
+"""Fine-tuning on labels: say which class an image shows, or which labels it has."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.functional.losses import class_nats, label_nats
+from smalti.functional.metrics import hits
+from smalti.models.classifier import ImageClassifier
+
+_FEW = 5
+
+
+class Classify(Objective):
+    """Cross-entropy against the class of each image, or against the shares of classes that mixing has left.
+
+    Metrics: `accuracy`, the share of images whose class (of a mixed image, the larger share) is the best guess; `top5`.
+
+    Reference: released code, engine_for_finetuning.py.
+    """
+
+    def __init__(self, model: ImageClassifier, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model: ImageClassifier = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        scores = self.model(batch.image, batch.key if self.training else None)
+        target = class_shares(batch, scores.shape[1])
+        nats = class_nats(scores, target, self.label_smoothing)
+        right, count = hits(scores.detach(), target.argmax(1), _FEW), nats.new_tensor(len(nats))
+        within = {"accuracy": right[..., 0], "top5": right.any(-1)}
+        return StepOutput(nats.sum(), count, {name: (found.sum(), count) for name, found in within.items()})
+
+
+def class_shares(batch: Batch, num_classes: int) -> Float[Tensor, "B classes"]:
+    """What each image shows, as shares of the classes; all of one class where nothing was mixed."""
+    if batch.target is not None:
+        return batch.target
+    assert batch.label is not None
+    return F.one_hot(batch.label, num_classes).float()
+
+
+class ClassifySeveral(Objective):
+    """Binary cross-entropy of every label, in `target`. Metric: `accuracy`, the share of right answers over labels."""
+
+    def __init__(self, model: ImageClassifier, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model: ImageClassifier = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.target is not None
+        scores = self.model(batch.image, batch.key if self.training else None)
+        nats = label_nats(scores, batch.target, self.label_smoothing)
+        right = ((scores.detach() > 0) == (batch.target > 0.5)).float()
+        count = nats.new_tensor(len(nats))
+        return StepOutput(nats.sum(), count, {"accuracy": (right.sum(), count * right.shape[1])})
