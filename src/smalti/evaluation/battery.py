@@ -187,7 +187,10 @@ class Battery:
         y, (fit, checked) = task.labels, (task.split.fit, task.split.validation)
         small, scale = fit[: self.selection_images], scale_of(x[fit])
         yield _KNN, knn_accuracy(x[small], y[small], x[checked], y[checked], self.k)
-        yield _LINEAR, max(task.validated(probe, x) for probe in _path(x[small], y[small], L2_STRENGTHS, scale).values())
+        yield (
+            _LINEAR,
+            max(task.validated(probe, x) for probe in _path(x[small], y[small], L2_STRENGTHS, scale).values()),
+        )
         for budget, draws in task.draws.items():
             probes = [fit_ridge(x[drawn], y[drawn], _RIDGE, scale=scale) for drawn in draws]
             yield budget.name, _mean([task.validated(probe, x) for probe in probes])
@@ -201,9 +204,7 @@ def _linear(x: Tensor, task: _Task, test: Tensor, test_labels: Tensor) -> tuple[
     return probes[best].accuracy(test, test_labels), best
 
 
-def _few(
-    train: Features, task: _Task, test: Features, test_labels: Tensor, budget: Budget, layer: Layer
-) -> FewLabels:
+def _few(train: Features, task: _Task, test: Features, test_labels: Tensor, budget: Budget, layer: Layer) -> FewLabels:
     """The figure of one budget; the regularisation is that which was best on the validation images on average."""
     x, y, draws = train[layer], task.labels, task.draws[budget]
     scale = scale_of(x[task.split.fit])

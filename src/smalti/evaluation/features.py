@@ -109,12 +109,12 @@ def _room(shape: tuple[int, int], dtype: torch.dtype, of: int) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if of * size <= physical_memory() / 4:
         return torch.empty(shape, dtype=dtype)
-    with tempfile.TemporaryFile() as file:
-        try:
+    try:
+        with tempfile.TemporaryFile() as file:
             for start in range(0, size, _WRITE):  # room is taken now: a full disk could not be reported later
                 file.write(bytes(min(_WRITE, size - start)))
             file.flush()
-        except OSError as error:
-            where, fix = tempfile.gettempdir(), "set TMPDIR to a larger disk, or give fewer images"
-            raise OutputError(f"no room for features in {where}", cause=error.strerror or "", fix=fix) from error
-        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=size)).view(dtype).view(shape)
+            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=size)).view(dtype).view(shape)
+    except OSError as error:
+        where, fix = tempfile.gettempdir(), "set TMPDIR to a larger disk, or give fewer images"
+        raise OutputError(f"no room for features in {where}", cause=error.strerror or "", fix=fix) from error

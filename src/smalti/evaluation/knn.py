@@ -43,9 +43,7 @@ def leave_one_out_accuracy(features: Float[Tensor, "n F"], labels: Int[Tensor, "
     return hits / len(bank)
 
 
-def _vote(
-    similarity: Float[Tensor, "m n"], labels: Int[Tensor, "n"], k: int
-) -> Int[Tensor, "m"]:
+def _vote(similarity: Float[Tensor, "m n"], labels: Int[Tensor, "n"], k: int) -> Int[Tensor, "m"]:
     """The class that the `k` most similar vote for; what is at minus infinity has no vote."""
     nearest_similarity, nearest = similarity.topk(min(k, len(labels)), dim=1)
     votes = F.one_hot(labels[nearest], int(labels.max()) + 1) * (nearest_similarity / _TEMPERATURE).exp()[..., None]
