@@ -12,6 +12,7 @@ from smalti.core.config import setting
 from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
+from smalti.data.official_splits import load_splits, official_splits
 from smalti.data.sources.resident import Resident
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
@@ -195,4 +196,6 @@ def _flat(images: Resident) -> Tensor:
 def _load(config: Evaluate, trained_on: Data, log: Log) -> Images:
     """The images asked for, in the size and colours that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
-    return replace(trained_on, path=config.images, held_out=held_out, limit=None).load(log)
+    data = replace(trained_on, path=config.images, held_out=held_out, limit=None)
+    train, test = official_splits(config.images, config.test)
+    return load_splits(data, train, test, log) if test else data.load(log)
