@@ -32,6 +32,19 @@ def test_the_gradient_of_the_objective_vanishes_at_the_solution(l2: float) -> No
     assert np.abs(d_bias).max() < 2e-4
 
 
+def test_features_that_depend_on_each_other_are_fitted_to_the_end_too() -> None:
+    """As features of a network do: the curvature of plain logistic regression has a condition of 10^6 here."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(500) % 4
+    x = (torch.randn(500, 20, generator=rng) + torch.eye(4, 20)[labels]) @ torch.randn(20, 20, generator=rng)
+    x = x + 20 * torch.randn(500, 1, generator=rng)
+    probe = fit_linear(x, labels, 1e-4)
+    standardised = ((x - probe.mean) / probe.std).double().numpy()
+    weight, bias = probe.weight.double().numpy(), probe.bias.double().numpy()
+    d_weight, _ = oracles.regression_gradient(standardised, labels.numpy(), weight, bias, 1e-4)
+    assert np.abs(d_weight).max() < 2e-4
+
+
 def test_features_are_standardised_by_the_images_it_is_fitted_on() -> None:
     x, labels = data()
     probe = fit_linear(x, labels, 1e-2)
