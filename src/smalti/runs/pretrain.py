@@ -36,6 +36,7 @@ from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
+from smalti.runs.online import Online, online_probe
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
 from smalti.runs.train_tokenizer import has_density, load_tokenizer
@@ -81,6 +82,7 @@ class Pretrain:
     )
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
+    online: Online = Online()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
@@ -143,8 +145,9 @@ def _run(config: Pretrain, resume: bool, images: Images | None, compute: Compute
     if not resume and tokenizer is not None:
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
+    evaluation = online_probe(config.online, config.backbone, config.data, session.compute, session.log)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
-    session.train("pretrain", trainer, batches, config.plan, config.profile)
+    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation)
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
     session.log.say(describe_loss(measured))

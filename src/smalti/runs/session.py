@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import kind_name
-from smalti.core.contracts import Batch, Batches
+from smalti.core.contracts import Batch, Batches, Evaluation
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.sources.resident import Resident
@@ -78,7 +78,15 @@ class Session:
         if before is None:
             self.folder.write_data(found)
 
-    def train(self, title: str, trainer: Trainer, batches: Batches, plan: Plan, profile: int = 0) -> None:
+    def train(
+        self,
+        title: str,
+        trainer: Trainer,
+        batches: Batches,
+        plan: Plan,
+        profile: int = 0,
+        evaluation: Evaluation | None = None,
+    ) -> None:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded."""
         if profile:
             batches = Profiled(batches, profile, self.folder.path, self.log)
@@ -97,6 +105,7 @@ class Session:
                 compute=self.compute,
                 save=lambda t: t.save(path, writer.write),
                 capture=self.capture,
+                evaluation=evaluation,
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
             )
 

@@ -6,7 +6,7 @@ for step in range(done, steps):
         (output.loss_sum / weight of the whole step).backward()
     no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
     optimiser step; codebook and averages follow
-    log; now and then, and when a signal asks for it: save
+    evaluate every so many steps; log; now and then, and when a signal asks for it: save
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Batches, Objective, StepOutput
+from smalti.core.contracts import Batch, Batches, Evaluation, Objective, StepOutput
 from smalti.core.errors import DataError, OutputError
 from smalti.core.log import Log
 from smalti.core.signals import noted
@@ -243,6 +243,7 @@ def fit(
     compute: Compute,
     save: Callable[[Trainer], None] | None = None,
     capture: Capture | None = None,
+    evaluation: Evaluation | None = None,
     go_on: str = "",
 ) -> None:
     """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
@@ -252,6 +253,7 @@ def fit(
         title: the name of the stage in progress lines and in metrics.jsonl.
         save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
         capture: keeps the step that stops the run because it is not finite.
+        evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
         go_on: the command that goes on with the run, for whoever has stopped it.
 
     Raises:
@@ -262,6 +264,7 @@ def fit(
         log.say(trainer.scaling)
     trainer.objective.train()
     spent, spikes = Spent(batches), Spikes()
+    found: dict[str, float] = {}
     with noted() as asked:
         with log.progress(title, plan.steps) as bar, closing(batches):
             while trainer.step < plan.steps:
@@ -269,11 +272,14 @@ def fit(
                 done = _step_or_skip(trainer, batch, plan, log, compute, capture)
                 spent.after_step(log)
                 last = trainer.step == plan.steps
+                if evaluation is not None and (trainer.step % evaluation.every == 0 or last):
+                    found = dict(evaluation(trainer.trained))
+                    log.record(stage=title, step=trainer.step, **found)
                 if done is not None and (trainer.step % plan.log_every == 0 or last):
                     values = _record(trainer, *done, plan, log, title)
                     if warning := spikes.note(trainer.step, values["loss"]):
                         log.say(warning)
-                    numbers = [f"{name} {value:.3f}" for name, value in values.items()]
+                    numbers = [f"{name} {value:.3f}" for name, value in (values | found).items()]
                     bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
                 if trainer.step % plan.save_every == 0 or last or asked.save:
                     asked.save = False
