@@ -41,7 +41,7 @@ usage: smalti VERB [...] [--json] [--debug]
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
-  evaluate MODEL DATA                                     loss, bound, k-NN and linear probes; PSNR, ELBO, codebook
+  evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking hides: how much, where, in which pieces
   report RUN...                                           one offline HTML file

@@ -118,7 +118,7 @@ def test_images_without_labels_are_refused_before_training(
 
 
 def test_images_that_are_not_square_are_refused() -> None:
-    with pytest.raises(UsageError, match="^online evaluation needs square images, and these are 16x24; leave it out$"):
+    with pytest.raises(UsageError, match=r"^online evaluation needs square images, and these are 16x24; leave it out$"):
         online_probe(Online("x"), ViT(img_size=(16, 24), patch_size=4), Data(), CPU, Log())
 
 
