@@ -674,3 +674,10 @@ def average_precision(scores: Sequence[float], relevant: Sequence[bool]) -> floa
             among = [r for s, r in zip(scores, relevant, strict=True) if s >= score]
             precisions.append(sum(among) / len(among))
     return sum(precisions) / len(precisions)
+
+
+def student_mass(freedom: int, end: float | None, steps: int = 200_000) -> float:
+    """Integral of (1 + t²/ν)^(-(ν+1)/2) from 0 to `end`, or to infinity, by the midpoint rule with t = √ν tan θ."""
+    last = math.pi / 2 if end is None else math.atan(end / math.sqrt(freedom))
+    angles = (np.arange(steps) + 0.5) * last / steps
+    return float(np.sum(np.cos(angles) ** (freedom - 1)) * last / steps)

@@ -156,9 +156,26 @@ def test_without_a_density_there_are_rates_and_no_bound(story: Story, tmp_path: 
 def test_evaluate_probes_a_backbone(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(story.backbone), str(story.photos), *CPU, "--json"]) == 0
     found = json_of(capsys)
-    assert all(0 <= found[key] <= 1 for key in ("linear", "linear_few", "knn"))
+    assert all(0 <= found[key] <= 1 for key in ("linear", "knn"))
     assert found["layer"] in range(3)
-    assert len(found["validation"]) >= 3
+    assert set(found["validation"]) == {f"{block} {pooling}" for block in (1, 2) for pooling in ("cls", "mean", "both")}
+    assert {"1 a class", "1 %", "100 %"} <= set(found["few"])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_evaluate_takes_official_test_images(
+    story: Story, tmp_path: Path, given: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given by --test, or as the folder test/ beside train/; class numbers are those of the training images."""
+    pictures(tmp_path / "train")
+    shutil.copytree(story.photos / "down", tmp_path / "test" / "down")
+    place = [str(tmp_path / "train"), "--test", str(tmp_path / "test")] if given else [str(tmp_path)]
+    assert main(["evaluate", str(story.backbone), *place, *CPU, "--json"]) == 0
+    said = capsys.readouterr()
+    count = len(list((tmp_path / "test" / "down").iterdir()))
+    assert f"32 training and {count} test images of 2 classes" in said.err
+    assert json.loads(said.out.splitlines()[-1])["test_images"] == count
+    assert "frozen features " in said.out
 
 
 def test_evaluate_measures_a_tokenizer(story: Story, capsys: pytest.CaptureFixture[str]) -> None:

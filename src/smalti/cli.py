@@ -56,7 +56,7 @@ usage: smalti VERB [...] [--json] [--debug]
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   finetune RECIPE --data DATA --init RUN --out RUN        classification, from a pretrained backbone or from none
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
-  evaluate MODEL DATA                                     loss, bound, k-NN and linear probes; PSNR, ELBO, codebook
+  evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking hides: how much, where, in which pieces
   report RUN...                                           one offline HTML file

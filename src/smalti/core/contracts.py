@@ -188,5 +188,17 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
+@runtime_checkable
+class Evaluation(Protocol):
+    """Measures a model while it trains, every so many steps and at the end; it changes nothing of it."""
+
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        """Figures of the weights as they are now."""
+        ...
+
+
 Schedule: TypeAlias = Callable[[int], float]
 """A value for each optimiser step."""

@@ -38,6 +38,7 @@ from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
+from smalti.runs.online import Online, online_probe
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
 from smalti.runs.train_tokenizer import has_density, load_tokenizer
@@ -84,6 +85,7 @@ class Pretrain:
     )
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
+    online: Online = Online()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
@@ -154,8 +156,9 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
     if not session.resumed and tokenizer is not None:
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
+    evaluation = online_probe(config.online, config.backbone, config.data, session.compute, session.log)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
-    session.train("pretrain", trainer, batches, config.plan, config.profile)
+    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation)
     result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session)))
     return result
 

@@ -15,7 +15,7 @@ import torch
 from smalti import __version__
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import kind_name, leaves, require
-from smalti.core.contracts import Batch, Batches
+from smalti.core.contracts import Batch, Batches, Evaluation
 from smalti.core.dist import gathered, losses_named, of_first, require_same
 from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
@@ -116,6 +116,7 @@ class Session:
         plan: Plan,
         profile: int = 0,
         look: Callable[[Trainer], None] | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded.
 
@@ -155,6 +156,7 @@ class Session:
                     compute=self.compute,
                     save=save,
                     capture=self.capture,
+                    evaluation=evaluation,
                     go_back=lambda at: self._go_back(at, plan, writer),
                     go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
                 )

@@ -6,7 +6,7 @@ for step in range(done, steps):
         (output.loss_sum / weight of the whole step).backward()
     no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
     optimiser step; codebook and averages follow
-    log; now and then, and when a signal asks for it: save
+    evaluate every so many steps; log; now and then, and when a signal asks for it: save
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Batches, Objective, StepOutput
+from smalti.core.contracts import Batch, Batches, Evaluation, Objective, StepOutput
 from smalti.core.dist import fill, mean, own_part, total, whole, wholes
 from smalti.core.errors import DataError, OutputError
 from smalti.core.log import Log
@@ -297,6 +297,7 @@ def fit(
     save: Callable[[Trainer], None] | None = None,
     capture: Capture | None = None,
     go_back: GoBack | None = None,
+    evaluation: Evaluation | None = None,
     go_on: str = "",
 ) -> None:
     """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
@@ -307,6 +308,7 @@ def fit(
         save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
         capture: keeps the step that stops the run because it is not finite.
         go_back: called when the loss jumps, `plan.rollback` times at most.
+        evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
         go_on: the command that goes on with the run, for whoever has stopped it.
 
     Raises:
@@ -317,6 +319,7 @@ def fit(
         log.say(trainer.scaling)
     trainer.objective.train()
     spent = Spent(batches)
+    found: dict[str, float] = {}
     with noted() as asked:
         wanted = asked.agreed()
         with log.progress(title, plan.steps) as bar, closing(batches):
@@ -326,13 +329,16 @@ def fit(
                 spent.after_step(log)
                 last = trainer.step == plan.steps
                 wanted = asked.agreed()
+                if evaluation is not None and (trainer.step % evaluation.every == 0 or last):
+                    found = dict(evaluation(trainer.trained))
+                    log.record(stage=title, step=trainer.step, **found)
                 if done is not None and (trainer.step % plan.log_every == 0 or last):
                     values = _record(trainer, *done, plan, log, title)
                     if warning := trainer.spikes.note(trainer.step, values["loss"]):
                         log.say(warning)
                         if go_back is not None and trainer.rollbacks < plan.rollback:
                             log.say(go_back(trainer))
-                    numbers = [f"{name} {value:.3f}" for name, value in values.items()]
+                    numbers = [f"{name} {value:.3f}" for name, value in (values | found).items()]
                     bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
                 if trainer.step % plan.save_every == 0 or last or wanted.save:
                     asked.save = False
