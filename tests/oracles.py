@@ -637,3 +637,21 @@ def regression_gradient(
         d_weight = d_weight + np.outer(row, error) / len(x)
         d_bias = d_bias + error / len(x)
     return d_weight, d_bias
+
+
+def class_loss(scores: Array, shares: Array, smoothing: float) -> float:
+    """Mean cross-entropy of images against smoothed shares of the classes, in nats."""
+    total = 0.0
+    for row, share in zip(scores, shares, strict=True):
+        log_p = row - np.log(np.exp(row).sum())
+        total -= sum(((1 - smoothing) * s + smoothing / len(row)) * p for s, p in zip(share, log_p, strict=True))
+    return total / len(scores)
+
+
+def mixed_pair(image: Array, other: Array, kept: Array) -> Array:
+    """Pixel by pixel, so much of the image as `kept` says and the rest of the other one: C H W, and H W."""
+    result = np.empty_like(image)
+    for row, column in np.ndindex(*image.shape[1:]):
+        share = kept[row, column]
+        result[:, row, column] = share * image[:, row, column] + (1 - share) * other[:, row, column]
+    return result

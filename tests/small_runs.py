@@ -30,6 +30,7 @@ _BACKBONE = ["--backbone.img-size", "16", "16", *_VIT, "--compile", "off"]
 _PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat"]
 
 TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
+FINETUNE_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, "--validation", "0.25"]
 PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN]
 DEMO_FLAGS = [
     *CPU,
@@ -74,6 +75,12 @@ def pretrain(data: Path | str, tokenizer: Path | str, out: Path, steps: int = 4,
     """`smalti pretrain` with a tiny backbone; the exit code."""
     given = ["--data", str(data), "--tokenizer", str(tokenizer), "--out", str(out), "--plan.steps", str(steps), *flags]
     return main(["pretrain", "tiny", *PRETRAIN_FLAGS, *given])
+
+
+def finetune(data: Path | str, init: Path | str, out: Path, steps: int = 4, *flags: str) -> int:
+    """`smalti finetune` with a tiny backbone; the exit code."""
+    given = ["--data", str(data), "--init", str(init), "--out", str(out), "--plan.steps", str(steps), *flags]
+    return main(["finetune", "tiny", *FINETUNE_FLAGS, *given])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -242,7 +242,9 @@ def _explain(arguments: list[str]) -> dict[str, Any]:
     name, flags = arguments[0], arguments[1:]
     starts = {verb: function() for verb, function in load_recipe(name).items()}
     if not all(isinstance(start, explain.Config) for start in starts.values()):
-        raise UsageError(f"{name} returns no training run", fix="explain a recipe of train-tokenizer or pretrain")
+        raise UsageError(
+            f"{name} returns no training run", fix="explain a recipe of train-tokenizer, pretrain or finetune"
+        )
     parsed = {verb: _parse_known(type(start), start, flags, f"explain {name}") for verb, start in starts.items()}
     unknown = next(iter(parsed.values()))[1]  # what no verb knows; a flag of one is unknown to the others
     for _, others in parsed.values():

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
@@ -19,7 +21,7 @@ from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
 from smalti.models.vit import ViT
-from smalti.runs.choice import Choice, Choose, read_chosen
+from smalti.runs.choice import Best, Choose, read_chosen
 from smalti.runs.classification import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
 from smalti.runs.labelled import Labelled, Shares, divide
@@ -125,21 +127,20 @@ def _run(config: Finetune, resume: bool, images: Images | None, compute: Compute
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     size, task = config.backbone.img_size, config.task
-    choice = Choice(
-        session.folder,
-        session.log,
-        lambda network: task.measure(network, parts.validation, size, session.compute),
-        task.score,
-        config.choose,
-    )
-    session.train("finetune", trainer, batches, config.plan, config.profile, choice.look)
-    checkpoint, validated = choice.chosen()
-    model = task.build(config.backbone, parts.classes).to(session.compute.device).eval()
-    load_weights(model, checkpoint.model, config.out)
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return task.measure(network, parts.validation, size, session.compute)
+
+    best = Best(session.folder, session.log, validate, task.score)
+    look = best.look if config.choose == "best" else None
+    session.train("finetune", trainer, batches, config.plan, config.profile, look)
+    model, step = _load(config, parts.classes, session.compute)
+    result = {f"validation_{name}": value for name, value in validate(model).items()}
     tested = task.report(model, parts.test, size, session.compute)
-    result = {"steps": config.plan.steps, "chosen_step": checkpoint.step, "classes": len(parts.classes)} | validated
-    result |= {"train_images": len(parts.train.train), "validation_images": len(parts.validation)}
-    result |= {"test_images": len(parts.test)} | {f"test_{name}": value for name, value in tested.items()}
+    result |= {f"test_{name}": value for name, value in tested.items()}
+    counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
+    result |= {f"{name}_images": len(images) for name, images in counts.items()}
+    result |= {"classes": len(parts.classes), "steps": config.plan.steps, "chosen_step": step}
     session.log.say(describe(result, task.score))
     return session.finish(result)
 
@@ -225,6 +226,12 @@ def settled(config: Finetune, images: Images | StoredImages, log: Log) -> Finetu
 def load_model(run: str, compute: Compute) -> ImageClassifier:
     """The chosen network of a run folder."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
-    model = config.task.build(config.backbone, folder.read_classes())
-    load_weights(model, read_chosen(folder.path, config.choose).model, run)
-    return model.eval().requires_grad_(False).to(compute.device)
+    return _load(replace(config, out=run), folder.read_classes(), compute)[0]
+
+
+def _load(config: Finetune, classes: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier, int]:
+    """The network of the run in `out`, and the step that it is of."""
+    model = config.task.build(config.backbone, classes)
+    checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)
+    load_weights(model, checkpoint.model, config.out)
+    return model.eval().requires_grad_(False).to(compute.device), checkpoint.step

@@ -13,15 +13,17 @@ from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError, RefusedError
 from smalti.core.log import Log
 from smalti.data.load import Images, StoredImages
-from smalti.runs import pretrain, train_tokenizer
+from smalti.runs import finetune, pretrain, train_tokenizer
+from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.labelled import divide
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.capture import Capture, numbers_as_json, read_capture
 from smalti.training.loop import Trainer
 from smalti.training.nonfinite import Numbers, first_not_finite
 
-_Run: TypeAlias = Pretrain | TrainTokenizer
+_Run: TypeAlias = Pretrain | TrainTokenizer | Finetune
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ def _run(bundle: str) -> _Run:
     """The configuration of the run; the token cache is left out: a cached token is a live token."""
     if read_kind(bundle) == Pretrain.__name__:
         return replace(read_config(bundle, Pretrain), token_cache="")
+    if read_kind(bundle) == Finetune.__name__:
+        return read_config(bundle, Finetune)
     return read_config(bundle, TrainTokenizer)
 
 
 def _uncompiled(run: _Run) -> _Run:
-    return replace(run, compile="off") if isinstance(run, Pretrain) else run
+    return run if isinstance(run, TrainTokenizer) else replace(run, compile="off")
 
 
 def _open(run: _Run, bundle: Path, log: Log) -> Images | StoredImages:
@@ -113,6 +117,8 @@ def _rebuilt(run: _Run, images: Images | StoredImages, compute: Compute, capture
 def _prepared(run: _Run, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Batches]:
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, pretrain.target_tokenizer(run, compute), compute)
+    if isinstance(run, Finetune):
+        return finetune.prepare(run, divide(images, run.data, run.test, run.shares, Log()), compute)
     return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle
 
 

@@ -9,12 +9,8 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.resolution import resized
 from smalti.training.checkpoint import load_weights
 
-_OF_MIM = {"mask_token": "the mask token", "head.": "the head"}
-_MAY_BE_NEW = _OF_MIM | {
-    "backbone.cls_token": "[S]",
-    "backbone.norm.": "the last norm",
-    "fc_norm.": "the norm of pooled patches",
-}
+_BESIDE = {"mask_token": "the mask token", "head.": "the head", "fc_norm.": "the norm of pooled patches"}
+_MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
 _FALLS_AWAY = ("mask_token", "backbone.norm.", "fc_norm.")
 """What one kind of network has and another has not."""
 
@@ -53,7 +49,7 @@ def start_from(model: MaskedImageModel | ImageClassifier, source: Source) -> str
 
 def _came(names: Set[str]) -> str:
     count = sum(name.startswith("backbone.") for name in names)
-    others = [text for begin, text in _OF_MIM.items() if any(name.startswith(begin) for name in names)]
+    others = [text for begin, text in _BESIDE.items() if any(name.startswith(begin) for name in names)]
     return _and([f"{count} tensors of the backbone", *others])
 
 
