@@ -31,21 +31,23 @@ class Numbering:
     void: int
     num_classes: int
 
-    def __call__(self, ids: UInt8[np.ndarray, "H W"], name: str) -> UInt8[np.ndarray, "H W"]:
-        """The label map: classes, and VOID.
-
-        Raises:
-            DataError: an id is neither a class nor void.
-        """
+    def __call__(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+        """The label map: classes, and VOID."""
         table = np.arange(256) - (np.arange(256) > self.void)
-        outside = (table >= self.num_classes) & (np.arange(256) != self.void)
-        if (found := np.unique(ids[outside[ids]])).size:
-            cause = f"there are {self.num_classes} classes, and {self.void} is void"
-            fix = "name more classes with --task.num-classes or --task.class-names, or say --task.void"
-            raise DataError(f"{name} has the id {found[0]}", cause=cause, fix=fix)
         table[self.void] = VOID
         label_map: UInt8[np.ndarray, "H W"] = table.astype(np.uint8)[ids]
         return label_map
+
+    def require(self, number: int, name: str) -> None:
+        """Refuse an id that is neither a class nor void.
+
+        Raises:
+            DataError: it is; `name` is the file that it stands in.
+        """
+        if number != self.void and number - (number > self.void) >= self.num_classes:
+            cause = f"there are {self.num_classes} classes, and {self.void} is void"
+            fix = "say how many with --task.num-classes or --task.class-names, or which is void with --task.void"
+            raise DataError(f"{name} has the id {number}", cause=cause, fix=fix)
 
 
 def count_classes(present: Iterable[int], void: int) -> int:

@@ -83,9 +83,7 @@ def seen(scene: Scene, views: TwoViews, key: np.uint64) -> View:
     return View(shown[0], torch.from_numpy(cut(scene.label_map, box, bool(crop.flip[0]), views.size)))
 
 
-def cut(
-    label_map: UInt8[np.ndarray, "H W"], box: Box, flip: bool, size: tuple[int, int]
-) -> UInt8[np.ndarray, "h w"]:
+def cut(label_map: UInt8[np.ndarray, "H W"], box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     """What lies nearest to the centre of each pixel of the crop that `resample` makes of the image."""
     rows = _nearest(box[0], box[2], label_map.shape[0], size[0])
     columns = _nearest(box[1], box[3], label_map.shape[1], size[1])

@@ -16,7 +16,7 @@ from smalti.data.label_maps import Numbering, read_ids
 from smalti.data.reading import each, even_sample
 from smalti.data.sources.files import Folder
 from smalti.data.sources.listing import FollowLinks
-from smalti.data.sources.stored import Part, Stored
+from smalti.data.sources.stored import Part
 
 
 class Scene(NamedTuple):
@@ -30,7 +30,7 @@ class Scene(NamedTuple):
 class Pairs:
     """Images and where their masks lie. Both are read whenever they are looked at; any two may differ in size."""
 
-    images: Stored
+    images: Part
     masks: Path
 
     def __len__(self) -> int:
@@ -53,19 +53,19 @@ class Pairs:
         """Some of them, in the given order."""
         return Pairs(Part(self.images, np.asarray(positions, np.int64)), self.masks)
 
-    def present(self, log: Log) -> list[int]:
-        """The ids that occur. Every pair is read, so that nothing is found wrong later.
+    def present(self, log: Log) -> dict[int, Path]:
+        """The ids that occur, and a mask that each stands in. Every pair is read: nothing is found wrong later.
 
         Raises:
-            DataError: the first that is.
+            DataError: the first that cannot be read, or does not fit.
         """
-        found: set[int] = set()
+        found: dict[int, Path] = {}
         look = each(lambda index: np.unique(self.read(index)[1]), range(len(self)), log, f"read {self.masks}")
-        for _, ids in look:
+        for index, ids in look:
             if isinstance(ids, DataError):
                 raise ids
-            found.update(ids.tolist())
-        return sorted(found)
+            found |= {number: self.mask(index) for number in ids.tolist() if number not in found}
+        return found
 
 
 def open_pairs(root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None) -> Pairs:
@@ -79,7 +79,7 @@ def open_pairs(root: Path, images: str, masks: str, channels: int, follow: Follo
             fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
             raise DataError(f"no folder of {kind} {root / name}", cause="it does not exist", fix=fix)
     source = Folder(root / images, channels, follow=follow)
-    pairs = Pairs(source, root / masks).select(even_sample(len(source), limit))
+    pairs = Pairs(Part(source, np.array(even_sample(len(source), limit))), root / masks)
     missing = [index for index in range(len(pairs)) if not pairs.mask(index).is_file()]
     if missing:
         first, count = missing[0], f"{len(missing)} of {len(pairs)} images have no mask"
@@ -100,7 +100,7 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Scene:
         image, ids = self.pairs.read(index)
-        return Scene(image, self.numbering(ids, str(self.pairs.mask(index))))
+        return Scene(image, self.numbering(ids))
 
     def name(self, index: int) -> str:
         """What an image is called, for people."""
@@ -116,3 +116,10 @@ class Scenes:
         for index in range(len(self)):
             digest.update(f"{self.pairs.mask(index).stat().st_size}\n".encode())
         return digest.hexdigest()
+
+
+class SceneImages(NamedTuple):
+    """What a run learns from and what it makes choices on; no image is in both."""
+
+    train: Scenes
+    held_out: Scenes

@@ -55,9 +55,7 @@ def predict(
         with compute.autocast():
             parts.append(model(some.to(compute.device)).float().cpu())
     scores = torch.cat(parts).split([len(boxes) for boxes in places])
-    return [
-        _joined(part, boxes, image.shape[:2]) for part, boxes, image in zip(scores, places, images, strict=True)
-    ]
+    return [_joined(part, boxes, image.shape[:2]) for part, boxes, image in zip(scores, places, images, strict=True)]
 
 
 def _view(image: Tensor, window: tuple[int, int, int, int], size: tuple[int, int]) -> Float[Tensor, "1 C h w"]:

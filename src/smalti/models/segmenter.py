@@ -132,9 +132,7 @@ class Segmenter(nn.Module):
         layers = self.backbone.encode(self.backbone.embed(images), grid, layers=True, key=key).layers
         maps = [as_map(layers[block - 1], grid) for block in self.blocks_read]
         size = images.shape[-2:]
-        return [
-            F.interpolate(scores.float(), size, mode="bilinear", align_corners=False) for scores in self.head(maps)
-        ]
+        return [F.interpolate(scores.float(), size, mode="bilinear", align_corners=False) for scores in self.head(maps)]
 
 
 def as_map(states: Float[Tensor, "B S D"], grid: Grid) -> Float[Tensor, "B D h w"]:

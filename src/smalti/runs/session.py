@@ -13,6 +13,7 @@ from smalti.core.config import kind_name
 from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.scenes import Scenes
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, reopen
@@ -60,7 +61,7 @@ class Session:
         log.say(f"{folder.path}: {chosen.describe()}")
         return Session(folder, log, chosen, resume, kind_name(type(config)))
 
-    def same_images(self, source: Resident | Stored) -> None:
+    def same_images(self, source: Resident | Stored | Scenes) -> None:
         """Note what the run learns from.
 
         Raises:
