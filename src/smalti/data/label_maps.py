@@ -15,8 +15,9 @@ from smalti.functional.segmentation import VOID
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FIX = "write PNGs of 8-bit grey, the class of each pixel"
-_PALETTE = "it has a palette, which may number classes otherwise"
-_MODES = {"L": "", "P": _PALETTE, "I": "it has 16 bits a pixel", "I;16": "it has 16 bits a pixel"}
+_DEPTH, _COLOURS = 24, 25
+"""Where a PNG says how many bits a value has, and what its values are."""
+_NOT_GREY = {2: "it has colours", 3: "it has a palette", 4: "it has transparency", 6: "it has colours and transparency"}
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,28 @@ def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     data = read_file(path)
     if not data.startswith(_SIGNATURE):
         raise DataError(f"{path} cannot be a mask", cause="it is no PNG", fix=_FIX)
-    try:
-        mask = PngImageFile(BytesIO(data))
-        wrong, found = _MODES.get(mask.mode, f"its pixels are {mask.mode}"), mask.size[::-1]
-        ids = np.array(mask) if not wrong and found == size else None
-    except Exception as error:  # decoders raise many kinds: all mean a bad file
-        raise DataError(f"cannot read {path}", cause=f"damaged: {str(error) or type(error).__name__}") from error
+    wrong = _not_ids(data)
     if wrong:
         raise DataError(f"{path} cannot be a mask", cause=wrong, fix=_FIX)
+    try:
+        mask = PngImageFile(BytesIO(data))
+        width, height = mask.size
+        ids = np.array(mask) if (height, width) == size else None
+    except Exception as error:  # decoders raise many kinds: all mean a bad file
+        raise DataError(f"cannot read {path}", cause=f"damaged: {str(error) or type(error).__name__}") from error
     if ids is None:
-        cause = f"the mask has {found[1]}x{found[0]} pixels, its image {size[1]}x{size[0]}"
+        cause = f"the mask has {width}x{height} pixels, its image {size[1]}x{size[0]}"
         raise DataError(f"{path} does not lie on its image", cause=cause, fix="make them of one size")
     return ids
+
+
+def _not_ids(data: bytes) -> str:
+    """Why the values of a PNG are no ids of 8 bits, by its header; empty where they are, or where it is cut off."""
+    about = data[_DEPTH : _COLOURS + 1]
+    if len(about) < 2:
+        return ""
+    depth, colours = about
+    return _NOT_GREY.get(colours, "" if depth == 8 else f"it has {depth} bits a pixel")
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

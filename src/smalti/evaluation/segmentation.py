@@ -21,7 +21,7 @@ _AT_ONCE = 8
 
 
 def windows(share: float, height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Top, left, height and width in pixels of windows that cover an image, each overlapping the next by half at least.
+    """Top, left, height and width in pixels of windows that cover an image; neighbours overlap by about half or more.
 
     Args:
         share: side of a window by that of the image, in (0, 1].

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 VOID = 255
@@ -10,7 +10,7 @@ VOID = 255
 
 
 def pixel_nats(
-    scores: Float[Tensor, "B classes H W"], label_map: Int[Tensor, "B H W"]
+    scores: Float[Tensor, "B classes H W"], label_map: Integer[Tensor, "B H W"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross-entropy of the class of every pixel: -Σ ln p(class of pixel).
 
@@ -22,7 +22,7 @@ def pixel_nats(
 
 
 def pixel_confusion(
-    predicted: Int[Tensor, "*B H W"], label_map: Int[Tensor, "*B H W"], num_classes: int
+    predicted: Integer[Tensor, "*B H W"], label_map: Integer[Tensor, "*B H W"], num_classes: int
 ) -> Int[Tensor, "classes classes"]:
     """How many pixels of each class (row) are taken for each class (column)."""
     known = label_map != VOID

@@ -116,6 +116,9 @@ class Segmentation:
         else:
             places, chosen = put_aside(len(learn), shares.validation, shares.seed)
             learn, validation = learn[places], whole.select(learn[chosen])
+        if min(len(learn), len(validation), len(judged)) == 0:
+            cause = "some are learned from, some are for choices and some for the test"
+            raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
         return Labelled(SceneImages(whole.select(few), validation), judged)
 
