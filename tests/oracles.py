@@ -657,6 +657,25 @@ def mixed_pair(image: Array, other: Array, kept: Array) -> Array:
     return result
 
 
+def label_loss(scores: Array, target: Array, smoothing: float) -> float:
+    """Mean binary cross-entropy over images and labels, in nats."""
+    total = 0.0
+    for row, column in np.ndindex(*scores.shape):
+        p, t = 1 / (1 + math.exp(-scores[row, column])), (1 - smoothing) * target[row, column] + smoothing / 2
+        total -= t * math.log(p) + (1 - t) * math.log(1 - p)
+    return total / scores.size
+
+
+def average_precision(scores: Sequence[float], relevant: Sequence[bool]) -> float:
+    """The mean over relevant images of the precision among all that score at least as high."""
+    precisions = []
+    for score, is_relevant in zip(scores, relevant, strict=True):
+        if is_relevant:
+            among = [r for s, r in zip(scores, relevant, strict=True) if s >= score]
+            precisions.append(sum(among) / len(among))
+    return sum(precisions) / len(precisions)
+
+
 # Segmentation
 
 

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.data.sources.resident import Resident
-from smalti.evaluation.classification import accuracies, by_class, class_scores, confusion, describe_classes
+from smalti.evaluation.classification import (
+    accuracies,
+    by_class,
+    class_scores,
+    confusion,
+    describe_classes,
+    mean_precision,
+    precisions,
+)
 
 SCORES = torch.tensor([[2.0, 1, 0], [0, 3, 1], [1, 0, 2], [5, 4, 0]])
 LABELS = torch.tensor([0, 1, 0, 1])
@@ -50,3 +58,12 @@ def test_every_image_is_shown_whole_at_the_size_of_the_network() -> None:
     scores = class_scores(Corner(), images, (16, 16), Compute(torch.device("cpu"), torch.float32), batch_size=3)
     torch.testing.assert_close(scores[:, 0], torch.arange(7) * 30 / 255)
     assert scores[:, 3].tolist() == [16.0] * 7
+
+
+def test_precision_of_each_label_and_their_mean() -> None:
+    scores = torch.tensor([[3.0, 0, 0], [2, 1, 0], [1, 2, 0]])
+    shown = torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 0, 0]])
+    found = precisions(scores, shown)
+    assert found == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 3), None]
+    assert mean_precision(found) == pytest.approx((5 / 6 + 1 / 3) / 2)
+    assert mean_precision([None]) == 0.0

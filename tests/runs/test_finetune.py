@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from smalti.core.compute import Compute
@@ -18,6 +19,7 @@ from smalti.data.sources.resident import Resident
 from smalti.data.views import NO_JITTER, RandomResizedCrop
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
+from smalti.runs import classification
 from smalti.runs import finetune as run
 from smalti.runs.choice import Best
 from smalti.runs.classification import Classification
@@ -26,7 +28,17 @@ from smalti.runs.labelled import Shares, divide
 from smalti.training.loop import Plan, Trainer
 from smalti.training.optim import AdamW
 from tests.other_names import as_timm_vit
-from tests.small_runs import finetune, flat_pictures, metrics, newest_checkpoint, pictures, pretrain, result, weights
+from tests.small_runs import (
+    finetune,
+    flat_pictures,
+    metrics,
+    newest_checkpoint,
+    picture,
+    pictures,
+    pretrain,
+    result,
+    weights,
+)
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 VIT = ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.0, init="xavier")
@@ -76,13 +88,13 @@ def test_validation_chooses_and_the_test_is_looked_at_once_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    whole = run.Classification._scores
+    whole = classification.class_scores
 
-    def scores(task: Classification, model: Any, images: Resident, *rest: Any) -> Any:
+    def scores(model: Any, images: Resident, *rest: Any) -> Any:
         seen.append((len(metrics(tmp_path / "run")), len(images)))
-        return whole(task, model, images, *rest)
+        return whole(model, images, *rest)
 
-    monkeypatch.setattr(Classification, "_scores", scores)
+    monkeypatch.setattr(classification, "class_scores", scores)
     trained(config(tmp_path / "run"))
     assert [count for _, count in seen] == [20, 20, 20, 20, 80]
     assert seen[-1][0] == len(metrics(tmp_path / "run")), "nothing is trained after the test"
@@ -284,6 +296,38 @@ def test_a_folder_of_test_images_may_lack_classes_but_has_no_others(
     assert capsys.readouterr().err.splitlines()[-1] == message
 
 
+def of_several_labels(folder: Path, count: int = 40) -> Path:
+    """A list of stripes across or down, on bright or dark ground; a line for each with all its labels."""
+    folder.mkdir()
+    lines = ["path,labels"]
+    for number in range(count):
+        across, bright = bool(number % 2), bool(number // 2 % 2)
+        pixels = np.asarray(picture(number, across)).astype(int) // 2 + 120 * bright
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02d}.png")
+        lines.append(f"{number:02d}.png,{'|'.join(['across'] * across + ['bright'] * bright) or '|'}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    return folder / "list.csv"
+
+
+def test_several_labels_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = of_several_labels(tmp_path / "images")
+    flags = ("--task.multi-label", "--label-share", "0.5", "--optimiser.lr", "5e-3", "--augment.operations", "0")
+    assert finetune(images, "", tmp_path / "run", 60, *flags, "--plan.log-every", "20") == 0
+    found = result(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["across", "bright"]
+    assert found["test_average_precision"].keys() == {"across", "bright"}
+    assert found["test_average_precision"]["bright"] > 0.9
+    assert 0 < found["validation_mean_average_precision"] <= 1
+    assert (found["classes"], found["train_images"]) == (2, 16)
+    assert "mean_average_precision" in capsys.readouterr().err.splitlines()[-1]
+    others = of_several_labels(tmp_path / "others", 4)
+    others.write_text(others.read_text().replace("across|bright", "bright|across"))
+    assert finetune(images, "", tmp_path / "test", 2, *flags, "--test", str(others)) == 0, "another order is the same"
+    others.write_text(others.read_text().replace("bright", "blue"))
+    assert finetune(images, "", tmp_path / "other", 2, *flags, "--test", str(others)) == 3
+    assert "class blue is not among those to learn" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = flat_pictures(tmp_path / "images", 12)
     assert finetune(images, "", tmp_path / "run") == 3
@@ -313,6 +357,10 @@ def test_streamed_images_are_divided_like_those_in_memory(photos: Path) -> None:
     [
         ({"label_share": 0.0}, "a label_share of 0.0; use one in"),
         ({"labels_per_class": 0}, "labels_per_class is 0; use at least 1"),
+        (
+            {"labels_per_class": 2, "task": Classification(multi_label=True)},
+            "labels_per_class where images have several labels; use --label-share",
+        ),
         ({"validation": 1.0}, "a validation share of 1.0; use one in"),
         ({"ema_decay": 1.0}, "ema_decay 1.0; use one in"),
         ({"profile": -1}, "profile is -1; use 0 or more steps"),

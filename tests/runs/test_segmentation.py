@@ -201,7 +201,7 @@ def test_errors_are_one_line_and_leave_no_run(folder: Path, tmp_path: Path, caps
     line = refused(train, 3, "--task.void", "255", "--task.num-classes", "3")
     assert re.match(rf"error: {train}/masks/\d\d\.png has the id 11; there are 3 classes, and 255 is void; say", line)
     assert refused(train, 2, "--labels-per-class", "2") == (
-        "error: labels_per_class with segmentation, where an image shows many classes; use --label-share"
+        "error: labels_per_class where images have several labels; use --label-share"
     )
     (tmp_path / "names.txt").write_text("one\ntwo\nthree\n")
     names = ("--task.class-names", str(tmp_path / "names.txt"), "--task.num-classes", "4")

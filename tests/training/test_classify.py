@@ -11,7 +11,7 @@ from smalti.core.contracts import Batch
 from smalti.core.rng import fold, signed
 from smalti.models.classifier import build_classifier
 from smalti.models.vit import ViT
-from smalti.training.classify import Classify, class_shares
+from smalti.training.classify import Classify, ClassifySeveral, class_shares
 from tests import oracles
 
 CONFIG = ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)
@@ -79,3 +79,17 @@ def test_the_losses_of_two_parts_add_up() -> None:
         whole = objective(batch, STEP)
         parts = [objective(part, STEP) for part in batch.split(2)]
     assert float(whole.loss_sum) == pytest.approx(sum(float(part.loss_sum) for part in parts), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_several_labels_is_the_equation(smoothing: float) -> None:
+    objective = ClassifySeveral(build_classifier(CONFIG, 7), smoothing).eval()
+    objective.model.head.weight.data.mul_(1000)
+    target = (torch.rand(6, 7, generator=torch.Generator().manual_seed(1)) > 0.6).float()
+    batch = dataclasses.replace(labelled(), target=target)
+    with torch.no_grad():
+        output, scores = objective(batch, STEP), objective.model(batch.image).double().numpy()
+    expected = oracles.label_loss(scores, target.double().numpy(), smoothing)
+    assert float(output.loss_sum / output.weight) == pytest.approx(expected, rel=1e-5)
+    right, count = output.metrics["accuracy"]
+    assert (float(right), float(count)) == (int(((scores > 0) == (target.numpy() > 0.5)).sum()), 42)

@@ -63,7 +63,6 @@ def finetune() -> Finetune:
         task=Classification(mixing=Mixing(mixup=0.2)),
         backbone=pretrain().backbone,
         crop=RandomResizedCrop(scale=(0.6, 1.0)),
-        jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75),
         plan=Plan(steps=1000, batch_size=64, save_every=100),
     )

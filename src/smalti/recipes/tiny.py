@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from smalti.data.load import Data
 from smalti.data.mixing import Mixing
+from smalti.data.randaugment import RandAugment
 from smalti.data.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
@@ -64,6 +65,7 @@ def finetune() -> Finetune:
         task=Classification(mixing=Mixing(mixup=0.8, cutmix=1.0)),
         backbone=replace(pretrain().backbone, drop_path_rate=0.1),
         crop=RandomResizedCrop(scale=(0.35, 1.0)),
+        augment=RandAugment(operations=2),
         optimiser=AdamW(lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75),
         plan=Plan(steps=2000, batch_size=64, save_every=200),
     )

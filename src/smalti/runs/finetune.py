@@ -11,13 +11,15 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
-from smalti.data.changes import Changed
+from smalti.data.changes import Change, Changed
+from smalti.data.erasing import Erasing
 from smalti.data.load import Data, Images
 from smalti.data.loader import Loader
 from smalti.data.order import Order
+from smalti.data.randaugment import RandAugment
 from smalti.data.scenes import SceneImages
 from smalti.data.statistics import Normalisation, statistics
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
 from smalti.models.segmenter import Segmenter
@@ -45,19 +47,21 @@ class Finetune:
     test: str = setting(
         "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
     )
+    validation_data: str = setting(
+        "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
+    )
     init: str = setting(
         "",
         "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
     )
     out: str = setting("", "the run folder to write")
-    validation_data: str = setting(
-        "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
-    )
     task: Classification | Segmentation = Classification()
     backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
     crop: RandomResizedCrop = RandomResizedCrop()
-    jitter: ColorJitter = ColorJitter()
+    jitter: ColorJitter = NO_JITTER
+    augment: RandAugment = RandAugment()
+    erasing: Erasing = Erasing()
     label_share: float = setting(1.0, "share of the labels of each class to learn from")
     labels_per_class: int | None = setting(None, "so many labels of each class instead; none: label_share")
     validation: float = setting(0.1, "share of the images to learn from that choices are made on; without test")
@@ -85,6 +89,11 @@ class Finetune:
             self.labels_per_class is None or self.labels_per_class >= 1,
             f"labels_per_class is {self.labels_per_class}",
             "use at least 1",
+        )
+        require(
+            self.labels_per_class is None or not self.task.multi_label,
+            "labels_per_class where images have several labels",
+            "use --label-share",
         )
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
@@ -124,31 +133,32 @@ def _run(config: Finetune, resume: bool, images: Images | None, compute: Compute
     session = Session.open(config, resume=resume, compute=compute)
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     parts = divided(config, given, session.log)
-    source = None if resume or not config.init else source_of(config, parts.classes)
+    outputs = config.task.outputs(parts.classes)
+    source = None if resume or not config.init else source_of(config, outputs)
     if not resume:
         data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
         config = settled(replace(config, data=data), given, session.log)
         session.folder.write_config(config)
-        session.folder.write_classes(parts.classes)
+        session.folder.write_classes(outputs)
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     size, task = config.backbone.img_size, config.task
 
     def validate(network: nn.Module) -> dict[str, float]:
-        return task.measure(network, parts.validation, size, session.compute)
+        return task.measure(network, parts.validation, outputs, size, session.compute)
 
     best = Best(session.folder, session.log, validate, task.score)
     look = best.look if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
-    model, step = _load(config, parts.classes, session.compute)
+    model, step = _load(config, outputs, session.compute)
     result = {f"validation_{name}": value for name, value in validate(model).items()}
-    tested = task.report(model, parts.test, size, session.compute)
+    tested = task.report(model, parts.test, outputs, size, session.compute)
     result |= {f"test_{name}": value for name, value in tested.items()}
     if isinstance(task, Segmentation):
         task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
-    result |= {"classes": len(parts.classes), "steps": config.plan.steps, "chosen_step": step}
+    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
     session.log.say(describe(result, task.score))
     return session.finish(result)
 
@@ -173,7 +183,7 @@ def prepare(
     """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
     plan, images, task = config.plan, parts.train, config.task
     plan.require_images(len(images.train))
-    model = task.build(config.backbone, parts.classes, config.seed).to(compute.device)
+    model = task.build(config.backbone, task.outputs(parts.classes), config.seed).to(compute.device)
     if source is not None:
         (log or Log()).say(start_from(model, source))
     if config.freeze:
@@ -184,11 +194,12 @@ def prepare(
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
     gallery = task.gallery(images, views, config.data, plan.batch_size, compute.device)
     loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
-    return trainer, Changed(loader, task.changes(parts.classes), compute.device)
+    whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
+    return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
 
-def source_of(config: Finetune, classes: tuple[str, ...]) -> Source:
-    """The weights at `init`, which fit the backbone. A head comes along where it names the same classes.
+def source_of(config: Finetune, outputs: tuple[str, ...]) -> Source:
+    """The weights at `init`, which fit the backbone. A head comes along where it names the same.
 
     Raises:
         UsageError: the configured backbone is another one, or it is a run of another kind.
@@ -199,7 +210,7 @@ def source_of(config: Finetune, classes: tuple[str, ...]) -> Source:
     else:
         run = _run_at(config.init)
         path = Path(config.init).expanduser()
-        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == classes
+        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == outputs
         weights = read_chosen(path, run.choose) if isinstance(run, Finetune) else read_checkpoint(path)
         source = Source(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
         source = source if same else source.without_head()
@@ -243,9 +254,9 @@ def load_model(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     return _load(replace(config, out=run), folder.read_classes(), compute)[0]
 
 
-def _load(config: Finetune, classes: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier | Segmenter, int]:
+def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier | Segmenter, int]:
     """The network of the run in `out`, and the step that it is of."""
-    model = config.task.build(config.backbone, classes)
+    model = config.task.build(config.backbone, outputs)
     checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)
     load_weights(model, checkpoint.model, config.out)
     return model.eval().requires_grad_(False).to(compute.device), checkpoint.step

@@ -1,5 +1,6 @@
 """The labelled images of a run: to learn from, to choose on, and to be judged on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -17,6 +18,7 @@ from smalti.data.scenes import SceneImages, Scenes
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Part
 
+Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 Given: TypeAlias = Images | StoredImages | SceneImages
 """Images whose classes are those of whole images, or of pixels."""
 
@@ -58,7 +60,13 @@ class Shares(NamedTuple):
 
 
 def divide(
-    images: Images | StoredImages, data: Data, test: str, shares: Shares, log: Log, validation: str = ""
+    images: Images | StoredImages,
+    data: Data,
+    test: str,
+    shares: Shares,
+    log: Log,
+    outputs: Outputs = tuple,
+    validation: str = "",
 ) -> Labelled:
     """Put validation images aside, then keep as many labels as are asked for.
 
@@ -67,21 +75,24 @@ def divide(
         test: DATA of other images to be judged on. What `data` holds out is then for validation, and nothing is put
             aside beside it; else what `data` holds out is the test.
         validation: DATA of other images to make choices on; nothing is put aside for that then.
+        outputs: what is to be learned, of the classes that a source names; all of them, or the labels in their names.
 
     Raises:
         DataError: there are no labels, or images that are given apart show other classes.
     """
-    if len(images.train.classes) < 2 or images.train.labels is None:
+    classes = images.train.classes
+    if len(outputs(classes)) < 2 or images.train.labels is None:
         where = data.path or "these images"
         raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
-    classes, learn, chosen_on = images.train.classes, np.arange(len(images.train)), images.held_out
-    judged = _other(test, "the test", data, classes, log) if test else images.held_out
+    learn, chosen_on = np.arange(len(images.train)), images.held_out
+    judged = _other(test, "the test", data, classes, outputs, log) if test else images.held_out
     if validation:
-        chosen_on = _other(validation, "for validation", data, classes, log)
+        chosen_on = _other(validation, "for validation", data, classes, outputs, log)
     elif not test:
         learn, aside = put_aside(len(learn), shares.validation, shares.seed)
         chosen_on = _read(images, aside, data, log)
     labels = np.asarray(images.train.labels)
+    labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn from all alike
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     if isinstance(images, Images):
         return Labelled(Images(images.train.select(chosen), chosen_on), judged)
@@ -96,17 +107,20 @@ def _read(images: Images | StoredImages, positions: NDArray[np.int64], data: Dat
     return read_source(Part(images.train, positions), replace(data, limit=None), log)
 
 
-def _other(path: str, role: str, data: Data, classes: tuple[str, ...], log: Log) -> Resident:
+def _other(path: str, role: str, data: Data, classes: tuple[str, ...], outputs: Outputs, log: Log) -> Resident:
     """The images of another DATA, their classes numbered as in `classes`.
 
+    Other combinations of the same labels come after these.
+
     Raises:
-        DataError: one of their classes is not there.
+        DataError: what one of their classes stands for is not there.
     """
     source = open_stored(path, data.channels, log, data.follow_links, in_order=True)
     images = read_source(source, replace(data, limit=None), log)
-    unknown = [name for name in images.classes if name not in classes]
+    unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"
         raise DataError(f"{path} cannot be {role}", cause=cause, fix="use the same class folders")
-    place = torch.tensor([classes.index(name) for name in images.classes])
-    return Resident(images.images, place[images.labels], classes)
+    every = classes + tuple(name for name in images.classes if name not in classes)
+    place = torch.tensor([every.index(name) for name in images.classes])
+    return Resident(images.images, place[images.labels], every)

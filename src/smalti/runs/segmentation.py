@@ -46,6 +46,7 @@ class Segmentation:
     DATA is a folder with the folders `images` and `masks` in it, a mask for each image under the same name in .png.
     Crops are cut from whole images, which are read again whenever they are shown: data.side, data.memory and the
     settings of workers and unreadable images play no part. Every image and mask is read once before the first step.
+    RandAugment and erasing play no part either: they would move or remove pixels under their classes.
     """
 
     head: Linear | MultiLevel = MultiLevel()
@@ -64,6 +65,11 @@ class Segmentation:
             f"use 2 to {_MOST_CLASSES}",
         )
         require(0 < self.window <= 1, f"a window of {self.window}", "use a share of the image's side in (0, 1]")
+
+    @property
+    def multi_label(self) -> bool:
+        """An image shows any number of classes, so they are not counted out by class."""
+        return True
 
     @property
     def score(self) -> str:
@@ -95,15 +101,9 @@ class Segmentation:
         """Put aside what is not given apart, then keep as many images as are asked for.
 
         Raises:
-            UsageError: labels are counted by class.
-            DataError: images that are given apart do not fit.
+            DataError: there are too few images, or those that are given apart do not fit.
         """
         assert isinstance(given, SceneImages)
-        require(
-            shares.per_class is None,
-            "labels_per_class with segmentation, where an image shows many classes",
-            "use --label-share",
-        )
         whole = given.train
         learn, aside = np.arange(len(whole)), np.arange(0)
         if not (test and validation_data):
@@ -137,9 +137,13 @@ class Segmentation:
         assert isinstance(images, SceneImages)
         return SceneGallery(images.train, views)
 
-    def build(self, backbone: ViT, classes: tuple[str, ...], seed: int = 0) -> Segmenter:
+    def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """What the network has an output for: all classes."""
+        return classes
+
+    def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> Segmenter:
         """A network with freshly drawn weights."""
-        return build_segmenter(backbone, len(classes), self.head, seed)
+        return build_segmenter(backbone, len(outputs), self.head, seed)
 
     def objective(self, model: nn.Module) -> Segment:
         """What is minimised."""
@@ -151,19 +155,29 @@ class Segmentation:
         return ()
 
     def measure(
-        self, model: nn.Module, images: Resident | Scenes, size: tuple[int, int], compute: Compute
+        self,
+        model: nn.Module,
+        images: Resident | Scenes,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
     ) -> dict[str, float]:
         """A few numbers, to choose by."""
         assert isinstance(images, Scenes)
         return scores_of(confusion_on(model, images, size, self.window, compute))
 
     def report(
-        self, model: nn.Module, images: Resident | Scenes, size: tuple[int, int], compute: Compute
+        self,
+        model: nn.Module,
+        images: Resident | Scenes,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
     ) -> dict[str, Any]:
         """All numbers, at the end."""
         assert isinstance(images, Scenes)
         found = confusion_on(model, images, size, self.window, compute)
-        return scores_of(found) | ious_by_name(found, images.classes)
+        return scores_of(found) | ious_by_name(found, outputs)
 
     def write_page(
         self, folder: Path, model: nn.Module, images: Resident | Scenes, size: tuple[int, int], compute: Compute
