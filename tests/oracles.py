@@ -681,3 +681,36 @@ def student_mass(freedom: int, end: float | None, steps: int = 200_000) -> float
     last = math.pi / 2 if end is None else math.atan(end / math.sqrt(freedom))
     angles = (np.arange(steps) + 0.5) * last / steps
     return float(np.sum(np.cos(angles) ** (freedom - 1)) * last / steps)
+
+
+# Segmentation
+
+
+def pixel_loss(scores: Array, label_map: NDArray[np.integer], void: int) -> tuple[float, int]:
+    """-Σ ln p(class of pixel) over B classes H W and B H W, and over how many pixels."""
+    total, count = 0.0, 0
+    for b, row, column in np.ndindex(*label_map.shape):
+        if label_map[b, row, column] != void:
+            total -= log_softmax(scores[b, :, row, column])[label_map[b, row, column]]
+            count += 1
+    return total, count
+
+
+def class_overlap(predicted: Sequence[int], truth: Sequence[int], number: int, void: int) -> float | None:
+    """Pixels that are of a class and are said to be, by pixels of which either is so; None where there are none."""
+    pairs = [(p, t) for p, t in zip(predicted, truth, strict=True) if t != void]
+    both = sum(p == number and t == number for p, t in pairs)
+    either = sum(number in (p, t) for p, t in pairs)
+    return both / either if either else None
+
+
+def nearest(label_map: NDArray[np.integer], box: Sequence[float], flip: bool, size: tuple[int, int]) -> NDArray[Any]:
+    """The value of the pixel that the centre of each pixel of a crop lies in."""
+    height, width = label_map.shape
+    result = np.empty(size, label_map.dtype)
+    for row, column in np.ndindex(*size):
+        across = size[1] - 1 - column if flip else column
+        y = (box[0] + (row + 0.5) / size[0] * box[2]) * height
+        x = (box[1] + (across + 0.5) / size[1] * box[3]) * width
+        result[row, column] = label_map[min(int(y), height - 1), min(int(x), width - 1)]
+    return result

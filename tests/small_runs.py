@@ -83,6 +83,28 @@ def finetune(data: Path | str, init: Path | str, out: Path, steps: int = 4, *fla
     return main(["finetune", "tiny", *FINETUNE_FLAGS, *given])
 
 
+def scenes(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Path:
+    """Photographs of boxes with masks: 0 around, 1 where it is red, 2 where it is blue, 11 (void) in the first rows."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        ids = np.zeros(size, np.uint8)
+        top, left = (int(rng.integers(0, side // 2)) for side in size)
+        ids[top : top + size[0] // 2, left : left + size[1] // 2] = 1 + number % 2
+        pixels = np.array([[40, 40, 40], [200, 60, 60], [60, 60, 200]])[ids] + rng.normal(0, 8, (*size, 3))
+        ids[:2] = 11
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{number:02d}.png")
+        Image.fromarray(ids).save(folder / "masks" / f"{number:02d}.png")
+    return folder
+
+
+def segment(data: Path | str, init: Path | str, out: Path, steps: int = 4, *flags: str) -> int:
+    """`smalti finetune --task segmentation` with a tiny backbone and head; the exit code."""
+    head = ["--task.void", "11", "--task.head.width", "8"]
+    return finetune(data, init, out, steps, "--task", "segmentation", *head, *flags)
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

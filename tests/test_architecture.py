@@ -29,6 +29,7 @@ SEEDED = {
     "models/vit.py",
     "models/initialisation.py",
     "models/mim.py",
+    "models/segmenter.py",
     "models/classifier.py",
     "tokenizers/dvae.py",
     "tokenizers/dalle.py",

@@ -24,6 +24,8 @@ from tests.small_runs import (
     pictures,
     pretrain,
     result,
+    scenes,
+    segment,
     train_tokenizer,
     weights,
 )
@@ -39,13 +41,14 @@ class Story:
     photos: Path
     tokenizer: Path
     backbone: Path
+    scenes: Path
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Both stages on two classes of pictures."""
     root = tmp_path_factory.mktemp("story")
-    made = Story(pictures(root / "photos"), root / "tokenizer", root / "backbone")
+    made = Story(pictures(root / "photos"), root / "tokenizer", root / "backbone", scenes(root / "scenes"))
     assert train_tokenizer(made.photos, made.tokenizer, TOKENIZER_STEPS) == 0
     assert pretrain(made.photos, made.tokenizer, made.backbone, PRETRAIN_STEPS) == 0
     return made
@@ -207,21 +210,27 @@ def test_a_report_lies_in_the_first_run_where_no_place_is_given(
 Train = Callable[[Path], int]
 
 
-@pytest.fixture(params=["train-tokenizer", "pretrain", "finetune"])
-def verb(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["train-tokenizer", "pretrain", "finetune", "segment"])
+def training(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def train(verb: str, story: Story) -> Train:
+def verb(training: str) -> str:
+    return "finetune" if training == "segment" else training
+
+
+@pytest.fixture
+def train(training: str, story: Story) -> Train:
     """Six steps of a run into a folder, saved every second one."""
     flags = ("--plan.save-every", "2")
     trainings: dict[str, Train] = {
         "train-tokenizer": lambda out: train_tokenizer(story.photos, out, 6, *flags),
         "pretrain": lambda out: pretrain(story.photos, story.tokenizer, out, 6, *flags),
         "finetune": lambda out: finetune(story.photos, story.backbone, out, 6, *flags, "--ema-decay", "0.9"),
+        "segment": lambda out: segment(story.scenes, story.backbone, out, 6, *flags),
     }
-    return trainings[verb]
+    return trainings[training]
 
 
 def test_the_same_command_ends_in_the_same_bytes(train: Train, tmp_path: Path) -> None:

@@ -2,18 +2,26 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
+from smalti.core.log import Log
 from smalti.data.changes import Change
+from smalti.data.gallery import open_gallery
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import Gallery
 from smalti.data.mixing import Mixing
+from smalti.data.scenes import SceneImages, Scenes
 from smalti.data.several_labels import label_names, shown_labels
 from smalti.data.sources.resident import Resident
+from smalti.data.views import TwoViews
 from smalti.evaluation.classification import (
     accuracies,
     class_scores,
@@ -24,6 +32,7 @@ from smalti.evaluation.classification import (
 )
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
+from smalti.runs.labelled import Given, Labelled, Shares, divide
 from smalti.training.classify import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100
@@ -51,12 +60,27 @@ class Classification:
         """What the network has an output for, of the classes that a source names."""
         return label_names(classes) if self.multi_label else classes
 
+    def open(self, data: Data, log: Log, bad_files: Path) -> Images | StoredImages:
+        """The images of DATA, some of them held out."""
+        return data.open(log, bad_files)
+
+    def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
+        """What to learn from, to choose on, and to be judged on; see `labelled.divide`."""
+        assert not isinstance(given, SceneImages)
+        return divide(given, data, test, shares, log, self.outputs, validation_data)
+
+    def gallery(self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device) -> Gallery:
+        """Shows the images that a run learns from."""
+        assert not isinstance(images, SceneImages)
+        return open_gallery(images, views, data, batch_size, device)
+
     def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> ImageClassifier:
         """A network with freshly drawn weights."""
         return build_classifier(backbone, len(outputs), self.pooling, seed)
 
-    def objective(self, model: ImageClassifier) -> Classify | ClassifySeveral:
+    def objective(self, model: nn.Module) -> Classify | ClassifySeveral:
         """What is minimised."""
+        assert isinstance(model, ImageClassifier)
         kind = ClassifySeveral if self.multi_label else Classify
         return kind(model, self.label_smoothing)
 
@@ -67,18 +91,30 @@ class Classification:
         return (*several, *((partial(self.mixing, num_classes=len(names)),) if self.mixing.on else ()))
 
     def measure(
-        self, model: nn.Module, images: Resident, outputs: tuple[str, ...], size: tuple[int, int], compute: Compute
+        self,
+        model: nn.Module,
+        images: Resident | Scenes,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
     ) -> dict[str, float]:
         """A few numbers, to choose by."""
+        assert isinstance(images, Resident)
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
             return accuracies(scores, images.labels)
         return {self.score: mean_precision(precisions(scores, _shown(images, outputs)))}
 
     def report(
-        self, model: nn.Module, images: Resident, outputs: tuple[str, ...], size: tuple[int, int], compute: Compute
+        self,
+        model: nn.Module,
+        images: Resident | Scenes,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
     ) -> dict[str, Any]:
         """All numbers, at the end."""
+        assert isinstance(images, Resident)
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
             table = confusion(scores, images.labels)

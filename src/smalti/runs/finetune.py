@@ -13,21 +13,23 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.changes import Change, Changed
 from smalti.data.erasing import Erasing
-from smalti.data.gallery import open_gallery
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.load import Data, Images
 from smalti.data.loader import Loader
 from smalti.data.order import Order
 from smalti.data.randaugment import RandAugment
+from smalti.data.scenes import SceneImages
 from smalti.data.statistics import Normalisation, statistics
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
+from smalti.models.segmenter import Segmenter
 from smalti.models.vit import ViT
 from smalti.runs.choice import Best, Choose, read_chosen
 from smalti.runs.classification import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
-from smalti.runs.labelled import Labelled, Shares, divide
+from smalti.runs.labelled import Given, Labelled, Shares
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.segmentation import Segmentation
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
 from smalti.training.checkpoint import load_weights, read_checkpoint
@@ -45,12 +47,15 @@ class Finetune:
     test: str = setting(
         "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
     )
+    validation_data: str = setting(
+        "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
+    )
     init: str = setting(
         "",
         "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
     )
     out: str = setting("", "the run folder to write")
-    task: Classification = Classification()
+    task: Classification | Segmentation = Classification()
     backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
     crop: RandomResizedCrop = RandomResizedCrop()
@@ -132,12 +137,13 @@ def main(
 
 def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
-    given = config.data.open(session.log, session.folder.bad_files) if images is None else images
-    parts = divide(given, config.data, config.test, config.shares, session.log, config.task.outputs)
+    given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    parts = divided(config, given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
-        config = settled(replace(config, data=config.data.settled(given)), given, session.log)
+        data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
+        config = settled(replace(config, data=data), given, session.log)
         session.folder.write_config(config)
         session.folder.write_classes(outputs)
     session.same_images(given.train)
@@ -154,6 +160,8 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     result = {f"validation_{name}": value for name, value in validate(model).items()}
     tested = task.report(model, parts.test, outputs, size, session.compute)
     result |= {f"test_{name}": value for name, value in tested.items()}
+    if isinstance(task, Segmentation):
+        task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
     result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
@@ -168,6 +176,11 @@ def describe(result: dict[str, Any], score: str) -> str:
         f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"
         " test images"
     )
+
+
+def divided(config: Finetune, given: Given, log: Log) -> Labelled:
+    """What to learn from, to choose on, and to be judged on."""
+    return config.task.divide(given, config.data, config.test, config.validation_data, config.shares, log)
 
 
 def prepare(
@@ -185,10 +198,10 @@ def prepare(
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
-    gallery = open_gallery(images, views, config.data, plan.batch_size, compute.device)
+    gallery = task.gallery(images, views, config.data, plan.batch_size, compute.device)
     loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
-    changes: tuple[Change, ...] = (config.augment, config.erasing, *task.changes(parts.classes))
-    return trainer, Changed(loader, changes, compute.device)
+    whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
+    return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
 
 def source_of(config: Finetune, outputs: tuple[str, ...]) -> Source:
@@ -226,10 +239,11 @@ def _run_at(init: str) -> "Pretrain | Finetune":
     raise UsageError(f"{init} is a {kind} run", cause="there is no backbone in it", fix=fix)
 
 
-def settled(config: Finetune, images: Images | StoredImages, log: Log) -> Finetune:
+def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
     if config.normalisation is not None:
-        mean, std = statistics(config.normalisation, images.train, config.data.channels, config.data.side)
+        pixels = images.train.pairs.images if isinstance(images, SceneImages) else images.train
+        mean, std = statistics(config.normalisation, pixels, config.data.channels, config.data.side)
     elif config.init and holds_run(config.init):
         theirs = _run_at(config.init).backbone
         mean, std = theirs.mean, theirs.std
@@ -240,13 +254,13 @@ def settled(config: Finetune, images: Images | StoredImages, log: Log) -> Finetu
     return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
 
 
-def load_model(run: str, compute: Compute) -> ImageClassifier:
+def load_model(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """The chosen network of a run folder."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
     return _load(replace(config, out=run), folder.read_classes(), compute)[0]
 
 
-def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier, int]:
+def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier | Segmenter, int]:
     """The network of the run in `out`, and the step that it is of."""
     model = config.task.build(config.backbone, outputs)
     checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)

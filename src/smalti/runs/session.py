@@ -20,6 +20,7 @@ from smalti.core.dist import gathered, losses_named, of_first, require_same
 from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
 from smalti.core.ranks import is_first, restarts, world_size
+from smalti.data.scenes import Scenes
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 from smalti.runs.folder import RunFolder, create, read_config, reopen
@@ -89,7 +90,7 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def same_images(self, source: Resident | Stored) -> None:
+    def same_images(self, source: Resident | Stored | Scenes) -> None:
         """Note what the run learns from.
 
         Raises:
