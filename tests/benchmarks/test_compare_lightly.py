@@ -1,0 +1,90 @@
+"""The comparison with lightly: their networks train, their encoder is measured as our backbone, cells run once."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tests.small_runs import pictures
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "cifar10" / "peers"
+
+
+@pytest.fixture
+def comparison(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("lightly")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("compare_lightly")
+
+
+def test_our_backbone_computes_what_their_encoder_does(comparison: ModuleType, tmp_path: Path) -> None:
+    model = comparison.MAE().eval()
+    comparison.save_file(model.backbone.vit.state_dict(), tmp_path / "encoder.safetensors")
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(value)[:, None, None] for value in (comparison.MEAN, comparison.STD))
+    with torch.no_grad():
+        backbone = comparison.read_encoder(tmp_path / "encoder.safetensors")
+        ours = backbone.encode(backbone.embed(images), (8, 8), layers=True)
+        last, layers = model.backbone.forward_intermediates((images / 255 - mean) / std)
+    torch.testing.assert_close(torch.cat([ours.cls[:, None], ours.patches], dim=1), last, atol=1e-5, rtol=0)
+    assert len(layers) == len(ours.layers) == 6
+    for one, other in zip(ours.layers, layers, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "num_hidden"), [("mae", 48), ("simmim", 40)])
+def test_what_is_hidden_cannot_be_seen(comparison: ModuleType, method: str, num_hidden: int) -> None:
+    """The guess at hidden patches does not change with them, and does with the others."""
+    model = comparison.METHODS[method].build().eval()
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def guess(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(1)
+            return model(pixels)
+
+    predicted, hidden = guess(image)
+    assert predicted.shape == (1, num_hidden, 48)
+    mask = torch.zeros(64, dtype=torch.bool)
+    mask[hidden[0] - 1] = True
+    pixels = mask.view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    torch.testing.assert_close(guess(torch.where(pixels, 1 - image, image))[0], predicted)
+    assert not torch.allclose(guess(torch.where(pixels, image, 1 - image))[0], predicted)
+
+
+def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
+    seconds = {"ours": 0.3, "mae": 0.2, "simmim": 0.6}
+    assert comparison.steps_of("mae-equal-images", 1280, None, {}) == 10
+    assert comparison.steps_of("mae-equal-time", 1280, None, seconds) == 15
+    assert comparison.steps_of("simmim-our-settings-equal-time", 1280, None, seconds) == 5
+    assert comparison.steps_of("simmim-equal-time-both-stages", 1280, 2.0, seconds) == 10
+    assert comparison.steps_of("mae-equal-time-both-stages", 1280, None, seconds) is None
+    assert comparison.steps_of("mae-equal-time", 1280, None, {}) is None
+
+
+def test_a_cell_is_run_once_and_its_encoder_stays(tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    for part, count in (("train", 40), ("test", 4)):
+        pictures(tmp_path / "images" / part, per_class=count)
+    call = [sys.executable, str(BENCHMARKS / "compare_lightly.py"), "--cifar10", str(tmp_path / "images")]
+    call += ["--images", "256", "--no-compile", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    call += ["--cell", "simmim-equal-images"]
+    printed = [subprocess.run(call, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert "step 2 of 2" in printed[0]
+    assert "step" not in printed[1]
+    assert printed[1] == "\n".join(printed[0].splitlines()[-3:]) + "\n"
+    cell = json.loads((tmp_path / "out" / "simmim-equal-images.json").read_text())
+    assert (cell["images"], cell["lr"], cell["network"]) == (256, 5e-5, "SimMIM")
+    assert 0 <= cell["probes"]["linear"] <= 1
+    assert (tmp_path / "runs" / "simmim-equal-images" / "encoder.safetensors").exists()
+
+
+def test_the_table_is_that_of_the_files(comparison: ModuleType) -> None:
+    page = (RESULTS / "README.md").read_text()
+    shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
+    assert shown == comparison.table(comparison.finished(RESULTS))
