@@ -637,3 +637,10 @@ def regression_gradient(
         d_weight = d_weight + np.outer(row, error) / len(x)
         d_bias = d_bias + error / len(x)
     return d_weight, d_bias
+
+
+def student_mass(freedom: int, end: float | None, steps: int = 200_000) -> float:
+    """Integral of (1 + t²/ν)^(-(ν+1)/2) from 0 to `end`, or to infinity, by the midpoint rule with t = √ν tan θ."""
+    last = math.pi / 2 if end is None else math.atan(end / math.sqrt(freedom))
+    angles = (np.arange(steps) + 0.5) * last / steps
+    return float(np.sum(np.cos(angles) ** (freedom - 1)) * last / steps)
