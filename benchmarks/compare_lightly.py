@@ -15,7 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,9 +40,10 @@ from smalti.data.load import Images, read_source
 from smalti.data.loader import Loader, ResidentGallery
 from smalti.data.open import open_stored
 from smalti.data.order import Order
+from smalti.data.sources.resident import Resident
 from smalti.data.views import TwoViews
 from smalti.models.vit import VisionTransformer
-from smalti.runs.evaluate import probe_backbone
+from smalti.runs.evaluate import battery
 from smalti.runs.pretrain import prepare
 from smalti.runs.train_tokenizer import load_tokenizer
 
@@ -206,27 +207,29 @@ def read_encoder(path: Path) -> VisionTransformer:
     return backbone.eval()
 
 
-def measure(backbone: VisionTransformer, images: Images, compute: Compute) -> dict[str, Any]:
-    """What our rows are measured by; `images` are those of the run and the test images. Fine-tuning belongs here."""
-    return {"probes": asdict(probe_backbone(backbone, images, compute, seed=_SEED))}
+def measure(backbone: VisionTransformer, train: Resident, test: Resident, compute: Compute) -> dict[str, Any]:
+    """What our rows are measured by. Fine-tuning belongs here: `encoder.safetensors` is a start for it as it is."""
+    return {"frozen": battery(backbone, train, test, compute, _SEED).as_dict()}
 
 
-def run(method: Method, steps: int, run: Path, data: Path, compute: Compute, compiled: bool) -> dict[str, Any]:
+def run(method: Method, steps: int, folder: Path, data: Path, compute: Compute, compiled: bool) -> dict[str, Any]:
     """Pretrain a cell, or take its weights where that is done, and measure it."""
     began, used = time.time(), time.process_time()
     images = replace(OURS.data, path=str(data / "train")).load(Log())
-    if not (run / "pretrain.json").exists():
+    if not (folder / "pretrain.json").exists():
         model, losses = pretrain(method, images, steps, compute, compiled)
-        run.mkdir(parents=True, exist_ok=True)
-        save_file(model.backbone.vit.state_dict(), run / "encoder.safetensors")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(model.backbone.vit.state_dict(), folder / "encoder.safetensors")
         spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
         total = {"parameters": sum(p.numel() for p in model.parameters()), "compiled": compiled, "losses": losses}
-        write_json(run / "pretrain.json", {"steps": steps, "images": steps * BATCH, **spent, **about(method), **total})
+        write_json(
+            folder / "pretrain.json", {"steps": steps, "images": steps * BATCH, **spent, **about(method), **total}
+        )
     test = read_source(open_stored(str(data / "test"), OURS.data.channels), OURS.data, Log())
-    figures = measure(read_encoder(run / "encoder.safetensors"), Images(images.train, test), compute)
+    figures = measure(read_encoder(folder / "encoder.safetensors"), images.train, test, compute)
     versions = {"lightly": lightly.__version__, "timm": timm.__version__, "torch": torch.__version__}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "compute": compute.describe()}
-    return json.loads((run / "pretrain.json").read_text()) | figures | versions | machine
+    return json.loads((folder / "pretrain.json").read_text()) | figures | versions | machine
 
 
 def about(method: Method) -> dict[str, Any]:
@@ -258,11 +261,16 @@ def steps_of(cell: str, images: int, both_stages: float | None, seconds: Mapping
 COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "images": lambda cell: f"{cell['images']}",
     "seconds of a core": lambda cell: f"{cell['processor_seconds']:.0f}",
-    "linear": lambda cell: f"{100 * cell['probes']['linear']:.1f} %",
-    "block": lambda cell: f"{cell['probes']['layer']}, {cell['probes']['pooling']}",
-    "linear, 1 % of the labels": lambda cell: f"{100 * cell['probes']['linear_few']:.1f} %",
-    "k-NN": lambda cell: f"{100 * cell['probes']['knn']:.1f} %",
+    "k-NN": lambda cell: _percent(cell["frozen"]["knn"]),
+    "linear probe": lambda cell: _percent(cell["frozen"]["linear"]),
+    "of block": lambda cell: f"{cell['frozen']['layer']} ({cell['frozen']['pooling']})",
+    "1 % of the labels": lambda cell: _percent(cell["frozen"]["few"]["1 %"]["accuracy"]),
+    "10 %": lambda cell: _percent(cell["frozen"]["few"]["10 %"]["accuracy"]),
 }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def table(results: Mapping[str, dict[str, Any]]) -> str:

@@ -9,7 +9,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from tests.small_runs import pictures
+from tests.small_runs import CPU, pictures
+
+from smalti.cli import main
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "cifar10" / "peers"
@@ -67,21 +69,50 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
     assert comparison.steps_of("mae-equal-time", 1280, None, {}) is None
 
 
-def test_a_cell_is_run_once_and_its_encoder_stays(tmp_path: Path) -> None:
+@pytest.fixture
+def call(tmp_path: Path) -> list[str]:
+    """Two steps of the comparison on a few pictures."""
     pytest.importorskip("lightly")
-    for part, count in (("train", 40), ("test", 4)):
+    for part, count in (("train", 80), ("test", 4)):
         pictures(tmp_path / "images" / part, per_class=count)
-    call = [sys.executable, str(BENCHMARKS / "compare_lightly.py"), "--cifar10", str(tmp_path / "images")]
-    call += ["--images", "256", "--no-compile", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(BENCHMARKS / "compare_lightly.py"), "--cifar10", str(tmp_path / "images")]
+    return [
+        *command,
+        "--images",
+        "256",
+        "--no-compile",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+
+
+def test_a_cell_is_run_once_and_its_encoder_stays(call: list[str], tmp_path: Path) -> None:
     call += ["--cell", "simmim-equal-images"]
     printed = [subprocess.run(call, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert "step 2 of 2" in printed[0]
     assert "step" not in printed[1]
     assert printed[1] == "\n".join(printed[0].splitlines()[-3:]) + "\n"
-    cell = json.loads((tmp_path / "out" / "simmim-equal-images.json").read_text())
+    target = tmp_path / "out" / "simmim-equal-images.json"
+    cell = json.loads(target.read_text())
     assert (cell["images"], cell["lr"], cell["network"]) == (256, 5e-5, "SimMIM")
-    assert 0 <= cell["probes"]["linear"] <= 1
-    assert (tmp_path / "runs" / "simmim-equal-images" / "encoder.safetensors").exists()
+    assert 0 <= cell["frozen"]["linear"] <= 1
+    target.unlink()
+    again = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    assert again == printed[1], "its encoder is measured again, without training"
+    assert json.loads(target.read_text())["processor_seconds"] == cell["processor_seconds"]
+
+
+def test_a_cell_of_equal_time_has_the_steps_that_fit(call: list[str], tmp_path: Path) -> None:
+    tokenizer = ["--data", str(tmp_path / "images" / "train"), "--out", str(tmp_path / "tokenizer")]
+    assert main(["train-tokenizer", "kmeans", *CPU, "--tokenizer.vocab-size", "32", *tokenizer]) == 0
+    call += ["--tokenizer", str(tmp_path / "tokenizer"), "--rounds", "1", "--seconds", "10", "--tokenizer-seconds", "5"]
+    subprocess.run([*call, "--cell", "mae-equal-time-both-stages"], capture_output=True, text=True, check=True)
+    seconds = json.loads((tmp_path / "out" / "step-seconds.json").read_text())
+    assert set(seconds) == {"ours", "mae", "simmim"}
+    cell = json.loads((tmp_path / "out" / "mae-equal-time-both-stages.json").read_text())
+    assert cell["steps"] == max(1, round(3 * seconds["ours"] / seconds["mae"]))
 
 
 def test_the_table_is_that_of_the_files(comparison: ModuleType) -> None:
