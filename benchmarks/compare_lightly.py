@@ -4,7 +4,7 @@
     python benchmarks/compare_lightly.py --cifar10 FOLDER --tokenizer RUN --seconds S --tokenizer-seconds T
 
 FOLDER holds train/ and test/. A cell is one pretraining, a file of docs/results/cifar10/peers; finished ones are left
-alone, and a cell that was cut off begins again. The first command runs the cells that see as many images as our rows.
+alone, and one that was cut off goes on. The first command runs the cells that see as many images as our rows.
 The second also times our step beside theirs, and runs those cells that take as much processor time as our row of tokens
 (S seconds), and as that row and its tokenizer together (S + T). What lightly does is written with its own parts, as its
 benchmarks use them (benchmarks/imagenet/vitb16/mae.py and simmim.py there).
@@ -26,7 +26,7 @@ import torch
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
 from lightly.transforms.utils import IMAGENET_NORMALIZE
-from lightly.utils.scheduler import CosineWarmupScheduler
+from lightly.utils.scheduler import cosine_warmup_schedule
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
 from timm.layers import set_fused_attn
@@ -46,6 +46,8 @@ from smalti.models.vit import VisionTransformer
 from smalti.runs.evaluate import battery
 from smalti.runs.pretrain import prepare
 from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.training.checkpoint import FOLDER as CHECKPOINTS
+from smalti.training.checkpoint import read_checkpoint, write_checkpoint
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "peers"
 OURS = configuration(Path(), "", Path())
@@ -53,7 +55,7 @@ VIEWS = TwoViews(OURS.crop, OURS.backbone.img_size)
 MEAN, STD = tuple(IMAGENET_NORMALIZE["mean"]), tuple(IMAGENET_NORMALIZE["std"])
 BACKBONE = replace(OURS.backbone, mean=MEAN, std=STD)
 BATCH = OURS.plan.batch_size
-_SEED, _LOG_EVERY = 0, 50
+_SEED, _LOG_EVERY, _SAVE_EVERY = 0, 50, 100
 _PIXELS = 3 * BACKBONE.patch_size**2
 
 
@@ -135,21 +137,31 @@ CELLS = {f"{method}-{budget}": (method, budget) for budget in BUDGETS for method
 
 
 class Training:
-    """Steps of a method, one after the other, for so many steps in all."""
+    """A method in training for so many steps in all, which can be saved after any of them.
+
+    Attributes:
+        done: steps so far.
+        losses: of each of them.
+        seconds: of processor time that they took.
+    """
 
     def __init__(self, method: Method, images: Images, steps: int, compute: Compute, compiled: bool) -> None:
-        torch.manual_seed(_SEED)  # lightly draws its masks from the global state
-        self.method, self.compute, self.model = method, compute, method.build().to(compute.device)
+        torch.manual_seed(_SEED)
+        self.method, self.steps, self.compute = method, steps, compute
+        self.model = method.build().to(compute.device)
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizer = adamw(self.model, method)
-        warmup = int(method.warmup * steps)
-        self.schedule = CosineWarmupScheduler(self.optimizer, warmup_epochs=warmup, max_epochs=steps)
         self.batches = Loader(ResidentGallery(images.train, VIEWS), Order(len(images.train), BATCH, _SEED))
         self.mean, self.std = (torch.tensor(value, device=compute.device)[:, None, None] for value in (MEAN, STD))
+        self.done, self.losses, self.seconds = 0, list[float](), 0.0
 
-    def step(self, number: int) -> Tensor:
-        """The loss of a step, after which the weights have changed."""
-        pixels = (self.batches(number).image.to(self.compute.device) - self.mean) / self.std
+    def step(self) -> None:
+        """Do the next step."""
+        began = time.process_time()
+        torch.manual_seed(_SEED + self.done)  # lightly draws its masks from the global state
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_of(self.method, self.done, self.steps)
+        pixels = (self.batches(self.done).image.to(self.compute.device) - self.mean) / self.std
         with self.compute.autocast():
             predicted, hidden = self.network(pixels)
         target = utils.get_at_index(utils.patchify(pixels, BACKBONE.patch_size), hidden - 1)
@@ -158,20 +170,44 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.schedule.step()
-        return loss.detach()
+        self.done += 1
+        self.losses.append(loss.item())
+        self.seconds += time.process_time() - began
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint."""
+        moments = self.optimizer.state_dict()["state"]
+        state = {f"{number}.{name}": value for number, of in moments.items() for name, value in of.items()}
+        spent = {"losses": torch.tensor(self.losses), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
+        write_checkpoint(folder, self.done, self.model, state | spent)
+
+    def load(self, folder: Path) -> None:
+        """Go on from the newest checkpoint."""
+        found = read_checkpoint(folder)
+        self.model.load_state_dict(found.model)
+        state, moments = dict(found.state), dict[int, dict[str, Tensor]]()
+        self.done, self.losses, self.seconds = found.step, state.pop("losses").tolist(), state.pop("seconds").item()
+        for name, value in state.items():
+            number, kind = name.split(".")
+            moments.setdefault(int(number), {})[kind] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
 
 
-def pretrain(method: Method, images: Images, steps: int, compute: Compute, compiled: bool) -> tuple[Peer, list[float]]:
-    """The trained network, and the mean loss of every so many steps."""
-    training, means, losses = Training(method, images, steps, compute, compiled), [], []
-    for number in range(steps):
-        losses.append(training.step(number))
-        if len(losses) == _LOG_EVERY or number + 1 == steps:
-            means.append(torch.stack(losses).mean().item())
-            losses = []
-            print(f"step {number + 1} of {steps}, loss {means[-1]:.4f}", flush=True)
-    return training.model, means
+def pretrain(
+    method: Method, images: Images, steps: int, folder: Path, compute: Compute, compiled: bool = False
+) -> Training:
+    """Train to the end, or go on in `folder` with what was cut off."""
+    training = Training(method, images, steps, compute, compiled)
+    if (folder / CHECKPOINTS).exists():
+        training.load(folder)
+    while training.done < steps:
+        training.step()
+        if training.done % _LOG_EVERY == 0 or training.done == steps:
+            recent = training.losses[-_LOG_EVERY:]
+            print(f"step {training.done} of {steps}, loss {sum(recent) / len(recent):.4f}", flush=True)
+        if training.done % _SAVE_EVERY == 0:
+            training.save(folder)
+    return training
 
 
 def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, rounds: int) -> dict[str, float]:
@@ -182,13 +218,13 @@ def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, r
     config = replace(configuration(data, tokenizer, Path()), compile="on" if compiled else "off")
     images = config.data.load(Log())
     trainer, batches = prepare(config, images, load_tokenizer(tokenizer, compute), compute)
-    steps: dict[str, Callable[[int], Any]] = {"ours": lambda number: trainer.train_step(batches(number), compute)}
-    steps |= {name: Training(m, images, rounds, compute, compiled).step for name, m in _THEIRS.items()}
+    steps: dict[str, Callable[[], Any]] = {"ours": lambda: trainer.train_step(batches(trainer.step), compute)}
+    steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in _THEIRS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 2):
+    for _ in range(rounds + 2):
         for name, step in steps.items():
             began = time.process_time()
-            step(number)
+            step()
             times[name].append(time.process_time() - began)
     return {name: median(taken[2:]) for name, taken in times.items()}
 
@@ -197,7 +233,13 @@ def adamw(model: Peer, method: Method) -> torch.optim.AdamW:
     """Biases and norms do not decay."""
     decayed, others = utils.get_weight_decay_parameters([model])
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=_lr(method), betas=method.betas)
+    return torch.optim.AdamW(groups, betas=method.betas)
+
+
+def lr_of(method: Method, step: int, steps: int) -> float:
+    """The learning rate of a step: up from 0, then half a cosine down to a thousandth."""
+    peak = method.lr * BATCH / 256
+    return cosine_warmup_schedule(step, steps, peak, 1e-3 * peak, int(method.warmup * steps), warmup_start_value=0.0)
 
 
 def read_encoder(path: Path) -> VisionTransformer:
@@ -214,32 +256,26 @@ def measure(backbone: VisionTransformer, train: Resident, test: Resident, comput
 
 def run(method: Method, steps: int, folder: Path, data: Path, compute: Compute, compiled: bool) -> dict[str, Any]:
     """Pretrain a cell, or take its weights where that is done, and measure it."""
-    began, used = time.time(), time.process_time()
-    images = replace(OURS.data, path=str(data / "train")).load(Log())
-    if not (folder / "pretrain.json").exists():
-        model, losses = pretrain(method, images, steps, compute, compiled)
+    images, done = replace(OURS.data, path=str(data / "train")).load(Log()), folder / "pretrain.json"
+    if not done.exists():
+        training = pretrain(method, images, steps, folder, compute, compiled)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(model.backbone.vit.state_dict(), folder / "encoder.safetensors")
-        spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
-        total = {"parameters": sum(p.numel() for p in model.parameters()), "compiled": compiled, "losses": losses}
-        write_json(
-            folder / "pretrain.json", {"steps": steps, "images": steps * BATCH, **spent, **about(method), **total}
-        )
+        save_file(training.model.backbone.vit.state_dict(), folder / "encoder.safetensors")
+        means = [part.mean().item() for part in torch.tensor(training.losses).split(_LOG_EVERY)]
+        spent = {"steps": steps, "images": steps * BATCH, "processor_seconds": training.seconds, "losses": means}
+        parameters = sum(weight.numel() for weight in training.model.parameters())
+        write_json(done, spent | about(method) | {"parameters": parameters, "compiled": compiled})
     test = read_source(open_stored(str(data / "test"), OURS.data.channels), OURS.data, Log())
     figures = measure(read_encoder(folder / "encoder.safetensors"), images.train, test, compute)
     versions = {"lightly": lightly.__version__, "timm": timm.__version__, "torch": torch.__version__}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "compute": compute.describe()}
-    return json.loads((folder / "pretrain.json").read_text()) | figures | versions | machine
+    return json.loads(done.read_text()) | figures | versions | machine
 
 
 def about(method: Method) -> dict[str, Any]:
     """The settings of a method."""
     parts = {"network": method.build.__name__, "error": type(method.error).__name__, "normalise": method.normalise}
-    return parts | {"lr": _lr(method), "betas": method.betas, "warmup": method.warmup, "batch_size": BATCH}
-
-
-def _lr(method: Method) -> float:
-    return method.lr * BATCH / 256
+    return parts | {"lr": method.lr * BATCH / 256, "betas": method.betas, "warmup": method.warmup, "batch_size": BATCH}
 
 
 def steps_of(cell: str, images: int, both_stages: float | None, seconds: Mapping[str, float]) -> int | None:

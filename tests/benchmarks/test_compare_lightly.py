@@ -12,6 +12,9 @@ import torch
 from tests.small_runs import CPU, pictures
 
 from smalti.cli import main
+from smalti.core.compute import choose_compute
+from smalti.data.load import Images
+from smalti.data.sources.resident import Resident
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "cifar10" / "peers"
@@ -67,6 +70,36 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
     assert comparison.steps_of("simmim-equal-time-both-stages", 1280, 2.0, seconds) == 10
     assert comparison.steps_of("mae-equal-time-both-stages", 1280, None, seconds) is None
     assert comparison.steps_of("mae-equal-time", 1280, None, {}) is None
+
+
+@pytest.mark.parametrize("method", ["mae", "simmim-our-settings"])
+def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(comparison: ModuleType, method: str, tmp_path: Path) -> None:
+    images = Images(
+        Resident(torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8), torch.zeros(8, dtype=torch.int64)),
+        None,
+    )
+    compute = choose_compute("cpu", "fp32")
+    whole, first, second = (
+        comparison.Training(comparison.METHODS[method], images, 3, compute, False) for _ in range(3)
+    )
+    for _ in range(3):
+        whole.step()
+    first.step()
+    first.save(tmp_path)
+    second.load(tmp_path)
+    assert (second.done, second.seconds) == (1, first.seconds)
+    for _ in range(2):
+        second.step()
+    assert second.losses == whole.losses
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def test_the_learning_rate_is_theirs(comparison: ModuleType) -> None:
+    """1.5e-4 at a batch of 256, reached in the last of 5 % of the steps; then a cosine."""
+    method = comparison.METHODS["mae"]
+    rates = [comparison.lr_of(method, step, 1000) for step in (0, 24, 49, 524, 999)]
+    assert rates == pytest.approx([1.5e-6, 3.75e-5, 7.5e-5, 3.75e-5, 7.5e-8], rel=0.01)
 
 
 @pytest.fixture
