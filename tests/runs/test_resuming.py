@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from smalti.cli import main
+from smalti.core import compute
 from smalti.core.files import read_folder, write_folder
 from smalti.training.conditions import Conditions
 from tests.small_runs import (
@@ -269,3 +270,20 @@ def test_b17_a_run_goes_on_elsewhere_and_nothing_is_written_where_it_was(
 def test_the_flag_is_for_runs_that_go_on(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_tokenizer(photos, tmp_path / "run", 2, "--allow-inexact") == 2
     assert last_line(capsys).startswith("error: unknown option '--allow-inexact'")
+
+
+def test_a_run_goes_on_in_the_number_format_it_found_fastest_though_another_seems_so_now(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fastest(dtype: torch.dtype) -> None:
+        monkeypatch.setattr(compute, "_gflops", lambda kind: 200.0 if kind == dtype else 100.0)
+
+    auto = (*SAVE, "--precision", "auto")
+    fastest(torch.bfloat16)
+    assert train_tokenizer(photos, tmp_path / "whole", 6, *auto) == 0
+    with interrupted_before(4, monkeypatch):
+        assert train_tokenizer(photos, tmp_path / "left", 6, *auto) == 130
+    assert json.loads((tmp_path / "left" / "config.json").read_text())["config"]["precision"] == "bf16"
+    fastest(torch.float32)
+    assert main(["train-tokenizer", "--resume", str(tmp_path / "left")]) == 0
+    assert metrics(tmp_path / "left") == metrics(tmp_path / "whole")
