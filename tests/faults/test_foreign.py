@@ -1,7 +1,5 @@
-"""Checkpoints that hold no numbers, files that hold no weights, and folders of another kind."""
+"""Checkpoints that hold what is no number, and files that hold no weights."""
 
-import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,6 @@ from smalti.core.files import read_folder, write_folder
 from smalti.runs.source import read_source
 from smalti.training.checkpoint import BackgroundWriter, read_checkpoint, write_checkpoint
 from tests.faults.trial import save, value_of
-
-
-class Canary:
-    """A pickle that makes a file where it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 def refused(place: Path) -> str:
@@ -78,33 +66,3 @@ def test_b12_the_state_of_an_optimiser_is_no_model(tmp_path: Path) -> None:
     assert refused(path).startswith(
         f"{path} has names of neither timm nor transformers; it has no blocks.0 and no encoder.layer.0, but moment;"
     )
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 5\n",
-            "a pointer of Git LFS, without the file that it points to (git lfs pull)",
-        ),
-        (b"\n<!DOCTYPE html><title>404</title>", "a web page, perhaps an error of a server"),
-        (b"<html><body>busy</body></html>", "a web page, perhaps an error of a server"),
-    ],
-)
-def test_b15_a_page_or_a_pointer_is_no_file_of_weights(content: bytes, said: str, name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert refused(tmp_path) == f"{tmp_path / name} holds no weights; it is {said}; get the file again"
-
-
-def test_b18_a_folder_of_distributed_checkpoints_is_refused_and_not_unpickled(tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    (tmp_path / "dcp").mkdir()
-    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(Canary(marker)))
-    (tmp_path / "dcp" / "__0_0.distcp").write_bytes(b"\0" * 100)
-    assert "neither model.safetensors nor pytorch_model.bin is there" in refused(tmp_path / "dcp")
-    with pytest.raises(CheckpointError, match="no usable checkpoint"):
-        read_checkpoint(tmp_path / "dcp")
-    assert not marker.exists()
-    pickle.loads((tmp_path / "dcp" / ".metadata").read_bytes())
-    assert marker.exists(), "the canary would have told"

@@ -125,6 +125,15 @@ def test_a12_an_older_checkpoint_that_does_not_say_so_goes_on_with_a_note(
     assert weights(left) == weights(whole)
 
 
+def test_a_record_of_threads_that_is_dropped_is_caught(
+    left: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken on purpose."""
+    monkeypatch.setattr(Conditions, "differences", lambda *_, **__: [])
+    with pytest.raises(AssertionError):
+        test_a12_another_number_of_threads_stops_a_resume(left, whole, capsys)
+
+
 @pytest.mark.parametrize("conditions", [{"threads": "one", "world_size": 1}, [], {"threads": 1}])
 def test_conditions_that_cannot_be_understood_are_damage(
     left: Path, conditions: object, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from smalti.core.errors import CheckpointError
 from smalti.models.foreign.huggingface import from_huggingface, grid_and_heads, is_huggingface
-from smalti.models.foreign.mistaken import mistaken_for_weights
 from smalti.models.foreign.source import Source
 from smalti.models.foreign.timm import from_timm, is_timm
 from smalti.tokenizers.foreign.saved_network import read_state_dict
@@ -59,8 +58,6 @@ def _file(place: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if found := mistaken_for_weights(path):
-        raise CheckpointError(f"{path} holds no weights", cause=f"it is {found}", fix="get the file again")
     if path.suffix != ".safetensors":
         try:
             return read_state_dict(path)
