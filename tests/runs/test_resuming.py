@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from smalti.cli import main
+from smalti.core.compute import Compute, Device, Precision
 from smalti.core.files import read_folder, write_folder
+from smalti.runs import session
 from smalti.training.conditions import Conditions
 from tests.small_runs import (
     interrupted_before,
@@ -259,6 +261,24 @@ def test_b19_how_often_something_is_said_and_saved_may_change(left: Path, whole:
     assert resume(left, "--plan.log-every", "2", "--plan.save-every", "5") == 0
     assert weights(left) == weights(whole)
     assert metrics(left) == [*metrics(whole)[:4], metrics(whole)[5]]
+
+
+def test_where_and_in_which_format_it_computes_is_decided_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` is found by timing, and may be found otherwise on another day."""
+    given: list[tuple[str, str]] = []
+
+    def choose(device: Device, precision: Precision) -> Compute:
+        given.append((device, precision))
+        return Compute(torch.device("cpu"), torch.bfloat16)
+
+    monkeypatch.setattr(session, "choose_compute", choose)
+    assert train_tokenizer(photos, tmp_path / "run", 2, "--device", "auto", "--precision", "auto") == 0
+    assert resume(tmp_path / "run", "--plan.steps", "3") == 0
+    assert given == [("auto", "auto"), ("cpu", "bf16")]
+    assert resume(tmp_path / "run", "--plan.steps", "4", "--precision", "fp32") == 2
+    assert "cannot go on bit for bit; precision bf16 -> fp32; go on" in last_line(capsys)
 
 
 def test_b17_a_run_goes_on_elsewhere_and_nothing_is_written_where_it_was(

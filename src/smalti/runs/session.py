@@ -5,10 +5,10 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import kind_name, require
@@ -28,6 +28,9 @@ from smalti.training.profiling import Profiled
 
 _RUN = ("config.json", "data.json", "bad_files.jsonl")
 """What a bundle has of the run."""
+
+
+T = TypeVar("T")
 
 
 class TrainingConfig(Protocol):
@@ -80,6 +83,11 @@ class Session:
         if resume and not resumed:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
+
+    def settled(self, config: T) -> T:
+        """The same, with device and number format as they were decided: a run that goes on must not decide anew."""
+        chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
+        return chosen
 
     def same_images(self, source: Resident | Stored) -> None:
         """Note what the run learns from.
