@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -35,6 +35,9 @@ from smalti.training.profiling import Profiled
 
 _RUN = ("config.json", "data.json", "bad_files.jsonl")
 """What a bundle has of the run."""
+
+
+T = TypeVar("T")
 
 
 class TrainingConfig(Protocol):
@@ -89,6 +92,11 @@ class Session:
         if resume and not resumed:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
+
+    def settled(self, config: T) -> T:
+        """The same, with device and number format as they were decided: a run that goes on must not decide anew."""
+        chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
+        return chosen
 
     def same_images(self, source: Resident | Stored | Scenes) -> None:
         """Note what the run learns from.
