@@ -88,25 +88,18 @@ class Session:
             self.folder.forget_metrics_after(trainer.step)
             self.log.say(f"going on from step {trainer.step}")
         path = self.folder.path
-        with closing(Kept(self.folder, self.log)) as kept:
-            with BackgroundWriter() as writer:
-
-                def save(at: Trainer) -> None:
-                    kept.see_to_it()
-                    at.save(path, writer.write)
-
-                fit(
-                    trainer,
-                    batches,
-                    plan,
-                    self.log,
-                    title=title,
-                    compute=self.compute,
-                    save=save,
-                    capture=self.capture,
-                    go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
-                )
-            kept.see_to_it()
+        with Kept(self.folder, self.log) as kept, BackgroundWriter(before=kept.see_to_it) as writer:
+            fit(
+                trainer,
+                batches,
+                plan,
+                self.log,
+                title=title,
+                compute=self.compute,
+                save=lambda t: t.save(path, writer.write),
+                capture=self.capture,
+                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}",
+            )
 
     def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
         """Keep a step that failed in the run folder, with all that `smalti replay` needs."""

@@ -6,7 +6,7 @@ known to be whole always stay.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -58,9 +58,13 @@ class BackgroundWriter:
     """`write_checkpoint` on a thread of its own: training waits only for a copy of the tensors.
 
     A failure is raised by what comes next: another write, `wait` or the end of the `with` block.
+
+    Args:
+        before: called in the thread of the caller before each write; what it raises is raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
         self._whole: set[Path] = set()
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -72,6 +76,7 @@ class BackgroundWriter:
             OutputError: the one before could not be written.
         """
         self.wait()
+        self._before()
         tensors = _copied(model.state_dict()), _copied(state)
         self._thread = Thread(target=self._write, args=(run, step, *tensors), name=f"checkpoint of step {step}")
         self._thread.start()
