@@ -146,30 +146,27 @@ class Session:
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
         many = f", on {world_size()} processes" if world_size() > 1 else ""
-        with closing(Kept(self.folder, self.log)) as kept:
-            with BackgroundWriter() as writer, losses_named():
+        with Kept(self.folder, self.log) as kept, BackgroundWriter(before=kept.see_to_it) as writer, losses_named():
 
-                def save(at: Trainer) -> None:
-                    kept.see_to_it()
-                    planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
-                    if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
-                        look(at)
-                    at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
+            def save(at: Trainer) -> None:
+                planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
+                if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
+                    look(at)
+                at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
 
-                fit(
-                    trainer,
-                    batches,
-                    plan,
-                    self.log,
-                    title=title,
-                    compute=self.compute,
-                    save=save,
-                    capture=self.capture,
-                    evaluation=evaluation,
-                    go_back=lambda at: self._go_back(at, plan, writer),
-                    go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
-                )
-            kept.see_to_it()
+            fit(
+                trainer,
+                batches,
+                plan,
+                self.log,
+                title=title,
+                compute=self.compute,
+                save=save,
+                capture=self.capture,
+                evaluation=evaluation,
+                go_back=lambda at: self._go_back(at, plan, writer),
+                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
+            )
 
     def _go_back(self, trainer: Trainer, plan: Plan, writer: BackgroundWriter) -> str:
         """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
