@@ -247,9 +247,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     study = Study(given.camvid, given.runs, choose_compute(), given.steps)
     given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.cell or ("constant", *cells()):
+    for name in ("constant", *cells()):
         target = given.out / f"{name}.json"
-        if target.exists():
+        if target.exists() or (given.cell and name not in given.cell):
             continue
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
         machine |= {"threads": given.threads, "compute": study.compute.describe()}
