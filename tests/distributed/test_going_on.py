@@ -1,4 +1,4 @@
-"""Runs of several processes that are killed and go on: bit for bit on as many, and on others only if that is allowed."""
+"""Runs of several processes that are killed and go on: bit for bit on as many, on others only if that is allowed."""
 
 import json
 import shutil
