@@ -18,11 +18,8 @@ from smalti.core.config import from_json
 from smalti.core.contracts import Batch
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import read_folder, write_folder
-<<<<<<< HEAD
-from smalti.core.tensors import tensors_of
-=======
 from smalti.core.ranks import world_size
->>>>>>> ranks
+from smalti.core.tensors import tensors_of
 from smalti.training.checkpoint import Checkpoint
 from smalti.training.nonfinite import Numbers
 
