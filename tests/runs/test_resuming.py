@@ -213,6 +213,13 @@ def test_a18_a_run_whose_result_was_lost_is_measured_again(whole: Path, tmp_path
     assert (weights(run), metrics(run), result(run)) == (weights(whole), metrics(whole), result(whole))
 
 
+def test_a18_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (newest_checkpoint(run) / "model.safetensors").write_bytes(b"")
+    assert resume(run) == 0
+    assert (weights(run), metrics(run), result(run)) == (weights(whole), metrics(whole), result(whole))
+
+
 def test_a19_an_extended_run_is_the_longer_run(
     photos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
