@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import itertools
+import os
 import pkgutil
 import re
 import sys
@@ -22,9 +23,18 @@ from typing import Any, TypeVar
 
 from smalti import __version__
 from smalti.core.config import did_you_mean
-from smalti.core.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, SmaltiError, StoppedError, UsageError
+from smalti.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PREEMPTED,
+    OutputError,
+    SmaltiError,
+    StoppedError,
+    UsageError,
+)
 from smalti.core.log import print_json
 from smalti.core.ranks import is_first, named, rank, restarts, world_size
+from smalti.core.signals import TerminatedError, terminating
 
 T = TypeVar("T")
 
@@ -65,13 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = (_take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
-        result = _dispatch(arguments)
+        with terminating():
+            result = _dispatch(arguments)
+        if as_json and result is not None and is_first():
+            print_json(result)
+        print(end="", flush=True)  # what nobody can be given shows here, and not when Python ends
     except SystemExit as stop:  # a verb's --help
         return int(stop.code or 0)
     except StoppedError as stop:
         return _failed(f"{stop}", stop.exit_code, debug=False, kind="stopped")
     except SmaltiError as error:
         return _failed(f"{error}", error.exit_code, debug)
+    except TerminatedError:
+        return _failed("on SIGTERM; start it again, a training run with --resume", EXIT_PREEMPTED, False, "stopped")
+    except BrokenPipeError:
+        return _unread()
     except KeyboardInterrupt:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
@@ -80,9 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(
             f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
         )
-    if as_json and result is not None and is_first():
-        print_json(result)
     return 0
+
+
+def _unread() -> int:
+    """Nobody reads the results any more, as behind `| head`: that is said by the exit code alone."""
+    with open(os.devnull, "w") as nowhere:  # else what is in the buffer fails once more at the end
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return OutputError.exit_code
 
 
 def _dispatch(arguments: list[str]) -> dict[str, Any] | None:

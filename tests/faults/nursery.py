@@ -1,7 +1,7 @@
 """A program that forks runs: each is a process of its own, and none waits for imports. One is alive at a time.
 
-It reads a JSON object a line: the command, a file for what the run says, and the name of a change from
-`tests/faults/changes.py`, or "". It answers with the process id, and with how the process ended.
+It reads a JSON object a line: the command, a file for what the run says, and names of changes from
+`tests/faults/changes.py`, joined by `+`. It answers with the process id, and with how the process ended.
 """
 
 import json
@@ -25,8 +25,8 @@ def run(command: list[str], said: str, change: str) -> int:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
-    if change:
-        CHANGES[change]()
+    for name in filter(None, change.split("+")):
+        CHANGES[name]()
     return main(command)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 
@@ -30,13 +30,23 @@ class Compute:
     dtype: torch.dtype
     gflops: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def precision(self) -> Precision:
+        """The number format by its name in configurations."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def device_kind(self) -> Device:
+        """The device by its name in configurations."""
+        return cast(Device, self.device.type)
+
     def autocast(self) -> torch.autocast:
         """The context in which a forward pass runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def describe(self) -> str:
         """One line for the console."""
-        name = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        name = self.precision
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         speeds = "".join(f", {key} {value:.0f} GFLOP/s" for key, value in self.gflops)
         cost = ", no fast bf16 units: two to four times fewer steps than with them" if speeds and name == "fp32" else ""

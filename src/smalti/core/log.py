@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl for programs, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,15 @@ _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
 
 
+class _Quiet(Console):
+    """A console that falls silent when nobody reads it any more, as behind `| head`: no reason to end a run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:  # else what is in the buffer fails once more at the end
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 class Log:
     """The console (standard error; results go to standard output) and the metrics file of a run.
 
@@ -23,7 +33,7 @@ class Log:
     """
 
     def __init__(self, metrics: Path | None = None) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = _Quiet(stderr=True, highlight=False)
         self.path = metrics
 
     def say(self, line: str) -> None:

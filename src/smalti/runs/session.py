@@ -1,13 +1,14 @@
 """What the training verbs have in common: a folder, a log, and where to compute."""
 
+import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -32,6 +33,9 @@ from smalti.training.profiling import Profiled
 
 _RUN = ("config.json", "data.json", "bad_files.jsonl")
 """What a bundle has of the run."""
+
+
+T = TypeVar("T")
 
 
 class TrainingConfig(Protocol):
@@ -86,6 +90,11 @@ class Session:
         if resume and not resumed:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
+
+    def settled(self, config: T) -> T:
+        """The same, with device and number format as they were decided: a run that goes on must not decide anew."""
+        chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
+        return chosen
 
     def same_images(self, source: Resident | Stored) -> None:
         """Note what the run learns from.
@@ -179,9 +188,27 @@ class Session:
         return write_capture(path, before, batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write result.json."""
-        self.folder.write_result(result)
-        return result
+        """Write result.json. What came out as no number is said, and null there: the weights are finite."""
+        unknown = list(_not_finite(result))
+        if unknown:
+            self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
+        finite: dict[str, Any] = _with_null(result)
+        self.folder.write_result(finite)
+        return finite
+
+
+def _not_finite(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _not_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield prefix + name
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_null(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _program() -> dict[str, str | int]:

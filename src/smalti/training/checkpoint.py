@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from smalti import __version__
 from smalti.core.config import from_json
 from smalti.core.dist import fill, of_first, tensors_of_first
-from smalti.core.errors import CheckpointError, OutputError, SmaltiError, UsageError
+from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
 from smalti.core.ranks import is_first, world_size
@@ -73,7 +73,8 @@ def write_checkpoint(
         keep: a step whose checkpoint stays too.
 
     Raises:
-        OutputError: it cannot be written; what was there is still there.
+        NumericError: a tensor holds what is no number; what was there is still there.
+        OutputError: it cannot be written; the same.
     """
     return _write(run, step, model.state_dict(), state, keep, Conditions.now(), set())
 
@@ -95,7 +96,7 @@ class BackgroundWriter:
         """Begin to write a checkpoint, when the one before is done.
 
         Raises:
-            OutputError: the one before could not be written.
+            NumericError, OutputError: the one before could not be written.
         """
         self.wait()
         arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, Conditions.now())
@@ -106,7 +107,7 @@ class BackgroundWriter:
         """Come back when everything is on the disk.
 
         Raises:
-            OutputError: it could not be written.
+            NumericError, OutputError: it could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -242,11 +243,14 @@ def _read(step: int, folder: Path) -> Checkpoint:
     try:
         recorded = about.get("conditions")
         conditions = None if recorded is None else from_json(Conditions, recorded, where="conditions")
-        return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]), conditions)
+        model, state = load(files["model.safetensors"]), load(files["state.safetensors"])
     except UsageError as error:
         raise _DamagedError("state.json cannot be understood") from error
     except (KeyError, SafetensorError) as error:
         raise _DamagedError("its tensors cannot be understood") from error
+    if name := _not_finite(model, state):
+        raise _DamagedError(f"{name} is not finite")
+    return Checkpoint(step, model, state, conditions)
 
 
 def _write(
@@ -260,6 +264,12 @@ def _write(
 ) -> Path:
     """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""
     folder = run / FOLDER / f"step-{step:08d}"
+    if name := _not_finite(model, state):
+        raise NumericError(
+            f"step {step} is not saved",
+            cause=f"{name} is not finite",
+            fix="what was saved before it is whole; go on from there with a lower --optimiser.lr and --allow-inexact",
+        )
     about = {"step": step, "format": _FORMAT, "smalti": __version__, "conditions": asdict(conditions)}
     files = {
         "model.safetensors": save(_on_cpu(model)),
@@ -271,6 +281,14 @@ def _write(
     whole.add(folder)
     _remove_old(run, folder, whole, keep)
     return folder
+
+
+def _not_finite(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The name of a tensor that holds NaN or infinity; empty where none does."""
+    for name, value in {**model, **state}.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return ""
 
 
 def _remove_old(run: Path, newest: Path, whole: set[Path], keep: int | None) -> None:
