@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.small_runs import PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures, weights
+from tests.small_runs import FINETUNE_FLAGS, PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures, weights
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -201,13 +201,19 @@ def rollback(world: World, run: Path) -> list[str]:
     return ["pretrain", "tiny", *PRETRAIN_FLAGS, *flags, *_where(world, run, world.tokenizer)]
 
 
+def finetune(world: World, run: Path) -> list[str]:
+    """Fine-tuning: mixed and augmented images, averaged weights, and the best of them kept beside the checkpoints."""
+    rest = ["--task.mixing.mixup", "0.8", "--task.mixing.cutmix", "1", "--ema-decay", "0.9"]
+    return ["finetune", "tiny", *FINETUNE_FLAGS, *rest, *_SAVE_OFTEN, *_where(world, run)]
+
+
 def epochs(world: World, run: Path) -> list[str]:
     """Six epochs of two batches."""
     flags = ["--plan.steps", "12", "--plan.save-every", "3", "--plan.batch-size", "12", "--plan.accumulate", "4"]
     return ["pretrain", "tiny", *PRETRAIN_FLAGS, *flags, "--data.limit", "30", *_where(world, run, world.tokenizer)]
 
 
-KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim, "rollback": rollback}
+KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim, "rollback": rollback, "finetune": finetune}
 """Those of every test."""
 
 CHANGE = {"rollback": "spikes"}
