@@ -105,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unread() -> int:
     """Nobody reads the results any more, as behind `| head`: that is said by the exit code alone."""
-    with open(os.devnull, "w") as nowhere:  # else what is in the buffer fails once more at the end
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # else what is in the buffer fails once more at the end
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     return OutputError.exit_code
 
 

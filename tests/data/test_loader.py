@@ -34,9 +34,10 @@ def whole(images: Resident, batch_size: int, masking: Masking | None = None, gri
 
 
 def same(one: Batch, other: Batch) -> bool:
-    """Whether all fields are equal, bit by bit; `ids` and `scores` are never there."""
-    names = [field.name for field in fields(one) if field.name not in ("ids", "scores")]
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+    """Whether both have the same fields, and these are equal, bit by bit."""
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
+    there = [(a, b) for a, b in pairs if a is not None or b is not None]
+    return all(a is not None and b is not None and torch.equal(a, b) for a, b in there)
 
 
 def test_a_batch_is_a_function_of_the_step() -> None:

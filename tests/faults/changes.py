@@ -82,8 +82,8 @@ def _noted_writer() -> Callable[[], None]:
     writers: list[BackgroundWriter] = []
     begin = BackgroundWriter.__init__
 
-    def init(writer: BackgroundWriter) -> None:
-        begin(writer)
+    def init(writer: BackgroundWriter, before: Callable[[], None] = lambda: None) -> None:
+        begin(writer, before)
         writers.append(writer)
 
     BackgroundWriter.__init__ = init  # type: ignore[method-assign]

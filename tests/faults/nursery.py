@@ -6,6 +6,7 @@ It reads a JSON object a line: the command, a file for what the run says, and na
 
 import json
 import os
+import signal
 import sys
 
 import torch
@@ -25,6 +26,7 @@ def run(command: list[str], said: str, change: str) -> int:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     for name in filter(None, change.split("+")):
         CHANGES[name]()
     return main(command)

@@ -11,6 +11,7 @@ import torch
 
 from smalti.cli import main
 from smalti.core.compute import choose_compute
+from smalti.core.contracts import Batch
 from smalti.core.log import Log
 from smalti.recipes import nano
 from smalti.runs.folder import create, writing
@@ -165,10 +166,9 @@ def test_k18_a_bundle_has_no_address_with_a_secret_either(tmp_path: Path) -> Non
 
             return Checkpoint(3, {"a": torch.zeros(1)}, {})
 
-    class Shown:
-        index = key = torch.tensor([1, 2])
-
-    path = session.capture(Stopped(), Shown(), NotFiniteError(3, Numbers(float("nan"), 1.0, {})))  # type: ignore[arg-type]
+    two = torch.tensor([1, 2])
+    shown = Batch(image=torch.zeros(2, 1, 1, 1), index=two, key=two)
+    path = session.capture(Stopped(), shown, NotFiniteError(3, Numbers(float("nan"), 1.0, {})))  # type: ignore[arg-type]
     assert (path / "config.json").exists()
     assert SECRET.encode() not in everything_in(tmp_path)
 

@@ -24,6 +24,7 @@ from smalti.runs import finetune as run
 from smalti.runs.choice import Best
 from smalti.runs.classification import Classification
 from smalti.runs.finetune import Finetune, load_model
+from smalti.runs.folder import read_config
 from smalti.runs.labelled import Shares, divide
 from smalti.training.loop import Plan, Trainer
 from smalti.training.optim import AdamW
@@ -146,7 +147,8 @@ def test_weights_that_a_changed_continuation_has_left_behind_are_not_chosen(
         with pytest.raises(KeyboardInterrupt):
             trained(start)
     assert {path.name for path in (tmp_path / "run" / "best" / "checkpoints").iterdir()} >= {"step-00000030"}
-    shorter = replace(start, plan=replace(start.plan, steps=25))
+    left = replace(read_config(start.out, Finetune), out=start.out)
+    shorter = replace(left, plan=replace(left.plan, steps=25))
     assert trained(shorter, resume=True)["chosen_step"] == 25
 
 

@@ -24,8 +24,9 @@ class _Quiet(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        with open(os.devnull, "w") as nowhere:  # else what is in the buffer fails once more at the end
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # else what is in the buffer fails once more at the end
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
 
 
 class Log:

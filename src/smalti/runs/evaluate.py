@@ -55,6 +55,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         require(self.held_out is None or 0 < self.held_out < 1, f"held_out is {self.held_out}", "choose one in (0, 1)")
         require(0 < self.validation < 1, f"validation is {self.validation}", "choose one in (0, 1)")
+        for name in ("k", "draws"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
 
