@@ -142,7 +142,7 @@ wait_in_vain()
 
 
 def test_a_process_whose_main_thread_hears_nothing_is_ended() -> None:
-    """As with NCCL, whose operations wait without an end."""
+    """E03. As with NCCL, whose operations wait without an end."""
     ended = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, env=os.environ, timeout=60)
     assert ended.returncode == 8, ended.stderr
     first = ended.stderr.splitlines()[0]
