@@ -1,0 +1,184 @@
+"""Is pretraining worth anything? CIFAR-10, one small ViT, several targets and masks, measured in the same way.
+
+    python benchmarks/study_cifar10.py --cifar10 FOLDER --tokenizers RUNS
+
+FOLDER holds train/ and test/, RUNS the run folders of study_tokenizers.py. A row is a way of pretraining, or none; its
+cells are the pretraining, the probes of frozen features, and fine-tuning with 1 %, 10 % and all labels. Every
+pretraining sees the same number of images, every fine-tuning takes the same steps with the same recipe.
+Cells that were cut off go on where they stopped; finished ones are left alone: each is a file of
+docs/results/cifar10/ROW. Choices (layer, regularisation, checkpoint, best row) are made on images held out of train/.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.config import to_json
+from smalti.data.load import Data
+from smalti.data.mixing import Mixing
+from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.functional.masking import Blockwise, Random
+from smalti.models.vit import ViT
+from smalti.runs.classification import Classification
+from smalti.runs.finetune import Finetune
+from smalti.runs.finetune import main as finetune
+from smalti.runs.folder import is_run, read_config
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain import main as pretrain
+from smalti.training.loop import Plan
+from smalti.training.optim import AdamW
+from smalti.training.targets import Pixels, Tokens
+
+HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10"
+_IMAGES = 300_000
+_BATCH = 128
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way of pretraining: what is predicted, and where. Without a target there is none."""
+
+    target: Tokens | Pixels | None = None
+    masking: Blockwise | Random = Blockwise(ratio=0.4)
+    tokenizer: str = ""
+    images: int = _IMAGES
+
+
+_RANDOM = Random(ratio=0.4)
+ROWS = {
+    "random": Row(),
+    "dvae-blockwise": Row(Tokens(), tokenizer="dvae-1024"),
+    "dvae-random": Row(Tokens(), _RANDOM, "dvae-1024"),
+    "pixels-blockwise": Row(Pixels()),
+    "pixels-random": Row(Pixels(), _RANDOM),
+    "vq-blockwise": Row(Tokens(), tokenizer="vq-1024"),
+    "kmeans-blockwise": Row(Tokens(), tokenizer="kmeans-1024"),
+}
+BUDGETS = (75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
+"""Images of the learning curve of one row."""
+
+BACKBONE = ViT(
+    img_size=(32, 32),
+    patch_size=4,
+    embed_dim=128,
+    depth=6,
+    num_heads=4,
+    drop_path_rate=0.0,
+    init="xavier",
+    pos_init="sincos",
+)
+
+
+class Places(NamedTuple):
+    """Where things are."""
+
+    cifar10: Path
+    tokenizers: Path
+    runs: Path
+
+    @property
+    def train(self) -> Data:
+        """Training images; a twentieth is held out, for the loss of pretraining and for every choice."""
+        return Data(path=str(self.cifar10 / "train"), channels=3, side=32)
+
+
+def pretraining(row: Row, out: Path, places: Places) -> Pretrain:
+    """The pretraining of a row."""
+    assert row.target is not None
+    return Pretrain(
+        data=places.train,
+        tokenizer=str(places.tokenizers / row.tokenizer) if row.tokenizer else "",
+        out=str(out),
+        backbone=BACKBONE,
+        masking=row.masking,
+        target=row.target,
+        crop=RandomResizedCrop(scale=(0.4, 1.0)),
+        jitter=NO_JITTER,
+        optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
+        plan=Plan(steps=-(-row.images // _BATCH), batch_size=_BATCH, log_every=50, save_every=250),
+    )
+
+
+def finetuning(init: str, out: Path, places: Places, *, share: float, seed: int, layer_decay: float = 0.8) -> Finetune:
+    """Fine-tuning with a share of the labels, from a pretraining or from nothing."""
+    steps = 500 if share == 0.01 else 2000
+    return Finetune(
+        data=places.train,
+        test=str(places.cifar10 / "test"),
+        init=init,
+        out=str(out),
+        task=Classification(mixing=Mixing(mixup=0.8, cutmix=1.0)),
+        backbone=replace(BACKBONE, drop_path_rate=0.1),
+        crop=RandomResizedCrop(scale=(0.4, 1.0)),
+        jitter=NO_JITTER,
+        label_share=share,
+        optimiser=AdamW(lr=1e-3, end_lr=1e-6, warmup_ratio=0.1, layer_decay=layer_decay),
+        plan=Plan(steps=steps, batch_size=_BATCH, repeat=True, log_every=50, save_every=250),
+        seed=seed,
+    )
+
+
+Cell = Callable[[Places, Compute], dict[str, Any]]
+
+
+def cells(name: str, row: Row, places: Places) -> dict[str, Cell]:
+    """The cells of a row, in the order in which they can be done."""
+    run = places.runs / name
+    init = str(run / "pretrain") if row.target is not None else ""
+    found: dict[str, Cell] = {}
+    if row.target is not None:
+        found["pretrain"] = lambda p, c: _go_on(pretraining(row, run / "pretrain", p), pretrain, c)
+    for percent, seed in [(1, 0), (10, 0), (1, 1), (1, 2), (100, 0)]:
+        label = f"finetune-{percent}pct-{seed}"
+        found[label] = _finetune_cell(init, run / label, percent / 100, seed)
+    return found
+
+
+def _finetune_cell(init: str, out: Path, share: float, seed: int) -> Cell:
+    return lambda p, c: _go_on(finetuning(init, out, p, share=share, seed=seed), finetune, c)
+
+
+def _go_on(config: Any, main: Callable[..., dict[str, Any]], compute: Compute) -> dict[str, Any]:
+    resume = is_run(config.out)
+    if resume:
+        config = replace(read_config(config.out, type(config)), out=config.out)
+    return main(config, resume=resume, compute=compute) | {"resumed": resume}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, required=True)
+    parser.add_argument("--tokenizers", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--out", type=Path, default=HOME)
+    parser.add_argument("--row", action="append")
+    parser.add_argument("--cell", action="append")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    compute = choose_compute(precision="bf16")
+    places = Places(given.cifar10, given.tokenizers, given.runs)
+    for name in given.row or ROWS:
+        for label, cell in cells(name, ROWS[name], places).items():
+            target = given.out / name / f"{label}.json"
+            if target.exists() or (given.cell and label not in given.cell):
+                continue
+            began, used = time.time(), time.process_time()
+            result = cell(places, compute)
+            result |= {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
+            result |= {"processor": platform.machine(), "torch": torch.__version__, "compute": compute.describe()}
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
