@@ -1,10 +1,14 @@
 """Features of every layer from one pass."""
 
+import errno
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 
 from smalti.core.compute import Compute
+from smalti.core.errors import OutputError
 from smalti.data.sources.resident import Resident
 from smalti.evaluation.features import POOLINGS, extract, pool
 from smalti.models.vit import ViT
@@ -29,6 +33,8 @@ def test_pooling_is_what_it_says(pooling: str, grid: tuple[int, int], rng: torch
         expected = tokens[:, 0].double().numpy()
     elif pooling == "mean":
         expected = maps.mean(axis=(1, 2))
+    elif pooling == "both":
+        expected = np.concatenate([tokens[:, 0].double().numpy(), maps.mean(axis=(1, 2))], axis=1)
     else:
         rows, columns = (slice(0, -(-h // 2)), slice(h // 2, h)), (slice(0, -(-w // 2)), slice(w // 2, w))
         quarters = [[maps[:, r, c].mean(axis=(1, 2)) for c in columns] for r in rows]
@@ -43,7 +49,7 @@ def test_features_are_the_pooled_outputs_of_every_block_without_the_final_norm()
     with torch.no_grad():
         layers = backbone.encode(backbone.embed(source.images), CONFIG.grid, layers=True).layers
     for (number, pooling), x in found.items():
-        torch.testing.assert_close(x, pool(layers[number - 1], pooling, CONFIG.grid))
+        assert torch.equal(x, pool(layers[number - 1], pooling, CONFIG.grid))
         assert x.dtype == torch.float32
         assert not x.requires_grad
 
@@ -64,3 +70,54 @@ def test_stochastic_depth_is_off_even_where_the_network_is_in_training_mode() ->
 def test_features_of_a_bf16_run_are_fp32() -> None:
     found = extract(CONFIG.build(), images(2), Compute(torch.device("cpu"), torch.bfloat16))
     assert {x.dtype for x in found.values()} == {torch.float32}
+
+
+def test_both_poolings_are_kept_once() -> None:
+    found = extract(CONFIG.build(), images(), CPU, poolings=("both", "cls"))
+    assert set(found.kept) == {(1, "cls"), (1, "mean"), (2, "cls"), (2, "mean")}
+    assert list(found) == [(1, "both"), (1, "cls"), (2, "both"), (2, "cls")]
+    assert torch.equal(found[2, "both"][:, :8], found[2, "cls"])
+
+
+def test_what_was_not_asked_for_is_not_there() -> None:
+    found = extract(CONFIG.build(), images(), CPU, poolings=("both",))
+    with pytest.raises(KeyError):
+        found[1, "mean"]
+
+
+def test_half_precision_halves_what_is_kept_and_gives_the_same_to_three_digits() -> None:
+    whole, half = (extract(CONFIG.build(), images(), CPU, dtype=dtype) for dtype in (torch.float32, torch.float16))
+    assert {x.dtype for x in half.kept.values()} == {torch.float16}
+    for layer, x in whole.items():
+        assert half[layer].dtype == torch.float32
+        torch.testing.assert_close(half[layer], x, rtol=1e-3, atol=1e-6)
+
+
+def test_a_value_beyond_half_precision_ends_at_its_largest() -> None:
+    backbone = CONFIG.build()
+    with torch.no_grad():
+        backbone.blocks[1].mlp.fc2.bias[0] = 1e6
+    assert float(extract(backbone, images(), CPU, dtype=torch.float16)[2, "mean"].max()) == 65504
+
+
+def test_features_that_do_not_fit_into_memory_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, source = CONFIG.build(), images()
+    in_memory = extract(backbone, source, CPU, dtype=torch.float16)
+    monkeypatch.setattr("smalti.evaluation.features.physical_memory", lambda: 64)
+    monkeypatch.setattr("smalti.evaluation.features._WRITE", 100)
+    in_file = extract(backbone, source, CPU, dtype=torch.float16)
+    assert all(torch.equal(in_file[layer], x) for layer, x in in_memory.items())
+
+
+def test_a_full_disk_is_named_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("smalti.evaluation.features.physical_memory", lambda: 64)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OutputError) as refusal:
+        extract(CONFIG.build(), images(), CPU)
+    assert str(refusal.value) == (
+        f"no room for features in {tempfile.gettempdir()}; No space left on device;"
+        " set TMPDIR to a larger disk, or give fewer images"
+    )

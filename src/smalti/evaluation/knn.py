@@ -1,10 +1,13 @@
 """k-nearest-neighbour classification on frozen features."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 _TEMPERATURE = 0.07
+_CHUNK = 1000
+"""Images that are compared at a time."""
 
 
 def knn_accuracy(
@@ -22,10 +25,26 @@ def knn_accuracy(
     """
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     bank, queries = (F.normalize((x - mean) / std, dim=1) for x in (train, test))
-    num_classes = int(train_labels.max()) + 1
     hits = 0
-    for start in range(0, len(queries), 1000):
-        similarity, nearest = (queries[start : start + 1000] @ bank.t()).topk(min(k, len(bank)), dim=1)
-        votes = F.one_hot(train_labels[nearest], num_classes) * (similarity / _TEMPERATURE).exp()[..., None]
-        hits += int((votes.sum(1).argmax(1) == test_labels[start : start + 1000]).sum())
+    for start in range(0, len(queries), _CHUNK):
+        voted = _vote(queries[start : start + _CHUNK] @ bank.t(), train_labels, k)
+        hits += int((voted == test_labels[start : start + _CHUNK]).sum())
     return hits / len(test)
+
+
+def leave_one_out_accuracy(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], k: int = 20) -> float:
+    """The same, where each image is judged by all others: no image needs to be put aside."""
+    bank = F.normalize((features - features.mean(0)) / features.std(0).clamp_min(1e-6), dim=1)
+    hits = 0
+    for start in range(0, len(bank), _CHUNK):
+        similarity = bank[start : start + _CHUNK] @ bank.t()
+        similarity.diagonal(start).fill_(-torch.inf)
+        hits += int((_vote(similarity, labels, k) == labels[start : start + _CHUNK]).sum())
+    return hits / len(bank)
+
+
+def _vote(similarity: Float[Tensor, "m n"], labels: Int[Tensor, "n"], k: int) -> Int[Tensor, "m"]:
+    """The class that the `k` most similar vote for; what is at minus infinity has no vote."""
+    nearest_similarity, nearest = similarity.topk(min(k, len(labels)), dim=1)
+    votes = F.one_hot(labels[nearest], int(labels.max()) + 1) * (nearest_similarity / _TEMPERATURE).exp()[..., None]
+    return votes.sum(1).argmax(1)

@@ -1,6 +1,7 @@
 """Linear probing: multinomial logistic regression on frozen features, fitted to the end by L-BFGS."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +24,31 @@ class LinearProbe:
         return float((scores.argmax(1) == labels).double().mean())
 
 
-def fit_ridge(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float) -> LinearProbe:
+Scale: TypeAlias = tuple[Tensor, Tensor]
+"""Mean and standard deviation of every feature."""
+
+
+def scale_of(features: Float[Tensor, "n F"]) -> Scale:
+    """The unit of features; one that is constant has no part, and does not divide by zero."""
+    return features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+
+
+def fit_ridge(
+    features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float, *, scale: Scale | None = None
+) -> LinearProbe:
     """Least squares on one-hot labels in closed form: a quick classifier to compare layers with.
 
     Args:
         l2: strength of the regularisation, relative to the unit variance of the standardised features.
+        scale: of the features; None: that of the rows given.
     """
-    mean, std, x = _standardised(features)
+    mean, std = scale or scale_of(features)
+    x = (features - mean) / std
     target = F.one_hot(labels, int(labels.max()) + 1).to(x.dtype)
     bias = target.mean(0)
+    if len(x) < x.shape[1]:  # the same solution from the smaller system
+        gram = x @ x.t() / len(x) + l2 * torch.eye(len(x), dtype=x.dtype)
+        return LinearProbe(mean, std, x.t() @ torch.linalg.solve(gram, target - bias) / len(x), bias)
     gram = x.t() @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
     return LinearProbe(mean, std, torch.linalg.solve(gram, x.t() @ (target - bias) / len(x)), bias)
 
@@ -41,6 +58,7 @@ def fit_linear(
     labels: Int[Tensor, "n"],
     l2: float,
     *,
+    scale: Scale | None = None,
     start: LinearProbe | None = None,
     max_iter: int = 100,
 ) -> LinearProbe:
@@ -50,10 +68,12 @@ def fit_linear(
         features: one row an image.
         labels: classes 0, 1, ...
         l2: strength of the regularisation; the bias is free.
+        scale: of the features; None: that of the rows given.
         start: where to begin, as from the same features with a stronger regularisation; None begins at zero.
         max_iter: L-BFGS iterations at most.
     """
-    mean, std, x = _standardised(features)
+    mean, std = scale or scale_of(features)
+    x = (features - mean) / std
     num_classes = int(labels.max()) + 1
     weight = torch.zeros(x.shape[1], num_classes) if start is None else start.weight.clone()
     bias = torch.zeros(num_classes) if start is None else start.bias.clone()
@@ -69,9 +89,3 @@ def fit_linear(
 
     optimizer.step(closure)
     return LinearProbe(mean, std, weight.detach(), bias.detach())
-
-
-def _standardised(features: Float[Tensor, "n F"]) -> tuple[Tensor, Tensor, Float[Tensor, "n F"]]:
-    """Mean and standard deviation of every feature, and the features in these units."""
-    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    return mean, std, (features - mean) / std

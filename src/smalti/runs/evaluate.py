@@ -1,19 +1,21 @@
 """`smalti evaluate`: what a tokenizer or a backbone is worth on labelled or unlabelled images."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import setting
-from smalti.core.contracts import Tokenizer
+from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
 from smalti.data.sources.resident import Resident
+from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
-from smalti.evaluation.features import extract
+from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import ProbeResult, Split, probe
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.models.mim import MaskedImageModel
@@ -25,6 +27,10 @@ from smalti.runs.pretrain import Pretrain, describe_loss, load_model, measure, t
 from smalti.runs.train_tokenizer import TrainTokenizer, has_density, load_tokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.targets import Pixels
+
+DEFAULT_BATTERY = Battery()
+_QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
+"""What the demo chooses from."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ class Evaluate:
     validation: float = setting(0.1, "share of the rest that layer and regularisation are chosen on")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
-    seed: int = setting(0, "of the split")
+    seed: int = setting(0, "of the split and of the draws of few labels")
+    test: str = setting("", "DATA with the official test images; empty: test/ beside train/, else held out")
+    poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
+    k: int = setting(20, "neighbours that vote in k-NN")
+    draws: int = setting(10, "draws of few labels")
 
 
 def main(config: Evaluate) -> dict[str, Any]:
@@ -80,12 +90,38 @@ def _measure_backbone(
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
-    found = probe_backbone(backbone, images, compute, config.validation, config.seed)
-    print(
-        f"linear probe {found.linear:.1%} (block {found.layer}, {found.pooling}), with 1 % of the labels"
-        f" {found.linear_few:.1%}; k-NN {found.knn:.1%} (block {found.knn_layer}, {found.knn_pooling})"
-    )
-    return asdict(found)
+    protocol = Battery(config.poolings, config.validation, config.k, config.draws)
+    found = battery(backbone, images.train, images.held_out, compute, config.seed, protocol)
+    print(found.describe())
+    return found.as_dict()
+
+
+def battery(
+    backbone: Backbone,
+    train: Resident,
+    test: Resident,
+    compute: Compute,
+    seed: int = 0,
+    protocol: Battery = DEFAULT_BATTERY,
+) -> BatteryResult:
+    """What frozen features are worth: k-NN, linear probe and few labels, from one pass over the images."""
+    return next(batteries(backbone, train, test, compute, [seed], protocol))
+
+
+def batteries(
+    backbone: Backbone,
+    train: Resident,
+    test: Resident,
+    compute: Compute,
+    seeds: Iterable[int],
+    protocol: Battery = DEFAULT_BATTERY,
+) -> Iterator[BatteryResult]:
+    """The same for several seeds, which draw validation images and few labels; features are computed once."""
+    parts = [
+        extract(backbone, part, compute, poolings=protocol.poolings, dtype=torch.float16) for part in (train, test)
+    ]
+    for seed in seeds:
+        yield protocol(parts[0], train.labels, parts[1], test.labels, seed)
 
 
 def open_tokenizer(model: str, compute: Compute) -> tuple[Tokenizer, Data, bool]:
@@ -140,7 +176,7 @@ def probe_backbone(
     backbone: VisionTransformer, images: Images, compute: Compute, validation: float = 0.1, seed: int = 0
 ) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
-    train, test = extract(backbone, images.train, compute), extract(backbone, images.held_out, compute)
+    train, test = (extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in images)
     split = Split.of(len(images.train), validation, seed)
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 

@@ -1,0 +1,231 @@
+"""The frozen battery: k-NN, linear probe and few labels on every layer, chosen on validation images alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+from smalti.core.config import require, setting
+from smalti.evaluation.features import Layer, Pooling
+from smalti.evaluation.few_labels import BUDGETS, Budget
+from smalti.evaluation.intervals import Interval, mean_interval, share_interval
+from smalti.evaluation.knn import knn_accuracy
+from smalti.evaluation.linear import LinearProbe, Scale, fit_linear, fit_ridge, scale_of
+from smalti.evaluation.probe import Features, Split
+
+L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
+FEW_L2_STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
+"""Strongest first: each fit begins where the one before ended."""
+_RIDGE = 0.1
+_KNN, _LINEAR = "k-NN", "linear"
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """Accuracy of the linear probe with few labels.
+
+    Attributes:
+        labels: images with a label.
+        draws: how often they were drawn.
+        accuracy: on the test images, mean over the draws.
+        interval: 95 % of that mean over draws, by Student's t; None of a single draw.
+        layer, pooling, l2: those that were best on the validation images, on average over the draws.
+    """
+
+    labels: int
+    draws: int
+    accuracy: float
+    interval: Interval | None
+    layer: int
+    pooling: str
+    l2: float
+
+
+@dataclass(frozen=True)
+class BatteryResult:
+    """What frozen features are worth; accuracies in [0, 1].
+
+    Attributes:
+        linear: linear probe on the test images, with the layer, pooling and regularisation of the next three.
+        linear_interval, knn_interval: 95 % over test images (Wilson); what another training run gives is not in it.
+        validation, knn_validation: accuracies on the validation images by layer and pooling, which the choice is by.
+        knn: k-NN on the test images, on the layer that was best for it.
+        few: by name of the budget; `100 %` are all images that classifiers are fitted on.
+    """
+
+    linear: float
+    linear_interval: Interval
+    layer: int
+    pooling: str
+    l2: float
+    validation: Mapping[str, float]
+    knn: float
+    knn_interval: Interval
+    knn_layer: int
+    knn_pooling: str
+    k: int
+    knn_validation: Mapping[str, float]
+    few: Mapping[str, FewLabels]
+    seed: int
+    fit_images: int
+    validation_images: int
+    test_images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """A short table."""
+        rows = [
+            ("k-NN", f"{self.fit_images:,}", self.knn, self.knn_interval, self.knn_layer, self.knn_pooling),
+            ("linear probe", f"{self.fit_images:,}", self.linear, self.linear_interval, self.layer, self.pooling),
+            *(
+                (f"  {name}", f"{few.labels:,}", few.accuracy, few.interval, few.layer, few.pooling)
+                for name, few in self.few.items()
+                if few.interval is not None
+            ),
+        ]
+        header = f"{'frozen features':<16} {'labels':>8} {'accuracy':>9} {'95 %':>15}   best layer"
+        return "\n".join(
+            [
+                header,
+                *(
+                    f"{name:<16} {labels:>8} {accuracy:>9.1%} {low:>7.1%} {high:>7.1%}   {layer} ({pooling})"
+                    for name, labels, accuracy, (low, high), layer, pooling in rows
+                ),
+            ]
+        )
+
+
+class _Task(NamedTuple):
+    """Labels, and who has which part."""
+
+    labels: Int[Tensor, "n"]
+    split: Split
+    draws: Mapping[Budget, Sequence[Int[Tensor, "_"]]]
+
+    def validated(self, probe: LinearProbe, x: Tensor) -> float:
+        return probe.accuracy(x[self.split.validation], self.labels[self.split.validation])
+
+
+@dataclass(frozen=True)
+class Battery:
+    """How frozen features are measured.
+
+    Layer, pooling and regularisation are chosen on validation images, a part of the training images that no classifier
+    is fitted on; every figure then uses the test images once.
+
+    - Layers are compared by k-NN, and by logistic regression along all of `L2_STRENGTHS` (each fit starts from the one
+      before), both with up to `selection_images` of the training images; for few labels by least squares on every draw.
+    - On the winner logistic regression is fitted to all training images but the validation ones along
+      `L2_STRENGTHS`, for few labels to every draw along `FEW_L2_STRENGTHS`.
+    - Features are in units of all images that may be fitted on: labels are few there, images are not.
+
+    Differs: the released code reports the layer that is best on the images it reports on; most few-label figures are of
+    one draw.
+    """
+
+    poolings: tuple[Pooling, ...] = setting(("cls", "mean", "both"), "how a layer becomes a vector; also: 2x2")
+    validation: float = setting(0.1, "share of the training images that choices are made on")
+    k: int = setting(20, "neighbours that vote", "DINO: 20")
+    draws: int = setting(10, "draws of few labels")
+    selection_images: int = setting(10_000, "images that layers are compared with, at most")
+
+    def __post_init__(self) -> None:
+        require(len(self.poolings) > 0, "no pooling", "use at least one of cls, mean, both, 2x2")
+        require(0 < self.validation < 1, f"a validation share of {self.validation}", "choose one between 0 and 1")
+        for name in ("k", "draws", "selection_images"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
+
+    def __call__(
+        self, train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, seed: int = 0
+    ) -> BatteryResult:
+        """Measure features by layer; the same numbers for the same seed, which draws validation images and labels."""
+        task = self._task(train_labels, seed)
+        scores: dict[str, dict[Layer, float]] = {}
+        for layer, x in train.items():
+            for protocol, score in self._validate(x, task):
+                scores.setdefault(protocol, {})[layer] = score
+        best = {protocol: max(by_layer, key=lambda layer: by_layer[layer]) for protocol, by_layer in scores.items()}
+        layer, knn_layer, split = best[_LINEAR], best[_KNN], task.split
+        linear, l2 = _linear(train[layer], task, test[layer], test_labels)
+        fitted = train_labels[split.fit]
+        knn = knn_accuracy(train[knn_layer][split.fit], fitted, test[knn_layer], test_labels, self.k)
+        few = {b.name: _few(train, task, test, test_labels, b, best[b.name]) for b in task.draws}
+        few["100 %"] = FewLabels(len(split.fit), 1, linear, None, *layer, l2)
+        return BatteryResult(
+            linear=linear,
+            linear_interval=share_interval(linear, len(test_labels)),
+            layer=layer[0],
+            pooling=layer[1],
+            l2=l2,
+            validation=_named(scores[_LINEAR]),
+            knn=knn,
+            knn_interval=share_interval(knn, len(test_labels)),
+            knn_layer=knn_layer[0],
+            knn_pooling=knn_layer[1],
+            k=self.k,
+            knn_validation=_named(scores[_KNN]),
+            few=few,
+            seed=seed,
+            fit_images=len(split.fit),
+            validation_images=len(split.validation),
+            test_images=len(test_labels),
+        )
+
+    def _task(self, labels: Tensor, seed: int) -> _Task:
+        """The split and all draws; a budget that would take every image is left out."""
+        split = Split.of(len(labels), self.validation, seed)
+        draws = {b: [b.draw(labels, split.fit, seed, n) for n in range(self.draws)] for b in BUDGETS}
+        return _Task(labels, split, {b: drawn for b, drawn in draws.items() if len(drawn[0]) < len(split.fit)})
+
+    def _validate(self, x: Tensor, task: _Task) -> Iterator[tuple[str, float]]:
+        """How good one layer is on the validation images, by each protocol."""
+        y, (fit, checked) = task.labels, (task.split.fit, task.split.validation)
+        small, scale = fit[: self.selection_images], scale_of(x[fit])
+        yield _KNN, knn_accuracy(x[small], y[small], x[checked], y[checked], self.k)
+        yield (
+            _LINEAR,
+            max(task.validated(probe, x) for probe in _path(x[small], y[small], L2_STRENGTHS, scale).values()),
+        )
+        for budget, draws in task.draws.items():
+            probes = [fit_ridge(x[drawn], y[drawn], _RIDGE, scale=scale) for drawn in draws]
+            yield budget.name, _mean([task.validated(probe, x) for probe in probes])
+
+
+def _linear(x: Tensor, task: _Task, test: Tensor, test_labels: Tensor) -> tuple[float, float]:
+    """Test accuracy with all labels, and the regularisation that was best on the validation images."""
+    fit = task.split.fit
+    probes = _path(x[fit], task.labels[fit], L2_STRENGTHS, scale_of(x[fit]))
+    best = max(probes, key=lambda l2: task.validated(probes[l2], x))
+    return probes[best].accuracy(test, test_labels), best
+
+
+def _few(train: Features, task: _Task, test: Features, test_labels: Tensor, budget: Budget, layer: Layer) -> FewLabels:
+    """The figure of one budget; the regularisation is that which was best on the validation images on average."""
+    x, y, draws = train[layer], task.labels, task.draws[budget]
+    scale = scale_of(x[task.split.fit])
+    paths = [_path(x[drawn], y[drawn], FEW_L2_STRENGTHS, scale) for drawn in draws]
+    best = max(FEW_L2_STRENGTHS, key=lambda l2: _mean([task.validated(path[l2], x) for path in paths]))
+    tested = test[layer]
+    accuracies = [path[best].accuracy(tested, test_labels) for path in paths]
+    return FewLabels(len(draws[0]), len(draws), _mean(accuracies), mean_interval(accuracies), *layer, best)
+
+
+def _path(x: Tensor, y: Tensor, strengths: Sequence[float], scale: Scale) -> dict[float, LinearProbe]:
+    """Logistic regression for every regularisation."""
+    probes: dict[float, LinearProbe] = {}
+    for l2 in strengths:
+        probes[l2] = fit_linear(x, y, l2, scale=scale, start=next(reversed(probes.values()), None))
+    return probes
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _named(scores: Mapping[Layer, float]) -> dict[str, float]:
+    return {f"{number} {pooling}": score for (number, pooling), score in scores.items()}
