@@ -21,17 +21,20 @@ from typing import Any, NamedTuple
 import torch
 
 from smalti.core.compute import Compute, choose_compute
-from smalti.core.config import to_json
-from smalti.data.load import Data
+from smalti.core.log import Log
+from smalti.data.load import Data, read_source
 from smalti.data.mixing import Mixing
+from smalti.data.open import open_stored
 from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.evaluation.battery import Battery
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.vit import ViT
 from smalti.runs.classification import Classification
+from smalti.runs.evaluate import batteries
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
 from smalti.runs.folder import is_run, read_config
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain import Pretrain, load_model
 from smalti.runs.pretrain import main as pretrain
 from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
@@ -76,6 +79,8 @@ BACKBONE = ViT(
     init="xavier",
     pos_init="sincos",
 )
+
+PROTOCOL = Battery(poolings=("cls", "mean", "both", "2x2"))
 
 
 class Places(NamedTuple):
@@ -137,10 +142,24 @@ def cells(name: str, row: Row, places: Places) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     if row.target is not None:
         found["pretrain"] = lambda p, c: _go_on(pretraining(row, run / "pretrain", p), pretrain, c)
+    found["probe"] = lambda p, c: _probe(init, p, c)
     for percent, seed in [(1, 0), (10, 0), (1, 1), (1, 2), (100, 0)]:
         label = f"finetune-{percent}pct-{seed}"
         found[label] = _finetune_cell(init, run / label, percent / 100, seed)
     return found
+
+
+def _probe(run: str, places: Places, compute: Compute) -> dict[str, Any]:
+    """The battery on all images of train/ and test/: three seeds of validation images and few labels.
+
+    Without a run the network is a random one, another for each seed.
+    """
+    train, test = (read_source(open_stored(str(places.cifar10 / part), 3), places.train, Log()) for part in ("train", "test"))
+    if run:
+        found = batteries(load_model(run, compute).backbone, train, test, compute, SEEDS, PROTOCOL)
+        return {str(result.seed): result.as_dict() for result in found}
+    networks = {seed: BACKBONE.build(seed).eval().to(compute.device) for seed in SEEDS}
+    return {str(seed): next(batteries(network, train, test, compute, [seed], PROTOCOL)).as_dict() for seed, network in networks.items()}
 
 
 def _finetune_cell(init: str, out: Path, share: float, seed: int) -> Cell:
