@@ -1,5 +1,6 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
 # make test   lint, types, all tests that are not marked slow
+# make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make parity the same weights in our networks and in those of timm and transformers, which it installs
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
@@ -10,7 +11,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test slow parity lock clean
+.PHONY: demo test slow parity lock audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -44,5 +45,13 @@ lock: .venv/installed-dev  # the exact versions that were tested; pip install --
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.lock
 
+audit:  # in an environment of its own: what it needs is not what was tested
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; } \
+	    || { echo "not audited: pip-audit cannot be installed here; is there a network?"; exit 2; }
+	@$(PYTHON) scripts/audit.py .venv-audit/bin/pip-audit
+
+sbom:
+	@$(PYTHON) scripts/sbom.py > sbom.json && echo "written: sbom.json"
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -637,3 +637,80 @@ def regression_gradient(
         d_weight = d_weight + np.outer(row, error) / len(x)
         d_bias = d_bias + error / len(x)
     return d_weight, d_bias
+
+
+def class_loss(scores: Array, shares: Array, smoothing: float) -> float:
+    """Mean cross-entropy of images against smoothed shares of the classes, in nats."""
+    total = 0.0
+    for row, share in zip(scores, shares, strict=True):
+        log_p = row - np.log(np.exp(row).sum())
+        total -= sum(((1 - smoothing) * s + smoothing / len(row)) * p for s, p in zip(share, log_p, strict=True))
+    return total / len(scores)
+
+
+def mixed_pair(image: Array, other: Array, kept: Array) -> Array:
+    """Pixel by pixel, so much of the image as `kept` says and the rest of the other one: C H W, and H W."""
+    result = np.empty_like(image)
+    for row, column in np.ndindex(*image.shape[1:]):
+        share = kept[row, column]
+        result[:, row, column] = share * image[:, row, column] + (1 - share) * other[:, row, column]
+    return result
+
+
+def label_loss(scores: Array, target: Array, smoothing: float) -> float:
+    """Mean binary cross-entropy over images and labels, in nats."""
+    total = 0.0
+    for row, column in np.ndindex(*scores.shape):
+        p, t = 1 / (1 + math.exp(-scores[row, column])), (1 - smoothing) * target[row, column] + smoothing / 2
+        total -= t * math.log(p) + (1 - t) * math.log(1 - p)
+    return total / scores.size
+
+
+def average_precision(scores: Sequence[float], relevant: Sequence[bool]) -> float:
+    """The mean over relevant images of the precision among all that score at least as high."""
+    precisions = []
+    for score, is_relevant in zip(scores, relevant, strict=True):
+        if is_relevant:
+            among = [r for s, r in zip(scores, relevant, strict=True) if s >= score]
+            precisions.append(sum(among) / len(among))
+    return sum(precisions) / len(precisions)
+
+
+def student_mass(freedom: int, end: float | None, steps: int = 200_000) -> float:
+    """Integral of (1 + t²/ν)^(-(ν+1)/2) from 0 to `end`, or to infinity, by the midpoint rule with t = √ν tan θ."""
+    last = math.pi / 2 if end is None else math.atan(end / math.sqrt(freedom))
+    angles = (np.arange(steps) + 0.5) * last / steps
+    return float(np.sum(np.cos(angles) ** (freedom - 1)) * last / steps)
+
+
+# Segmentation
+
+
+def pixel_loss(scores: Array, label_map: NDArray[np.integer], void: int) -> tuple[float, int]:
+    """-Σ ln p(class of pixel) over B classes H W and B H W, and over how many pixels."""
+    total, count = 0.0, 0
+    for b, row, column in np.ndindex(*label_map.shape):
+        if label_map[b, row, column] != void:
+            total -= log_softmax(scores[b, :, row, column])[label_map[b, row, column]]
+            count += 1
+    return total, count
+
+
+def class_overlap(predicted: Sequence[int], truth: Sequence[int], number: int, void: int) -> float | None:
+    """Pixels that are of a class and are said to be, by pixels of which either is so; None where there are none."""
+    pairs = [(p, t) for p, t in zip(predicted, truth, strict=True) if t != void]
+    both = sum(p == number and t == number for p, t in pairs)
+    either = sum(number in (p, t) for p, t in pairs)
+    return both / either if either else None
+
+
+def nearest(label_map: NDArray[np.integer], box: Sequence[float], flip: bool, size: tuple[int, int]) -> NDArray[Any]:
+    """The value of the pixel that the centre of each pixel of a crop lies in."""
+    height, width = label_map.shape
+    result = np.empty(size, label_map.dtype)
+    for row, column in np.ndindex(*size):
+        across = size[1] - 1 - column if flip else column
+        y = (box[0] + (row + 0.5) / size[0] * box[2]) * height
+        x = (box[1] + (across + 0.5) / size[1] * box[3]) * width
+        result[row, column] = label_map[min(int(y), height - 1), min(int(x), width - 1)]
+    return result

@@ -30,6 +30,7 @@ _BACKBONE = ["--backbone.img-size", "16", "16", *_VIT, "--compile", "off"]
 _PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat"]
 
 TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
+FINETUNE_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, "--validation", "0.25"]
 PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN]
 DEMO_FLAGS = [
     *CPU,
@@ -74,6 +75,34 @@ def pretrain(data: Path | str, tokenizer: Path | str, out: Path, steps: int = 4,
     """`smalti pretrain` with a tiny backbone; the exit code."""
     given = ["--data", str(data), "--tokenizer", str(tokenizer), "--out", str(out), "--plan.steps", str(steps), *flags]
     return main(["pretrain", "tiny", *PRETRAIN_FLAGS, *given])
+
+
+def finetune(data: Path | str, init: Path | str, out: Path, steps: int = 4, *flags: str) -> int:
+    """`smalti finetune` with a tiny backbone; the exit code."""
+    given = ["--data", str(data), "--init", str(init), "--out", str(out), "--plan.steps", str(steps), *flags]
+    return main(["finetune", "tiny", *FINETUNE_FLAGS, *given])
+
+
+def scenes(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Path:
+    """Photographs of boxes with masks: 0 around, 1 where it is red, 2 where it is blue, 11 (void) in the first rows."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        ids = np.zeros(size, np.uint8)
+        top, left = (int(rng.integers(0, side // 2)) for side in size)
+        ids[top : top + size[0] // 2, left : left + size[1] // 2] = 1 + number % 2
+        pixels = np.array([[40, 40, 40], [200, 60, 60], [60, 60, 200]])[ids] + rng.normal(0, 8, (*size, 3))
+        ids[:2] = 11
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{number:02d}.png")
+        Image.fromarray(ids).save(folder / "masks" / f"{number:02d}.png")
+    return folder
+
+
+def segment(data: Path | str, init: Path | str, out: Path, steps: int = 4, *flags: str) -> int:
+    """`smalti finetune --task segmentation` with a tiny backbone and head; the exit code."""
+    head = ["--task.void", "11", "--task.head.width", "8"]
+    return finetune(data, init, out, steps, "--task", "segmentation", *head, *flags)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -70,6 +70,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "train_tokenizer",
         "tokenize",
         "pretrain",
+        "finetune",
         "evaluate",
         "show",
         "report",
@@ -77,8 +78,8 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())
-    both = {"train_tokenizer": tiny.train_tokenizer, "pretrain": tiny.pretrain}
-    monkeypatch.setattr(cli, "_load_file", lambda path, function: both)
+    every = {"train_tokenizer": tiny.train_tokenizer, "pretrain": tiny.pretrain, "finetune": tiny.finetune}
+    monkeypatch.setattr(cli, "_load_file", lambda path, function: every)
 
 
 def has_targets(words: list[str], makefile: str) -> bool:

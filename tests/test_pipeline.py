@@ -16,6 +16,7 @@ from smalti.evaluation.bound import describe
 from tests.small_runs import (
     CPU,
     DEMO_FLAGS,
+    finetune,
     flat_pictures,
     interrupted_before,
     metrics,
@@ -23,6 +24,8 @@ from tests.small_runs import (
     pictures,
     pretrain,
     result,
+    scenes,
+    segment,
     train_tokenizer,
     weights,
 )
@@ -38,13 +41,14 @@ class Story:
     photos: Path
     tokenizer: Path
     backbone: Path
+    scenes: Path
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Both stages on two classes of pictures."""
     root = tmp_path_factory.mktemp("story")
-    made = Story(pictures(root / "photos"), root / "tokenizer", root / "backbone")
+    made = Story(pictures(root / "photos"), root / "tokenizer", root / "backbone", scenes(root / "scenes"))
     assert train_tokenizer(made.photos, made.tokenizer, TOKENIZER_STEPS) == 0
     assert pretrain(made.photos, made.tokenizer, made.backbone, PRETRAIN_STEPS) == 0
     return made
@@ -155,9 +159,26 @@ def test_without_a_density_there_are_rates_and_no_bound(story: Story, tmp_path: 
 def test_evaluate_probes_a_backbone(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(story.backbone), str(story.photos), *CPU, "--json"]) == 0
     found = json_of(capsys)
-    assert all(0 <= found[key] <= 1 for key in ("linear", "linear_few", "knn"))
+    assert all(0 <= found[key] <= 1 for key in ("linear", "knn"))
     assert found["layer"] in range(3)
-    assert len(found["validation"]) >= 3
+    assert set(found["validation"]) == {f"{block} {pooling}" for block in (1, 2) for pooling in ("cls", "mean", "both")}
+    assert {"1 a class", "1 %", "100 %"} <= set(found["few"])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_evaluate_takes_official_test_images(
+    story: Story, tmp_path: Path, given: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given by --test, or as the folder test/ beside train/; class numbers are those of the training images."""
+    pictures(tmp_path / "train")
+    shutil.copytree(story.photos / "down", tmp_path / "test" / "down")
+    place = [str(tmp_path / "train"), "--test", str(tmp_path / "test")] if given else [str(tmp_path)]
+    assert main(["evaluate", str(story.backbone), *place, *CPU, "--json"]) == 0
+    said = capsys.readouterr()
+    count = len(list((tmp_path / "test" / "down").iterdir()))
+    assert f"32 training and {count} test images of 2 classes" in said.err
+    assert json.loads(said.out.splitlines()[-1])["test_images"] == count
+    assert "frozen features " in said.out
 
 
 def test_evaluate_measures_a_tokenizer(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,20 +210,27 @@ def test_a_report_lies_in_the_first_run_where_no_place_is_given(
 Train = Callable[[Path], int]
 
 
-@pytest.fixture(params=["train-tokenizer", "pretrain"])
-def verb(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["train-tokenizer", "pretrain", "finetune", "segment"])
+def training(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def train(verb: str, story: Story) -> Train:
-    """Six steps of either stage into a folder, saved every second one."""
+def verb(training: str) -> str:
+    return "finetune" if training == "segment" else training
+
+
+@pytest.fixture
+def train(training: str, story: Story) -> Train:
+    """Six steps of a run into a folder, saved every second one."""
     flags = ("--plan.save-every", "2")
     trainings: dict[str, Train] = {
         "train-tokenizer": lambda out: train_tokenizer(story.photos, out, 6, *flags),
         "pretrain": lambda out: pretrain(story.photos, story.tokenizer, out, 6, *flags),
+        "finetune": lambda out: finetune(story.photos, story.backbone, out, 6, *flags, "--ema-decay", "0.9"),
+        "segment": lambda out: segment(story.scenes, story.backbone, out, 6, *flags),
     }
-    return trainings[verb]
+    return trainings[training]
 
 
 def test_the_same_command_ends_in_the_same_bytes(train: Train, tmp_path: Path) -> None:
@@ -243,16 +271,7 @@ def test_a_line_that_was_cut_off_does_not_stop_a_resume(
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"stage": "token')
     assert main([verb, f"--resume={tmp_path}/run"]) == 0
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_run_that_was_interrupted_before_it_saved_says_so(
-    train: Train, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with interrupted_before(1, monkeypatch):
-        assert train(tmp_path / "run") == 130
-    assert main([verb, "--resume", str(tmp_path / "run")]) == 4
-    assert "no usable checkpoint in" in capsys.readouterr().err.splitlines()[-1]
+    assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
 def test_resuming_a_finished_run_changes_nothing(train: Train, verb: str, tmp_path: Path) -> None:

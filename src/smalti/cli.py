@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import itertools
+import os
 import pkgutil
 import re
 import sys
@@ -21,13 +22,26 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from smalti import __version__
-from smalti.core.config import did_you_mean
-from smalti.core.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, SmaltiError, StoppedError, UsageError
-from smalti.core.log import print_json
+from smalti.core.config import did_you_mean, require_finite
+from smalti.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PREEMPTED,
+    OutputError,
+    SmaltiError,
+    StoppedError,
+    UsageError,
+)
+from smalti.core.log import Log, print_json, printable
+from smalti.core.ranks import is_first, named, rank, restarts, world_size
+from smalti.core.signals import TerminatedError, terminating
+from smalti.core.versions import outdated
 
 T = TypeVar("T")
 
 _FILE = "my_file.py:function"
+_TOGETHER = ("train-tokenizer", "pretrain")
+"""Verbs that several processes can run together."""
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
@@ -42,7 +56,7 @@ usage: smalti VERB [...] [--json] [--debug]
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   finetune RECIPE --data DATA --init RUN --out RUN        classification, from a pretrained backbone or from none
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
-  evaluate MODEL DATA                                     loss, bound, k-NN and linear probes; PSNR, ELBO, codebook
+  evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking hides: how much, where, in which pieces
   report RUN...                                           one offline HTML file
@@ -53,7 +67,8 @@ DATA is a folder of images (flat, or one folder a class), a list of them (.txt .
 ('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, a prepared PACK, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
 A part that there are several kinds of is chosen by name: --masking random, --target pixels.
-`smalti VERB --help` lists a verb's flags; `--resume RUN` goes on with a training run.
+`smalti VERB --help` lists a verb's flags. `--resume RUN` goes on with a training run, bit for bit; with other settings,
+threads or processes than it began with only where `--allow-inexact` says so.
 """
 
 
@@ -62,13 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = (_take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
-        result = _dispatch(arguments)
+        with terminating():
+            result = _dispatch(arguments)
+        if as_json and result is not None and is_first():
+            print_json(result)
+        sys.stdout.flush()
     except SystemExit as stop:  # a verb's --help
         return int(stop.code or 0)
     except StoppedError as stop:
         return _failed(f"{stop}", stop.exit_code, debug=False, kind="stopped")
     except SmaltiError as error:
         return _failed(f"{error}", error.exit_code, debug)
+    except TerminatedError:
+        return _failed("on SIGTERM; start it again, a training run with --resume", EXIT_PREEMPTED, False, "stopped")
+    except BrokenPipeError:
+        return _unread()
     except KeyboardInterrupt:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
@@ -77,9 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(
             f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
         )
-    if as_json and result is not None:
-        print_json(result)
     return 0
+
+
+def _unread() -> int:
+    """Nobody reads the results any more, as behind `| head`: that is said by the exit code alone."""
+    with open(os.devnull, "w") as nowhere:  # else what is in the buffer fails once more at the end
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return OutputError.exit_code
 
 
 def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
@@ -90,8 +118,12 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         print(__version__)
         return None
     verb, rest = arguments[0], arguments[1:]
+    for line in outdated():
+        Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
+    if world_size() > 1 and verb not in _TOGETHER:
+        raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     return VERBS[verb](rest)
 
 
@@ -169,16 +201,25 @@ def _finetune(arguments: list[str]) -> dict[str, Any]:
 
 def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import read_config
+    from smalti.runs.folder import copy_run, is_run, read_config
+    from smalti.runs.resuming import finished
 
     folder = _take_value(arguments, "--resume")
     if folder is not None:
-        config = replace(read_config(folder, cls), out=folder)
-        result: dict[str, Any] = run.main(parse(cls, config, arguments, f"{verb} --resume {folder}"), resume=True)
-        return result
+        allow_inexact = _take_flag(arguments, "--allow-inexact")
+        before = replace(read_config(folder, cls), out=folder)
+        config = parse(cls, before, arguments, f"{verb} --resume {folder}")
+        if config.out != folder and is_first() and not (restarts() and is_run(config.out)):
+            copy_run(folder, config.out)
+        done = finished(folder, before, config)
+        return run.main(config, resume=True, allow_inexact=allow_inexact) if done is None else done
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
         raise UsageError("no run folder given", fix="use --out FOLDER")
+    if restarts() and is_run(config.out):  # torchrun repeats the command
+        config = replace(read_config(config.out, cls), out=config.out)
+        done = finished(config.out, config, config)
+        return run.main(config, resume=True) if done is None else done
     return _start(config.out, lambda: run.main(config))
 
 
@@ -242,7 +283,9 @@ def _explain(arguments: list[str]) -> dict[str, Any]:
     name, flags = arguments[0], arguments[1:]
     starts = {verb: function() for verb, function in load_recipe(name).items()}
     if not all(isinstance(start, explain.Config) for start in starts.values()):
-        raise UsageError(f"{name} returns no training run", fix="explain a recipe of train-tokenizer or pretrain")
+        raise UsageError(
+            f"{name} returns no training run", fix="explain a recipe of train-tokenizer, pretrain or finetune"
+        )
     parsed = {verb: _parse_known(type(start), start, flags, f"explain {name}") for verb, start in starts.items()}
     unknown = next(iter(parsed.values()))[1]  # what no verb knows; a flag of one is unknown to the others
     for _, others in parsed.values():
@@ -359,6 +402,7 @@ def _parse_known(cls: type[T], default: T | None, arguments: list[str], verb: st
             print(printed.getvalue(), end="")
             raise
         raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
+    require_finite(config)
     return config, unknown
 
 
@@ -391,7 +435,13 @@ def _flags(cls: type[Any], default: Any) -> list[str]:
         names = [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
     else:
         names = [field.name for field in leaves(default)]
-    return ["--" + name.replace("_", "-") for name in names] + ["--resume", "--json", "--debug", "--data"]
+    return ["--" + name.replace("_", "-") for name in names] + [
+        "--resume",
+        "--allow-inexact",
+        "--json",
+        "--debug",
+        "--data",
+    ]
 
 
 def _complaint(printed: str) -> str:
@@ -427,5 +477,7 @@ def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | 
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    who = f"{named(rank())}: " if world_size() > 1 else ""
+    if is_first() or kind == "error":
+        print(f"{kind}: {who}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -59,7 +59,7 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that the verbs would have run."""
     seen: list[Any] = []
-    for verb in ("demo", "train_tokenizer", "pretrain", "evaluate", "show", "report"):
+    for verb in ("demo", "train_tokenizer", "pretrain", "finetune", "evaluate", "show", "report"):
         module = importlib.import_module(f"smalti.runs.{verb}")
         monkeypatch.setattr(module, "main", lambda config, **_: seen.append(config) or {"ran": True})
     return seen

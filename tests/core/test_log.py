@@ -48,3 +48,8 @@ def test_progress_off_a_terminal_is_a_plain_line_at_the_end(capsys: pytest.Captu
 def test_print_json_is_one_line_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"knn": 0.5})
     assert capsys.readouterr().out == '{"knn": 0.5}\n'
+
+
+def test_j09_where_there_is_no_standard_output_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    print_json({"knn": 0.5})

@@ -1,5 +1,6 @@
 """Shards and Parquet files at an address: what is allowed, the bounded cache, indices, failures. The server is ours."""
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -21,7 +22,7 @@ from smalti.core.log import Log
 from smalti.data.open import open_source
 from smalti.data.remote import address
 from smalti.data.remote import cache as remote_cache
-from smalti.data.remote.address import About, ask, check_address, shown
+from smalti.data.remote.address import About, ask, check_address, check_redirect, shown
 from smalti.data.remote.cache import RemoteCache, max_cache_bytes
 from smalti.data.remote.remote import Remote
 from smalti.data.sources.stored import Stored
@@ -43,6 +44,8 @@ class Server(ThreadingHTTPServer):
         self.requests = Counter[str]()
         self.ranges, self.tags = True, True
         self.fail, self.cut = 0, 0
+        self.sent_on: dict[str, str] = {}
+        self.endless = False
         self.replace_while_sent: dict[str, bytes] = {}
 
     @property
@@ -67,6 +70,21 @@ class Handler(BaseHTTPRequestHandler):
         data, wanted = server.files.get(path), self.headers.get("Range")
         part = server.ranges and wanted is not None
         server.requests[f"{'part' if part else self.command} {path}"] += 1
+        if path in server.sent_on:
+            self.send_response(302)
+            self.send_header("Location", server.sent_on[path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if server.endless and with_body and not part:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # until nobody listens any more
+                while True:
+                    self.wfile.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+            self.close_connection = True
+            return
         if data is None or (with_body and server.fail > 0):
             server.fail -= data is not None
             self.send_response(404 if data is None else 503)
@@ -302,6 +320,66 @@ def test_a_file_that_changes_while_it_is_fetched_is_refused(server: Server, cach
     with pytest.raises(DataError, match=message):
         open_source(f"{server.url}/0.tar", 1)
     assert copies(cache) == []
+
+
+def test_k14_a_server_may_send_us_on_to_what_could_have_been_given(server: Server) -> None:
+    server.files, server.sent_on = {"/0.tar": shard(1)}, {"/old.tar": "/0.tar"}
+    assert values(open_source(f"{server.url}/old.tar", 1)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("to", "cause"),
+    [
+        ("http://example.org/0.tar", "http: is none of the addresses that are read"),
+        ("http://169.254.169.254/latest/meta-data", "http: is none of the addresses that are read"),
+        ("https://example.org/0.tar?sig=secret", "its server sends us on from http to https://example.org/0.tar"),
+        ("file:///etc/passwd", "file: is none of the addresses that are read"),
+        ("ftp://example.org/0.tar", "ftp: is none of the addresses that are read"),
+    ],
+)
+def test_k14_a_server_may_not_send_us_anywhere_else(to: str, cause: str, server: Server, cache: Path) -> None:
+    """Nobody is asked there: this has no network, and ends at once."""
+    server.sent_on = {"/0.tar": to}
+    with pytest.raises(DataError) as raised:
+        open_source(f"{server.url}/0.tar", 1)
+    assert cause in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert not cache.exists()
+
+
+def test_k14_from_https_nothing_leads_to_http() -> None:
+    check_redirect("https://a/0.tar", "https://b/0.tar")
+    with pytest.raises(DataError, match=r"cannot open https://a/0\.tar; its server sends us on from https to http://"):
+        check_redirect("https://a/0.tar", "http://127.0.0.1/0.tar")
+
+
+def test_k14_a_file_that_does_not_end_is_not_fetched_for_ever(server: Server, cache: Path) -> None:
+    server.files, server.endless = {"/0.tar": shard(1)}, True
+    size = len(server.files["/0.tar"])
+    with pytest.raises(DataError, match=f"more comes than the {size} bytes that were promised"):
+        open_source(f"{server.url}/0.tar", 1)
+    assert copies(cache) == []
+
+
+def test_k16_the_cache_is_made_for_its_user_alone(server: Server, cache: Path) -> None:
+    server.files = {"/0.tar": shard(1)}
+    open_source(f"{server.url}/0.tar", 1)
+    assert cache.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_k16_a_cache_that_others_can_change_is_worth_a_line(
+    server: Server, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.mkdir(parents=True)
+    cache.parent.chmod(0o777)
+    server.files = {"/0.tar": shard(1), "/1.tar": shard(2)}
+    for name in server.files:
+        open_source(f"{server.url}{name}", 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert said == [
+        f"warning: everybody can write into {cache.parent}, so what is kept there can be changed by"
+        " others; set SMALTI_CACHE to your own"
+    ]
 
 
 def test_a_server_that_does_not_say_the_size(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

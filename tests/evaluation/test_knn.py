@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from smalti.evaluation.knn import knn_accuracy
+from smalti.evaluation.knn import knn_accuracy, leave_one_out_accuracy
 from tests import oracles
 
 
@@ -58,3 +59,31 @@ def test_more_queries_than_a_chunk_are_all_counted() -> None:
     (train, train_labels), (test, test_labels) = clouds(40, 0), clouds(2100, 1)
     parts = [knn_accuracy(train, train_labels, test[p], test_labels[p]) * 700 for p in torch.arange(2100).split(700)]
     assert knn_accuracy(train, train_labels, test, test_labels) == pytest.approx(sum(parts) / 2100)
+
+
+@pytest.mark.parametrize("k", [1, 20, 1000])
+def test_leaving_one_out_is_asking_all_others(k: int) -> None:
+    x, labels = clouds(60, 0)
+    x = (x - x.mean(0)) / x.std(0)
+    right = 0
+    for place in range(60):
+        others = torch.arange(60) != place
+        cosines = F.cosine_similarity(x[others], x[place][None])
+        near, who = cosines.topk(min(k, 59))
+        votes = torch.zeros(4).index_add_(0, labels[others][who], (near / 0.07).exp())
+        right += int(votes.argmax()) == int(labels[place])
+    assert leave_one_out_accuracy(x, labels, k) == pytest.approx(right / 60)
+    assert k == 1000 or 0.3 < right / 60 < 0.95
+
+
+def test_leaving_one_out_an_image_has_no_vote_for_itself() -> None:
+    """Pairs of equal images, of different classes."""
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, dim=0)
+    assert leave_one_out_accuracy(x, torch.arange(60) % 2, k=1) == 0.0
+
+
+def test_leaving_one_out_in_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clouds(70, 0)
+    whole = leave_one_out_accuracy(x, labels)
+    monkeypatch.setattr("smalti.evaluation.knn._CHUNK", 32)
+    assert leave_one_out_accuracy(x, labels) == whole

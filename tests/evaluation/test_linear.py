@@ -1,11 +1,16 @@
 """The linear probe is the minimum of its objective."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 import torch
 
-from smalti.evaluation.linear import fit_linear, fit_ridge
+from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge, scale_of
 from tests import oracles
+
+Fit: TypeAlias = Callable[..., LinearProbe]
 
 
 def data(num: int = 120, features: int = 5, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,6 +30,19 @@ def test_the_gradient_of_the_objective_vanishes_at_the_solution(l2: float) -> No
     d_weight, d_bias = oracles.regression_gradient(standardised, labels.numpy(), weight, bias, l2)
     assert np.abs(d_weight).max() < 2e-4
     assert np.abs(d_bias).max() < 2e-4
+
+
+def test_features_that_depend_on_each_other_are_fitted_to_the_end_too() -> None:
+    """As features of a network do: the curvature of plain logistic regression has a condition of 10^6 here."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(500) % 4
+    x = (torch.randn(500, 20, generator=rng) + torch.eye(4, 20)[labels]) @ torch.randn(20, 20, generator=rng)
+    x = x + 20 * torch.randn(500, 1, generator=rng)
+    probe = fit_linear(x, labels, 1e-4)
+    standardised = ((x - probe.mean) / probe.std).double().numpy()
+    weight, bias = probe.weight.double().numpy(), probe.bias.double().numpy()
+    d_weight, _ = oracles.regression_gradient(standardised, labels.numpy(), weight, bias, 1e-4)
+    assert np.abs(d_weight).max() < 2e-4
 
 
 def test_features_are_standardised_by_the_images_it_is_fitted_on() -> None:
@@ -101,6 +119,28 @@ def test_the_quick_classifier_separates_separable_data() -> None:
     labels = torch.arange(60) % 3
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + 30 * torch.eye(3, 4)[labels]
     assert fit_ridge(x, labels, 0.1).accuracy(x, labels) == 1.0
+
+
+@pytest.mark.parametrize("num", [8, 12])
+def test_the_quick_classifier_of_few_images_solves_the_same_equations(num: int) -> None:
+    """Fewer images than features are solved by another system; repeating each row changes nothing but that."""
+    x = torch.randn(num, 50, generator=torch.Generator().manual_seed(0))
+    labels, scale = torch.arange(num) % 3, scale_of(x)
+    small, large = fit_ridge(x, labels, 0.1), fit_ridge(x.repeat(8, 1), labels.repeat(8), 0.1, scale=scale)
+    torch.testing.assert_close(small.weight, large.weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(small.bias, large.bias)
+
+
+@pytest.mark.parametrize("fit", [fit_linear, fit_ridge])
+def test_the_unit_of_features_can_be_given(fit: Fit) -> None:
+    x, labels = data()
+    mean, std = scale_of(x)
+    given, own = (
+        fit(x[:30], labels[:30], 1e-2, scale=(mean, std)),
+        fit((x[:30] - mean) / std, labels[:30], 1e-2, scale=(torch.zeros(5), torch.ones(5))),
+    )
+    torch.testing.assert_close(given.weight, own.weight)
+    assert not torch.allclose(given.weight, fit(x[:30], labels[:30], 1e-2).weight, rtol=1e-2)
 
 
 def test_the_quick_classifier_takes_fewer_images_than_features() -> None:

@@ -4,11 +4,21 @@ import math
 from collections import Counter
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 
-from smalti.functional.metrics import codebook_use, codes_seen, entropy, hits, psnr, ssim, unigram_nats
+from smalti.functional.metrics import (
+    average_precision,
+    codebook_use,
+    codes_seen,
+    entropy,
+    hits,
+    psnr,
+    ssim,
+    unigram_nats,
+)
 from tests import oracles
 
 
@@ -102,3 +112,11 @@ def test_prices_of_tokens_are_those_of_a_distribution_and_suit_the_counted_ones(
     if sum(counts):
         mean = sum(n * price for n, price in zip(counts, prices.tolist(), strict=True)) / sum(counts)
         assert oracles.entropy(counts) - 1e-9 <= mean <= math.log(len(counts)) + 1e-9
+
+
+@given(scores=st.lists(st.integers(0, 5), min_size=1, max_size=20), seed=st.integers(0, 1000))
+def test_average_precision_is_its_definition_also_with_ties(scores: list[int], seed: int) -> None:
+    relevant = np.random.default_rng(seed).random(len(scores)) < 0.5
+    relevant[0] = True
+    found = float(average_precision(torch.tensor(scores).float(), torch.from_numpy(relevant)))
+    assert found == pytest.approx(oracles.average_precision(scores, relevant.tolist()))

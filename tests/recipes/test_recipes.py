@@ -23,7 +23,7 @@ IMAGENET = 1_281_167
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_stage_and_says_what_it_costs(name: str) -> None:
     module = importlib.import_module(f"smalti.recipes.{name}")
-    configs = [getattr(module, verb)() for verb in ("train_tokenizer", "pretrain") if hasattr(module, verb)]
+    configs = [getattr(module, verb)() for verb in ("train_tokenizer", "pretrain", "finetune") if hasattr(module, verb)]
     assert configs
     assert "\nHardware: " in (module.__doc__ or "")
     for config in configs:

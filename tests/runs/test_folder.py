@@ -8,7 +8,7 @@ from threading import Barrier, Thread
 import pytest
 
 from smalti.cli import main
-from smalti.core.errors import LockError, OutputError, SmaltiError, UsageError
+from smalti.core.errors import LockError, OutputError, SmaltiError
 from smalti.runs.folder import create, writing
 from tests.small_runs import TOKENIZER_FLAGS, flat_pictures
 
@@ -101,7 +101,9 @@ def test_of_runs_that_start_together_one_wins(tmp_path: Path) -> None:
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("content")
-    with writing(str(path)), pytest.raises(UsageError, match="file is not empty; a run never overwrites"):
+    with pytest.raises(OutputError, match=r"cannot write into .*/file; File exists"), writing(str(path)):
+        pass
+    with pytest.raises(OutputError, match=r"cannot write into .*/file; File exists"):
         create(str(path), Config())
     with pytest.raises(OutputError, match=r"cannot write into .*/below"), writing(str(path / "below")):
         pass

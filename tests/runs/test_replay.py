@@ -14,7 +14,17 @@ import torch
 from smalti.cli import main
 from smalti.core.contracts import Batch
 from smalti.training.loop import Trainer
-from tests.small_runs import CPU, metrics, newest_checkpoint, pictures, pretrain, result, train_tokenizer, weights
+from tests.small_runs import (
+    CPU,
+    finetune,
+    metrics,
+    newest_checkpoint,
+    pictures,
+    pretrain,
+    result,
+    train_tokenizer,
+    weights,
+)
 
 STREAM = ["--data.memory", "stream", "--data.num-workers", "0"]
 BUNDLE = {"config.json", "data.json", "model.safetensors", "state.safetensors", "step.json", "MANIFEST.json"}
@@ -56,6 +66,16 @@ def replayed(bundle: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
     assert main(["replay", str(bundle), "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
+
+
+@pytest.mark.parametrize("flags", [[], STREAM], ids=["resident", "stream"])
+def test_a_fine_tuning_step_that_stops_the_run_can_be_computed_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    assert huge_rate(lambda data, out, *given: finetune(data, "", out, *given, *flags), photos, tmp_path / "run") == 5
+    (bundle,) = (tmp_path / "run" / "captures").iterdir()
+    found = replayed(bundle, capsys)
+    assert (found["reproduced"], found["step"]) == (True, int(bundle.name.removeprefix("step-")))
 
 
 @pytest.mark.parametrize("flags", [[], STREAM], ids=["resident", "stream"])

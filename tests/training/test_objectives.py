@@ -167,12 +167,12 @@ def test_evaluating_leaves_what_follows_the_weights_alone() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beta": -1.0}, "beta or spread below 0"),
-        ({"spread": -1.0}, "beta or spread below 0"),
+        ({"beta": -1.0}, r"beta is -1\.0; use 0 or more"),
+        ({"spread": -1.0}, r"spread is -1\.0; use 0 or more"),
         ({"temperature": (1.0, 0.0)}, "temperatures"),
-        ({"anneal_ratio": 0.0}, r"a ratio outside \(0, 1\]"),
+        ({"anneal_ratio": 0.0}, r"anneal_ratio is 0\.0; use a share in \(0, 1\]"),
         ({"dead_after": 0}, "codes dead after 0 steps; use at least 1"),
-        ({"beta_ramp": 1.5}, r"a ratio outside \(0, 1\]"),
+        ({"beta_ramp": 1.5}, r"beta_ramp is 1\.5; use a share in \(0, 1\]"),
     ],
 )
 def test_impossible_relaxations_are_refused(fields: dict[str, Any], message: str) -> None:

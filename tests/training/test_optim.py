@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
+from smalti.models.classifier import build_classifier
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.optim import AdamW, DecayRule, is_decayed
+from smalti.training.classify import Classify
+from smalti.training.loop import Plan, Trainer
+from smalti.training.optim import AdamW, DecayRule, is_decayed, layer_of
 
 MODEL = build_mim(ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2), vocab_size=5)
 
@@ -134,9 +139,68 @@ def test_short_runs_have_a_schedule_too(steps: int) -> None:
         ({"lr_batch_size": 0}, "a learning rate at a batch of 0; use at least 1, or none"),
         ({"decay_ratio": 1.5}, "a decay ratio of 1.5; use a share of the steps in"),
         ({"warmup_ratio": 0.5, "decay_ratio": 0.5}, "a decay ratio of 0.5; use a share of the steps in"),
+        ({"layer_decay": 0.0}, "a layer decay of 0.0; use one in"),
+        ({"layer_decay": 1.5}, "a layer decay of 1.5; use one in"),
         ({"clip_grad": 0.0}, "a gradient norm of 0.0; use a positive one"),
     ],
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         AdamW(**fields)
+
+
+CLASSIFIER = build_classifier(
+    ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2, positions="shared_relative"), num_classes=3
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("backbone.cls_token", 0),
+        ("mask_token", 0),
+        ("backbone.pos_embed", 0),
+        ("backbone.patch_embed.proj.weight", 0),
+        ("backbone.blocks.0.attn.qkv.weight", 1),
+        ("backbone.blocks.1.gamma_1", 2),
+        ("backbone.blocks.1.attn.relative_position_bias_table", 2),
+        ("backbone.rel_pos_bias.relative_position_bias_table", 3),
+        ("backbone.norm.weight", 3),
+        ("fc_norm.weight", 3),
+        ("head.bias", 3),
+    ],
+)
+def test_layers_are_counted_from_the_patches_to_the_head(name: str, layer: int) -> None:
+    assert layer_of(name, top=3) == layer
+
+
+def test_the_learning_rate_falls_from_layer_to_layer_and_weight_decay_stays() -> None:
+    optimizer = AdamW(layer_decay=0.5, weight_decay=0.3).build(CLASSIFIER)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(groups) == len(list(CLASSIFIER.parameters()))
+    for name, parameter in CLASSIFIER.named_parameters():
+        group = groups[id(parameter)]
+        assert group["lr_scale"] == 0.5 ** (3 - layer_of(name, 3)), name
+        assert group["weight_decay"] == (0.3 if is_decayed(name, parameter) else 0.0), name
+
+
+def test_without_layer_decay_there_are_the_same_two_groups_as_ever() -> None:
+    groups = AdamW(weight_decay=0.3).build(MODEL).param_groups
+    assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.3, 1.0), (0.0, 1.0)]
+
+
+def test_a_network_without_blocks_has_one_layer() -> None:
+    layer = nn.Linear(2, 2)
+    assert {group["lr_scale"] for group in AdamW(layer_decay=0.5).build(layer).param_groups} == {1.0}
+
+
+def test_the_first_step_of_a_layer_is_as_long_as_its_rate() -> None:
+    model = build_classifier(ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2), num_classes=3)
+    optimiser = AdamW(lr=0.1, warmup_ratio=0.0, eps=1e-14, weight_decay=0.0, layer_decay=0.5)
+    trainer = Trainer(Classify(model), optimiser, Plan(steps=10, batch_size=4))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4), torch.arange(4), label=torch.tensor([0, 1, 2, 0]))
+    trainer.train_step(batch, Compute(torch.device("cpu"), torch.float32))
+    for name, parameter in model.named_parameters():
+        moved = float((parameter.detach() - before[name]).abs().max())
+        assert moved == pytest.approx(trainer.lr(1) * 0.5 ** (3 - layer_of(name, 3)), rel=1e-3), name

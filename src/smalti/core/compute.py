@@ -30,17 +30,25 @@ class Compute:
     dtype: torch.dtype
     gflops: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def precision(self) -> Precision:
+        """The number format, settled."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
     def autocast(self) -> torch.autocast:
         """The context in which a forward pass runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def describe(self) -> str:
         """One line for the console."""
-        name = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         speeds = "".join(f", {key} {value:.0f} GFLOP/s" for key, value in self.gflops)
-        cost = ", no fast bf16 units: two to four times fewer steps than with them" if speeds and name == "fp32" else ""
-        return f"{self.device.type} in {name}{threads}{speeds}{cost}"
+        cost = (
+            ", no fast bf16 units: two to four times fewer steps than with them"
+            if speeds and self.precision == "fp32"
+            else ""
+        )
+        return f"{self.device.type} in {self.precision}{threads}{speeds}{cost}"
 
 
 def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
@@ -75,10 +83,11 @@ def _choose_device(name: Device) -> torch.device:
 
 
 def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.8) -> float:
+    """Speed of matrix products on all threads, by the time that the processor works: others may be using it too."""
     a = torch.ones(size, size, dtype=dtype)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < seconds:
-        began = time.perf_counter()
+        began = time.process_time()
         a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best / 1e9
+        best = min(best, time.process_time() - began)
+    return 2 * size**3 * torch.get_num_threads() / best / 1e9

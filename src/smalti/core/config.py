@@ -6,6 +6,7 @@ may hold one of several classes stores the class name under "kind"; the name is 
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -61,6 +62,7 @@ def _build(annotation: Any, value: Any, where: str) -> Any:
         return value
     if annotation is float and type(value) is int:
         return float(value)
+    require(not isinstance(value, float) or math.isfinite(value), f"{where} is {value}", "use a finite number")
     matches = value is None if annotation is type(None) else type(value) is annotation
     require(matches, f"{where} is {value!r}, expected {getattr(annotation, '__name__', annotation)}")
     return value
@@ -116,6 +118,14 @@ def as_kind(config: Any, kind: type[T]) -> T:
     common = {f.name for f in dataclasses.fields(config)}
     own = dataclasses.fields(typing.cast(Any, kind))
     return kind(**{f.name: getattr(config, f.name) for f in own if f.name in common})
+
+
+def require_finite(config: Any) -> None:
+    """Raise a UsageError where a field is infinite or no number: most comparisons are false then, and pass over it."""
+    for leaf in leaves(config):
+        for value in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
+            flag = leaf.name.replace("_", "-")
+            require(not isinstance(value, float) or math.isfinite(value), f"--{flag} is {value}", "use a finite number")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

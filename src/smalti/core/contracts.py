@@ -72,6 +72,7 @@ class Batch:
         mask_index, mask_weight: the mask in static shape: positions of hidden patches, padded with weight 0.
         label: class of each image.
         target: what a classifier is to say, where that is not one class: shares of all classes.
+        label_map: class of each pixel, or void (`functional/segmentation.py`).
     """
 
     image: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"]
@@ -85,6 +86,7 @@ class Batch:
     scores: Float[Tensor, "B K V"] | None = None
     label: Int[Tensor, "B"] | None = None
     target: Float[Tensor, "B classes"] | None = None
+    label_map: UInt8[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; the copy does not wait where the memory is pinned."""
@@ -186,6 +188,18 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         """`step` lets schedules (temperature, KL weight) live in the objective without any state."""
         raise NotImplementedError
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """Measures a model while it trains, every so many steps and at the end; it changes nothing of it."""
+
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        """Figures of the weights as they are now."""
+        ...
 
 
 Schedule: TypeAlias = Callable[[int], float]

@@ -52,6 +52,12 @@ class LockError(SmaltiError):
     exit_code = 7
 
 
+class DistributedError(SmaltiError):
+    """Processes that train together and have lost each other, or never met."""
+
+    exit_code = 8
+
+
 class RefusedError(SmaltiError):
     """Something that would run, but is not worth running: a collapsed tokenizer."""
 

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import stat
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ REPLACED = ".replaced"
 _MANIFEST = "MANIFEST.json"
 _SPARE = 1.2
 """Free space to ask for, in sizes of what is written."""
+_NOT_ORDINARY = "what is there is no ordinary file"
+_PASSING = (errno.ESTALE, errno.EACCES, errno.ENOENT)
+"""What a network file system may say for a moment, and what is found where somebody has just removed the folder."""
+_PAUSES = (0.1, 0.3, 0.9)
+"""Seconds to wait before a write is begun once more."""
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -33,21 +40,37 @@ def sha256(*parts: bytes | memoryview) -> str:
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write all parts to `path` atomically; after a crash it holds the old content or the new one, never half of it.
 
+    A file that is replaced hands its mode on.
+
     Raises:
         OutputError: it cannot be written, or what is there is a link or a device.
     """
-    temporary = _temporary(path)
+    _until_it_passes(path, lambda: _write_bytes(path, parts))
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file, which is made where there is none: all of `data`, or nothing.
+
+    Raises:
+        OutputError: it cannot be written, or what is there is a link or a device.
+    """
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise OSError(errno.EEXIST, "what is there is no ordinary file")
-        _make_folders(path.parent)
-        _write_new(temporary, parts)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        # Opening a pipe that nobody reads would wait for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o666)
+        try:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode):
+                raise OSError(errno.EEXIST, _NOT_ORDINARY)
+            try:
+                _write_all(handle, data)
+            except OSError:
+                os.ftruncate(handle, about.st_size)
+                raise
+        finally:
+            os.close(handle)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+        raise _cannot_write(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,26 +87,9 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary, replaced = _temporary(path), _replaced(path)
     manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
     content = files | {_MANIFEST: _json(manifest)}
-    try:
-        _make_folders(path.parent)
-        _require_space(path.parent, sum(map(len, content.values())))
-        os.mkdir(temporary)
-        for name, data in content.items():
-            _write_new(temporary / name, (data,))
-        _sync_folder(temporary)
-        _require_sizes(temporary, content)
-        if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(path, replaced)
-        os.rename(temporary, path)
-        _sync_folder(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+    _until_it_passes(path, lambda: _write_folder(path, content))
 
 
 def read_folder(path: Path) -> dict[str, bytes]:
@@ -103,6 +109,23 @@ def is_whole(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
+    """Copy a folder, except what is named in `leave`; `path`, which is not there yet, appears when all is copied.
+
+    Raises:
+        OutputError: it cannot be written, or not be read.
+    """
+    temporary = _temporary(path)
+    try:
+        _make_folders(path.parent)
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*leave))
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"cannot copy {source} to {path}", cause=error.strerror or str(error)) from error
 
 
 def remove_folder(path: Path) -> None:
@@ -133,6 +156,26 @@ def remove_leftovers(folder: Path, names: str = r".+") -> list[str]:
     return removed
 
 
+def require_place(path: Path) -> None:
+    """Look whether something can be written at `path`, before it is computed. Nothing is made.
+
+    Raises:
+        OutputError: the nearest folder that is there is none, or not for us to write.
+    """
+    whole = path.absolute()
+    try:
+        os.lstat(whole)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    above = next(place for place in (whole, *whole.parents) if os.path.exists(place))
+    if above != whole and not above.is_dir():
+        raise _cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{above} is a file"))
+    if not os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0)):
+        raise _cannot_write(path, PermissionError(errno.EACCES, f"{above} is not yours to write"))
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and prove that it can be written, before hours of work depend on it."""
     try:
@@ -142,6 +185,74 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+
+
+def open_to_others(folder: Path) -> str:
+    """Who else can change what is in a folder that is there: a text, empty where only its owner can, and that is us."""
+    about = folder.stat()
+    if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
+        return f"everybody can write into {folder}"
+    if hasattr(os, "geteuid") and about.st_uid != os.geteuid():
+        return f"{folder} belongs to another user"
+    return ""
+
+
+def _until_it_passes(path: Path, write: Callable[[], None]) -> None:
+    """Write; where that fails for what may pass, up to three times more."""
+    for pause in (*_PAUSES, None):
+        try:
+            return write()
+        except OSError as error:
+            if pause is None or error.errno not in _PASSING:
+                raise _cannot_write(path, error) from error
+            time.sleep(pause)
+
+
+def _write_bytes(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    temporary = _temporary(path)
+    try:
+        if not _is_ordinary(path):
+            raise OSError(errno.EEXIST, _NOT_ORDINARY)
+        _make_folders(path.parent)
+        _write_new(temporary, parts)
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _write_folder(path: Path, content: dict[str, bytes]) -> None:
+    temporary, replaced = _temporary(path), _replaced(path)
+    try:
+        _make_folders(path.parent)
+        _require_space(path.parent, sum(map(len, content.values())))
+        os.mkdir(temporary)
+        for name, data in content.items():
+            _write_new(temporary / name, (data,))
+        _sync_folder(temporary)
+        _require_sizes(temporary, content)
+        if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(path, replaced)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}", cause=error.strerror or str(error))
+
+
+def _is_ordinary(path: Path) -> bool:
+    """Whether a file, or nothing, is there."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def _json(value: Any) -> bytes:
@@ -176,12 +287,16 @@ def _write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         for part in parts:
-            left = memoryview(part).cast("B")
-            while left:
-                left = left[os.write(handle, left) :]
+            _write_all(handle, part)
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(handle, left) :]
 
 
 def _sync_folder(path: Path) -> None:

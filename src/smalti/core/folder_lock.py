@@ -28,7 +28,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         descriptor = _acquire(path)
     except BlockingIOError:
         raise LockError(
-            f"{folder} is being written", cause=f"by process {_holder(path)}", fix="wait for it, or use another --out"
+            f"{folder} is being written", cause=f"by process {holder(folder)}", fix="wait for it, or use another --out"
         ) from None
     except OSError as error:
         raise OutputError(f"cannot lock {folder}", cause=error.strerror or str(error)) from error
@@ -36,8 +36,21 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()
+            if _is_still(path, descriptor):
+                path.unlink()
         os.close(descriptor)
+
+
+def holder(folder: Path) -> str:
+    """Who has written the lock of a folder last: process and machine."""
+    with suppress(OSError):
+        return (folder / LOCK).read_text(errors="replace")[:100].strip() or "unknown"
+    return "unknown"
+
+
+def own_name() -> str:
+    """What this process writes into locks."""
+    return f"{os.getpid()} on {os.uname().nodename}"
 
 
 def _acquire(path: Path) -> int:
@@ -51,7 +64,7 @@ def _acquire(path: Path) -> int:
                     raise
             if _is_still(path, descriptor):
                 os.truncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode())
+                os.write(descriptor, f"{own_name()}\n".encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -64,9 +77,3 @@ def _is_still(path: Path, descriptor: int) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     return False
-
-
-def _holder(path: Path) -> str:
-    with suppress(OSError):
-        return path.read_text(errors="replace")[:100].strip() or "unknown"
-    return "unknown"

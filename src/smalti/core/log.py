@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl for programs, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,31 +11,63 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from smalti.core.errors import OutputError
+from smalti.core.files import append
+from smalti.core.ranks import is_first
+
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
 
 
+class _Quiet(Console):
+    """A console that falls silent when nobody reads it any more, as behind `| head`: no reason to end a run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:  # else what is in the buffer fails once more at the end
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 class Log:
-    """The console (standard error; results go to standard output) and the metrics file of a run."""
+    """The console (standard error; results go to standard output) and the metrics file of a run.
+
+    Of processes that train together rank 0 alone says and records something.
+    """
 
     def __init__(self, metrics: Path | None = None) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = _Quiet(stderr=True, highlight=False)
         self.path = metrics
+        self._lost = 0
+        self._warned = False
 
     def say(self, line: str) -> None:
         """One line to the person watching; control characters of foreign text are shown, not obeyed."""
-        self.console.print(printable(line), markup=False, soft_wrap=True)
+        if is_first():
+            self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
-        """One line of metrics.jsonl."""
-        if self.path is not None:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(values) + "\n")
+        """One line of metrics.jsonl.
+
+        A curve with a gap is better than no run: where a line cannot be written, that is said once, and the next line
+        that can be says under `lines_lost` how many are missing before it.
+        """
+        if self.path is None or not is_first():
+            return
+        gap = {"lines_lost": self._lost} if self._lost else {}
+        try:
+            append(self.path, (json.dumps(values | gap) + "\n").encode())
+        except OutputError as error:
+            self._lost += 1
+            if not self._warned:
+                self._warned = True
+                self.say(f"{error}; the run goes on, with a gap in that file")
+        else:
+            self._lost = 0
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator["Bar"]:
         """A bar of `total` steps with the time left."""
-        if not self.console.is_terminal:
+        if not (self.console.is_terminal and is_first()):
             yield PlainBar(self, title, total)
             return
         columns = (
@@ -88,5 +121,4 @@ def printable(text: str) -> str:
 
 def print_json(value: object) -> None:
     """One JSON object as the last line of standard output."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(value), flush=True)

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from smalti.core.errors import DataError, OutputError
+from smalti.core.dist import gathered_json
+from smalti.core.errors import DataError
+from smalti.core.files import append
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, world_size
 from smalti.data.workers.jobs import Bad
 
 OnBadImage: TypeAlias = Literal["replace", "error"]
@@ -40,12 +43,14 @@ class BadFiles:
                 self.quarantined.add(item.position)
 
     def add(self, bad: Sequence[Bad], seen: int) -> None:
-        """Note what came up while `seen` images were shown.
+        """Note what came up while `seen` images were shown; all ranks know what one of them found.
 
         Raises:
             DataError: there are too many, or none is wanted.
         """
-        self.seen += seen
+        if world_size() > 1:
+            bad = [Bad(*item) for items in gathered_json(list(bad)) for item in items]
+        self.seen += seen * world_size()
         for item in bad:
             if item.position not in self.reasons or (item.quarantined and item.position not in self.quarantined):
                 self._note(item)
@@ -85,10 +90,5 @@ def _earlier(path: Path | None) -> list[Bad]:
 
 
 def _append(path: Path | None, line: dict[str, object]) -> None:
-    if path is None:
-        return
-    try:
-        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}", cause=error.strerror or str(error)) from error
+    if path is not None and is_first():
+        append(path, (json.dumps(line) + "\n").encode())

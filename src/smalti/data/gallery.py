@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from smalti.core.ranks import local_world_size
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Gallery, ResidentGallery
 from smalti.data.render import Render
@@ -47,6 +48,6 @@ def _renderer(images: StoredImages, views: TwoViews, data: Data, batch_size: int
 
 
 def default_workers(device: torch.device) -> int:
-    """A quarter of the cores where the network needs them too, else all but one."""
-    cores = os.cpu_count() or 1
+    """Of this process's cores a quarter where the network needs them too, else all but one."""
+    cores = max(1, (os.cpu_count() or 1) // local_world_size())
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))

@@ -16,6 +16,7 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, local_world_size
 from smalti.core.rng import Stream, fold, permutation
 from smalti.data.bad_files import BadFiles, OnBadImage
 from smalti.data.open import EMBEDDED, open_stored
@@ -127,7 +128,7 @@ class Data:
         """Whether so many images are kept in memory."""
         if self.memory != "auto":
             return self.memory == "resident"
-        return count * self.channels * self.side**2 <= physical_memory() / 4
+        return count * self.channels * self.side**2 <= physical_memory() / local_world_size() / 4
 
     def _fitted(self, images: Resident) -> Resident:
         """The embedded images in the asked-for size and number."""
@@ -200,7 +201,7 @@ def _report_bad(failed: dict[str, str], total: int, data: Data, log: Log, bad_fi
     if not failed:
         return
     listed = sorted(failed.items())
-    if bad_files is not None:
+    if bad_files is not None and is_first():
         lines = (json.dumps({"path": path, "reason": reason}) for path, reason in listed)
         write_bytes(bad_files, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     path, reason = listed[0]

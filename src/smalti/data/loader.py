@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from smalti.core.contracts import Batch, Grid, Masking
@@ -37,12 +37,17 @@ class Stopwatch:
 
 
 class Pictures(NamedTuple):
-    """Both views of a batch, B C H W, uint8 or float in [0, 1]; which images are shown, and their labels."""
+    """Both views of a batch, B C H W, uint8 or float in [0, 1]; which images are shown, and their labels.
+
+    Attributes:
+        label_map: the class of every pixel, where classes are those of pixels.
+    """
 
     image: Tensor
     token_image: Tensor | None
     shown: Int[Tensor, "B"]
     label: Int[Tensor, "B"]
+    label_map: UInt8[Tensor, "B H W"] | None = None
 
 
 @runtime_checkable
@@ -100,6 +105,7 @@ class Loader:
             index=pictures.shown,
             key=torch.from_numpy(signed(fold(rows.keys, Stream.NOISE))),
             label=pictures.label,
+            label_map=pictures.label_map,
         )
         return batch if self.masking is None else _hide(batch, self.masking, fold(rows.keys, Stream.MASK), self.grid)
 

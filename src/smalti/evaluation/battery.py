@@ -15,8 +15,8 @@ from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.linear import LinearProbe, Scale, fit_linear, fit_ridge, scale_of
 from smalti.evaluation.probe import Features, Split
 
-L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
-FEW_L2_STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
+L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+FEW_L2_STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
 """Strongest first: each fit begins where the one before ended."""
 _RIDGE = 0.1
 _KNN, _LINEAR = "k-NN", "linear"

@@ -13,7 +13,7 @@ from smalti.data.loader import ResidentGallery
 from smalti.data.order import Order
 from smalti.data.sources.resident import Resident
 from smalti.data.views import TwoViews, WholeImage
-from smalti.functional.metrics import hits
+from smalti.functional.metrics import average_precision, hits
 
 _FEW = 5
 
@@ -62,3 +62,15 @@ def describe_classes(table: Int[Tensor, "classes classes"], classes: tuple[str, 
     """`class_accuracy` by name and, up to `most` classes, the table itself as `confusion`."""
     named: dict[str, Any] = {"class_accuracy": dict(zip(classes, by_class(table), strict=True))}
     return named | ({"confusion": table.tolist()} if len(classes) <= most else {})
+
+
+def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
+    """Average precision of each label, in [0, 1]; None for one that no image has."""
+    columns = zip(scores.T.contiguous(), shown.T.bool(), strict=True)
+    return [float(average_precision(column, has)) if has.any() else None for column, has in columns]
+
+
+def mean_precision(found: list[float | None]) -> float:
+    """The mean over labels that some image has."""
+    known = [value for value in found if value is not None]
+    return sum(known) / max(len(known), 1)

@@ -21,6 +21,8 @@ Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "both", "2x2")
 Layer: TypeAlias = tuple[int, str]
 """A block counted from 1, and how its output becomes one vector."""
+_MOST_TOKENS = 32_000
+"""Patches that are computed at a time: the outputs of all blocks are in memory together."""
 _WRITE = 1 << 24
 """Bytes at a time."""
 
@@ -76,11 +78,14 @@ def extract(
     """Features of whole images, without the final norm, on the CPU; what does not fit into memory lies in a file.
 
     Args:
+        batch_size: images that are computed at a time, at most; of large ones fewer.
         dtype: what they are kept in. In float16, values beyond its range end at its largest.
 
     Reference: the last layer of a masked-image model is a poor feature (BEiT, appendix on linear probes), so all layers
     are looked at.
     """
+    tokens_of_one = math.prod(images.images.shape[-2:]) // backbone.patch_size**2
+    batch_size = min(batch_size, max(1, _MOST_TOKENS // tokens_of_one))
     wanted = dict.fromkeys(part for pooling in poolings for part in _parts(pooling))
     kept: dict[Layer, Tensor] = {}
     for start in range(0, len(images), batch_size):

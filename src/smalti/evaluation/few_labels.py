@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from smalti.core.rng import Stream, fold
+from smalti.core.rng import fold_one
+from smalti.data.few_labels import few_labels
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,6 @@ class Budget:
     name: str
     each: int = 0
     share: float = 0.0
-
-    def of(self, size: int) -> int:
-        """Labels in a class of so many images; at least one."""
-        return self.each or max(1, round(self.share * size))
 
     def draw(self, labels: Int[Tensor, "n"], among: Int[Tensor, "m"], seed: int, number: int) -> Int[Tensor, "l"]:
         """Positions of the images with labels, of every class its share.
@@ -32,9 +28,8 @@ class Budget:
             among: positions that may be drawn.
             number: which draw, from 0.
         """
-        order = among[torch.from_numpy(np.argsort(fold(seed, number, among.numpy(), Stream.SPLIT), kind="stable"))]
-        classes, sizes = labels[among].unique(), torch.bincount(labels)
-        return torch.cat([order[labels[order] == c][: self.of(int(sizes[c]))] for c in classes])
+        own = fold_one(seed, number)
+        return torch.from_numpy(few_labels(labels.numpy(), among.numpy(), self.share, self.each or None, own))
 
 
 BUDGETS = (

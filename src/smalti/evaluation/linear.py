@@ -64,6 +64,9 @@ def fit_linear(
 ) -> LinearProbe:
     """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
 
+    Steps are taken on Lᵀ·weight, where L·Lᵀ is the curvature before anything is known about the classes. That leaves
+    the minimum where it is, and some fifty steps lead there instead of hundreds: features are far from independent.
+
     Args:
         features: one row an image.
         labels: classes 0, 1, ...
@@ -75,17 +78,21 @@ def fit_linear(
     mean, std = scale or scale_of(features)
     x = (features - mean) / std
     num_classes = int(labels.max()) + 1
-    weight = torch.zeros(x.shape[1], num_classes) if start is None else start.weight.clone()
+    spread = (1 - 1 / num_classes) / num_classes
+    lower = torch.linalg.cholesky(x.t() @ x * (spread / len(x)) + l2 * torch.eye(x.shape[1], dtype=x.dtype))
+    scaled = torch.zeros(x.shape[1], num_classes) if start is None else lower.t() @ start.weight
     bias = torch.zeros(num_classes) if start is None else start.bias.clone()
-    for parameter in (weight, bias):
+    for parameter in (scaled, bias):
         parameter.requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([scaled, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
+        weight = torch.linalg.solve_triangular(lower.t(), scaled, upper=True)
         loss = F.cross_entropy(torch.addmm(bias, x, weight), labels) + 0.5 * l2 * weight.square().sum()
         loss.backward()
         return float(loss.detach())
 
     optimizer.step(closure)
-    return LinearProbe(mean, std, weight.detach(), bias.detach())
+    weight = torch.linalg.solve_triangular(lower.t(), scaled.detach(), upper=True)
+    return LinearProbe(mean, std, weight, bias.detach())

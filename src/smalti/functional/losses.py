@@ -159,6 +159,19 @@ def class_nats(
     return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
 
 
+def label_nats(
+    logits: Float[Tensor, "B labels"], target: Float[Tensor, "B labels"], smoothing: float = 0.0
+) -> Float[Tensor, "B"]:
+    """Binary cross-entropy of each image, the mean over its labels: -(t ln p + (1-t) ln(1-p)), in nats.
+
+    Args:
+        target: 1 where the image has the label, 0 where it has not, shares where images are mixed.
+        smoothing: s; t becomes (1-s)·t + s/2.
+    """
+    smoothed = (1 - smoothing) * target + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").mean(1)
+
+
 def patch_error(
     predicted: Float[Tensor, "*B P"], patches: Float[Tensor, "*B P"], kind: Literal["mse", "l1"]
 ) -> Float[Tensor, "*B"]:

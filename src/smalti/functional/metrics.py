@@ -109,6 +109,14 @@ def hits(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"], most: int) ->
     return logits.topk(min(most, logits.shape[-1])).indices == target[..., None]
 
 
+def average_precision(scores: Float[Tensor, "n"], relevant: Bool[Tensor, "n"]) -> Float[Tensor, ""]:
+    """Mean over the relevant images of the precision among those that score at least as high; NaN where none is."""
+    found = scores[relevant]
+    above = [len(among) - torch.searchsorted(among.sort().values, found) for among in (found, scores)]
+    precision: Tensor = (above[0].double() / above[1]).mean()
+    return precision
+
+
 def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """How many codes occur in `ids`, and how many could: V, or the number of positions where that is less.
 

@@ -49,7 +49,7 @@ class ImageClassifier(nn.Module):
             key: one key a sample to draw stochastic depth from while training; None keeps every branch.
         """
         features = self.backbone.encode(self.backbone.embed(images), self.backbone.config.grid, key=key)
-        pooled = features.patches.mean(dim=1) if self.pooling == "mean" else features.cls
+        pooled = features.patches.mean(dim=1, dtype=torch.float32) if self.pooling == "mean" else features.cls
         return self.head(self.fc_norm(pooled))
 
 

@@ -39,6 +39,9 @@ class ViT:
     std: tuple[float, ...] = setting((0.5,), "pixel standard deviation, likewise")
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "in_chans", "embed_dim", "num_heads"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
+        require(self.mlp_ratio > 0, f"mlp_ratio is {self.mlp_ratio}", "use a positive one")
         for side in self.img_size:
             require(
                 side > 0 and side % self.patch_size == 0,

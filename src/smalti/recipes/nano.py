@@ -4,10 +4,13 @@ Hardware: two CPU cores. Time: 10 minutes for both stages with the steps that th
 """
 
 from smalti.data.load import Data
+from smalti.data.mixing import Mixing
 from smalti.data.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
+from smalti.runs.classification import Classification
 from smalti.runs.demo import Demo
+from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
@@ -50,6 +53,18 @@ def pretrain() -> Pretrain:
         jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
         plan=Plan(steps=2000, batch_size=64),
+    )
+
+
+def finetune() -> Finetune:
+    """The backbone of `pretrain`, with a head over the classes. Time: 2 minutes."""
+    return Finetune(
+        data=DATA,
+        task=Classification(mixing=Mixing(mixup=0.2)),
+        backbone=pretrain().backbone,
+        crop=RandomResizedCrop(scale=(0.6, 1.0)),
+        optimiser=AdamW(lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75),
+        plan=Plan(steps=1000, batch_size=64, save_every=100),
     )
 
 

@@ -3,11 +3,17 @@
 Hardware: two CPU cores. Time: 10 minutes for both stages in the demo; hours make it better.
 """
 
+from dataclasses import replace
+
 from smalti.data.load import Data
+from smalti.data.mixing import Mixing
+from smalti.data.randaugment import RandAugment
 from smalti.data.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
+from smalti.runs.classification import Classification
 from smalti.runs.demo import Demo
+from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
@@ -49,6 +55,19 @@ def pretrain() -> Pretrain:
         jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
         plan=Plan(steps=5000, batch_size=64),
+    )
+
+
+def finetune() -> Finetune:
+    """The backbone of `pretrain`, with a head over the classes."""
+    return Finetune(
+        data=DATA,
+        task=Classification(mixing=Mixing(mixup=0.8, cutmix=1.0)),
+        backbone=replace(pretrain().backbone, drop_path_rate=0.1),
+        crop=RandomResizedCrop(scale=(0.35, 1.0)),
+        augment=RandAugment(operations=2),
+        optimiser=AdamW(lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75),
+        plan=Plan(steps=2000, batch_size=64, save_every=200),
     )
 
 

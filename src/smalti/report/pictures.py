@@ -22,7 +22,7 @@ _GAP = 4
 
 
 def tile_row(
-    columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]],
+    columns: Mapping[str, Iterable[Picture]],
     *,
     scale: int = 4,
     captions: Sequence[str] = (),
@@ -99,6 +99,13 @@ def token_map(ids: Int[np.ndarray, "n h w"], stride: int = 1) -> UInt8[np.ndarra
     colour = light[..., None] - chroma[..., None] * np.clip(np.minimum(turns - 3, 9 - turns), -1, 1)
     small: UInt8[np.ndarray, "n h w 3"] = np.rint(255 * colour).astype(np.uint8)
     return small.repeat(stride, axis=1).repeat(stride, axis=2)
+
+
+def label_colours(label_map: UInt8[np.ndarray, "H W"], void: int) -> UInt8[np.ndarray, "H W 3"]:
+    """The class of every pixel as the colour that `token_map` gives its number; what is void is black."""
+    colours = token_map(label_map[None].astype(np.int64))[0]
+    painted: UInt8[np.ndarray, "H W 3"] = np.where((label_map == void)[..., None], np.uint8(0), colours)
+    return painted
 
 
 def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1) -> UInt8[np.ndarray, "_H _W 3"]:

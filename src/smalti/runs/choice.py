@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
@@ -21,7 +21,7 @@ _STAGE = "validation"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Best:
     """Measures weights as they are saved, and keeps the best of them in best/. Scores are in metrics.jsonl.
 
     Attributes:
@@ -33,7 +33,6 @@ class Choice:
     log: Log
     measure: Callable[[nn.Module], dict[str, float]]
     by: str
-    choose: Choose
 
     def look(self, trainer: Trainer) -> None:
         """Measure the weights as they are now; of equally good ones the last are kept."""
@@ -42,7 +41,9 @@ class Choice:
         for folder in (best / FOLDER).glob("step-*"):  # of a run that went on from an older checkpoint, otherwise
             if int(folder.name.removeprefix("step-")) > trainer.step:
                 remove_folder(folder)
-        measured = self.measure(copy.deepcopy(trainer.trained).eval())
+        network = copy.deepcopy(trainer.trained)
+        network.eval()
+        measured = self.measure(network)
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
         self.log.record(stage=_STAGE, step=trainer.step, **named)
@@ -51,14 +52,7 @@ class Choice:
         if measured[self.by] >= max(before, default=0.0):
             write_checkpoint(best, trainer.step, trainer.trained, {})
 
-    def chosen(self) -> tuple[Checkpoint, dict[str, float]]:
-        """The weights to use, and what was measured of them."""
-        path = self.folder.path
-        checkpoint = read_checkpoint(path / _BEST if self.choose == "best" else path)
-        line = next(line for line in self._lines() if line["step"] == checkpoint.step)
-        return checkpoint, {name: line[name] for name in line if name.startswith(f"{_STAGE}_")}
-
-    def _lines(self) -> list[dict[str, float]]:
+    def _lines(self) -> list[dict[str, Any]]:
         return [line for line in self.folder.read_metrics() if line["stage"] == _STAGE]
 
 

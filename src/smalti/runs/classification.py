@@ -1,20 +1,39 @@
 """Classification as a task of `smalti finetune`: network, objective, batches and what is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
+from smalti.core.contracts import Batch
+from smalti.core.log import Log
 from smalti.data.changes import Change
+from smalti.data.gallery import open_gallery
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import Gallery
 from smalti.data.mixing import Mixing
+from smalti.data.scenes import SceneImages, Scenes
+from smalti.data.several_labels import label_names, shown_labels
 from smalti.data.sources.resident import Resident
-from smalti.evaluation.classification import accuracies, class_scores, confusion, describe_classes
+from smalti.data.views import TwoViews
+from smalti.evaluation.classification import (
+    accuracies,
+    class_scores,
+    confusion,
+    describe_classes,
+    mean_precision,
+    precisions,
+)
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
-from smalti.training.classify import Classify
+from smalti.runs.labelled import Given, Labelled, Shares, divide
+from smalti.training.classify import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""
@@ -22,10 +41,11 @@ _MOST_CLASSES = 100
 
 @dataclass(frozen=True)
 class Classification:
-    """Say which class an image shows."""
+    """Say which class an image shows, or which of several labels it has."""
 
     pooling: Pooling = setting("mean", "what the head sees: the mean of the patches, or [S] (cls)", "BEiT §2.6")
     label_smoothing: float = setting(0.1, "share of the label that all classes get alike", "released code")
+    multi_label: bool = setting(False, "an image has any number of labels, written with | between them: cat|dog")
     mixing: Mixing = Mixing()
 
     def __post_init__(self) -> None:
@@ -34,29 +54,79 @@ class Classification:
     @property
     def score(self) -> str:
         """The number that decides which weights are best."""
-        return "accuracy"
+        return "mean_average_precision" if self.multi_label else "accuracy"
 
-    def build(self, backbone: ViT, classes: tuple[str, ...], seed: int = 0) -> ImageClassifier:
+    def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """What the network has an output for, of the classes that a source names."""
+        return label_names(classes) if self.multi_label else classes
+
+    def open(self, data: Data, log: Log, bad_files: Path) -> Images | StoredImages:
+        """The images of DATA, some of them held out."""
+        return data.open(log, bad_files)
+
+    def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
+        """What to learn from, to choose on, and to be judged on; see `labelled.divide`."""
+        assert not isinstance(given, SceneImages)
+        return divide(given, data, test, shares, log, self.outputs, validation_data)
+
+    def gallery(self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device) -> Gallery:
+        """Shows the images that a run learns from."""
+        assert not isinstance(images, SceneImages)
+        return open_gallery(images, views, data, batch_size, device)
+
+    def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> ImageClassifier:
         """A network with freshly drawn weights."""
-        return build_classifier(backbone, len(classes), self.pooling, seed)
+        return build_classifier(backbone, len(outputs), self.pooling, seed)
 
-    def objective(self, model: ImageClassifier) -> Classify:
+    def objective(self, model: nn.Module) -> Classify | ClassifySeveral:
         """What is minimised."""
-        return Classify(model, self.label_smoothing)
+        assert isinstance(model, ImageClassifier)
+        kind = ClassifySeveral if self.multi_label else Classify
+        return kind(model, self.label_smoothing)
 
     def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
         """What is done to a batch last."""
-        return (partial(self.mixing, num_classes=len(classes)),) if self.mixing.on else ()
+        names = self.outputs(classes)
+        several = (partial(_with_labels, table=shown_labels(classes, names)),) if self.multi_label else ()
+        return (*several, *((partial(self.mixing, num_classes=len(names)),) if self.mixing.on else ()))
 
-    def measure(self, model: nn.Module, images: Resident, size: tuple[int, int], compute: Compute) -> dict[str, float]:
+    def measure(
+        self,
+        model: nn.Module,
+        images: Resident | Scenes,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> dict[str, float]:
         """A few numbers, to choose by."""
-        return accuracies(self._scores(model, images, size, compute), images.labels)
+        assert isinstance(images, Resident)
+        scores = class_scores(model, images, size, compute)
+        if not self.multi_label:
+            return accuracies(scores, images.labels)
+        return {self.score: mean_precision(precisions(scores, _shown(images, outputs)))}
 
-    def report(self, model: nn.Module, images: Resident, size: tuple[int, int], compute: Compute) -> dict[str, Any]:
+    def report(
+        self,
+        model: nn.Module,
+        images: Resident | Scenes,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> dict[str, Any]:
         """All numbers, at the end."""
-        scores = self._scores(model, images, size, compute)
-        table = confusion(scores, images.labels)
-        return accuracies(scores, images.labels) | describe_classes(table, images.classes, _MOST_CLASSES)
+        assert isinstance(images, Resident)
+        scores = class_scores(model, images, size, compute)
+        if not self.multi_label:
+            table = confusion(scores, images.labels)
+            return accuracies(scores, images.labels) | describe_classes(table, outputs, _MOST_CLASSES)
+        found = precisions(scores, _shown(images, outputs))
+        return {self.score: mean_precision(found), "average_precision": dict(zip(outputs, found, strict=True))}
 
-    def _scores(self, model: nn.Module, images: Resident, size: tuple[int, int], compute: Compute) -> Tensor:
-        return class_scores(model, images, size, compute)
+
+def _shown(images: Resident, outputs: tuple[str, ...]) -> Float[Tensor, "n labels"]:
+    return shown_labels(images.classes, outputs)[images.labels]
+
+
+def _with_labels(batch: Batch, table: Float[Tensor, "classes labels"]) -> Batch:
+    assert batch.label is not None
+    return replace(batch, target=table.to(batch.label.device)[batch.label])

@@ -12,6 +12,7 @@ import numpy as np
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
+from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.load import Images, affordable
 from smalti.data.open import EMBEDDED
@@ -79,6 +80,7 @@ class Demo:
 def main(config: Demo) -> dict[str, Any]:
     """Random networks and pixels, tokenizer, BEiT, the pretrained network, report."""
     clock = Clock()
+    require_place(Path(config.out).expanduser())
     _move_aside(Path(config.out).expanduser())
     folder, log = create(config.out, config), Log()
     config, images = _load(config, folder, log)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
-from smalti.core.config import setting
+from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
 from smalti.data.load import Data, Images
+from smalti.data.official_splits import load_splits, official_splits
 from smalti.data.sources.resident import Resident
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
@@ -50,6 +51,11 @@ class Evaluate:
     poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
+
+    def __post_init__(self) -> None:
+        require(self.held_out is None or 0 < self.held_out < 1, f"held_out is {self.held_out}", "choose one in (0, 1)")
+        require(0 < self.validation < 1, f"validation is {self.validation}", "choose one in (0, 1)")
+        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
 
 def main(config: Evaluate) -> dict[str, Any]:
@@ -195,4 +201,6 @@ def _flat(images: Resident) -> Tensor:
 def _load(config: Evaluate, trained_on: Data, log: Log) -> Images:
     """The images asked for, in the size and colours that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
-    return replace(trained_on, path=config.images, held_out=held_out, limit=None).load(log)
+    data = replace(trained_on, path=config.images, held_out=held_out, limit=None)
+    train, test = official_splits(config.images, config.test)
+    return load_splits(data, train, test, log) if test else data.load(log)

@@ -7,11 +7,12 @@ import torch
 
 from smalti.core.config import leaves, to_json
 from smalti.models.memory import training_memory
+from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer, planned_steps
 from smalti.tokenizers.dvae import DVAE
 
-Config = TrainTokenizer | Pretrain
+Config = TrainTokenizer | Pretrain | Finetune
 
 
 def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str, Any]:
@@ -61,14 +62,14 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
 
 
 def num_parameters(config: Config) -> int:
-    """Trained parameters; of a pretraining run those of the bare backbone (head and mask token fall away)."""
+    """Trained parameters; else those of the bare backbone, without mask token and head."""
     with torch.device("meta"):
         module = config.tokenizer.build() if isinstance(config, TrainTokenizer) else config.backbone.build()
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _memory_mb(config: Config) -> dict[str, float]:
-    """What the backbone of a pretraining run needs (`training_memory`); nothing is tried."""
+    """What a backbone needs (`training_memory`); nothing is tried."""
     if isinstance(config, TrainTokenizer):
         return {}
     short, full = (
@@ -94,7 +95,7 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
 
 
 def _annealing(config: Config) -> dict[str, Any]:
-    if isinstance(config, Pretrain) or not isinstance(config.tokenizer, DVAE):
+    if not isinstance(config, TrainTokenizer) or not isinstance(config.tokenizer, DVAE):
         return {}
     return {
         "temperature": config.relaxation.annealing(config.plan.steps),

@@ -4,26 +4,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
-from smalti.data.changes import Changed
-from smalti.data.gallery import open_gallery
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.changes import Change, Changed
+from smalti.data.erasing import Erasing
+from smalti.data.load import Data, Images
 from smalti.data.loader import Loader
 from smalti.data.order import Order
+from smalti.data.randaugment import RandAugment
+from smalti.data.scenes import SceneImages
 from smalti.data.statistics import Normalisation, statistics
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
+from smalti.models.segmenter import Segmenter
 from smalti.models.vit import ViT
-from smalti.runs.choice import Choice, Choose, read_chosen
+from smalti.runs.choice import Best, Choose, read_chosen
 from smalti.runs.classification import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
-from smalti.runs.labelled import Labelled, Shares, divide
+from smalti.runs.labelled import Given, Labelled, Shares
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.segmentation import Segmentation
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
 from smalti.training.checkpoint import load_weights, read_checkpoint
@@ -41,16 +47,21 @@ class Finetune:
     test: str = setting(
         "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
     )
+    validation_data: str = setting(
+        "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
+    )
     init: str = setting(
         "",
         "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
     )
     out: str = setting("", "the run folder to write")
-    task: Classification = Classification()
+    task: Classification | Segmentation = Classification()
     backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
     crop: RandomResizedCrop = RandomResizedCrop()
-    jitter: ColorJitter = ColorJitter()
+    jitter: ColorJitter = NO_JITTER
+    augment: RandAugment = RandAugment()
+    erasing: Erasing = Erasing()
     label_share: float = setting(1.0, "share of the labels of each class to learn from")
     labels_per_class: int | None = setting(None, "so many labels of each class instead; none: label_share")
     validation: float = setting(0.1, "share of the images to learn from that choices are made on; without test")
@@ -79,6 +90,11 @@ class Finetune:
             f"labels_per_class is {self.labels_per_class}",
             "use at least 1",
         )
+        require(
+            self.labels_per_class is None or not self.task.multi_label,
+            "labels_per_class where images have several labels",
+            "use --label-share",
+        )
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
@@ -91,12 +107,18 @@ class Finetune:
 
 
 def main(
-    config: Finetune, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
+    config: Finetune,
+    *,
+    resume: bool = False,
+    allow_inexact: bool = False,
+    images: Images | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, choose on validation images, test once.
 
     Args:
         resume: go on with the run in `config.out`.
+        allow_inexact: also where it cannot go on bit for bit.
         images: the images of `config.data`, where they are in memory already; `held_out` is the test, unless there is
             `config.test`.
         compute: where to compute, where that is settled already.
@@ -109,37 +131,40 @@ def main(
         CheckpointError: there are no weights in `config.init`, or of no network that is known.
     """
     with writing(config.out):
-        return _run(config, resume, images, compute)
+        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+        return _run(config, session, images)
 
 
-def _run(config: Finetune, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
-    session = Session.open(config, resume=resume, compute=compute)
-    given = config.data.open(session.log, session.folder.bad_files) if images is None else images
-    parts = divide(given, config.data, config.test, config.shares, session.log)
-    source = None if resume or not config.init else source_of(config, parts.classes)
-    if not resume:
-        config = settled(replace(config, data=config.data.settled(given)), given, session.log)
+    given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    parts = divided(config, given, session.log)
+    outputs = config.task.outputs(parts.classes)
+    source = None if session.resumed or not config.init else source_of(config, outputs)
+    if not session.resumed:
+        data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
+        config = settled(replace(config, data=data, precision=session.compute.precision), given, session.log)
         session.folder.write_config(config)
-        session.folder.write_classes(parts.classes)
+        session.folder.write_classes(outputs)
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     size, task = config.backbone.img_size, config.task
-    choice = Choice(
-        session.folder,
-        session.log,
-        lambda network: task.measure(network, parts.validation, size, session.compute),
-        task.score,
-        config.choose,
-    )
-    session.train("finetune", trainer, batches, config.plan, config.profile, choice.look)
-    checkpoint, validated = choice.chosen()
-    model = task.build(config.backbone, parts.classes).to(session.compute.device).eval()
-    load_weights(model, checkpoint.model, config.out)
-    tested = task.report(model, parts.test, size, session.compute)
-    result = {"steps": config.plan.steps, "chosen_step": checkpoint.step, "classes": len(parts.classes)} | validated
-    result |= {"train_images": len(parts.train.train), "validation_images": len(parts.validation)}
-    result |= {"test_images": len(parts.test)} | {f"test_{name}": value for name, value in tested.items()}
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return task.measure(network, parts.validation, outputs, size, session.compute)
+
+    best = Best(session.folder, session.log, validate, task.score)
+    look = best.look if config.choose == "best" else None
+    session.train("finetune", trainer, batches, config.plan, config.profile, look)
+    model, step = _load(config, outputs, session.compute)
+    result = {f"validation_{name}": value for name, value in validate(model).items()}
+    tested = task.report(model, parts.test, outputs, size, session.compute)
+    result |= {f"test_{name}": value for name, value in tested.items()}
+    if isinstance(task, Segmentation):
+        task.write_page(session.folder.path, model, parts.test, size, session.compute)
+    counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
+    result |= {f"{name}_images": len(images) for name, images in counts.items()}
+    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
     session.log.say(describe(result, task.score))
     return session.finish(result)
 
@@ -153,13 +178,18 @@ def describe(result: dict[str, Any], score: str) -> str:
     )
 
 
+def divided(config: Finetune, given: Given, log: Log) -> Labelled:
+    """What to learn from, to choose on, and to be judged on."""
+    return config.task.divide(given, config.data, config.test, config.validation_data, config.shares, log)
+
+
 def prepare(
     config: Finetune, parts: Labelled, compute: Compute, log: Log | None = None, source: Source | None = None
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
     plan, images, task = config.plan, parts.train, config.task
     plan.require_images(len(images.train))
-    model = task.build(config.backbone, parts.classes, config.seed).to(compute.device)
+    model = task.build(config.backbone, task.outputs(parts.classes), config.seed).to(compute.device)
     if source is not None:
         (log or Log()).say(start_from(model, source))
     if config.freeze:
@@ -168,13 +198,14 @@ def prepare(
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
-    gallery = open_gallery(images, views, config.data, plan.batch_size, compute.device)
+    gallery = task.gallery(images, views, config.data, plan.batch_size, compute.device)
     loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
-    return trainer, Changed(loader, task.changes(parts.classes), compute.device)
+    whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
+    return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
 
-def source_of(config: Finetune, classes: tuple[str, ...]) -> Source:
-    """The weights at `init`, which fit the backbone. A head comes along where it names the same classes.
+def source_of(config: Finetune, outputs: tuple[str, ...]) -> Source:
+    """The weights at `init`, which fit the backbone. A head comes along where it names the same.
 
     Raises:
         UsageError: the configured backbone is another one, or it is a run of another kind.
@@ -185,7 +216,7 @@ def source_of(config: Finetune, classes: tuple[str, ...]) -> Source:
     else:
         run = _run_at(config.init)
         path = Path(config.init).expanduser()
-        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == classes
+        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == outputs
         weights = read_chosen(path, run.choose) if isinstance(run, Finetune) else read_checkpoint(path)
         source = Source(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
         source = source if same else source.without_head()
@@ -208,10 +239,11 @@ def _run_at(init: str) -> "Pretrain | Finetune":
     raise UsageError(f"{init} is a {kind} run", cause="there is no backbone in it", fix=fix)
 
 
-def settled(config: Finetune, images: Images | StoredImages, log: Log) -> Finetune:
+def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
     if config.normalisation is not None:
-        mean, std = statistics(config.normalisation, images.train, config.data.channels, config.data.side)
+        pixels = images.train.pairs.images if isinstance(images, SceneImages) else images.train
+        mean, std = statistics(config.normalisation, pixels, config.data.channels, config.data.side)
     elif config.init and holds_run(config.init):
         theirs = _run_at(config.init).backbone
         mean, std = theirs.mean, theirs.std
@@ -222,9 +254,15 @@ def settled(config: Finetune, images: Images | StoredImages, log: Log) -> Finetu
     return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
 
 
-def load_model(run: str, compute: Compute) -> ImageClassifier:
+def load_model(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """The chosen network of a run folder."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
-    model = config.task.build(config.backbone, folder.read_classes())
-    load_weights(model, read_chosen(folder.path, config.choose).model, run)
-    return model.eval().requires_grad_(False).to(compute.device)
+    return _load(replace(config, out=run), folder.read_classes(), compute)[0]
+
+
+def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier | Segmenter, int]:
+    """The network of the run in `out`, and the step that it is of."""
+    model = config.task.build(config.backbone, outputs)
+    checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)
+    load_weights(model, checkpoint.model, config.out)
+    return model.eval().requires_grad_(False).to(compute.device), checkpoint.step

@@ -1,7 +1,9 @@
 """The folder of a run: configuration, images it is of, metrics, checkpoints, result, report, unreadable files."""
 
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,23 +12,27 @@ from typing import Any, TypeVar
 
 from smalti import __version__
 from smalti.core.config import from_json, to_json
-from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import make_folder, remove_leftovers, write_bytes, write_json
+from smalti.core.errors import CheckpointError, OutputError, UsageError
+from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, only_writer
 from smalti.core.log import Log
+from smalti.core.ranks import is_first
+from smalti.data.remote.address import without_secrets
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 
 T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
+_MAX_CONFIG = 2**20
+"""Bytes of a configuration that are read; those of the largest recipe have 3000."""
 _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES)))
 """What only the run itself writes: not the report."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside a run folder."""
+    """Paths inside a run folder. Of processes that train together rank 0 alone writes there."""
 
     path: Path
 
@@ -43,21 +49,20 @@ class RunFolder:
         return self.path / "report.html"
 
     def write_config(self, config: object) -> None:
-        """Keep the configuration that rebuilds the run."""
-        write_json(self.path / _CONFIG, {"smalti": __version__, "config": to_json(config)})
+        """Keep the configuration that rebuilds the run, but not the password or signature of an address in it."""
+        self._write(_CONFIG, {"smalti": __version__, "config": _public(to_json(config))})
 
     def write_data(self, data: dict[str, Any]) -> None:
         """Keep what says whether images are the same."""
-        write_json(self.path / _DATA, data)
+        self._write(_DATA, data)
 
     def read_data(self) -> dict[str, Any] | None:
         """What `write_data` has kept; None before the run began."""
-        path = self.path / _DATA
-        return json.loads(path.read_bytes()) if path.exists() else None
+        return _read_json(self.path / _DATA)
 
     def write_classes(self, classes: tuple[str, ...]) -> None:
         """Keep what the outputs of a classifier stand for."""
-        write_json(self.path / _CLASSES, list(classes))
+        self._write(_CLASSES, list(classes))
 
     def read_classes(self) -> tuple[str, ...]:
         """What `write_classes` has kept; empty where that is nothing."""
@@ -65,13 +70,11 @@ class RunFolder:
         return tuple(json.loads(path.read_bytes())) if path.exists() else ()
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / _RESULT, result)
+        self._write(_RESULT, result)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run; empty where it has not finished."""
-        path = self.path / _RESULT
-        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-        return found
+        return _read_json(self.path / _RESULT) or {}
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every recorded line."""
@@ -81,26 +84,36 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that are about to be repeated, and a last line that was cut off."""
-        if self.metrics.exists():
+        if self.metrics.exists() and is_first():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
             write_bytes(self.metrics, "".join(kept).encode())
+
+    def _write(self, name: str, value: object) -> None:
+        if is_first():
+            write_json(self.path / name, value)
 
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
     """Be the one that writes a run folder, which is created. What runs that were killed left unfinished is removed.
 
+    Of several ranks the first is the one.
+
     Raises:
         LockError: another process is; it is named.
         OutputError: the folder cannot be written.
     """
     path = Path(out).expanduser()
-    if path.exists() and not path.is_dir():
-        yield  # `create` refuses it
+    if not is_first():
+        yield
         return
-    if not path.exists():
-        make_folder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)  # the lock proves that it can be written
+    except OSError as error:
+        raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+    if who := open_to_others(path):
+        Log().say(f"warning: {who}, so the run can be changed by others")
     with only_writer(path):
         removed = remove_leftovers(path, _WRITTEN) + remove_leftovers(path / CHECKPOINTS)
         if removed:
@@ -116,11 +129,11 @@ def create(out: str, config: object) -> RunFolder:
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir())):
-        raise UsageError(
-            f"{path} is not empty", cause="a run never overwrites", fix="choose another --out, or --resume it"
-        )
-    make_folder(path)
+    if is_first():
+        if path.is_dir() and any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir()):
+            fix = f"go on with --resume {shlex.quote(str(path))}, or choose" if is_run(out) else "choose"
+            raise UsageError(f"{path} is not empty", cause="a run never overwrites", fix=f"{fix} another --out")
+        make_folder(path)
     return _with_config(path, config)
 
 
@@ -129,9 +142,22 @@ def reopen(out: str, config: object) -> RunFolder:
     return _with_config(Path(out).expanduser(), config)
 
 
+def copy_run(run: str, out: str) -> None:
+    """Copy a run, whole or not at all, to go on with it elsewhere; nothing is written where it was.
+
+    Raises:
+        UsageError: there is something already.
+        OutputError: it cannot be written.
+    """
+    source, path = Path(run).expanduser(), Path(out).expanduser()
+    if path.exists():
+        raise UsageError(f"{path} is there already", cause="a run never overwrites", fix="choose another --out")
+    copy_folder(source, path, leave=[LOCK])
+
+
 def is_run(out: str) -> bool:
     """Whether a folder holds a run."""
-    return (Path(out).expanduser() / _CONFIG).exists()
+    return os.path.exists(Path(out).expanduser() / _CONFIG)
 
 
 def holds_run(model: str) -> bool:
@@ -145,7 +171,8 @@ def holds_run(model: str) -> bool:
 def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
-    if is_run(out) and {entry.name for entry in path.iterdir()} <= {_CONFIG, _BAD_FILES, _DATA, _CLASSES}:
+    started = {_CONFIG, _BAD_FILES, _DATA, _CLASSES}
+    if is_first() and is_run(out) and {entry.name for entry in path.iterdir()} <= started:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)
         (path / _CLASSES).unlink(missing_ok=True)
@@ -166,6 +193,26 @@ def read_config(model: str, cls: type[T]) -> T:
     return from_json(cls, config, where="config")
 
 
+def _public(value: Any) -> Any:
+    """JSON values without what may be secret in an address."""
+    if isinstance(value, dict):
+        return {name: _public(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]*://", value) else value
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is no file."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged", cause="it cannot be understood") from error
+    if not isinstance(found, dict | None):
+        raise CheckpointError(f"{path} is damaged", cause="it is no object")
+    return found
+
+
 def _with_config(path: Path, config: object) -> RunFolder:
     folder = RunFolder(path)
     folder.write_config(config)
@@ -175,12 +222,16 @@ def _with_config(path: Path, config: object) -> RunFolder:
 def _read_config(model: str) -> dict[str, Any]:
     path = Path(model).expanduser() / _CONFIG
     try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise CheckpointError(f"{path} is damaged", cause=f"a configuration has at most {_MAX_CONFIG} bytes")
         config = json.loads(path.read_bytes())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         cause = "no readable config.json there"
         raise CheckpointError(
             f"{model or 'nothing'} is no run folder", cause=cause, fix="give the --out of a run"
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is damaged", cause="config is not an object")
+    if "kind" not in config:
+        raise CheckpointError(f"{path} is damaged", cause="it does not say of which kind the run is")
     return config

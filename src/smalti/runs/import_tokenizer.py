@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from smalti import __version__
 from smalti.core.compute import Compute
 from smalti.core.config import from_json, require, setting, to_json
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import read_folder, sha256, write_folder
+from smalti.core.files import read_folder, require_place, sha256, write_folder
+from smalti.core.tensors import tensors_of
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.foreign.dalle_files import read_dalle
 from smalti.training.checkpoint import load_weights
@@ -43,6 +43,7 @@ def main(config: ImportTokenizer) -> dict[str, Any]:
         CheckpointError: the files are not the two halves of a DALL-E tokenizer, are damaged, or ask for anything else.
     """
     out = Path(config.out).expanduser()
+    require_place(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty", cause="an import never overwrites", fix="choose another --out")
     paths = [Path(file).expanduser() for file in config.files]
@@ -63,8 +64,8 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     try:
         files = read_folder(Path(folder).expanduser())
         tokenizer = from_json(DallE, json.loads(files[_CONFIG])["config"]).build()
-        weights = load(files[_WEIGHTS])
-    except (ValueError, KeyError, TypeError, CheckpointError, UsageError, SafetensorError) as error:
+        weights = tensors_of(files[_WEIGHTS])
+    except (ValueError, KeyError, TypeError, CheckpointError, UsageError) as error:
         cause = "a file of it is missing or damaged"
         raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error
     load_weights(tokenizer, weights, folder)

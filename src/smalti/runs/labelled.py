@@ -1,7 +1,8 @@
 """The labelled images of a run: to learn from, to choose on, and to be judged on."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,8 +14,13 @@ from smalti.data.bad_files import BadFiles
 from smalti.data.few_labels import few_labels, put_aside
 from smalti.data.load import Data, Images, StoredImages, read_source
 from smalti.data.open import open_stored
+from smalti.data.scenes import SceneImages, Scenes
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Part
+
+Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
+Given: TypeAlias = Images | StoredImages | SceneImages
+"""Images whose classes are those of whole images, or of pixels."""
 
 
 class Labelled(NamedTuple):
@@ -25,11 +31,11 @@ class Labelled(NamedTuple):
         test: looked at once, at the end.
     """
 
-    train: Images | StoredImages
-    test: Resident
+    train: Given
+    test: Resident | Scenes
 
     @property
-    def validation(self) -> Resident:
+    def validation(self) -> Resident | Scenes:
         """What choices are made on."""
         return self.train.held_out
 
@@ -53,35 +59,46 @@ class Shares(NamedTuple):
     seed: int
 
 
-def divide(images: Images | StoredImages, data: Data, test: str, shares: Shares, log: Log) -> Labelled:
+def divide(
+    images: Images | StoredImages,
+    data: Data,
+    test: str,
+    shares: Shares,
+    log: Log,
+    outputs: Outputs = tuple,
+    validation: str = "",
+) -> Labelled:
     """Put validation images aside, then keep as many labels as are asked for.
 
     Args:
         images: of `data`.
         test: DATA of other images to be judged on. What `data` holds out is then for validation, and nothing is put
             aside beside it; else what `data` holds out is the test.
+        validation: DATA of other images to make choices on; nothing is put aside for that then.
+        outputs: what is to be learned, of the classes that a source names; all of them, or the labels in their names.
 
     Raises:
-        DataError: there are no labels, or the test images show other classes.
+        DataError: there are no labels, or images that are given apart show other classes.
     """
-    if len(images.train.classes) < 2 or images.train.labels is None:
+    classes = images.train.classes
+    if len(outputs(classes)) < 2 or images.train.labels is None:
         where = data.path or "these images"
         raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
-    every = np.arange(len(images.train))
-    if test:
-        learn, validation = every, images.held_out
-        source = open_stored(test, data.channels, log, data.follow_links, in_order=True)
-        judged = _of_classes(read_source(source, replace(data, limit=None), log), images.train.classes, test)
-    else:
-        learn, aside = put_aside(len(every), shares.validation, shares.seed)
-        validation, judged = _read(images, aside, data, log), images.held_out
+    learn, chosen_on = np.arange(len(images.train)), images.held_out
+    judged = _other(test, "the test", data, classes, outputs, log) if test else images.held_out
+    if validation:
+        chosen_on = _other(validation, "for validation", data, classes, outputs, log)
+    elif not test:
+        learn, aside = put_aside(len(learn), shares.validation, shares.seed)
+        chosen_on = _read(images, aside, data, log)
     labels = np.asarray(images.train.labels)
+    labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn from all alike
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     if isinstance(images, Images):
-        return Labelled(Images(images.train.select(chosen), validation), judged)
+        return Labelled(Images(images.train.select(chosen), chosen_on), judged)
     part, path = Part(images.train, chosen), images.bad_files.path
     bad_files = BadFiles(len(part), part.name, log, path, data.max_bad_fraction, data.on_bad_image)
-    return Labelled(StoredImages(part, validation, bad_files), judged)
+    return Labelled(StoredImages(part, chosen_on, bad_files), judged)
 
 
 def _read(images: Images | StoredImages, positions: NDArray[np.int64], data: Data, log: Log) -> Resident:
@@ -90,15 +107,20 @@ def _read(images: Images | StoredImages, positions: NDArray[np.int64], data: Dat
     return read_source(Part(images.train, positions), replace(data, limit=None), log)
 
 
-def _of_classes(images: Resident, classes: tuple[str, ...], where: str) -> Resident:
-    """The same images, their classes numbered as in `classes`.
+def _other(path: str, role: str, data: Data, classes: tuple[str, ...], outputs: Outputs, log: Log) -> Resident:
+    """The images of another DATA, their classes numbered as in `classes`.
+
+    Other combinations of the same labels come after these.
 
     Raises:
-        DataError: one of their classes is not there.
+        DataError: what one of their classes stands for is not there.
     """
-    unknown = [name for name in images.classes if name not in classes]
+    source = open_stored(path, data.channels, log, data.follow_links, in_order=True)
+    images = read_source(source, replace(data, limit=None), log)
+    unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"
-        raise DataError(f"{where} cannot be the test", cause=cause, fix="use the same class folders")
-    place = torch.tensor([classes.index(name) for name in images.classes])
-    return Resident(images.images, place[images.labels], classes)
+        raise DataError(f"{path} cannot be {role}", cause=cause, fix="use the same class folders")
+    every = classes + tuple(name for name in images.classes if name not in classes)
+    place = torch.tensor([every.index(name) for name in images.classes])
+    return Resident(images.images, place[images.labels], every)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from smalti.core.config import require, setting
-from smalti.core.files import write_bytes
+from smalti.core.files import require_place, write_bytes
 from smalti.core.memory import keep_freed_memory
 from smalti.core.rng import Stream, fold
 from smalti.functional.masking import Blockwise, Random, Rolled
@@ -79,6 +79,8 @@ def main(config: Masks) -> dict[str, Any]:
         hide each patch; `pieces`, connected pieces a mask on average, and `piece_sizes` (patches -> share of pieces),
         both of the first 1024 masks; `microseconds` of processor time a mask.
     """
+    if config.out:
+        require_place(Path(config.out).expanduser())
     keep_freed_memory()  # as training does, so that the cost is the same
     seen = look(config)
     print(describe(config, seen))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smalti.core.config import require, setting
+from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.data.open import EMBEDDED, open_source
 from smalti.data.packs.format import Settings
@@ -46,6 +47,7 @@ class Prepare:
 def main(config: Prepare) -> dict[str, Any]:
     """Write the pack, go on with it, or verify that it is done."""
     began, log = time.monotonic(), Log()
+    require_place(Path(config.out).expanduser())
     source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
     kind = EMBEDDED if isinstance(source, Resident) else source.kind
     if isinstance(source, Stored):

@@ -13,8 +13,10 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Batches
+from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import SmaltiError
 from smalti.core.log import Log
+from smalti.core.ranks import rank, world_size
 from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader, ResidentGallery
@@ -36,6 +38,7 @@ from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
+from smalti.runs.online import Online, online_probe
 from smalti.runs.session import Session
 from smalti.runs.source import read_source
 from smalti.runs.train_tokenizer import has_density, load_tokenizer
@@ -45,6 +48,7 @@ from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.loop import Plan, Trainer
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
+from smalti.training.parallel import Parallel
 from smalti.training.start import start_from
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 
@@ -81,18 +85,22 @@ class Pretrain:
     )
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
+    online: Online = Online()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, masks and weights")
+    parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
         require(
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
         )
+        self.masking.count(self.backbone.grid)  # raises where there are not that many patches to hide
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(
@@ -118,7 +126,12 @@ class Pretrain:
 
 
 def main(
-    config: Pretrain, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
+    config: Pretrain,
+    *,
+    resume: bool = False,
+    allow_inexact: bool = False,
+    images: Images | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
@@ -126,30 +139,41 @@ def main(
         UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
-    with writing(config.out):
-        return _run(config, resume, images, compute)
+    with together(config.ranks, config.device), writing(config.out):
+        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+        return _run(config, session, images)
 
 
-def _run(config: Pretrain, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
-    session = Session.open(config, resume=resume, compute=compute)
     tokenizer = target_tokenizer(config, session.compute)
-    source = None if resume or not config.init_from else source_of(config, tokenizer, session.compute)
+    source = None if session.resumed or not config.init_from else source_of(config, tokenizer, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
-    if not resume:
-        config = with_statistics(replace(config, data=config.data.settled(given)), given)
+    if not session.resumed:
+        config = with_statistics(
+            replace(config, data=config.data.settled(given), precision=session.compute.precision), given
+        )
         session.folder.write_config(config)
     session.same_images(given.train)
-    if not resume and tokenizer is not None:
+    if not session.resumed and tokenizer is not None:
         held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
         gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
+    evaluation = online_probe(config.online, config.backbone, config.data, session.compute, session.log)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
-    session.train("pretrain", trainer, batches, config.plan, config.profile)
+    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation)
+    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session)))
+    return result
+
+
+def _measured(
+    config: Pretrain, given: Images | StoredImages, tokenizer: ImageTokenizer | None, session: Session
+) -> dict[str, Any]:
+    """The result of the run, from its last checkpoint."""
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
     session.log.say(describe_loss(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
-    return session.finish(measured | counts)
+    return measured | counts
 
 
 def describe_loss(measured: Mapping[str, Any]) -> str:
@@ -204,7 +228,9 @@ def prepare(
         (log or Log()).say(start_from(model, source))
     objective = MaskedImageModeling(model, config.target, config.equal_images)
     frozen, steps = model.backbone.parameters(), config.freeze_backbone_steps
-    trainer = Trainer(objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps)
+    trainer = Trainer(
+        objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel
+    )
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     if tokenizer is None or not config.token_cache:
@@ -263,8 +289,8 @@ def training_loader(
 ) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
-    gallery = open_gallery(images, views, config.data, size, compute.device)
-    order = Order(len(images.train), size, config.seed, num_views=config.num_views)
+    gallery = open_gallery(images, views, config.data, size // world_size(), compute.device)
+    order = Order(len(images.train), size, config.seed, (rank(), world_size()), config.num_views)
     return Loader(gallery, order, config.masking, config.backbone.grid)
 
 
@@ -291,6 +317,7 @@ def measure(
 ) -> dict[str, Any]:
     """The loss and what it has to beat, on whole held-out images under fixed masks; of tokens also the bound of both
     stages. Every hidden patch counts the same."""
+    config = replace(config, plan=config.plan.of_one_of(world_size()))
     loader = _held_out_loader(config, images.held_out, tokenizer)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.micro_batch_size)
     objective = MaskedImageModeling(model, config.target)

@@ -12,16 +12,18 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError, RefusedError
 from smalti.core.log import Log
-from smalti.data.load import Images, StoredImages
-from smalti.runs import pretrain, train_tokenizer
+from smalti.data.scenes import SceneImages
+from smalti.runs import finetune, pretrain, train_tokenizer
+from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.labelled import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.capture import Capture, numbers_as_json, read_capture
 from smalti.training.loop import Trainer
 from smalti.training.nonfinite import Numbers, first_not_finite
 
-_Run: TypeAlias = Pretrain | TrainTokenizer
+_Run: TypeAlias = Pretrain | TrainTokenizer | Finetune
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,30 @@ def _run(bundle: str) -> _Run:
     """The configuration of the run; the token cache is left out: a cached token is a live token."""
     if read_kind(bundle) == Pretrain.__name__:
         return replace(read_config(bundle, Pretrain), token_cache="")
+    if read_kind(bundle) == Finetune.__name__:
+        return read_config(bundle, Finetune)
     return read_config(bundle, TrainTokenizer)
 
 
 def _uncompiled(run: _Run) -> _Run:
-    return replace(run, compile="off") if isinstance(run, Pretrain) else run
+    return run if isinstance(run, TrainTokenizer) else replace(run, compile="off")
 
 
-def _open(run: _Run, bundle: Path, log: Log) -> Images | StoredImages:
+def _open(run: _Run, bundle: Path, log: Log) -> Given:
     """The images of the run, without those that must not be opened again; nothing is written into the bundle."""
     folder = RunFolder(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         bad_files = Path(scratch) / folder.bad_files.name
         if folder.bad_files.exists():
             shutil.copy(folder.bad_files, bad_files)
-        images = replace(run.data, num_workers=0).open(log, bad_files)
+        data = replace(run.data, num_workers=0)
+        images = run.task.open(data, log, bad_files) if isinstance(run, Finetune) else data.open(log, bad_files)
     if {"images": len(images.train), "fingerprint": images.train.fingerprint()} != folder.read_data():
         raise DataError("the images are not those of the run", cause=run.data.path, fix="bring them back")
     return images
 
 
-def _rebuilt(run: _Run, images: Images | StoredImages, compute: Compute, capture: Capture) -> tuple[Trainer, Batch]:
+def _rebuilt(run: _Run, images: Given, compute: Compute, capture: Capture) -> tuple[Trainer, Batch]:
     """The trainer as it was before the step, and the batch of the step.
 
     Raises:
@@ -110,7 +115,10 @@ def _rebuilt(run: _Run, images: Images | StoredImages, compute: Compute, capture
     return trainer, batch
 
 
-def _prepared(run: _Run, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Batches]:
+def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batches]:
+    if isinstance(run, Finetune):
+        return finetune.prepare(run, finetune.divided(run, images, Log()), compute)
+    assert not isinstance(images, SceneImages)
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, pretrain.target_tokenizer(run, compute), compute)
     return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle

@@ -7,6 +7,7 @@ from typing import Any
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import setting
 from smalti.core.errors import UsageError
+from smalti.core.files import require_place
 from smalti.report.page import Section
 from smalti.runs.folder import RunFolder, is_run, read_kind
 from smalti.runs.pretrain import Pretrain
@@ -35,10 +36,11 @@ def main(config: Report) -> dict[str, Any]:
     """Write the page; pictures are made from each run's own held-out images."""
     if not config.runs:
         raise UsageError("no runs given", fix="smalti report RUN...")
+    target = Path(config.out).expanduser() if config.out else RunFolder(Path(config.runs[0]).expanduser()).report
+    require_place(target)
     compute = choose_compute("cpu", "fp32")
     runs = [part for run in config.runs for part in _parts(run)]
     sections = _comparisons(runs) + [section for run in config.runs for section in _run_sections(run, compute)]
-    target = Path(config.out).expanduser() if config.out else RunFolder(Path(config.runs[0]).expanduser()).report
     names = ", ".join(Path(run).name for run in config.runs)
     write_page(target, names, "Curves, pictures and numbers of each run.", sections, {})
     print(f"written: {target}")

@@ -24,6 +24,7 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.online import ONLINE
 from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
 from smalti.training.targets import Pixels
@@ -108,6 +109,8 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
         guessed = {name: _series(folder, key) for name, key in (("the best guess", "accuracy"), ("best five", "top5"))}
         shown = {name: points for name, points in guessed.items() if points[0]}
         chart += curve(shown, xlabel="step", ylabel="share of hidden tokens guessed")
+    if (online := _series(folder, ONLINE))[0]:
+        chart += curve({"k-NN, best block": online}, xlabel="step", ylabel="share of labelled images known")
     return [
         Section(
             "Stage two: masked image modeling",

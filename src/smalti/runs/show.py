@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
-from smalti.core.files import write_bytes
+from smalti.core.files import require_place, write_bytes
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.load import Data
 from smalti.data.open import EMBEDDED, open_stored
@@ -53,11 +53,14 @@ def main(config: Show) -> dict[str, Any]:
 
     Raises:
         DataError: an image cannot be read.
+        OutputError: the file cannot be written; found before anything is computed.
     """
+    target = Path(config.out).expanduser()
+    require_place(target)
     compute = choose_compute(config.device, config.precision)
     look = _look_completed if read_kind(config.model) == Pretrain.__name__ else _look_tokenized
     columns, names, note = look(config, compute)
-    scale, target = scale_of(columns["original"].shape[2]), Path(config.out).expanduser()
+    scale = scale_of(columns["original"].shape[2])
     if target.suffix.lower() == _PICTURE:
         write_bytes(target, png(sheet(columns, scale)))
     else:

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.core.errors import CheckpointError
+from smalti.core.tensors import read_tensors
 from smalti.models.foreign.huggingface import from_huggingface, grid_and_heads, is_huggingface
 from smalti.models.foreign.source import Source
 from smalti.models.foreign.timm import from_timm, is_timm
 from smalti.tokenizers.foreign.saved_network import read_state_dict
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+_DISTRIBUTED = ".metadata"
 
 
 def read_source(place: str) -> Source:
@@ -47,7 +47,9 @@ def _file(place: str) -> Path:
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
-            cause = f"neither {' nor '.join(_IN_FOLDERS)} is there"
+            distributed = (path / _DISTRIBUTED).exists()
+            cause = "it is a distributed checkpoint of torch, which only a pickle describes" if distributed else ""
+            cause = cause or f"neither {' nor '.join(_IN_FOLDERS)} is there"
             raise CheckpointError(f"no weights in {place}", cause=cause, fix="save the model there in one file")
         return found[0]
     if not path.exists():
@@ -65,8 +67,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             fix = "save its state dict with safetensors.torch.save_file, where you trust it"
             raise CheckpointError(error.what, cause=error.cause, fix=f"nothing was run; {fix}") from None
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        return read_tensors(path)
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read", cause=str(error), fix="get the file again") from None
 
 

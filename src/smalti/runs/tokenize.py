@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
+from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.loader import Loader
 from smalti.data.tokens.cache import BAD_FILES, TokenCache
@@ -70,6 +71,7 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
         OutputError: it cannot be written.
     """
     require(bool(config.token_cache or config.out), "no folder for the visual tokens", "use --out CACHE")
+    require_place(config.folder)
     log, compute = Log(), choose_compute(config.device, config.precision) if compute is None else compute
     tokenizer = load_tokenizer(config.tokenizer, compute)
     images = config.data.open(log, config.folder / BAD_FILES)

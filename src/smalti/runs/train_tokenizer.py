@@ -9,7 +9,9 @@ import torch
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Objective
+from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import UsageError
+from smalti.core.ranks import is_first, rank, world_size
 from smalti.core.rng import permutation
 from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
@@ -61,6 +63,7 @@ class TrainTokenizer:
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, noise and weights")
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
         require(
@@ -84,40 +87,54 @@ class TrainTokenizer:
 
 
 def main(
-    config: TrainTokenizer, *, resume: bool = False, images: Images | None = None, compute: Compute | None = None
+    config: TrainTokenizer,
+    *,
+    resume: bool = False,
+    allow_inexact: bool = False,
+    images: Images | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure on held-out images. Baselines are fitted instead; `plan` and `optimiser` are then not used.
 
     Args:
-        resume: go on with the run in `config.out`.
+        resume: go on with the run in `config.out`; from step 0 where it has saved nothing yet.
+        allow_inexact: also with other settings, threads or processes than it began with.
         images: the images of `config.data`, where they are in memory already.
         compute: where to compute, where that is settled already.
 
     Returns:
         The result, as written to result.json.
     """
-    with writing(config.out):
-        return _run(config, resume, images, compute)
+    with together(config.ranks, config.device), writing(config.out):
+        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+        return _run(config, session, images)
 
 
-def _run(config: TrainTokenizer, resume: bool, images: Images | None, compute: Compute | None) -> dict[str, Any]:
+def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
-    session = Session.open(config, resume=resume, compute=compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
-    if not resume:
-        config = replace(config, data=config.data.settled(given))
+    if not session.resumed:
+        config = replace(config, data=config.data.settled(given), precision=session.compute.precision)
         session.folder.write_config(config)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)
+    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
+    return result
+
+
+def _measured(
+    config: TrainTokenizer, given: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
+) -> dict[str, Any]:
+    """The result of the run."""
     measured = evaluate_tokenizer(
         tokenizer,
         given.held_out.images,
-        session.compute,
+        compute,
         train=some_images(given.train, config.data.side),
         density=config.likelihood == "logit_laplace",
     )
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": planned_steps(config)}
-    return session.finish(measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts)
+    return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
 
 
 def made(config: TrainTokenizer, images: Images | StoredImages, session: Session) -> ImageTokenizer:
@@ -130,7 +147,8 @@ def made(config: TrainTokenizer, images: Images | StoredImages, session: Session
         return trained
     tokenizer = start(config, images)
     session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
-    write_checkpoint(session.folder.path, 0, tokenizer, {})
+    if is_first():
+        write_checkpoint(session.folder.path, 0, tokenizer, {})
     return tokenizer
 
 
@@ -148,10 +166,9 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
     """A trainer at step 0, and the batches it is going to see."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
-    gallery = open_gallery(
-        images, TwoViews(config.crop, (side, side), jitter=config.jitter), config.data, plan.batch_size, compute.device
-    )
-    batches = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
+    views, share = TwoViews(config.crop, (side, side), jitter=config.jitter), plan.batch_size // world_size()
+    order = Order(len(images.train), plan.batch_size, config.seed, (rank(), world_size()))
+    batches = Loader(open_gallery(images, views, config.data, share, compute.device), order)
     objective = build_objective(config, start(config, images).to(compute.device))
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 

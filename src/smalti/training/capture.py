@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import from_json
 from smalti.core.contracts import Batch
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import read_folder, write_folder
+from smalti.core.tensors import tensors_of
 from smalti.training.checkpoint import Checkpoint
 from smalti.training.nonfinite import Numbers
 
@@ -95,7 +96,9 @@ def read_capture(bundle: Path) -> Capture:
         said = json.loads(files["step.json"])
         norms = {str(name): float(norm) for name, norm in said["grad_norms"].items()}
         return Capture(
-            Checkpoint(int(said["step"]), load(files["model.safetensors"]), load(files["state.safetensors"])),
+            Checkpoint(
+                int(said["step"]), tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
+            ),
             Numbers(float(said["loss"]), float(said["grad_norm"]), norms),
             [int(index) for index in said["index"]],
             [int(key) for key in said["keys"]],

@@ -7,20 +7,25 @@ known to be whole always stay.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti import __version__
-from smalti.core.errors import CheckpointError, OutputError, SmaltiError
+from smalti.core.config import from_json
+from smalti.core.dist import fill, of_first, tensors_of_first
+from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, world_size
+from smalti.core.tensors import tensors_of
+from smalti.training.conditions import Conditions
 
 FOLDER = "checkpoints"
 
@@ -32,14 +37,32 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `model` are the weights to use, `state` what resuming needs beside them."""
+    """A verified checkpoint: `model` are the weights to use, `state` what resuming needs beside them.
+
+    Attributes:
+        conditions: under which it was written; None where an older version wrote it.
+    """
 
     step: int
     model: dict[str, Tensor]
     state: dict[str, Tensor]
+    conditions: Conditions | None = None
 
 
-def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> Path:
+@dataclass(frozen=True)
+class Weights:
+    """Weights to use that are in no module as they are: many processes may hold a part of each."""
+
+    tensors: Mapping[str, Tensor]
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors by name."""
+        return self.tensors
+
+
+def write_checkpoint(
+    run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
+) -> Path:
     """Write `run/checkpoints/step-XXXXXXXX/`; then remove all but this one and the newest that is whole beside it.
 
     Args:
@@ -47,11 +70,13 @@ def write_checkpoint(run: Path, step: int, model: nn.Module, state: Mapping[str,
         step: optimiser steps done.
         model: its parameters and persistent buffers become model.safetensors.
         state: further tensors (optimiser, unaveraged weights), state.safetensors.
+        keep: a step whose checkpoint stays too.
 
     Raises:
-        OutputError: it cannot be written; what was there is still there.
+        NumericError: a tensor holds what is no number; what was there is still there.
+        OutputError: it cannot be written; the same.
     """
-    return _write(run, step, model.state_dict(), state, set())
+    return _write(run, step, model.state_dict(), state, keep, Conditions.now(), set())
 
 
 class BackgroundWriter:
@@ -65,22 +90,24 @@ class BackgroundWriter:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def write(self, run: Path, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def write(
+        self, run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
+    ) -> None:
         """Begin to write a checkpoint, when the one before is done.
 
         Raises:
-            OutputError: the one before could not be written.
+            NumericError, OutputError: the one before could not be written.
         """
         self.wait()
-        tensors = _copied(model.state_dict()), _copied(state)
-        self._thread = Thread(target=self._write, args=(run, step, *tensors), name=f"checkpoint of step {step}")
+        arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, Conditions.now())
+        self._thread = Thread(target=self._write, args=arguments, name=f"checkpoint of step {step}")
         self._thread.start()
 
     def wait(self) -> None:
         """Come back when everything is on the disk.
 
         Raises:
-            OutputError: it could not be written.
+            NumericError, OutputError: it could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -99,31 +126,87 @@ class BackgroundWriter:
     ) -> None:
         self.wait()
 
-    def _write(self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    def _write(
+        self,
+        run: Path,
+        step: int,
+        model: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        keep: int | None,
+        conditions: Conditions,
+    ) -> None:
         try:
-            _write(run, step, model, state, self._whole)
+            _write(run, step, model, state, keep, conditions, self._whole)
         except BaseException as error:
             self._error = error
 
 
-def read_checkpoint(run: Path) -> Checkpoint:
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has written one; it may be damaged."""
+    return bool(_checkpoints(run))
+
+
+def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     """The newest checkpoint of a run that is whole. One that is passed over is named, with the reason.
+
+    The run may be writing: a checkpoint that has made way for newer ones meanwhile is not damaged, and those are read.
+
+    Args:
+        until: the last step that it may be of; None: of any.
 
     Raises:
         CheckpointError: there is none (damaged ones are named), or the newest is of another format.
     """
     damaged: list[str] = []
-    for step, folder in _checkpoints(run):
+    found = _checkpoints(run)
+    while found:
+        step, folder = found.pop(0)
+        if until is not None and step > until:
+            continue
         try:
             checkpoint = _read(step, folder)
         except _DamagedError as error:
-            damaged.append(f"{folder.name} ({error})")
+            now = _checkpoints(run)
+            if (step, folder) not in now and now[:1] > [(step, folder)]:
+                found, damaged = now, []
+            else:
+                damaged.append(f"{folder.name} ({error})")
             continue
         if damaged:
             Log().say(f"{run}: damaged: {', '.join(damaged)}; {folder.name} is used in its place")
         return checkpoint
     cause = f"damaged: {', '.join(damaged)}" if damaged else f"no {FOLDER}/step-* there"
     raise CheckpointError(f"no usable checkpoint in {run}", cause=cause, fix="give the folder of a finished run")
+
+
+def checkpoint_of_first(run: Path, until: int | None = None) -> Checkpoint:
+    """What `read_checkpoint` finds on rank 0, on every rank.
+
+    Raises:
+        CheckpointError: as of `read_checkpoint`; on every rank.
+    """
+    if world_size() == 1:
+        return read_checkpoint(run, until)
+    found, failure = None, None
+    if is_first():
+        try:
+            found = read_checkpoint(run, until)
+        except CheckpointError as error:
+            failure = error
+    about = of_first(lambda: _about(found, failure))
+    if "what" in about:
+        raise CheckpointError(about["what"], cause=about["cause"], fix=about["fix"])
+    model = tensors_of_first(None if found is None else found.model)
+    state = tensors_of_first(None if found is None else found.state)
+    conditions = None if about["conditions"] is None else Conditions(**about["conditions"])
+    return Checkpoint(about["step"], model, state, conditions)
+
+
+def _about(found: Checkpoint | None, failure: CheckpointError | None) -> dict[str, Any]:
+    if failure is not None:
+        return {"what": failure.what, "cause": failure.cause, "fix": failure.fix}
+    assert found is not None
+    return {"step": found.step, "conditions": None if found.conditions is None else asdict(found.conditions)}
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
@@ -140,7 +223,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
         raise CheckpointError(f"the weights of {where} do not fit", cause="; ".join(sorted(differing)[:3]))
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(weights[name])
+            fill(value, weights[name])
 
 
 class _DamagedError(Exception):
@@ -166,31 +249,61 @@ def _read(step: int, folder: Path) -> Checkpoint:
     if found != step:
         raise _DamagedError(f"state.json is of step {found}")
     try:
-        return Checkpoint(step, load(files["model.safetensors"]), load(files["state.safetensors"]))
-    except (KeyError, SafetensorError) as error:
+        recorded = about.get("conditions")
+        conditions = None if recorded is None else from_json(Conditions, recorded, where="conditions")
+        model, state = tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
+    except UsageError as error:
+        raise _DamagedError("state.json cannot be understood") from error
+    except (KeyError, ValueError) as error:
         raise _DamagedError("its tensors cannot be understood") from error
+    if name := _not_finite(model, state):
+        raise _DamagedError(f"{name} is not finite")
+    return Checkpoint(step, model, state, conditions)
 
 
-def _write(run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], whole: set[Path]) -> Path:
+def _write(
+    run: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    keep: int | None,
+    conditions: Conditions,
+    whole: set[Path],
+) -> Path:
     """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""
     folder = run / FOLDER / f"step-{step:08d}"
+    if name := _not_finite(model, state):
+        raise NumericError(
+            f"step {step} is not saved",
+            cause=f"{name} is not finite",
+            fix="what was saved before it is whole; go on from there with a lower --optimiser.lr and --allow-inexact",
+        )
+    about = {"step": step, "format": _FORMAT, "smalti": __version__, "conditions": asdict(conditions)}
     files = {
         "model.safetensors": save(_on_cpu(model)),
         "state.safetensors": save(_on_cpu(state)),
-        "state.json": (json.dumps({"step": step, "format": _FORMAT, "smalti": __version__}) + "\n").encode(),
+        "state.json": (json.dumps(about) + "\n").encode(),
     }
     whole.discard(folder)
     write_folder(folder, files)
     whole.add(folder)
-    _remove_old(run, folder, whole)
+    _remove_old(run, folder, whole, keep)
     return folder
 
 
-def _remove_old(run: Path, newest: Path, whole: set[Path]) -> None:
-    """Remove what is older than the checkpoint just written and another one that is whole."""
+def _not_finite(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The name of a tensor that holds NaN or infinity; empty where none does."""
+    for name, value in {**model, **state}.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return ""
+
+
+def _remove_old(run: Path, newest: Path, whole: set[Path], keep: int | None) -> None:
+    """Remove what is older than the checkpoint just written and another one that is whole, except that of `keep`."""
     kept = 1
-    for _, folder in _checkpoints(run):
-        if folder == newest:
+    for step, folder in _checkpoints(run):
+        if folder == newest or (kept >= _KEPT and step == keep):
             continue
         if kept >= _KEPT:
             remove_folder(folder)

@@ -1,11 +1,11 @@
-"""Fine-tuning on labels: say which class an image shows."""
+"""Fine-tuning on labels: say which class an image shows, or which labels it has."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.functional.losses import class_nats
+from smalti.functional.losses import class_nats, label_nats
 from smalti.functional.metrics import hits
 from smalti.models.classifier import ImageClassifier
 
@@ -40,3 +40,20 @@ def class_shares(batch: Batch, num_classes: int) -> Float[Tensor, "B classes"]:
         return batch.target
     assert batch.label is not None
     return F.one_hot(batch.label, num_classes).float()
+
+
+class ClassifySeveral(Objective):
+    """Binary cross-entropy of every label, in `target`. Metric: `accuracy`, the share of right answers over labels."""
+
+    def __init__(self, model: ImageClassifier, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model: ImageClassifier = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.target is not None
+        scores = self.model(batch.image, batch.key if self.training else None)
+        nats = label_nats(scores, batch.target, self.label_smoothing)
+        right = ((scores.detach() > 0) == (batch.target > 0.5)).float()
+        count = nats.new_tensor(len(nats))
+        return StepOutput(nats.sum(), count, {"accuracy": (right.sum(), count * right.shape[1])})

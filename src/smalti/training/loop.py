@@ -6,7 +6,7 @@ for step in range(done, steps):
         (output.loss_sum / weight of the whole step).backward()
     no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
     optimiser step; codebook and averages follow
-    log; now and then, and when a signal asks for it: save
+    evaluate every so many steps; log; now and then, and when a signal asks for it: save
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,20 +20,23 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Batches, Objective, StepOutput
+from smalti.core.contracts import Batch, Batches, Evaluation, Objective, StepOutput
+from smalti.core.dist import fill, mean, own_part, total, whole, wholes
 from smalti.core.errors import DataError, OutputError
 from smalti.core.log import Log
+from smalti.core.ranks import is_first, world_size
 from smalti.core.signals import noted
-from smalti.training.checkpoint import Checkpoint, load_weights, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import Checkpoint, Weights, checkpoint_of_first, load_weights, write_checkpoint
 from smalti.training.ema import EMA
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from smalti.training.optim import AdamW
+from smalti.training.parallel import Parallel, shard, spread
 from smalti.training.spent import Spent
 from smalti.training.spikes import Spikes
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
-_SKIPPED = "count.skipped"
+_SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,15 @@ class Plan:
     log_every: int = setting(10, "steps")
     save_every: int = setting(1000, "steps")
     skip_nonfinite: int = setting(0, "steps without a finite loss and gradient that a run may leave out; then it stops")
+    rollback: int = setting(
+        0, "times that a run goes back to its last checkpoint when the loss jumps, and leaves out the images since"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite is {self.skip_nonfinite}", "use 0 or more steps")
+        require(self.rollback >= 0, f"rollback is {self.rollback}", "use 0 or more times")
         require(
             self.batch_size % self.accumulate == 0,
             f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}",
@@ -61,6 +68,14 @@ class Plan:
     def micro_batch_size(self) -> int:
         """Images that are computed at a time."""
         return self.batch_size // self.accumulate
+
+    def of_one_of(self, processes: int) -> "Plan":
+        """The plan of one process by itself, with as many images at a time as each of so many has."""
+        return replace(self, batch_size=self.batch_size // processes)
+
+    def scheduled(self, step: int) -> int:
+        """The last step up to this one at which a checkpoint is due. What signals ask for comes between them."""
+        return step - step % self.save_every
 
     def at_most(self, count: int) -> "Plan":
         """The plan with no more images in a batch than there are."""
@@ -90,9 +105,11 @@ class Trainer:
 
     Args:
         frozen: parameters that stay as they are, and have no moments, for the first `frozen_steps`.
+        parallel: how several processes share the work.
 
     Raises:
-        UsageError: batches are to be computed in parts, and the objective has to see them whole.
+        UsageError: batches are to be computed in parts, and the objective has to see them whole; or ranks and parts do
+            not divide them.
     """
 
     def __init__(
@@ -104,23 +121,35 @@ class Trainer:
         *,
         frozen: Iterable[nn.Parameter] = (),
         frozen_steps: int = 0,
+        parallel: Parallel = "ddp",
     ) -> None:
         require(
             plan.accumulate == 1 or not isinstance(objective, Follower),
             f"accumulate is {plan.accumulate}, and the codebook of a tokenizer follows whole batches",
             "use --plan.accumulate 1, and a smaller --plan.batch-size where memory is short",
         )
+        require(
+            plan.batch_size % (plan.accumulate * world_size()) == 0,
+            f"a batch of {plan.batch_size} images does not divide into {world_size()} x {plan.accumulate} equal parts",
+            "use a multiple of processes times --plan.accumulate",
+        )
         scaled = optimiser.at(plan.batch_size)
         self.objective = objective
+        self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
+        if parallel == "fsdp" and world_size() > 1:
+            shard(objective.model)
+            if self.ema is not None:
+                shard(self.ema.module)
+        self.spread = spread(objective, parallel)
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
         self.optimizer = scaled.build(objective.model)
         self.lr = scaled.schedule(plan.steps)
-        self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
-        self.frozen, self.frozen_steps = tuple(frozen), frozen_steps
+        self.frozen, self.frozen_steps = tuple(frozen), frozen_steps  # an iterator: sharded parameters are others
         self.step = 0
         self.skipped = 0
+        self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
 
     def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
         """One optimiser step. Returns what the objective said, and the norm of the gradient before clipping.
@@ -151,6 +180,15 @@ class Trainer:
         self.step += 1
         self.skipped += 1
 
+    def roll_back(self, checkpoint: Checkpoint, where: str) -> None:
+        """Become what a checkpoint holds, and stay at this step: what was learned since, and its images, are left out.
+
+        Steps that were skipped since then stay counted.
+        """
+        step, skipped, rollbacks = self.step, self.skipped, self.rollbacks
+        self.take_up(checkpoint, where)
+        self.step, self.skipped, self.rollbacks = step, skipped, rollbacks + 1
+
     def gradients(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
         """Fill `grad`. Returns what the objective said, and the norm of the gradient."""
         output = self._gradients(batch, compute)
@@ -158,25 +196,28 @@ class Trainer:
             for parameter in self.frozen:
                 parameter.grad = None  # which AdamW passes over: no decay, and no moments until the first gradient
         gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
-        return output, nn.utils.get_total_norm(gradients)
+        return output, whole(nn.utils.get_total_norm(gradients))
 
     def _gradients(self, batch: Batch, compute: Compute) -> StepOutput:
         """Fill `grad` with the gradient of the mean loss of the batch, and return the sums that it is the mean of.
 
         What a part weighs is known when it has been computed, what all of them weigh only at the end. Until then the
-        unit is the weight of the first part, so that gradients are about as large as those of a mean.
+        unit is the weight of the first part, so that gradients are about as large as those of a mean. Of several ranks
+        it is the mean over their first parts, and gradients are means over ranks.
         """
         outputs: list[StepOutput] = []
+        unit: Tensor | None = None
         for part in batch.split(self.accumulate):
+            last = len(outputs) == self.accumulate - 1
             with compute.autocast():
-                output: StepOutput = self.objective(part, torch.tensor(self.step))
-            unit = outputs[0].weight if outputs else output.weight
+                output = self.spread(part, torch.tensor(self.step), last=last)
+            unit = mean(output.weight) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
-        step = summed(outputs)
-        if len(outputs) > 1:
-            gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, outputs[0].weight / step.weight)
+        step = everywhere(summed(outputs))
+        if unit is not None and len(outputs) > 1:
+            gradients = [own_part(p.grad) for p in self.objective.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, (unit * world_size() / step.weight).to(unit.dtype))
         return step
 
     @property
@@ -185,12 +226,14 @@ class Trainer:
         return self.objective.model if self.ema is None else self.ema.module
 
     def save(self, run: Path, write: Callable[..., object] = write_checkpoint) -> None:
-        """Write a checkpoint: `trained` and all that resuming needs beside it."""
-        write(run, self.step, self.trained, self.state())
+        """Write a checkpoint: `trained` and all that resuming needs beside it. Of several ranks the first writes."""
+        now = self.checkpoint()
+        if is_first():
+            write(run, self.step, Weights(now.model), now.state)
 
     def checkpoint(self) -> Checkpoint:
-        """Everything as it is now, not copied."""
-        return Checkpoint(self.step, self.trained.state_dict(), self.state())
+        """Everything as it is now, not copied; what is shared out is put together on rank 0, and nowhere else."""
+        return Checkpoint(self.step, wholes(self.trained.state_dict()), self.state())
 
     def state(self) -> dict[str, Tensor]:
         """All that resuming needs beside `trained`. A parameter has moments from its first optimiser step on."""
@@ -199,7 +242,11 @@ class Trainer:
         for name, parameter in self.objective.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})  # none of what is frozen yet
             state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
-        return state | ({_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {})
+        state |= {_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
+        if self.rolls_back:
+            losses = torch.tensor(self.spikes.losses, dtype=torch.float64)
+            state |= {_ROLLBACKS: torch.tensor(self.rollbacks), _LOSSES: losses}
+        return wholes(state)
 
     def restore(self, run: Path) -> None:
         """Take up the newest whole checkpoint; training goes on as if it had not been interrupted.
@@ -207,7 +254,7 @@ class Trainer:
         Raises:
             CheckpointError: there is none, or its weights do not fit.
         """
-        self.take_up(read_checkpoint(run), str(run))
+        self.take_up(checkpoint_of_first(run), str(run))
 
     def take_up(self, checkpoint: Checkpoint, where: str) -> None:
         """Become what a checkpoint holds; `where` it is from is said if it does not fit."""
@@ -220,17 +267,23 @@ class Trainer:
             load_weights(self.ema.module, checkpoint.model, where)
         for name, value in self.objective.named_buffers(recurse=False):
             value.copy_(state["own"][name])
+        self.optimizer.state.clear()  # going back, there may be moments that were not there yet
         for name, parameter in self.objective.model.named_parameters():
             if name not in state["step"]:
                 continue
             moments = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
-            laid_out = {m: torch.empty_like(parameter).copy_(v) if v.ndim else v for m, v in moments.items()}
+            laid_out = {m: _laid_out_like(parameter, v) if v.ndim else v for m, v in moments.items()}
             self.optimizer.state[parameter] = laid_out
         self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
+        self.rollbacks = int(checkpoint.state.get(_ROLLBACKS, 0))
+        self.spikes = Spikes(checkpoint.state.get(_LOSSES, torch.empty(0)).tolist())
 
 
 Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
 """Keeps a step that failed, and says where."""
+
+GoBack: TypeAlias = Callable[[Trainer], str]
+"""Rolls a trainer back after a loss that jumped, and says to where."""
 
 
 def fit(
@@ -243,6 +296,8 @@ def fit(
     compute: Compute,
     save: Callable[[Trainer], None] | None = None,
     capture: Capture | None = None,
+    go_back: GoBack | None = None,
+    evaluation: Evaluation | None = None,
     go_on: str = "",
 ) -> None:
     """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
@@ -252,6 +307,8 @@ def fit(
         title: the name of the stage in progress lines and in metrics.jsonl.
         save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
         capture: keeps the step that stops the run because it is not finite.
+        go_back: called when the loss jumps, `plan.rollback` times at most.
+        evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
         go_on: the command that goes on with the run, for whoever has stopped it.
 
     Raises:
@@ -261,29 +318,38 @@ def fit(
     if trainer.scaling:
         log.say(trainer.scaling)
     trainer.objective.train()
-    spent, spikes = Spent(batches), Spikes()
+    spent = Spent(batches)
+    found: dict[str, float] = {}
     with noted() as asked:
+        wanted = asked.agreed()
         with log.progress(title, plan.steps) as bar, closing(batches):
             while trainer.step < plan.steps:
                 batch = spent.on_batch(trainer.step).to(compute.device)
                 done = _step_or_skip(trainer, batch, plan, log, compute, capture)
                 spent.after_step(log)
                 last = trainer.step == plan.steps
+                wanted = asked.agreed()
+                if evaluation is not None and (trainer.step % evaluation.every == 0 or last):
+                    found = dict(evaluation(trainer.trained))
+                    log.record(stage=title, step=trainer.step, **found)
                 if done is not None and (trainer.step % plan.log_every == 0 or last):
                     values = _record(trainer, *done, plan, log, title)
-                    if warning := spikes.note(trainer.step, values["loss"]):
+                    if warning := trainer.spikes.note(trainer.step, values["loss"]):
                         log.say(warning)
-                    numbers = [f"{name} {value:.3f}" for name, value in values.items()]
+                        if go_back is not None and trainer.rollbacks < plan.rollback:
+                            log.say(go_back(trainer))
+                    numbers = [f"{name} {value:.3f}" for name, value in (values | found).items()]
                     bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
-                if trainer.step % plan.save_every == 0 or last or asked.save:
+                if trainer.step % plan.save_every == 0 or last or wanted.save:
                     asked.save = False
                     if save is not None:
                         save(trainer)
-                    if asked.stop is not None:
+                    wanted = asked.agreed()  # what came meanwhile
+                    if wanted.stop is not None:
                         break
-        if asked.stop is not None:
+        if wanted.stop is not None:
             kept = "not saved" if save is None else "saved"
-            raise asked.stopped(f"{title} after step {trainer.step}, {kept}", fix=go_on and f"go on with {go_on}")
+            raise wanted.stopped(f"{title} after step {trainer.step}, {kept}", fix=go_on and f"go on with {go_on}")
     trainer.objective.eval()
 
 
@@ -311,9 +377,16 @@ def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log:
     """A line of metrics.jsonl; what the objective said in it."""
     values = means(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
+    counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}
     lr = trainer.lr(trainer.step)
     log.record(stage=title, step=trainer.step, lr=lr, grad_norm=float(norm), **values, **counts)
     return values
+
+
+def _laid_out_like(parameter: nn.Parameter, values: Tensor) -> Tensor:
+    moment = torch.empty_like(parameter)
+    fill(moment, values)
+    return moment
 
 
 def summed(outputs: Sequence[StepOutput]) -> StepOutput:
@@ -325,6 +398,16 @@ def summed(outputs: Sequence[StepOutput]) -> StepOutput:
     for name in outputs[0].metrics:
         total, count = (torch.stack(values).sum() for values in zip(*(o.metrics[name] for o in outputs), strict=True))
         metrics[name] = (total, count)
+    return StepOutput(loss_sum, weight, metrics)
+
+
+def everywhere(output: StepOutput) -> StepOutput:
+    """What the objective says about the rows of all ranks together; counts may differ between them."""
+    if world_size() == 1:
+        return output
+    pairs = [value for pair in output.metrics.values() for value in pair]
+    loss_sum, weight, *sums = total(torch.stack([value.double() for value in (*output[:2], *pairs)]))
+    metrics = {name: (sums[2 * place], sums[2 * place + 1]) for place, name in enumerate(output.metrics)}
     return StepOutput(loss_sum, weight, metrics)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.core.dist import gathered, mean
 from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
@@ -38,16 +39,16 @@ class Relaxation:
     hard: bool = setting(False, "decode the most weighted code alone; gradients as if relaxed", "DALL-E: not so")
 
     def __post_init__(self) -> None:
-        require(self.beta >= 0 and self.spread >= 0, "beta or spread below 0", "use 0 or more")
+        for name in ("beta", "spread"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}", "use 0 or more")
         require(min(self.temperature) > 0, f"temperatures {self.temperature}", "use positive ones")
         require(
             self.dead_after is None or self.dead_after >= 1,
             f"codes dead after {self.dead_after} steps",
             "use at least 1",
         )
-        require(
-            0 < self.anneal_ratio <= 1 and 0 < self.beta_ramp <= 1, "a ratio outside (0, 1]", "use shares of the steps"
-        )
+        for name in ("anneal_ratio", "beta_ramp"):
+            require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}", "use a share in (0, 1]")
 
     def ramp(self, steps: int) -> Ramp:
         """β at each of `steps` steps."""
@@ -90,24 +91,25 @@ class DiscreteVAEObjective(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
         relaxation, now = self.config, int(step)
-        tokens, mean, log_scale = relax(self.model, images, batch.key, self.temperature(now), hard=relaxation.hard)
-        nll = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
+        tokens, centre, log_scale = relax(self.model, images, batch.key, self.temperature(now), hard=relaxation.hard)
+        nll = reconstruction_loss(self.likelihood, images, centre, log_scale).mean()
         unit = kl_weight(1.0, self.model.config.in_chans, self.model.config.stride)
-        spread = marginal_entropy(tokens.mean_posterior)
+        spread = marginal_entropy(mean(tokens.mean_posterior) if self.training else tokens.mean_posterior)
         loss = nll + unit * (self.beta(now) * tokens.kl - relaxation.spread * spread)
         count = torch.tensor(float(len(images)), device=loss.device)
         name = "nll" if self.likelihood == "logit_laplace" else self.likelihood
         if self.training and relaxation.dead_after is not None:
             self._seen = tokens.best.flatten(), tokens.ids.flatten()
         metrics = {name: (nll.detach() * count, count), "kl": (tokens.kl.detach() * count, count)}
-        metrics["codes"] = codes_seen(tokens.ids, self.model.vocab_size)
+        ids = gathered(tokens.ids) if self.training else tokens.ids
+        metrics["codes"] = codes_seen(ids, self.model.vocab_size)
         return StepOutput(loss * count, count, metrics)
 
     def follow(self, step: int) -> None:
         """Codes that have been the most likely one nowhere for `dead_after` steps take a part of another's cell."""
         if self.config.dead_after is None or self._seen is None:
             return
-        scores, ids = self._seen
+        scores, ids = (gathered(seen) for seen in self._seen)
         self.unused.copy_(steps_unused(self.unused, ids))
         dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
         parents = drawn_codes(ids, step, most=len(dead))

@@ -55,6 +55,9 @@ class AdamW:
             f"a decay ratio of {self.decay_ratio}",
             "use a share of the steps in (warmup_ratio, 1]",
         )
+        for name in ("end_lr", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}", "use 0 or more")
+        require(self.eps > 0, f"eps is {self.eps}", "use a positive one")
         require(0 < self.layer_decay <= 1, f"a layer decay of {self.layer_decay}", "use one in (0, 1]")
         require(self.clip_grad > 0, f"a gradient norm of {self.clip_grad}", "use a positive one")
 

@@ -5,6 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.core.dist import gathered
 from smalti.functional.losses import Likelihood, reconstruction_loss
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.quantised import Quantised
@@ -44,5 +45,6 @@ class QuantisedObjective(Objective):
     def follow(self, step: int) -> None:
         """Let the codebook follow the points of the step that has just been made."""
         if self._seen is not None:
-            self.model.follow(*self._seen, step)
+            points, ids = self._seen
+            self.model.follow(gathered(points), gathered(ids), step)
             self._seen = None

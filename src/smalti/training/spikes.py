@@ -1,6 +1,7 @@
 """A loss that jumps is worth a line: often the last sign before a run goes wrong."""
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 
 _WINDOW = 100
@@ -14,11 +15,17 @@ class Spikes:
     """Remembers the last 100 logged losses, and says when one lies far above them.
 
     Far is above their median by ten times their median absolute deviation (about seven standard deviations of normal
-    noise), and by a tenth of the median. A run that goes on begins to collect anew: it is a warning, and no state.
+    noise), and by a tenth of the median. A run that only warns begins to collect anew when it goes on; to one that
+    rolls back they are state.
     """
 
-    def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=_WINDOW)
+    def __init__(self, losses: Sequence[float] = ()) -> None:
+        self._losses: deque[float] = deque(losses, maxlen=_WINDOW)
+
+    @property
+    def losses(self) -> list[float]:
+        """What is remembered, oldest first."""
+        return list(self._losses)
 
     def note(self, step: int, loss: float) -> str:
         """A line about the loss of a step; empty where there is nothing to say."""

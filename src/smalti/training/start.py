@@ -2,28 +2,27 @@
 
 from collections.abc import Set
 
+from torch import Tensor
+
 from smalti.core.errors import CheckpointError
 from smalti.models.classifier import ImageClassifier
 from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel
 from smalti.models.resolution import resized
+from smalti.models.segmenter import Segmenter
 from smalti.training.checkpoint import load_weights
 
-_OF_MIM = {"mask_token": "the mask token", "head.": "the head"}
-_MAY_BE_NEW = _OF_MIM | {
-    "backbone.cls_token": "[S]",
-    "backbone.norm.": "the last norm",
-    "fc_norm.": "the norm of pooled patches",
-}
+_BESIDE = {"mask_token": "the mask token", "head.": "the head", "fc_norm.": "the norm of pooled patches"}
+_MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
 _FALLS_AWAY = ("mask_token", "backbone.norm.", "fc_norm.")
 """What one kind of network has and another has not."""
 
 
-def start_from(model: MaskedImageModel | ImageClassifier, source: Source) -> str:
+def start_from(model: MaskedImageModel | ImageClassifier | Segmenter, source: Source) -> str:
     """Copy the weights into `model`, resized to its grid. What is missing stays as it was drawn.
 
-    A mask token, [S], the last norm and the head may be missing; a head of another vocabulary is left out, and so is
-    what a model of this kind does not have.
+    A mask token, [S], the last norm and the head may be missing; a head of another vocabulary or kind is left out, and
+    so is what a model of this kind does not have.
 
     Returns:
         A line for people: what came, and what is new.
@@ -37,7 +36,7 @@ def start_from(model: MaskedImageModel | ImageClassifier, source: Source) -> str
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
     weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
-    if "head.bias" in weights and weights["head.bias"].shape != own["head.bias"].shape:
+    if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     missing = own.keys() - weights.keys()
     lacking = sorted(name for name in missing if not name.startswith(tuple(_MAY_BE_NEW)))
@@ -51,9 +50,13 @@ def start_from(model: MaskedImageModel | ImageClassifier, source: Source) -> str
     return line if source.heads else line + heads
 
 
+def _fits(value: Tensor, own: Tensor | None) -> bool:
+    return own is not None and value.shape == own.shape
+
+
 def _came(names: Set[str]) -> str:
     count = sum(name.startswith("backbone.") for name in names)
-    others = [text for begin, text in _OF_MIM.items() if any(name.startswith(begin) for name in names)]
+    others = [text for begin, text in _BESIDE.items() if any(name.startswith(begin) for name in names)]
     return _and([f"{count} tensors of the backbone", *others])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from smalti.core.errors import DataError
 
@@ -59,7 +59,12 @@ def scheme_of(url: str) -> str:
 
 def shown(text: str) -> str:
     """An address, or a text with one, without what may be secret: password, signature."""
-    return re.sub(r"//[^/\s'\"]*@", "//", re.sub(r"[?#][^\s'\"]*", "", text))[:200]
+    return without_secrets(text)[:200]
+
+
+def without_secrets(text: str) -> str:
+    """The same, as long as it is."""
+    return re.sub(r"//[^/\s'\"]*@", "//", re.sub(r"[?#][^\s'\"]*", "", text))
 
 
 def suffix_of(url: str) -> str:
@@ -78,7 +83,33 @@ def file_system(url: str) -> Any:
 
     # A shard may take longer than the five minutes that are the default; a minute of silence is too long.
     limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-    return fsspec.filesystem(scheme, client_kwargs={"timeout": limits, "trust_env": scheme == "https"})
+    settings = {"timeout": limits, "trust_env": scheme == "https"}
+    return fsspec.filesystem(scheme, get_client=_client, client_kwargs=settings)
+
+
+def check_redirect(from_url: str, to_url: str) -> None:
+    """Let a server send us on to an address of the same scheme that could have been given as well.
+
+    Raises:
+        DataError: it does not; from https nothing leads to http, and from this machine nothing leads away by it.
+    """
+    check_address(to_url)
+    if scheme_of(to_url) != scheme_of(from_url):
+        cause = f"its server sends us on from {scheme_of(from_url)} to {shown(to_url)}"
+        raise DataError(f"cannot open {shown(from_url)}", cause=cause)
+
+
+async def _client(**settings: Any) -> Any:
+    """A session of aiohttp that looks at redirects before it follows them."""
+    import aiohttp
+
+    async def look(session: Any, context: Any, about: Any) -> None:
+        to = about.response.headers.get("Location") or about.response.headers.get("URI", "")
+        check_redirect(str(about.url), urljoin(str(about.url), to))
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(look)
+    return aiohttp.ClientSession(trace_configs=[trace], **settings)
 
 
 def path_at(url: str) -> str:
@@ -103,20 +134,33 @@ def ask(url: str, again: bool = False) -> About:
     return About(info["size"], next((str(info[key]) for key in _VERSIONS if info.get(key)), ""))
 
 
-def download(url: str, path: Path) -> None:
+def download(url: str, path: Path, size: int) -> None:
     """Fetch a file whole; what may pass is tried again.
 
     Raises:
-        DataError: it cannot be fetched.
+        DataError: it cannot be fetched, or more comes than the `size` bytes that are promised.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with as_data_error(url):
-                return file_system(url).get_file(path_at(url), str(path))
+                return file_system(url).get_file(path_at(url), str(path), callback=_at_most(size))
         except DataError as error:
             if attempt == ATTEMPTS or isinstance(error.__cause__, ImportError | FileNotFoundError | PermissionError):
                 raise
             time.sleep(4**attempt)
+
+
+def _at_most(size: int) -> Any:
+    """What fsspec tells of its progress: it is stopped where a server does not stop by itself."""
+    from fsspec.callbacks import Callback  # type: ignore[import-untyped]
+
+    class AtMost(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            if self.value > size:
+                raise ValueError(f"more comes than the {size} bytes that were promised")
+
+    return AtMost()
 
 
 @contextmanager

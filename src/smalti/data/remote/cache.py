@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smalti.core.errors import DataError
-from smalti.data.shards.cache import cache_folder
+from smalti.data.shards.cache import cache_folder, make_cache_folder
 
 try:
     import fcntl
@@ -65,7 +65,7 @@ class RemoteCache:
             DataError: no room, or another size.
             OSError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(self.folder)
         with _locked(self.folder / f"lock-{name[:2]}"):
             if (self.folder / name).exists():  # another process was quicker
                 return
@@ -84,7 +84,7 @@ class RemoteCache:
         if fcntl is None:
             return
         leases = self.folder / "leases"
-        leases.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(leases)
         hidden, path = (leases / f"{start}{uuid.uuid4().hex}" for start in (".", ""))
         descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         weakref.finalize(owner, _end_lease, path, descriptor, os.getpid())

@@ -124,7 +124,7 @@ class Remote(Places):
 
         def write(path: Path) -> None:
             self._say(f"fetch {name} ({gigabytes(about.size)})")
-            download(url, path)
+            download(url, path, about.size)
             if ask(url, again=True) != about:
                 raise DataError("", cause="it has changed on its server meanwhile", fix="start again")
 

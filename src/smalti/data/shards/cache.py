@@ -1,6 +1,7 @@
 """Indices of shards, kept in the user's cache folder: a line of JSON and plain arrays, nothing that could run."""
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import OutputError
-from smalti.core.files import sha256, write_bytes
+from smalti.core.files import open_to_others, sha256, write_bytes
+from smalti.core.log import Log
 from smalti.data.decode import EXTENSIONS
 from smalti.data.shards.index import ShardIndex
 from smalti.data.sources.listing import LeftOut, Names
@@ -28,7 +30,26 @@ def cache_folder() -> Path:
         return Path(own).expanduser()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "smalti"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smalti"
+    place = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    # Without a home there is none: what is kept in a place that everybody knows could be anybody's.
+    return Path(os.devnull if place.startswith("~") else place) / "smalti"
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Make a folder of the cache; the cache itself is made for this user alone.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _warn_once(cache_folder())
+
+
+@functools.cache
+def _warn_once(folder: Path) -> None:
+    if who := open_to_others(folder):
+        Log().say(f"warning: {who}, so what is kept there can be changed by others; set SMALTI_CACHE to your own")
 
 
 class Slot:
@@ -63,7 +84,8 @@ class Slot:
         """Keep an index; a cache that cannot be written is done without."""
         header, body = _pack(index)
         line = json.dumps(self.fingerprint | header).encode() + b"\n"
-        with contextlib.suppress(OutputError):
+        with contextlib.suppress(OutputError, OSError):
+            make_cache_folder(self.file.parent)
             write_bytes(self.file, line, *body)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from smalti.core.tensors import looks_like
 from smalti.tokenizers.foreign.pickled import Expected, Name, Value, read_pickle
 
 MAX_FILE_BYTES = 2**30
@@ -31,7 +32,6 @@ _DTYPES = {
     "torch.LongStorage": torch.int64,  # indices of relative positions
 }
 _FUNCTIONS = frozenset({"collections.OrderedDict", "builtins.set", "torch.device", TENSOR, PARAMETER})
-_NO_WEIGHTS = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer"}
 
 
 class SparingFile(FileIO):
@@ -115,9 +115,8 @@ def read_file(file: SparingFile, name: str, classes: frozenset[str]) -> tuple[Va
         raise ValueError(f"it has {file.size} bytes, more than any file of weights that is read")
     begin = file.read(256).lstrip()
     file.seek(0)
-    for sign, what in _NO_WEIGHTS.items():
-        if begin.startswith(sign):
-            raise ValueError(f"it looks like {what}, not like weights")
+    if what := looks_like(begin):
+        raise ValueError(f"it looks like {what}, not like weights")
     storages = Storages()
     expected = Expected(classes, _FUNCTIONS, frozenset(_DTYPES), storages.persistent)
     read = _read_zip if begin.startswith(b"PK") else _read_old

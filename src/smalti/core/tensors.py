@@ -1,0 +1,74 @@
+"""Tensors in the safetensors format. What a file says of itself is compared with bounds before it is believed."""
+
+import os
+import stat
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+MAX_HEADER = 2**23
+"""Bytes that names and shapes may take; those of the largest network here take 100 000."""
+MAX_TENSORS = 20_000
+
+_LENGTH = 8
+"""Bytes before the header, which say how long it is."""
+_NO_WEIGHTS = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer"}
+
+
+def tensors_of(data: bytes) -> dict[str, Tensor]:
+    """The tensors in the content of a file, by name.
+
+    Raises:
+        ValueError: it is damaged, beyond the bounds, or something else; the text says which.
+    """
+    _require_sound(data[: _LENGTH + MAX_HEADER + 1], len(data))
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The same of a file, which is mapped and not read.
+
+    Raises:
+        ValueError: as of `tensors_of`, or it is no ordinary file.
+        OSError: it cannot be read.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no ordinary file")
+        begin = file.read(256)
+        _require_sound(begin + file.read(min(_header_length(begin), MAX_HEADER)), about.st_size)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def looks_like(begin: bytes) -> str:
+    """What a file that is taken for weights often is in truth, by its first bytes; empty where it is none of that."""
+    return next((what for sign, what in _NO_WEIGHTS.items() if begin.lstrip().startswith(sign)), "")
+
+
+def _require_sound(begin: bytes, size: int) -> None:
+    """Compare length and count of the header in the first bytes of a file with the bounds.
+
+    Raises:
+        ValueError: it is beyond them.
+    """
+    length = _header_length(begin)
+    if begin[_LENGTH : _LENGTH + 1] != b"{":
+        what = looks_like(begin)
+        raise ValueError(f"it looks like {what}, not like weights" if what else "it is no safetensors file")
+    if length > min(size - _LENGTH, MAX_HEADER):
+        raise ValueError(f"its header claims {length} bytes, of {size} in the file and {MAX_HEADER} that are read")
+    if (count := begin.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise ValueError(f"it has {count} tensors, and at most {MAX_TENSORS} are read")
+
+
+def _header_length(begin: bytes) -> int:
+    return int.from_bytes(begin[:_LENGTH], "little")

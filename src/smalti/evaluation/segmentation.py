@@ -1,0 +1,101 @@
+"""How well a segmenter labels whole images, each at its own size."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from smalti.core.compute import Compute
+from smalti.data.augment import resample
+from smalti.data.scenes import Scenes
+from smalti.data.views import Box, Crop
+from smalti.functional.segmentation import class_ious, mean_iou, pixel_accuracy, pixel_confusion
+
+_AT_ONCE = 8
+"""Images read at a time, and windows computed at a time."""
+
+
+def windows(share: float, height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Top, left, height and width in pixels of windows that cover an image; neighbours overlap by about half or more.
+
+    Args:
+        share: side of a window by that of the image, in (0, 1].
+    """
+    tall, wide = max(1, round(share * height)), max(1, round(share * width))
+    return [(top, left, tall, wide) for top in _starts(tall, height) for left in _starts(wide, width)]
+
+
+def _starts(window: int, side: int) -> list[int]:
+    count = 1 + math.ceil(2 * (side - window) / window)
+    return np.rint(np.linspace(0, side - window, count)).astype(int).tolist()
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    images: Sequence[UInt8[np.ndarray, "_H _W C"]],
+    size: tuple[int, int],
+    window: float,
+    compute: Compute,
+) -> list[UInt8[Tensor, "_H _W"]]:
+    """The most likely class of every pixel of images of any size; on the CPU.
+
+    Each window is scaled to `size` (height, width), its scores back to its pixels; where windows overlap, scores add.
+    """
+    pixels = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
+    places = [windows(window, *image.shape[:2]) for image in images]
+    views = torch.cat([_view(image, box, size) for image, boxes in zip(pixels, places, strict=True) for box in boxes])
+    parts = []
+    for some in views.split(_AT_ONCE):
+        with compute.autocast():
+            parts.append(model(some.to(compute.device)).float().cpu())
+    scores = torch.cat(parts).split([len(boxes) for boxes in places])
+    return [_joined(part, boxes, image.shape[:2]) for part, boxes, image in zip(scores, places, images, strict=True)]
+
+
+def _view(image: Tensor, window: tuple[int, int, int, int], size: tuple[int, int]) -> Float[Tensor, "1 C h w"]:
+    height, width = image.shape[-2:]
+    top, left, tall, wide = window
+    box: Box = (top / height, left / width, tall / height, wide / width)
+    return resample(image, Crop(np.array([box]), np.zeros(1, np.bool_)), size)
+
+
+def _joined(
+    scores: Float[Tensor, "n classes h w"], boxes: list[tuple[int, int, int, int]], size: tuple[int, ...]
+) -> UInt8[Tensor, "H W"]:
+    total = torch.zeros(scores.shape[1], *size)
+    for part, (top, left, tall, wide) in zip(scores, boxes, strict=True):
+        total[:, top : top + tall, left : left + wide] += F.interpolate(
+            part[None], (tall, wide), mode="bilinear", align_corners=False
+        )[0]
+    return total.argmax(0).to(torch.uint8)
+
+
+def confusion_on(
+    model: nn.Module, scenes: Scenes, size: tuple[int, int], window: float, compute: Compute
+) -> Int[Tensor, "classes classes"]:
+    """How many pixels of each class (row) are taken for each class (column), over all scenes; void left out."""
+    num_classes = len(scenes.classes)
+    table = torch.zeros(num_classes, num_classes, dtype=torch.long)
+    for start in range(0, len(scenes), _AT_ONCE):
+        some = [scenes[index] for index in range(start, min(start + _AT_ONCE, len(scenes)))]
+        predicted = predict(model, [scene.image for scene in some], size, window, compute)
+        for guess, scene in zip(predicted, some, strict=True):
+            table += pixel_confusion(guess, torch.from_numpy(scene.label_map), num_classes)
+    return table
+
+
+def scores_of(table: Int[Tensor, "classes classes"]) -> dict[str, float]:
+    """`mean_iou` and `pixel_accuracy`, in [0, 1]."""
+    return {"mean_iou": mean_iou(table), "pixel_accuracy": pixel_accuracy(table)}
+
+
+def ious_by_name(table: Int[Tensor, "classes classes"], classes: tuple[str, ...]) -> dict[str, Any]:
+    """`class_iou` by name; None for a class that is neither there nor predicted."""
+    found = class_ious(table).tolist()
+    return {"class_iou": {name: None if math.isnan(iou) else iou for name, iou in zip(classes, found, strict=True)}}

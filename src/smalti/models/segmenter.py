@@ -1,0 +1,158 @@
+"""Semantic segmentation: a backbone, the outputs of some of its blocks as maps, and a head over the classes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smalti.core.config import require, setting
+from smalti.core.contracts import Grid
+from smalti.models.pyramid import FeaturePyramid, UPerHead, level_norm
+from smalti.models.vit import VisionTransformer, ViT
+
+_SHARES = (1 / 3, 1 / 2, 2 / 3, 1)
+"""Of the depth: blocks 4, 6, 8 and 12 of 12, and 8, 12, 16 and 24 of 24, as the released code has them."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear map of each patch, after a norm of its own: what the features say without help."""
+
+    block: int | None = setting(None, "the block whose output is read, counted from 1; none: the last")
+
+    def __post_init__(self) -> None:
+        require(self.block is None or self.block >= 1, f"block {self.block}", "count blocks from 1")
+
+    @property
+    def auxiliary(self) -> float:
+        """Weight of the loss of an auxiliary head: there is none."""
+        return 0.0
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """Which blocks are read, counted from 1."""
+        return (self.block or depth,)
+
+    def build(self, embed_dim: int, num_classes: int) -> nn.Module:
+        """The head, with weights drawn from torch's generator."""
+        return LinearHead(embed_dim, num_classes)
+
+
+@dataclass(frozen=True)
+class MultiLevel:
+    """Four blocks at four scales, pooled and merged from coarse to fine (UPerNet on a feature pyramid).
+
+    Reference: released code, semantic_segmentation/: the pyramid in backbone/beit.py, UPerHead with pool scales
+        1, 2, 3, 6, an auxiliary FCN head of weight 0.4 on the third level; Xiao et al. 2018 (UPerNet).
+    Differs: GroupNorm in the place of SyncBN, whose statistics are of no use at a few images a step; the width is 64
+        and not embed_dim; no auxiliary head unless asked for; no dropout before the last convolution.
+    """
+
+    width: int = setting(64, "channels of lateral and output convolutions", "released code: embed_dim")
+    levels: tuple[int, int, int, int] | None = setting(
+        None, "blocks that are read, counted from 1; none: a third, half, two thirds and all of the depth"
+    )
+    auxiliary: float = setting(0.0, "weight of the loss of a second head, on the third level", "released code: 0.4")
+
+    def __post_init__(self) -> None:
+        require(self.width >= 8 and self.width % 8 == 0, f"a width of {self.width}", "use a multiple of 8")
+        require(self.auxiliary >= 0, f"an auxiliary weight of {self.auxiliary}", "use 0 or more")
+        require(self.levels is None or min(self.levels) >= 1, f"levels {self.levels}", "count blocks from 1")
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """Which blocks are read, counted from 1."""
+        return self.levels or tuple(math.ceil(share * depth) for share in _SHARES)
+
+    def build(self, embed_dim: int, num_classes: int) -> nn.Module:
+        """The head, with weights drawn from torch's generator."""
+        return MultiLevelHead(embed_dim, self.width, num_classes, self.auxiliary > 0)
+
+
+class LinearHead(nn.Module):
+    """LayerNorm over channels, then a linear map of each patch."""
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.linear = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, maps: list[Float[Tensor, "B D h w"]]) -> list[Float[Tensor, "B classes h w"]]:
+        return [self.linear(self.norm(maps[0].permute(0, 2, 3, 1))).permute(0, 3, 1, 2)]
+
+
+class MultiLevelHead(nn.Module):
+    """Feature pyramid, UPerNet head, and perhaps an auxiliary head: 3 x 3 convolution, norm, ReLU, scores."""
+
+    def __init__(self, embed_dim: int, width: int, num_classes: int, auxiliary: bool) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramid(embed_dim)
+        self.decode = UPerHead(embed_dim, width, num_classes)
+        self.auxiliary: nn.Module | None = None
+        if auxiliary:
+            self.auxiliary = nn.Sequential(
+                nn.Conv2d(embed_dim, width, 3, padding=1, bias=False),
+                level_norm(width),
+                nn.ReLU(),
+                nn.Conv2d(width, num_classes, 1),
+            )
+
+    def forward(self, maps: list[Float[Tensor, "B D h w"]]) -> list[Float[Tensor, "B classes _h _w"]]:
+        levels = self.pyramid(maps)
+        scores = [self.decode(levels)]
+        return scores if self.auxiliary is None else [*scores, self.auxiliary(levels[2])]
+
+
+class Segmenter(nn.Module):
+    """Scores of every class at every pixel.
+
+    Blocks are read without the last norm, which therefore falls away. Scores of the head are scaled to the image
+    bilinearly.
+
+    Reference: BEiT §3.2; released code, semantic_segmentation/backbone/beit.py.
+    """
+
+    def __init__(self, backbone: VisionTransformer, head: nn.Module, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.backbone, self.head, self.blocks_read = backbone, head, blocks
+        backbone.norm = nn.Identity()
+
+    def forward(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B classes H W"]:
+        """Scores of whole images, uint8 or float in [0, 1]; arguments as of `all_scores`."""
+        return self.all_scores(images, key)[0]
+
+    def all_scores(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> list[Float[Tensor, "B classes H W"]]:
+        """The scores, then those of the auxiliary head where there is one; float32.
+
+        Args:
+            key: one key a sample to draw stochastic depth from while training; None keeps every branch.
+        """
+        grid = self.backbone.config.grid
+        layers = self.backbone.encode(self.backbone.embed(images), grid, layers=True, key=key).layers
+        maps = [as_map(layers[block - 1], grid) for block in self.blocks_read]
+        size = images.shape[-2:]
+        return [F.interpolate(scores.float(), size, mode="bilinear", align_corners=False) for scores in self.head(maps)]
+
+
+def as_map(states: Float[Tensor, "B S D"], grid: Grid) -> Float[Tensor, "B D h w"]:
+    """The patches as a map, without [S]."""
+    return states[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def build_segmenter(config: ViT, num_classes: int, head: Linear | MultiLevel, seed: int = 0) -> Segmenter:
+    """A segmenter with freshly drawn weights, the same for the same seed; those of the head start as torch has them.
+
+    Raises:
+        UsageError: the head reads a block that the backbone has not.
+    """
+    blocks = head.blocks(config.depth)
+    require(
+        max(blocks) <= config.depth,
+        f"the head reads block {max(blocks)}",
+        f"the backbone has {config.depth} blocks, counted from 1",
+    )
+    backbone = config.build(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return Segmenter(backbone, head.build(config.embed_dim, num_classes), blocks)

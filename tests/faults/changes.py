@@ -1,0 +1,276 @@
+"""Changes of the program for a run that is forked: places where it kills itself, and guarantees taken away.
+
+Several are joined by `+`. They change classes for good, which is why they are for processes that end.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from smalti.core import files
+from smalti.core.contracts import Batch
+from smalti.data.loader import Loader
+from smalti.functional import relaxation
+from smalti.runs import pretrain
+from smalti.runs.folder import RunFolder
+from smalti.runs.session import Session
+from smalti.training import checkpoint, loop
+from smalti.training.checkpoint import BackgroundWriter, Checkpoint
+from smalti.training.loop import Trainer
+from smalti.training.spikes import Spikes
+
+SPIKES = (24, 31, 35)
+"""Steps whose loss jumps."""
+
+
+def spikes() -> None:
+    """Some steps compute a hundred times their loss, as a bad batch may make it."""
+    whole = Trainer._gradients
+
+    def gradients(trainer: Trainer, *arguments: Any) -> Any:
+        output = whole(trainer, *arguments)
+        return output._replace(loss_sum=output.loss_sum * (100 if trainer.step + 1 in SPIKES else 1))
+
+    Trainer._gradients = gradients  # type: ignore[method-assign]
+
+
+def slow() -> None:
+    """A step takes a tenth of a second at least."""
+    whole = Trainer.train_step
+
+    def train_step(trainer: Trainer, *arguments: Any) -> Any:
+        time.sleep(0.1)
+        return whole(trainer, *arguments)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def nohup() -> None:
+    """As the program of that name."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_before(step: int) -> Callable[[], None]:
+    """Killed when `step` steps are done and all that was due is saved."""
+
+    def change() -> None:
+        whole = Trainer.train_step
+
+        def train_step(trainer: Trainer, *arguments: Any) -> Any:
+            if trainer.step == step:
+                written()
+                die()
+            return whole(trainer, *arguments)
+
+        written = _noted_writer()
+        Trainer.train_step = train_step  # type: ignore[method-assign]
+
+    return change
+
+
+def _noted_writer() -> Callable[[], None]:
+    """A function that waits for the checkpoint that is being written."""
+    writers: list[BackgroundWriter] = []
+    begin = BackgroundWriter.__init__
+
+    def init(writer: BackgroundWriter) -> None:
+        begin(writer)
+        writers.append(writer)
+
+    BackgroundWriter.__init__ = init  # type: ignore[method-assign]
+    return lambda: writers[-1].wait()
+
+
+def dies_in_the_third_part() -> None:
+    """A09: of a step whose gradient is summed over four, the sixth of the run."""
+    whole = Batch.split
+
+    def split(batch: Batch, parts: int) -> Any:
+        for number, part in enumerate(whole(batch, parts)):
+            steps.append(number)
+            if len(steps) == 5 * 4 + 3:
+                die()
+            yield part
+
+    steps: list[int] = []
+    Batch.split = split  # type: ignore[method-assign,assignment]
+
+
+def dies_after_an_epoch() -> None:
+    """A08: its last step is done, and not saved yet."""
+
+    def save(trainer: Trainer, *arguments: Any) -> None:
+        if trainer.step == 6:
+            die()
+        whole(trainer, *arguments)
+
+    whole = Trainer.save
+    Trainer.save = save  # type: ignore[method-assign]
+
+
+def dies_while_measuring() -> None:
+    """A14: all is trained, and nothing is measured."""
+    pretrain.measure = lambda *_: die()  # type: ignore[assignment,return-value]
+
+
+def dies_while_the_result_is_written() -> None:
+    """A14: it is written beside its place."""
+    whole = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if str(target).endswith("result.json"):
+            die()
+        whole(source, target)
+
+    files.os.replace = replace  # type: ignore[assignment]
+
+
+def after_taking_up(forget: Callable[[Trainer, Checkpoint], None]) -> Callable[[], None]:
+    """Something is not taken up again."""
+
+    def change() -> None:
+        whole = Trainer.take_up
+
+        def take_up(trainer: Trainer, found: Checkpoint, where: str) -> None:
+            whole(trainer, found, where)
+            forget(trainer, found)
+
+        Trainer.take_up = take_up  # type: ignore[method-assign]
+
+    return change
+
+
+def _averages(trainer: Trainer, _: Checkpoint) -> None:
+    assert trainer.ema is not None
+    trainer.ema.module.load_state_dict(trainer.objective.model.state_dict())
+
+
+def _moments(trainer: Trainer, _: Checkpoint) -> None:
+    trainer.optimizer.state.clear()
+
+
+def _dying_codes(trainer: Trainer, _: Checkpoint) -> None:
+    for buffer in trainer.objective.buffers(recurse=False):
+        buffer.zero_()
+
+
+def _codebook(trainer: Trainer, _: Checkpoint) -> None:
+    trainer.objective.model.sums.mul_(1.01)  # type: ignore[operator,union-attr]
+
+
+def _rollbacks(trainer: Trainer, _: Checkpoint) -> None:
+    trainer.rollbacks = 0
+
+
+def _losses(trainer: Trainer, _: Checkpoint) -> None:
+    trainer.spikes = Spikes()
+
+
+def order_from_the_start() -> None:
+    """The position in the data is that of the process, and not of the run."""
+    whole, calls = Loader.__call__, list[int]()
+
+    def batch(loader: Loader, step: int) -> Batch:
+        calls.append(step)
+        return whole(loader, len(calls) - 1)
+
+    Loader.__call__ = batch  # type: ignore[method-assign]
+
+
+def late_noise() -> None:
+    """Noise from a generator that is seeded when a process begins, and no function of the keys."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(key: Any, num: int, **_: Any) -> Any:
+        return -torch.rand(len(key), num, generator=generator).clamp_min(1e-9).log().neg().log()
+
+    relaxation.gumbel_noise = noise  # type: ignore[assignment]
+
+
+def late_copies() -> None:
+    """A checkpoint is written when the next one is due, from tensors that have moved on."""
+    checkpoint._copied = dict  # type: ignore[assignment]
+    write, waiting = BackgroundWriter.write, list[Any]()
+
+    def late(writer: BackgroundWriter, *arguments: Any, **options: Any) -> None:
+        if waiting:
+            write(writer, *waiting.pop()[0], **options)
+        waiting.append((arguments,))
+
+    BackgroundWriter.write = late  # type: ignore[method-assign]
+
+
+def metrics_stay() -> None:
+    """Losses of steps that are repeated are there twice."""
+    RunFolder.forget_metrics_after = lambda *_: None  # type: ignore[method-assign]
+
+
+def begins_anew_whatever_happens() -> None:
+    """A checkpoint that cannot be read is nothing to speak of."""
+    whole = Session._restore
+
+    def restore(session: Session, trainer: Trainer) -> None:
+        with suppress(Exception):
+            whole(session, trainer)
+
+    Session._restore = restore  # type: ignore[method-assign]
+
+
+def no_number_is_no_error() -> None:
+    """A step that is not finite, at the fifth, changes the weights as any other does."""
+    isfinite = torch.isfinite
+
+    def gradients(trainer: Trainer, batch: Batch, *arguments: Any) -> Any:
+        output = whole(trainer, batch, *arguments)
+        if trainer.step == 5:
+            for parameter in trainer.objective.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+        return output
+
+    def train_step(trainer: Trainer, *arguments: Any) -> Any:
+        loop.torch.isfinite = lambda value: torch.ones((), dtype=torch.bool)  # type: ignore[assignment]
+        try:
+            return step(trainer, *arguments)
+        finally:
+            loop.torch.isfinite = isfinite  # type: ignore[assignment]
+
+    whole, step = Trainer._gradients, Trainer.train_step
+    Trainer._gradients = gradients  # type: ignore[method-assign]
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+CHANGES: dict[str, Callable[[], None]] = {
+    "spikes": spikes,
+    "slow": slow,
+    "nohup": nohup,
+    "dies before step 1": dies_before(1),
+    "dies before step 11": dies_before(11),
+    "dies before step 22": dies_before(22),
+    "dies before step 33": dies_before(33),
+    "dies in the third part": dies_in_the_third_part,
+    "dies after an epoch": dies_after_an_epoch,
+    "dies while measuring": dies_while_measuring,
+    "dies while the result is written": dies_while_the_result_is_written,
+    "averages forgotten": after_taking_up(_averages),
+    "moments forgotten": after_taking_up(_moments),
+    "dying codes forgotten": after_taking_up(_dying_codes),
+    "codebook forgotten": after_taking_up(_codebook),
+    "rollbacks forgotten": after_taking_up(_rollbacks),
+    "losses forgotten": after_taking_up(_losses),
+    "order from the start": order_from_the_start,
+    "late noise": late_noise,
+    "late copies": late_copies,
+    "metrics stay": metrics_stay,
+    "begins anew whatever happens": begins_anew_whatever_happens,
+    "no number is no error": no_number_is_no_error,
+}

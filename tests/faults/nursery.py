@@ -1,0 +1,52 @@
+"""A program that forks runs: each is a process of its own, and none waits for imports. One is alive at a time.
+
+It reads a JSON object a line: the command, a file for what the run says, and names of changes from
+`tests/faults/changes.py`, joined by `+`. It answers with the process id, and with how the process ended.
+"""
+
+import json
+import os
+import sys
+
+import torch
+
+from smalti.cli import main
+from smalti.runs import pretrain, train_tokenizer
+from tests.faults.changes import CHANGES
+
+WARM = (pretrain.main, train_tokenizer.main)
+"""What runs import is here already."""
+
+
+def run(command: list[str], said: str, change: str) -> int:
+    """The child: a group of its own, what it says in a file, one thread."""
+    os.setsid()
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    torch.set_num_threads(1)
+    for name in filter(None, change.split("+")):
+        CHANGES[name]()
+    return main(command)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            sys.stdin.close()
+            try:
+                code = run(order["command"], order["said"], order["change"])
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
