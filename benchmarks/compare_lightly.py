@@ -4,10 +4,11 @@
     python benchmarks/compare_lightly.py --cifar10 FOLDER --tokenizer RUN --seconds S --tokenizer-seconds T
 
 FOLDER holds train/ and test/. A cell is one pretraining, a file of docs/results/cifar10/peers; finished ones are left
-alone, and one that was cut off goes on. The first command runs the cells that see as many images as our rows. The second
-also times our step beside theirs, where that has not been done (step-seconds.json), and runs those cells that take as
-much processor time as our row of tokens (S seconds), and as that row and its tokenizer together (S + T). What lightly does is written with its own parts, as its
-benchmarks use them (benchmarks/imagenet/vitb16/mae.py and simmim.py there).
+alone, and one that was cut off goes on. The first command runs the cells that see as many images as our rows. The
+second also times our step beside theirs, where that has not been done (step-seconds.json), and runs those cells that
+take as much processor time as our row of tokens (S seconds), and as that row and its tokenizer together (S + T). What
+lightly does is written with its own parts, as its benchmarks use them (benchmarks/imagenet/vitb16/mae.py and simmim.py
+there).
 """
 
 import argparse

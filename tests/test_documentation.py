@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from smalti import cli
 from smalti.recipes import tiny
@@ -53,6 +54,8 @@ ALL = [block for page in PAGES for block in blocks_of(page.read_text(), page.rel
 COMMANDS = [(block.page, words) for block in ALL if block.language in SHELL for words in commands_of(block)]
 SMALTI = [(page, words[1:]) for page, words in COMMANDS if words[0] == "smalti" or words[0].endswith("/smalti")]
 SMALTI += [(page, words[3:]) for page, words in COMMANDS if words[1:3] == ["-m", "smalti"]]
+TORCHRUN = [(page, words[words.index("torchrun") + 1 :]) for page, words in COMMANDS if "torchrun" in words]
+SMALTI += [(page, words[words.index("smalti") + 1 :]) for page, words in TORCHRUN if "$WHAT" not in words]
 MAKE = [(page, words[1:]) for page, words in COMMANDS if words[0] == "make"]
 SCRIPTS = [(page, words[1]) for page, words in COMMANDS if "python" in words[0] and words[1:2] and words[1][0] != "-"]
 PYTHON = [block for block in ALL if block.language in {"python", "py"}]
@@ -115,6 +118,33 @@ def test_a_command_of_the_documentation_is_one_that_smalti_takes(
 ) -> None:
     code = cli.main(words)
     assert code == 0, f"{page}: smalti {' '.join(words)}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(("page", "words"), TORCHRUN)
+def test_torchrun_takes_the_flags_of_the_documentation(page: str, words: list[str]) -> None:
+    given = get_args_parser().parse_args(words)
+    assert (given.module, given.training_script) == (True, "smalti"), page
+
+
+def test_the_model_of_throughput_gives_the_figures_beside_it() -> None:
+    [block] = [block for block in PYTHON if block.page == "docs/scaling.md"]
+    defined: dict[str, Any] = {}
+    exec(block.code, defined)
+    text = (ROOT / block.page).read_text()
+    rows = re.findall(
+        r"^\| (\d+) \| (\d+) \| ([\d-]+) \| ([\d.]+) \| (\d+) \| (\d+) % \| ([\d.]+) days \|$", text, re.M
+    )
+    assert len(rows) == 6
+    for ranks, teraflops, link, *told in rows:
+        rate, link = float(teraflops) / 0.159, 1.0 if link == "-" else float(link)
+        seconds = defined["seconds_a_step"](2048, int(ranks), rate, 92e6, link)
+        share = 2048 / rate / int(ranks) / seconds
+        assert told == [
+            f"{seconds:.2f}",
+            f"{2048 / seconds:.0f}",
+            f"{share:.0%}"[:-1],
+            f"{500_000 * seconds / 86400:.1f}",
+        ]
 
 
 @pytest.mark.parametrize(("page", "words"), MAKE)

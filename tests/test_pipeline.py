@@ -325,6 +325,7 @@ def test_the_demo_on_a_folder_of_photographs(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_demo_twice_moves_the_first_one_aside(tmp_path: Path) -> None:
+    """J07."""
     photos, out = flat_pictures(tmp_path / "photos", 24), tmp_path / "demo"
     assert demo(out, "--data", str(photos)) == 0
     assert demo(out, "--data", str(photos)) == 0

@@ -54,7 +54,7 @@ usage: smalti VERB [...] [--json] [--debug]
   train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
-  finetune RECIPE --data DATA --init RUN --out RUN        classification, from a pretrained backbone or from none
+  finetune RECIPE --data DATA --init RUN --out RUN        classes of images or of pixels, from a pretrained backbone
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted

@@ -162,6 +162,7 @@ def test_a_command_that_failed_on_its_images_can_be_repeated_into_the_same_folde
 def test_a_run_overwrites_nothing(
     verb_name: str, photos: Path, tokenizer: Path, tmp_path: Path, failure: Failure
 ) -> None:
+    """J07."""
     (tmp_path / "diary.txt").write_text("mine")
     code = {
         "train-tokenizer": lambda: train_tokenizer(photos, tmp_path),

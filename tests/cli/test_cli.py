@@ -141,6 +141,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
 def test_wrong_usage_is_one_line_that_says_what_to_do(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """J01."""
     assert error_of(arguments, 2, capsys).startswith(f"error: {text}")
 
 
@@ -157,6 +158,7 @@ def test_wrong_usage_is_one_line_that_says_what_to_do(
 def test_a_misspelt_field_is_refused_with_a_suggestion(
     typo: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """J01."""
     line = error_of(["pretrain", "tiny", "--out", "x", typo, "1"], 2, capsys)
     assert f"unknown option '{typo.split('=')[0].replace('_', '-')}'" in line.replace("_", "-")
     assert f"did you mean '{meant}" in line
@@ -176,6 +178,7 @@ def test_a_misspelt_field_is_refused_with_a_suggestion(
 def test_a_value_of_the_wrong_type_is_refused_with_the_flag(
     flag: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """J02."""
     line = error_of(["pretrain", "tiny", "--out", "x", flag, value], 2, capsys)
     assert flag in line
     assert line.endswith("; see smalti pretrain tiny --help")

@@ -89,6 +89,7 @@ def test_a_union_is_chosen_by_kind() -> None:
     ],
 )
 def test_a_wrong_field_is_a_usage_error_that_names_it(fields: dict[str, Any], message: str) -> None:
+    """J01."""
     with pytest.raises(UsageError, match=message.replace("?", r"\?")):
         from_json(Drawing, {"title": "x"} | fields)
 

@@ -4,7 +4,15 @@ import pytest
 
 from smalti.core import errors
 
-CODES = {"UsageError": 2, "DataError": 3, "CheckpointError": 4, "NumericError": 5, "OutputError": 6, "RefusedError": 9}
+CODES = {
+    "UsageError": 2,
+    "DataError": 3,
+    "CheckpointError": 4,
+    "NumericError": 5,
+    "OutputError": 6,
+    "DistributedError": 8,
+    "RefusedError": 9,
+}
 
 
 @pytest.mark.parametrize(("name", "code"), CODES.items())

@@ -179,6 +179,7 @@ def test_leftovers_are_removed_by_name_and_nothing_else_is(tmp_path: Path) -> No
 
 
 def test_a_link_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """C10."""
     (tmp_path / "precious").write_text("content")
     (tmp_path / "link").symlink_to(tmp_path / "precious")
     os.mkfifo(tmp_path / "pipe")
@@ -191,6 +192,7 @@ def test_a_link_or_a_device_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_files_have_the_mode_that_the_user_set(tmp_path: Path) -> None:
+    """C13."""
     before = os.umask(0o027)
     try:
         write_bytes(tmp_path / "a.bin", b"")
@@ -204,6 +206,7 @@ def test_files_have_the_mode_that_the_user_set(tmp_path: Path) -> None:
 def test_too_little_space_is_noticed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """C01."""
     free = namedtuple("free", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free(250))
     with pytest.raises(OutputError, match=r"cannot write .*folder; 0\.0 MB are needed, and 0\.0 MB are free"):
@@ -212,6 +215,7 @@ def test_too_little_space_is_noticed_before_anything_is_written(
 
 
 def test_a_name_that_is_too_long_leaves_nothing(tmp_path: Path) -> None:
+    """C15."""
     for write in (lambda path: write_bytes(path, b""), lambda path: write_folder(path, FILES)):
         with pytest.raises(OutputError, match="File name too long"):
             write(tmp_path / ("n" * 255))

@@ -119,12 +119,14 @@ def test_the_format_is_that_of_the_content_not_of_the_name(tmp_path: Path) -> No
 
 
 def test_a_cmyk_jpeg_has_the_right_colours(tmp_path: Path) -> None:
+    """G09."""
     path = tmp_path / "a.jpg"
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path)  # no cyan, all magenta and yellow: red
     assert decode(path, 3)[8, 8].tolist() == pytest.approx([255, 0, 0], abs=6)
 
 
 def test_a_palette_image_has_the_colours_of_its_palette(tmp_path: Path) -> None:
+    """G10, G11."""
     path = tmp_path / "a.png"
     picture = Image.fromarray(smooth()).quantize(16)
     picture.save(path)
@@ -133,6 +135,7 @@ def test_a_palette_image_has_the_colours_of_its_palette(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+    """G10, G11."""
     path = tmp_path / "a.png"
     pixels = np.zeros((1, 3, 4), np.uint8)
     pixels[0, :, 3] = 0, 128, 255
@@ -180,6 +183,7 @@ def test_bilevel_and_grey_become_the_asked_channels(tmp_path: Path, depth: str) 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_exif_orientation_turns_the_image_upright(tmp_path: Path, orientation: int, channels: int) -> None:
+    """G12."""
     path = tmp_path / "a.png"
     Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(path, exif=oriented(orientation))
     expected = np.asarray(Image.fromarray(UPRIGHT).convert("L" if channels == 1 else "RGB")).reshape(6, 10, channels)
@@ -187,6 +191,7 @@ def test_the_exif_orientation_turns_the_image_upright(tmp_path: Path, orientatio
 
 
 def test_the_exif_orientation_of_a_jpeg_counts_when_shrinking_too(tmp_path: Path) -> None:
+    """G12."""
     path = tmp_path / "a.jpg"
     Image.fromarray(np.rot90(smooth(200, 400))).save(path, exif=oriented(6), quality=95)
     assert decode(path, 3).shape == (200, 400, 3)

@@ -301,6 +301,7 @@ def test_a_failure_that_does_not_pass_is_a_data_error(server: Server, cache: Pat
 
 
 def test_a_download_that_is_cut_off_leaves_nothing(server: Server, cache: Path) -> None:
+    """K14."""
     server.files = {"/0.tar": shard(1)}
     server.cut = 100
     with pytest.raises(DataError, match=r"cannot fetch http.*/0\.tar; "):
@@ -315,6 +316,7 @@ def test_a_file_of_another_size_than_promised_is_refused(cache: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_fetched_is_refused(server: Server, cache: Path) -> None:
+    """K14."""
     server.files, server.replace_while_sent = {"/0.tar": shard(1, 2)}, {"/0.tar": shard(3, 4)}
     message = r"cannot fetch http.*/0\.tar; it has changed on its server meanwhile; start again"
     with pytest.raises(DataError, match=message):

@@ -463,6 +463,7 @@ def test_standard_output_belongs_to_the_program(short: Path) -> None:
 
 
 def test_a_program_without_the_main_guard_is_told_so(short: Path) -> None:
+    """J08."""
     out, err = script(short, "main()").communicate(timeout=60)
     assert out == ""
     last = err.splitlines()[-1]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from smalti.cli import main
 from tests.distributed.started import started
 from tests.small_runs import PRETRAIN_FLAGS, metrics, newest_checkpoint, pictures, weights
 
@@ -119,7 +120,9 @@ def test_e05_rank_0_finishes_its_checkpoint_when_another_is_killed(photos: Path,
     assert_goes_on_exactly(run, whole)
 
 
-def test_e06_a_number_that_is_none_on_one_rank_stops_all_before_the_optimiser(photos: Path, tmp_path: Path) -> None:
+def test_e06_a_number_that_is_none_on_one_rank_stops_all_before_the_optimiser(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     with started(tmp_path, [command(photos, run)] * 2, faults={1: "nan:3"}) as ranks:
         assert ranks.all_codes() == [5, 5], ranks.text(0)
@@ -129,6 +132,9 @@ def test_e06_a_number_that_is_none_on_one_rank_stops_all_before_the_optimiser(ph
     [bundle] = (run / "captures").iterdir()
     kept = json.loads((bundle / "step.json").read_text())
     assert len(kept["index"]) == len(set(kept["keys"])) == 16, "the images of both ranks"
+    assert kept["computed"]["processes"] == 2
+    assert main(["replay", str(bundle)]) == 9  # the loss is the batch's, which a fault has spoilt on its way
+    assert "; 2 processes then, which add up in another order, 1 now" in capsys.readouterr().err
 
 
 def test_e06_a_step_that_is_left_out_is_left_out_by_all(photos: Path, tmp_path: Path) -> None:

@@ -69,4 +69,6 @@ def test_a_class_with_fewer_images_gives_what_it_has() -> None:
 
 
 def test_a_class_has_at_least_one_label() -> None:
-    assert Budget("", share=0.01).of(3) == 1
+    labels = torch.tensor([0] * 200 + [1] * 3)
+    positions = Budget("", share=0.01).draw(labels, torch.arange(203), 0, 0)
+    assert torch.bincount(labels[positions]).tolist() == [2, 1]

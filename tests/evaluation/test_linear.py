@@ -33,7 +33,7 @@ def test_the_gradient_of_the_objective_vanishes_at_the_solution(l2: float) -> No
 
 
 def test_features_that_depend_on_each_other_are_fitted_to_the_end_too() -> None:
-    """As features of a network do: the curvature of plain logistic regression has a condition of 10^6 here."""
+    """As features of a network do: the curvature of plain logistic regression has a condition of 10^5 here."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(500) % 4
     x = (torch.randn(500, 20, generator=rng) + torch.eye(4, 20)[labels]) @ torch.randn(20, 20, generator=rng)

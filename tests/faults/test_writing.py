@@ -38,7 +38,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("trial", [ONE_MORE, THE_FIRST, AGAIN])
 def test_a_checkpoint_survives_a_fault_at_every_operation(trial: Trial, fault: Fault, tmp_path: Path) -> None:
-    """Files, their folder and the folder it is in are made, written, flushed and renamed: 14 operations at least."""
+    """C01, C05, C06. Files, their folder and the folder it is in are made, written, flushed, renamed: 14 at least."""
     assert trial.run_all(fault, tmp_path) >= (4 if fault in WRITES_ONLY else 14)
 
 
@@ -47,6 +47,7 @@ def test_a_checkpoint_survives_a_fault_at_every_operation(trial: Trial, fault: F
     [(resource.RLIMIT_FSIZE, 100, "File too large"), (resource.RLIMIT_NOFILE, 0, "Too many open files")],
 )
 def test_a_limit_of_the_system_is_named(limit: int, value: int, cause: str, tmp_path: Path) -> None:
+    """C02, C08."""
     save(tmp_path, 10, 2.0)
     before = resource.getrlimit(limit)
     resource.setrlimit(limit, (value, before[1]))
@@ -62,6 +63,7 @@ def test_a_limit_of_the_system_is_named(limit: int, value: int, cause: str, tmp_
 
 
 def test_a_run_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """C09."""
     save(tmp_path / "run", 10, 2.0)
     shutil.rmtree(tmp_path / "run")
     save(tmp_path / "run", 20, 3.0)
@@ -69,6 +71,7 @@ def test_a_run_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
 
 
 def test_the_step_decides_and_not_the_clock(tmp_path: Path) -> None:
+    """C14."""
     for step, day in ((10, 2e9), (20, 1e9), (30, 0)):
         save(tmp_path, step, float(step))
         os.utime(tmp_path / "checkpoints" / f"step-{step:08d}", (day, day))

@@ -44,6 +44,7 @@ def test_the_lock_is_gone_after_a_failure(tmp_path: Path) -> None:
 def test_what_a_dead_run_left_is_removed_and_what_others_write_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """J05."""
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
     (tmp_path / "checkpoints" / f".step-00000020.{NUMBER}").mkdir()
     (tmp_path / "checkpoints" / f".step-00000020.{NUMBER}" / "model.safetensors").write_bytes(b"half of it")
@@ -76,6 +77,7 @@ def test_a_run_that_was_killed_at_its_very_start_is_not_in_the_way(tmp_path: Pat
 
 
 def test_of_runs_that_start_together_one_wins(tmp_path: Path) -> None:
+    """J04."""
     for attempt in range(20):
         out = str(tmp_path / str(attempt))
         start, outcomes = Barrier(2), []
@@ -113,6 +115,7 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
 def test_a_run_in_a_folder_that_is_being_written_ends_with_7(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """J04."""
     photos, out = flat_pictures(tmp_path / "photos"), tmp_path / "run"
     with writing(str(out)):
         create(str(out), Config())

@@ -204,7 +204,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(
 ) -> None:
     (tmp_path / "file").touch()
     assert smalti(["prepare", str(photos), "--out", str(tmp_path / "file" / "pack")]) == 6
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: cannot write into ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: cannot write ")
     assert smalti(["prepare", str(photos), "--out", str(photos / "cat")]) == 2
     assert "cat is not empty; 0.jpg is no part of a pack; choose another --out" in capsys.readouterr().err
 

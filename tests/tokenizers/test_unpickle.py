@@ -245,6 +245,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_bombs_need_no_memory(name: str, tmp_path: Path) -> None:
+    """B14."""
     tracemalloc.start()
     try:
         refused(BOMBS[name], tmp_path)

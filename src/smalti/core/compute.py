@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 
@@ -32,8 +32,13 @@ class Compute:
 
     @property
     def precision(self) -> Precision:
-        """The number format, settled."""
+        """The number format by its name in configurations."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def device_kind(self) -> Device:
+        """The device by its name in configurations."""
+        return cast(Device, self.device.type)
 
     def autocast(self) -> torch.autocast:
         """The context in which a forward pass runs."""
@@ -43,11 +48,8 @@ class Compute:
         """One line for the console."""
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         speeds = "".join(f", {key} {value:.0f} GFLOP/s" for key, value in self.gflops)
-        cost = (
-            ", no fast bf16 units: two to four times fewer steps than with them"
-            if speeds and self.precision == "fp32"
-            else ""
-        )
+        slow = speeds and self.precision == "fp32"
+        cost = ", no fast bf16 units: two to four times fewer steps than with them" if slow else ""
         return f"{self.device.type} in {self.precision}{threads}{speeds}{cost}"
 
 

@@ -5,6 +5,7 @@ In a process alone nothing here does anything. Otherwise every function is calle
 
 import json
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -98,7 +99,7 @@ def losses_named() -> Iterator[None]:
         found = _company.heartbeat.diagnosis() or "a process is alive and does not come to where the others wait"
         if "Timed out" in f"{error}":
             traceback.print_exc()  # the operation, and how it came to it
-        cause = "" if "has failed" in found else f"{error}".splitlines()[0]
+        cause = "" if "has failed" in found else _said(error)
         fix = "see its own message; the run goes on from its last checkpoint with --resume"
         raise DistributedError(found, cause=cause, fix=fix) from error
 
@@ -278,7 +279,7 @@ def _meet(ranks: Ranks, device: Device) -> _Company:
         return _Company(heartbeat, patient)
     except RuntimeError as error:
         heartbeat.stop()
-        cause = heartbeat.diagnosis() or f"{error}".splitlines()[0]
+        cause = heartbeat.diagnosis() or _said(error)
         raise DistributedError(f"cannot join the others at {where}", cause=cause) from error
 
 
@@ -328,6 +329,11 @@ def _part(why: str) -> None:
     if is_first():
         heartbeat.all_have_left(_LAST_WORDS)
     heartbeat.stop()
+
+
+def _said(error: BaseException) -> str:
+    """What an operation of a group complains of, without the place in its source and without advice."""
+    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", f"{error}".splitlines()[0]).split(". ")[0]
 
 
 def _is_of_group(error: BaseException) -> bool:

@@ -143,7 +143,7 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
         data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
-        config = settled(replace(config, data=data, precision=session.compute.precision), given, session.log)
+        config = session.settled(settled(replace(config, data=data), given, session.log))
         session.folder.write_config(config)
         session.folder.write_classes(outputs)
     session.same_images(given.train)

@@ -43,7 +43,9 @@ class OnlineProbe:
 
     def __init__(self, every: int, backbone: ViT, images: Resident, compute: Compute) -> None:
         self.every, self.images, self.compute = every, images, compute
-        self.copy = backbone.build().eval().requires_grad_(False).to(compute.device)
+        self.copy = backbone.build().to(compute.device)
+        self.copy.requires_grad_(False)
+        self.copy.eval()
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         assert isinstance(model, MaskedImageModel)

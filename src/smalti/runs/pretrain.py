@@ -150,9 +150,7 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, session.compute)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = with_statistics(
-            replace(config, data=config.data.settled(given), precision=session.compute.precision), given
-        )
+        config = session.settled(with_statistics(replace(config, data=config.data.settled(given)), given))
         session.folder.write_config(config)
     session.same_images(given.train)
     if not session.resumed and tokenizer is not None:

@@ -138,6 +138,8 @@ def _difference(capture: Capture, found: Numbers) -> str:
         if threads == capture.computed.threads
         else f"; {capture.computed.threads} threads then, {threads} now (OMP_NUM_THREADS)"
     )
+    if capture.computed.processes > 1:
+        told += f"; {capture.computed.processes} processes then, which add up in another order, 1 now"
     return (
         f"loss {then.loss:g} then, {found.loss:g} now; gradient norm {then.grad_norm:g} then, {found.grad_norm:g} now"
         f"{told}"

@@ -8,6 +8,7 @@ from smalti.core.config import leaves
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.runs.folder import RunFolder
+from smalti.training.checkpoint import has_checkpoint, read_checkpoint
 
 _FREE = {
     "profile",
@@ -70,15 +71,21 @@ def require_exact(run: str, differing: list[str], allow_inexact: bool) -> None:
 
 
 def finished(run: str, before: Any, now: Any) -> dict[str, Any] | None:
-    """The result of a run that has nothing to do any more; None where it has.
+    """The result of a run that has nothing to do any more; None where it has, as where its last checkpoint is damaged.
 
     What is fitted and not trained has 0 steps.
+
+    Raises:
+        CheckpointError: all of them are.
     """
+    path = Path(run).expanduser()
     try:
-        result = RunFolder(Path(run).expanduser()).read_result()
+        result = RunFolder(path).read_result()
     except (OSError, json.JSONDecodeError):
         return None
-    if before != now or result.get("steps") not in (0, now.plan.steps):
+    if before != now or result.get("steps") not in (0, now.plan.steps) or not has_checkpoint(path):
+        return None
+    if read_checkpoint(path).step != result["steps"]:
         return None
     Log().say(f"{run}: already complete at step {result['steps']}")
     return result

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -35,6 +35,9 @@ from smalti.training.profiling import Profiled
 
 _RUN = ("config.json", "data.json", "bad_files.jsonl")
 """What a bundle has of the run."""
+
+
+T = TypeVar("T")
 
 
 class TrainingConfig(Protocol):
@@ -90,6 +93,11 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
+    def settled(self, config: T) -> T:
+        """The same, with device and number format as they were decided: a run that goes on must not decide anew."""
+        chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
+        return chosen
+
     def same_images(self, source: Resident | Stored | Scenes) -> None:
         """Note what the run learns from.
 
@@ -138,30 +146,27 @@ class Session:
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
         many = f", on {world_size()} processes" if world_size() > 1 else ""
-        with closing(Kept(self.folder, self.log)) as kept:
-            with BackgroundWriter() as writer, losses_named():
+        with Kept(self.folder, self.log) as kept, BackgroundWriter(before=kept.see_to_it) as writer, losses_named():
 
-                def save(at: Trainer) -> None:
-                    kept.see_to_it()
-                    planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
-                    if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
-                        look(at)
-                    at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
+            def save(at: Trainer) -> None:
+                planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
+                if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
+                    look(at)
+                at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
 
-                fit(
-                    trainer,
-                    batches,
-                    plan,
-                    self.log,
-                    title=title,
-                    compute=self.compute,
-                    save=save,
-                    capture=self.capture,
-                    evaluation=evaluation,
-                    go_back=lambda at: self._go_back(at, plan, writer),
-                    go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
-                )
-            kept.see_to_it()
+            fit(
+                trainer,
+                batches,
+                plan,
+                self.log,
+                title=title,
+                compute=self.compute,
+                save=save,
+                capture=self.capture,
+                evaluation=evaluation,
+                go_back=lambda at: self._go_back(at, plan, writer),
+                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
+            )
 
     def _go_back(self, trainer: Trainer, plan: Plan, writer: BackgroundWriter) -> str:
         """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""

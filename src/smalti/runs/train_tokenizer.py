@@ -114,7 +114,7 @@ def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dic
     """The run, in a folder that nobody else writes."""
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = replace(config, data=config.data.settled(given), precision=session.compute.precision)
+        config = session.settled(replace(config, data=config.data.settled(given)))
         session.folder.write_config(config)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)

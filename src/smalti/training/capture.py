@@ -18,6 +18,7 @@ from smalti.core.config import from_json
 from smalti.core.contracts import Batch
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import read_folder, write_folder
+from smalti.core.ranks import world_size
 from smalti.core.tensors import tensors_of
 from smalti.training.checkpoint import Checkpoint
 from smalti.training.nonfinite import Numbers
@@ -25,11 +26,12 @@ from smalti.training.nonfinite import Numbers
 
 @dataclass(frozen=True)
 class Computed:
-    """Where and how: settled, and the number of threads, of which the order of sums depends."""
+    """Where and how: settled, and the numbers of threads and processes, of which the order of sums depends."""
 
     device: Device
     precision: Precision
     threads: int
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def write_capture(
             "device": compute.device.type,
             "precision": "bf16" if compute.dtype == torch.bfloat16 else "fp32",
             "threads": torch.get_num_threads(),
+            "processes": world_size(),
         },
     }
     tensors = {"model.safetensors": before.model, "state.safetensors": before.state}

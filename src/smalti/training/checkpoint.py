@@ -6,7 +6,7 @@ known to be whole always stay.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -83,9 +83,13 @@ class BackgroundWriter:
     """`write_checkpoint` on a thread of its own: training waits only for a copy of the tensors.
 
     A failure is raised by what comes next: another write, `wait` or the end of the `with` block.
+
+    Args:
+        before: called in the thread of the caller before each write; what it raises is raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
         self._whole: set[Path] = set()
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -99,6 +103,7 @@ class BackgroundWriter:
             NumericError, OutputError: the one before could not be written.
         """
         self.wait()
+        self._before()
         arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, Conditions.now())
         self._thread = Thread(target=self._write, args=arguments, name=f"checkpoint of step {step}")
         self._thread.start()

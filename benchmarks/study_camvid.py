@@ -1,0 +1,264 @@
+"""Does pretraining help to label pixels? CamVid street scenes, one small ViT, pretrained or not, two heads.
+
+    python benchmarks/study_camvid.py --camvid FOLDER
+
+FOLDER holds train/, val/ and test/ with images/ and masks/: CamVid as SegNet divides it, its 480 x 360 images
+re-compressed as JPEG. Tokenizer and backbone learn from the training images without their masks; a pretrained backbone
+and random weights have the same head, recipe and steps. The weights are chosen on val/, test/ is looked at once.
+Finished cells are left alone, those that were cut off go on where they stopped: each is a file of docs/results/camvid.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.config import to_json
+from smalti.core.log import Log
+from smalti.data.load import Data
+from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop
+from smalti.evaluation.segmentation import ious_by_name, scores_of
+from smalti.functional.masking import Blockwise
+from smalti.functional.segmentation import pixel_confusion
+from smalti.models.segmenter import Linear, MultiLevel
+from smalti.models.vit import ViT
+from smalti.recipes import small
+from smalti.runs import finetune, pretrain, train_tokenizer
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, is_run, read_config
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.segmentation import Segmentation
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.simple import KMeansPatches
+from smalti.training.loop import Plan
+from smalti.training.optim import AdamW
+
+HOME = Path(__file__).parent.parent / "docs" / "results" / "camvid"
+NOTE = "CamVid, images re-compressed as JPEG"
+CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+
+BACKBONE = ViT(
+    img_size=(96, 96),
+    patch_size=8,
+    embed_dim=128,
+    depth=6,
+    num_heads=4,
+    drop_path_rate=0.0,
+    init="xavier",
+    pos_init="sincos",
+)
+SQUARES = Data(channels=3, side=160)
+CROP = RandomResizedCrop(scale=(0.25, 1.0), ratio=(0.9, 1.11))
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a backbone is pretrained: its tokenizer, and so many images (each frame many times)."""
+
+    tokenizer: TrainTokenizer
+    images: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A fine-tuning: where it starts (a key of `starts`, or scratch), its head, and its steps of 16 images."""
+
+    start: str
+    head: str
+    steps: int
+
+
+def starts() -> dict[str, Start]:
+    """All pretrainings, the short one first."""
+    kmeans = TrainTokenizer(SQUARES, tokenizer=KMeansPatches(vocab_size=512, stride=8, in_chans=3), crop=CROP)
+    dvae = replace(small.train_tokenizer(), data=SQUARES, crop=CROP, plan=Plan(steps=3000, batch_size=64))
+    dvae = replace(dvae, tokenizer=replace(dvae.tokenizer, vocab_size=512))
+    return {"kmeans-20k": Start(kmeans, 20_000), "dvae-640k": Start(dvae, 640_000)}
+
+
+def cells() -> dict[str, Cell]:
+    """All fine-tunings, those of minutes first."""
+    every = [
+        Cell(start, head, steps)
+        for steps, names in ((200, ("scratch", "kmeans-20k")), (3000, ("scratch", "dvae-640k")))
+        for head in ("linear", "multi-level")
+        for start in names
+    ]
+    return {f"{cell.head}-{cell.start}-{cell.steps}": cell for cell in every}
+
+
+def pretraining(start: Start, tokenizer: str) -> Pretrain:
+    """The pretraining of a start."""
+    return Pretrain(
+        data=SQUARES,
+        tokenizer=tokenizer,
+        backbone=BACKBONE,
+        masking=Blockwise(ratio=0.4),
+        crop=CROP,
+        jitter=NO_JITTER,
+        optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
+        plan=Plan(steps=-(-start.images // 64), batch_size=64, save_every=250),
+    )
+
+
+def fine_tuning(cell: Cell, data: Path, init: str) -> Finetune:
+    """The fine-tuning of a cell: a frozen backbone below the linear head, one that learns below the other."""
+    linear = cell.head == "linear"
+    return Finetune(
+        data=Data(path=str(data / "train"), channels=3),
+        validation_data=str(data / "val"),
+        test=str(data / "test"),
+        init=init,
+        task=Segmentation(head=Linear() if linear else MultiLevel(width=32), void=len(CLASSES)),
+        backbone=replace(BACKBONE, img_size=(96, 128)),
+        freeze=linear,
+        crop=RandomResizedCrop(scale=(0.25, 1.0), ratio=(1.2, 1.48)),
+        jitter=ColorJitter(),
+        optimiser=AdamW(
+            lr=3e-3 if linear else 1e-3,
+            end_lr=1e-5,
+            warmup_ratio=0.1,
+            betas=(0.9, 0.98),
+            layer_decay=1.0 if linear else 0.75,
+        ),
+        plan=Plan(steps=cell.steps, batch_size=16, save_every=max(1, cell.steps // 4)),
+    )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where images are, where runs are kept, and how long they are at most."""
+
+    data: Path
+    runs: Path
+    compute: Compute
+    steps: int | None
+
+    def pretrained(self, name: str) -> str:
+        """The run folder of a start, which is made where it is not finished; empty for random weights."""
+        if name == "scratch":
+            return ""
+        start = starts()[name]
+        tokenizer = self.runs / f"tokenizer-{name}"
+        self._run(train_tokenizer, replace(start.tokenizer, data=self._frames()), tokenizer)
+        config = replace(pretraining(start, str(tokenizer)), data=self._frames())
+        self._run(pretrain, config, self.runs / name)
+        return str(self.runs / name)
+
+    def cell(self, name: str) -> dict[str, Any]:
+        """Train a cell, or go on with it: what was measured, and what it took."""
+        cell = cells()[name]
+        init = self.pretrained(cell.start)
+        began, used = time.time(), time.process_time()
+        config = fine_tuning(cell, self.data, init)
+        resumed = is_run(str(self.runs / name))
+        result = self._run(finetune, config, self.runs / name)
+        spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
+        shown = replace(config, data=replace(config.data, path="train"), validation_data="val", test="test", init="")
+        about = {"images": NOTE, "start": cell.start, "head": cell.head, "resumed": resumed, **spent}
+        if init:
+            about["pretraining"] = RunFolder(Path(init)).read_result()
+        result["test_class_iou"] = dict(zip(CLASSES, result["test_class_iou"].values(), strict=True))
+        return about | {"result": result, "config": to_json(shown)}
+
+    def constant(self) -> dict[str, Any]:
+        """What a guess has that says the most frequent class of the training images everywhere."""
+        task, log = Segmentation(void=len(CLASSES)), Log()
+        data = Data(path=str(self.data / "train"))
+        parts = task.divide(
+            task.open(data, log, Path()), data, str(self.data / "test"), str(self.data / "val"), Finetune().shares, log
+        )
+        counts = {}
+        for role, scenes in (("train", parts.train.train), ("test", parts.test)):
+            maps = (torch.from_numpy(scenes[index].label_map) for index in range(len(scenes)))
+            counts[role] = sum(
+                (pixel_confusion(label_map, label_map, len(CLASSES)).diagonal() for label_map in maps),
+                torch.zeros(len(CLASSES), dtype=torch.long),
+            )
+        table = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.long)
+        table[:, int(counts["train"].argmax())] = counts["test"]
+        measured = scores_of(table) | ious_by_name(table, CLASSES)
+        result = {f"test_{key}": value for key, value in measured.items()}
+        return {"images": NOTE, "start": "-", "head": "constant", "result": {"steps": 0, **result}}
+
+    def _frames(self) -> Data:
+        return replace(SQUARES, path=str(self.data / "train" / "images"))
+
+    def _run(self, verb: Any, config: Any, out: Path) -> dict[str, Any]:
+        """Begin a run, go on with it, or read what it ended with."""
+        if done := RunFolder(out).read_result():
+            return done
+        if resume := is_run(str(out)):
+            config = read_config(str(out), type(config))
+        elif self.steps is not None:
+            config = replace(config, plan=replace(config.plan, steps=min(config.plan.steps, self.steps)))
+        found: dict[str, Any] = verb.main(replace(config, out=str(out)), resume=resume, compute=self.compute)
+        return found
+
+
+def _percent(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda cell: f"{100 * cell['result'][name]:.1f} %" if name in cell["result"] else "-"
+
+
+COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    "head": lambda cell: cell["head"],
+    "start": lambda cell: cell["start"],
+    "steps": lambda cell: str(cell["result"]["steps"]),
+    "mIoU, val": _percent("validation_mean_iou"),
+    "mIoU, test": _percent("test_mean_iou"),
+    "pixel accuracy, test": _percent("test_pixel_accuracy"),
+    "images": lambda cell: "re-compressed as JPEG",
+}
+
+
+def table(results: Mapping[str, dict[str, Any]]) -> str:
+    """All finished cells as Markdown."""
+    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    rows += [[name, *(column(cell) for column in COLUMNS.values())] for name, cell in results.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def finished(home: Path) -> dict[str, dict[str, Any]]:
+    """The results that are there, in the order of `cells`."""
+    paths = {name: home / f"{name}.json" for name in ("constant", *cells())}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def main() -> None:
+    """Run the cells that are not finished, and print the table."""
+    parser = argparse.ArgumentParser(description="segment street scenes from pretrained and from random weights")
+    parser.add_argument("--camvid", type=Path, required=True, help="a folder with train/, val/ and test/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/camvid"), help="where run folders are kept")
+    parser.add_argument("--out", type=Path, default=HOME, help="where results are written")
+    parser.add_argument(
+        "--cell", action="append", choices=["constant", *cells()], help="these only; may be given again"
+    )
+    parser.add_argument("--steps", type=int, help="of every run at most: to try it out")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="end with one JSON object of all results")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    study = Study(given.camvid, given.runs, choose_compute(), given.steps)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in ("constant", *cells()):
+        target = given.out / f"{name}.json"
+        if target.exists() or (given.cell and name not in given.cell):
+            continue
+        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        machine |= {"threads": given.threads, "compute": study.compute.describe()}
+        found = study.constant() if name == "constant" else study.cell(name)
+        target.write_text(json.dumps(found | machine, indent=1) + "\n")
+    print(table(finished(given.out)))
+    if given.json:
+        print(json.dumps(finished(given.out)))
+
+
+if __name__ == "__main__":
+    main()
