@@ -11,7 +11,9 @@ docs/results/cifar10/ROW. Choices (layer, regularisation, checkpoint, best row) 
 
 import argparse
 import json
+import math
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -66,8 +68,10 @@ ROWS = {
     "vq-blockwise": Row(Tokens(), tokenizer="vq-1024"),
     "kmeans-blockwise": Row(Tokens(), tokenizer="kmeans-1024"),
 }
-BUDGETS = (75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
-"""Images of the learning curve of one row."""
+BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
+"""Images of the learning curve of the best row, each a pretraining of its own. It is fine-tuned with 10 % alone."""
+_CURVE = "dvae-blockwise"
+ROWS |= {f"{_CURVE}-{images}": replace(ROWS[_CURVE], images=images) for images in BUDGETS if images != _IMAGES}
 
 BACKBONE = ViT(
     img_size=(32, 32),
@@ -143,7 +147,8 @@ def cells(name: str, row: Row, places: Places) -> dict[str, Cell]:
     if row.target is not None:
         found["pretrain"] = lambda p, c: _go_on(pretraining(row, run / "pretrain", p), pretrain, c)
     found["probe"] = lambda p, c: _probe(init, p, c)
-    for percent, seed in [(1, 0), (10, 0), (1, 1), (1, 2), (100, 0)]:
+    grid = [(10, 0), (1, 0), (1, 1), (1, 2), (100, 0)]
+    for percent, seed in grid if row.images == _IMAGES else grid[:1]:
         label = f"finetune-{percent}pct-{seed}"
         found[label] = _finetune_cell(init, run / label, percent / 100, seed)
     return found
@@ -154,12 +159,15 @@ def _probe(run: str, places: Places, compute: Compute) -> dict[str, Any]:
 
     Without a run the network is a random one, another for each seed.
     """
-    train, test = (read_source(open_stored(str(places.cifar10 / part), 3), places.train, Log()) for part in ("train", "test"))
+    train, test = (
+        read_source(open_stored(str(places.cifar10 / part), 3), places.train, Log()) for part in ("train", "test")
+    )
     if run:
         found = batteries(load_model(run, compute).backbone, train, test, compute, SEEDS, PROTOCOL)
-        return {str(result.seed): result.as_dict() for result in found}
+        return {"seeds": {str(result.seed): result.as_dict() for result in found}}
     networks = {seed: BACKBONE.build(seed).eval().to(compute.device) for seed in SEEDS}
-    return {str(seed): next(batteries(network, train, test, compute, [seed], PROTOCOL)).as_dict() for seed, network in networks.items()}
+    found = [next(batteries(network, train, test, compute, [seed], PROTOCOL)) for seed, network in networks.items()]
+    return {"seeds": {str(result.seed): result.as_dict() for result in found}}
 
 
 def _finetune_cell(init: str, out: Path, share: float, seed: int) -> Cell:
@@ -173,7 +181,74 @@ def _go_on(config: Any, main: Callable[..., dict[str, Any]], compute: Compute) -
     return main(config, resume=resume, compute=compute) | {"resumed": resume}
 
 
+def read(home: Path) -> dict[str, dict[str, Any]]:
+    """The finished cells of every row."""
+    found = {
+        name: {path.stem: json.loads(path.read_text()) for path in sorted((home / name).glob("*.json"))}
+        for name in ROWS
+    }
+    return {name: row for name, row in found.items() if row}
+
+
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    """What a row is worth on test images: means over seeds where there are several."""
+    probes = list(row.get("probe", {}).get("seeds", {}).values())
+    found = {kind: [probe[kind] for probe in probes] for kind in ("knn", "linear")}
+    for percent in (1, 10, 100):
+        cells = [row[f"finetune-{percent}pct-{seed}"] for seed in SEEDS if f"finetune-{percent}pct-{seed}" in row]
+        found[f"finetune_{percent}pct"] = [cell["test_accuracy"] for cell in cells]
+    return {kind: sum(values) / len(values) for kind, values in found.items() if values}
+
+
+def chosen(rows: dict[str, dict[str, Any]]) -> str:
+    """The best pretraining of the grid, by the linear probe on validation images."""
+
+    def validated(name: str) -> float:
+        return sum(max(probe["validation"].values()) for probe in rows[name]["probe"]["seeds"].values())
+
+    grid = [name for name in rows if "probe" in rows[name] and ROWS[name].target and ROWS[name].images == _IMAGES]
+    return max(grid, key=validated)
+
+
+def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The best row beside the network that was never pretrained."""
+    best = chosen(rows)
+    return {"best": {"row": best, **figures(rows[best])}, "scratch": {"row": "random", **figures(rows["random"])}}
+
+
+_COLUMNS = {
+    "k-NN": "knn",
+    "linear": "linear",
+    "1 % of labels": "finetune_1pct",
+    "10 %": "finetune_10pct",
+    "100 %": "finetune_100pct",
+}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """All rows as Markdown, in per cent; a dash where a cell has not ended."""
+    lines = [["", "images", *_COLUMNS], ["---"] * (len(_COLUMNS) + 2)]
+    for name, row in rows.items():
+        found = figures(row)
+        images = f"{ROWS[name].images:,}" if ROWS[name].target else "0"
+        shown = [f"{100 * found[kind]:.1f}" if kind in found else "-" for kind in _COLUMNS.values()]
+        lines.append([name, images, *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def slopes(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Points of accuracy for each doubling of the images of the learning curve, by least squares."""
+    curve = {ROWS[name].images: figures(row) for name, row in rows.items() if name.startswith(_CURVE)}
+    found = {}
+    for kind in ("knn", "linear", "finetune_10pct"):
+        points = [(math.log2(images), 100 * values[kind]) for images, values in curve.items() if kind in values]
+        if len(points) > 1:
+            found[kind] = statistics.linear_regression(*zip(*points, strict=True)).slope
+    return found
+
+
 def main() -> None:
+    """Do the cells that are not finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--tokenizers", type=Path, required=True)
@@ -197,6 +272,10 @@ def main() -> None:
             result |= {"processor": platform.machine(), "torch": torch.__version__, "compute": compute.describe()}
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(result, indent=1) + "\n")
+    rows = read(given.out)
+    print(table(rows), slopes(rows), sep="\n\n")
+    if "random" in rows and any("probe" in row for name, row in rows.items() if ROWS[name].target):
+        (given.out / "summary.json").write_text(json.dumps(summary(rows), indent=1) + "\n")
 
 
 if __name__ == "__main__":
