@@ -50,17 +50,23 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Row:
-    """A way of pretraining: what is predicted, and where. Without a target there is none."""
+    """A way of pretraining: what is predicted, and where. Without a target there is none.
+
+    Attributes:
+        layer_decay: of fine-tuning.
+    """
 
     target: Tokens | Pixels | None = None
     masking: Blockwise | Random = Blockwise(ratio=0.4)
     tokenizer: str = ""
     images: int = _IMAGES
+    layer_decay: float = 0.8
 
 
 _RANDOM = Random(ratio=0.4)
 ROWS = {
     "random": Row(),
+    "random-no-layer-decay": Row(layer_decay=1.0),
     "dvae-blockwise": Row(Tokens(), tokenizer="dvae-1024"),
     "dvae-random": Row(Tokens(), _RANDOM, "dvae-1024"),
     "pixels-blockwise": Row(Pixels()),
@@ -117,7 +123,7 @@ def pretraining(row: Row, out: Path, places: Places) -> Pretrain:
     )
 
 
-def finetuning(init: str, out: Path, places: Places, *, share: float, seed: int, layer_decay: float = 0.8) -> Finetune:
+def finetuning(init: str, out: Path, places: Places, *, share: float, seed: int, layer_decay: float) -> Finetune:
     """Fine-tuning with a share of the labels, from a pretraining or from nothing."""
     steps = 500 if share == 0.01 else 2000
     return Finetune(
@@ -146,11 +152,12 @@ def cells(name: str, row: Row, places: Places) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     if row.target is not None:
         found["pretrain"] = lambda p, c: _go_on(pretraining(row, run / "pretrain", p), pretrain, c)
-    found["probe"] = lambda p, c: _probe(init, p, c)
+    if row.layer_decay < 1:
+        found["probe"] = lambda p, c: _probe(init, p, c)
     grid = [(10, 0), (1, 0), (1, 1), (1, 2), (100, 0)]
-    for percent, seed in grid if row.images == _IMAGES else grid[:1]:
+    for percent, seed in grid if row.images == _IMAGES and row.layer_decay < 1 else grid[:1]:
         label = f"finetune-{percent}pct-{seed}"
-        found[label] = _finetune_cell(init, run / label, percent / 100, seed)
+        found[label] = _finetune_cell(row, init, run / label, percent / 100, seed)
     return found
 
 
@@ -170,8 +177,10 @@ def _probe(run: str, places: Places, compute: Compute) -> dict[str, Any]:
     return {"seeds": {str(result.seed): result.as_dict() for result in found}}
 
 
-def _finetune_cell(init: str, out: Path, share: float, seed: int) -> Cell:
-    return lambda p, c: _go_on(finetuning(init, out, p, share=share, seed=seed), finetune, c)
+def _finetune_cell(row: Row, init: str, out: Path, share: float, seed: int) -> Cell:
+    return lambda places, compute: _go_on(
+        finetuning(init, out, places, share=share, seed=seed, layer_decay=row.layer_decay), finetune, compute
+    )
 
 
 def _go_on(config: Any, main: Callable[..., dict[str, Any]], compute: Compute) -> dict[str, Any]:
