@@ -45,6 +45,11 @@ def config_of(run: Path, result: dict[str, Any]) -> Pretrain:
     return from_json(Pretrain, json.loads(file.read_text())["config"] if file.exists() else result["config"])
 
 
+def written(reference: Reference) -> str:
+    """The text of a file."""
+    return json.dumps(to_json(reference), indent=1) + "\n"
+
+
 def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME, help="where the file is written")
     given = parser.parse_args()
     target = given.out / f"{given.name}.json"
-    target.write_text(json.dumps(to_json(reference_of(given.run, given.name, given.data)), indent=1) + "\n")
+    target.write_text(written(reference_of(given.run, given.name, given.data)))
     print(f"written: {target}")
 
 
