@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = _dispatch(arguments)
         if as_json and result is not None and is_first():
             print_json(result)
-        sys.stdout.flush()
+        print(end="", flush=True)  # what nobody can be given shows here, and not when Python ends
     except SystemExit as stop:  # a verb's --help
         return int(stop.code or 0)
     except StoppedError as stop:

@@ -86,6 +86,7 @@ def test_e03_a_rank_that_is_stopped_is_named_with_the_place_where_it_is_waited_f
         assert ranks.codes(1, within=10) == [8], ranks.text(1)
 
 
+@pytest.mark.slow
 def test_e03_a_rank_that_hangs_but_lives_ends_the_others_too(photos: Path, tmp_path: Path) -> None:
     run = command(photos, tmp_path / "run", "--ranks.timeout", "2")
     with started(tmp_path, [run] * 2, faults={1: "hang:2"}) as ranks:

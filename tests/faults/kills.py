@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.small_runs import PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures, weights
+from tests.small_runs import FINETUNE_FLAGS, PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures, weights
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -201,13 +201,19 @@ def rollback(world: World, run: Path) -> list[str]:
     return ["pretrain", "tiny", *PRETRAIN_FLAGS, *flags, *_where(world, run, world.tokenizer)]
 
 
+def finetune(world: World, run: Path) -> list[str]:
+    """Fine-tuning: mixed and augmented images, averaged weights, and the best of them kept beside the checkpoints."""
+    rest = ["--task.mixing.mixup", "0.8", "--task.mixing.cutmix", "1", "--ema-decay", "0.9"]
+    return ["finetune", "tiny", *FINETUNE_FLAGS, *rest, *_SAVE_OFTEN, *_where(world, run)]
+
+
 def epochs(world: World, run: Path) -> list[str]:
     """Six epochs of two batches."""
     flags = ["--plan.steps", "12", "--plan.save-every", "3", "--plan.batch-size", "12", "--plan.accumulate", "4"]
     return ["pretrain", "tiny", *PRETRAIN_FLAGS, *flags, "--data.limit", "30", *_where(world, run, world.tokenizer)]
 
 
-KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim, "rollback": rollback}
+KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim, "rollback": rollback, "finetune": finetune}
 """Those of every test."""
 
 CHANGE = {"rollback": "spikes"}
@@ -305,16 +311,29 @@ def chain(one: Nursery, whole: Whole, run: Path, chance: random.Random, most: in
     return Chain(kills, not differing and found.keys() == whole.files.keys(), differing)
 
 
-def trial(one: Nursery, whole: Whole, folder: Path, kills: int, seed: int, in_a_row: int = 5) -> tuple[int, list[int]]:
-    """Kill until there have been `kills` kills. Returns how many of them were survived, and the seeds of failures."""
-    done, survived, failed = 0, 0, list[int]()
+@dataclass(frozen=True)
+class Survived:
+    """How many kills were followed by a run that ended as if nothing had happened, and the seeds of those that did not.
+
+    Attributes:
+        seeds: the first, and the one after the last.
+    """
+
+    kills: int
+    failed: tuple[int, ...]
+    seeds: tuple[int, int]
+
+
+def trial(one: Nursery, whole: Whole, folder: Path, kills: int, seed: int, in_a_row: int = 5) -> Survived:
+    """Kill runs until there have been `kills` kills; each run has its own seed."""
+    first, done, survived, failed = seed, 0, 0, list[int]()
     while done < kills:
         found = chain(one, whole, folder / f"run-{seed}", random.Random(seed), min(in_a_row, kills - done))
         done += found.kills
         survived += found.kills if found.same else 0
         failed += [] if found.same else [seed]
         seed += 1
-    return survived, failed
+    return Survived(survived, tuple(failed), (first, seed))
 
 
 def main() -> None:
@@ -327,9 +346,14 @@ def main() -> None:
         world = World.made(Path(scratch), one)
         for name in given.kind or [*KINDS, *MORE_KINDS]:
             whole = Whole.made(one, name, world, Path(scratch) / f"whole-{name}")
-            survived, failed = trial(one, whole, Path(scratch), given.kills, given.seed)
-            line = {"kind": name, "survived": survived, "kills": given.kills, "seed": given.seed, "failed": failed}
-            print(json.dumps(line | {"run": digest(whole.files), "seconds": round(whole.seconds, 2)}), flush=True)
+            found = trial(one, whole, Path(scratch), given.kills, given.seed)
+            line = {"kind": name, "of": given.kills, "survived": found.kills, "seeds": found.seeds}
+            print(
+                json.dumps(
+                    line | {"failed": found.failed, "run": digest(whole.files), "seconds": round(whole.seconds, 2)}
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

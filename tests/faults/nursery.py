@@ -11,10 +11,10 @@ import sys
 import torch
 
 from smalti.cli import main
-from smalti.runs import pretrain, train_tokenizer
+from smalti.runs import finetune, pretrain, train_tokenizer
 from tests.faults.changes import CHANGES
 
-WARM = (pretrain.main, train_tokenizer.main)
+WARM = (finetune.main, pretrain.main, train_tokenizer.main)
 """What runs import is here already."""
 
 

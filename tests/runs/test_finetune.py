@@ -328,6 +328,18 @@ def test_several_labels_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "class blue is not among those to learn" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_validation_images_may_be_given_apart(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apart, test = pictures(tmp_path / "apart", per_class=5), pictures(tmp_path / "test", per_class=4)
+    counts = {(): (26, 10, 6), ("--test", str(test)): (26, 10, 8)}
+    for flags, expected in counts.items():
+        run = tmp_path / f"run{len(flags)}"
+        assert finetune(photos, "", run, 2, "--validation-data", str(apart), *flags) == 0
+        assert tuple(result(run)[f"{part}_images"] for part in ("train", "validation", "test")) == expected
+    (apart / "down").rename(apart / "sideways")
+    assert finetune(photos, "", tmp_path / "other", 2, "--validation-data", str(apart)) == 3
+    assert f"error: {apart} cannot be the validation images; class sideways is not among" in capsys.readouterr().err
+
+
 def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = flat_pictures(tmp_path / "images", 12)
     assert finetune(images, "", tmp_path / "run") == 3

@@ -226,6 +226,8 @@ def test_what_cannot_be_divided_or_has_one_class_is_refused(folder: Path, tmp_pa
         Image.fromarray(np.zeros((24, 32), np.uint8)).save(file)
     with pytest.raises(DataError, match=r"masks has 1 classes; use 2 to 254, and --task\.void"):
         TASK.open(Data(path=str(flat)), LOG, Path())
+    with pytest.raises(DataError, match=r"masks has void pixels only; check --task\.void"):
+        replace(TASK, void=0, num_classes=3).open(Data(path=str(flat)), LOG, Path())
 
 
 @pytest.mark.parametrize(

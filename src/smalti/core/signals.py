@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from smalti.core.dist import greatest
 from smalti.core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedError
 from smalti.core.ranks import is_first, world_size
 
@@ -68,6 +67,8 @@ class Requests:
         """What any process of the run was asked for: all do it, after the same step. Alone, these requests."""
         if world_size() == 1:
             return self
+        from smalti.core.dist import greatest  # the command line imports this file, and is there without torch
+
         found = Requests()
         stop, save = greatest(self.stop or 0, self.save)
         found.stop, found.save = signal.Signals(stop) if stop else None, bool(save)

@@ -87,7 +87,7 @@ def divide(
     learn, chosen_on = np.arange(len(images.train)), images.held_out
     judged = _other(test, "the test", data, classes, outputs, log) if test else images.held_out
     if validation:
-        chosen_on = _other(validation, "for validation", data, classes, outputs, log)
+        chosen_on = _other(validation, "the validation images", data, classes, outputs, log)
     elif not test:
         learn, aside = put_aside(len(learn), shares.validation, shares.seed)
         chosen_on = _read(images, aside, data, log)

@@ -203,7 +203,13 @@ class Segmentation:
 
 
 def _numbered(pairs: Pairs, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]) -> Scenes:
-    """The pairs as scenes, once all ids in their masks are known."""
+    """The pairs as scenes, once all ids in their masks are known.
+
+    Raises:
+        DataError: an id is no class, or all of them are void.
+    """
+    if present.keys() == {numbering.void}:
+        raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")
     for number, mask in present.items():
         numbering.require(number, str(mask))
     return Scenes(pairs, numbering, classes)
