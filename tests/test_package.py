@@ -27,7 +27,7 @@ def test_embedded_images_licences_and_the_type_marker_lie_inside_the_package() -
 
 def test_curves_to_compare_with_lie_inside_the_package() -> None:
     files = [file.name for file in (resources.files("smalti") / "evaluation" / "references").iterdir()]
-    assert {"cifar10-dvae-1024.json", "embedded-dvae-512.json"} <= set(files)
+    assert {"cifar10-dvae-1024.json", "cifar10-pixels.json", "embedded-dvae-512.json"} <= set(files)
     assert all(name.endswith(".json") for name in files)
 
 
