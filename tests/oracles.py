@@ -56,6 +56,15 @@ def straight_through_gradient(scores: Array, gumbel: Array, temperature: float, 
 # Losses and metrics
 
 
+def between_points_on_a_log_scale(places: Sequence[float], heights: Sequence[float], place: float) -> float:
+    """The straight line over ln(place) between the two points around it."""
+    for k in range(len(places) - 1):
+        if places[k] <= place <= places[k + 1]:
+            way = (math.log(place) - math.log(places[k])) / (math.log(places[k + 1]) - math.log(places[k]))
+            return heights[k] + way * (heights[k + 1] - heights[k])
+    raise ValueError(place)
+
+
 def masked_token_loss(logits: Array, target: NDArray[np.int64], weight: Array) -> tuple[float, float]:
     """-Σ_b Σ_{i∈M} ln p(z_i), and the number of masked patches."""
     nats = count = 0.0

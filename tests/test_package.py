@@ -25,6 +25,12 @@ def test_embedded_images_licences_and_the_type_marker_lie_inside_the_package() -
     assert len(list((embedded / "photographs").iterdir())) >= 8
 
 
+def test_curves_to_compare_with_lie_inside_the_package() -> None:
+    files = [file.name for file in (resources.files("smalti") / "evaluation" / "references").iterdir()]
+    assert {"cifar10-dvae-1024.json", "cifar10-pixels.json", "embedded-dvae-512.json"} <= set(files)
+    assert all(name.endswith(".json") for name in files)
+
+
 def test_no_rule_keeps_data_of_the_package_out_of_git() -> None:
     rules = (ROOT / ".gitignore").read_text().split() if (ROOT / ".gitignore").exists() else []
     assert not {"data", "data/", "embedded", "embedded/", "*.xz", "*.jpg", "*.json"} & set(rules)

@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from smalti.evaluation.reference import references, standing
+
 ROOT = Path(__file__).parents[1]
 TOKENIZERS = ROOT / "docs" / "results" / "tokenizers"
 
@@ -54,3 +56,22 @@ def test_the_half_hour_on_cifar10_is_below_the_unigram_entropy_by_what_the_log_s
         assert f"{result[figure]:.3f}" in said
     for network in result["probes"].values():
         assert f"{100 * network['linear']:.1f}" in said
+
+
+def test_runs_of_ours_lie_beside_each_other_as_the_page_and_the_docstring_say() -> None:
+    of = {reference.name: reference for reference in references()}
+    study = of["cifar10-dvae-1024"]
+    log = (ROOT / "docs" / "results" / "pretrain-cifar10" / "metrics.jsonl").read_text().splitlines()
+    half_hour = {128 * line["step"]: line["loss"] for line in map(json.loads, log)}
+    baseline = of["cifar10-dvae-1024-half-hour"].baseline
+    both = {seen: (baseline - loss, gain) for seen, loss in half_hour.items() if (gain := study.gain(seen)) is not None}
+    found = [standing(*gains, "tokens") for gains in both.values()]
+    assert (found.count("as far"), len(found)) == (45, 46)
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert "at 45 of 46 points" in page
+    assert f"loss {half_hour[128_000]:.3f}  " in page
+    assert f"reference {baseline - both[128_000][1]:.3f} (as far)" in page
+    embedded = of["embedded-dvae-512"]
+    easy = zip(embedded.images, embedded.loss, strict=True)
+    beside = [(embedded.baseline - loss, gain) for seen, loss in easy if (gain := study.gain(seen)) is not None]
+    assert {standing(*gains, "tokens") for gains in beside} == {"ahead"}

@@ -1,11 +1,17 @@
-"""Scripts for whoever releases: what they make of what they are given."""
+"""Scripts for whoever releases or adds a reference: what they make of what they are given."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from smalti.core.config import from_json, to_json
+from smalti.core.errors import UsageError
+from smalti.evaluation.reference import Reference, references
+from tests.small_runs import PRETRAIN_FLAGS, main, pictures, pretrain, train_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -65,3 +71,57 @@ def test_the_bill_of_materials_has_every_package_of_the_lock_with_its_digests() 
     digests = [part["externalReferences"][0]["hashes"] for part in made["components"]]
     assert sum(map(len, digests)) == lock.count("--hash=sha256:")
     assert all(digests)
+
+
+HALF_HOUR = SCRIPTS.parent / "docs" / "results" / "pretrain-cifar10"
+
+
+def test_a_reference_of_the_package_is_what_the_script_makes_of_its_run() -> None:
+    (shipped,) = (found for found in references() if found.name == "cifar10-dvae-1024-half-hour")
+    assert script("reference_curve").reference_of(HALF_HOUR, shipped.name, shipped.data) == shipped
+
+
+def test_the_files_of_the_package_are_as_the_script_writes_them() -> None:
+    curves = script("reference_curve")
+    files = sorted(curves.HOME.iterdir(), key=lambda file: file.stem)
+    assert [file.stem for file in files] == [found.name for found in references()]
+    for file in files:
+        text = file.read_text()
+        assert text == curves.written(from_json(Reference, json.loads(text)))
+
+
+def test_a_reference_is_made_of_a_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, tokenizer, of = (
+        pictures(tmp_path / "photos"),
+        tmp_path / "tokenizer",
+        script("reference_curve").reference_of,
+    )
+    assert train_tokenizer(photos, tokenizer, 2) == 0
+    assert pretrain(photos, tokenizer, tmp_path / "tokens", 3) == 0
+    made = of(tmp_path / "tokens", "small", "pictures")
+    assert to_json(made.setup) == {
+        "kind": "Setup",
+        "target": "tokens",
+        "vocab_size": 16,
+        "num_patches": 16,
+        "num_hidden": 6,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_images": 48,
+    }
+    assert made.images == (16, 32, 48)
+    flags = [*PRETRAIN_FLAGS, "--data", str(photos), "--plan.steps", "3", "--target", "pixels"]
+    assert main(["pretrain", "tiny", *flags, "--out", str(tmp_path / "pixels")]) == 0
+    assert of(tmp_path / "pixels", "small", "pictures").setup.target == "pixels"
+    assert main(["pretrain", "tiny", *flags, "--target.error", "l1", "--out", str(tmp_path / "l1")]) == 0
+    with pytest.raises(UsageError, match=r"^the target is Pixels\(.*\); use tokens or normalised pixels$"):
+        of(tmp_path / "l1", "small", "pictures")
+    with pytest.raises(UsageError, match=r"photos has no result.json; let the run end first$"):
+        of(photos, "small", "pictures")
+    given = ["reference_curve", str(tmp_path / "tokens"), "--name", "small", "--data", "pictures"]
+    monkeypatch.setattr("sys.argv", [*given, "--out", str(tmp_path)])
+    script("reference_curve").main()
+    assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'small.json'}\n")
+    assert from_json(Reference, json.loads((tmp_path / "small.json").read_text())) == made

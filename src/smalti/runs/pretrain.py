@@ -31,11 +31,14 @@ from smalti.data.tokens.tokens import Scorer, Tokenized, TokenizedOnce, chunk_fo
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.mim import evaluate_mim, evaluate_pixels
+from smalti.evaluation.reference import FLAT_PATCH
 from smalti.functional.masking import Blockwise, Random, Rolled
+from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
+from smalti.runs.beside import Beside, nearest_run, setup_of
 from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
 from smalti.runs.online import Online, online_probe
@@ -86,6 +89,7 @@ class Pretrain:
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
     online: Online = Online()
+    reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs")
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
@@ -153,23 +157,47 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
         config = session.settled(with_statistics(replace(config, data=config.data.settled(given)), given))
         session.folder.write_config(config)
     session.same_images(given.train)
-    if not session.resumed and tokenizer is not None:
-        held_out, train = (token_views(config, part, tokenizer) for part in (given.held_out, given.train))
-        gate(tokenizer, held_out, train, session.compute, session.log, accept=config.accept_tokenizer)
+    beside = _looked_at(config, given, tokenizer, session)
     evaluation = online_probe(config.online, config.backbone, config.data, session.compute, session.log)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
-    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation)
-    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session)))
+    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, remark=beside)
+    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
     return result
 
 
-def _measured(
+def _looked_at(
     config: Pretrain, given: Images | StoredImages, tokenizer: ImageTokenizer | None, session: Session
+) -> Beside | None:
+    """Refuse a collapsed tokenizer, and find the run of ours that is nearest, where one is wanted and there is one."""
+    compute, log, vocab_size, baseline = session.compute, session.log, None, FLAT_PATCH
+    if tokenizer is not None:
+        train = token_views(config, given.train, tokenizer)
+        if not session.resumed:
+            held_out = token_views(config, given.held_out, tokenizer)
+            gate(tokenizer, held_out, train, compute, log, accept=config.accept_tokenizer)
+        vocab_size, baseline = tokenizer.vocab_size, float(entropy(_token_counts(train, tokenizer, compute)))
+    setup = setup_of(config.target, config.backbone, config.masking, config.plan, vocab_size)
+    reference = nearest_run(setup) if config.reference else None
+    if setup is None or reference is None:
+        return None
+    beside = Beside(reference, setup, baseline, config.plan.batch_size)
+    log.say(f"reference: {beside.describe()}")
+    return beside
+
+
+def _measured(
+    config: Pretrain,
+    given: Images | StoredImages,
+    tokenizer: ImageTokenizer | None,
+    session: Session,
+    beside: Beside | None,
 ) -> dict[str, Any]:
     """The result of the run, from its last checkpoint."""
     model = load_model(config.out, session.compute)
     measured = measure(config, model, given, tokenizer, session.compute)
     session.log.say(describe_loss(measured))
+    if beside is not None:
+        session.log.say(beside.describe_end(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
     return measured | counts
 
@@ -325,17 +353,14 @@ def measure(
     measured = evaluate_mim(objective, batches, num_batches, compute)
     untrained = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
     before = evaluate_mim(MaskedImageModeling(untrained), batches, num_batches, compute)
-    counts = _token_counts(config, images.train, tokenizer, compute)
+    counts = _token_counts(token_views(config, images.train, tokenizer), tokenizer, compute)
     losses, density = (before["loss_nats"], measured["loss_nats"]), has_density(config.tokenizer)
     bound = two_stage_bound(tokenizer, batches, num_batches, counts, losses, compute, density=density)
     return measured | {"bound": bound.as_dict()}
 
 
-def _token_counts(
-    config: Pretrain, train: Resident | Stored, tokenizer: ImageTokenizer, compute: Compute
-) -> Int[Tensor, "V"]:
-    """How often each token occurs in some training images, shown whole as held-out ones are."""
-    views = token_views(config, train, tokenizer)
+def _token_counts(views: Tensor, tokenizer: ImageTokenizer, compute: Compute) -> Int[Tensor, "V"]:
+    """How often each token occurs in `token_views` of training images, which are whole as held-out ones are."""
     ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in views.split(1024)])
     return torch.bincount(ids.flatten(), minlength=tokenizer.vocab_size)
 

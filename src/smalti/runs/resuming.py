@@ -12,6 +12,7 @@ from smalti.training.checkpoint import has_checkpoint, read_checkpoint
 
 _FREE = {
     "profile",
+    "reference",
     "accept_tokenizer",
     "token_cache",
     "plan.steps",

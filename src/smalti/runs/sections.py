@@ -19,10 +19,12 @@ from smalti.data.sources.resident import Resident, embedded_photographs
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook import survey
 from smalti.evaluation.completion import Completion, complete, paint
+from smalti.evaluation.reference import FLAT_PATCH, vocab_size_of
 from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import mask_overlay, tile_row
+from smalti.runs.beside import Beside, nearest_run, setup_of
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.online import ONLINE
 from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, target_tokenizer
@@ -104,7 +106,9 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
     # With soft targets the training loss is another quantity than these.
     level = (name, result[key]) if key in result and "soft_loss_nats" not in result else None
     ylabel = "error a hidden patch" if pixels else "nats a hidden patch"
-    chart = curve({"training loss": _series(folder, "loss")}, xlabel="step", ylabel=ylabel, level=level)
+    loss, beside = _series(folder, "loss"), _beside(config, result)
+    reference, said = ({}, "") if beside is None else _reference(beside, loss[0])
+    chart = curve({"training loss": loss} | reference, xlabel="step", ylabel=ylabel, level=level)
     if not pixels:
         guessed = {name: _series(folder, key) for name, key in (("the best guess", "accuracy"), ("best five", "top5"))}
         shown = {name: points for name, points in guessed.items() if points[0]}
@@ -116,7 +120,7 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
             "Stage two: masked image modeling",
             chart + _numbers(result, _PRETRAIN_NUMBERS),
             "A part of the patches is hidden, and the network guesses what is there. The dashed line is what a guess"
-            " costs that never looks at the image: what lies below it is learned from the image.",
+            " costs that never looks at the image: what lies below it is learned from the image." + said,
         ),
         Section(
             "Hidden, and dreamt back",
@@ -125,6 +129,27 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
         ),
         *_bound(result),
     ]
+
+
+def _beside(config: Pretrain, result: Mapping[str, Any]) -> Beside | None:
+    """A finished run and the nearest one of ours; None where there is none, or the training loss is another one."""
+    pixels = isinstance(config.target, Pixels)
+    baseline = FLAT_PATCH if pixels else result.get("unigram_entropy_nats")
+    vocab_size = None if pixels else vocab_size_of(result)
+    if baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
+        return None
+    setup = setup_of(config.target, config.backbone, config.masking, config.plan, vocab_size)
+    reference = nearest_run(setup) if config.reference else None
+    return None if setup is None or reference is None else Beside(reference, setup, baseline, config.plan.batch_size)
+
+
+def _reference(beside: Beside, steps: Sequence[float]) -> tuple[dict[str, tuple[list[float], list[float]]], str]:
+    """The curve of the reference at these steps, and what it is; neither where they have seen fewer or more images."""
+    known = {step: loss for step in steps if (loss := beside.loss_at(int(step))) is not None}
+    if not known:
+        return {}, ""
+    line = {f"reference {beside.reference.name}": (list(known), list(known.values()))}
+    return line, f" The other curve is that of {beside.describe()}."
 
 
 def _bound(result: Mapping[str, Any]) -> list[Section]:

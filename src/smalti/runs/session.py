@@ -29,7 +29,7 @@ from smalti.runs.resuming import require_exact, require_same_settings
 from smalti.training.capture import write_capture
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, checkpoint_of_first, has_checkpoint
 from smalti.training.conditions import Conditions
-from smalti.training.loop import Plan, Trainer, fit
+from smalti.training.loop import Plan, Remark, Trainer, fit
 from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import Profiled
 
@@ -126,6 +126,7 @@ class Session:
         profile: int = 0,
         look: Callable[[Trainer], None] | None = None,
         evaluation: Evaluation | None = None,
+        remark: Remark | None = None,
     ) -> None:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded.
 
@@ -164,6 +165,7 @@ class Session:
                 save=save,
                 capture=self.capture,
                 evaluation=evaluation,
+                remark=remark,
                 go_back=lambda at: self._go_back(at, plan, writer),
                 go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
             )

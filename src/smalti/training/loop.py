@@ -9,7 +9,7 @@ for step in range(done, steps):
     evaluate every so many steps; log; now and then, and when a signal asks for it: save
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,6 +285,9 @@ Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
 GoBack: TypeAlias = Callable[[Trainer], str]
 """Rolls a trainer back after a loss that jumped, and says to where."""
 
+Remark: TypeAlias = Callable[[int, Mapping[str, float]], str]
+"""What there is to say about the loss and metrics of a step; nothing is an empty text."""
+
 
 def fit(
     trainer: Trainer,
@@ -298,6 +301,7 @@ def fit(
     capture: Capture | None = None,
     go_back: GoBack | None = None,
     evaluation: Evaluation | None = None,
+    remark: Remark | None = None,
     go_on: str = "",
 ) -> None:
     """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
@@ -309,6 +313,7 @@ def fit(
         capture: keeps the step that stops the run because it is not finite.
         go_back: called when the loss jumps, `plan.rollback` times at most.
         evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
+        remark: joins the progress line where a step is logged.
         go_on: the command that goes on with the run, for whoever has stopped it.
 
     Raises:
@@ -339,7 +344,8 @@ def fit(
                         if go_back is not None and trainer.rollbacks < plan.rollback:
                             log.say(go_back(trainer))
                     numbers = [f"{name} {value:.3f}" for name, value in (values | found).items()]
-                    bar.update(trainer.step, note="  ".join([*numbers, spent.describe()]))
+                    said = "" if remark is None else remark(trainer.step, values)
+                    bar.update(trainer.step, note="  ".join([*numbers, *filter(None, [said]), spent.describe()]))
                 if trainer.step % plan.save_every == 0 or last or wanted.save:
                     asked.save = False
                     if save is not None:
