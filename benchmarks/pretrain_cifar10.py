@@ -32,8 +32,8 @@ from smalti.runs.pretrain import Pretrain, load_model, prepare
 from smalti.runs.pretrain import main as pretrain
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import load_tokenizer
-from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "pretrain-cifar10"
 

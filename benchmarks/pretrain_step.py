@@ -37,7 +37,8 @@ from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.runs.pretrain import Pretrain, prepare
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.loop import Plan, Trainer
+from smalti.training.plan import Plan
+from smalti.training.trainer import Trainer
 
 Step = Callable[[Batch], object]
 """What makes a step on a batch."""

@@ -37,8 +37,8 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.simple import KMeansPatches
-from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "camvid"
 NOTE = "CamVid, images re-compressed as JPEG"

@@ -38,8 +38,8 @@ from smalti.runs.finetune import main as finetune
 from smalti.runs.folder import is_run, read_config
 from smalti.runs.pretrain import Pretrain, load_model
 from smalti.runs.pretrain import main as pretrain
-from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 from smalti.training.targets import Pixels, Tokens
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10"

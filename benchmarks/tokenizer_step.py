@@ -34,10 +34,11 @@ from smalti.models.vit import ViT
 from smalti.recipes import small
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.loop import Plan, Trainer
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.objectives import DiscreteVAEObjective
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
+from smalti.training.trainer import Trainer
 
 _RELAXATION = small.train_tokenizer().relaxation
 

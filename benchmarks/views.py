@@ -28,7 +28,7 @@ from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.evaluate import probe_backbone
 from smalti.runs.pretrain import Pretrain
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 
 NUM_VIEWS = (1, 4, None)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from smalti.cli import main
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 _DATA = ["--data.side", "16", "--data.held-out", "0.2"]

@@ -21,7 +21,7 @@ import smalti.runs.pretrain  # noqa: F401
 from smalti.cli import main
 from smalti.core.errors import DataError
 from smalti.training import checkpoint
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 
 
 def run(arguments: list[str], environment: Mapping[str, str], said: str, fault: str) -> None:

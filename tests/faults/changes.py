@@ -21,8 +21,8 @@ from smalti.runs.folder import RunFolder
 from smalti.runs.session import Session
 from smalti.training import checkpoint, loop
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint
-from smalti.training.loop import Trainer
 from smalti.training.spikes import Spikes
+from smalti.training.trainer import Trainer
 
 SPIKES = (24, 31, 35)
 """Steps whose loss jumps."""

@@ -18,7 +18,7 @@ from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.runs.folder import RunFolder, writing
 from smalti.runs.kept import Kept
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 from tests.small_runs import flat_pictures, metrics, pretrain, train_tokenizer, weights
 
 STEPS = 6

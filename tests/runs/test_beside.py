@@ -17,7 +17,7 @@ from smalti.models.vit import ViT
 from smalti.runs import beside
 from smalti.runs.beside import Beside, setup_of
 from smalti.runs.train_tokenizer import load_tokenizer
-from smalti.training.loop import Plan
+from smalti.training.plan import Plan
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from tests.oracles import distribution_entropy
 from tests.small_runs import (

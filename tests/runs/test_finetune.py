@@ -26,8 +26,9 @@ from smalti.runs.classification import Classification
 from smalti.runs.finetune import Finetune, load_model
 from smalti.runs.folder import read_config
 from smalti.runs.labelled import Shares, divide
-from smalti.training.loop import Plan, Trainer
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
+from smalti.training.trainer import Trainer
 from tests.other_names import as_timm_vit
 from tests.small_runs import (
     finetune,

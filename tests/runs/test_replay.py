@@ -13,7 +13,7 @@ import torch
 
 from smalti.cli import main
 from smalti.core.contracts import Batch
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 from tests.small_runs import (
     CPU,
     finetune,

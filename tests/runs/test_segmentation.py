@@ -24,7 +24,7 @@ from smalti.runs import segmentation
 from smalti.runs.finetune import load_model
 from smalti.runs.labelled import Shares
 from smalti.runs.segmentation import Segmentation
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 from tests.small_runs import CPU, finetune, metrics, newest_checkpoint, pretrain, result, scenes, segment
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)

@@ -30,7 +30,7 @@ RUN = {"config.json", "data.json", "metrics.jsonl", "checkpoints"}
 PROGRAM = """
 import sys, time
 from smalti.cli import main
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 
 whole, pause, from_step = Trainer.train_step, float(sys.argv[1]), int(sys.argv[2])
 

@@ -22,9 +22,11 @@ from smalti.data.views import RandomResizedCrop, TwoViews
 from smalti.functional.masking import mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.loop import Plan, Trainer, fit, means
+from smalti.training.loop import fit
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
+from smalti.training.trainer import Trainer, means
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 OPTIMISER = AdamW(lr=0.01, warmup_ratio=0.2)

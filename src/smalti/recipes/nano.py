@@ -14,9 +14,9 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.loop import Plan
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 
 DATA = Data(channels=1, side=28)
 

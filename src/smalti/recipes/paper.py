@@ -17,8 +17,8 @@ from smalti.models.vit import ViT
 from smalti.recipes import dalle
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 
 
 def train_tokenizer() -> TrainTokenizer:

@@ -7,8 +7,8 @@ from smalti.data.load import Data
 from smalti.data.views import RandomResizedCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.vq import VQ
-from smalti.training.loop import Plan
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 
 
 def train_tokenizer() -> TrainTokenizer:

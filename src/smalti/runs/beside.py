@@ -7,7 +7,7 @@ from typing import Any
 from smalti.core.contracts import Masking
 from smalti.evaluation.reference import Reference, Setup, TargetName, nearest, references, standing
 from smalti.models.vit import ViT
-from smalti.training.loop import Plan
+from smalti.training.plan import Plan
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 
 

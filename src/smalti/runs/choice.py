@@ -12,7 +12,7 @@ from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
 from smalti.runs.folder import RunFolder
 from smalti.training.checkpoint import FOLDER, Checkpoint, read_checkpoint, write_checkpoint
-from smalti.training.loop import Trainer
+from smalti.training.trainer import Trainer
 
 Choose: TypeAlias = Literal["best", "last"]
 

@@ -34,9 +34,10 @@ from smalti.runs.session import Session
 from smalti.runs.source import read_source
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
-from smalti.training.loop import Plan, Trainer
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 from smalti.training.start import start_from
+from smalti.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.compilation import Compile
-from smalti.training.loop import Plan
+from smalti.training.plan import Plan
 
 _LOOKED_AT = 64
 """Images whose sizes are looked at."""

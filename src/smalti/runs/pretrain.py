@@ -48,12 +48,13 @@ from smalti.runs.train_tokenizer import has_density, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
-from smalti.training.loop import Plan, Trainer
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
 from smalti.training.parallel import Parallel
+from smalti.training.plan import Plan
 from smalti.training.start import start_from
 from smalti.training.targets import Pixels, SoftTokens, Tokens
+from smalti.training.trainer import Trainer
 
 _HELD_OUT_IMAGES = 5000
 """Held-out images the final loss is measured on, at most."""

@@ -20,8 +20,8 @@ from smalti.runs.labelled import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.capture import Capture, numbers_as_json, read_capture
-from smalti.training.loop import Trainer
 from smalti.training.nonfinite import Numbers, first_not_finite
+from smalti.training.trainer import Trainer
 
 _Run: TypeAlias = Pretrain | TrainTokenizer | Finetune
 

@@ -29,9 +29,11 @@ from smalti.runs.resuming import require_exact, require_same_settings
 from smalti.training.capture import write_capture
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, checkpoint_of_first, has_checkpoint
 from smalti.training.conditions import Conditions
-from smalti.training.loop import Plan, Remark, Trainer, fit
+from smalti.training.loop import Remark, fit
 from smalti.training.nonfinite import NotFiniteError
+from smalti.training.plan import Plan
 from smalti.training.profiling import Profiled
+from smalti.training.trainer import Trainer
 
 _RUN = ("config.json", "data.json", "bad_files.jsonl")
 """What a bundle has of the run."""

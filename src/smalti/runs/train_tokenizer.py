@@ -33,10 +33,11 @@ from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vq import VQ
 from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
-from smalti.training.loop import Plan, Trainer
 from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from smalti.training.optim import AdamW
+from smalti.training.plan import Plan
 from smalti.training.quantised import QuantisedObjective
+from smalti.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
