@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,15 @@ def test_the_table_of_tokenizers_is_that_of_its_files(study: ModuleType) -> None
     page = (TOKENIZERS / "README.md").read_text()
     shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
     assert shown == study.table(study.finished(TOKENIZERS))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "grocery"])
+def test_the_table_of_a_study_of_pretraining_is_that_of_its_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pretraining = import_module(f"study_{name}").STUDY
+    page = (pretraining.home / "README.md").read_text()
+    assert pretraining.table(pretraining.read(pretraining.home)) in page
+    assert page == pretraining.page(pretraining.home)
 
 
 def test_every_finished_cell_has_its_log(study: ModuleType) -> None:

@@ -1,0 +1,133 @@
+"""The studies of pretraining: every kind of cell runs once, is read from its file, and its page shows it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tests.small_runs import pictures
+
+from smalti.data.load import Data
+from smalti.evaluation.battery import Battery
+from smalti.models.vit import ViT
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer import main as train_tokenizer
+from smalti.tokenizers.simple import KMeansPatches
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+Tree = dict[str, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("study")
+
+
+@pytest.fixture
+def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list[str]]]:
+    """A study with a tiny network and one step a run, images for it, and the options that it needs."""
+
+    def small(name: str) -> tuple[Any, list[str]]:
+        study = import_module(f"study_{name}").STUDY
+        row = replace(study.rows["dvae-blockwise"], images=128)
+        for part, count in (("train", 40), ("val", 6), ("test", 4)):
+            pictures(tmp_path / "images" / part, per_class=count, side=48)
+        side, stride = study.backbone.img_size[0], study.backbone.patch_size
+        train_tokenizer(
+            TrainTokenizer(
+                Data(path=str(tmp_path / "images" / "train"), channels=3, side=side),
+                out=str(tmp_path / "tokenizers" / row.tokenizer),
+                tokenizer=KMeansPatches(vocab_size=4, stride=stride, in_chans=3),
+            )
+        )
+        (tmp_path / "results").mkdir()
+        (tmp_path / "results" / "README.md").write_text("before\n<!-- table:begin -->\n<!-- table:end -->\nafter\n")
+        tiny = replace(
+            study,
+            rows={"random": shared.Row(), "dvae-blockwise": row},
+            backbone=replace(study.backbone, embed_dim=16, depth=2, num_heads=2),
+            few_steps=1,
+            steps=1,
+            protocol=Battery(poolings=("mean",), draws=2),
+        )
+        options = [f"--{name}", str(tmp_path / "images"), "--tokenizers", str(tmp_path / "tokenizers")]
+        return tiny, [*options, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results")]
+
+    return small
+
+
+@pytest.mark.parametrize(("name", "validation"), [("cifar10", 4), ("grocery", 12)])
+def test_every_kind_of_cell_is_run_once_and_shown(
+    name: str,
+    validation: int,
+    shared: ModuleType,
+    small: Callable[[str], tuple[Any, list[str]]],
+    tmp_path: Path,
+) -> None:
+    study, options = small(name)
+    shared.run(study, None, [*options, "--row", "random", "--cell", "probe", "--cell", "finetune-1pct-0"])
+    found: Tree = shared.run(study, None, [*options, "--row", "dvae-blockwise"])
+    assert {row: sorted(cells) for row, cells in found.items()} == {
+        "random": ["finetune-1pct-0", "probe"],
+        "dvae-blockwise": ["finetune-10pct-0", "pretrain", "probe"],
+    }
+    fine_tuned = found["random"]["finetune-1pct-0"]
+    sizes = {key: fine_tuned[f"{key}_images"] for key in ("train", "validation", "test")}
+    assert sizes == {"train": 2, "validation": validation, "test": 8}
+    assert found["dvae-blockwise"]["pretrain"]["steps"] == found["dvae-blockwise"]["finetune-10pct-0"]["steps"] == 1
+    probes = [probe["test_images"] for cells in found.values() for probe in cells["probe"]["seeds"].values()]
+    assert probes == [8] * 6
+
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert page == f"before\n<!-- table:begin -->\n{study.table(found)}\n<!-- table:end -->\nafter\n"
+    assert study.page(tmp_path / "results") == page
+
+    cut_off = tmp_path / "results" / "dvae-blockwise" / "finetune-10pct-0.json"
+    before = json.loads(cut_off.read_text())
+    cut_off.unlink()
+    again = shared.run(study, None, [*options, "--row", "dvae-blockwise"])
+    after = again["dvae-blockwise"].pop("finetune-10pct-0")
+    found["dvae-blockwise"].pop("finetune-10pct-0")
+    assert again == found
+    assert (before["resumed"], after["resumed"]) == (False, True)
+    assert after["test_accuracy"] == before["test_accuracy"]
+
+
+def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared: ModuleType) -> None:
+    few = {"5 a class": {"accuracy": 0.25}}
+    study = shared.Study("images", {"random": shared.Row(), "other": shared.Row()}, ViT())
+    seeds = {str(seed): {"knn": 0.2 + seed / 10, "linear": 0.5, "few": few} for seed in range(3)}
+    row = {
+        "probe": {"seeds": seeds},
+        "finetune-1pct-0": {"test_accuracy": 0.1},
+        "finetune-1pct-2": {"test_accuracy": 0.3},
+    }
+    lines = study.table({"random": row}).splitlines()
+    assert lines[0] == (
+        "|  | images | k-NN | linear | linear, 5 a class | linear, 10 a class | 1 % of labels | 10 % | 100 % |"
+    )
+    assert lines[2:] == ["| random | 0 | 30.0 | 50.0 | 25.0 | - | 20.0 | - | - |", "| other | 0" + 7 * " | -" + " |"]
+
+
+def test_without_images_a_study_says_what_it_needs(shared: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    study = shared.Study("images", {}, ViT())
+    with pytest.raises(SystemExit):
+        shared.run(study, None, [])
+    assert "--images and --tokenizers are required, or --page" in capsys.readouterr().err
+
+
+def test_the_second_domain_differs_in_images_and_tokenizer_alone(shared: ModuleType, tmp_path: Path) -> None:
+    first, second = (import_module(f"study_{name}").STUDY for name in ("cifar10", "grocery"))
+    assert set(second.rows) == {"random", "dvae-blockwise"}
+    assert second.rows["random"] == first.rows["random"]
+    ours = second.rows["dvae-blockwise"]
+    assert replace(ours, tokenizer=first.rows["dvae-blockwise"].tokenizer) == first.rows["dvae-blockwise"]
+    same = replace(second, name=first.name, rows=first.rows, backbone=first.backbone, validation="")
+    assert same == first
+    assert first.backbone.grid == second.backbone.grid == (8, 8)
+    assert replace(second.backbone, img_size=(32, 32), patch_size=4) == first.backbone
