@@ -32,7 +32,7 @@ from smalti.evaluation.classification import (
 )
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
-from smalti.runs.labelled import Given, Labelled, Shares, divide
+from smalti.runs.labelled import Given, Labelled, Shares, divide, read_labelled
 from smalti.training.classify import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100
@@ -68,6 +68,14 @@ class Classification:
         """What to learn from, to choose on, and to be judged on; see `labelled.divide`."""
         assert not isinstance(given, SceneImages)
         return divide(given, data, test, shares, log, self.outputs, validation_data)
+
+    def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> Resident:
+        """All images of a DATA, to measure a network with these outputs on.
+
+        Raises:
+            DataError: it has no labels, or others.
+        """
+        return read_labelled(path, "measured on", data, outputs, self.outputs, log)
 
     def gallery(self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device) -> Gallery:
         """Shows the images that a run learns from."""

@@ -1,4 +1,4 @@
-"""`smalti evaluate`: what a tokenizer or a backbone is worth on labelled or unlabelled images."""
+"""`smalti evaluate`: what a tokenizer, a backbone or a fine-tuned network is worth on labelled or unlabelled images."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +21,8 @@ from smalti.evaluation.probe import ProbeResult, Split, probe
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer, as_unit_range
+from smalti.runs.finetune import Finetune
+from smalti.runs.finetuned import describe_finetuned, measure_finetuned
 from smalti.runs.folder import is_run, read_config, read_kind
 from smalti.runs.gate import some_images
 from smalti.runs.import_tokenizer import load_dalle
@@ -41,7 +43,7 @@ class Evaluate:
     model: str
     """A run folder."""
     images: str
-    """A folder (for probes of a backbone with class folders), or 'embedded'."""
+    """A folder (for probes of a backbone with class folders), or 'embedded'; of fine-tuned networks: with labels."""
     held_out: float | None = setting(None, "share of a folder's images to measure on; none: as in the model's own run")
     validation: float = setting(0.1, "share of the rest that layer and regularisation are chosen on")
     precision: Precision = setting("auto", "number format")
@@ -64,7 +66,14 @@ def main(config: Evaluate) -> dict[str, Any]:
     """Measure and print; nothing is written."""
     log = Log()
     compute = choose_compute(config.device, config.precision)
-    if read_kind(config.model) != Pretrain.__name__:
+    kind = read_kind(config.model)
+    if kind == Finetune.__name__:
+        require(config.held_out is None, "held_out: a fine-tuned network is measured on all images", "leave it out")
+        train, test = official_splits(config.images, config.test)
+        found = measure_finetuned(config.model, test or train, compute, log)
+        print(describe_finetuned(found))
+        return found
+    if kind != Pretrain.__name__:
         quality = _measure_tokenizer(config, compute, log)
         print(describe_tokenizer(quality))
         return quality

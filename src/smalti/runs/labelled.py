@@ -13,7 +13,7 @@ from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles
 from smalti.data.few_labels import few_labels, put_aside
 from smalti.data.load import Data, Images, StoredImages, read_source
-from smalti.data.open import open_stored
+from smalti.data.open import EMBEDDED, open_stored
 from smalti.data.scenes import SceneImages, Scenes
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Part
@@ -85,9 +85,9 @@ def divide(
         where = data.path or "these images"
         raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
     learn, chosen_on = np.arange(len(images.train)), images.held_out
-    judged = _other(test, "the test", data, classes, outputs, log) if test else images.held_out
+    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else images.held_out
     if validation:
-        chosen_on = _other(validation, "the validation images", data, classes, outputs, log)
+        chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
         learn, aside = put_aside(len(learn), shares.validation, shares.seed)
         chosen_on = _read(images, aside, data, log)
@@ -107,16 +107,19 @@ def _read(images: Images | StoredImages, positions: NDArray[np.int64], data: Dat
     return read_source(Part(images.train, positions), replace(data, limit=None), log)
 
 
-def _other(path: str, role: str, data: Data, classes: tuple[str, ...], outputs: Outputs, log: Log) -> Resident:
-    """The images of another DATA, their classes numbered as in `classes`.
+def read_labelled(path: str, role: str, data: Data, classes: tuple[str, ...], outputs: Outputs, log: Log) -> Resident:
+    """All images of another DATA, of the embedded ones those for the test; their classes numbered as in `classes`.
 
     Other combinations of the same labels come after these.
 
     Raises:
         DataError: what one of their classes stands for is not there.
     """
-    source = open_stored(path, data.channels, log, data.follow_links, in_order=True)
-    images = read_source(source, replace(data, limit=None), log)
+    data = replace(data, path=path, limit=None)
+    if path == EMBEDDED:
+        images = data.load(log).held_out
+    else:
+        images = read_source(open_stored(path, data.channels, log, data.follow_links, in_order=True), data, log)
     unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"

@@ -9,6 +9,8 @@ from smalti.core.config import setting
 from smalti.core.errors import UsageError
 from smalti.core.files import require_place
 from smalti.report.page import Section
+from smalti.runs.finetune import Finetune
+from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import RunFolder, is_run, read_kind
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.sections import (
@@ -20,7 +22,11 @@ from smalti.runs.sections import (
 )
 from smalti.runs.train_tokenizer import TrainTokenizer
 
-_SHOWN = {Pretrain.__name__: pretrain_sections, TrainTokenizer.__name__: tokenizer_sections}
+_SHOWN = {
+    Pretrain.__name__: pretrain_sections,
+    TrainTokenizer.__name__: tokenizer_sections,
+    Finetune.__name__: finetune_sections,
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,11 @@ def _run_sections(run: str, compute: Compute) -> list[Section]:
 def _comparisons(runs: list[str]) -> list[Section]:
     """A section for each kind of which there are several runs."""
     kinds = {kind: [run for run in runs if read_kind(run) == kind] for kind in _SHOWN}
-    return [comparison_section(kind, several) for kind, several in kinds.items() if len(several) > 1]
+    return [
+        finetune_comparison(several) if kind == Finetune.__name__ else comparison_section(kind, several)
+        for kind, several in kinds.items()
+        if len(several) > 1
+    ]
 
 
 def _parts(run: str) -> list[str]:
@@ -66,5 +76,5 @@ def _parts(run: str) -> list[str]:
         return [run]
     inside = [str(Path(run) / stage) for stage in ("pretrain", "tokenizer") if is_run(str(Path(run) / stage))]
     if not inside:
-        raise UsageError(f"{run} is a {read_kind(run)} run", cause="a report shows tokenizer and pretraining runs")
+        raise UsageError(f"{run} is a {read_kind(run)} run", cause="a report shows runs of training verbs")
     return inside

@@ -45,7 +45,7 @@ def tokenizer_sections(run: str, compute: Compute, images: Images | None = None)
     shown = held_out.images[:_PICTURES]
     with torch.no_grad(), compute.autocast():
         decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
-    series = {name: _series(folder, name) for name in _TOKENIZER_CURVES}
+    series = {name: series_of(folder, name) for name in _TOKENIZER_CURVES}
     curves = "".join(
         curve({name: points}, xlabel="step", ylabel=_TOKENIZER_CURVES[name])
         for name, points in series.items()
@@ -106,14 +106,16 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
     # With soft targets the training loss is another quantity than these.
     level = (name, result[key]) if key in result and "soft_loss_nats" not in result else None
     ylabel = "error a hidden patch" if pixels else "nats a hidden patch"
-    loss, beside = _series(folder, "loss"), _beside(config, result)
+    loss, beside = series_of(folder, "loss"), _beside(config, result)
     reference, said = ({}, "") if beside is None else _reference(beside, loss[0])
     chart = curve({"training loss": loss} | reference, xlabel="step", ylabel=ylabel, level=level)
     if not pixels:
-        guessed = {name: _series(folder, key) for name, key in (("the best guess", "accuracy"), ("best five", "top5"))}
+        guessed = {
+            name: series_of(folder, key) for name, key in (("the best guess", "accuracy"), ("best five", "top5"))
+        }
         shown = {name: points for name, points in guessed.items() if points[0]}
         chart += curve(shown, xlabel="step", ylabel="share of hidden tokens guessed")
-    if (online := _series(folder, ONLINE))[0]:
+    if (online := series_of(folder, ONLINE))[0]:
         chart += curve({"k-NN, best block": online}, xlabel="step", ylabel="share of labelled images known")
     return [
         Section(
@@ -211,7 +213,7 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         [name, *("-" if result.get(key) is None else form.format(result[key]) for key, (_, form) in names.items())]
         for name, result in results.items()
     ]
-    chart = curve({name: _series(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
+    chart = curve({name: series_of(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
     header = ["run", *(text for text, _ in names.values())]
     return Section(f"{kind}: side by side", chart + table(header, rows), "Measured on each run's own held-out images.")
 
@@ -298,7 +300,8 @@ def _layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _series(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
+def series_of(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of what some lines of metrics.jsonl record; the others, of another stage, are passed over."""
     lines = [line for line in folder.read_metrics() if name in line]
     return [line["step"] for line in lines], [line[name] for line in lines]
 

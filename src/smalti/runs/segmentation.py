@@ -108,9 +108,9 @@ class Segmentation:
         learn, aside = np.arange(len(whole)), np.arange(0)
         if not (test and validation_data):
             learn, aside = put_aside(len(whole), data.held_out, 0)
-        judged = self._other(test, data, whole, log) if test else whole.select(aside)
+        judged = self.read(test, data, whole.classes, log) if test else whole.select(aside)
         if validation_data:
-            validation = self._other(validation_data, data, whole, log)
+            validation = self.read(validation_data, data, whole.classes, log)
         elif test:
             validation = whole.select(aside)
         else:
@@ -122,10 +122,14 @@ class Segmentation:
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
         return Labelled(SceneImages(whole.select(few), validation), judged)
 
-    def _other(self, path: str, data: Data, like: Scenes, log: Log) -> Scenes:
-        """The images and masks of another folder, with the same classes."""
+    def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> Scenes:
+        """All images and masks of another folder, with the same classes.
+
+        Raises:
+            DataError: one of them is missing or cannot be read, or they do not fit.
+        """
         pairs = self._pairs(path, data, None)
-        return _numbered(pairs, pairs.present(log), like.numbering, like.classes)
+        return _numbered(pairs, pairs.present(log), Numbering(self.void, len(outputs)), outputs)
 
     def _pairs(self, path: str, data: Data, limit: int | None) -> Pairs:
         if not path:
