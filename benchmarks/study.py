@@ -178,14 +178,18 @@ class Study:
         }
         return {name: row for name, row in found.items() if row}
 
+    def grid(self, finished: Mapping[str, Cells]) -> list[str]:
+        """Rows among which the best is chosen: those of as many images as all have, as far as they are measured."""
+        rows = {name: row for name, row in self.rows.items() if row.target and row.images == IMAGES}
+        return [name for name in rows if "probe" in finished.get(name, {})]
+
     def chosen(self, finished: Mapping[str, Cells]) -> str:
         """The best pretraining of the grid, by the linear probe on validation images."""
 
         def validated(name: str) -> float:
             return sum(max(probe["validation"].values()) for probe in finished[name]["probe"]["seeds"].values())
 
-        grid = [name for name, row in self.rows.items() if row.target and row.images == IMAGES]
-        return max((name for name in grid if "probe" in finished.get(name, {})), key=validated)
+        return max(self.grid(finished), key=validated)
 
     def summary(self, finished: Mapping[str, Cells]) -> dict[str, Any]:
         """The best row beside the network that was never pretrained."""
@@ -214,7 +218,7 @@ class Study:
         if (home / "README.md").exists():
             (home / "README.md").write_text(self.page(home))
         finished = self.read(home)
-        if "random" in finished and any("probe" in row for name, row in finished.items() if self.rows[name].target):
+        if "random" in finished and self.grid(finished):
             (home / "summary.json").write_text(json.dumps(self.summary(finished), indent=1) + "\n")
 
 

@@ -35,7 +35,7 @@ def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list
     def small(name: str) -> tuple[Any, list[str]]:
         study = import_module(f"study_{name}").STUDY
         row = replace(study.rows["dvae-blockwise"], images=128)
-        for part, count in (("train", 40), ("val", 6), ("test", 4)):
+        for part, count in (("train", 70), ("val", 6), ("test", 4)):
             pictures(tmp_path / "images" / part, per_class=count, side=48)
         side, stride = study.backbone.img_size[0], study.backbone.patch_size
         train_tokenizer(
@@ -61,7 +61,7 @@ def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list
     return small
 
 
-@pytest.mark.parametrize(("name", "validation"), [("cifar10", 4), ("grocery", 12)])
+@pytest.mark.parametrize(("name", "validation"), [("cifar10", 7), ("grocery", 12)])
 def test_every_kind_of_cell_is_run_once_and_shown(
     name: str,
     validation: int,
@@ -112,6 +112,26 @@ def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared:
         "|  | images | k-NN | linear | linear, 5 a class | linear, 10 a class | 1 % of labels | 10 % | 100 % |"
     )
     assert lines[2:] == ["| random | 0 | 30.0 | 50.0 | 25.0 | - | 20.0 | - | - |", "| other | 0" + 7 * " | -" + " |"]
+
+
+def test_the_best_row_is_chosen_on_validation_images_and_among_equals(shared: ModuleType, tmp_path: Path) -> None:
+    study = import_module("study_cifar10").STUDY
+
+    def keep(row: str, validated: float, linear: float) -> None:
+        probe = {"seeds": {"0": {"validation": {"1 cls": validated}, "knn": 0.3, "linear": linear, "few": {}}}}
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "probe.json").write_text(json.dumps(probe))
+        study.write(tmp_path)
+
+    keep("random", 0.9, 0.9)
+    keep("dvae-blockwise-37500", 0.8, 0.8)
+    assert not (tmp_path / "summary.json").exists()
+    keep("vq-blockwise", 0.6, 0.5)
+    keep("pixels-random", 0.5, 0.7)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "best": {"row": "vq-blockwise", "knn": 0.3, "linear": 0.5},
+        "scratch": {"row": "random", "knn": 0.3, "linear": 0.9},
+    }
 
 
 def test_without_images_a_study_says_what_it_needs(shared: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
