@@ -40,7 +40,7 @@ from smalti.core.versions import outdated
 T = TypeVar("T")
 
 _FILE = "my_file.py:function"
-_TOGETHER = ("train-tokenizer", "pretrain")
+_TOGETHER = ("train-tokenizer", "pretrain", "finetune")
 """Verbs that several processes can run together."""
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images

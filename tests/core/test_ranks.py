@@ -44,6 +44,7 @@ def test_alone_everything_stays_as_it_is() -> None:
     assert dist.mean(values) is values
     assert dist.gathered(values) is values
     assert dist.whole(values) is dist.own_part(values) is values
+    assert torch.equal(dist.mirrored(values), values.flip(0))
     assert dist.greatest(3, 0) == [3, 0]
     assert dist.gathered_json({"a": 1}) == [{"a": 1}]
     assert dist.of_first(lambda: "made") == "made"

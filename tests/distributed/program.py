@@ -17,6 +17,7 @@ import torch._dynamo  # by every optimiser
 import torch.distributed.fsdp
 import tyro  # noqa: F401
 
+import smalti.runs.finetune
 import smalti.runs.pretrain  # noqa: F401
 from smalti.cli import main
 from smalti.core.errors import DataError

@@ -67,7 +67,7 @@ def test_other_classes_no_labels_and_a_share_are_refused(
     for run, images, code, message in (
         ("run", tmp_path / "other", 3, "cannot be measured on; class sideways is not among those to learn"),
         ("run", tmp_path / "flat", 3, "cannot be measured on; it has no labels; use the same class folders"),
-        ("pixels", tmp_path / "flat", 3, "flat"),
+        ("pixels", tmp_path / "flat", 3, f"no folder of images {tmp_path / 'flat' / 'images'}; it does not exist"),
     ):
         assert main(["evaluate", str(root / run), str(images), *CPU]) == code
         assert message in capsys.readouterr().err.splitlines()[-1]

@@ -128,6 +128,18 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def mirrored(rows: Tensor) -> Tensor:
+    """The rows of all ranks in reverse order, of which this rank has its part: they are those of the rank across."""
+    across = world_size() - 1 - rank()
+    if across == rank():
+        return rows.flip(0)
+    theirs = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    both = [dist.P2POp(dist.isend, rows.contiguous(), across), dist.P2POp(dist.irecv, theirs, across)]
+    for work in dist.batch_isend_irecv(both):
+        work.wait()
+    return theirs.flip(0)
+
+
 def greatest(*numbers: int) -> list[int]:
     """The greatest of each of some numbers over all ranks."""
     if world_size() == 1:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
+from smalti.core.dist import mirrored
 from smalti.core.rng import Keys, Stream, fold, uniform
 from smalti.data.changes import keys_of
 from smalti.models.vit import as_unit_range
@@ -18,7 +19,8 @@ _ATTEMPTS = 32
 
 @dataclass(frozen=True)
 class Mixing:
-    """Every image of a batch is mixed with the one at the mirrored place: the first with the last, and so on.
+    """Every image of a batch is mixed with the one at the mirrored place: the first with the last, and so on; of
+    several processes it is that of the whole batch, whose image another process sends.
 
     out = λ·image + (1-λ)·other with λ from Beta(α, α): everywhere (mixup), or with λ = 0 in a box and 1 around it
     (CutMix), the box having a share 1-λ of the area before it is cut off at the borders. Classes are mixed by the share
@@ -55,8 +57,8 @@ class Mixing:
         share = kept.mean((1, 2))[:, None]
         return replace(
             batch,
-            image=torch.lerp(images.flip(0), images, kept[:, None]),
-            target=torch.lerp(target.flip(0), target, share),
+            image=torch.lerp(mirrored(images), images, kept[:, None]),
+            target=torch.lerp(mirrored(target), target, share),
         )
 
     def kept(self, keys: Keys, height: int, width: int) -> NDArray[np.float64]:

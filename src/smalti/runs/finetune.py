@@ -1,5 +1,6 @@
 """`smalti finetune`: a backbone and a head learn from labels; what is best on validation images is tested once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from torch import nn
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
+from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
+from smalti.core.ranks import rank, world_size
 from smalti.data.changes import Change, Changed
 from smalti.data.erasing import Erasing
 from smalti.data.load import Data, Images
@@ -79,6 +82,7 @@ class Finetune:
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, mixing, labels and weights")
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
         require(
@@ -131,7 +135,7 @@ def main(
         DataError: there are no labels.
         CheckpointError: there are no weights in `config.init`, or of no network that is known.
     """
-    with writing(config.out):
+    with together(config.ranks, config.device), writing(config.out):
         session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
         return _run(config, session, images)
 
@@ -149,16 +153,25 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
         session.folder.write_classes(outputs)
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
-    size, task = config.backbone.img_size, config.task
-
-    def validate(network: nn.Module) -> dict[str, float]:
-        return task.measure(network, parts.validation, outputs, size, session.compute)
-
-    best = Best(session.folder, session.log, validate, task.score)
-    look = best.look if config.choose == "best" else None
+    best = Best(session.folder, session.log, _validation(config, parts, session.compute), config.task.score)
+    look = (lambda at: of_first(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
+    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, parts, session)))
+    return result
+
+
+def _validation(config: Finetune, parts: Labelled, compute: Compute) -> Callable[[nn.Module], dict[str, float]]:
+    """Measures a network on validation images."""
+    outputs, size = config.task.outputs(parts.classes), config.backbone.img_size
+    return lambda network: config.task.measure(network, parts.validation, outputs, size, compute)
+
+
+def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
+    """The result of the run, from the weights that it has chosen."""
+    task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
     model, step = _load(config, outputs, session.compute)
-    result = {f"validation_{name}": value for name, value in validate(model).items()}
+    validation = _validation(config, parts, session.compute)(model)
+    result: dict[str, Any] = {f"validation_{name}": value for name, value in validation.items()}
     tested = task.report(model, parts.test, outputs, size, session.compute)
     result |= {f"test_{name}": value for name, value in tested.items()}
     if isinstance(task, Segmentation):
@@ -167,7 +180,7 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
     result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
     session.log.say(describe(result, task.score))
-    return session.finish(result)
+    return result
 
 
 def describe(result: dict[str, Any], score: str) -> str:
@@ -199,8 +212,8 @@ def prepare(
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
-    gallery = task.gallery(images, views, config.data, plan.batch_size, compute.device)
-    loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed))
+    gallery = task.gallery(images, views, config.data, plan.batch_size // world_size(), compute.device)
+    loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
     whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
     return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
