@@ -19,7 +19,7 @@ from smalti.functional import relaxation
 from smalti.runs import pretrain
 from smalti.runs.folder import RunFolder
 from smalti.runs.session import Session
-from smalti.training import checkpoint, loop
+from smalti.training import checkpoint
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint
 from smalti.training.spikes import Spikes
 from smalti.training.trainer import Trainer
@@ -238,11 +238,11 @@ def no_number_is_no_error() -> None:
         return output
 
     def train_step(trainer: Trainer, *arguments: Any) -> Any:
-        loop.torch.isfinite = lambda value: torch.ones((), dtype=torch.bool)  # type: ignore[assignment]
+        torch.isfinite = lambda value: torch.ones((), dtype=torch.bool)  # type: ignore[assignment]
         try:
             return step(trainer, *arguments)
         finally:
-            loop.torch.isfinite = isfinite  # type: ignore[assignment]
+            torch.isfinite = isfinite  # type: ignore[assignment]
 
     whole, step = Trainer._gradients, Trainer.train_step
     Trainer._gradients = gradients  # type: ignore[method-assign]
