@@ -37,23 +37,26 @@ from smalti.training.plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "pretrain-cifar10"
 
+BACKBONE = ViT(
+    img_size=(32, 32),
+    patch_size=4,
+    embed_dim=128,
+    depth=6,
+    num_heads=4,
+    drop_path_rate=0.0,
+    init="xavier",
+    pos_init="sincos",
+)
+"""1.2 M parameters, 64 patches of 4 x 4 pixels."""
+
 
 def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
-    """A ViT of 1.2 M parameters, 64 patches of 4 x 4 pixels."""
+    """Visual tokens at hidden patches, as `study_cifar10.py` predicts them."""
     return Pretrain(
         data=Data(path=str(data / "train"), channels=3, side=32),
         tokenizer=tokenizer,
         out=str(out),
-        backbone=ViT(
-            img_size=(32, 32),
-            patch_size=4,
-            embed_dim=128,
-            depth=6,
-            num_heads=4,
-            drop_path_rate=0.0,
-            init="xavier",
-            pos_init="sincos",
-        ),
+        backbone=BACKBONE,
         masking=Blockwise(ratio=0.4),
         crop=RandomResizedCrop(scale=(0.4, 1.0)),
         jitter=NO_JITTER,

@@ -14,10 +14,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pretrain_cifar10 import BACKBONE
 from study import IMAGES, Cells, Row, Study, figures, run
 
 from smalti.functional.masking import Random
-from smalti.models.vit import ViT
 from smalti.training.targets import Pixels, Tokens
 
 _RANDOM = Random(ratio=0.4)
@@ -35,17 +35,6 @@ BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
 """Images of the learning curve of the best row, each a pretraining of its own. It is fine-tuned with 10 % alone."""
 _CURVE = "dvae-blockwise"
 ROWS |= {f"{_CURVE}-{images}": replace(ROWS[_CURVE], images=images) for images in BUDGETS if images != IMAGES}
-
-BACKBONE = ViT(
-    img_size=(32, 32),
-    patch_size=4,
-    embed_dim=128,
-    depth=6,
-    num_heads=4,
-    drop_path_rate=0.0,
-    init="xavier",
-    pos_init="sincos",
-)
 
 STUDY = Study("cifar10", ROWS, BACKBONE)
 

@@ -6,9 +6,14 @@ from numpy.typing import NDArray
 from smalti.core.rng import Stream, fold
 
 
+def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
+    """All positions in an order that is drawn, the same one for the same seed."""
+    return np.argsort(fold(seed, np.arange(num_images), Stream.SPLIT), kind="stable")
+
+
 def put_aside(num_images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions to learn from, and a share of them to choose on: at least one each; the same for the same seed."""
-    order = np.argsort(fold(seed, np.arange(num_images), Stream.SPLIT), kind="stable")
+    order = by_lot(num_images, seed)
     aside = min(max(1, round(share * num_images)), num_images - 1)
     return np.sort(order[aside:]), np.sort(order[:aside])
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smalti.core.rng import Stream, fold
+from smalti.data.few_labels import by_lot
 from smalti.evaluation.features import Layer
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge
@@ -30,7 +29,7 @@ class Split:
     @staticmethod
     def of(num_images: int, validation: float, seed: int) -> "Split":
         """Put a share of the images aside, the same ones for every network that is compared."""
-        order = torch.from_numpy(np.argsort(fold(seed, np.arange(num_images), Stream.SPLIT), kind="stable"))
+        order = torch.from_numpy(by_lot(num_images, seed))
         aside = max(1, round(validation * num_images))
         return Split(fit=order[aside:], validation=order[:aside])
 
