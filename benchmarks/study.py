@@ -28,7 +28,7 @@ from smalti.runs.classification import Classification
 from smalti.runs.evaluate import batteries
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
-from smalti.runs.folder import is_run, read_config
+from smalti.runs.folder import RunFolder, is_run, read_config
 from smalti.runs.pretrain import Pretrain, load_model
 from smalti.runs.pretrain import main as pretrain
 from smalti.training.optim import AdamW
@@ -138,27 +138,45 @@ class Study:
 
     def cells(self, name: str, places: Places) -> dict[str, Cell]:
         """The cells of a row, in the order in which they can be done."""
-        row, run = self.rows[name], places.runs / name
-        init = str(run / "pretrain") if row.target is not None else ""
+        row = self.rows[name]
         found: dict[str, Cell] = {}
         if row.target is not None:
-            found["pretrain"] = partial(_go_on, self.pretraining(row, run / "pretrain", places), pretrain)
+            found["pretrain"] = partial(self._pretrain, name, places)
         if row.layer_decay < 1:
-            found["probe"] = partial(self._probe, init, places)
+            found["probe"] = partial(self._probe, name, places)
         grid = [(10, 0), (1, 0), (1, 1), (1, 2), (100, 0)]
         for percent, seed in grid if row.images == IMAGES and row.layer_decay < 1 else grid[:1]:
-            label = f"finetune-{percent}pct-{seed}"
-            config = self.finetuning(
-                init, run / label, places, share=percent / 100, seed=seed, layer_decay=row.layer_decay
-            )
-            found[label] = partial(_go_on, config, finetune)
+            found[f"finetune-{percent}pct-{seed}"] = partial(self._finetune, name, percent, seed, places)
         return found
 
-    def _probe(self, run: str, places: Places, compute: Compute) -> dict[str, Any]:
+    def _pretrain(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
+        return _go_on(self.pretraining(self.rows[name], places.runs / name / "pretrain", places), pretrain, compute)
+
+    def _pretrained(self, name: str, places: Places, compute: Compute) -> str:
+        """The run folder of a row's pretraining; empty where there is none.
+
+        Results are kept longer than run folders: a pretraining whose folder is gone is done again, and a cut off one
+        goes on.
+        """
+        out = places.runs / name / "pretrain"
+        if self.rows[name].target is None:
+            return ""
+        if not RunFolder(out).read_result():
+            self._pretrain(name, places, compute)
+        return str(out)
+
+    def _finetune(self, name: str, percent: int, seed: int, places: Places, compute: Compute) -> dict[str, Any]:
+        init, out = self._pretrained(name, places, compute), places.runs / name / f"finetune-{percent}pct-{seed}"
+        layer_decay = self.rows[name].layer_decay
+        config = self.finetuning(init, out, places, share=percent / 100, seed=seed, layer_decay=layer_decay)
+        return _go_on(config, finetune, compute)
+
+    def _probe(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
         """The battery on all images of train/ and test/: three seeds of validation images and few labels.
 
-        Without a run the network is a random one, another for each seed.
+        Without pretraining the network is a random one, another for each seed.
         """
+        run = self._pretrained(name, places, compute)
         data = self.data(places)
         train, test = (
             read_source(open_stored(str(places.images / part), 3), data, Log()) for part in ("train", "test")
@@ -263,13 +281,14 @@ def run(study: Study, about: str | None, arguments: list[str] | None = None) -> 
     parser.add_argument("--row", action="append")
     parser.add_argument("--cell", action="append")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     parser.add_argument("--page", action="store_true", help="bring page and summary up to date, and do nothing else")
     given = parser.parse_args(arguments)
     if not given.page:
         if given.images is None or given.tokenizers is None:
             parser.error(f"--{study.name} and --tokenizers are required, or --page")
         torch.set_num_threads(given.threads)
-        compute = choose_compute(precision="bf16")
+        compute = choose_compute(precision=given.precision)
         places = Places(given.images, given.tokenizers, given.runs)
         for name in given.row or study.rows:
             for label, cell in study.cells(name, places).items():

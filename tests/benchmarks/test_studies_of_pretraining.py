@@ -1,6 +1,7 @@
 """The studies of pretraining: every kind of cell runs once, is read from its file, and its page shows it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -96,6 +97,11 @@ def test_every_kind_of_cell_is_run_once_and_shown(
     assert again == found
     assert (before["resumed"], after["resumed"]) == (False, True)
     assert after["test_accuracy"] == before["test_accuracy"]
+
+    shutil.rmtree(tmp_path / "runs")
+    cut_off.unlink()
+    anew = shared.run(study, None, [*options, "--row", "dvae-blockwise"])["dvae-blockwise"]["finetune-10pct-0"]
+    assert (anew["resumed"], anew["test_accuracy"]) == (False, before["test_accuracy"])
 
 
 def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared: ModuleType) -> None:

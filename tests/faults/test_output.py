@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,14 @@ def before_step(step: int, happens: Callable[[], None], monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", watched)
         yield
+
+
+def remove(run: Path) -> None:
+    """Take a run folder away between two writes: what the thread of the checkpoints has begun is ended first."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint of step"):
+            thread.join()
+    shutil.rmtree(run)
 
 
 def failing(name: str, code: int, times: int, only: str = "") -> Callable[..., Any]:
@@ -269,7 +278,7 @@ def test_c09_a_run_whose_folder_is_removed_makes_it_again_and_can_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    with before_step(3, lambda: shutil.rmtree(run), monkeypatch):
+    with before_step(3, lambda: remove(run), monkeypatch):
         assert train_tokenizer(photos, run, STEPS, "--plan.save-every", "2") == 0
     said = capsys.readouterr().err.splitlines()
     assert said.count(f"{run} was removed while the run goes on; it is made again, without what was in it") == 1
@@ -286,8 +295,8 @@ def test_c09_a_folder_that_is_removed_twice_ends_the_run(
 ) -> None:
     run = tmp_path / "run"
     with (
-        before_step(1, lambda: shutil.rmtree(run, ignore_errors=True), monkeypatch),
-        before_step(4, lambda: shutil.rmtree(run, ignore_errors=True), monkeypatch),
+        before_step(1, lambda: remove(run), monkeypatch),
+        before_step(4, lambda: remove(run), monkeypatch),
     ):
         assert train_tokenizer(photos, run, STEPS, "--plan.save-every", "1") == 6
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {run} was removed again; a run needs its folder"
