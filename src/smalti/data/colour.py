@@ -28,7 +28,8 @@ def colour_matrix(
     brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
     grey = torch.tensor(_GREY if channels == 3 else (1.0,), device=mean.device)
     mixed = saturation * torch.eye(channels, device=mean.device) + (1 - saturation) * grey.expand(channels, channels)
-    level = ((1 - contrast) * brightness)[..., 0] * (mean @ grey)[:, None]
+    # Not mean @ grey: a product of matrices may round an image otherwise when others are beside it.
+    level = ((1 - contrast) * brightness)[..., 0] * (mean * grey).sum(1, keepdim=True)
     return brightness * contrast * mixed, level.expand(-1, channels)[..., None]
 
 
