@@ -65,6 +65,20 @@ def test_contrast_turns_around_the_mean_grey_of_its_own_image() -> None:
     assert torch.equal(alone, changed[1:]), "an image must not depend on the batch"
 
 
+@pytest.mark.parametrize("beside", [1, 2, 8])
+def test_colours_of_an_image_do_not_depend_on_the_images_beside_it(beside: int) -> None:
+    """To the last bit: batches are divided among ranks, and images come back from a cache in other company."""
+    images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    factors = torch.rand(64, 3, generator=torch.Generator().manual_seed(1)) + 0.5
+
+    def coloured(part: slice) -> Tensor:
+        matrix, offset = colour_matrix(factors[part], channel_means(images[part]))
+        return recolour(images[part], matrix, offset, torch.zeros(len(images[part]), dtype=torch.bool))
+
+    parts = [coloured(slice(start, start + beside)) for start in range(0, 64, beside)]
+    assert torch.equal(torch.cat(parts), coloured(slice(None)))
+
+
 def test_no_saturation_is_grey_and_one_channel_has_none() -> None:
     grey = matrix_form(as_batch(smooth()), torch.tensor([[1.0, 1.0, 0.0]]))
     torch.testing.assert_close(grey[:, 0], grey[:, 2])
