@@ -335,11 +335,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of processor time that our row took without its tokenizer")
     parser.add_argument("--tokenizer-seconds", type=float, help="of processor time that its tokenizer took")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     parser.add_argument("--no-compile", action="store_true", help="for very short runs")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     set_fused_attn(False)
-    compute, compiled, timed = choose_compute(precision="bf16"), not given.no_compile, given.out / "step-seconds.json"
+    compute, compiled = choose_compute(precision=given.precision), not given.no_compile
+    timed = given.out / "step-seconds.json"
     if given.tokenizer and not timed.exists():
         write_json(timed, step_seconds(given.tokenizer, given.cifar10, compute, compiled, given.rounds))
     both = 1 + given.tokenizer_seconds / given.seconds if given.seconds and given.tokenizer_seconds else None

@@ -79,15 +79,16 @@ def cifar10(config: TrainTokenizer) -> TrainTokenizer:
     return replace(config, data=Data(channels=3, side=32), tokenizer=replace(config.tokenizer, stride=4))
 
 
-def run(cell: Cell, folder: Path, data: Path, compute: Compute) -> dict[str, Any]:
-    """Train a cell, or go on with it, and measure it on the test images."""
+def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) -> dict[str, Any]:
+    """Train a cell, or go on with it, and measure it on the test images; `steps`, if given, whatever time they take."""
     log = Log()
     resume = is_run(str(folder))
     config = read_config(str(folder), TrainTokenizer) if resume else replace(cell.config, out=str(folder))
     config = replace(config, data=replace(config.data, path=str(data / "train")))
     images = config.data.load(log)
     if not resume:
-        config = replace(config, plan=replace(config.plan, steps=steps_for(cell.minutes, config, images, compute)))
+        steps = steps or steps_for(cell.minutes, config, images, compute)
+        config = replace(config, plan=replace(config.plan, steps=steps))
     began, used = time.time(), time.process_time()
     held_out = train_tokenizer(config, resume=resume, images=images, compute=compute)
     spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME, help="where results are written")
     parser.add_argument("--cell", action="append", choices=list(cells()), help="these only; may be given again")
     parser.add_argument("--minutes", type=float, help="of processor time, in the place of the cell's own")
+    parser.add_argument("--steps", type=int, default=0, help="in the place of what fits into the minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object of all results")
     given = parser.parse_args()
@@ -188,7 +190,7 @@ def main() -> None:
             continue
         planned = cell if given.minutes is None else replace(cell, minutes=min(cell.minutes, given.minutes))
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        found = run(planned, given.runs / name, data, compute) | machine | {"compute": compute.describe()}
+        found = run(planned, given.runs / name, data, compute, given.steps) | machine | {"compute": compute.describe()}
         write_log(given.runs / name, given.out / f"{name}.jsonl")
         target.write_text(json.dumps(found, indent=1) + "\n")
     print(table(finished(given.out)))

@@ -4,25 +4,40 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tests.small_runs import pictures
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study_tokenizers.py"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "tokenizers"
 
 
-def test_a_cell_is_run_once_and_measured_on_the_test_images(tmp_path: Path) -> None:
+def study(folder: Path, *options: str) -> dict[str, Any]:
+    """The cell vq-1024 on the images in `folder`, which keeps what comes of it."""
+    call = [sys.executable, str(STUDY), "--cifar10", str(folder / "images"), "--cell", "vq-1024", "--json"]
+    call += ["--runs", str(folder / "runs"), "--out", str(folder / "results"), *options]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     for part, count in (("train", 40), ("test", 4)):
         pictures(tmp_path / "images" / part, per_class=count)
-    call = [sys.executable, str(STUDY), "--cifar10", str(tmp_path / "images"), "--cell", "vq-1024", "--json"]
-    call += ["--minutes", "0.001", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results")]
-    printed = []
-    for _ in range(2):
-        done = subprocess.run(call, capture_output=True, text=True, check=True)
-        printed.append(json.loads(done.stdout.splitlines()[-1]))
+    return tmp_path
+
+
+def test_a_cell_takes_as_many_steps_as_it_is_told(folder: Path) -> None:
+    assert study(folder, "--steps", "3")["vq-1024"]["steps"] == 3
+
+
+def test_a_cell_is_run_once_and_measured_on_the_test_images(folder: Path) -> None:
+    printed = [study(folder, "--minutes", "0.001") for _ in range(2)]
     assert printed[0] == printed[1]
     cell = printed[0]["vq-1024"]
-    assert cell == json.loads((tmp_path / "results" / "vq-1024.json").read_text())
+    assert cell == json.loads((folder / "results" / "vq-1024.json").read_text())
     assert cell["steps"] >= 1
     assert cell["test"]["window_tokens"] <= 8 * 64
     assert cell["gate"].split(":")[0] in ("passed", "refused")
