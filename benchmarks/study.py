@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from logs import write_log
+from plots import Lines, log_lines
 
 from smalti.core.compute import Compute, choose_compute
+from smalti.core.config import to_json
 from smalti.core.log import Log
 from smalti.data.load import Data, read_source
 from smalti.data.mixing import Mixing
@@ -78,6 +81,7 @@ class Study:
         name: of the data set, its option, and the folder of its results.
         backbone: of all rows. Images are kept in memory in the size that it sees.
         validation: the folder beside train/ on which fine-tuning makes its choices; empty: what is held out of train/.
+        curve: the row whose learning curve is measured, by rows that differ from it in the number of images.
         few_steps: of fine-tuning with 1 % of the labels.
         steps: with more.
     """
@@ -86,6 +90,7 @@ class Study:
     rows: Mapping[str, Row]
     backbone: ViT
     validation: str = ""
+    curve: str = ""
     few_steps: int = 500
     steps: int = 2000
     protocol: Battery = Battery(poolings=("cls", "mean", "both", "2x2"))
@@ -150,33 +155,38 @@ class Study:
         return found
 
     def _pretrain(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
-        return _go_on(self.pretraining(self.rows[name], places.runs / name / "pretrain", places), pretrain, compute)
+        config = self.pretraining(self.rows[name], places.runs / name / "pretrain", places)
+        return self._go_on(config, pretrain, places, compute)
 
-    def _pretrained(self, name: str, places: Places, compute: Compute) -> str:
-        """The run folder of a row's pretraining; empty where there is none.
-
-        Results are kept longer than run folders: a pretraining whose folder is gone is done again, and a cut off one
-        goes on.
-        """
-        out = places.runs / name / "pretrain"
-        if self.rows[name].target is None:
-            return ""
-        if not RunFolder(out).read_result():
-            self._pretrain(name, places, compute)
-        return str(out)
+    def _pretrained(self, name: str, places: Places) -> str:
+        """The run folder of a row's pretraining; empty where there is none."""
+        return str(places.runs / name / "pretrain") if self.rows[name].target else ""
 
     def _finetune(self, name: str, percent: int, seed: int, places: Places, compute: Compute) -> dict[str, Any]:
-        init, out = self._pretrained(name, places, compute), places.runs / name / f"finetune-{percent}pct-{seed}"
+        init, out = self._pretrained(name, places), places.runs / name / f"finetune-{percent}pct-{seed}"
         layer_decay = self.rows[name].layer_decay
         config = self.finetuning(init, out, places, share=percent / 100, seed=seed, layer_decay=layer_decay)
-        return _go_on(config, finetune, compute)
+        return self._go_on(config, finetune, places, compute)
+
+    def _go_on(
+        self, config: Any, main: Callable[..., dict[str, Any]], places: Places, compute: Compute
+    ) -> dict[str, Any]:
+        """Begin a run, or go on with it: its result and its configuration, with names for where things are."""
+        resume = is_run(config.out)
+        if resume:
+            config = replace(read_config(config.out, type(config)), out=config.out)
+        result = main(config, resume=resume, compute=compute)
+        shown = json.dumps(to_json(config))
+        for place, name in zip(places, (self.name, "tokenizers", "runs"), strict=True):
+            shown = shown.replace(json.dumps(str(place))[1:-1], name)
+        return result | {"resumed": resume, "config": json.loads(shown)}
 
     def _probe(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
         """The battery on all images of train/ and test/: three seeds of validation images and few labels.
 
         Without pretraining the network is a random one, another for each seed.
         """
-        run = self._pretrained(name, places, compute)
+        run = self._pretrained(name, places)
         data = self.data(places)
         train, test = (
             read_source(open_stored(str(places.images / part), 3), data, Log()) for part in ("train", "test")
@@ -232,19 +242,52 @@ class Study:
         return f"{before}{begin}{self.table(self.read(home))}\n{_END}{rest.partition(_END)[2]}"
 
     def write(self, home: Path) -> None:
-        """Bring the page, where there is one, and the summary, where there is something to compare, up to date."""
+        """Bring the page up to date, where there is one, and summary and plots, where there is something to compare."""
         if (home / "README.md").exists():
             (home / "README.md").write_text(self.page(home))
         finished = self.read(home)
         if "random" in finished and self.grid(finished):
             (home / "summary.json").write_text(json.dumps(self.summary(finished), indent=1) + "\n")
+        for name, plot in self.plots(finished).items():
+            (home / name).write_text(plot)
+
+    def plots(self, finished: Mapping[str, Cells]) -> dict[str, str]:
+        """SVG by file name: fine-tuning by labels, and the learning curve; those that have lines of two points."""
+        drawn = {
+            "labels.svg": (self.by_labels(finished), "labels, % of those of train/", "fine-tuned"),
+            "images.svg": (self.by_images(finished), "images seen in pretraining", self.curve),
+        }
+        return {
+            file: log_lines(lines, xlabel, f"{what}: accuracy on test images, %")
+            for file, (lines, xlabel, what) in drawn.items()
+            if lines
+        }
+
+    def by_labels(self, finished: Mapping[str, Cells]) -> Lines:
+        """Accuracy in per cent by the percentage of labels, of rows that have two such points or more."""
+        found = {name: figures(row) for name, row in finished.items()}
+        return _lines(
+            {name: {share: row.get(f"finetune_{share}pct") for share in (1, 10, 100)} for name, row in found.items()}
+        )
+
+    def by_images(self, finished: Mapping[str, Cells]) -> Lines:
+        """Accuracy in per cent by images of pretraining, for each way to measure the rows of the learning curve."""
+        if not self.curve:
+            return {}
+        of = replace(self.rows[self.curve], images=0)
+        rows = {
+            self.rows[name].images: figures(row)
+            for name, row in finished.items()
+            if replace(self.rows[name], images=0) == of
+        }
+        kinds = {"k-NN": "knn", "linear": "linear", "10 % of labels": "finetune_10pct"}
+        return _lines({name: {images: row.get(kind) for images, row in rows.items()} for name, kind in kinds.items()})
 
 
-def _go_on(config: Any, main: Callable[..., dict[str, Any]], compute: Compute) -> dict[str, Any]:
-    resume = is_run(config.out)
-    if resume:
-        config = replace(read_config(config.out, type(config)), out=config.out)
-    return main(config, resume=resume, compute=compute) | {"resumed": resume}
+def _lines(shares: Mapping[str, Mapping[int, float | None]]) -> Lines:
+    """In per cent, without what is not measured; only lines of two points or more."""
+    found = {name: {x: 100 * y for x, y in line.items() if y is not None} for name, line in shares.items()}
+    return {name: line for name, line in found.items() if len(line) > 1}
 
 
 COLUMNS = {
@@ -291,13 +334,24 @@ def run(study: Study, about: str | None, arguments: list[str] | None = None) -> 
         compute = choose_compute(precision=given.precision)
         places = Places(given.images, given.tokenizers, given.runs)
         for name in given.row or study.rows:
-            for label, cell in study.cells(name, places).items():
+            cells = study.cells(name, places)
+            for label in _due(cells, given.cell, given.out / name, given.runs / name):
                 target = given.out / name / f"{label}.json"
-                if not target.exists() and (not given.cell or label in given.cell):
-                    _keep(cell, compute, target)
-                    study.write(given.out)
+                _keep(cells[label], compute, target)
+                write_log(given.runs / name / label, target.with_suffix(".jsonl"))
+                study.write(given.out)
     study.write(given.out)
     return study.read(given.out)
+
+
+def _due(cells: Mapping[str, Cell], wanted: list[str] | None, results: Path, runs: Path) -> list[str]:
+    """The cells to do: those without a result, all or the wanted ones.
+
+    Results are kept longer than run folders: a pretraining that they need and whose folder is gone is done again.
+    """
+    due = [label for label in cells if not (results / f"{label}.json").exists() and (not wanted or label in wanted)]
+    needed = bool(due) and "pretrain" in cells and not RunFolder(runs / "pretrain").read_result()
+    return ["pretrain", *due] if needed and "pretrain" not in due else due
 
 
 def _keep(cell: Cell, compute: Compute, target: Path) -> None:

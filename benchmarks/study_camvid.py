@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from logs import write_log
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
@@ -255,6 +256,7 @@ def main() -> None:
         machine |= {"threads": given.threads, "compute": study.compute.describe()}
         found = study.constant() if name == "constant" else study.cell(name)
         target.write_text(json.dumps(found | machine, indent=1) + "\n")
+        write_log(given.runs / name, target.with_suffix(".jsonl"))
     print(table(finished(given.out)))
     if given.json:
         print(json.dumps(finished(given.out)))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pretrain_cifar10 import BACKBONE
-from study import IMAGES, Cells, Row, Study, figures, run
+from study import IMAGES, Cells, Row, Study, run
 
 from smalti.functional.masking import Random
 from smalti.training.targets import Pixels, Tokens
@@ -36,18 +36,15 @@ BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
 _CURVE = "dvae-blockwise"
 ROWS |= {f"{_CURVE}-{images}": replace(ROWS[_CURVE], images=images) for images in BUDGETS if images != IMAGES}
 
-STUDY = Study("cifar10", ROWS, BACKBONE)
+STUDY = Study("cifar10", ROWS, BACKBONE, curve=_CURVE)
 
 
 def slopes(finished: Mapping[str, Cells]) -> dict[str, float]:
     """Points of accuracy for each doubling of the images of the learning curve, by least squares."""
-    curve = {ROWS[name].images: figures(row) for name, row in finished.items() if name.startswith(_CURVE)}
-    found = {}
-    for kind in ("knn", "linear", "finetune_10pct"):
-        points = [(math.log2(images), 100 * values[kind]) for images, values in curve.items() if kind in values]
-        if len(points) > 1:
-            found[kind] = statistics.linear_regression(*zip(*points, strict=True)).slope
-    return found
+    return {
+        name: statistics.linear_regression([math.log2(images) for images in line], list(line.values())).slope
+        for name, line in STUDY.by_images(finished).items()
+    }
 
 
 def main() -> None:

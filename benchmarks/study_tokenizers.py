@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from logs import write_log
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
@@ -29,15 +30,13 @@ from smalti.data.open import open_stored
 from smalti.data.sources.resident import Resident
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
-from smalti.runs.folder import RunFolder, is_run, read_config
+from smalti.runs.folder import is_run, read_config
 from smalti.runs.gate import gate, some_images
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer, planned_steps, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "tokenizers"
-_LOGGED = 100
-"""Lines of a log that are kept, at most."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,6 @@ def measure(config: TrainTokenizer, model: str, images: Images, test: Resident, 
     except RefusedError as error:
         verdict = f"refused: {error.what}"
     return {"vocab_size": tokenizer.vocab_size, "test": figures, "gate": verdict}
-
-
-def write_log(run: Path, target: Path) -> None:
-    """The metrics of a run, at most 100 lines; nothing of a tokenizer that is fitted."""
-    lines = RunFolder(run).read_metrics()
-    every = -(-len(lines) // _LOGGED)
-    if lines:
-        target.write_text("".join(json.dumps(line) + "\n" for line in lines[every - 1 :: every]))
 
 
 COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {

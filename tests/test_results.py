@@ -1,6 +1,5 @@
 """What the pages under docs/results say is what the files beside them hold."""
 
-import importlib.util
 import json
 from importlib import import_module
 from pathlib import Path
@@ -14,14 +13,10 @@ ROOT = Path(__file__).parents[1]
 TOKENIZERS = ROOT / "docs" / "results" / "tokenizers"
 
 
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_tokenizers", ROOT / "benchmarks" / "study_tokenizers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("study_tokenizers")
 
 
 def test_the_table_of_tokenizers_is_that_of_its_files(study: ModuleType) -> None:

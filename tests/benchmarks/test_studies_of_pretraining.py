@@ -84,6 +84,14 @@ def test_every_kind_of_cell_is_run_once_and_shown(
     probes = [probe["test_images"] for cells in found.values() for probe in cells["probe"]["seeds"].values()]
     assert probes == [8] * 6
 
+    logs = {str(path.relative_to(tmp_path / "results")): path for path in (tmp_path / "results").rglob("*.jsonl")}
+    runs = ["random/finetune-1pct-0", "dvae-blockwise/finetune-10pct-0", "dvae-blockwise/pretrain"]
+    assert sorted(logs) == sorted(f"{run}.jsonl" for run in runs)
+    assert json.loads(logs["dvae-blockwise/pretrain.jsonl"].read_text().splitlines()[-1])["step"] == 1
+    config = found["dvae-blockwise"]["finetune-10pct-0"]["config"]
+    assert (config["init"], config["data"]["path"]) == ("runs/dvae-blockwise/pretrain", f"{name}/train")
+    assert str(tmp_path) not in json.dumps(config)
+
     page = (tmp_path / "results" / "README.md").read_text()
     assert page == f"before\n<!-- table:begin -->\n{study.table(found)}\n<!-- table:end -->\nafter\n"
     assert study.page(tmp_path / "results") == page
@@ -120,6 +128,31 @@ def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared:
     assert lines[2:] == ["| random | 0 | 30.0 | 50.0 | 25.0 | - | 20.0 | - | - |", "| other | 0" + 7 * " | -" + " |"]
 
 
+def test_rows_are_drawn_by_labels_and_by_images_as_far_as_they_are_measured(shared: ModuleType) -> None:
+    cifar10 = import_module("study_cifar10")
+
+    def row(few: float, more: float | None = None) -> dict[str, Any]:
+        cells = {"finetune-1pct-0": few, "finetune-10pct-0": more}
+        return {label: {"test_accuracy": accuracy} for label, accuracy in cells.items() if accuracy is not None}
+
+    finished = {"random": row(0.25, 0.5), "dvae-blockwise": row(0.375, 0.75), "vq-blockwise": row(0.5)}
+    assert cifar10.STUDY.by_labels(finished) == {
+        "random": {1: 25.0, 10: 50.0},
+        "dvae-blockwise": {1: 37.5, 10: 75.0},
+    }
+    assert list(cifar10.STUDY.plots(finished)) == ["labels.svg"]
+    assert cifar10.slopes(finished) == {}
+
+    finished |= {"dvae-blockwise-75000": row(0.0, 0.5), "dvae-random": row(0.0, 1.0)}
+    assert cifar10.STUDY.by_images(finished) == {"10 % of labels": {300_000: 75.0, 75_000: 50.0}}
+    assert cifar10.slopes(finished) == pytest.approx({"10 % of labels": 12.5})
+    plots = cifar10.STUDY.plots(finished)
+    assert list(plots) == ["labels.svg", "images.svg"]
+    assert all(f">{name}</text>" in plots["labels.svg"] for name in ("random", "dvae-blockwise", "1", "10"))
+    assert all(f">{name}</text>" in plots["images.svg"] for name in ("10 % of labels", "75,000", "300,000"))
+    assert plots == cifar10.STUDY.plots(finished)
+
+
 def test_the_best_row_is_chosen_on_validation_images_and_among_equals(shared: ModuleType, tmp_path: Path) -> None:
     study = import_module("study_cifar10").STUDY
 
@@ -153,7 +186,7 @@ def test_the_second_domain_differs_in_images_and_tokenizer_alone(shared: ModuleT
     assert second.rows["random"] == first.rows["random"]
     ours = second.rows["dvae-blockwise"]
     assert replace(ours, tokenizer=first.rows["dvae-blockwise"].tokenizer) == first.rows["dvae-blockwise"]
-    same = replace(second, name=first.name, rows=first.rows, backbone=first.backbone, validation="")
+    same = replace(second, name=first.name, rows=first.rows, backbone=first.backbone, validation="", curve=first.curve)
     assert same == first
     assert first.backbone.grid == second.backbone.grid == (8, 8)
     assert replace(second.backbone, img_size=(32, 32), patch_size=4) == first.backbone
