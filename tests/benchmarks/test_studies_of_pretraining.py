@@ -35,7 +35,7 @@ def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list
 
     def small(name: str) -> tuple[Any, list[str]]:
         study = import_module(f"study_{name}").STUDY
-        row = replace(study.rows["dvae-blockwise"], images=128)
+        row = replace(study.rows["dvae-random"], images=128)
         for part, count in (("train", 70), ("val", 6), ("test", 4)):
             pictures(tmp_path / "images" / part, per_class=count, side=48)
         side, stride = study.backbone.img_size[0], study.backbone.patch_size
@@ -50,7 +50,7 @@ def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list
         (tmp_path / "results" / "README.md").write_text("before\n<!-- table:begin -->\n<!-- table:end -->\nafter\n")
         tiny = replace(
             study,
-            rows={"random": shared.Row(), "dvae-blockwise": row},
+            rows={"random": shared.Row(), "dvae-random": row},
             backbone=replace(study.backbone, embed_dim=16, depth=2, num_heads=2),
             few_steps=1,
             steps=1,
@@ -72,43 +72,43 @@ def test_every_kind_of_cell_is_run_once_and_shown(
 ) -> None:
     study, options = small(name)
     shared.run(study, None, [*options, "--row", "random", "--cell", "probe", "--cell", "finetune-1pct-0"])
-    found: Tree = shared.run(study, None, [*options, "--row", "dvae-blockwise"])
+    found: Tree = shared.run(study, None, [*options, "--row", "dvae-random"])
     assert {row: sorted(cells) for row, cells in found.items()} == {
         "random": ["finetune-1pct-0", "probe"],
-        "dvae-blockwise": ["finetune-10pct-0", "pretrain", "probe"],
+        "dvae-random": ["finetune-10pct-0", "pretrain", "probe"],
     }
     fine_tuned = found["random"]["finetune-1pct-0"]
     sizes = {key: fine_tuned[f"{key}_images"] for key in ("train", "validation", "test")}
     assert sizes == {"train": 2, "validation": validation, "test": 8}
-    assert found["dvae-blockwise"]["pretrain"]["steps"] == found["dvae-blockwise"]["finetune-10pct-0"]["steps"] == 1
+    assert found["dvae-random"]["pretrain"]["steps"] == found["dvae-random"]["finetune-10pct-0"]["steps"] == 1
     probes = [probe["test_images"] for cells in found.values() for probe in cells["probe"]["seeds"].values()]
     assert probes == [8] * 6
 
     logs = {str(path.relative_to(tmp_path / "results")): path for path in (tmp_path / "results").rglob("*.jsonl")}
-    runs = ["random/finetune-1pct-0", "dvae-blockwise/finetune-10pct-0", "dvae-blockwise/pretrain"]
+    runs = ["random/finetune-1pct-0", "dvae-random/finetune-10pct-0", "dvae-random/pretrain"]
     assert sorted(logs) == sorted(f"{run}.jsonl" for run in runs)
-    assert json.loads(logs["dvae-blockwise/pretrain.jsonl"].read_text().splitlines()[-1])["step"] == 1
-    config = found["dvae-blockwise"]["finetune-10pct-0"]["config"]
-    assert (config["init"], config["data"]["path"]) == ("runs/dvae-blockwise/pretrain", f"{name}/train")
+    assert json.loads(logs["dvae-random/pretrain.jsonl"].read_text().splitlines()[-1])["step"] == 1
+    config = found["dvae-random"]["finetune-10pct-0"]["config"]
+    assert (config["init"], config["data"]["path"]) == ("runs/dvae-random/pretrain", f"{name}/train")
     assert str(tmp_path) not in json.dumps(config)
 
     page = (tmp_path / "results" / "README.md").read_text()
     assert page == f"before\n<!-- table:begin -->\n{study.table(found)}\n<!-- table:end -->\nafter\n"
     assert study.page(tmp_path / "results") == page
 
-    cut_off = tmp_path / "results" / "dvae-blockwise" / "finetune-10pct-0.json"
+    cut_off = tmp_path / "results" / "dvae-random" / "finetune-10pct-0.json"
     before = json.loads(cut_off.read_text())
     cut_off.unlink()
-    again = shared.run(study, None, [*options, "--row", "dvae-blockwise"])
-    after = again["dvae-blockwise"].pop("finetune-10pct-0")
-    found["dvae-blockwise"].pop("finetune-10pct-0")
+    again = shared.run(study, None, [*options, "--row", "dvae-random"])
+    after = again["dvae-random"].pop("finetune-10pct-0")
+    found["dvae-random"].pop("finetune-10pct-0")
     assert again == found
     assert (before["resumed"], after["resumed"]) == (False, True)
     assert after["test_accuracy"] == before["test_accuracy"]
 
     shutil.rmtree(tmp_path / "runs")
     cut_off.unlink()
-    anew = shared.run(study, None, [*options, "--row", "dvae-blockwise"])["dvae-blockwise"]["finetune-10pct-0"]
+    anew = shared.run(study, None, [*options, "--row", "dvae-random"])["dvae-random"]["finetune-10pct-0"]
     assert (anew["resumed"], anew["test_accuracy"]) == (False, before["test_accuracy"])
 
 
@@ -135,20 +135,20 @@ def test_rows_are_drawn_by_labels_and_by_images_as_far_as_they_are_measured(shar
         cells = {"finetune-1pct-0": few, "finetune-10pct-0": more}
         return {label: {"test_accuracy": accuracy} for label, accuracy in cells.items() if accuracy is not None}
 
-    finished = {"random": row(0.25, 0.5), "dvae-blockwise": row(0.375, 0.75), "vq-blockwise": row(0.5)}
+    finished = {"random": row(0.25, 0.5), "dvae-random": row(0.375, 0.75), "vq-blockwise": row(0.5)}
     assert cifar10.STUDY.by_labels(finished) == {
         "random": {1: 25.0, 10: 50.0},
-        "dvae-blockwise": {1: 37.5, 10: 75.0},
+        "dvae-random": {1: 37.5, 10: 75.0},
     }
     assert list(cifar10.STUDY.plots(finished)) == ["labels.svg"]
     assert cifar10.slopes(finished) == {}
 
-    finished |= {"dvae-blockwise-75000": row(0.0, 0.5), "dvae-random": row(0.0, 1.0)}
+    finished |= {"dvae-random-75000": row(0.0, 0.5), "dvae-blockwise": row(0.0, 1.0)}
     assert cifar10.STUDY.by_images(finished) == {"10 % of labels": {300_000: 75.0, 75_000: 50.0}}
     assert cifar10.slopes(finished) == pytest.approx({"10 % of labels": 12.5})
     plots = cifar10.STUDY.plots(finished)
     assert list(plots) == ["labels.svg", "images.svg"]
-    assert all(f">{name}</text>" in plots["labels.svg"] for name in ("random", "dvae-blockwise", "1", "10"))
+    assert all(f">{name}</text>" in plots["labels.svg"] for name in ("random", "dvae-random", "1", "10"))
     assert all(f">{name}</text>" in plots["images.svg"] for name in ("10 % of labels", "75,000", "300,000"))
     assert plots == cifar10.STUDY.plots(finished)
 
@@ -163,7 +163,7 @@ def test_the_best_row_is_chosen_on_validation_images_and_among_equals(shared: Mo
         study.write(tmp_path)
 
     keep("random", 0.9, 0.9)
-    keep("dvae-blockwise-37500", 0.8, 0.8)
+    keep("dvae-random-37500", 0.8, 0.8)
     assert not (tmp_path / "summary.json").exists()
     keep("vq-blockwise", 0.6, 0.5)
     keep("pixels-random", 0.5, 0.7)
@@ -182,10 +182,10 @@ def test_without_images_a_study_says_what_it_needs(shared: ModuleType, capsys: p
 
 def test_the_second_domain_differs_in_images_and_tokenizer_alone(shared: ModuleType, tmp_path: Path) -> None:
     first, second = (import_module(f"study_{name}").STUDY for name in ("cifar10", "grocery"))
-    assert set(second.rows) == {"random", "dvae-blockwise"}
+    assert set(second.rows) == {"random", "dvae-random"}
     assert second.rows["random"] == first.rows["random"]
-    ours = second.rows["dvae-blockwise"]
-    assert replace(ours, tokenizer=first.rows["dvae-blockwise"].tokenizer) == first.rows["dvae-blockwise"]
+    ours = second.rows["dvae-random"]
+    assert replace(ours, tokenizer=first.rows["dvae-random"].tokenizer) == first.rows["dvae-random"]
     same = replace(second, name=first.name, rows=first.rows, backbone=first.backbone, validation="", curve=first.curve)
     assert same == first
     assert first.backbone.grid == second.backbone.grid == (8, 8)
