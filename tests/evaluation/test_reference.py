@@ -22,7 +22,7 @@ from smalti.evaluation.reference import (
 )
 from tests import oracles
 
-SETUP = Setup("tokens", 1024, 64, 26, 128, 6, 300_000)
+SETUP = Setup("tokens", 1024, 64, 26, 128, 6, 300_000, "blocks")
 PIXELS = replace(SETUP, target="pixels", vocab_size=None)
 CURVE = Reference("a", "images", SETUP, 6.0, 5.0, (100, 1000, 4000), (5.5, 5.0, 4.0))
 
@@ -55,11 +55,14 @@ def test_at_its_points_a_gain_is_what_the_run_had_and_outside_there_is_none() ->
         ({"vocab_size": 2000}, "same"),
         ({"num_images": 10_000}, "short"),
         ({"num_images": 200_000}, "same"),
+        ({"masks": "random"}, "each by itself"),
+        ({"masks": "random", "embed_dim": 768, "depth": 12}, "each by itself"),
     ],
 )
 def test_the_nearest_run_is_the_one_that_differs_least(change: dict[str, Any], expected: str) -> None:
     among = [
         named("codes", replace(SETUP, vocab_size=8192)),
+        named("each by itself", replace(SETUP, masks="random")),
         named("hidden", replace(SETUP, num_hidden=52)),
         named("large", replace(SETUP, embed_dim=512)),
         named("patches", replace(SETUP, num_patches=256, num_hidden=104)),
@@ -84,9 +87,9 @@ def test_a_run_is_compared_with_runs_of_the_same_target_only() -> None:
 def test_the_distance_is_a_sum_of_logarithms() -> None:
     other = replace(SETUP, vocab_size=512, num_patches=128, num_hidden=13, embed_dim=256, depth=3, num_images=600_000)
     # half the codes, twice the patches, a quarter of the share hidden, four times the width squared, half the blocks
-    assert SETUP.distance(other) == pytest.approx(((1 + 1 + 2 + 1) * math.log(2), math.log(2)))
+    assert SETUP.distance(other) == pytest.approx((False, (1 + 1 + 2 + 1) * math.log(2), math.log(2)))
     assert SETUP.distance(other) == other.distance(SETUP)
-    assert SETUP.distance(SETUP) == (0, 0)
+    assert SETUP.distance(SETUP) == (False, 0, 0)
 
 
 def test_what_is_another_number_is_named() -> None:

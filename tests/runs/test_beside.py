@@ -12,7 +12,7 @@ from smalti.core.compute import Compute
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.evaluation.reference import FLAT_PATCH, Reference, Setup
-from smalti.functional.masking import Blockwise
+from smalti.functional.masking import Blockwise, Random
 from smalti.models.vit import ViT
 from smalti.runs import beside
 from smalti.runs.beside import Beside, setup_of
@@ -33,7 +33,7 @@ from tests.small_runs import (
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 FLAGS = ["--accept-tokenizer", "--plan.save-every", "2"]
-TINY = Setup("tokens", 16, 16, 6, 16, 2, 80)
+TINY = Setup("tokens", 16, 16, 6, 16, 2, 80, "blocks")
 """The setup of the runs of this file: five steps of 16 images."""
 OURS = Reference("ours", "5 pictures", TINY, 2.0, 1.5, (32, 64), (1.8, 1.6))
 PIXELS = Reference(
@@ -157,9 +157,10 @@ def test_pixels_are_compared_with_pixels(root: Path, tmp_path: Path, capsys: pyt
 def test_the_setup_of_a_run_is_that_of_its_parts() -> None:
     vit, plan = ViT(img_size=(32, 16), patch_size=4, embed_dim=24, depth=3, num_heads=2), Plan(steps=10, batch_size=6)
     masking = Blockwise(ratio=0.25)
-    assert setup_of(SoftTokens(), vit, masking, plan, 99) == Setup("tokens", 99, 32, 8, 24, 3, 60)
+    assert setup_of(SoftTokens(), vit, masking, plan, 99) == Setup("tokens", 99, 32, 8, 24, 3, 60, "blocks")
     assert setup_of(Tokens(), vit, masking, plan, 99) == setup_of(SoftTokens(), vit, masking, plan, 99)
-    assert setup_of(Pixels(), vit, masking, plan, None) == Setup("pixels", None, 32, 8, 24, 3, 60)
+    assert setup_of(Pixels(), vit, masking, plan, None) == Setup("pixels", None, 32, 8, 24, 3, 60, "blocks")
+    assert setup_of(Pixels(), vit, Random(ratio=0.25), plan, None) == Setup("pixels", None, 32, 8, 24, 3, 60, "random")
     assert setup_of(Pixels(normalise=False), vit, masking, plan, None) is None
     assert FLAT_PATCH == 1
 

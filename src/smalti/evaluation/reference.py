@@ -23,6 +23,7 @@ _NEAR = {"tokens": 0.1, "pixels": 0.03}
 _NEAR_SHARE = 0.1
 
 TargetName = Literal["tokens", "pixels"]
+Masks = Literal["blocks", "random"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Setup:
         num_patches, num_hidden: of an image; of these the most that a mask hides.
         embed_dim, depth: of the backbone.
         num_images: images seen at the end, counting repetitions: steps times batch.
+        masks: neighbours together, or each patch by itself, which is much easier: its neighbours tell what it is.
     """
 
     target: TargetName
@@ -44,27 +46,29 @@ class Setup:
     embed_dim: int
     depth: int
     num_images: int
+    masks: Masks
 
     def __post_init__(self) -> None:
         pixels, has = self.target == "pixels", "without" if self.vocab_size is None else "with"
         require(pixels == (self.vocab_size is None), f"{self.target} {has} a vocabulary")
 
-    def distance(self, other: "Setup") -> tuple[float, float]:
-        """How different another one with the same target is, and how different their lengths are.
+    def distance(self, other: "Setup") -> tuple[bool, float, float]:
+        """Whether masks are of another kind, how different the sizes are, and how different the lengths are.
 
-        Σ |ln(a / b)| over vocabulary, patches, hidden share and size of the backbone (depth · width²). The length
-        decides among equals: the learning rate, and with it the loss, falls towards the end of a run.
+        Of sizes it is Σ |ln(a / b)| over vocabulary, patches, hidden share and size of the backbone (depth · width²).
+        The length decides among equals: the learning rate, and with it the loss, falls towards the end of a run.
         """
         pairs = zip(self._sizes(), other._sizes(), strict=True)
         apart = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs)
-        return round(apart, 9), abs(math.log(self.num_images / other.num_images))
+        return self.masks != other.masks, round(apart, 9), abs(math.log(self.num_images / other.num_images))
 
     def differences(self, other: "Setup") -> list[str]:
-        """`512 visual tokens (1024)`: what is another number here than there."""
+        """`512 visual tokens (1024)`: what is otherwise here than there."""
         named = {
             "visual tokens": (self.vocab_size, other.vocab_size),
             "patches": (self.num_patches, other.num_patches),
             "% hidden": (self._percent_hidden(), other._percent_hidden()),
+            "masks": (self.masks, other.masks),
             "wide": (self.embed_dim, other.embed_dim),
             "blocks": (self.depth, other.depth),
             "images seen at the end": (self.num_images, other.num_images),

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from smalti.core.contracts import Masking
-from smalti.evaluation.reference import Reference, Setup, TargetName, nearest, references, standing
+from smalti.evaluation.reference import Masks, Reference, Setup, TargetName, nearest, references, standing
+from smalti.functional.masking import Random
 from smalti.models.vit import ViT
 from smalti.training.plan import Plan
 from smalti.training.targets import Pixels, SoftTokens, Tokens
@@ -67,7 +68,8 @@ def setup_of(
     rows, columns = backbone.grid
     name: TargetName = "pixels" if isinstance(target, Pixels) else "tokens"
     hidden, images = masking.count(backbone.grid), plan.steps * plan.batch_size
-    return Setup(name, vocab_size, rows * columns, hidden, backbone.embed_dim, backbone.depth, images)
+    masks: Masks = "random" if isinstance(masking, Random) else "blocks"
+    return Setup(name, vocab_size, rows * columns, hidden, backbone.embed_dim, backbone.depth, images, masks)
 
 
 def nearest_run(setup: Setup | None) -> Reference | None:
