@@ -1,9 +1,9 @@
 """The study of street scenes: a cell is run once, from a backbone that is pretrained for it, and its page shows it."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -47,15 +47,10 @@ def test_a_cell_is_run_once_from_a_backbone_that_is_pretrained_for_it(tmp_path: 
     assert printed[0]["constant"]["result"]["test_mean_iou"] == pytest.approx(1 / 11 / 11)
 
 
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_camvid", STUDY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_camvid"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(STUDY.parent)
+    return import_module("study_camvid")
 
 
 def test_the_table_of_the_page_is_that_of_its_files(study: ModuleType) -> None:
