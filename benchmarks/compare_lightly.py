@@ -30,6 +30,7 @@ from lightly.transforms.utils import IMAGENET_NORMALIZE
 from lightly.utils.scheduler import cosine_warmup_schedule
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
+from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
@@ -252,7 +253,7 @@ def read_encoder(path: Path) -> VisionTransformer:
 
 def measure(backbone: VisionTransformer, train: Resident, test: Resident, compute: Compute) -> dict[str, Any]:
     """What our rows are measured by. Fine-tuning belongs here: `encoder.safetensors` is a start for it as it is."""
-    return {"frozen": battery(backbone, train, test, compute, _SEED).as_dict()}
+    return {"frozen": battery(backbone, train, test, compute, _SEED, STUDY.protocol).as_dict()}
 
 
 def run(method: Method, steps: int, folder: Path, data: Path, compute: Compute, compiled: bool) -> dict[str, Any]:
