@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from io import BytesIO
-from itertools import cycle, islice
+from itertools import cycle
 from typing import TypeAlias
 
 import matplotlib
@@ -16,16 +16,17 @@ Lines: TypeAlias = Mapping[str, Mapping[float, float]]
 _GREY = "#444444"
 
 
-def log_lines(lines: Lines, xlabel: str, ylabel: str) -> str:
+def log_lines(lines: Lines, xlabel: str, ylabel: str, beside: str) -> str:
     """Lines over a logarithmic x axis with a tick at each of their points, as SVG; the name of a line is at its end.
 
-    The first line is drawn dashed: what the others stand beside.
+    The line `beside`, if there is one, is grey and dashed: what the others are compared with.
     """
     with matplotlib.rc_context({"svg.hashsalt": ylabel, "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(6.4, 3.6), facecolor="white")
         axes = figure.add_axes((0.09, 0.15, 0.62, 0.75))
         axes.set_xscale("log")
-        colours = [_GREY, *islice(cycle(PALETTE), len(lines) - 1)]
+        palette = cycle(PALETTE)
+        colours = [_GREY if name == beside else next(palette) for name in lines]
         for points, colour in zip(lines.values(), colours, strict=True):
             x, y = zip(*sorted(points.items()), strict=True)
             axes.plot(x, y, color=colour, marker="o", markersize=4, linestyle="--" if colour == _GREY else "-")

@@ -155,31 +155,33 @@ class Study:
         return found
 
     def _pretrain(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
-        config = self.pretraining(self.rows[name], places.runs / name / "pretrain", places)
-        return self._go_on(config, pretrain, places, compute)
+        def configured(places: Places) -> Pretrain:
+            return self.pretraining(self.rows[name], places.runs / name / "pretrain", places)
+
+        return self._go_on(configured, pretrain, places, compute)
 
     def _pretrained(self, name: str, places: Places) -> str:
         """The run folder of a row's pretraining; empty where there is none."""
         return str(places.runs / name / "pretrain") if self.rows[name].target else ""
 
     def _finetune(self, name: str, percent: int, seed: int, places: Places, compute: Compute) -> dict[str, Any]:
-        init, out = self._pretrained(name, places), places.runs / name / f"finetune-{percent}pct-{seed}"
-        layer_decay = self.rows[name].layer_decay
-        config = self.finetuning(init, out, places, share=percent / 100, seed=seed, layer_decay=layer_decay)
-        return self._go_on(config, finetune, places, compute)
+        def configured(places: Places) -> Finetune:
+            init, out = self._pretrained(name, places), places.runs / name / f"finetune-{percent}pct-{seed}"
+            layer_decay = self.rows[name].layer_decay
+            return self.finetuning(init, out, places, share=percent / 100, seed=seed, layer_decay=layer_decay)
+
+        return self._go_on(configured, finetune, places, compute)
 
     def _go_on(
-        self, config: Any, main: Callable[..., dict[str, Any]], places: Places, compute: Compute
+        self, configured: Callable[[Places], Any], main: Callable[..., dict[str, Any]], places: Places, compute: Compute
     ) -> dict[str, Any]:
         """Begin a run, or go on with it: its result and its configuration, with names for where things are."""
+        config = configured(places)
         resume = is_run(config.out)
         if resume:
             config = replace(read_config(config.out, type(config)), out=config.out)
-        result = main(config, resume=resume, compute=compute)
-        shown = json.dumps(to_json(config))
-        for place, name in zip(places, (self.name, "tokenizers", "runs"), strict=True):
-            shown = shown.replace(json.dumps(str(place))[1:-1], name)
-        return result | {"resumed": resume, "config": json.loads(shown)}
+        shown = configured(Places(Path(self.name), Path("tokenizers"), Path("runs")))
+        return main(config, resume=resume, compute=compute) | {"resumed": resume, "config": to_json(shown)}
 
     def _probe(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
         """The battery on all images of train/ and test/: three seeds of validation images and few labels.
@@ -258,7 +260,7 @@ class Study:
             "images.svg": (self.by_images(finished), "images seen in pretraining", self.curve),
         }
         return {
-            file: log_lines(lines, xlabel, f"{what}: accuracy on test images, %")
+            file: log_lines(lines, xlabel, f"{what}: accuracy on test images, %", beside="random")
             for file, (lines, xlabel, what) in drawn.items()
             if lines
         }

@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from tests.small_runs import pictures
 
+from smalti.core.compute import Compute
 from smalti.data.load import Data
 from smalti.evaluation.battery import Battery
 from smalti.models.vit import ViT
@@ -110,6 +112,23 @@ def test_every_kind_of_cell_is_run_once_and_shown(
     cut_off.unlink()
     anew = shared.run(study, None, [*options, "--row", "dvae-random"])["dvae-random"]["finetune-10pct-0"]
     assert (anew["resumed"], anew["test_accuracy"]) == (False, before["test_accuracy"])
+
+
+def test_a_cell_shows_names_for_places_whatever_these_are_called(
+    shared: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shared, "pretrain", lambda config, **_: {"steps": config.plan.steps})
+    study = import_module("study_cifar10").STUDY
+    configs = []
+    for folders in (("data", "auto", "."), ("/elsewhere/images", "/elsewhere/tokenizers", "/elsewhere/runs")):
+        places = shared.Places(*map(Path, folders))
+        found = study.cells("dvae-random", places)["pretrain"](Compute(torch.device("cpu"), torch.float32))
+        assert (found["steps"], found["resumed"]) == (2344, False)
+        configs.append(found["config"])
+    assert configs[0] == configs[1]
+    assert configs[0]["data"]["path"] == "cifar10/train"
+    assert (configs[0]["tokenizer"], configs[0]["out"]) == ("tokenizers/dvae-1024", "runs/dvae-random/pretrain")
 
 
 def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared: ModuleType) -> None:
