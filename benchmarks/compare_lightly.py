@@ -30,6 +30,7 @@ from lightly.transforms.utils import IMAGENET_NORMALIZE
 from lightly.utils.scheduler import cosine_warmup_schedule
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
+from study import Places, Row
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer as TimmViT
@@ -42,10 +43,12 @@ from smalti.data.load import Images, read_source
 from smalti.data.loader import Loader, ResidentGallery
 from smalti.data.open import open_stored
 from smalti.data.order import Order
-from smalti.data.sources.resident import Resident
 from smalti.data.views import TwoViews
 from smalti.models.vit import VisionTransformer
 from smalti.runs.evaluate import battery
+from smalti.runs.finetune import Finetune
+from smalti.runs.finetune import main as finetune
+from smalti.runs.folder import is_run, read_config
 from smalti.runs.pretrain import prepare
 from smalti.runs.train_tokenizer import load_tokenizer
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
@@ -251,13 +254,21 @@ def read_encoder(path: Path) -> VisionTransformer:
     return backbone.eval()
 
 
-def measure(backbone: VisionTransformer, train: Resident, test: Resident, compute: Compute) -> dict[str, Any]:
-    """What our rows are measured by. Fine-tuning belongs here: `encoder.safetensors` is a start for it as it is."""
-    return {"frozen": battery(backbone, train, test, compute, _SEED, STUDY.protocol).as_dict()}
+def fine_tune(folder: Path, data: Path, steps: int, compute: Compute) -> dict[str, Any]:
+    """Fine-tuning with a tenth of the labels, those of our rows and with their recipe; one that was cut off goes on."""
+    init, out = str(folder / "encoder.safetensors"), folder / "finetune-10pct-0"
+    places, study = Places(data, Path(), Path()), replace(STUDY, steps=steps)
+    config = study.finetuning(init, out, places, share=0.1, seed=_SEED, layer_decay=Row().layer_decay)
+    config = replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD))
+    if resume := is_run(str(out)):
+        config = replace(read_config(str(out), Finetune), out=str(out))
+    return finetune(config, resume=resume, compute=compute)
 
 
-def run(method: Method, steps: int, folder: Path, data: Path, compute: Compute, compiled: bool) -> dict[str, Any]:
-    """Pretrain a cell, or take its weights where that is done, and measure it."""
+def run(
+    method: Method, steps: int, folder: Path, data: Path, compute: Compute, compiled: bool, finetune_steps: int
+) -> dict[str, Any]:
+    """Pretrain a cell, or take its weights where that is done, and measure it as our rows are."""
     images, done = replace(OURS.data, path=str(data / "train")).load(Log()), folder / "pretrain.json"
     if not done.exists():
         training = pretrain(method, images, steps, folder, compute, compiled)
@@ -268,7 +279,9 @@ def run(method: Method, steps: int, folder: Path, data: Path, compute: Compute, 
         parameters = sum(weight.numel() for weight in training.model.parameters())
         write_json(done, spent | about(method) | {"parameters": parameters, "compiled": compiled})
     test = read_source(open_stored(str(data / "test"), OURS.data.channels), OURS.data, Log())
-    figures = measure(read_encoder(folder / "encoder.safetensors"), images.train, test, compute)
+    encoder = read_encoder(folder / "encoder.safetensors")
+    figures = {"frozen": battery(encoder, images.train, test, compute, _SEED, STUDY.protocol).as_dict()}
+    figures["finetune-10pct-0"] = fine_tune(folder, data, finetune_steps, compute)
     versions = {"lightly": lightly.__version__, "timm": timm.__version__, "torch": torch.__version__}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "compute": compute.describe()}
     return json.loads(done.read_text()) | figures | versions | machine
@@ -302,8 +315,11 @@ COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "k-NN": lambda cell: _percent(cell["frozen"]["knn"]),
     "linear probe": lambda cell: _percent(cell["frozen"]["linear"]),
     "of block": lambda cell: f"{cell['frozen']['layer']} ({cell['frozen']['pooling']})",
-    "1 % of the labels": lambda cell: _percent(cell["frozen"]["few"]["1 %"]["accuracy"]),
-    "10 %": lambda cell: _percent(cell["frozen"]["few"]["10 %"]["accuracy"]),
+    "linear, 1 % of labels": lambda cell: _percent(cell["frozen"]["few"]["1 %"]["accuracy"]),
+    "linear, 10 %": lambda cell: _percent(cell["frozen"]["few"]["10 %"]["accuracy"]),
+    "fine-tuned, 10 %": lambda cell: (
+        _percent(cell["finetune-10pct-0"]["test_accuracy"]) if "finetune-10pct-0" in cell else "-"
+    ),
 }
 
 
@@ -335,6 +351,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="of that timing")
     parser.add_argument("--seconds", type=float, help="of processor time that our row took without its tokenizer")
     parser.add_argument("--tokenizer-seconds", type=float, help="of processor time that its tokenizer took")
+    parser.add_argument("--finetune-steps", type=int, default=STUDY.steps, help="with a tenth of the labels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     parser.add_argument("--no-compile", action="store_true", help="for very short runs")
@@ -351,7 +368,9 @@ def main() -> None:
         steps, target = steps_of(name, given.images, both, seconds), given.out / f"{name}.json"
         if steps is not None and not target.exists():
             method = METHODS[CELLS[name][0]]
-            write_json(target, run(method, steps, given.runs / name, given.cifar10, compute, compiled))
+            folder = given.runs / name
+            found = run(method, steps, folder, given.cifar10, compute, compiled, given.finetune_steps)
+            write_json(target, found)
     print(table(finished(given.out)))
 
 

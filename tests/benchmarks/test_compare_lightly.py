@@ -114,6 +114,8 @@ def call(tmp_path: Path) -> list[str]:
         "--images",
         "256",
         "--no-compile",
+        "--finetune-steps",
+        "2",
         "--runs",
         str(tmp_path / "runs"),
         "--out",
@@ -131,6 +133,8 @@ def test_a_cell_is_run_once_and_its_encoder_stays(call: list[str], tmp_path: Pat
     cell = json.loads(target.read_text())
     assert (cell["images"], cell["lr"], cell["network"]) == (256, 5e-5, "SimMIM")
     assert 0 <= cell["frozen"]["linear"] <= 1
+    tuned = cell["finetune-10pct-0"]
+    assert (tuned["steps"], tuned["test_images"]) == (2, 8)
     target.unlink()
     again = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     assert again == printed[1], "its encoder is measured again, without training"
