@@ -68,6 +68,7 @@ def cells() -> dict[str, Cell]:
         "dvae-1024-beta-6.6": Cell("cifar10", replace(dvae, relaxation=paper), 10),
         "collapse-no-remedy": Cell("cifar10", replace(dvae, relaxation=none, init_images=0), 2),
         "collapse-kl-in-wrong-units": Cell("cifar10", replace(dvae, relaxation=wrong_units, init_images=0), 2),
+        "photographs-64": Cell("photographs", replace(small.train_tokenizer(), data=Data(channels=3, side=64)), 10),
         "photographs-1024": Cell("photographs", small.train_tokenizer(), 45),
         "dvae-8192": Cell("cifar10", replace(dvae, tokenizer=larger), 45),
     }
