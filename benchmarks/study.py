@@ -1,23 +1,16 @@
-"""What the studies of pretraining share: rows, their cells, going on where one was cut off, the table and the page.
+"""What the studies of pretraining share: rows, their cells, and going on where one was cut off.
 
-A study is a file of its own (study_cifar10.py, study_grocery.py) with its images, its network and its rows.
+A study is a file of its own (study_cifar10.py, study_grocery.py) with its images, its network and its rows. cells.py
+does its cells, results.py shows what they found.
 """
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
-from logs import write_log
-from plots import Lines, log_lines
-
-from smalti.core.compute import Compute, choose_compute
+from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
 from smalti.data.load import Data, read_source
@@ -31,7 +24,7 @@ from smalti.runs.classification import Classification
 from smalti.runs.evaluate import batteries
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
-from smalti.runs.folder import RunFolder, is_run, read_config
+from smalti.runs.folder import is_run, read_config
 from smalti.runs.pretrain import Pretrain, load_model
 from smalti.runs.pretrain import main as pretrain
 from smalti.training.optim import AdamW
@@ -42,7 +35,6 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 IMAGES = 300_000
 SEEDS = (0, 1, 2)
 _BATCH = 128
-_BEGIN, _END = "<!-- table:begin -->\n", "<!-- table:end -->"
 
 
 @dataclass(frozen=True)
@@ -199,168 +191,3 @@ class Study:
         networks = {seed: self.backbone.build(seed).eval().to(compute.device) for seed in SEEDS}
         each = [next(batteries(network, train, test, compute, [s], self.protocol)) for s, network in networks.items()]
         return {"seeds": {str(result.seed): result.as_dict() for result in each}}
-
-    def read(self, home: Path) -> dict[str, dict[str, Any]]:
-        """The finished cells of every row that has some."""
-        found = {
-            name: {path.stem: json.loads(path.read_text()) for path in sorted((home / name).glob("*.json"))}
-            for name in self.rows
-        }
-        return {name: row for name, row in found.items() if row}
-
-    def grid(self, finished: Mapping[str, Cells]) -> list[str]:
-        """Rows among which the best is chosen: those of as many images as all have, as far as they are measured."""
-        rows = {name: row for name, row in self.rows.items() if row.target and row.images == IMAGES}
-        return [name for name in rows if "probe" in finished.get(name, {})]
-
-    def chosen(self, finished: Mapping[str, Cells]) -> str:
-        """The best pretraining of the grid, by the linear probe on validation images."""
-
-        def validated(name: str) -> float:
-            return sum(max(probe["validation"].values()) for probe in finished[name]["probe"]["seeds"].values())
-
-        return max(self.grid(finished), key=validated)
-
-    def summary(self, finished: Mapping[str, Cells]) -> dict[str, Any]:
-        """The best row beside the network that was never pretrained."""
-        best, scratch = self.chosen(finished), "random"
-        return {
-            "best": {"row": best, **figures(finished[best])},
-            "scratch": {"row": scratch, **figures(finished[scratch])},
-        }
-
-    def table(self, finished: Mapping[str, Cells]) -> str:
-        """All rows as Markdown, in per cent; a dash where there is no finished cell."""
-        lines = [["", "images", *COLUMNS], ["---"] * (len(COLUMNS) + 2)]
-        for name, row in self.rows.items():
-            found = figures(finished.get(name, {}))
-            images = f"{row.images:,}" if row.target else "0"
-            lines.append([name, images, *(f"{100 * found[k]:.1f}" if k in found else "-" for k in COLUMNS.values())])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def page(self, home: Path) -> str:
-        """README.md of the results, with the table of what is finished between its markers."""
-        before, begin, rest = (home / "README.md").read_text().partition(_BEGIN)
-        return f"{before}{begin}{self.table(self.read(home))}\n{_END}{rest.partition(_END)[2]}"
-
-    def write(self, home: Path) -> None:
-        """Bring the page up to date, where there is one, and summary and plots, where there is something to compare."""
-        if (home / "README.md").exists():
-            (home / "README.md").write_text(self.page(home))
-        finished = self.read(home)
-        if "random" in finished and self.grid(finished):
-            (home / "summary.json").write_text(json.dumps(self.summary(finished), indent=1) + "\n")
-        for name, plot in self.plots(finished).items():
-            (home / name).write_text(plot)
-
-    def plots(self, finished: Mapping[str, Cells]) -> dict[str, str]:
-        """SVG by file name: fine-tuning by labels, and the learning curve; those that have lines of two points."""
-        drawn = {
-            "labels.svg": (self.by_labels(finished), "labels, % of those of train/", "fine-tuned"),
-            "images.svg": (self.by_images(finished), "images seen in pretraining", self.curve),
-        }
-        return {
-            file: log_lines(lines, xlabel, f"{what}: accuracy on test images, %", beside="random")
-            for file, (lines, xlabel, what) in drawn.items()
-            if lines
-        }
-
-    def by_labels(self, finished: Mapping[str, Cells]) -> Lines:
-        """Accuracy in per cent by the percentage of labels, of rows that have two such points or more."""
-        found = {name: figures(row) for name, row in finished.items()}
-        return _lines(
-            {name: {share: row.get(f"finetune_{share}pct") for share in (1, 10, 100)} for name, row in found.items()}
-        )
-
-    def by_images(self, finished: Mapping[str, Cells]) -> Lines:
-        """Accuracy in per cent by images of pretraining, for each way to measure the rows of the learning curve."""
-        if not self.curve:
-            return {}
-        of = replace(self.rows[self.curve], images=0)
-        rows = {
-            self.rows[name].images: figures(row)
-            for name, row in finished.items()
-            if replace(self.rows[name], images=0) == of
-        }
-        kinds = {"k-NN": "knn", "linear": "linear", "10 % of labels": "finetune_10pct"}
-        return _lines({name: {images: row.get(kind) for images, row in rows.items()} for name, kind in kinds.items()})
-
-
-def _lines(shares: Mapping[str, Mapping[int, float | None]]) -> Lines:
-    """In per cent, without what is not measured; only lines of two points or more."""
-    found = {name: {x: 100 * y for x, y in line.items() if y is not None} for name, line in shares.items()}
-    return {name: line for name, line in found.items() if len(line) > 1}
-
-
-COLUMNS = {
-    "k-NN": "knn",
-    "linear": "linear",
-    "linear, 5 a class": "linear_5_a_class",
-    "linear, 10 a class": "linear_10_a_class",
-    "1 % of labels": "finetune_1pct",
-    "10 %": "finetune_10pct",
-    "100 %": "finetune_100pct",
-}
-
-
-def figures(row: Cells) -> dict[str, float]:
-    """What a row is worth on test images: means over seeds where there are several."""
-    probes = list(row.get("probe", {}).get("seeds", {}).values())
-    found = {kind: [probe[kind] for probe in probes] for kind in ("knn", "linear")}
-    for each in (5, 10):
-        few = [probe["few"].get(f"{each} a class") for probe in probes]
-        found[f"linear_{each}_a_class"] = [budget["accuracy"] for budget in few if budget]
-    for percent in (1, 10, 100):
-        cells = [row[f"finetune-{percent}pct-{seed}"] for seed in SEEDS if f"finetune-{percent}pct-{seed}" in row]
-        found[f"finetune_{percent}pct"] = [cell["test_accuracy"] for cell in cells]
-    return {kind: sum(values) / len(values) for kind, values in found.items() if values}
-
-
-def run(study: Study, about: str | None, arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Do the cells that are not finished, each kept as a file as soon as it is; what is finished then, of all rows."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(f"--{study.name}", dest="images", type=Path)
-    parser.add_argument("--tokenizers", type=Path)
-    parser.add_argument("--runs", type=Path, default=Path("runs") / study.name)
-    parser.add_argument("--out", type=Path, default=study.home)
-    parser.add_argument("--row", action="append")
-    parser.add_argument("--cell", action="append")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
-    parser.add_argument("--page", action="store_true", help="bring page and summary up to date, and do nothing else")
-    given = parser.parse_args(arguments)
-    if not given.page:
-        if given.images is None or given.tokenizers is None:
-            parser.error(f"--{study.name} and --tokenizers are required, or --page")
-        torch.set_num_threads(given.threads)
-        compute = choose_compute(precision=given.precision)
-        places = Places(given.images, given.tokenizers, given.runs)
-        for name in given.row or study.rows:
-            cells = study.cells(name, places)
-            for label in _due(cells, given.cell, given.out / name, given.runs / name):
-                target = given.out / name / f"{label}.json"
-                _keep(cells[label], compute, target)
-                write_log(given.runs / name / label, target.with_suffix(".jsonl"))
-                study.write(given.out)
-    study.write(given.out)
-    return study.read(given.out)
-
-
-def _due(cells: Mapping[str, Cell], wanted: list[str] | None, results: Path, runs: Path) -> list[str]:
-    """The cells to do: those without a result, all or the wanted ones.
-
-    Results are kept longer than run folders: a pretraining that they need and whose folder is gone is done again.
-    """
-    due = [label for label in cells if not (results / f"{label}.json").exists() and (not wanted or label in wanted)]
-    needed = bool(due) and "pretrain" in cells and not RunFolder(runs / "pretrain").read_result()
-    return ["pretrain", *due] if needed and "pretrain" not in due else due
-
-
-def _keep(cell: Cell, compute: Compute, target: Path) -> None:
-    """Do a cell, and write what it found and what it took."""
-    began, used = time.time(), time.process_time()
-    result = cell(compute)
-    result |= {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
-    result |= {"processor": platform.machine(), "torch": torch.__version__, "compute": compute.describe()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n")

@@ -11,11 +11,12 @@ docs/results/cifar10/ROW. Choices (layer, regularisation, checkpoint, best row) 
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import replace
 
+from cells import run
 from pretrain_cifar10 import BACKBONE
-from study import IMAGES, Cells, Row, Study, run
+from results import Results
+from study import IMAGES, Row, Study
 
 from smalti.functional.masking import Random
 from smalti.training.targets import Pixels, Tokens
@@ -34,24 +35,24 @@ ROWS = {
 BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
 """Images of the learning curve of the best row, each a pretraining of its own. It is fine-tuned with 10 % alone."""
 BEST = "dvae-random"
-"""What `Study.chosen` says of the rows that have ended. It has the learning curve, and is tried on other images."""
+"""What `Results.chosen` says of the rows that have ended. It has the learning curve, and is tried on other images."""
 ROWS |= {f"{BEST}-{images}": replace(ROWS[BEST], images=images) for images in BUDGETS if images != IMAGES}
 
 STUDY = Study("cifar10", ROWS, BACKBONE, curve=BEST)
 
 
-def slopes(finished: Mapping[str, Cells]) -> dict[str, float]:
+def slopes(results: Results) -> dict[str, float]:
     """Points of accuracy for each doubling of the images of the learning curve, by least squares."""
     return {
         name: statistics.linear_regression([math.log2(images) for images in line], list(line.values())).slope
-        for name, line in STUDY.by_images(finished).items()
+        for name, line in results.by_images().items()
     }
 
 
 def main() -> None:
     """Do the cells that are not finished, and print the table."""
-    finished = run(STUDY, __doc__)
-    print(STUDY.table(finished), slopes(finished), sep="\n\n")
+    results = run(STUDY, __doc__)
+    print(results.table(), slopes(results), sep="\n\n")
 
 
 if __name__ == "__main__":

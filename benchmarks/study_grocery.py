@@ -11,7 +11,8 @@ Results are files of docs/results/grocery/ROW.
 
 from dataclasses import replace
 
-from study import Row, Study, run
+from cells import run
+from study import Row, Study
 from study_cifar10 import BACKBONE, BEST, ROWS
 
 STUDY = Study(
@@ -24,7 +25,7 @@ STUDY = Study(
 
 def main() -> None:
     """Do the cells that are not finished, and print the table."""
-    print(STUDY.table(run(STUDY, __doc__)))
+    print(run(STUDY, __doc__).table())
 
 
 if __name__ == "__main__":

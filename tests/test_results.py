@@ -29,9 +29,10 @@ def test_the_table_of_tokenizers_is_that_of_its_files(study: ModuleType) -> None
 def test_the_table_of_a_study_of_pretraining_is_that_of_its_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     pretraining = import_module(f"study_{name}").STUDY
+    results = import_module("results").Results.read(pretraining, pretraining.home)
     page = (pretraining.home / "README.md").read_text()
-    assert pretraining.table(pretraining.read(pretraining.home)) in page
-    assert page == pretraining.page(pretraining.home)
+    assert results.table() in page
+    assert page == results.page(page)
 
 
 def test_every_finished_cell_has_its_log(study: ModuleType) -> None:

@@ -32,6 +32,16 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def run(shared: ModuleType) -> Callable[..., Any]:
+    return import_module("cells").run
+
+
+@pytest.fixture
+def results(shared: ModuleType) -> Any:
+    return import_module("results").Results
+
+
+@pytest.fixture
 def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list[str]]]:
     """A study with a tiny network and one step a run, images for it, and the options that it needs."""
 
@@ -68,13 +78,14 @@ def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list
 def test_every_kind_of_cell_is_run_once_and_shown(
     name: str,
     validation: int,
-    shared: ModuleType,
+    run: Callable[..., Any],
     small: Callable[[str], tuple[Any, list[str]]],
     tmp_path: Path,
 ) -> None:
     study, options = small(name)
-    shared.run(study, None, [*options, "--row", "random", "--cell", "probe", "--cell", "finetune-1pct-0"])
-    found: Tree = shared.run(study, None, [*options, "--row", "dvae-random"])
+    run(study, None, [*options, "--row", "random", "--cell", "probe", "--cell", "finetune-1pct-0"])
+    results = run(study, None, [*options, "--row", "dvae-random"])
+    found: Tree = results.finished
     assert {row: sorted(cells) for row, cells in found.items()} == {
         "random": ["finetune-1pct-0", "probe"],
         "dvae-random": ["finetune-10pct-0", "pretrain", "probe"],
@@ -95,13 +106,13 @@ def test_every_kind_of_cell_is_run_once_and_shown(
     assert str(tmp_path) not in json.dumps(config)
 
     page = (tmp_path / "results" / "README.md").read_text()
-    assert page == f"before\n<!-- table:begin -->\n{study.table(found)}\n<!-- table:end -->\nafter\n"
-    assert study.page(tmp_path / "results") == page
+    assert page == f"before\n<!-- table:begin -->\n{results.table()}\n<!-- table:end -->\nafter\n"
+    assert results.page(page) == page
 
     cut_off = tmp_path / "results" / "dvae-random" / "finetune-10pct-0.json"
     before = json.loads(cut_off.read_text())
     cut_off.unlink()
-    again = shared.run(study, None, [*options, "--row", "dvae-random"])
+    again: Tree = run(study, None, [*options, "--row", "dvae-random"]).finished
     after = again["dvae-random"].pop("finetune-10pct-0")
     found["dvae-random"].pop("finetune-10pct-0")
     assert again == found
@@ -110,7 +121,7 @@ def test_every_kind_of_cell_is_run_once_and_shown(
 
     shutil.rmtree(tmp_path / "runs")
     cut_off.unlink()
-    anew = shared.run(study, None, [*options, "--row", "dvae-random"])["dvae-random"]["finetune-10pct-0"]
+    anew = run(study, None, [*options, "--row", "dvae-random"]).finished["dvae-random"]["finetune-10pct-0"]
     assert (anew["resumed"], anew["test_accuracy"]) == (False, before["test_accuracy"])
 
 
@@ -131,7 +142,7 @@ def test_a_cell_shows_names_for_places_whatever_these_are_called(
     assert (configs[0]["tokenizer"], configs[0]["out"]) == ("tokenizers/dvae-1024", "runs/dvae-random/pretrain")
 
 
-def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared: ModuleType) -> None:
+def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared: ModuleType, results: Any) -> None:
     few = {"5 a class": {"accuracy": 0.25}}
     study = shared.Study("images", {"random": shared.Row(), "other": shared.Row()}, ViT())
     seeds = {str(seed): {"knn": 0.2 + seed / 10, "linear": 0.5, "few": few} for seed in range(3)}
@@ -140,14 +151,14 @@ def test_a_table_has_means_over_seeds_and_a_dash_where_nothing_has_ended(shared:
         "finetune-1pct-0": {"test_accuracy": 0.1},
         "finetune-1pct-2": {"test_accuracy": 0.3},
     }
-    lines = study.table({"random": row}).splitlines()
+    lines = results(study, {"random": row}).table().splitlines()
     assert lines[0] == (
         "|  | images | k-NN | linear | linear, 5 a class | linear, 10 a class | 1 % of labels | 10 % | 100 % |"
     )
     assert lines[2:] == ["| random | 0 | 30.0 | 50.0 | 25.0 | - | 20.0 | - | - |", "| other | 0" + 7 * " | -" + " |"]
 
 
-def test_rows_are_drawn_by_labels_and_by_images_as_far_as_they_are_measured(shared: ModuleType) -> None:
+def test_rows_are_drawn_by_labels_and_by_images_as_far_as_they_are_measured(results: Any) -> None:
     cifar10 = import_module("study_cifar10")
 
     def row(few: float, more: float | None = None) -> dict[str, Any]:
@@ -155,31 +166,30 @@ def test_rows_are_drawn_by_labels_and_by_images_as_far_as_they_are_measured(shar
         return {label: {"test_accuracy": accuracy} for label, accuracy in cells.items() if accuracy is not None}
 
     finished = {"random": row(0.25, 0.5), "dvae-random": row(0.375, 0.75), "vq-blockwise": row(0.5)}
-    assert cifar10.STUDY.by_labels(finished) == {
-        "random": {1: 25.0, 10: 50.0},
-        "dvae-random": {1: 37.5, 10: 75.0},
-    }
-    assert list(cifar10.STUDY.plots(finished)) == ["labels.svg"]
-    assert cifar10.slopes(finished) == {}
+    found = results(cifar10.STUDY, finished)
+    assert found.by_labels() == {"random": {1: 25.0, 10: 50.0}, "dvae-random": {1: 37.5, 10: 75.0}}
+    assert list(found.plots()) == ["labels.svg"]
+    assert cifar10.slopes(found) == {}
 
     finished |= {"dvae-random-75000": row(0.0, 0.5), "dvae-blockwise": row(0.0, 1.0)}
-    assert cifar10.STUDY.by_images(finished) == {"10 % of labels": {300_000: 75.0, 75_000: 50.0}}
-    assert cifar10.slopes(finished) == pytest.approx({"10 % of labels": 12.5})
-    plots = cifar10.STUDY.plots(finished)
+    found = results(cifar10.STUDY, finished)
+    assert found.by_images() == {"10 % of labels": {300_000: 75.0, 75_000: 50.0}}
+    assert cifar10.slopes(found) == pytest.approx({"10 % of labels": 12.5})
+    plots = found.plots()
     assert list(plots) == ["labels.svg", "images.svg"]
     assert all(f">{name}</text>" in plots["labels.svg"] for name in ("random", "dvae-random", "1", "10"))
     assert all(f">{name}</text>" in plots["images.svg"] for name in ("10 % of labels", "75,000", "300,000"))
-    assert plots == cifar10.STUDY.plots(finished)
+    assert plots == found.plots()
 
 
-def test_the_best_row_is_chosen_on_validation_images_and_among_equals(shared: ModuleType, tmp_path: Path) -> None:
+def test_the_best_row_is_chosen_on_validation_images_and_among_equals(results: Any, tmp_path: Path) -> None:
     study = import_module("study_cifar10").STUDY
 
     def keep(row: str, validated: float, linear: float) -> None:
         probe = {"seeds": {"0": {"validation": {"1 cls": validated}, "knn": 0.3, "linear": linear, "few": {}}}}
         (tmp_path / row).mkdir()
         (tmp_path / row / "probe.json").write_text(json.dumps(probe))
-        study.write(tmp_path)
+        results.read(study, tmp_path).write(tmp_path)
 
     keep("random", 0.9, 0.9)
     keep("dvae-random-37500", 0.8, 0.8)
@@ -192,10 +202,12 @@ def test_the_best_row_is_chosen_on_validation_images_and_among_equals(shared: Mo
     }
 
 
-def test_without_images_a_study_says_what_it_needs(shared: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_images_a_study_says_what_it_needs(
+    shared: ModuleType, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     study = shared.Study("images", {}, ViT())
     with pytest.raises(SystemExit):
-        shared.run(study, None, [])
+        run(study, None, [])
     assert "--images and --tokenizers are required, or --page" in capsys.readouterr().err
 
 
