@@ -1,5 +1,8 @@
 """Where and in which number format a run computes."""
 
+import itertools
+import time
+
 import pytest
 import torch
 
@@ -22,6 +25,14 @@ def test_auto_takes_bf16_where_it_is_one_and_a_half_times_as_fast(
     chosen = choose_compute("cpu")
     assert chosen.dtype == dtype
     assert ("no fast bf16 units" in chosen.describe()) == (dtype == torch.float32)
+
+
+def test_work_that_the_clock_books_late_is_not_taken_for_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of 2 ms, on a clock that moves by 4 ms: now and then a product seems to take no time."""
+    readings = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: next(readings) // 2 * 0.004)
+    speed = compute._gflops(torch.float32, size=1) * 1e9 / (2 * torch.get_num_threads())
+    assert speed == pytest.approx(500, rel=0.1)
 
 
 def test_autocast_multiplies_in_the_chosen_format() -> None:

@@ -84,12 +84,18 @@ def _choose_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
-def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.8) -> float:
-    """Speed of matrix products on all threads, by the time that the processor works: others may be using it too."""
+def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.05, rounds: int = 16) -> float:
+    """Speed of matrix products on all threads, by the time that the processor works: others may be using it too.
+
+    The best of some rounds, each long beside the few milliseconds by which the work of other threads is booked late.
+    """
     a = torch.ones(size, size, dtype=dtype)
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        began = time.process_time()
-        a @ a
-        best = min(best, time.process_time() - began)
-    return 2 * size**3 * torch.get_num_threads() / best / 1e9
+    a @ a
+    best = 0.0
+    for _ in range(rounds):
+        began, spent, products = time.process_time(), 0.0, 0
+        while spent < seconds:
+            a @ a
+            products, spent = products + 1, time.process_time() - began
+        best = max(best, products / spent)
+    return 2 * size**3 * torch.get_num_threads() * best / 1e9
