@@ -56,15 +56,19 @@ class Case:
     def flops(self) -> float:
         """Multiplications and additions of matrix products in one step, forward and twice that backward, for an image.
 
+        They are those of ours, whose last block does only what hidden patches and [S] need; peers have a few more.
         Patch embedding needs no gradient of its input. Softmax, normalisation and the like do not count.
         """
         vit, hidden = self.backbone, self.masking.count(self.backbone.grid)
         patches, width = vit.grid[0] * vit.grid[1], vit.embed_dim
-        linear = 2 * (patches + 1) * width**2 * (4 + 2 * vit.mlp_ratio)
-        attention = 4 * (patches + 1) ** 2 * width
+        every, few = patches + 1, hidden + 1
+        blocks = sum(
+            2 * width**2 * (3 * every + (1 + 2 * vit.mlp_ratio) * wanted) + 4 * wanted * every * width
+            for wanted in [*[every] * (vit.depth - 1), few]
+        )
         embed = 2 * patches * vit.patch_size**2 * vit.in_chans * width
         head = 2 * hidden * width * self.tokenizer.vocab_size
-        return 3 * (vit.depth * (linear + attention) + head) + 2 * embed
+        return 3 * (blocks + head) + 2 * embed
 
 
 CASES = {

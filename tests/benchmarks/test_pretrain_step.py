@@ -18,12 +18,12 @@ def figures_of(*flags: str) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_vit_b_takes_108_gflop_an_image() -> None:
-    """36 forward: 34 in linear layers, 1.4 in attention, 0.9 in the head, 0.2 in the patches."""
+def test_a_vit_b_takes_104_gflop_an_image() -> None:
+    """34.6 forward: 32 in linear layers, 1.4 in attention, 0.9 in the head, 0.2 in the patches."""
     cases = runpy.run_path(str(BENCHMARK))["CASES"]
     assert cases["base"].masking.count((14, 14)) == 75
-    assert cases["base"].flops() / 1e9 == pytest.approx(108, abs=0.5)
-    assert cases["tiny"].flops() / 1e9 == pytest.approx(2.22, abs=0.02)
+    assert cases["base"].flops() / 1e9 == pytest.approx(104, abs=0.5)
+    assert cases["tiny"].flops() / 1e9 == pytest.approx(2.14, abs=0.02)
 
 
 def test_tiny_is_measured_with_and_without_its_tokenizer() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smalti.functional.rel_pos import (
+    bias_rows,
     geometric_places,
     num_rows,
     position_bias,
@@ -58,6 +59,27 @@ def test_the_gradient_of_the_table_is_the_same_on_any_number_of_threads(rng: tor
         position_bias(table, index).backward(gradient)
         gradients.append(table.grad)
     torch.set_num_threads(1)
+    assert all(torch.equal(gradients[0], other) for other in gradients)
+
+
+def test_the_bias_of_some_positions_is_their_rows_and_has_the_same_gradient_on_any_number_of_threads(
+    rng: torch.Generator,
+) -> None:
+    values, gradient = torch.randn(3, 65, 65, generator=rng), torch.randn(8, 3, 26, 65, generator=rng)
+    at = torch.stack([torch.randperm(65, generator=rng)[:26] for _ in range(8)])
+    gradients = []
+    for threads in (1, 2, 2, 2):
+        torch.set_num_threads(threads)
+        bias = values.clone().requires_grad_()
+        some = bias_rows(bias, at)
+        some.backward(gradient)
+        gradients.append(bias.grad)
+    torch.set_num_threads(1)
+    assert all(torch.equal(some[b], values[:, at[b]]) for b in range(8))
+    expected = torch.zeros(3, 65, 65, dtype=torch.float64)
+    for b in range(8):
+        expected[:, at[b]] += gradient[b]
+    torch.testing.assert_close(gradients[0].double(), expected, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(gradients[0], other) for other in gradients)
 
 

@@ -170,6 +170,24 @@ def test_checkpointing_gives_the_same_numbers_bit_by_bit(changes: dict[str, Any]
     assert all(torch.equal(plain, again) for plain, again in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("changes", [{}, RELEASED, {"positions": "block_relative"}, {"grad_checkpointing": True}])
+def test_the_features_of_some_patches_and_their_gradients_are_those_of_all(changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(TINY, **changes)
+    at = torch.tensor([[0, 4], [2, 3], [5, 1]])
+    key = torch.from_numpy(signed(fold(1, np.arange(3))))
+    results = []
+    for some in (False, True):
+        model, states = shaken(config), list[torch.Tensor]()
+        model.norm.register_forward_hook(lambda _, __, output, states=states: states.append(output))
+        features = model.encode(model.embed(images(config)), config.grid, key=key, at=at if some else None)
+        patches = features.patches if some else features.patches[torch.arange(3)[:, None], at]
+        (patches.square().sum() + features.cls.sum()).backward()
+        assert states[0].shape == (3, 3 if some else 7, 16)
+        results.append([patches, features.cls, *(p.grad for p in model.parameters())])
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-4)
+
+
 def test_without_gradients_nothing_is_checkpointed() -> None:
     model = dataclasses.replace(TINY, grad_checkpointing=True).build()
     with torch.no_grad():

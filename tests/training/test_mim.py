@@ -122,6 +122,6 @@ def test_only_what_is_predicted_at_hidden_patches_has_a_gradient() -> None:
     objective(batch, STEP).loss_sum.backward()
     handle.remove()
     assert states[0].grad is not None
-    assert batch.mask is not None
-    assert torch.equal(states[0].grad[:, 1:].abs().sum(-1) > 0, batch.mask)
+    assert batch.mask_weight is not None
+    assert torch.equal(states[0].grad[:, 1:].abs().sum(-1) > 0, batch.mask_weight > 0)
     assert not states[0].grad[:, 0].any()

@@ -39,6 +39,12 @@ def position_bias(table: Float[Tensor, "rows heads"], index: Int[Tensor, "S S"])
     return F.embedding(index, table).permute(2, 0, 1).contiguous()
 
 
+def bias_rows(bias: Float[Tensor, "heads S S"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B heads K S"]:
+    """The bias of the positions `at` of each sample towards all; an embedding, as in `position_bias`."""
+    found: Tensor = F.embedding(at, bias.transpose(0, 1).flatten(1)).unflatten(-1, (len(bias), -1))
+    return found.transpose(1, 2)
+
+
 def resize_table(
     table: Float[Tensor, "rows heads"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "new_rows heads"]:

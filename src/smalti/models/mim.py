@@ -33,12 +33,13 @@ class MaskedImageModel(nn.Module):
         mask_index: Int[Tensor, "B K"],
         key: Int[Tensor, "B"] | None = None,
     ) -> Float[Tensor, "B K V"]:
-        """Scores of every visual token at the positions `mask_index`; see `Batch` for the shapes."""
+        """Scores of every visual token at the positions `mask_index`; see `Batch` for the shapes.
+
+        Nothing is computed of other positions that these do not see, and so the last block does less.
+        """
         tokens = self.backbone.embed(images)
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        patches = self.backbone.encode(tokens, self.backbone.config.grid, key=key).patches
-        index = mask_index[..., None].expand(-1, -1, patches.shape[-1])
-        return self.head(patches.gather(1, index))
+        return self.head(self.backbone.encode(tokens, self.backbone.config.grid, key=key, at=mask_index).patches)
 
 
 def build_mim(config: ViT, vocab_size: int, seed: int = 0) -> MaskedImageModel:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -123,7 +124,13 @@ class VisionTransformer(nn.Module):
         return self.patch_embed(as_unit_range(images))
 
     def encode(
-        self, tokens: Float[Tensor, "B N D"], grid: Grid, *, layers: bool = False, key: Int[Tensor, "B"] | None = None
+        self,
+        tokens: Float[Tensor, "B N D"],
+        grid: Grid,
+        *,
+        layers: bool = False,
+        key: Int[Tensor, "B"] | None = None,
+        at: Int[Tensor, "B K"] | None = None,
     ) -> Features:
         """Prepend [S], add positions where they are absolute, run the blocks.
 
@@ -132,6 +139,8 @@ class VisionTransformer(nn.Module):
             grid: rows and columns of the patches.
             layers: also return the output of every block.
             key: one key a sample to draw stochastic depth from while training; None keeps every branch.
+            at: the patches whose features are wanted, B x K of them, unless all are. Of the others the last block then
+                computes keys and values alone; the result is the same.
         """
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
@@ -143,18 +152,19 @@ class VisionTransformer(nn.Module):
         depth, rate = self.config.depth, self.config.drop_path_rate
         keep = [None] * depth if key is None or rate == 0 else drop_path_keep(key, depth, rate).to(x.dtype)
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        wanted = None if at is None else F.pad(at + 1, (1, 0))  # [S] comes first
         outputs = []
         for block, block_keep in zip(self.blocks, keep, strict=True):
-            x = self._run(block, x, block_keep, bias)
+            x = self._run(block, x, block_keep, bias, wanted if block is self.blocks[-1] else None)
             outputs.append(x)
         x = self.norm(x)
         return Features(x[:, 0], x[:, 1:], tuple(outputs) if layers else ())
 
-    def _run(self, block: nn.Module, x: Tensor, keep: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         """A block; with `grad_checkpointing` it is run again in the backward pass, which gives the same numbers."""
         if not (self.config.grad_checkpointing and torch.is_grad_enabled()):
-            return block(x, keep, bias)
-        return checkpoint(block, x, keep, bias, use_reentrant=False, preserve_rng_state=False)
+            return block(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, images: Tensor) -> Features:
         """Features of whole images."""
