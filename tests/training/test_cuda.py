@@ -1,6 +1,7 @@
 """What is different on a GPU, tried where there is one."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,10 @@ def test_a_batch_in_pinned_memory_arrives_whole(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)])
-def test_the_loss_is_that_of_the_cpu(rng: torch.Generator, dtype: torch.dtype, close: float) -> None:
-    config = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.0)
+@pytest.mark.parametrize("positions", ["absolute", "shared_relative", "block_relative"])
+def test_the_loss_is_that_of_the_cpu(rng: torch.Generator, positions: Any, dtype: torch.dtype, close: float) -> None:
+    sizes = {"img_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    config = ViT(**sizes, drop_path_rate=0.0, positions=positions)
     objective, made = MaskedImageModeling(build_mim(config, 8)), batch(rng)
     expected = means(objective(made, torch.tensor(0)))["loss"]
     with Compute(CUDA, dtype).autocast():
