@@ -100,22 +100,25 @@ def dies_in_the_third_part() -> None:
         for number, part in enumerate(whole(batch, parts)):
             steps.append(number)
             if len(steps) == 5 * 4 + 3:
+                written()
                 die()
             yield part
 
     steps: list[int] = []
+    written = _noted_writer()
     Batch.split = split  # type: ignore[method-assign,assignment]
 
 
 def dies_after_an_epoch() -> None:
-    """A08: its last step is done, and not saved yet."""
+    """A08: its last step is done and not saved yet, and the checkpoint before is written."""
 
     def save(trainer: Trainer, *arguments: Any) -> None:
         if trainer.step == 6:
+            written()
             die()
         whole(trainer, *arguments)
 
-    whole = Trainer.save
+    whole, written = Trainer.save, _noted_writer()
     Trainer.save = save  # type: ignore[method-assign]
 
 
