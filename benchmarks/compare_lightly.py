@@ -30,7 +30,7 @@ from lightly.transforms.utils import IMAGENET_NORMALIZE
 from lightly.utils.scheduler import cosine_warmup_schedule
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
-from study import Places, Row
+from study import Places, Row, go_on
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer as TimmViT
@@ -46,9 +46,7 @@ from smalti.data.order import Order
 from smalti.data.views import TwoViews
 from smalti.models.vit import VisionTransformer
 from smalti.runs.evaluate import battery
-from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
-from smalti.runs.folder import is_run, read_config
 from smalti.runs.pretrain import prepare
 from smalti.runs.train_tokenizer import load_tokenizer
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
@@ -259,10 +257,7 @@ def fine_tune(folder: Path, data: Path, steps: int, compute: Compute) -> dict[st
     init, out = str(folder / "encoder.safetensors"), folder / "finetune-10pct-0"
     places, study = Places(data, Path(), Path()), replace(STUDY, steps=steps)
     config = study.finetuning(init, out, places, share=0.1, seed=_SEED, layer_decay=Row().layer_decay)
-    config = replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD))
-    if resume := is_run(str(out)):
-        config = replace(read_config(str(out), Finetune), out=str(out))
-    return finetune(config, resume=resume, compute=compute)
+    return go_on(replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD)), finetune, compute)
 
 
 def run(

@@ -167,13 +167,9 @@ class Study:
     def _go_on(
         self, configured: Callable[[Places], Any], main: Callable[..., dict[str, Any]], places: Places, compute: Compute
     ) -> dict[str, Any]:
-        """Begin a run, or go on with it: its result and its configuration, with names for where things are."""
-        config = configured(places)
-        resume = is_run(config.out)
-        if resume:
-            config = replace(read_config(config.out, type(config)), out=config.out)
+        """The result of a run and its configuration, with names for where things are."""
         shown = configured(Places(Path(self.name), Path("tokenizers"), Path("runs")))
-        return main(config, resume=resume, compute=compute) | {"resumed": resume, "config": to_json(shown)}
+        return go_on(configured(places), main, compute) | {"config": to_json(shown)}
 
     def _probe(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
         """The battery on all images of train/ and test/: three seeds of validation images and few labels.
@@ -191,3 +187,11 @@ class Study:
         networks = {seed: self.backbone.build(seed).eval().to(compute.device) for seed in SEEDS}
         each = [next(batteries(network, train, test, compute, [s], self.protocol)) for s, network in networks.items()]
         return {"seeds": {str(result.seed): result.as_dict() for result in each}}
+
+
+def go_on(config: Any, main: Callable[..., dict[str, Any]], compute: Compute) -> dict[str, Any]:
+    """Begin a run, or go on with the one in its folder: its result, and whether it went on."""
+    resume = is_run(config.out)
+    if resume:
+        config = replace(read_config(config.out, type(config)), out=config.out)
+    return main(config, resume=resume, compute=compute) | {"resumed": resume}

@@ -1,7 +1,7 @@
 """Images as rows of patches, and back."""
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -46,3 +46,8 @@ def normalised_patches(
     mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
     scale = (variance + 1e-6).sqrt()
     return (patches - mean) / scale, mean, scale
+
+
+def rows(x: Float[Tensor, "B S D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+    """The positions `at` of each sample."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from smalti.core.contracts import Grid
 from smalti.functional.gelu import gelu
 from smalti.functional.noise import uniform_noise
+from smalti.functional.patches import rows
 from smalti.functional.rel_pos import bias_rows, num_rows, position_bias, relative_position_index
 
 
@@ -44,11 +45,6 @@ class RelativePositionBias(nn.Module):
 
     def forward(self) -> Float[Tensor, "heads S S"]:
         return position_bias(self.relative_position_bias_table, self.relative_position_index)
-
-
-def rows(x: Float[Tensor, "B S D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-    """The positions `at` of each sample."""
-    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def attend(

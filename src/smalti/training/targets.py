@@ -11,7 +11,7 @@ from smalti.core.config import setting
 from smalti.core.contracts import Batch, StepOutput
 from smalti.functional.losses import masked_token_loss, patch_error, soft_cross_entropy
 from smalti.functional.metrics import hits
-from smalti.functional.patches import normalised_patches, patchify
+from smalti.functional.patches import normalised_patches, patchify, rows
 from smalti.models.vit import as_unit_range
 
 _FEW = 5
@@ -97,4 +97,4 @@ def pixels_at(batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]
     assert batch.mask is not None
     height, width = batch.image.shape[-2:]
     patches = patchify(as_unit_range(batch.image), math.isqrt(height * width // batch.mask.shape[1]))
-    return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
+    return rows(patches, index)
