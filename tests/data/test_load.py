@@ -4,9 +4,11 @@ import io
 import json
 import os
 import tarfile
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data, affordable, split_held_out
 from smalti.data.open import open_source
-from smalti.data.reading import in_order
+from smalti.data.reading import each, in_order
 from smalti.data.sources.files import Folder
 from smalti.data.sources.resident import Resident, embedded
 from tests.contracts import check_source
@@ -229,6 +231,15 @@ def test_in_order_keeps_the_order_and_does_not_run_ahead() -> None:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         assert len(begun) <= 10
         assert list(results) == list(range(3, 1000))
+
+
+def test_each_ends_where_it_is_left_early() -> None:
+    begun: list[int] = []
+    alive = threading.active_count()
+    with each(lambda item: sleep(0.01) or begun.append(item), range(250), Log(), "look") as found:
+        assert next(iter(found)) == (0, None)
+    assert threading.active_count() == alive
+    assert len(begun) < 250
 
 
 @pytest.mark.parametrize("path", ["pipe:touch ran", "http://example.org/{0..1}.tar", "file:///etc", "ftp://x/0.tar"])

@@ -146,12 +146,13 @@ def read_source(source: Stored, data: Data, log: Log, bad_files: Path | None = N
     failed: dict[str, str] = {}
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
     labels: list[int] = []
-    for position, result in each(lambda place: read_square(source, place, data.side), positions, log, "read images"):
-        if isinstance(result, DataError):
-            failed[source.name(position)] = result.cause
-        else:
-            pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
-            labels.append(result.label)
+    with each(lambda place: read_square(source, place, data.side), positions, log, "read images") as found:
+        for position, result in found:
+            if isinstance(result, DataError):
+                failed[source.name(position)] = result.cause
+            else:
+                pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
+                labels.append(result.label)
     _report_bad(failed, len(positions), data, log, bad_files)
     return Resident(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 

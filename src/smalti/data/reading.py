@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.core.errors import DataError
-from smalti.core.log import Log
+from smalti.core.log import Bar, Log
 from smalti.data.sources.resident import Resident
 from smalti.data.sources.stored import Stored
 
@@ -28,11 +29,15 @@ class Square(NamedTuple):
     label: int
 
 
+@contextmanager
 def each(
     look: Callable[[int], T], positions: Sequence[int], log: Log, title: str
-) -> Generator[tuple[int, T | DataError], None, None]:
-    """Look at images on one thread a core, with progress: each position with what was found there, or what is wrong."""
-    unreadable = 0
+) -> Iterator[Iterable[tuple[int, T | DataError]]]:
+    """Look at images on one thread a core, with progress: each position with what was found there, or what is wrong.
+
+    A context, so that its threads end where it is left, also early: a generator ends when it is collected as garbage,
+    which may be on one of these threads.
+    """
     with (
         warnings.catch_warnings(),
         log.progress(title, len(positions)) as bar,
@@ -40,10 +45,18 @@ def each(
     ):
         warnings.simplefilter("ignore")
         results = in_order(threads, lambda position: attempt(look, position), positions)
-        for number, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
-            yield position, result
-            unreadable += isinstance(result, DataError)
-            bar.update(number, f"{unreadable} unreadable" if unreadable else "")
+        try:
+            yield _counted(zip(positions, results, strict=True), bar)
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _counted(results: Iterable[tuple[int, T | DataError]], bar: Bar) -> Iterator[tuple[int, T | DataError]]:
+    unreadable = 0
+    for number, (position, result) in enumerate(results, start=1):
+        yield position, result
+        unreadable += isinstance(result, DataError)
+        bar.update(number, f"{unreadable} unreadable" if unreadable else "")
 
 
 def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
@@ -90,8 +103,9 @@ def some_squares(images: Resident | Stored, count: int, side: int) -> UInt8[Tens
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spread."""
     if isinstance(images, Resident):
         return images.images[:count]
-    found = each(lambda position: read_square(images, position, side), even_sample(len(images), count), Log(), "look")
-    pixels = [result.pixels for _, result in found if isinstance(result, Square)]
+    positions = even_sample(len(images), count)
+    with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
+        pixels = [result.pixels for _, result in found if isinstance(result, Square)]
     if not pixels:
         raise DataError(f"none of {count} images can be read", cause="all that were tried are damaged")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()

@@ -60,11 +60,12 @@ class Pairs:
             DataError: the first that cannot be read, or does not fit.
         """
         found: dict[int, Path] = {}
-        look = each(lambda index: np.unique(self.read(index)[1]), range(len(self)), log, f"read {self.masks}")
-        for index, ids in look:
-            if isinstance(ids, DataError):
-                raise ids
-            found |= {number: self.mask(index) for number in ids.tolist() if number not in found}
+        title = f"read {self.masks}"
+        with each(lambda index: np.unique(self.read(index)[1]), range(len(self)), log, title) as present:
+            for index, ids in present:
+                if isinstance(ids, DataError):
+                    raise ids
+                found |= {number: self.mask(index) for number in ids.tolist() if number not in found}
         return found
 
 

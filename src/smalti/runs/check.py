@@ -72,11 +72,12 @@ def main(config: Check) -> dict[str, Any]:
         source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
-    for position, seen in each(lambda position: _look(source, position, config.side), positions, log, "check"):
-        if isinstance(seen, DataError):
-            tally.refuse(source.name(position), seen.cause)
-        else:
-            tally.add(position, seen)
+    with each(lambda position: _look(source, position, config.side), positions, log, "check") as found:
+        for position, seen in found:
+            if isinstance(seen, DataError):
+                tally.refuse(source.name(position), seen.cause)
+            else:
+                tally.add(position, seen)
     result = _about(source, config) | tally.result(source, config.distance)
     print(describe(result))
     return result

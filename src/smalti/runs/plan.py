@@ -109,7 +109,8 @@ def look(source: Stored | Resident, log: Log) -> Survey:
         DataError: none that was looked at can be read, or there are fewer than two.
     """
     positions = even_sample(len(source), _LOOKED_AT)
-    found = dict(each(lambda position: min(source[position].image.shape[:2]), positions, log, "look"))
+    with each(lambda position: min(source[position].image.shape[:2]), positions, log, "look") as each_side:
+        found = dict(each_side)
     sides = [side for side in found.values() if not isinstance(side, DataError)]
     unreadable = [what for what in found.values() if isinstance(what, DataError)]
     if len(sides) < 2:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -88,11 +87,9 @@ class _Packing:
         if self.done == len(positions):
             return
         form, part = self.settings.form, self.begin()
-        records = each(
-            lambda position: make_record(self.source, position, form), positions[self.done :], log, "prepare"
-        )
+        missing = positions[self.done :]
         try:
-            with closing(records):
+            with each(lambda position: make_record(self.source, position, form), missing, log, "prepare") as records:
                 for position, record in records:
                     if isinstance(record, DataError):
                         part.refuse(position, self.source.name(position), record.cause)
