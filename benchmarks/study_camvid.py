@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from logs import write_log
+from study import go_on
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
@@ -33,7 +34,7 @@ from smalti.models.vit import ViT
 from smalti.recipes import small
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, is_run, read_config
+from smalti.runs.folder import RunFolder
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -81,14 +82,18 @@ def starts() -> dict[str, Start]:
     kmeans = TrainTokenizer(SQUARES, tokenizer=KMeansPatches(vocab_size=512, stride=8, in_chans=3), crop=CROP)
     dvae = replace(small.train_tokenizer(), data=SQUARES, crop=CROP, plan=Plan(steps=3000, batch_size=64))
     dvae = replace(dvae, tokenizer=replace(dvae.tokenizer, vocab_size=512))
-    return {"kmeans-20k": Start(kmeans, 20_000), "dvae-640k": Start(dvae, 640_000)}
+    return {
+        "kmeans-20k": Start(kmeans, 20_000),
+        "kmeans-300k": Start(kmeans, 300_000),
+        "dvae-640k": Start(dvae, 640_000),
+    }
 
 
 def cells() -> dict[str, Cell]:
     """All fine-tunings, those of minutes first."""
     every = [
         Cell(start, head, steps)
-        for steps, names in ((200, ("scratch", "kmeans-20k")), (3000, ("scratch", "dvae-640k")))
+        for steps, names in ((200, ("scratch", "kmeans-20k")), (3000, ("scratch", "kmeans-300k", "dvae-640k")))
         for head in ("linear", "multi-level")
         for start in names
     ]
@@ -148,9 +153,9 @@ class Study:
             return ""
         start = starts()[name]
         tokenizer = self.runs / f"tokenizer-{name}"
-        self._run(train_tokenizer, replace(start.tokenizer, data=self._frames()), tokenizer)
+        self._run(train_tokenizer.main, replace(start.tokenizer, data=self._frames()), tokenizer)
         config = replace(pretraining(start, str(tokenizer)), data=self._frames())
-        self._run(pretrain, config, self.runs / name)
+        self._run(pretrain.main, config, self.runs / name)
         return str(self.runs / name)
 
     def cell(self, name: str) -> dict[str, Any]:
@@ -159,11 +164,10 @@ class Study:
         init = self.pretrained(cell.start)
         began, used = time.time(), time.process_time()
         config = fine_tuning(cell, self.data, init)
-        resumed = is_run(str(self.runs / name))
-        result = self._run(finetune, config, self.runs / name)
+        result = self._run(finetune.main, config, self.runs / name)
         spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
         shown = replace(config, data=replace(config.data, path="train"), validation_data="val", test="test", init="")
-        about = {"images": NOTE, "start": cell.start, "head": cell.head, "resumed": resumed, **spent}
+        about = {"images": NOTE, "start": cell.start, "head": cell.head, "resumed": result.pop("resumed"), **spent}
         if init:
             about["pretraining"] = RunFolder(Path(init)).read_result()
         result["test_class_iou"] = dict(zip(CLASSES, result["test_class_iou"].values(), strict=True))
@@ -192,16 +196,10 @@ class Study:
     def _frames(self) -> Data:
         return replace(SQUARES, path=str(self.data / "train" / "images"))
 
-    def _run(self, verb: Any, config: Any, out: Path) -> dict[str, Any]:
+    def _run(self, main: Callable[..., dict[str, Any]], config: Any, out: Path) -> dict[str, Any]:
         """Begin a run, go on with it, or read what it ended with."""
-        if done := RunFolder(out).read_result():
-            return done
-        if resume := is_run(str(out)):
-            config = read_config(str(out), type(config))
-        elif self.steps is not None:
-            config = replace(config, plan=replace(config.plan, steps=min(config.plan.steps, self.steps)))
-        found: dict[str, Any] = verb.main(replace(config, out=str(out)), resume=resume, compute=self.compute)
-        return found
+        most = config.plan.steps if self.steps is None else min(config.plan.steps, self.steps)
+        return go_on(replace(config, out=str(out), plan=replace(config.plan, steps=most)), main, self.compute)
 
 
 def _percent(name: str) -> Callable[[dict[str, Any]], str]:
