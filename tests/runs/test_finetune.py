@@ -253,6 +253,19 @@ def test_weights_of_timm_at_another_resolution(
     assert here["backbone.pos_embed"].shape == (1, 17, 16)
 
 
+@pytest.mark.slow
+def test_a_base_network_goes_from_224_to_384(tmp_path: Path) -> None:
+    there = build_mim(ViT(), 5, seed=4)
+    save_file({k: v.contiguous() for k, v in as_timm_vit(there).items()}, tmp_path / "vit.safetensors")
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (8, 3, 384, 384), np.uint8))
+    images = Resident(pixels, torch.arange(8) % 2, ("even", "odd"))
+    start = config(tmp_path / "run", init=str(tmp_path / "vit.safetensors"))
+    larger = replace(start, data=Data(side=384), backbone=ViT(img_size=(384, 384)), plan=Plan(steps=2, batch_size=2))
+    found = trained(larger, Images(images, images))
+    assert (found["steps"], found["test_images"]) == (2, 8)
+    assert start_weights(tmp_path / "run")["backbone.pos_embed"].shape == (1, 577, 768)
+
+
 def test_pixels_are_normalised_as_in_the_run_to_start_from(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
