@@ -7,8 +7,7 @@ FOLDER holds train/ and test/. A cell is one pretraining, a file of docs/results
 alone, and one that was cut off goes on. The first command runs the cells that see as many images as our rows. The
 second also times our step beside theirs, where that has not been done (step-seconds.json), and runs those cells that
 take as much processor time as our row of tokens (S seconds), and as that row and its tokenizer together (S + T). What
-lightly does is written with its own parts, as its benchmarks use them (benchmarks/imagenet/vitb16/mae.py and simmim.py
-there).
+lightly does is in lightly_methods.py.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,193 +23,41 @@ from typing import Any
 import lightly
 import timm
 import torch
-from lightly.models import utils
-from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
-from lightly.transforms.utils import IMAGENET_NORMALIZE
-from lightly.utils.scheduler import cosine_warmup_schedule
+from lightly_methods import (
+    BACKBONE,
+    BATCH,
+    LOG_EVERY,
+    MEAN,
+    METHODS,
+    OURS,
+    SEED,
+    STD,
+    THEIRS,
+    Method,
+    Training,
+    about,
+    pretrain,
+)
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
 from study import Places, Row, go_on
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
-from timm.models.vision_transformer import VisionTransformer as TimmViT
-from torch import Tensor, nn
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.files import write_json
 from smalti.core.log import Log
-from smalti.data.load import Images, read_source
-from smalti.data.loader import Loader, ResidentGallery
+from smalti.data.load import read_source
 from smalti.data.open import open_stored
-from smalti.data.order import Order
-from smalti.data.views import TwoViews
 from smalti.models.vit import VisionTransformer
 from smalti.runs.evaluate import battery
 from smalti.runs.finetune import main as finetune
 from smalti.runs.pretrain import prepare
 from smalti.runs.train_tokenizer import load_tokenizer
-from smalti.training.checkpoint import FOLDER as CHECKPOINTS
-from smalti.training.checkpoint import read_checkpoint, write_checkpoint
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "peers"
-OURS = configuration(Path(), "", Path())
-VIEWS = TwoViews(OURS.crop, OURS.backbone.img_size)
-MEAN, STD = tuple(IMAGENET_NORMALIZE["mean"]), tuple(IMAGENET_NORMALIZE["std"])
-BACKBONE = replace(OURS.backbone, mean=MEAN, std=STD)
-BATCH = OURS.plan.batch_size
-_SEED, _LOG_EVERY, _SAVE_EVERY = 0, 50, 100
-_PIXELS = 3 * BACKBONE.patch_size**2
-
-
-class Peer(nn.Module):
-    """What both methods have in common: `backbone`, which is kept, and `forward` from images to a guess.
-
-    `forward` returns what is predicted at hidden tokens, and which these are: B K P and B K, counted with [S].
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        size = {name: getattr(BACKBONE, name) for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
-        vit = TimmViT(**size, num_classes=0)
-        self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-
-
-class MAE(Peer):
-    """The encoder sees a quarter of the patches, a decoder puts mask tokens into the places of the others.
-
-    Its decoder has 512 channels, 8 blocks and 16 heads for an encoder of 768 and 12: here in the same proportion.
-    """
-
-    def __init__(self, width: int = 96, depth: int = 4, num_heads: int = 3) -> None:
-        super().__init__()
-        num_patches = self.backbone.vit.patch_embed.num_patches
-        self.decoder_embed = nn.Linear(BACKBONE.embed_dim, width)
-        self.decoder = MaskedVisionTransformerDecoderTIMM(num_patches, width, depth, num_heads)
-        self.head = nn.Linear(width, _PIXELS)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        size = (len(images), self.backbone.sequence_length)
-        keep, hidden = utils.random_token_mask(size, mask_ratio=0.75)
-        seen = self.decoder_embed(self.backbone.encode(images, idx_keep=keep))
-        blank = seen.new_zeros(*size, seen.shape[-1])
-        decoded = self.decoder(utils.set_at_index(blank, keep, seen), idx_mask=hidden)
-        return self.head(utils.get_at_index(decoded, hidden)), hidden
-
-
-class SimMIM(Peer):
-    """The encoder sees mask tokens in squares of 2 x 2 patches, 10 of 16; one linear layer predicts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(BACKBONE.embed_dim, _PIXELS)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        size = (len(images), self.backbone.sequence_length)
-        _, hidden = utils.random_grid_token_mask(size, mask_ratio=0.6, grid_size=2)
-        return self.head(utils.get_at_index(self.backbone.encode(images, idx_mask=hidden), hidden)), hidden
-
-
-@dataclass(frozen=True)
-class Method:
-    """A network, its loss, and how lightly trains it.
-
-    Attributes:
-        lr: at a batch of 256 images, used in proportion.
-        warmup: share of the steps. lightly warms up for 40 (10) epochs, whatever the length, and this run has 6: the
-            share is that of the paper's 800 (of its 100).
-        normalise: predict each patch less its mean, divided by its deviation, instead of pixels.
-    """
-
-    build: type[Peer]
-    error: nn.Module
-    lr: float
-    betas: tuple[float, float]
-    warmup: float
-    normalise: bool = False
-
-
-_THEIRS = {
-    "mae": Method(MAE, nn.MSELoss(), lr=1.5e-4, betas=(0.9, 0.95), warmup=0.05),
-    "simmim": Method(SimMIM, nn.L1Loss(), lr=1e-4, betas=(0.9, 0.999), warmup=0.1),
-}
-METHODS = _THEIRS | {f"{name}-our-settings": replace(m, lr=4e-3, normalise=True) for name, m in _THEIRS.items()}
-"""As documented, and with the learning rate (2e-3 at a batch of 128) and the target of our rows that predict pixels."""
 BUDGETS = ("equal-images", "equal-time", "equal-time-both-stages")
 CELLS = {f"{method}-{budget}": (method, budget) for budget in BUDGETS for method in METHODS}
-
-
-class Training:
-    """A method in training for so many steps in all, which can be saved after any of them.
-
-    Attributes:
-        done: steps so far.
-        losses: of each of them.
-        seconds: of processor time that they took.
-    """
-
-    def __init__(self, method: Method, images: Images, steps: int, compute: Compute, compiled: bool) -> None:
-        torch.manual_seed(_SEED)
-        self.method, self.steps, self.compute = method, steps, compute
-        self.model = method.build().to(compute.device)
-        self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.optimizer = adamw(self.model, method)
-        self.batches = Loader(ResidentGallery(images.train, VIEWS), Order(len(images.train), BATCH, _SEED))
-        self.mean, self.std = (torch.tensor(value, device=compute.device)[:, None, None] for value in (MEAN, STD))
-        self.done, self.losses, self.seconds = 0, list[float](), 0.0
-
-    def step(self) -> None:
-        """Do the next step."""
-        began = time.process_time()
-        torch.manual_seed(_SEED + self.done)  # lightly draws its masks from the global state
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_of(self.method, self.done, self.steps)
-        pixels = (self.batches(self.done).image.to(self.compute.device) - self.mean) / self.std
-        with self.compute.autocast():
-            predicted, hidden = self.network(pixels)
-        target = utils.get_at_index(utils.patchify(pixels, BACKBONE.patch_size), hidden - 1)
-        target = utils.normalize_mean_var(target) if self.method.normalise else target
-        loss = self.method.error(predicted.float(), target)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.done += 1
-        self.losses.append(loss.item())
-        self.seconds += time.process_time() - began
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
-        moments = self.optimizer.state_dict()["state"]
-        state = {f"{number}.{name}": value for number, of in moments.items() for name, value in of.items()}
-        spent = {"losses": torch.tensor(self.losses), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
-        write_checkpoint(folder, self.done, self.model, state | spent)
-
-    def load(self, folder: Path) -> None:
-        """Go on from the newest checkpoint."""
-        found = read_checkpoint(folder)
-        self.model.load_state_dict(found.model)
-        state, moments = dict(found.state), dict[int, dict[str, Tensor]]()
-        self.done, self.losses, self.seconds = found.step, state.pop("losses").tolist(), state.pop("seconds").item()
-        for name, value in state.items():
-            number, kind = name.split(".")
-            moments.setdefault(int(number), {})[kind] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-
-
-def pretrain(
-    method: Method, images: Images, steps: int, folder: Path, compute: Compute, compiled: bool = False
-) -> Training:
-    """Train to the end, or go on in `folder` with what was cut off."""
-    training = Training(method, images, steps, compute, compiled)
-    if (folder / CHECKPOINTS).exists():
-        training.load(folder)
-    while training.done < steps:
-        training.step()
-        if training.done % _LOG_EVERY == 0 or training.done == steps:
-            recent = training.losses[-_LOG_EVERY:]
-            print(f"step {training.done} of {steps}, loss {sum(recent) / len(recent):.4f}", flush=True)
-        if training.done % _SAVE_EVERY == 0:
-            training.save(folder)
-    return training
 
 
 def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, rounds: int) -> dict[str, float]:
@@ -222,7 +69,7 @@ def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, r
     images = config.data.load(Log())
     trainer, batches = prepare(config, images, load_tokenizer(tokenizer, compute), compute)
     steps: dict[str, Callable[[], Any]] = {"ours": lambda: trainer.train_step(batches(trainer.step), compute)}
-    steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in _THEIRS.items()}
+    steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in THEIRS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 2):
         for name, step in steps.items():
@@ -230,19 +77,6 @@ def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, r
             step()
             times[name].append(time.process_time() - began)
     return {name: median(taken[2:]) for name, taken in times.items()}
-
-
-def adamw(model: Peer, method: Method) -> torch.optim.AdamW:
-    """Biases and norms do not decay."""
-    decayed, others = utils.get_weight_decay_parameters([model])
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=method.betas)
-
-
-def lr_of(method: Method, step: int, steps: int) -> float:
-    """The learning rate of a step: up from 0, then half a cosine down to a thousandth."""
-    peak = method.lr * BATCH / 256
-    return cosine_warmup_schedule(step, steps, peak, 1e-3 * peak, int(method.warmup * steps), warmup_start_value=0.0)
 
 
 def read_encoder(path: Path) -> VisionTransformer:
@@ -256,7 +90,7 @@ def fine_tune(folder: Path, data: Path, steps: int, compute: Compute) -> dict[st
     """Fine-tuning with a tenth of the labels, those of our rows and with their recipe; one that was cut off goes on."""
     init, out = str(folder / "encoder.safetensors"), folder / "finetune-10pct-0"
     places, study = Places(data, Path(), Path()), replace(STUDY, steps=steps)
-    config = study.finetuning(init, out, places, share=0.1, seed=_SEED, layer_decay=Row().layer_decay)
+    config = study.finetuning(init, out, places, share=0.1, seed=SEED, layer_decay=Row().layer_decay)
     return go_on(replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD)), finetune, compute)
 
 
@@ -269,23 +103,17 @@ def run(
         training = pretrain(method, images, steps, folder, compute, compiled)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(training.model.backbone.vit.state_dict(), folder / "encoder.safetensors")
-        means = [part.mean().item() for part in torch.tensor(training.losses).split(_LOG_EVERY)]
+        means = [part.mean().item() for part in torch.tensor(training.losses).split(LOG_EVERY)]
         spent = {"steps": steps, "images": steps * BATCH, "processor_seconds": training.seconds, "losses": means}
         parameters = sum(weight.numel() for weight in training.model.parameters())
         write_json(done, spent | about(method) | {"parameters": parameters, "compiled": compiled})
     test = read_source(open_stored(str(data / "test"), OURS.data.channels), OURS.data, Log())
     encoder = read_encoder(folder / "encoder.safetensors")
-    figures = {"frozen": battery(encoder, images.train, test, compute, _SEED, STUDY.protocol).as_dict()}
+    figures = {"frozen": battery(encoder, images.train, test, compute, SEED, STUDY.protocol).as_dict()}
     figures["finetune-10pct-0"] = fine_tune(folder, data, finetune_steps, compute)
     versions = {"lightly": lightly.__version__, "timm": timm.__version__, "torch": torch.__version__}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "compute": compute.describe()}
     return json.loads(done.read_text()) | figures | versions | machine
-
-
-def about(method: Method) -> dict[str, Any]:
-    """The settings of a method."""
-    parts = {"network": method.build.__name__, "error": type(method.error).__name__, "normalise": method.normalise}
-    return parts | {"lr": method.lr * BATCH / 256, "betas": method.betas, "warmup": method.warmup, "batch_size": BATCH}
 
 
 def steps_of(cell: str, images: int, both_stages: float | None, seconds: Mapping[str, float]) -> int | None:

@@ -27,11 +27,18 @@ def comparison(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("compare_lightly")
 
 
-def test_our_backbone_computes_what_their_encoder_does(comparison: ModuleType, tmp_path: Path) -> None:
-    model = comparison.MAE().eval()
+@pytest.fixture
+def methods(comparison: ModuleType) -> ModuleType:
+    return import_module("lightly_methods")
+
+
+def test_our_backbone_computes_what_their_encoder_does(
+    comparison: ModuleType, methods: ModuleType, tmp_path: Path
+) -> None:
+    model = methods.MAE().eval()
     comparison.save_file(model.backbone.vit.state_dict(), tmp_path / "encoder.safetensors")
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(value)[:, None, None] for value in (comparison.MEAN, comparison.STD))
+    mean, std = (torch.tensor(value)[:, None, None] for value in (methods.MEAN, methods.STD))
     with torch.no_grad():
         backbone = comparison.read_encoder(tmp_path / "encoder.safetensors")
         ours = backbone.encode(backbone.embed(images), (8, 8), layers=True)
@@ -43,9 +50,9 @@ def test_our_backbone_computes_what_their_encoder_does(comparison: ModuleType, t
 
 
 @pytest.mark.parametrize(("method", "num_hidden"), [("mae", 48), ("simmim", 40)])
-def test_what_is_hidden_cannot_be_seen(comparison: ModuleType, method: str, num_hidden: int) -> None:
+def test_what_is_hidden_cannot_be_seen(methods: ModuleType, method: str, num_hidden: int) -> None:
     """The guess at hidden patches does not change with them, and does with the others."""
-    model = comparison.METHODS[method].build().eval()
+    model = methods.METHODS[method].build().eval()
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def guess(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,15 +80,13 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("method", ["mae", "simmim-our-settings"])
-def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(comparison: ModuleType, method: str, tmp_path: Path) -> None:
+def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(methods: ModuleType, method: str, tmp_path: Path) -> None:
     images = Images(
         Resident(torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8), torch.zeros(8, dtype=torch.int64)),
         None,
     )
     compute = choose_compute("cpu", "fp32")
-    whole, first, second = (
-        comparison.Training(comparison.METHODS[method], images, 3, compute, False) for _ in range(3)
-    )
+    whole, first, second = (methods.Training(methods.METHODS[method], images, 3, compute, False) for _ in range(3))
     for _ in range(3):
         whole.step()
     first.step()
@@ -95,10 +100,10 @@ def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(comparison: ModuleType, meth
         assert torch.equal(weight, second.model.state_dict()[name]), name
 
 
-def test_the_learning_rate_is_theirs(comparison: ModuleType) -> None:
+def test_the_learning_rate_is_theirs(methods: ModuleType) -> None:
     """1.5e-4 at a batch of 256, reached in the last of 5 % of the steps; then a cosine."""
-    method = comparison.METHODS["mae"]
-    rates = [comparison.lr_of(method, step, 1000) for step in (0, 24, 49, 524, 999)]
+    method = methods.METHODS["mae"]
+    rates = [methods.lr_of(method, step, 1000) for step in (0, 24, 49, 524, 999)]
     assert rates == pytest.approx([1.5e-6, 3.75e-5, 7.5e-5, 3.75e-5, 7.5e-8], rel=0.01)
 
 
