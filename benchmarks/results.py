@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plots import Lines, log_lines
-from study import IMAGES, SEEDS, Cells, Study
+from study import SEEDS, Cells, Study
 
 _BEGIN, _END = "<!-- table:begin -->\n", "<!-- table:end -->"
 _SCRATCH = "random"
@@ -42,9 +42,11 @@ class Results:
 
     @property
     def grid(self) -> list[str]:
-        """Rows among which the best is chosen: those of as many images as all have, as far as they are measured."""
-        rows = {name: row for name, row in self.study.rows.items() if row.target and row.images == IMAGES}
-        return [name for name in rows if "probe" in self.finished.get(name, {})]
+        """Rows among which the best is chosen: those that are compared, as far as they are measured."""
+        return [name for name, row in self.study.rows.items() if row.target and row.compared and self._probed(name)]
+
+    def _probed(self, name: str) -> bool:
+        return "probe" in self.finished.get(name, {})
 
     def chosen(self) -> str:
         """The best pretraining of the grid, by the linear probe on validation images."""
@@ -55,8 +57,11 @@ class Results:
         return max(self.grid, key=validated)
 
     def summary(self) -> dict[str, Any]:
-        """The best row beside the network that was never pretrained."""
-        rows = {"best": self.chosen(), "scratch": _SCRATCH}
+        """The best row beside the network that was never pretrained, and the row that saw the most images."""
+        best = self.chosen()
+        seen = {name: row.images for name, row in self.study.rows.items() if row.target and self._probed(name)}
+        longest = max(seen, key=lambda name: (seen[name], name == best))
+        rows = {"best": best, "scratch": _SCRATCH, "longest": longest}
         return {role: {"row": name, **figures(self.finished[name])} for role, name in rows.items()}
 
     def table(self) -> str:

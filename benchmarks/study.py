@@ -51,6 +51,13 @@ class Row:
     images: int = IMAGES
     layer_decay: float = 0.8
 
+    @property
+    def compared(self) -> bool:
+        """Whether it has as many images, patches hidden and layer decay as others: the best is chosen among these."""
+        usual = Row()
+        here, there = ((row.images, row.masking.ratio, row.layer_decay) for row in (self, usual))
+        return here == there
+
 
 class Places(NamedTuple):
     """Where things are."""
@@ -142,7 +149,7 @@ class Study:
         if row.layer_decay < 1:
             found["probe"] = partial(self._probe, name, places)
         grid = [(10, 0), (1, 0), (1, 1), (1, 2), (100, 0)]
-        for percent, seed in grid if row.images == IMAGES and row.layer_decay < 1 else grid[:1]:
+        for percent, seed in grid if row.compared else grid[:1]:
             found[f"finetune-{percent}pct-{seed}"] = partial(self._finetune, name, percent, seed, places)
         return found
 

@@ -39,6 +39,7 @@ BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
 """Images of the learning curve of the best row, each a pretraining of its own. It is fine-tuned with 10 % alone."""
 BEST = "dvae-random"
 """What `Results.chosen` says of the rows that have ended. It has the learning curve, and is tried on other images."""
+ROWS["dvae-hidden-60-1200000"] = replace(ROWS["dvae-hidden-60"], images=1_200_000)
 ROWS |= {f"{BEST}-{images}": replace(ROWS[BEST], images=images) for images in BUDGETS if images != IMAGES}
 
 STUDY = Study("cifar10", ROWS, BACKBONE, curve=BEST)

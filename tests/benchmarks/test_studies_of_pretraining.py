@@ -199,7 +199,19 @@ def test_the_best_row_is_chosen_on_validation_images_and_among_equals(results: A
     assert json.loads((tmp_path / "summary.json").read_text()) == {
         "best": {"row": "vq-blockwise", "knn": 0.3, "linear": 0.5},
         "scratch": {"row": "random", "knn": 0.3, "linear": 0.9},
+        "longest": {"row": "vq-blockwise", "knn": 0.3, "linear": 0.5},
     }
+    keep("dvae-hidden-60-1200000", 0.7, 0.8)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [summary[role]["row"] for role in ("best", "longest")] == ["vq-blockwise", "dvae-hidden-60-1200000"]
+
+
+def test_a_row_that_is_not_compared_is_fine_tuned_with_a_tenth_of_the_labels(
+    tmp_path: Path, shared: ModuleType
+) -> None:
+    study, places = import_module("study_cifar10").STUDY, shared.Places(tmp_path, tmp_path, tmp_path)
+    assert list(study.cells("dvae-hidden-60", places)) == ["pretrain", "probe", "finetune-10pct-0"]
+    assert len(study.cells("dvae-random", places)) == 7
 
 
 def test_without_images_a_study_says_what_it_needs(
