@@ -84,7 +84,7 @@ def starts() -> dict[str, Start]:
     dvae = replace(dvae, tokenizer=replace(dvae.tokenizer, vocab_size=512))
     return {
         "kmeans-20k": Start(kmeans, 20_000),
-        "kmeans-300k": Start(kmeans, 300_000),
+        "kmeans-150k": Start(kmeans, 150_000),
         "dvae-640k": Start(dvae, 640_000),
     }
 
@@ -93,7 +93,7 @@ def cells() -> dict[str, Cell]:
     """All fine-tunings, those of minutes first."""
     every = [
         Cell(start, head, steps)
-        for steps, names in ((200, ("scratch", "kmeans-20k")), (3000, ("scratch", "kmeans-300k", "dvae-640k")))
+        for steps, names in ((200, ("scratch", "kmeans-20k")), (3000, ("scratch", "kmeans-150k", "dvae-640k")))
         for head in ("linear", "multi-level")
         for start in names
     ]
