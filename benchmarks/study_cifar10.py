@@ -35,7 +35,7 @@ ROWS = {
     "dvae-hidden-75": Row(Tokens(), Random(ratio=0.75), "dvae-1024"),
     "pixels-hidden-60": Row(Pixels(), Random(ratio=0.6)),
 }
-BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000, 1_200_000, 2_400_000)
+BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000)
 """Images of the learning curve of the best row, each a pretraining of its own. It is fine-tuned with 10 % alone."""
 BEST = "dvae-random"
 """What `Results.chosen` says of the rows that have ended. It has the learning curve, and is tried on other images."""
