@@ -34,12 +34,12 @@ ROWS = {
     "dvae-hidden-60": Row(Tokens(), Random(ratio=0.6), "dvae-1024"),
     "dvae-hidden-75": Row(Tokens(), Random(ratio=0.75), "dvae-1024"),
     "pixels-hidden-60": Row(Pixels(), Random(ratio=0.6)),
+    "dvae-hidden-60-1200000": Row(Tokens(), Random(ratio=0.6), "dvae-1024", images=1_200_000),
 }
 BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000)
 """Images of the learning curve of the best row, each a pretraining of its own. It is fine-tuned with 10 % alone."""
 BEST = "dvae-random"
 """What `Results.chosen` says of the rows that have ended. It has the learning curve, and is tried on other images."""
-ROWS["dvae-hidden-60-1200000"] = replace(ROWS["dvae-hidden-60"], images=1_200_000)
 ROWS |= {f"{BEST}-{images}": replace(ROWS[BEST], images=images) for images in BUDGETS if images != IMAGES}
 
 STUDY = Study("cifar10", ROWS, BACKBONE, curve=BEST)
