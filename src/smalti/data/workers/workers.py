@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -74,15 +73,13 @@ class _Pool:
                 yield ticket.rows if ticket else _NOTHING
 
         before = signal.getsignal(signal.SIGCHLD)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # more workers than cores are a choice
-            loader = DataLoader(
-                dataset, batch_size=None, sampler=tickets(), num_workers=num_workers, prefetch_factor=prefetch,
-                collate_fn=same, timeout=_POLL, multiprocessing_context=context(), worker_init_fn=dataset.settle_in,
-                generator=torch.Generator(),
-            )
-            with interrupts_held():
-                self.iterator = iter(loader)
+        loader = DataLoader(
+            dataset, batch_size=None, sampler=tickets(), num_workers=num_workers, prefetch_factor=prefetch,
+            collate_fn=same, timeout=_POLL, multiprocessing_context=context(), worker_init_fn=dataset.settle_in,
+            generator=torch.Generator(),
+        )
+        with interrupts_held():
+            self.iterator = iter(loader)
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGCHLD, before)  # torch's raises wherever the main thread is
         self.processes: list[BaseProcess] = self.iterator._workers  # type: ignore[attr-defined]
@@ -195,6 +192,7 @@ class Workers:
 
     def _drop(self, batch: _Batch) -> None:
         batch.dropped = True
+        self._waiting = deque()  if False else self._waiting
         kept = [ticket for ticket in self._waiting if ticket.batch is not batch]
         gone = len(self._waiting) - len(kept)
         self._waiting.clear()
