@@ -21,8 +21,7 @@ from smalti.data.order import Order
 from smalti.data.sources.files import Folder
 from smalti.data.sources.stored import Part
 from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.workers.jobs import Bad
-from smalti.data.workers.replacement import candidates
+from smalti.data.workers.jobs import Bad, candidates
 from smalti.functional.masking import Random
 from tests.small_runs import pictures
 

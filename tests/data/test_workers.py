@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from smalti.core.errors import DataError
-from smalti.data.workers.jobs import Bad, Inline, Job, Rendered, Renderer, Task
-from smalti.data.workers.replacement import candidates
+from smalti.data.workers.jobs import Bad, Inline, Job, Rendered, Renderer, Task, candidates
 from smalti.data.workers.workers import Workers
 from tests.data.worker_jobs import Noise, task
 
@@ -77,6 +76,12 @@ def children(pid: int) -> list[int]:
             continue
     found = [child for child, parent in parents.items() if parent == pid]
     return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def shared_by_name(pid: int) -> list[str]:
+    """Shared memory and semaphores of a process that would stay behind if it and all its family were killed."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")]
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -480,6 +485,7 @@ def test_a_killed_program_leaves_no_process(short: Path, trouble: str) -> None:
     time.sleep(0.1)  # let one open the image that it hangs at
     family = children(program.pid)
     assert len(family) >= 4  # two workers, the server they are forked from, the one that tracks resources
+    assert [name for pid in [program.pid, *family] for name in shared_by_name(pid)] == []
     program.kill()
     program.wait()
     assert all_gone(family)

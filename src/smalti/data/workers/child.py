@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: begun, listened to, found dead or hung, ended."""
+"""A worker process as its parent sees it: begun, listened to, found dead or hung, ended; and what its end means."""
 
 import contextlib
 import multiprocessing
@@ -6,20 +6,19 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 from smalti.core.errors import DataError
-from smalti.data.workers.deaths import FEWER
 from smalti.data.workers.jobs import Job
-from smalti.data.workers.slots import STARTING, Slots
-from smalti.data.workers.worker import Order, Reply, work
+from smalti.data.workers.ring import STARTING, Chunk, Reply, Slots
+from smalti.data.workers.worker import work
 
-T = TypeVar("T")
+FEWER = "use fewer --num-workers, a smaller batch, or --num-workers 0"
 
 _PRELOAD = ("smalti.data.workers.worker", "smalti.data.render")
 """Imported once, by the server that workers are forked from; what cannot be imported is left to the workers."""
@@ -30,6 +29,9 @@ _STARTING_TAKES = 600.0
 _ATTEMPTS, _PAUSE = 4, 0.5
 """At starting a process, and seconds between them."""
 
+_DYING_TAKES = 5.0
+"""Seconds at most, between the end of a worker's pipe and the news of how it ended."""
+
 _KILLING_TAKES = 5.0
 """Seconds at most. A process that waits for a dead disk ends later, without running again."""
 
@@ -39,8 +41,26 @@ _SERVER_DEAD = 255
 _SECOND_LOOK = 1.0
 """Seconds. After a Ctrl-Z and fg, or when training paused, a worker seems to hang that only was not scheduled."""
 
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
-class Child(Generic[T]):
+
+class Death(NamedTuple):
+    """The end of a worker.
+
+    Attributes:
+        position: the image it was reading, or `IDLE` or `STARTING`.
+        how: what it did, to stand after "a data worker".
+        reason: why the image, if it is to blame, is not opened again.
+        certain: whether it is to blame at once.
+    """
+
+    position: int
+    how: str
+    reason: str
+    certain: bool
+
+
+class Child:
     """One worker.
 
     Attributes:
@@ -52,14 +72,13 @@ class Child(Generic[T]):
 
     def __init__(self, job: Job, slots: Slots, index: int, avoid: Collection[int], timeout: float) -> None:
         self.index, self._slots, self._timeout = index, slots, timeout
-        self.given: deque[T] = deque()
+        self.given: deque[Chunk] = deque()
         self._heard = time.monotonic()
         self._suspicion = (0.0, 0.0)
         slots.publish(index, STARTING)
-        arguments = (job, slots, index, frozenset(avoid))
         for attempt in range(_ATTEMPTS):
             try:
-                self._process, self.pipe = _begin(arguments)
+                self.process, self.pipe = _begin(job, slots, index, frozenset(avoid))
                 break
             except (OSError, EOFError) as error:  # the server may have been killed as well; it is begun anew
                 if attempt == _ATTEMPTS - 1:
@@ -67,28 +86,22 @@ class Child(Generic[T]):
                 time.sleep(_PAUSE)
 
     @property
-    def pid(self) -> int | None:
-        """Of the process."""
-        return self._process.pid
-
-    @property
     def reading(self) -> int:
         """The image that it is reading, or `IDLE` or `STARTING`; also after its death."""
         return int(self._slots.reading[self.index, 0])
 
-    def tell(self, order: Order) -> None:
-        """Send an order; whether it is dead shows when it is listened to."""
-        with contextlib.suppress(OSError):
-            self.pipe.send(order)
+    def avoid(self, position: int) -> None:
+        """Have it never open an image any more."""
+        self._tell(position)
 
-    def give(self, order: Order, item: T) -> None:
-        """Send an order that will be answered."""
+    def give(self, chunk: Chunk) -> None:
+        """Have it render a chunk."""
         if not self.given:
             self._heard = time.monotonic()
-        self.given.append(item)
-        self.tell(order)
+        self.given.append(chunk)
+        self._tell(chunk)
 
-    def answer(self) -> tuple[T, Reply] | None:
+    def answer(self) -> tuple[Chunk, Reply] | None:
         """Wait for the next answer; None: it is dead."""
         try:
             reply: Reply = self.pipe.recv()
@@ -109,41 +122,64 @@ class Child(Generic[T]):
             self._suspicion = (since, now + _SECOND_LOOK)
         return self._suspicion[1] - now
 
-    def close(self) -> None:
-        """Tell it to end."""
+    def bury(self, hung: bool) -> Death:
+        """See to its end, after which it writes to no slot; `hung` says whether it has to be made.
+
+        Raises:
+            DataError: it failed before it could do anything; so will all others.
+        """
+        position, seconds = self.reading, self._timeout
+        code = self.end(0.0 if hung else _DYING_TAKES)
         self.pipe.close()
+        if hung:
+            return Death(position, f"gave no answer in {seconds:g} s", f"no answer in {seconds:g} s", certain=True)
+        return death(position, None if code == _SERVER_DEAD else code)
 
     def end(self, grace: float) -> int | None:
-        """Wait for its end, or make one; after that it writes to no slot.
+        """Wait for its end, or make one; its exit code, negative for a signal."""
+        self.process.join(grace)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join(_KILLING_TAKES)
+        return self.process.exitcode
 
-        Returns:
-            Its exit code, negative for a signal; None: that is not known.
-        """
-        self._process.join(grace)
-        if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join(_KILLING_TAKES)
-        code = self._process.exitcode
-        return None if code == _SERVER_DEAD else code
-
-
-def end_all(children: Sequence[Child[T]], slots: Slots, grace: float = 1.0) -> None:
-    """End workers: by asking, then by force."""
-    slots.wanted[:] = False
-    for child in children:
-        child.close()
-    deadline = time.monotonic() + grace
-    for child in children:
-        child.end(max(deadline - time.monotonic(), 0.0))
+    def _tell(self, order: Chunk | int) -> None:
+        """Whether it is dead shows when it is listened to."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(order)
 
 
-def _begin(arguments: tuple[Job, Slots, int, Collection[int]]) -> tuple[BaseProcess, Connection]:
+def death(position: int, code: int | None) -> Death:
+    """The end of a worker by itself.
+
+    Args:
+        code: how the process ended, negative for a signal; None: not known.
+
+    Raises:
+        DataError: it failed before it could do anything; so will all others.
+    """
+    if position == STARTING and code is not None and code >= 0:
+        raise DataError(
+            "data workers cannot start",
+            cause=f"they end with exit code {code}; the reason is in the output above",
+            fix="a script that trains needs `if __name__ == '__main__':`; or use --num-workers 0",
+        )
+    if code is None:
+        return Death(position, "was killed", "killed its reader", certain=False)
+    if code >= 0:
+        return Death(position, f"ended (exit code {code})", f"ended its reader (exit code {code})", certain=True)
+    told = f"signal {-code}; out of memory?" if code == -signal.SIGKILL else f"signal {-code}"
+    return Death(position, f"was killed ({told})", f"killed its reader (signal {-code})", certain=-code in _CRASHES)
+
+
+def _begin(job: Job, slots: Slots, index: int, avoid: Collection[int]) -> tuple[BaseProcess, Connection]:
     """A worker, and this end of its pipe."""
-    context = _context()
-    here, there = context.Pipe()
-    with there:
-        process = context.Process(target=work, args=(there, *arguments), name="smalti data worker", daemon=True)
-        with _interrupts_held(sys.platform != "linux"):
+    with _signals_held():
+        context = _context()
+        here, there = context.Pipe()
+        with there:
+            arguments = (there, job, slots, index, avoid)
+            process = context.Process(target=work, args=arguments, name="smalti data worker", daemon=True)
             process.start()
     return process, here
 
@@ -154,18 +190,17 @@ def _context() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
-    with _interrupts_held():
-        forkserver.ensure_running()
+    forkserver.ensure_running()
     return context
 
 
 @contextlib.contextmanager
-def _interrupts_held(really: bool = True) -> Iterator[None]:
+def _signals_held() -> Iterator[None]:
     """A process that is started meanwhile never sees Ctrl-C, not even before it could say that it ignores it.
 
     Nor SIGUSR1, which asks the parent for a checkpoint, and which some send to all processes of a job.
     """
-    if not really or not hasattr(signal, "pthread_sigmask"):
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])

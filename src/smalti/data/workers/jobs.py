@@ -1,14 +1,17 @@
 """Rendering batches image by image, another image in the place of one that cannot be read; here, in this process."""
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
-from smalti.data.workers.replacement import candidates
+from smalti.core.rng import Stream, fold
+
+_ATTEMPTS = 100
 
 
 @runtime_checkable
@@ -70,14 +73,14 @@ class Rendered(NamedTuple):
     bad: tuple[Bad, ...]
 
 
-@runtime_checkable
-class Renderer(Protocol):
+class Renderer(ABC):
     """Renders batches. What it renders depends on the task and on what is quarantined alone."""
 
+    @abstractmethod
     def expect(self, tasks: Sequence[Task]) -> None:
         """These will be asked for next, in this order: begin with them."""
-        ...
 
+    @abstractmethod
     def __call__(self, task: Task) -> Rendered:
         """Render a batch.
 
@@ -85,11 +88,20 @@ class Renderer(Protocol):
             DataError: an image and all those that could take its place cannot be read.
             RuntimeError: the job has a bug.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Give back memory and processes; a second time does nothing."""
-        ...
+
+
+def candidates(position: int, length: int) -> Iterator[int]:
+    """An image itself, then a hundred to try where it cannot be read: the same ones in every epoch, on every machine.
+
+    They are drawn by a hash of `position` from `length` images.
+    """
+    yield position
+    for attempt in range(_ATTEMPTS):
+        yield int(fold(position, attempt, Stream.REPLACE) % length)
 
 
 def render_row(
@@ -134,7 +146,7 @@ def render_row(
     )
 
 
-class Inline:
+class Inline(Renderer):
     """Renders in this process: for small images, for debugging, and where processes are not to be had."""
 
     def __init__(self, job: Job, quarantined: Collection[int] = frozenset()) -> None:
@@ -162,12 +174,6 @@ class Inline:
     def close(self) -> None:
         """As `Renderer` says."""
         self._arrays = ()
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _nobody(position: int) -> None:

@@ -9,43 +9,27 @@ import threading
 import traceback
 import warnings
 from collections.abc import Collection
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
 
 from smalti.core.errors import DataError
 from smalti.core.memory import keep_freed_memory
 from smalti.data.workers.jobs import Bad, Job, render_row
-from smalti.data.workers.slots import IDLE, Slots
-
-
-class Rows(NamedTuple):
-    """A chunk of the batch in a slot, `start` to `stop`."""
-
-    slot: int
-    start: int
-    stop: int
-
-
-Order: TypeAlias = Rows | int
-"""What a worker is told: rows to render, or an image that must not be opened any more."""
-
-
-class Reply(NamedTuple):
-    """What a worker says about rows when they are done. A failure is an error of the kinds of `render_row`."""
-
-    bad: list[Bad]
-    failure: DataError | RuntimeError | None
+from smalti.data.workers.ring import IDLE, Chunk, Reply, Slots
 
 
 def work(pipe: Connection, job: Job, slots: Slots, worker: int, avoid: Collection[int]) -> None:
-    """Render until the parent closes the pipe or is gone."""
+    """Do what comes through the pipe, until the parent closes it or is gone.
+
+    That is chunks to render and numbers of images that must not be opened any more.
+    """
     _settle_in()
     avoid = set(avoid)
     slots.publish(worker, IDLE)
     with contextlib.suppress(EOFError, OSError):  # the parent does not listen any more
         while True:
-            order: Order = pipe.recv()
+            order: Chunk | int = pipe.recv()
             if isinstance(order, int):
                 avoid.add(order)
             else:
@@ -54,24 +38,21 @@ def work(pipe: Connection, job: Job, slots: Slots, worker: int, avoid: Collectio
                 pipe.send(reply)
 
 
-def _render(rows: Rows, job: Job, slots: Slots, worker: int, avoid: Collection[int]) -> Reply:
-    slot, start, stop = rows
-    positions, keys = slots.positions[slot, start:stop].tolist(), slots.keys[slot, start:stop].tolist()
-    pixels = [array[slot] for array in slots.pixels]
+def _render(chunk: Chunk, job: Job, slots: Slots, worker: int, avoid: Collection[int]) -> Reply:
+    slot, start, stop = chunk
     bad: list[Bad] = []
-
-    def opening(position: int) -> None:
-        slots.publish(worker, position)
-
-    for row, (position, key) in enumerate(zip(positions, keys, strict=True), start):
+    for row in range(start, stop):
         if not slots.wanted[slot]:
             break
+        position, key = int(slots.positions[slot, row]), int(slots.keys[slot, row])
+        out = [array[slot, row] for array in slots.pixels]
         try:
-            slots.shown[slot, row], found = render_row(job, position, key, [one[row] for one in pixels], avoid, opening)
+            shown, found = render_row(job, position, key, out, avoid, partial(slots.publish, worker))
         except DataError as error:
             return Reply(bad, error)
         except Exception as error:
             return Reply(bad, RuntimeError(f"{error}\n\n{traceback.format_exc()}"))
+        slots.shown[slot, row] = shown
         bad += found
     return Reply(bad, None)
 

@@ -5,22 +5,25 @@ and its chunks are given out again; an image that it died of is never opened aga
 """
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
-from smalti.data.workers.child import Child, end_all
-from smalti.data.workers.deaths import Death, Deaths, death, hang
-from smalti.data.workers.jobs import Bad, Job, Rendered, Task
-from smalti.data.workers.ring import Chunk, Ring
-from smalti.data.workers.slots import IDLE, STARTING, Layout, Slots
+from smalti.core.errors import DataError
+from smalti.data.workers.child import FEWER, Child, Death
+from smalti.data.workers.jobs import Bad, Job, Rendered, Renderer, Task
+from smalti.data.workers.ring import IDLE, STARTING, Layout, Ring, Slots
 
-_DYING_TAKES = 5.0
-"""Seconds at most, between the end of a worker's pipe and the news of how it ended."""
+_STRIKES = 2
+"""Being read at so many SIGKILLs, an image is taken for their cause; at one, it may be that memory ran out."""
+
+_ENDING_TAKES = 1.0
+"""Seconds that all workers together have for their end before they are killed."""
 
 
-class Workers:
+class Workers(Renderer):
     """Renders on `num_workers` processes: a `Renderer`, with the results of `Inline`.
 
     Args:
@@ -49,10 +52,11 @@ class Workers:
         self._job, self._timeout, self._say = job, timeout, say
         self._avoid = set(quarantined)
         self._news: list[Bad] = []
-        self._deaths = Deaths(num_workers)
+        self._most_deaths = max(5, 2 * num_workers)
+        self._deaths_in_a_row, self._strikes = 0, dict[int, int]()
         self._slots = Slots(Layout(ahead + 1, batch_size, job.shapes, num_workers))
         self._ring = Ring(self._slots)
-        self._children: list[Child[Chunk]] = []
+        self._children: list[Child] = []
         self._end = weakref.finalize(self, _end_own, self._children, self._slots, os.getpid())
         try:
             for index in range(num_workers):
@@ -64,7 +68,7 @@ class Workers:
     @property
     def pids(self) -> list[int | None]:
         """The processes."""
-        return [child.pid for child in self._children]
+        return [child.process.pid for child in self._children]
 
     def expect(self, tasks: Sequence[Task]) -> None:
         """As `Renderer` says. Tasks that are known already keep their place."""
@@ -107,7 +111,7 @@ class Workers:
 
     def _give_out(self) -> None:
         for chunk in self._ring.chunks():
-            min(self._children, key=lambda child: len(child.given)).give(chunk.rows, chunk)
+            min(self._children, key=lambda child: len(child.given)).give(chunk)
 
     def _listen(self) -> None:
         """Wait until something happens, and see to it."""
@@ -118,39 +122,52 @@ class Workers:
                 if child.patience() <= 0:
                     self._replace(child, hung=True)
             elif answer := child.answer():
-                self._ring.finished(*answer)
-                self._deaths.success()
+                self._ring.returned(*answer)
+                self._deaths_in_a_row = 0
             else:
-                self._replace(child)
+                self._replace(child, hung=False)
         self._give_out()
 
-    def _child(self, index: int) -> Child[Chunk]:
+    def _child(self, index: int) -> Child:
         return Child(self._job, self._slots, index, self._avoid, self._timeout)
 
-    def _replace(self, child: Child[Chunk], hung: bool = False) -> None:
+    def _replace(self, child: Child, hung: bool) -> None:
         """Bury a worker, begin another one, and take back what it had to do."""
-        position = child.reading
-        code = child.end(grace=0.0 if hung else _DYING_TAKES)
-        child.close()
-        self._judge(hang(position, self._timeout) if hung else death(position, code))
+        self._judge(child.bury(hung))
         self._children[child.index] = self._child(child.index)
         for chunk in child.given:
-            self._ring.lost(chunk)
+            self._ring.returned(chunk, None)
 
     def _judge(self, one: Death) -> None:
-        """Say what happened to a worker; its image is not opened again where it is to blame."""
-        guilty = self._deaths.count(one)
-        doing = {IDLE: "waiting", STARTING: "starting"}.get(one.position) or f"reading {self._job.name(one.position)}"
+        """Say what happened to a worker; its image is not opened again where it is to blame.
+
+        Raises:
+            DataError: workers keep dying: more than five in a row, and more than two a worker, between two successes.
+        """
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > self._most_deaths:
+            raise DataError("data workers keep dying", cause=f"the last one {one.how}", fix=FEWER)
+        doing, guilty = {IDLE: "waiting", STARTING: "starting"}.get(one.position, ""), False
+        if not doing:
+            doing = f"reading {self._job.name(one.position)}"
+            self._strikes[one.position] = self._strikes.get(one.position, 0) + 1
+            guilty = one.certain or self._strikes[one.position] >= _STRIKES
         after = ", and that image is not opened again" if guilty else ""
         self._say(f"a data worker {one.how} while {doing}; it was started again{after}")
         if guilty and one.position not in self._avoid:
             self._avoid.add(one.position)
             self._news.append(Bad(one.position, one.reason, quarantined=True))
             for child in self._children:
-                child.tell(one.position)
+                child.avoid(one.position)
 
 
-def _end_own(children: Sequence[Child[Chunk]], slots: Slots, owner: int) -> None:
-    """Not in a process that was forked from the one that began them."""
-    if os.getpid() == owner:
-        end_all(children, slots)
+def _end_own(children: Sequence[Child], slots: Slots, owner: int) -> None:
+    """End workers, by asking, then by force; not in a process that was forked from the one that began them."""
+    if os.getpid() != owner:
+        return
+    slots.wanted[:] = False
+    for child in children:
+        child.pipe.close()
+    deadline = time.monotonic() + _ENDING_TAKES
+    for child in children:
+        child.end(max(deadline - time.monotonic(), 0.0))
