@@ -1,5 +1,6 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
 # make test   lint, types, all tests that are not marked slow
+# make docs-check   figures of the documentation against the recorded results beside them
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make parity the same weights in our networks and in those of timm and transformers, which it installs
 #
@@ -11,7 +12,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test slow parity lock audit sbom clean
+.PHONY: demo test slow docs-check parity lock audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -24,6 +25,9 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
+
+docs-check: .venv/installed-dev
+	$(BIN)/pytest -m docs
 
 parity: .venv/installed-interop
 	$(BIN)/pytest tests/parity

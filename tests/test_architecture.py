@@ -19,7 +19,7 @@ ROWS = [
     {"data"},
     {"training"},
     {"evaluation"},
-    {"report", "exporting"},
+    {"report"},
     {"runs"},
     {"recipes"},
     {"cli"},

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from smalti.runs.demo import describe
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.docs
 
 
 def test_the_demo_in_the_readme_is_the_recorded_one() -> None:

@@ -11,6 +11,7 @@ from smalti.evaluation.reference import references, standing
 
 ROOT = Path(__file__).parents[1]
 TOKENIZERS = ROOT / "docs" / "results" / "tokenizers"
+pytestmark = pytest.mark.docs
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from smalti.evaluation.bound import describe
 
 ROOT = Path(__file__).parents[1]
 RECORDED: dict[str, Any] = json.loads((ROOT / "docs/results/vae-view/result.json").read_text())
 PAGE = (ROOT / "docs/vae-view.md").read_text()
+pytestmark = pytest.mark.docs
 
 
 def test_the_table_is_that_of_the_recorded_run() -> None:

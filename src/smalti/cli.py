@@ -119,6 +119,9 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         print(__version__)
         return None
     verb, rest = arguments[0], arguments[1:]
+    if importlib.util.find_spec("fcntl") is None:
+        cause = "this system has no fcntl, which locks run folders"
+        raise UsageError("smalti runs on Linux and macOS", cause=cause, fix="on Windows use WSL")
     for line in outdated():
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:

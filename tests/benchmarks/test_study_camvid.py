@@ -53,6 +53,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("study_camvid")
 
 
+@pytest.mark.docs
 def test_the_table_of_the_page_is_that_of_its_files(study: ModuleType) -> None:
     page = (RESULTS / "README.md").read_text()
     shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()

@@ -79,6 +79,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_system_without_fcntl_is_refused_in_one_line(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Windows is: the locks of run folders need it."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert error_of([verb], 2, capsys) == (
+        "error: smalti runs on Linux and macOS; this system has no fcntl, which locks run folders; on Windows use WSL"
+    )
+
+
 def test_the_module_runs_as_the_command() -> None:
     done = python("-m", "smalti", "--version")
     assert (done.returncode, done.stdout) == (0, f"{__version__}\n")

@@ -23,9 +23,13 @@ def test_a_record_can_be_read_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
-def test_without_a_file_nothing_is_recorded() -> None:
-    log = Log()
-    log.record(step=1)
+def test_without_a_file_nothing_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Log().record(step=1)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_lines_go_to_standard_error_and_show_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +54,9 @@ def test_print_json_is_one_line_of_standard_output(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == '{"knn": 0.5}\n'
 
 
-def test_j09_where_there_is_no_standard_output_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_j09_where_there_is_no_standard_output_nothing_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdout", None)
     print_json({"knn": 0.5})
+    assert capfd.readouterr() == ("", "")

@@ -359,7 +359,9 @@ def test_both_decoders_of_jpeg_agree(
 def test_a_common_jpeg_is_left_to_the_fast_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("simplejpeg")
     monkeypatch.setattr(decoding, "_any_format", None)
-    decode_bytes(encoded(Image.fromarray(smooth()), "JPEG"), "a", 3)
+    decoded = decode_bytes(encoded(Image.fromarray(smooth()), "JPEG"), "a", 3)
+    assert decoded.shape == smooth().shape
+    assert np.abs(decoded.astype(int) - smooth()).mean() < 3
 
 
 @pytest.mark.parametrize("shorter_side", [7, 50, 100, 199])

@@ -239,8 +239,12 @@ def test_h17_an_address_cannot_name_another_within_it(server: Server) -> None:
 
 
 @pytest.mark.parametrize("scheme", address.SCHEMES)
-def test_allowed_addresses(scheme: str) -> None:
+def test_allowed_addresses(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the list alone: taken from it, the same address is refused."""
     check_address(f"{scheme}://bucket/0.tar")
+    monkeypatch.delitem(address.SCHEMES, scheme)
+    with pytest.raises(DataError, match=f"{scheme}: is none of the addresses that are read"):
+        check_address(f"{scheme}://bucket/0.tar")
 
 
 def test_what_is_read_at_an_address(server: Server) -> None:

@@ -197,9 +197,16 @@ def test_training_notes_signals_that_would_end_what_is_around_it() -> None:
 
 
 def test_a_handler_of_somebody_else_stays_theirs() -> None:
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    heard: list[int] = []
+
+    def theirs(number: int, _: object) -> None:
+        heard.append(number)
+
+    before = signal.signal(signal.SIGTERM, theirs)
     try:
         with terminating():
             signal.raise_signal(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is theirs
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ import pytest
 
 from smalti.cli import main
 from smalti.core.errors import LockError, OutputError, SmaltiError
-from smalti.runs.folder import create, writing
+from smalti.runs.folder import create, read_config, writing
 from tests.small_runs import TOKENIZER_FLAGS, flat_pictures
 
 NUMBER = "0123456789abcdef" * 2
@@ -74,6 +74,8 @@ def test_a_run_that_was_killed_at_its_very_start_is_not_in_the_way(tmp_path: Pat
     (tmp_path / f".config.json.{NUMBER}").write_text("{")
     with writing(str(tmp_path)):
         create(str(tmp_path), Config())
+    assert os.listdir(tmp_path) == ["config.json"]
+    assert read_config(str(tmp_path), Config) == Config()
 
 
 def test_of_runs_that_start_together_one_wins(tmp_path: Path) -> None:

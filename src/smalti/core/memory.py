@@ -1,6 +1,7 @@
 """How the C library hands out memory, and how much of it there has been."""
 
 import ctypes
+import resource
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -27,11 +28,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
-def peak_memory() -> int | None:
-    """Bytes of memory that this process has held at most, so far; None where the system does not say."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most, so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

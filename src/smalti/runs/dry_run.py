@@ -41,7 +41,7 @@ class DryRun:
         stages: what was run, with batches in as many parts as the memory of the device asks for.
         tokenizer_step, pretrain_step: seconds of an optimiser step.
         reading: seconds to read and shrink one image, all cores together.
-        memory: bytes of main memory at most, without the images; None where the system does not say.
+        memory: bytes of main memory at most, without the images.
         device_memory: bytes of the accelerator's memory at most; None where there is none.
     """
 
@@ -49,7 +49,7 @@ class DryRun:
     tokenizer_step: float
     pretrain_step: float
     reading: float
-    memory: int | None
+    memory: int
     device_memory: int | None
 
 

@@ -250,7 +250,7 @@ def proposed(
         | {"epochs": steps.full * batch_size / survey.train},
         "streamed": not resident,
         "reading_hours": 2 * survey.images * measured.reading / 3600 if resident else 0.0,
-        "memory": None if measured.memory is None else measured.memory + in_memory,
+        "memory": measured.memory + in_memory,
         "device_memory": measured.device_memory,
     }
     return result | {"warnings": _warnings(config, survey, result, measured.reading)}
@@ -299,7 +299,7 @@ def describe(result: Mapping[str, Any]) -> str:
         ("tokenizer", _stage(tokenizer)),
         ("pretraining", f"{_stage(run)}, {run['epochs']:.0f} epochs"),
         ("in full", f"{full['steps']} steps, {full['epochs']:.0f} epochs: {full['hours']:.2g} hours"),
-        ("memory", ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in bytes_of) or "not known"),
+        ("memory", ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in bytes_of)),
     ]
     rows += [("warning", printable(warning)) for warning in result["warnings"]]
     table = "\n".join(f"{title:<14}{text}" for title, text in rows)

@@ -1,4 +1,4 @@
-"""A pack, as `smalti prepare` writes it: images in a few large files, read by memory map. See `pack_format.py`."""
+"""A pack, as `smalti prepare` writes it: images in a few large files, read by memory map. See `format.py`."""
 
 import os
 from mmap import ACCESS_READ, mmap

@@ -1,6 +1,7 @@
 """Copies of remote files in the user's cache folder, up to a number of bytes; those unused for longest go first."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -14,11 +15,6 @@ from typing import NamedTuple
 
 from smalti.core.errors import DataError
 from smalti.data.shards.cache import cache_folder, make_cache_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows: there a file that is open cannot be removed, and that is all the protection
-    fcntl = None  # type: ignore[assignment]
 
 GIGABYTE = 10**9
 DEFAULT_GIGABYTES = 20
@@ -81,8 +77,6 @@ class RemoteCache:
 
     def lease(self, owner: object, names: Iterable[str]) -> None:
         """Keep files from being removed for as long as `owner` lives."""
-        if fcntl is None:
-            return
         leases = self.folder / "leases"
         make_cache_folder(leases)
         hidden, path = (leases / f"{start}{uuid.uuid4().hex}" for start in (".", ""))
@@ -122,7 +116,7 @@ class RemoteCache:
     def _leased(self) -> set[str]:
         """The files that open data sets use; leases of processes that have ended are removed."""
         names: set[str] = set()
-        for path in (self.folder / "leases").glob("[!.]*") if fcntl else ():
+        for path in (self.folder / "leases").glob("[!.]*"):
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,11 +146,10 @@ def gigabytes(size: int) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, where the system can do that."""
+    """One process at a time, where the file system has locks."""
     with open(path, "ab") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

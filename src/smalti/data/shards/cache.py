@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ def cache_folder() -> Path:
     """Where indices are kept: `SMALTI_CACHE`, or the system's place for caches."""
     if own := os.environ.get("SMALTI_CACHE"):
         return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "smalti"
     place = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     # Without a home there is none: what is kept in a place that everybody knows could be anybody's.
     return Path(os.devnull if place.startswith("~") else place) / "smalti"
