@@ -21,8 +21,8 @@ import torch
 
 from smalti.core.errors import CheckpointError
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.foreign.saved_network import SavedNetwork, read_network, read_state_dict
-from tests.tokenizers.published import (
+from smalti.weights.saved_network import SavedNetwork, read_network, read_state_dict
+from tests.weights.published import (
     Conv2d,
     Encoder,
     Outside,
