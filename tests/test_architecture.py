@@ -16,6 +16,7 @@ ROWS = [
     {"functional"},
     {"models"},
     {"tokenizers"},
+    {"weights"},
     {"data"},
     {"training"},
     {"evaluation"},

@@ -8,8 +8,8 @@ from torch import nn
 
 from smalti.core.errors import CheckpointError, NumericError
 from smalti.core.files import read_folder, write_folder
-from smalti.runs.source import read_source
 from smalti.training.checkpoint import BackgroundWriter, read_checkpoint, write_checkpoint
+from smalti.weights.read import read_source
 from tests.faults.trial import save, value_of
 
 

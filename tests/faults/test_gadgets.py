@@ -18,13 +18,13 @@ import torch
 from smalti.cli import main
 from smalti.core.errors import CheckpointError, SmaltiError
 from smalti.core.files import write_folder
-from smalti.runs.source import read_source
-from smalti.tokenizers.foreign.saved_network import read_network, read_state_dict
 from smalti.training.capture import read_capture
 from smalti.training.checkpoint import read_checkpoint
+from smalti.weights.read import read_source
+from smalti.weights.saved_network import read_network, read_state_dict
 from tests.faults.trial import save
 from tests.small_runs import CPU
-from tests.tokenizers.published import archive
+from tests.weights.published import archive
 
 CANARY = b"touch CANARY"
 GADGETS = [
@@ -248,7 +248,7 @@ BOMBS = """
 import resource, struct, sys, time, zipfile
 from pathlib import Path
 from smalti.core.errors import CheckpointError
-from smalti.runs.source import read_source
+from smalti.weights.read import read_source
 
 folder = Path(sys.argv[1])
 with zipfile.ZipFile(folder / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as made:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from smalti.models import presets
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.runs.source import read_source
 from smalti.training.start import start_from
+from smalti.weights.read import read_source
 
 PAPER = ViT(img_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=4)
 RELEASED = presets.released(PAPER)

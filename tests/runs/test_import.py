@@ -15,7 +15,7 @@ from smalti.runs.import_tokenizer import ImportTokenizer, load_dalle, main
 from smalti.tokenizers.dalle import DallE
 from tests.contracts import check_tokenizer
 from tests.small_runs import pictures, pretrain, result, weights
-from tests.tokenizers.published import Reduced, pickled, publish
+from tests.weights.published import Reduced, pickled, publish
 
 SMALL = DallE(vocab_size=16, width=8, depth=1, code_width=4)
 CPU = Compute(torch.device("cpu"), torch.float32)

@@ -12,7 +12,7 @@ from smalti.cli import main
 from smalti.core.errors import CheckpointError
 from smalti.models import presets
 from smalti.models.vit import ViT
-from smalti.runs.source import read_source
+from smalti.weights.read import read_source
 from tests.other_names import as_huggingface, as_released, as_timm_vit, drawn, huggingface_config
 from tests.small_runs import (
     interrupted_before,

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from smalti.core.contracts import Batch
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.tokenizers.dalle import DallE, DallETokenizer
-from smalti.tokenizers.foreign.dalle_files import read_dalle
 from smalti.training.checkpoint import load_weights
 from smalti.training.objectives import DiscreteVAEObjective, Relaxation
+from smalti.weights.dalle import read_dalle
 from tests.contracts import check_tokenizer
-from tests.tokenizers.published import as_dall_e, halves, publish
+from tests.weights.published import as_dall_e, halves, publish
 
 SMALL = DallE(vocab_size=16, width=8, depth=1, code_width=4)
 CONFIGS = [

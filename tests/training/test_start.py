@@ -10,13 +10,13 @@ from torch import Tensor
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.functional.rel_pos import num_rows
 from smalti.models import presets
-from smalti.models.foreign.huggingface import from_huggingface
-from smalti.models.foreign.source import Source
-from smalti.models.foreign.timm import from_timm
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.resolution import load_resized
 from smalti.models.vit import ViT
 from smalti.training.start import start_from
+from smalti.weights.huggingface import from_huggingface
+from smalti.weights.source import Source
+from smalti.weights.timm import from_timm
 from tests.other_names import (
     VOCABULARY,
     as_huggingface,

@@ -24,7 +24,6 @@ from smalti.data.scenes import SceneImages
 from smalti.data.statistics import Normalisation, statistics
 from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import ImageClassifier
-from smalti.models.foreign.source import Source
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import ViT
 from smalti.runs.choice import Best, Choose, read_chosen
@@ -34,13 +33,14 @@ from smalti.runs.labelled import Given, Labelled, Shares
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation import Segmentation
 from smalti.runs.session import Session
-from smalti.runs.source import read_source
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.optim import AdamW
 from smalti.training.plan import Plan
 from smalti.training.start import start_from
 from smalti.training.trainer import Trainer
+from smalti.weights.read import read_source
+from smalti.weights.source import Source
 
 
 @dataclass(frozen=True)

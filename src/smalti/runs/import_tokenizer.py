@@ -14,8 +14,8 @@ from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import read_folder, require_place, sha256, write_folder
 from smalti.core.tensors import tensors_of
 from smalti.tokenizers.dalle import DallE, DallETokenizer
-from smalti.tokenizers.foreign.dalle_files import read_dalle
 from smalti.training.checkpoint import load_weights
+from smalti.weights.dalle import read_dalle
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 

@@ -35,7 +35,6 @@ from smalti.evaluation.reference import FLAT_PATCH
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
-from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.beside import Beside, nearest_run, setup_of
@@ -43,7 +42,6 @@ from smalti.runs.folder import holds_run, read_config, writing
 from smalti.runs.gate import gate, some_images
 from smalti.runs.online import Online, online_probe
 from smalti.runs.session import Session
-from smalti.runs.source import read_source
 from smalti.runs.train_tokenizer import has_density, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
@@ -55,6 +53,8 @@ from smalti.training.plan import Plan
 from smalti.training.start import start_from
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer
+from smalti.weights.read import read_source
+from smalti.weights.source import Source
 
 _HELD_OUT_IMAGES = 5000
 """Held-out images the final loss is measured on, at most."""

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from smalti.core.errors import CheckpointError
 from smalti.models.classifier import ImageClassifier
-from smalti.models.foreign.source import Source
 from smalti.models.mim import MaskedImageModel
 from smalti.models.resolution import resized
 from smalti.models.segmenter import Segmenter
 from smalti.training.checkpoint import load_weights
+from smalti.weights.source import Source
 
 _BESIDE = {"mask_token": "the mask token", "head.": "the head", "fc_norm.": "the norm of pooled patches"}
 _MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}

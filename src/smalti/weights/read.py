@@ -8,10 +8,10 @@ from torch import Tensor
 
 from smalti.core.errors import CheckpointError
 from smalti.core.tensors import read_tensors
-from smalti.models.foreign.huggingface import from_huggingface, grid_and_heads, is_huggingface
-from smalti.models.foreign.source import Source
-from smalti.models.foreign.timm import from_timm, is_timm
-from smalti.tokenizers.foreign.saved_network import read_state_dict
+from smalti.weights.huggingface import from_huggingface, grid_and_heads, is_huggingface
+from smalti.weights.saved_network import read_state_dict
+from smalti.weights.source import Source
+from smalti.weights.timm import from_timm, is_timm
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _DISTRIBUTED = ".metadata"

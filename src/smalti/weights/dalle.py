@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.tokenizers.dalle import DallE, DallETokenizer
-from smalti.tokenizers.foreign.saved_network import SavedNetwork, read_network
+from smalti.weights.saved_network import SavedNetwork, read_network
 
 _ENCODER, _DECODER = "dall_e.encoder.Encoder", "dall_e.decoder.Decoder"
 _TORCH_PARTS = (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.tensors import looks_like
-from smalti.tokenizers.foreign.pickled import Expected, Name, Value, read_pickle
+from smalti.weights.pickled import Expected, Name, Value, read_pickle
 
 MAX_FILE_BYTES = 2**30
 MAX_PICKLE_BYTES = 2**18  # that of the public tokenizer has 30 000

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from smalti.core.errors import CheckpointError
 from smalti.core.log import printable
-from smalti.tokenizers.foreign.pickled import Call, Instance, Value
-from smalti.tokenizers.foreign.torch_file import PARAMETER, TENSOR, SparingFile, Storage, Storages, read_file
+from smalti.weights.pickled import Call, Instance, Value
+from smalti.weights.torch_file import PARAMETER, TENSOR, SparingFile, Storage, Storages, read_file
 
 _MAX_MODULES, _MAX_TENSORS, _MAX_NAME = 2000, 2000, 200
 _INSIDE = ("model", "state_dict")

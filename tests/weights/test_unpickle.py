@@ -21,8 +21,8 @@ import torch
 
 from smalti.core.errors import CheckpointError
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.foreign.saved_network import SavedNetwork, read_network, read_state_dict
-from tests.tokenizers.published import (
+from smalti.weights.saved_network import SavedNetwork, read_network, read_state_dict
+from tests.weights.published import (
     Conv2d,
     Encoder,
     Outside,
@@ -234,6 +234,7 @@ BOMBS = {
     "nesting": b"]" * 250_000,
     "marks": b"(" * 250_000,
     "depth": b")" + b"\x85" * 100_000 + b".",
+    "deep key": b"}" + b")" + b"\x85" * 250_000 + b"Ns.",  # hashing it overflows the stack of the process
     "long text": b"X\xff\xff\xff\xffabc",
     "long bytes": b"\x8e" + b"\xff" * 7 + b"\x7f",
     "long number": b"\x8b\xff\xff\xff\x7f",

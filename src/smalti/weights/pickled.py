@@ -6,14 +6,14 @@ It knows the operations that saving a network writes, and the names that its cal
 Time and memory are proportional to the length of the pickle.
 """
 
-from collections.abc import Callable
+import pickletools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, TypeAlias, TypeVar
 
 from smalti.core.errors import CheckpointError
 from smalti.core.log import printable
-from smalti.tokenizers.foreign.operations import Argument, operations
 
 T = TypeVar("T")
 Value: TypeAlias = Any
@@ -60,8 +60,10 @@ class Expected:
     persistent: Callable[[Value], Value]
 
 
+_OPERATIONS = {operation.code.encode("latin-1"): operation for operation in pickletools.opcodes}
 _CONSTANTS: dict[str, Value] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_ARGUMENTS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
+_PLAIN = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_WITH_ARGUMENT = _PLAIN | {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "PROTO", "FRAME"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -69,49 +71,65 @@ def read_pickle(stream: BytesIO, file: str, expected: Expected) -> Value:
     """The object of the pickle that begins at the place of `stream`, which is left behind its end.
 
     Raises:
-        CheckpointError: it refers to something that is not expected, or it is damaged. `file` is named.
+        CheckpointError: it refers to something that is not expected. `file` is named.
+        ValueError: it is damaged, or no pickle.
     """
+    machine = _Machine(file, expected)
     try:
-        return _Machine(file, expected).run(stream)
-    except (ValueError, IndexError, KeyError) as error:
-        cause = str(error) if type(error) is ValueError else "its pickle makes no sense"
-        raise CheckpointError(
-            f"{file} cannot be read", cause=cause, fix="nothing was run; get the file again"
-        ) from None
+        for operation, argument in _operations(stream):
+            machine.step(operation, argument)
+        return machine.stack.pop()
+    except (IndexError, KeyError, UnicodeError):
+        raise ValueError("its pickle makes no sense") from None
+
+
+def _operations(stream: BytesIO) -> Iterator[tuple[str, Any]]:
+    """Name, as `pickletools` has it, and argument of every operation, until STOP, behind which `stream` is left.
+
+    Arguments of operations that saving a network never writes are not read; what follows them makes no sense.
+    """
+    name = ""
+    while name != "STOP":
+        code = stream.read(1)
+        if code not in _OPERATIONS:
+            raise ValueError("it holds no pickle" if code else "it is cut off")
+        name, kind = _OPERATIONS[code].name, _OPERATIONS[code].arg
+        argument: Any = None
+        if name in ("GLOBAL", "INST"):
+            argument = tuple(stream.readline().decode("utf-8").rstrip("\n") for _ in range(2))
+        elif kind is not None and name in _WITH_ARGUMENT:
+            try:
+                argument = kind.reader(stream)
+            except UnicodeError:
+                raise
+            except ValueError:
+                raise ValueError("it is cut off") from None
+        yield name, argument
 
 
 class _Machine:
-    """The stack machine. Its operations have the names of `pickletools`."""
+    """The stack machine."""
 
     def __init__(self, file: str, expected: Expected) -> None:
         self.file, self.expected = file, expected
         self.stack: list[Value] = []
         self.below: list[list[Value]] = []  # what was on the stack at each mark that is still open
-        self.memo: dict[Argument, Value] = {}
+        self.memo: dict[int, Value] = {}
 
-    def run(self, stream: BytesIO) -> Value:
-        for operation, argument in operations(stream):
-            known = self._push(operation, argument) or self._remember(operation, argument)
-            if not (known or self._combine(operation, argument)):
-                extension = operation.startswith("EXT")
-                self._refuse("Python's extension registry" if extension else f"the operation {operation}")
-        return self.stack.pop()
+    def step(self, operation: str, argument: Any) -> None:
+        """Do one operation.
 
-    def _push(self, operation: str, argument: Argument) -> bool:
-        """Plain values."""
-        if operation in _CONSTANTS:
-            self.stack.append(_CONSTANTS[operation])
-        elif operation in _ARGUMENTS:
-            self.stack.append(argument)
-        elif operation in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"):
-            self.stack.append({} if operation == "EMPTY_DICT" else [])
-        else:
-            return False
-        return True
-
-    def _remember(self, operation: str, argument: Argument) -> bool:
-        """The memo, marks, and what only matters to other readers."""
+        Raises:
+            CheckpointError: it is none that saving a network writes, or names something unexpected.
+            ValueError, IndexError, KeyError: it cannot be done with what is on the stack.
+        """
         match operation:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_LIST" | "EMPTY_SET":
+                self.stack.append([])
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
             case "MEMOIZE":
@@ -121,29 +139,20 @@ class _Machine:
             case "MARK":
                 self.below.append(self.stack)
                 self.stack = []
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case _:
-                return False
-        return True
-
-    def _combine(self, operation: str, argument: Argument) -> bool:
-        """Whatever is made of values on the stack."""
-        match operation:
             case "TUPLE":
                 values = self._since_mark()  # which changes the stack
                 self.stack.append(tuple(values))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                self.stack.append(tuple(self._last(_TUPLES[operation])))
             case "APPEND" | "APPENDS":
                 values = self._last(1) if operation == "APPEND" else self._since_mark()
                 self._top(list).extend(values)
             case "SETITEM" | "SETITEMS":
                 self._set_items(self._last(2) if operation == "SETITEM" else self._since_mark())
-            case "GLOBAL" | "INST":
-                self._name(argument, may_be=operation == "GLOBAL")
+            case "GLOBAL":
+                self._name(argument)
             case "STACK_GLOBAL":
                 self._name(tuple(self._last(2)))
+            case "INST":
+                self._refuse(".".join(argument))
             case "BINPERSID":
                 self.stack.append(self.expected.persistent(self.stack.pop()))
             case "REDUCE":
@@ -151,24 +160,29 @@ class _Machine:
             case "NEWOBJ":
                 self._instance(*self._last(2))
             case "BUILD":
-                state = self._pop(dict)
-                if type(self.stack[-1]) is not dict:  # torch notes versions of modules on its state dicts
-                    self._top(Instance).state = state
+                self._build(*self._last(1))
+            case _ if operation in _CONSTANTS:
+                self.stack.append(_CONSTANTS[operation])
+            case _ if operation in _PLAIN:
+                self.stack.append(argument)
+            case _ if operation in _TUPLES:
+                self.stack.append(tuple(self._last(_TUPLES[operation])))
             case _:
-                return False
-        return True
+                extension = operation.startswith("EXT")
+                self._refuse("Python's extension registry" if extension else f"the operation {operation}")
 
     def _set_items(self, values: list[Value]) -> None:
         keys = values[::2]
-        # Hashes of strings are secret, those of numbers are not: they could be chosen to collide.
+        # Hashes of strings are secret, those of numbers are not: they could be chosen to collide. Those of tuples that
+        # are nested deeply enough overflow the stack of the process.
         if len(values) % 2 or not all(type(key) is str for key in keys):
             raise ValueError("its pickle has a dictionary whose keys are not text")
         self._top(dict).update(zip(keys, values[1::2], strict=True))
 
-    def _name(self, path: Value, may_be: bool = True) -> None:
+    def _name(self, path: tuple[Value, ...]) -> None:
         text = ".".join(path) if all(type(part) is str for part in path) else "a name that is no text"
         text = text.replace("__builtin__.", "builtins.")  # as Python 2 called it, and as protocol 2 does
-        if not may_be or text not in self.expected.classes | self.expected.functions | self.expected.others:
+        if text not in self.expected.classes | self.expected.functions | self.expected.others:
             self._refuse(text)
         self.stack.append(Name(text))
 
@@ -183,6 +197,11 @@ class _Machine:
             raise ValueError("its pickle makes an object of what is no class")
         self.stack.append(Instance(kind.text))
 
+    def _build(self, state: Value) -> None:
+        state = _require(state, dict)
+        if type(self.stack[-1]) is not dict:  # torch notes versions of modules on its state dicts
+            self._top(Instance).state = state
+
     def _refuse(self, wish: str) -> None:
         asked = f"{self.file} asks for {printable(wish[:100])}"
         raise CheckpointError(asked, cause="this is no file of weights", fix="nothing was run")
@@ -194,13 +213,11 @@ class _Machine:
     def _last(self, count: int) -> list[Value]:
         return [self.stack.pop() for _ in range(count)][::-1]
 
-    def _pop(self, kind: type[T]) -> T:
-        value = self.stack.pop()
-        if not isinstance(value, kind):
-            raise ValueError(f"its pickle has a {type(value).__name__} in the place of a {kind.__name__}")
-        return value
-
     def _top(self, kind: type[T]) -> T:
-        value = self._pop(kind)
-        self.stack.append(value)
-        return value
+        return _require(self.stack[-1], kind)
+
+
+def _require(value: Value, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"its pickle has a {type(value).__name__} in the place of a {kind.__name__}")
+    return value

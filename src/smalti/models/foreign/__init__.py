@@ -1,1 +1,0 @@
-"""Backbones of others under our names: pure functions of weights that were read already."""
