@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from logs import write_log
 from results import Results
-from study import Cell, Places, Study
+from study import Cell, DataFiles, Study
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.runs.folder import RunFolder
@@ -34,7 +34,7 @@ def run(study: Study, about: str | None, arguments: list[str] | None = None) -> 
             parser.error(f"--{study.name} and --tokenizers are required, or --page")
         torch.set_num_threads(given.threads)
         compute = choose_compute(precision=given.precision)
-        places = Places(given.images, given.tokenizers, given.runs)
+        places = DataFiles(given.images, given.tokenizers, given.runs)
         for name in given.row or study.rows:
             cells = study.cells(name, places)
             for label in _due(cells, given.cell, given.out / name, given.runs / name):

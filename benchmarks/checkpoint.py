@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from smalti.models.layers import Block
 from smalti.training.checkpoint import BackgroundWriter, write_checkpoint
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 
 @dataclass(frozen=True)

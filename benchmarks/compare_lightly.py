@@ -40,15 +40,15 @@ from lightly_methods import (
 )
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
-from study import Places, Row, go_on
+from study import DataFiles, Row, go_on
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.files import write_json
 from smalti.core.log import Log
+from smalti.data.datasets.open import open_stored
 from smalti.data.load import read_source
-from smalti.data.open import open_stored
 from smalti.models.vit import VisionTransformer
 from smalti.runs.evaluate import battery
 from smalti.runs.finetune import main as finetune
@@ -89,7 +89,7 @@ def read_encoder(path: Path) -> VisionTransformer:
 def fine_tune(folder: Path, data: Path, steps: int, compute: Compute) -> dict[str, Any]:
     """Fine-tuning with a tenth of the labels, those of our rows and with their recipe; one that was cut off goes on."""
     init, out = str(folder / "encoder.safetensors"), folder / "finetune-10pct-0"
-    places, study = Places(data, Path(), Path()), replace(STUDY, steps=steps)
+    places, study = DataFiles(data, Path(), Path()), replace(STUDY, steps=steps)
     config = study.finetuning(init, out, places, share=0.1, seed=SEED, layer_decay=Row().layer_decay)
     return go_on(replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD)), finetune, compute)
 

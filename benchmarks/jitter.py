@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from smalti.core.rng import fold
-from smalti.data.colour import channel_means, colour_matrix, recolour
+from smalti.data.datasets.folder import Folder
 from smalti.data.decode import EXTENSIONS, decode
-from smalti.data.render import Render
-from smalti.data.sources.files import Folder
-from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
+from smalti.data.transforms.render import Render
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 
 STEPS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 SIZE = (224, 224)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.data.load import Images
-from smalti.data.loader import Loader, ResidentGallery
-from smalti.data.order import Order
-from smalti.data.views import TwoViews
+from smalti.data.loader import InMemoryViewSource, Loader
+from smalti.data.sampler import Sampler
+from smalti.data.transforms.views import TwoViews
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import read_checkpoint, write_checkpoint
 
@@ -124,7 +124,7 @@ class Training:
         self.model = method.build().to(compute.device)
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizer = adamw(self.model, method)
-        self.batches = Loader(ResidentGallery(images.train, VIEWS), Order(len(images.train), BATCH, SEED))
+        self.batches = Loader(InMemoryViewSource(images.train, VIEWS), Sampler(len(images.train), BATCH, SEED))
         self.mean, self.std = (torch.tensor(value, device=compute.device)[:, None, None] for value in (MEAN, STD))
         self.done, self.losses, self.seconds = 0, list[float](), 0.0
 

@@ -23,20 +23,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from smalti.core.allocator import keep_freed_memory
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.core.memory import keep_freed_memory
 from smalti.data.bad_files import BadFiles
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.folder import FileList
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.loader import Loader
-from smalti.data.order import Order
 from smalti.data.packs.pack import Pack
 from smalti.data.packs.record import Encoding
-from smalti.data.render import Render
-from smalti.data.sources.files import FileList
-from smalti.data.sources.stored import Stored
-from smalti.data.stream import StreamGallery
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.sampler import Sampler
+from smalti.data.stream import StreamedViewSource
+from smalti.data.transforms.render import Render
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.data.workers.jobs import Inline
 from smalti.runs import prepare
 
@@ -77,13 +77,13 @@ class Usual:
 class Ours:
     """The same from a `Loader`; our models normalise for themselves, so that is done here in their place."""
 
-    def __init__(self, source: Stored, batch_size: int, *, before_crop: bool = False) -> None:
+    def __init__(self, source: ImageDataset, batch_size: int, *, before_crop: bool = False) -> None:
         jitter = ColorJitter(0.4, 0.4, 0.4, before_crop)
         views = TwoViews(RandomResizedCrop(), SIZE, TOKEN_SIZE, jitter)
         bad = BadFiles(len(source), source.name, Log(), on_bad_image="error")
-        gallery = StreamGallery(source, views, Inline(Render(source, views)), bad, torch.device("cpu"))
+        view_source = StreamedViewSource(source, views, Inline(Render(source, views)), bad, torch.device("cpu"))
         self.minus_one, self.tenth = torch.tensor(-1.0), torch.tensor(0.1)
-        self.loader = Loader(gallery, Order(len(source), batch_size, seed=0), ahead=0)
+        self.loader = Loader(view_source, Sampler(len(source), batch_size, seed=0), ahead=0)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         batch = self.loader(step)
@@ -157,7 +157,7 @@ def compare(folder: Path, batch_size: int, steps: int) -> dict[str, object]:
     }
 
 
-def packed(listing: Path, out: Path, encoding: Encoding) -> Stored:
+def packed(listing: Path, out: Path, encoding: Encoding) -> ImageDataset:
     """What `smalti prepare` makes of a list of files."""
     prepare.main(prepare.Prepare(data=str(listing), out=str(out), encoding=encoding))
     return Pack(out, 3)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from smalti.core.allocator import keep_freed_memory
 from smalti.core.contracts import Masking
-from smalti.core.memory import keep_freed_memory
 from smalti.core.rng import Stream, fold
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.published_masking import Algorithm1, Release

@@ -21,9 +21,9 @@ import torch
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
+from smalti.data.datasets.open import open_stored
 from smalti.data.load import Data, Images, read_source
-from smalti.data.open import open_stored
-from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.runs.evaluate import probe_backbone
@@ -33,7 +33,7 @@ from smalti.runs.pretrain import main as pretrain
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import load_tokenizer
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "pretrain-cifar10"
 

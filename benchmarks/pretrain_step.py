@@ -29,16 +29,16 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Tokenizer
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, Images
-from smalti.data.sources.resident import Resident
 from smalti.data.tokens.tokens import Tokenized, tokenized
-from smalti.data.views import NO_JITTER
+from smalti.data.transforms.views import NO_JITTER
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.runs.pretrain import Pretrain, prepare
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.plan import Plan
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 
 Step = Callable[[Batch], object]
 """What makes a step on a batch."""
@@ -196,7 +196,7 @@ def ours(case: Case, compute: Compute, compiled: bool) -> tuple[Trainer, Tokeniz
     """What `smalti pretrain` begins with, on random images."""
     vit, rows = case.backbone, case.batch_size
     pixels = torch.randint(256, (rows, vit.in_chans, *vit.img_size), dtype=torch.uint8)
-    images = Resident(pixels, torch.zeros(rows, dtype=torch.int64))
+    images = InMemoryDataset(pixels, torch.zeros(rows, dtype=torch.int64))
     config = Pretrain(
         data=Data(side=vit.img_size[0]),
         backbone=vit,

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, TypeAlias
 from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
+from smalti.data.datasets.open import open_stored
 from smalti.data.load import Data, read_source
-from smalti.data.mixing import Mixing
-from smalti.data.open import open_stored
-from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.evaluation.battery import Battery
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.vit import ViT
-from smalti.runs.classification import Classification
+from smalti.runs.classification_task import Classification
 from smalti.runs.evaluate import batteries
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
@@ -28,8 +28,8 @@ from smalti.runs.folder import is_run, read_config
 from smalti.runs.pretrain import Pretrain, load_model
 from smalti.runs.pretrain import main as pretrain
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
 from smalti.training.targets import Pixels, Tokens
+from smalti.training.training_plan import Plan
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 IMAGES = 300_000
@@ -59,7 +59,7 @@ class Row:
         return here == there
 
 
-class Places(NamedTuple):
+class DataFiles(NamedTuple):
     """Where things are."""
 
     images: Path
@@ -99,11 +99,11 @@ class Study:
         """Where the results are kept, and the page about them."""
         return RESULTS / self.name
 
-    def data(self, places: Places) -> Data:
+    def data(self, places: DataFiles) -> Data:
         """Training images; a twentieth is held out, for the loss of pretraining and, without others, for choices."""
         return Data(path=str(places.images / "train"), channels=3, side=self.backbone.img_size[0])
 
-    def pretraining(self, row: Row, out: Path, places: Places) -> Pretrain:
+    def pretraining(self, row: Row, out: Path, places: DataFiles) -> Pretrain:
         """The pretraining of a row."""
         assert row.target is not None
         return Pretrain(
@@ -120,7 +120,7 @@ class Study:
         )
 
     def finetuning(
-        self, init: str, out: Path, places: Places, *, share: float, seed: int, layer_decay: float
+        self, init: str, out: Path, places: DataFiles, *, share: float, seed: int, layer_decay: float
     ) -> Finetune:
         """Fine-tuning with a share of the labels, from a pretraining or from nothing."""
         steps = self.few_steps if share == 0.01 else self.steps
@@ -140,7 +140,7 @@ class Study:
             seed=seed,
         )
 
-    def cells(self, name: str, places: Places) -> dict[str, Cell]:
+    def cells(self, name: str, places: DataFiles) -> dict[str, Cell]:
         """The cells of a row, in the order in which they can be done."""
         row = self.rows[name]
         found: dict[str, Cell] = {}
@@ -153,18 +153,18 @@ class Study:
             found[f"finetune-{percent}pct-{seed}"] = partial(self._finetune, name, percent, seed, places)
         return found
 
-    def _pretrain(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
-        def configured(places: Places) -> Pretrain:
+    def _pretrain(self, name: str, places: DataFiles, compute: Compute) -> dict[str, Any]:
+        def configured(places: DataFiles) -> Pretrain:
             return self.pretraining(self.rows[name], places.runs / name / "pretrain", places)
 
         return self._go_on(configured, pretrain, places, compute)
 
-    def _pretrained(self, name: str, places: Places) -> str:
+    def _pretrained(self, name: str, places: DataFiles) -> str:
         """The run folder of a row's pretraining; empty where there is none."""
         return str(places.runs / name / "pretrain") if self.rows[name].target else ""
 
-    def _finetune(self, name: str, percent: int, seed: int, places: Places, compute: Compute) -> dict[str, Any]:
-        def configured(places: Places) -> Finetune:
+    def _finetune(self, name: str, percent: int, seed: int, places: DataFiles, compute: Compute) -> dict[str, Any]:
+        def configured(places: DataFiles) -> Finetune:
             init, out = self._pretrained(name, places), places.runs / name / f"finetune-{percent}pct-{seed}"
             layer_decay = self.rows[name].layer_decay
             return self.finetuning(init, out, places, share=percent / 100, seed=seed, layer_decay=layer_decay)
@@ -172,13 +172,17 @@ class Study:
         return self._go_on(configured, finetune, places, compute)
 
     def _go_on(
-        self, configured: Callable[[Places], Any], main: Callable[..., dict[str, Any]], places: Places, compute: Compute
+        self,
+        configured: Callable[[DataFiles], Any],
+        main: Callable[..., dict[str, Any]],
+        places: DataFiles,
+        compute: Compute,
     ) -> dict[str, Any]:
         """The result of a run and its configuration, with names for where things are."""
-        shown = configured(Places(Path(self.name), Path("tokenizers"), Path("runs")))
+        shown = configured(DataFiles(Path(self.name), Path("tokenizers"), Path("runs")))
         return go_on(configured(places), main, compute) | {"config": to_json(shown)}
 
-    def _probe(self, name: str, places: Places, compute: Compute) -> dict[str, Any]:
+    def _probe(self, name: str, places: DataFiles, compute: Compute) -> dict[str, Any]:
         """The battery on all images of train/ and test/: three seeds of validation images and few labels.
 
         Without pretraining the network is a random one, another for each seed.

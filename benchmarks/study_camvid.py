@@ -25,10 +25,10 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
 from smalti.data.load import Data
-from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop
 from smalti.evaluation.segmentation import ious_by_name, scores_of
 from smalti.functional.masking import Blockwise
-from smalti.functional.segmentation import pixel_confusion
+from smalti.functional.pixel_classes import pixel_confusion
 from smalti.models.segmenter import Linear, MultiLevel
 from smalti.models.vit import ViT
 from smalti.recipes import small
@@ -36,11 +36,11 @@ from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.segmentation import Segmentation
+from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.simple import KMeansPatches
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "camvid"
 NOTE = "CamVid, images re-compressed as JPEG"

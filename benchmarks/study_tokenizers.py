@@ -25,13 +25,13 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.open import open_stored
 from smalti.data.load import Data, Images, read_source
-from smalti.data.open import open_stored
-from smalti.data.sources.resident import Resident
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
+from smalti.runs.collapse_check import gate, some_images
 from smalti.runs.folder import is_run, read_config
-from smalti.runs.gate import gate, some_images
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer, planned_steps, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
@@ -114,7 +114,9 @@ def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: C
     return max(1, round(60 * minutes / seconds))
 
 
-def measure(config: TrainTokenizer, model: str, images: Images, test: Resident, compute: Compute) -> dict[str, Any]:
+def measure(
+    config: TrainTokenizer, model: str, images: Images, test: InMemoryDataset, compute: Compute
+) -> dict[str, Any]:
     """The figures on test images, and what the gate says."""
     tokenizer, train = load_tokenizer(model, compute), some_images(images.train, config.data.side)
     density = config.likelihood == "logit_laplace"

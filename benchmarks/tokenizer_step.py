@@ -37,8 +37,8 @@ from smalti.tokenizers.dvae import DVAE
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.objectives import DiscreteVAEObjective
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 
 _RELAXATION = small.train_tokenizer().relaxation
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.log import Log
-from smalti.data.open import EMBEDDED
+from smalti.data.datasets.open import EMBEDDED
 from smalti.evaluation.bound import describe
 from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer

@@ -22,8 +22,8 @@ from typing import Any
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batches
 from smalti.core.log import Log
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import Images
-from smalti.data.open import EMBEDDED
 from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.evaluate import probe_backbone

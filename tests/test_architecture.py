@@ -13,6 +13,7 @@ SRC = Path(__file__).parent.parent / "src" / "smalti"
 FILES = sorted(SRC.rglob("*.py"))
 ROWS = [
     {"core"},
+    {"distributed"},
     {"functional"},
     {"models"},
     {"tokenizers"},

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from smalti.evaluation.reference import references, standing
+from smalti.evaluation.reference_curves import references, standing
 
 ROOT = Path(__file__).parents[1]
 TOKENIZERS = ROOT / "docs" / "results" / "tokenizers"

@@ -10,7 +10,7 @@ import pytest
 
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
-from smalti.evaluation.reference import Reference, references
+from smalti.evaluation.reference_curves import Reference, references
 from tests.small_runs import PRETRAIN_FLAGS, main, pictures, pretrain, train_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -106,7 +106,7 @@ def test_a_reference_is_made_of_a_run_folder(
         "target": "tokens",
         "vocab_size": 16,
         "num_patches": 16,
-        "num_hidden": 6,
+        "num_masked_patches": 6,
         "embed_dim": 16,
         "depth": 2,
         "num_images": 48,

@@ -33,9 +33,9 @@ from smalti.core.errors import (
     UsageError,
 )
 from smalti.core.log import Log, print_json, printable
-from smalti.core.ranks import is_first, named, rank, restarts, world_size
-from smalti.core.signals import TerminatedError, terminating
+from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
+from smalti.distributed.signals import TerminatedError, terminating
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with terminating():
             result = _dispatch(arguments)
-        if as_json and result is not None and is_first():
+        if as_json and result is not None and is_rank0():
             print_json(result)
         print(end="", flush=True)  # what nobody can be given shows here, and not when Python ends
     except SystemExit as stop:  # a verb's --help
@@ -206,14 +206,14 @@ def _finetune(arguments: list[str]) -> dict[str, Any]:
 def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
     """A training verb: from a recipe, or on from where a run was left."""
     from smalti.runs.folder import copy_run, is_run, read_config
-    from smalti.runs.resuming import finished
+    from smalti.runs.resume import finished
 
     folder = _take_value(arguments, "--resume")
     if folder is not None:
         allow_inexact = _take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
         config = parse(cls, before, arguments, f"{verb} --resume {folder}")
-        if config.out != folder and is_first() and not (restarts() and is_run(config.out)):
+        if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
         done = finished(folder, before, config)
         return run.main(config, resume=True, allow_inexact=allow_inexact) if done is None else done
@@ -482,6 +482,6 @@ def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
     who = f"{named(rank())}: " if world_size() > 1 else ""
-    if is_first() or kind == "error":
+    if is_rank0() or kind == "error":
         print(f"{kind}: {who}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -13,8 +13,8 @@ from tests.small_runs import CPU, pictures
 
 from smalti.cli import main
 from smalti.core.compute import choose_compute
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Images
-from smalti.data.sources.resident import Resident
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "cifar10" / "peers"
@@ -49,8 +49,8 @@ def test_our_backbone_computes_what_their_encoder_does(
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("method", "num_hidden"), [("mae", 48), ("simmim", 40)])
-def test_what_is_hidden_cannot_be_seen(methods: ModuleType, method: str, num_hidden: int) -> None:
+@pytest.mark.parametrize(("method", "num_masked_patches"), [("mae", 48), ("simmim", 40)])
+def test_what_is_hidden_cannot_be_seen(methods: ModuleType, method: str, num_masked_patches: int) -> None:
     """The guess at hidden patches does not change with them, and does with the others."""
     model = methods.METHODS[method].build().eval()
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_what_is_hidden_cannot_be_seen(methods: ModuleType, method: str, num_hid
             return model(pixels)
 
     predicted, hidden = guess(image)
-    assert predicted.shape == (1, num_hidden, 48)
+    assert predicted.shape == (1, num_masked_patches, 48)
     mask = torch.zeros(64, dtype=torch.bool)
     mask[hidden[0] - 1] = True
     pixels = mask.view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1)
@@ -82,7 +82,9 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
 @pytest.mark.parametrize("method", ["mae", "simmim-our-settings"])
 def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(methods: ModuleType, method: str, tmp_path: Path) -> None:
     images = Images(
-        Resident(torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8), torch.zeros(8, dtype=torch.int64)),
+        InMemoryDataset(
+            torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8), torch.zeros(8, dtype=torch.int64)
+        ),
         None,
     )
     compute = choose_compute("cpu", "fp32")

@@ -133,7 +133,7 @@ def test_a_cell_shows_names_for_places_whatever_these_are_called(
     study = import_module("study_cifar10").STUDY
     configs = []
     for folders in (("data", "auto", "."), ("/elsewhere/images", "/elsewhere/tokenizers", "/elsewhere/runs")):
-        places = shared.Places(*map(Path, folders))
+        places = shared.DataFiles(*map(Path, folders))
         found = study.cells("dvae-random", places)["pretrain"](Compute(torch.device("cpu"), torch.float32))
         assert (found["steps"], found["resumed"]) == (2344, False)
         configs.append(found["config"])
@@ -209,7 +209,7 @@ def test_the_best_row_is_chosen_on_validation_images_and_among_equals(results: A
 def test_a_row_that_is_not_compared_is_fine_tuned_with_a_tenth_of_the_labels(
     tmp_path: Path, shared: ModuleType
 ) -> None:
-    study, places = import_module("study_cifar10").STUDY, shared.Places(tmp_path, tmp_path, tmp_path)
+    study, places = import_module("study_cifar10").STUDY, shared.DataFiles(tmp_path, tmp_path, tmp_path)
     assert list(study.cells("dvae-hidden-60", places)) == ["pretrain", "probe", "finetune-10pct-0"]
     assert len(study.cells("dvae-random", places)) == 7
 

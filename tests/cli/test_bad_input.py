@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_listed(
     def refuse(*_: object) -> list[Path]:
         raise PermissionError(13, "Permission denied", str(photos / "across"))
 
-    monkeypatch.setattr("smalti.data.sources.files.walk", refuse)
+    monkeypatch.setattr("smalti.data.datasets.folder.walk", refuse)
     assert failure(verb(photos, tmp_path / "run"), 3) == f"cannot list {photos}/across; Permission denied"
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from smalti.core import dist, ranks
+from smalti.core import ranks
 from smalti.core.errors import UsageError
-from smalti.core.heartbeat import Heartbeat
+from smalti.distributed import collectives
+from smalti.distributed.heartbeat import Heartbeat
 
 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +22,7 @@ def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     assert (ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()) == (0, 1, 0, 1)
     monkeypatch.setenv("RANK", "3")  # of some other program
-    assert ranks.is_first()
+    assert ranks.is_rank0()
 
 
 def test_torchrun_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,34 +36,34 @@ def test_torchrun_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert (ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()) == (9, 16, 1, 8)
-    assert (ranks.restarts(), ranks.is_first(), ranks.named(3)) == (2, False, "rank 3 of 16")
+    assert (ranks.restarts(), ranks.is_rank0(), ranks.named(3)) == (2, False, "rank 3 of 16")
 
 
 def test_alone_everything_stays_as_it_is() -> None:
     values = torch.randn(3, requires_grad=True)
-    assert dist.total(values) is values
-    assert dist.mean(values) is values
-    assert dist.gathered(values) is values
-    assert dist.whole(values) is dist.own_part(values) is values
-    assert torch.equal(dist.mirrored(values), values.flip(0))
-    assert dist.greatest(3, 0) == [3, 0]
-    assert dist.gathered_json({"a": 1}) == [{"a": 1}]
-    assert dist.of_first(lambda: "made") == "made"
-    assert dist.tensors_of_first({"a": values})["a"] is values
-    dist.require_same("configuration", {"a": 1})
-    dist.wait_for_all()
-    with dist.together(dist.Ranks()), dist.losses_named():
+    assert collectives.all_reduce_sum(values) is values
+    assert collectives.all_reduce_mean(values) is values
+    assert collectives.all_gather(values) is values
+    assert collectives.full_tensor(values) is collectives.local_shard(values) is values
+    assert torch.equal(collectives.reversed_over_ranks(values), values.flip(0))
+    assert collectives.all_reduce_max(3, 0) == [3, 0]
+    assert collectives.all_gather_json({"a": 1}) == [{"a": 1}]
+    assert collectives.from_rank0(lambda: "made") == "made"
+    assert collectives.broadcast_tensors({"a": values})["a"] is values
+    collectives.require_same("configuration", {"a": 1})
+    collectives.barrier()
+    with collectives.process_group(collectives.Ranks()), collectives.name_lost_rank():
         assert not torch.distributed.is_initialized()
 
 
 def test_an_error_of_ours_passes_as_it_is() -> None:
-    with pytest.raises(RuntimeError, match="gloo"), dist.losses_named():
+    with pytest.raises(RuntimeError, match="gloo"), collectives.name_lost_rank():
         raise RuntimeError("gloo, but there is no group")
 
 
 def test_waiting_takes_some_time() -> None:
     with pytest.raises(UsageError, match=r"ranks.timeout is 0.0; use more than 0 seconds"):
-        dist.Ranks(timeout=0.0)
+        collectives.Ranks(timeout=0.0)
 
 
 def test_where_to_meet_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_where_to_meet_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     message = "no place to meet the others: MASTER_ADDR is '', MASTER_PORT is ''; start with torchrun"
-    with pytest.raises(UsageError, match=message), dist.together(dist.Ranks()):
+    with pytest.raises(UsageError, match=message), collectives.process_group(collectives.Ranks()):
         pass
 
 
@@ -130,7 +131,7 @@ HUNG = """
 import os, sys, time
 os.environ["WORLD_SIZE"] = "2"
 from torch.distributed import HashStore
-from smalti.core import heartbeat
+from smalti.distributed import heartbeat
 heartbeat._GRACE = 0.5
 store = HashStore()
 other = heartbeat.Heartbeat(store, 1, 2, silent_after=60)

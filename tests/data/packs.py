@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.packs.format import Settings
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
 
 PART = 2500
 """Bytes of a part that three of the pictures fill."""
@@ -23,9 +23,9 @@ def fill(folder: Path, count: int, first: int = 0) -> Path:
     return folder
 
 
-def raw_settings(images: Stored | Resident, **fields: Any) -> Settings:
+def raw_settings(images: ImageDataset | InMemoryDataset, **fields: Any) -> Settings:
     """Shorter side 16, pixels without loss."""
-    kind = images.kind if isinstance(images, Stored) else "embedded"
+    kind = images.kind if isinstance(images, ImageDataset) else "embedded"
     start: dict[str, Any] = {"data": "/data", "source": kind, "side": 16, "encoding": "raw", "quality": None}
     start |= {"channels": 3, "limit": None, "length": len(images), "fingerprint": images.fingerprint()}
     return Settings(**start | fields)

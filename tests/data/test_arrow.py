@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.open import open_source
-from smalti.data.sources.files import FileList, Folder
-from smalti.data.tables.arrow import Arrow
-from smalti.data.tables.saved_dataset import ArrowFiles
+from smalti.data.datasets.folder import FileList, Folder
+from smalti.data.datasets.open import open_source
+from smalti.data.datasets.tables.arrow import Arrow
+from smalti.data.datasets.tables.saved_dataset import ArrowFiles
 from smalti.runs.check import Check, main
 from tests.contracts import check_source
 from tests.data.tables import IMAGE, png, save_to_disk, table, write, write_arrow

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from smalti.core.rng import fold
-from smalti.data.augment import Filter, resample
-from smalti.data.views import Crop, RandomResizedCrop, WholeImage
+from smalti.data.transforms.augment import Filter, resample
+from smalti.data.transforms.views import Crop, RandomResizedCrop, WholeImage
 
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.log import Log
-from smalti.data.gallery import open_gallery
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader
-from smalti.data.order import Order
-from smalti.data.sources.resident import Resident
-from smalti.data.tokens.cache import TokenCache
-from smalti.data.tokens.cached import CachedTokens
-from smalti.data.tokens.key import token_key
+from smalti.data.sampler import Sampler
+from smalti.data.tokens.cached_tokens import CachedTokens
+from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.tokens.token_key import token_key
 from smalti.data.tokens.tokens import CHUNK, Tokenized
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.view_source import open_view_source
 from smalti.functional.masking import Random
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.small_runs import pictures
@@ -58,7 +58,7 @@ def tokenizer() -> DiscreteVAE:
 def resident() -> Images:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (90, 3, 16, 16), generator=rng, dtype=torch.uint8)
-    train = Resident(images, torch.zeros(90, dtype=torch.long))
+    train = InMemoryDataset(images, torch.zeros(90, dtype=torch.long))
     return Images(train, train.select(np.array([0])))
 
 
@@ -79,9 +79,9 @@ def images(request: pytest.FixtureRequest) -> Images | StoredImages:
 def loader(
     images: Images | StoredImages, batch_size: int, num_views: int | None = None, part: tuple[int, int] = (0, 1)
 ) -> Loader:
-    gallery = open_gallery(images, VIEWS, STREAMED, batch_size // part[1], FP32.device)
-    order = Order(len(images.train), batch_size, 5, part, num_views)
-    return Loader(gallery, order, Random(), (2, 3))
+    view_source = open_view_source(images, VIEWS, STREAMED, batch_size // part[1], FP32.device)
+    order = Sampler(len(images.train), batch_size, 5, part, num_views)
+    return Loader(view_source, order, Random(), (2, 3))
 
 
 def opened(folder: Path, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute) -> TokenCache:

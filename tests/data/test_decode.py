@@ -19,9 +19,9 @@ from PIL import Image, ImageFile
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data import decode as decoding
+from smalti.data.datasets.folder import Folder
 from smalti.data.decode import EXTENSIONS, FORMATS, decode, decode_bytes
 from smalti.data.load import Data
-from smalti.data.sources.files import Folder
 
 ORIENTATION = 0x0112
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)

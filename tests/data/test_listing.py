@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smalti.core.log import Log
-from smalti.data.sources import listing
-from smalti.data.sources.labels import MAX_CLASSES, Labels, resolve, twins
-from smalti.data.sources.listing import (
+from smalti.data.datasets import listing
+from smalti.data.datasets.labels import MAX_CLASSES, Labels, resolve, twins
+from smalti.data.datasets.listing import (
     BROKEN,
     INSIDE,
     IRREGULAR,
@@ -63,7 +63,7 @@ def peak_of(program: str, *arguments: str) -> int:
 
 WALK = """
 from pathlib import Path
-from smalti.data.sources import listing
+from smalti.data.datasets import listing
 
 class Entry:
     def __init__(self, name): self.name = name

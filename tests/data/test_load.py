@@ -17,11 +17,11 @@ from PIL import Image
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.folder import Folder
+from smalti.data.datasets.memory import InMemoryDataset, embedded
+from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, affordable, split_held_out
-from smalti.data.open import open_source
 from smalti.data.reading import each, in_order
-from smalti.data.sources.files import Folder
-from smalti.data.sources.resident import Resident, embedded
 from tests.contracts import check_source
 from tests.small_runs import pictures
 
@@ -33,11 +33,11 @@ def fill(folder: Path, count: int, suffix: str = ".png") -> None:
         Image.new("L", (12, 10), number).save(folder / f"{number:03d}{suffix}")
 
 
-def resident(length: int) -> Resident:
-    return Resident(torch.zeros(length, 1, 4, 4, dtype=torch.uint8), torch.arange(length))
+def resident(length: int) -> InMemoryDataset:
+    return InMemoryDataset(torch.zeros(length, 1, 4, 4, dtype=torch.uint8), torch.arange(length))
 
 
-def values(images: Resident) -> list[int]:
+def values(images: InMemoryDataset) -> list[int]:
     return images.images[:, 0, 0, 0].tolist()
 
 

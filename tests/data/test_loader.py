@@ -9,28 +9,28 @@ import torch
 
 from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Stream, fold
-from smalti.data.loader import Loader, ResidentGallery
-from smalti.data.order import Order
-from smalti.data.sources.resident import Resident
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.loader import InMemoryViewSource, Loader
+from smalti.data.sampler import Sampler
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.masking import Blockwise, Random
 from smalti.functional.published_masking import Algorithm1, Release
 
 
-def source(length: int, side: int = 8) -> Resident:
+def source(length: int, side: int = 8) -> InMemoryDataset:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (length, 3, side, side), generator=rng, dtype=torch.uint8)
-    return Resident(images, torch.arange(length) % 4, ("a", "b", "c", "d"))
+    return InMemoryDataset(images, torch.arange(length) % 4, ("a", "b", "c", "d"))
 
 
 def loader(length: int = 10, batch_size: int = 4, seed: int = 0, part: tuple[int, int] = (0, 1)) -> Loader:
-    gallery = ResidentGallery(source(length), TwoViews(RandomResizedCrop(), (8, 8), (4, 4), ColorJitter()))
-    return Loader(gallery, Order(length, batch_size, seed, part), masking=Random(), grid=(4, 4))
+    view_source = InMemoryViewSource(source(length), TwoViews(RandomResizedCrop(), (8, 8), (4, 4), ColorJitter()))
+    return Loader(view_source, Sampler(length, batch_size, seed, part), masking=Random(), grid=(4, 4))
 
 
-def whole(images: Resident, batch_size: int, masking: Masking | None = None, grid: Grid = (0, 0)) -> Loader:
-    gallery = ResidentGallery(images, TwoViews(WholeImage(), (8, 8)))
-    return Loader(gallery, Order(len(images), batch_size, 0), masking, grid)
+def whole(images: InMemoryDataset, batch_size: int, masking: Masking | None = None, grid: Grid = (0, 0)) -> Loader:
+    view_source = InMemoryViewSource(images, TwoViews(WholeImage(), (8, 8)))
+    return Loader(view_source, Sampler(len(images), batch_size, 0), masking, grid)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -126,8 +126,8 @@ def test_masks_crops_and_noise_are_drawn_from_different_keys() -> None:
 def test_both_views_show_the_same_crop() -> None:
     """A flat gradient has the same mean in both views of a crop, and another one in another crop."""
     ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(6, 1, 32, 32)
-    images = Resident(ramp, torch.zeros(6, dtype=torch.int64))
-    batch = Loader(ResidentGallery(images, TwoViews(RandomResizedCrop(), (16, 16), (8, 8))), Order(6, 6, 0))(0)
+    images = InMemoryDataset(ramp, torch.zeros(6, dtype=torch.int64))
+    batch = Loader(InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (16, 16), (8, 8))), Sampler(6, 6, 0))(0)
     assert batch.token_image is not None
     means, token_means = batch.image.mean((1, 2, 3)), batch.token_image.mean((1, 2, 3))
     torch.testing.assert_close(means, token_means, rtol=0, atol=0.01)

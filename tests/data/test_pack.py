@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from smalti.core.errors import DataError
 from smalti.core.files import sha256, write_json
 from smalti.core.log import Log
+from smalti.data.datasets.folder import Folder
 from smalti.data.packs import pack
 from smalti.data.packs.files import read_index
 from smalti.data.packs.format import digest_of
 from smalti.data.packs.pack import Pack
 from smalti.data.packs.packing import write_pack
-from smalti.data.sources.files import Folder
 from tests.contracts import check_source
 from tests.data.packs import PART, fill, raw_settings
 from tests.data.test_listing import peak_of

@@ -21,10 +21,10 @@ from smalti.core import folder_lock
 from smalti.core.errors import DataError, LockError, OutputError, UsageError
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
+from smalti.data.datasets.folder import Folder
 from smalti.data.packs.format import Settings
 from smalti.data.packs.pack import Pack
 from smalti.data.packs.packing import Packed, write_pack
-from smalti.data.sources.files import Folder
 from tests.data.packs import PART, fill, raw_settings
 
 
@@ -84,7 +84,7 @@ import os, signal, sys
 from pathlib import Path
 from smalti.core.log import Log
 from smalti.data.packs.packing import write_pack
-from smalti.data.sources.files import Folder
+from smalti.data.datasets.folder import Folder
 from tests.data.packs import PART, raw_settings
 
 class Deadly(Folder):

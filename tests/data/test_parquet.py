@@ -17,26 +17,26 @@ from hypothesis import strategies as st
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.open import open_source, open_stored
-from smalti.data.remote.places import Local
-from smalti.data.sources.stored import Stored
-from smalti.data.tables import columns, parquet, parquet_index
-from smalti.data.tables.parquet import Parquet
-from smalti.data.tables.recent import Recent
-from smalti.data.tables.rows import Rows
-from smalti.data.tables.splits import split_of
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.open import open_source, open_stored
+from smalti.data.datasets.remote.data_files import LocalFiles
+from smalti.data.datasets.tables import columns, parquet, parquet_index
+from smalti.data.datasets.tables.dataset import TableDataset
+from smalti.data.datasets.tables.lru import Recent
+from smalti.data.datasets.tables.parquet import Parquet
+from smalti.data.datasets.tables.table_splits import split_of
 from smalti.runs.check import Check, main
 from tests.contracts import check_source
 from tests.data.tables import IMAGE, features, png, table, write
 
 
-def opened(path: Path | str, channels: int = 1) -> Rows:
+def opened(path: Path | str, channels: int = 1) -> TableDataset:
     source = open_source(str(path), channels)
-    assert isinstance(source, Rows)
+    assert isinstance(source, TableDataset)
     return source
 
 
-def values(source: Stored) -> list[int]:
+def values(source: ImageDataset) -> list[int]:
     return [int(source[position].image[0, 0, 0]) for position in range(len(source))]
 
 
@@ -191,7 +191,7 @@ def test_bad_cells_are_bad_images(tmp_path: Path) -> None:
 
 
 def test_a_cell_above_the_limit_of_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.data.tables.rows.MAX_BYTES", 2 << 20)
+    monkeypatch.setattr("smalti.data.datasets.tables.dataset.MAX_BYTES", 2 << 20)
     source = opened(write(tmp_path / "a.parquet", pa.table({"image": [bytes(3 << 20)]})))
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet:0; 3 MiB; at most 2"):
         source.read(0)
@@ -333,7 +333,7 @@ def test_no_damage_is_anything_but_a_data_error(good: tuple[Path, bytes], change
         data[place % len(data)] = value
     path.write_bytes(data)
     try:
-        source = Parquet(Local([path]), 1)
+        source = Parquet(LocalFiles([path]), 1)
         images = source.read_many(range(len(source)))
     except DataError:
         return
@@ -419,7 +419,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_pyarrow_is_imported_only_when_it_is_needed() -> None:
-    program = "import sys, smalti.data.open; print({'pyarrow', 'fsspec', 'aiohttp'} & set(sys.modules))"
+    program = "import sys, smalti.data.datasets.open; print({'pyarrow', 'fsspec', 'aiohttp'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "set()", run.stderr
 
@@ -427,12 +427,12 @@ def test_pyarrow_is_imported_only_when_it_is_needed() -> None:
 MILLION = """
 import resource, sys
 from pathlib import Path
-from smalti.data.tables.parquet import Parquet
-from smalti.data.remote.places import Local
+from smalti.data.datasets.tables.parquet import Parquet
+from smalti.data.datasets.remote.data_files import LocalFiles
 import pyarrow.parquet
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-source = Parquet(Local([Path(sys.argv[1])]), 3)
+source = Parquet(LocalFiles([Path(sys.argv[1])]), 3)
 assert len(source) == 1_000_000 and source.read(999_999) == b"x" * 40 and int(source.labels[999_999]) == 999
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

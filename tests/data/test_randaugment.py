@@ -10,7 +10,7 @@ import torch
 from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
-from smalti.data.randaugment import OPERATIONS, RandAugment
+from smalti.data.transforms.randaugment import OPERATIONS, RandAugment
 
 KEYS = fold(5, np.arange(6000))
 BY_NAME = {operation.change.__name__: operation.amount for operation in OPERATIONS}

@@ -11,11 +11,11 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data import decode
+from smalti.data.datasets.folder import FileList
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.decode import decode_bytes
 from smalti.data.packs import record
 from smalti.data.packs.record import Encoding, Form, encode_jpeg, make_record
-from smalti.data.sources.files import FileList
-from smalti.data.sources.resident import Resident
 
 simplejpeg = pytest.importorskip("simplejpeg")
 
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_refused_even_where_it_would_be_kept(tmp_path: Path) -
 
 
 def test_what_is_too_long_for_a_jpeg_is_refused_or_stored_raw() -> None:
-    source = Resident(torch.zeros(1, 1, 1, 65_501, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    source = InMemoryDataset(torch.zeros(1, 1, 1, 65_501, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     message = "cannot store 0; 65501x1 pixels: a JPEG has at most 65500 a side"
     with pytest.raises(DataError, match=message):
         make_record(source, 0, form(channels=1))

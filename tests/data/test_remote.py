@@ -19,14 +19,14 @@ import pytest
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.open import open_source
-from smalti.data.remote import address
-from smalti.data.remote import cache as remote_cache
-from smalti.data.remote.address import About, ask, check_address, check_redirect, shown
-from smalti.data.remote.cache import RemoteCache, max_cache_bytes
-from smalti.data.remote.remote import Remote
-from smalti.data.sources.stored import Stored
-from smalti.data.tables import parquet_index
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.open import open_source
+from smalti.data.datasets.remote import address
+from smalti.data.datasets.remote import remote_cache as remote_cache
+from smalti.data.datasets.remote.address import About, ask, check_address, check_redirect, shown
+from smalti.data.datasets.remote.remote_cache import RemoteCache, max_cache_bytes
+from smalti.data.datasets.remote.remote_files import RemoteFiles
+from smalti.data.datasets.tables import parquet_index
 from smalti.runs.check import Check, main
 from tests.contracts import check_source
 from tests.data.tables import png, table, write
@@ -146,7 +146,7 @@ def test_shards_at_an_address(server: Server, cache: Path, capsys: pytest.Captur
     server.files = {f"/set/s-{n:03d}.tar": shard(*range(4 * n, 4 * n + 4)) for n in range(3)}
     pattern = f"{server.url}/set/s-{{000..002}}.tar"
     source = open_source(pattern, 1, Log())
-    assert isinstance(source, Stored)
+    assert isinstance(source, ImageDataset)
     check_source(source)
     assert values(source) == list(range(12))
     assert (source.kind, source.classes, source[3].label) == ("shards", ("0", "1"), 1)
@@ -228,7 +228,7 @@ def test_h17_only_listed_addresses_are_read(url: str, cause: str, tmp_path: Path
 def test_h17_every_address_of_a_pattern_is_looked_at(server: Server) -> None:
     server.files = {"/0.tar": shard(1)}
     with pytest.raises(DataError, match=r"cannot open http://example\.org/0\.tar; http: is none of the addresses"):
-        Remote([f"{server.url}/0.tar", "http://example.org/0.tar"])
+        RemoteFiles([f"{server.url}/0.tar", "http://example.org/0.tar"])
     assert not server.requests
 
 
@@ -486,7 +486,7 @@ def test_what_is_in_use_never_goes(small: RemoteCache, cache: Path) -> None:
 
 def test_the_lease_of_a_process_that_was_killed_ends(small: RemoteCache, cache: Path) -> None:
     program = (
-        "import os, sys; from smalti.data.remote.cache import RemoteCache\n"
+        "import os, sys; from smalti.data.datasets.remote.remote_cache import RemoteCache\n"
         "class Owner: ...\n"
         "owner = Owner(); RemoteCache().lease(owner, ['a']); os.kill(os.getpid(), 9)"
     )
@@ -525,7 +525,7 @@ def test_a_copy_that_went_is_fetched_again(server: Server, cache: Path) -> None:
     assert server.requests["GET /0.tar"] == 2, "four threads fetch once"
 
 
-FETCH = "import sys; from smalti.data.open import open_source; print(len(open_source(sys.argv[1], 1)))"
+FETCH = "import sys; from smalti.data.datasets.open import open_source; print(len(open_source(sys.argv[1], 1)))"
 
 
 def test_two_processes_fetch_the_same_file(server: Server, cache: Path) -> None:

@@ -11,12 +11,12 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.core.rng import fold
-from smalti.data import render
-from smalti.data.colour import channel_means, colour_matrix, recolour
+from smalti.data.datasets.folder import Folder
 from smalti.data.decode import decode_scaled
-from smalti.data.render import Render
-from smalti.data.sources.files import Folder
-from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.data.transforms import render
+from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
+from smalti.data.transforms.render import Render
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 
 KEYS = [int(key) for key in fold(3, np.arange(12))]
 

@@ -16,13 +16,13 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.open import open_source
-from smalti.data.shards import cache as shard_cache
-from smalti.data.shards import shards
-from smalti.data.shards.index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE
-from smalti.data.shards.shards import Shards, expand
-from smalti.data.shards.tar import CUT_OFF, IRREGULAR, SPARSE, DamagedTarError, Member, members
-from smalti.data.sources.listing import NO_IMAGE, SYSTEM
+from smalti.data.datasets import index_cache as shard_cache
+from smalti.data.datasets import tar as shards
+from smalti.data.datasets.listing import NO_IMAGE, SYSTEM
+from smalti.data.datasets.open import open_source
+from smalti.data.datasets.tar import Shards, expand
+from smalti.data.datasets.tar_index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE
+from smalti.data.datasets.tar_members import CUT_OFF, IRREGULAR, SPARSE, DamagedTarError, Member, members
 from tests.contracts import check_source
 from tests.data.test_listing import peak_of
 
@@ -434,7 +434,7 @@ def test_a_shard_that_shrinks_or_goes_while_it_is_used_is_a_bad_image(tmp_path: 
 
 INDEX = """
 from pathlib import Path
-from smalti.data.shards.index import build_index
+from smalti.data.datasets.tar_index import build_index
 
 def work():
     path = Path(sys.argv[1])

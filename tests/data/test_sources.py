@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from smalti.core.errors import DataError
+from smalti.data.datasets.folder import FileList, Files, Folder
+from smalti.data.datasets.lists import read_list
+from smalti.data.datasets.memory import InMemoryDataset, embedded, embedded_photographs
 from smalti.data.decode import decode
-from smalti.data.sources.files import FileList, Files, Folder
-from smalti.data.sources.lists import read_list
-from smalti.data.sources.resident import Resident, embedded, embedded_photographs
 from tests.contracts import check_source
 from tests.data.test_listing import peak_of
 
@@ -256,7 +256,7 @@ def test_what_a_list_names_is_opened_only_if_it_is_a_file(tmp_path: Path) -> Non
 
 LIST = """
 from pathlib import Path
-from smalti.data.sources.lists import read_list
+from smalti.data.datasets.lists import read_list
 
 def work():
     names, labels = read_list(Path(sys.argv[1]))
@@ -285,7 +285,7 @@ def test_shrunk_is_the_same_image_with_a_shorter_side(tmp_path: Path) -> None:
 
 def test_resident_images_are_a_source() -> None:
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
-    resident = Resident(images, torch.tensor([1, 0]), ("a", "b"))
+    resident = InMemoryDataset(images, torch.tensor([1, 0]), ("a", "b"))
     check_source(resident)
     assert resident[1].image.shape == (4, 5, 3)
     assert resident[1].image[2, 3].tolist() == images[1, :, 2, 3].tolist()
@@ -293,7 +293,7 @@ def test_resident_images_are_a_source() -> None:
 
 def test_select_takes_images_and_labels_in_the_given_order() -> None:
     images = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1)
-    chosen = Resident(images, torch.arange(4), ("a", "b", "c", "d")).select(np.array([2, 0, 2]))
+    chosen = InMemoryDataset(images, torch.arange(4), ("a", "b", "c", "d")).select(np.array([2, 0, 2]))
     assert chosen.images.flatten().tolist() == chosen.labels.tolist() == [2, 0, 2]
     assert chosen.classes == ("a", "b", "c", "d")
 

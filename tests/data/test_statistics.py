@@ -8,8 +8,8 @@ import torch
 
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data
-from smalti.data.sources.resident import Resident
 from smalti.data.statistics import measured, statistics
 from tests.small_runs import flat_pictures
 
@@ -28,7 +28,7 @@ def test_a_picture_of_one_colour_has_a_deviation_to_divide_by() -> None:
 
 
 def test_conventions() -> None:
-    images = Resident(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    images = InMemoryDataset(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     assert statistics("half", images, 3, 2) == ((0.5,) * 3, (0.5,) * 3)
     assert statistics("imagenet", images, 3, 2) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with pytest.raises(UsageError, match="ImageNet's statistics for 1 channel; use --normalisation auto or half"):

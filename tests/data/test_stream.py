@@ -14,13 +14,13 @@ from smalti.core.contracts import Batch
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles
-from smalti.data.gallery import default_workers, open_gallery
+from smalti.data.datasets.dataset import Subset
+from smalti.data.datasets.folder import Folder
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader
-from smalti.data.order import Order
-from smalti.data.sources.files import Folder
-from smalti.data.sources.stored import Part
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.sampler import Sampler
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.view_source import default_workers, open_view_source
 from smalti.data.workers.jobs import Bad, candidates
 from smalti.functional.masking import Random
 from tests.small_runs import pictures
@@ -38,8 +38,8 @@ def streamed(folder: Path, workers: int = 0, *, bad_files: Path | None = None, b
 
 def loader(images: StoredImages, workers: int = 0, batch_size: int = 8, part: tuple[int, int] = (0, 1)) -> Loader:
     data = Data("photos", side=16, num_workers=workers)
-    gallery = open_gallery(images, VIEWS, data, batch_size // part[1], CPU)
-    return Loader(gallery, Order(len(images.train), batch_size, 3, part), Random(), (4, 4))
+    view_source = open_view_source(images, VIEWS, data, batch_size // part[1], CPU)
+    return Loader(view_source, Sampler(len(images.train), batch_size, 3, part), Random(), (4, 4))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -102,8 +102,8 @@ def test_without_jitter_pixels_stay_8_bits_and_mirrors_are_mirrors(photos: Path)
     shown = {}
     for flip in (0.0, 1.0):
         views = TwoViews(RandomResizedCrop(flip=flip), (16, 16))
-        gallery = open_gallery(images, views, Data("photos", num_workers=0), 8, CPU)
-        shown[flip] = Loader(gallery, Order(len(images.train), 8, 3))(1)
+        view_source = open_view_source(images, views, Data("photos", num_workers=0), 8, CPU)
+        shown[flip] = Loader(view_source, Sampler(len(images.train), 8, 3))(1)
     assert shown[0.0].image.dtype == torch.uint8
     assert shown[0.0].token_image is None
     assert torch.equal(shown[1.0].image, shown[0.0].image.flip(-1))
@@ -112,7 +112,9 @@ def test_without_jitter_pixels_stay_8_bits_and_mirrors_are_mirrors(photos: Path)
 def test_a_batch_is_no_view_of_memory_that_is_used_again(photos: Path) -> None:
     images = streamed(photos)
     grey = TwoViews(RandomResizedCrop(flip=0.0), (16, 16))
-    batches = Loader(open_gallery(images, grey, Data("photos", num_workers=0), 8, CPU), Order(len(images.train), 8, 3))
+    batches = Loader(
+        open_view_source(images, grey, Data("photos", num_workers=0), 8, CPU), Sampler(len(images.train), 8, 3)
+    )
     first = batches(0)
     kept = first.image.clone()
     batches(1)
@@ -175,7 +177,7 @@ def test_g29_the_replacement_is_the_next_candidate_under_the_keys_of_the_bad_one
     images, _ = damaged(photos, tmp_path, 5)
     whole = streamed(photos)
     stand_in = next(place for place in candidates(5, len(images.train)) if place != 5)
-    rows = Order(len(images.train), 2, 3).rows(np.array([5, 7]), np.array([0, 0]))
+    rows = Sampler(len(images.train), 2, 3).rows(np.array([5, 7]), np.array([0, 0]))
     shown, plain = loader(images, batch_size=2).at(rows), loader(whole, batch_size=2).at(rows)
     assert shown.index.tolist() == [stand_in, 7]
     assert torch.equal(shown.image[1], plain.image[1])
@@ -231,7 +233,7 @@ def test_what_hung_or_killed_a_worker_is_not_opened_again_after_a_resume(photos:
     images = streamed(photos, bad_files=listing)
     assert images.bad_files.quarantined == {4}
     batches = loader(images)
-    rows = Order(len(images.train), 2, 3).rows(np.array([4, 7]), np.array([0, 0]))
+    rows = Sampler(len(images.train), 2, 3).rows(np.array([4, 7]), np.array([0, 0]))
     assert batches.at(rows).label is not None
     stand_in = next(place for place in candidates(4, len(images.train)) if place != 4)
     assert images.train.labels is not None
@@ -253,7 +255,7 @@ def test_h13_the_fingerprint_is_of_names_lengths_and_labels_not_of_the_order_of_
             Image.new("RGB", (4 + ord(name) % 3, 4)).save(tmp_path / folder / name / "1.png")
     one, other = Folder(tmp_path / "a", 3), Folder(tmp_path / "b", 3)
     assert one.fingerprint() == other.fingerprint()
-    assert Part(one, np.array([0, 1])).fingerprint() != one.fingerprint()
+    assert Subset(one, np.array([0, 1])).fingerprint() != one.fingerprint()
     (tmp_path / "b" / "x" / "1.png").write_bytes(b"longer than before")
     assert one.fingerprint() != Folder(tmp_path / "b", 3).fingerprint()
 
@@ -273,9 +275,9 @@ def test_workers_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_flat_over_twenty_thousand_batches(photos: Path) -> None:
     """This process and its worker, in KiB, after a tenth of the batches and at the end."""
     images = streamed(photos)
-    gallery = open_gallery(images, VIEWS, Data("photos", side=16, num_workers=1), 4, CPU)
-    batches = Loader(gallery, Order(len(images.train), 4, 3), Random(), (4, 4))
-    worker = gallery.renderer.pids[0]  # type: ignore[attr-defined]
+    view_source = open_view_source(images, VIEWS, Data("photos", side=16, num_workers=1), 4, CPU)
+    batches = Loader(view_source, Sampler(len(images.train), 4, 3), Random(), (4, 4))
+    worker = view_source.renderer.pids[0]  # type: ignore[attr-defined]
     held = []
     for step in range(20_000):
         batches(step)

@@ -20,11 +20,11 @@ from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data
-from smalti.data.sources.resident import Resident
-from smalti.data.tokens.cache import KEY, TokenCache
-from smalti.data.tokens.key import TokenKey, digest, token_key
-from smalti.data.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.tokens.token_cache import KEY, TokenCache
+from smalti.data.tokens.token_key import TokenKey, digest, token_key
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.tokenizers.dvae import DVAE
 from tests.small_runs import flat_pictures
 
@@ -217,7 +217,7 @@ def test_the_key_of_a_run(tmp_path: Path) -> None:
     fp32, bf16 = (Compute(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
     pixels = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.zeros(4, dtype=torch.long)
-    images, dvae = Resident(pixels, labels), DVAE(16, 4, 3, 8)
+    images, dvae = InMemoryDataset(pixels, labels), DVAE(16, 4, 3, 8)
 
     def key(**changed: Any) -> TokenKey:
         given = {"source": images, "views": VIEWS, "seed": 0, "tokenizer": dvae.build(0), "compute": fp32} | changed
@@ -232,7 +232,7 @@ def test_the_key_of_a_run(tmp_path: Path) -> None:
     flat_pictures(tmp_path / "photos", 4)
     streamed = Data(str(tmp_path / "photos"), memory="stream", held_out=0.3).open(Log()).train
     changes: list[dict[str, Any]] = [
-        {"source": Resident(brighter, labels)},
+        {"source": InMemoryDataset(brighter, labels)},
         {"source": images.select(np.array([1, 0, 2, 3]))},
         {"source": streamed},
         {"views": replace(VIEWS, crop=RandomResizedCrop(flip=0.0))},
@@ -355,8 +355,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from smalti.core.config import from_json
-from smalti.data.tokens.cache import TokenCache
-from smalti.data.tokens.key import TokenKey
+from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.tokens.token_key import TokenKey
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 cache = TokenCache(folder, from_json(TokenKey, json.loads((folder / "key.json").read_text())))

@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 
 from smalti.core.errors import DataError
 from smalti.data import decode as decoding
+from smalti.data.datasets.folder import Files
+from smalti.data.datasets.listing import NamesBuilder
 from smalti.data.decode import decode
-from smalti.data.render import Render
-from smalti.data.sources.files import Files
-from smalti.data.sources.listing import NamesBuilder
-from smalti.data.views import RandomResizedCrop, TwoViews
+from smalti.data.transforms.render import Render
+from smalti.data.transforms.views import RandomResizedCrop, TwoViews
 
 TABLE = Path(__file__).with_name("torture.tsv")
 EXPECTED = dict(line.split("\t", 1) for line in TABLE.read_text().splitlines()) if TABLE.exists() else {}

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold
-from smalti.data.views import RandomResizedCrop, WholeImage
+from smalti.data.transforms.views import RandomResizedCrop, WholeImage
 
 KEYS = fold(5, np.arange(2000))
 sides = st.integers(1, 300)

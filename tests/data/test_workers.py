@@ -100,7 +100,7 @@ def test_workers_render_what_one_process_renders(
     chance = random.Random(0)
     tasks = [task(*(chance.randrange(50) for _ in range(rows)), seed=rows) for rows in (16, 16, 1, 5, 16, 0, 11)]
     for step, one in enumerate(tasks):
-        many.expect(tasks[step : step + 3])
+        many.prefetch(tasks[step : step + 3])
         result, expected = many(one), alone(one)
         assert_same(result, expected)
         assert result.bad == expected.bad
@@ -127,7 +127,7 @@ def test_expected_or_not_each_batch_is_the_one_asked_for(workers: Callable[..., 
         if chance.random() < 0.7:
             start = step if chance.random() < 0.7 else chance.randrange(12)
             for _ in range(chance.choice((1, 2))):
-                many.expect((tasks + tasks)[start : start + chance.randrange(6)])
+                many.prefetch((tasks + tasks)[start : start + chance.randrange(6)])
         assert_same(many(tasks[step]), alone(tasks[step]))
     assert said == []
 
@@ -138,7 +138,7 @@ def test_batches_that_are_expected_are_rendered_before_they_are_asked_for(
     marked = {position: "once " for position in range(50)}
     many = workers(Noise(trouble=marked, folder=tmp_path), 1, ahead=2)
     tasks = [task(0, 1), task(2, 3), task(4, 5), task(6, 7)]
-    many.expect(tasks)
+    many.prefetch(tasks)
     until(lambda: {path.name for path in tmp_path.iterdir()} == set("012345"))  # there are three slots
     many(tasks[0])  # in use, so its slot is not free yet
     many(tasks[1])
@@ -148,7 +148,7 @@ def test_batches_that_are_expected_are_rendered_before_they_are_asked_for(
 def test_what_is_left_of_a_dropped_batch_is_skipped(workers: Callable[..., Workers], tmp_path: Path) -> None:
     marked = {position: "once slow " for position in range(8)}
     many = workers(Noise(trouble=marked, folder=tmp_path), 1)
-    many.expect([task(*range(8))])
+    many.prefetch([task(*range(8))])
     until(lambda: list(tmp_path.iterdir()))
     many(task(20))
     assert not (tmp_path / "7").exists()
@@ -166,10 +166,10 @@ def test_what_came_up_is_told_in_the_order_of_the_rows(workers: Callable[..., Wo
 def test_arrays_are_not_touched_until_the_next_call(workers: Callable[..., Workers]) -> None:
     many = workers(Noise(), 1, ahead=1)
     tasks = [task(*range(seed, seed + 16), seed=seed) for seed in range(6)]
-    many.expect(tasks)
+    many.prefetch(tasks)
     rendered = many(tasks[0])
     before = [array.copy() for array in rendered.arrays]
-    many.expect(tasks)
+    many.prefetch(tasks)
     time.sleep(0.2)
     assert all(np.array_equal(one, other) for one, other in zip(before, rendered.arrays, strict=True))
 
@@ -211,7 +211,7 @@ def test_what_is_quarantined_is_never_opened(renderer: Callable[..., Renderer]) 
 def test_f01_a_killed_worker_loses_nothing(workers: Callable[..., Workers], said: list[str], tmp_path: Path) -> None:
     many, alone = workers(Noise(trouble={5: "once SIGKILL"}, folder=tmp_path), 2), Inline(Noise())
     tasks = [task(*range(seed, seed + 16), seed=seed) for seed in range(4)]
-    many.expect(tasks)
+    many.prefetch(tasks)
     for one in tasks:
         result = many(one)
         assert_same(result, alone(one))
@@ -227,7 +227,7 @@ def test_f01_workers_killed_while_nobody_looks(workers: Callable[..., Workers], 
         assert_same(many(one), alone(one))
         for pid in many.pids:
             os.kill(pid, signal.SIGKILL)
-    many.expect([task(0, 1)])
+    many.prefetch([task(0, 1)])
     assert_same(many(task(0, 1)), alone(task(0, 1)))
     # where the second is not needed, its death need not be noticed
     assert {"a data worker was killed (signal 9; out of memory?) while waiting; it was started again"} == set(said)
@@ -249,7 +249,7 @@ def test_f02_an_image_that_crashes_its_reader_is_quarantined(workers: Callable[.
     trouble = {1: "SIGSEGV", 2: "SIGBUS", 6: "SIGABRT", 9: "SIGILL", 12: "SIGFPE"}
     many, alone = workers(Noise(trouble=trouble), 3), Inline(Noise(), quarantined=set(trouble))
     tasks = [task(*range(16)), task(*range(15, -1, -1)), task(*range(0, 32, 2))]
-    many.expect(tasks)
+    many.prefetch(tasks)
     news = []
     for one in tasks:
         result = many(one)
@@ -288,7 +288,7 @@ def test_f03_a_worker_that_was_stopped_for_a_while_does_not_hang(
     """As after Ctrl-Z and fg."""
     many = workers(Noise(seconds=0.1), 1, timeout=0.5)
     many(task(0))
-    many.expect([task(1, 2)])
+    many.prefetch([task(1, 2)])
     time.sleep(0.05)
     os.kill(many.pids[0], signal.SIGSTOP)
     time.sleep(0.6)
@@ -339,7 +339,7 @@ def test_f06_a_bug_fails_fast_and_is_no_bad_image(renderer: Callable[..., Render
 def test_a_failure_ahead_is_raised_when_its_batch_is_asked_for(workers: Callable[..., Workers]) -> None:
     many = workers(Noise(trouble={1: "bug"}), 1)
     tasks = [task(0), task(1), task(2)]
-    many.expect(tasks)
+    many.prefetch(tasks)
     many(tasks[0])
     with pytest.raises(RuntimeError):
         many(tasks[1])
@@ -364,11 +364,11 @@ def test_workers_that_keep_dying_stop_the_run(workers: Callable[..., Workers], s
 def test_closing_ends_busy_workers_and_may_be_done_twice(workers: Callable[..., Workers], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with workers(Noise(trouble={0: "fifo"}, folder=tmp_path), 2) as many:
-        many.expect([task(*range(16))])
+        many.prefetch([task(*range(16))])
     assert all_gone(many.pids, seconds=0)
     many.close()
     with pytest.raises(RuntimeError, match="closed"):
-        many.expect([])
+        many.prefetch([])
 
 
 @needs_proc
@@ -437,7 +437,7 @@ child._PRELOAD = ()  # torch is not needed here, and takes seconds
 def main():
     with Workers(Noise(trouble={0: "print", 1: TROUBLE}), 16, 2, say=print) as workers:
         print(workers(task(0, 2, 3)).shown.tolist(), flush=True)
-        workers.expect([task(1)])
+        workers.prefetch([task(1)])
         time.sleep(SLEEP)
 
 GUARD
@@ -505,7 +505,7 @@ def test_memory_stays_flat(workers: Callable[..., Workers], said: list[str]) -> 
 
     def work(rounds: int) -> None:
         for step in range(20 * rounds):
-            many.expect(tasks[step % 20 : step % 20 + 3])
+            many.prefetch(tasks[step % 20 : step % 20 + 3])
             # where it was not expected, the others are dropped
             many(task(7, seed=step) if step % 20 == 5 else tasks[step % 20])
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.sources.resident import Resident
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.evaluation.classification import (
     accuracies,
     by_class,
@@ -54,7 +54,7 @@ class Corner(nn.Module):
 
 def test_every_image_is_shown_whole_at_the_size_of_the_network() -> None:
     pixels = torch.arange(7, dtype=torch.uint8)[:, None, None, None].expand(7, 3, 8, 8) * 30
-    images = Resident(pixels, torch.zeros(7, dtype=torch.int64), ("a", "b"))
+    images = InMemoryDataset(pixels, torch.zeros(7, dtype=torch.int64), ("a", "b"))
     scores = class_scores(Corner(), images, (16, 16), Compute(torch.device("cpu"), torch.float32), batch_size=3)
     torch.testing.assert_close(scores[:, 0], torch.arange(7) * 30 / 255)
     assert scores[:, 3].tolist() == [16.0] * 7

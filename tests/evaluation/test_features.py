@@ -9,7 +9,7 @@ import torch
 
 from smalti.core.compute import Compute
 from smalti.core.errors import OutputError
-from smalti.data.sources.resident import Resident
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.evaluation.features import POOLINGS, extract, pool
 from smalti.models.vit import ViT
 
@@ -17,9 +17,9 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 CONFIG = ViT(img_size=(16, 24), patch_size=4, in_chans=1, embed_dim=8, depth=2, num_heads=2)
 
 
-def images(num: int = 7) -> Resident:
+def images(num: int = 7) -> InMemoryDataset:
     pixels = torch.randint(256, (num, 1, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Resident(pixels, torch.zeros(num, dtype=torch.int64))
+    return InMemoryDataset(pixels, torch.zeros(num, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
+from smalti.evaluation.kmeans_baseline import NearestPatch, fit_kmeans_baseline
 from smalti.evaluation.reconstruction import evaluate_tokenizer
-from smalti.evaluation.yardstick import NearestPatch, fit_yardstick
 from smalti.tokenizers.dvae import DVAE
 from tests.test_contracts import GreyLevels
 
@@ -66,7 +66,7 @@ class Collapsed(GreyLevels):
 
 
 def fitted(vocab_size: int) -> NearestPatch:
-    found = fit_yardstick(ramp(), vocab_size, 4)
+    found = fit_kmeans_baseline(ramp(), vocab_size, 4)
     assert found is not None
     return found
 
@@ -90,7 +90,7 @@ def test_a_collapsed_codebook_has_a_perplexity_of_one_beside_that_of_the_yardsti
 
 
 def test_the_window_is_the_same_whatever_is_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.evaluation.reconstruction.window", lambda images, stride: images[:5])
+    monkeypatch.setattr("smalti.evaluation.reconstruction.token_sample", lambda images, stride: images[:5])
     assert evaluate_tokenizer(GreyLevels(), ramp(), CPU).as_dict()["window_tokens"] == 5
 
 

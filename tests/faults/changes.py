@@ -17,7 +17,7 @@ from torch import Tensor
 from smalti.core import files
 from smalti.core.contracts import Batch
 from smalti.data.loader import Loader
-from smalti.functional import relaxation
+from smalti.functional import gumbel_relaxation as relaxation
 from smalti.runs import pretrain
 from smalti.runs.folder import RunFolder
 from smalti.runs.session import Session
@@ -143,13 +143,13 @@ def after_taking_up(forget: Callable[[Trainer, Checkpoint], None]) -> Callable[[
     """Something is not taken up again."""
 
     def change() -> None:
-        whole = Trainer.take_up
+        whole = Trainer.load_state
 
-        def take_up(trainer: Trainer, found: Checkpoint, where: str) -> None:
+        def load_state(trainer: Trainer, found: Checkpoint, where: str) -> None:
             whole(trainer, found, where)
             forget(trainer, found)
 
-        Trainer.take_up = take_up  # type: ignore[method-assign]
+        Trainer.load_state = load_state  # type: ignore[method-assign]
 
     return change
 

@@ -10,7 +10,7 @@ import pytest
 from smalti import cli
 from smalti.core import files, folder_lock, log
 from smalti.core.errors import CheckpointError, OutputError
-from smalti.data.remote import address
+from smalti.data.datasets.remote import address
 from smalti.runs import folder
 from smalti.training import checkpoint
 from tests.faults import test_output, test_secrets, test_together

@@ -18,8 +18,8 @@ import torch
 from smalti.cli import main
 from smalti.core.errors import CheckpointError, SmaltiError
 from smalti.core.files import write_folder
-from smalti.training.capture import read_capture
 from smalti.training.checkpoint import read_checkpoint
+from smalti.training.nonfinite_dump import read_dump
 from smalti.weights.read import read_source
 from smalti.weights.saved_network import read_network, read_state_dict
 from tests.faults.trial import save
@@ -162,7 +162,7 @@ def _capture(run: Path, gadget: bytes) -> None:
         run / "bundle",
         {"model.safetensors": gadget, "state.safetensors": gadget, "step.json": json.dumps(step | computed).encode()},
     )
-    read_capture(run / "bundle")
+    read_dump(run / "bundle")
 
 
 def _imported(run: Path, gadget: bytes) -> None:

@@ -21,7 +21,7 @@ def world(one: Nursery, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def wholes(one: Nursery, world: World) -> dict[str, Whole]:
+def whole_runs(one: Nursery, world: World) -> dict[str, Whole]:
     """Every kind of run, uninterrupted, made when it is needed."""
     folder = world.photos.parent
 
@@ -56,10 +56,10 @@ def differing(one: Nursery, whole: Whole, run: Path, change: str = "") -> set[st
     ],
 )
 def test_a_run_that_was_killed_at_a_certain_place_ends_as_if_nothing_had_happened(
-    place: str, one: Nursery, world: World, wholes: dict[str, Whole], tmp_path: Path
+    place: str, one: Nursery, world: World, whole_runs: dict[str, Whole], tmp_path: Path
 ) -> None:
     """A06 before the first checkpoint, A08 between the last step of an epoch and its checkpoint, A09, A14."""
-    whole = wholes["epochs"]
+    whole = whole_runs["epochs"]
     killed_at(one, whole, tmp_path / "run", place)
     assert not (tmp_path / "run" / "result.json").exists()
     assert differing(one, whole, tmp_path / "run") == set()
@@ -86,12 +86,12 @@ def test_state_that_is_not_taken_up_is_caught(
     change: str,
     files: set[str],
     one: Nursery,
-    wholes: dict[str, Whole],
+    whole_runs: dict[str, Whole],
     tmp_path: Path,
 ) -> None:
     """Broken on purpose, for A01, A07 and I04."""
-    killed_at(one, wholes[kind], tmp_path / "run", place)
-    assert differing(one, wholes[kind], tmp_path / "run", change) >= files
+    killed_at(one, whole_runs[kind], tmp_path / "run", place)
+    assert differing(one, whole_runs[kind], tmp_path / "run", change) >= files
 
 
 @pytest.mark.parametrize("change", ["late noise", "late copies"])
@@ -104,9 +104,9 @@ def test_randomness_and_copies_that_are_late_are_caught(
     assert "metrics.jsonl" in differing(one, whole, tmp_path / "run")
 
 
-def test_a_silent_start_from_zero_is_caught(one: Nursery, wholes: dict[str, Whole], tmp_path: Path) -> None:
+def test_a_silent_start_from_zero_is_caught(one: Nursery, whole_runs: dict[str, Whole], tmp_path: Path) -> None:
     """B05, and the same broken on purpose: a run of the same bits, after losing hours."""
-    whole, run = wholes["dvae"], tmp_path / "run"
+    whole, run = whole_runs["dvae"], tmp_path / "run"
     killed_at(one, whole, run, "dies before step 11")
     for file in (run / "checkpoints").rglob("state.safetensors"):
         file.write_bytes(b"")
@@ -115,9 +115,9 @@ def test_a_silent_start_from_zero_is_caught(one: Nursery, wholes: dict[str, Whol
     assert one.run(go_on(whole, run), "begins anew whatever happens") == 0
 
 
-def test_weights_that_are_no_numbers_are_not_saved(one: Nursery, wholes: dict[str, Whole], tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_not_saved(one: Nursery, whole_runs: dict[str, Whole], tmp_path: Path) -> None:
     """B11, where the step that made them is swallowed on purpose; what was saved before is taken up."""
-    whole, run = wholes["dvae"], tmp_path / "run"
+    whole, run = whole_runs["dvae"], tmp_path / "run"
     assert one.run(whole.command(run), "no number is no error") == 5
     assert "error: step 6 is not saved; " in one.told()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]

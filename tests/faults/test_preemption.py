@@ -13,7 +13,7 @@ import pytest
 
 from smalti.cli import main
 from smalti.core.log import Log
-from smalti.core.signals import TerminatedError, noted, terminating
+from smalti.distributed.signals import TerminatedError, noted, terminating
 from smalti.runs import check, train_tokenizer
 from tests.faults.kills import ROOT, Nursery, Whole, World, end_of, go_on, nursery
 from tests.small_runs import TOKENIZER_FLAGS, metrics, newest_checkpoint, result, weights

@@ -30,7 +30,7 @@ IMPORTS_BY_NAME = {"cli.py"}
 WRITES = {
     "core/files.py": "touch",  # the probe of a folder
     "data/packs/part_writer.py": "xb",  # which follows no link
-    "data/remote/cache.py": "ab",  # a lock inside the cache of its user alone
+    "data/datasets/remote/remote_cache.py": "ab",  # a lock inside the cache of its user alone
     "data/workers/worker.py": "write_text",  # a number for the system, in /proc
 }
 """What is not written by `core/files.py`: without following links, into files that are not there yet."""

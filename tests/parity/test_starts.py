@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from smalti.models import presets
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.training.start import start_from
+from smalti.training.init_weights import init_from_weights
 from smalti.weights.read import read_source
 
 PAPER = ViT(img_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=4)
@@ -33,7 +33,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 def started(config: ViT, place: Path) -> MaskedImageModel:
     model = build_mim(config, VOCABULARY, seed=3).eval()
-    start_from(model, read_source(str(place)))
+    init_from_weights(model, read_source(str(place)))
     return model
 
 

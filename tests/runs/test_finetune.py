@@ -14,21 +14,21 @@ from safetensors.torch import load_file, save_file
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, Images
-from smalti.data.sources.resident import Resident
-from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.runs import classification
+from smalti.runs import classification_task as classification
 from smalti.runs import finetune as run
-from smalti.runs.choice import Best
-from smalti.runs.classification import Classification
+from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune, load_model
 from smalti.runs.folder import read_config
-from smalti.runs.labelled import Shares, divide
+from smalti.runs.label_splits import Shares, divide
+from smalti.runs.model_selection import Best
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 from tests.other_names import as_timm_vit
 from tests.small_runs import (
     finetune,
@@ -47,12 +47,12 @@ VIT = ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2, dro
 PIXELS = ("--target", "pixels")
 
 
-def bright_and_dark(num: int, seed: int = 0) -> Resident:
+def bright_and_dark(num: int, seed: int = 0) -> InMemoryDataset:
     """Noise of two classes that a head tells apart by its mean."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num) % 2
     pixels = rng.integers(0, 150, (num, 3, 8, 8)) + 100 * labels[:, None, None, None]
-    return Resident(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels), ("dark", "bright"))
+    return InMemoryDataset(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels), ("dark", "bright"))
 
 
 def config(out: Path, **changes: Any) -> Finetune:
@@ -92,7 +92,7 @@ def test_validation_chooses_and_the_test_is_looked_at_once_at_the_end(
     seen: list[tuple[int, int]] = []
     whole = classification.class_scores
 
-    def scores(model: Any, images: Resident, *rest: Any) -> Any:
+    def scores(model: Any, images: InMemoryDataset, *rest: Any) -> Any:
         seen.append((len(metrics(tmp_path / "run")), len(images)))
         return whole(model, images, *rest)
 
@@ -258,7 +258,7 @@ def test_a_base_network_goes_from_224_to_384(tmp_path: Path) -> None:
     there = build_mim(ViT(), 5, seed=4)
     save_file({k: v.contiguous() for k, v in as_timm_vit(there).items()}, tmp_path / "vit.safetensors")
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (8, 3, 384, 384), np.uint8))
-    images = Resident(pixels, torch.arange(8) % 2, ("even", "odd"))
+    images = InMemoryDataset(pixels, torch.arange(8) % 2, ("even", "odd"))
     start = config(tmp_path / "run", init=str(tmp_path / "vit.safetensors"))
     larger = replace(start, data=Data(side=384), backbone=ViT(img_size=(384, 384)), plan=Plan(steps=2, batch_size=2))
     found = trained(larger, Images(images, images))

@@ -15,8 +15,8 @@ from smalti.cli import main as smalti
 from smalti.core.compute import Compute
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.open import open_stored
-from smalti.data.sources.resident import embedded
+from smalti.data.datasets.memory import embedded
+from smalti.data.datasets.open import open_stored
 from smalti.recipes import base, nano, small, tiny
 from smalti.runs import dry_run as dry
 from smalti.runs import plan

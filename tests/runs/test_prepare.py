@@ -15,11 +15,11 @@ from PIL import Image
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.folder import Folder
+from smalti.data.datasets.memory import embedded
+from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
-from smalti.data.open import open_source
 from smalti.data.packs.pack import Pack
-from smalti.data.sources.files import Folder
-from smalti.data.sources.resident import embedded
 from smalti.runs.prepare import Prepare, main
 
 

@@ -9,8 +9,8 @@ import torch
 
 from smalti.cli import main
 from smalti.core.errors import UsageError
-from smalti.training.plan import Plan
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 from tests.faults.changes import SPIKES, spikes
 from tests.small_runs import metrics, newest_checkpoint, pictures, pretrain, result, train_tokenizer, weights
 

@@ -20,10 +20,10 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.models.segmenter import Segmenter
-from smalti.runs import segmentation
+from smalti.runs import segmentation_task as segmentation
 from smalti.runs.finetune import load_model
-from smalti.runs.labelled import Shares
-from smalti.runs.segmentation import Segmentation
+from smalti.runs.label_splits import Shares
+from smalti.runs.segmentation_task import Segmentation
 from smalti.training.trainer import Trainer
 from tests.small_runs import CPU, finetune, metrics, newest_checkpoint, pretrain, result, scenes, segment
 

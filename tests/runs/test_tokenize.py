@@ -26,7 +26,7 @@ from smalti.recipes import tiny
 from smalti.runs.pretrain import Pretrain, training_loader
 from smalti.runs.tokenize import Tokenize, main
 from smalti.runs.train_tokenizer import load_tokenizer
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 from tests.small_runs import CPU, PRETRAIN_FLAGS, pictures, pretrain, result, train_tokenizer, weights
 
 VIT = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2)

@@ -15,18 +15,18 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.core.errors import NumericError, StoppedError, UsageError
 from smalti.core.log import Log
-from smalti.data.loader import Loader, ResidentGallery
-from smalti.data.order import Order
-from smalti.data.sources.resident import Resident
-from smalti.data.views import RandomResizedCrop, TwoViews
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.loader import InMemoryViewSource, Loader
+from smalti.data.sampler import Sampler
+from smalti.data.transforms.views import RandomResizedCrop, TwoViews
 from smalti.functional.masking import mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.loop import fit
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
 from smalti.training.trainer import Trainer, means
+from smalti.training.training_plan import Plan
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 OPTIMISER = AdamW(lr=0.01, warmup_ratio=0.2)
@@ -95,10 +95,10 @@ class MeanGreyThatFollows(MeanGrey):
 
 def batches(seed: int = 0) -> Loader:
     images = torch.randint(256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    gallery = ResidentGallery(
-        Resident(images, torch.zeros(20, dtype=torch.int64)), TwoViews(RandomResizedCrop(), (8, 8))
+    view_source = InMemoryViewSource(
+        InMemoryDataset(images, torch.zeros(20, dtype=torch.int64)), TwoViews(RandomResizedCrop(), (8, 8))
     )
-    return Loader(gallery, Order(20, 6, seed))
+    return Loader(view_source, Sampler(20, 6, seed))
 
 
 def trainer(

@@ -14,8 +14,8 @@ from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.classify import Classify
 from smalti.training.optim import AdamW, DecayRule, is_decayed, layer_of
-from smalti.training.plan import Plan
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 
 MODEL = build_mim(ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2), vocab_size=5)
 

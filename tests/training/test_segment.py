@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smalti.core.contracts import Batch
-from smalti.functional.segmentation import VOID, pixel_nats
+from smalti.functional.pixel_classes import VOID, pixel_nats
 from smalti.models.segmenter import MultiLevel, build_segmenter
 from smalti.models.vit import ViT
 from smalti.training.segment import Segment

@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias, cast
 
 import torch
 
+from smalti.core.allocator import keep_freed_memory
 from smalti.core.errors import UsageError
-from smalti.core.memory import keep_freed_memory
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
@@ -57,7 +57,7 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     """Settle `auto`: the best device there is, and bf16 where it multiplies at least 1.5 times as fast as fp32.
 
     On a CPU that is found by timing matrix products in both formats, for at most two seconds; memory that is freed
-    there is kept for the next step (`core/memory.py`).
+    there is kept for the next step (`core/allocator.py`).
 
     Raises:
         UsageError: the named device is not there.

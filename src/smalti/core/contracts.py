@@ -72,7 +72,7 @@ class Batch:
         mask_index, mask_weight: the mask in static shape: positions of hidden patches, padded with weight 0.
         label: class of each image.
         target: what a classifier is to say, where that is not one class: shares of all classes.
-        label_map: class of each pixel, or void (`functional/segmentation.py`).
+        label_map: class of each pixel, or void (`functional/pixel_classes.py`).
     """
 
     image: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"]

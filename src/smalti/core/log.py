@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from smalti.core.errors import OutputError
 from smalti.core.files import append
-from smalti.core.ranks import is_first
+from smalti.core.ranks import is_rank0
 
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
@@ -43,7 +43,7 @@ class Log:
 
     def say(self, line: str) -> None:
         """One line to the person watching; control characters of foreign text are shown, not obeyed."""
-        if is_first():
+        if is_rank0():
             self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
@@ -52,7 +52,7 @@ class Log:
         A curve with a gap is better than no run: where a line cannot be written, that is said once, and the next line
         that can be says under `lines_lost` how many are missing before it.
         """
-        if self.path is None or not is_first():
+        if self.path is None or not is_rank0():
             return
         gap = {"lines_lost": self._lost} if self._lost else {}
         try:
@@ -68,7 +68,7 @@ class Log:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator["Bar"]:
         """A bar of `total` steps with the time left."""
-        if not (self.console.is_terminal and is_first()):
+        if not (self.console.is_terminal and is_rank0()):
             yield PlainBar(self, title, total)
             return
         columns = (

@@ -13,7 +13,7 @@ def rank() -> int:
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this process is rank 0."""
     return rank() == 0
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from smalti.core.dist import gathered_json
 from smalti.core.errors import DataError
 from smalti.core.files import append
 from smalti.core.log import Log
-from smalti.core.ranks import is_first, world_size
+from smalti.core.ranks import is_rank0, world_size
 from smalti.data.workers.jobs import Bad
+from smalti.distributed.collectives import all_gather_json
 
 OnBadImage: TypeAlias = Literal["replace", "error"]
 """Show another image instead and go on, or stop at the first."""
@@ -49,7 +49,7 @@ class BadFiles:
             DataError: there are too many, or none is wanted.
         """
         if world_size() > 1:
-            bad = [Bad(*item) for items in gathered_json(list(bad)) for item in items]
+            bad = [Bad(*item) for items in all_gather_json(list(bad)) for item in items]
         self.seen += seen * world_size()
         for item in bad:
             if item.position not in self.reasons or (item.quarantined and item.position not in self.quarantined):
@@ -90,5 +90,5 @@ def _earlier(path: Path | None) -> list[Bad]:
 
 
 def _append(path: Path | None, line: dict[str, object]) -> None:
-    if path is not None and is_first():
+    if path is not None and is_rank0():
         append(path, (json.dumps(line) + "\n").encode())

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from smalti.core.errors import DataError
 from smalti.data.decode import read_file
-from smalti.functional.segmentation import VOID
+from smalti.functional.pixel_classes import VOID
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FIX = "write PNGs of 8-bit grey, the class of each pixel"

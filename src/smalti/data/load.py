@@ -16,14 +16,14 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.core.ranks import is_first, local_world_size
+from smalti.core.ranks import is_rank0, local_world_size
 from smalti.core.rng import Stream, fold, permutation
 from smalti.data.bad_files import BadFiles, OnBadImage
-from smalti.data.open import EMBEDDED, open_stored
+from smalti.data.datasets.dataset import ImageDataset, Subset
+from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.memory import InMemoryDataset, embedded
+from smalti.data.datasets.open import EMBEDDED, open_stored
 from smalti.data.reading import attempt, each, even_sample, read_square, square
-from smalti.data.sources.listing import FollowLinks
-from smalti.data.sources.resident import Resident, embedded
-from smalti.data.sources.stored import Part, Stored
 
 _MOST_HELD_OUT = 5000
 """Of streamed images no more are held out: these are kept in memory."""
@@ -32,15 +32,15 @@ _MOST_HELD_OUT = 5000
 class Images(NamedTuple):
     """What a run learns from and what it is judged on; no image is in both."""
 
-    train: Resident
-    held_out: Resident
+    train: InMemoryDataset
+    held_out: InMemoryDataset
 
 
 class StoredImages(NamedTuple):
     """The same, where the images to learn from are too many for memory: they are read again in every epoch."""
 
-    train: Part
-    held_out: Resident
+    train: Subset
+    held_out: InMemoryDataset
     bad_files: BadFiles
 
 
@@ -100,8 +100,8 @@ class Data:
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = _split(len(positions), self.held_out, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
-        held_out = read_source(Part(source, positions[aside]), replace(self, limit=None), log)
-        learnt = Part(source, positions[train])
+        held_out = read_source(Subset(source, positions[aside]), replace(self, limit=None), log)
+        learnt = Subset(source, positions[train])
         found = BadFiles(len(learnt), learnt.name, log, bad_files, self.max_bad_fraction, self.on_bad_image)
         return StoredImages(learnt, held_out, found)
 
@@ -116,7 +116,7 @@ class Data:
         """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
         return replace(self, memory="stream" if isinstance(images, StoredImages) else "resident")
 
-    def _source(self, log: Log, *, in_order: bool) -> Stored:
+    def _source(self, log: Log, *, in_order: bool) -> ImageDataset:
         source = open_stored(self.path, self.channels, log, self.follow_links, in_order=in_order)
         for note in source.notes:
             log.say(f"note: {note}")
@@ -130,17 +130,17 @@ class Data:
             return self.memory == "resident"
         return count * self.channels * self.side**2 <= physical_memory() / local_world_size() / 4
 
-    def _fitted(self, images: Resident) -> Resident:
+    def _fitted(self, images: InMemoryDataset) -> InMemoryDataset:
         """The embedded images in the asked-for size and number."""
         chosen = images if self.limit is None else images.select(np.arange(min(self.limit, len(images))))
         pixels = chosen.images
         if pixels.shape[-1] != self.side:
             squares = [square(image[0].numpy()[..., None], self.side) for image in pixels]
             pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-        return Resident(pixels, chosen.labels, chosen.classes).with_channels(self.channels)
+        return InMemoryDataset(pixels, chosen.labels, chosen.classes).with_channels(self.channels)
 
 
-def read_source(source: Stored, data: Data, log: Log, bad_files: Path | None = None) -> Resident:
+def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
     """Decode a source into memory with one thread a core; unreadable images are listed and left out."""
     positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
@@ -154,10 +154,10 @@ def read_source(source: Stored, data: Data, log: Log, bad_files: Path | None = N
                 pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
                 labels.append(result.label)
     _report_bad(failed, len(positions), data, log, bad_files)
-    return Resident(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
+    return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 
-def split_held_out(images: Resident, share: float) -> Images:
+def split_held_out(images: InMemoryDataset, share: float) -> Images:
     """Put a share of the images aside, chosen by a hash of their position.
 
     The others are shuffled once, so that the first thousand, from which a tokenizer starts, are of all classes.
@@ -202,7 +202,7 @@ def _report_bad(failed: dict[str, str], total: int, data: Data, log: Log, bad_fi
     if not failed:
         return
     listed = sorted(failed.items())
-    if bad_files is not None and is_first():
+    if bad_files is not None and is_rank0():
         lines = (json.dumps({"path": path, "reason": reason}) for path, reason in listed)
         write_bytes(bad_files, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     path, reason = listed[0]

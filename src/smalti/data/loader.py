@@ -11,11 +11,11 @@ from torch import Tensor
 
 from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Keys, Stream, fold, signed
-from smalti.data.augment import resample
-from smalti.data.colour import channel_means, colour_matrix, recolour
-from smalti.data.order import Order, Rows
-from smalti.data.sources.resident import Resident
-from smalti.data.views import TwoViews
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.sampler import SampledBatch, Sampler
+from smalti.data.transforms.augment import resample
+from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
+from smalti.data.transforms.views import TwoViews
 from smalti.functional.masking import mask_index
 
 
@@ -36,7 +36,7 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self._began
 
 
-class Pictures(NamedTuple):
+class Views(NamedTuple):
     """Both views of a batch, B C H W, uint8 or float in [0, 1]; which images are shown, and their labels.
 
     Attributes:
@@ -51,14 +51,14 @@ class Pictures(NamedTuple):
 
 
 @runtime_checkable
-class Gallery(Protocol):
+class ViewSource(Protocol):
     """Shows images. Randomness comes from `rows.view_keys` alone."""
 
-    def expect(self, batches: Sequence[Rows]) -> None:
+    def prefetch(self, batches: Sequence[SampledBatch]) -> None:
         """These are going to be asked for next, in this order."""
         ...
 
-    def __call__(self, rows: Rows) -> Pictures: ...
+    def __call__(self, rows: SampledBatch) -> Views: ...
 
     def close(self) -> None:
         """End what works in the background."""
@@ -71,11 +71,11 @@ class Loader:
 
     Attributes:
         masking, grid: what to hide; None where nothing is hidden.
-        ahead: batches to announce to the gallery beyond the one that is asked for.
+        ahead: batches to announce to the source of views beyond the one that is asked for.
     """
 
-    gallery: Gallery
-    order: Order
+    view_source: ViewSource
+    order: Sampler
     masking: Masking | None = None
     grid: Grid = (0, 0)
     ahead: int = 2
@@ -84,7 +84,7 @@ class Loader:
     def __call__(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
         with self.watch:
-            self.gallery.expect([self.order(step + later) for later in range(self.ahead + 1)])
+            self.view_source.prefetch([self.order(step + later) for later in range(self.ahead + 1)])
             return self.at(self.order(step))
 
     @property
@@ -94,11 +94,11 @@ class Loader:
 
     def close(self) -> None:
         """End what works in the background."""
-        self.gallery.close()
+        self.view_source.close()
 
-    def at(self, rows: Rows) -> Batch:
+    def at(self, rows: SampledBatch) -> Batch:
         """The batch of the given images."""
-        pictures = self.gallery(rows)
+        pictures = self.view_source(rows)
         batch = Batch(
             image=pictures.image,
             token_image=pictures.token_image,
@@ -107,23 +107,23 @@ class Loader:
             label=pictures.label,
             label_map=pictures.label_map,
         )
-        return batch if self.masking is None else _hide(batch, self.masking, fold(rows.keys, Stream.MASK), self.grid)
+        return batch if self.masking is None else _masked(batch, self.masking, fold(rows.keys, Stream.MASK), self.grid)
 
 
 @dataclass(frozen=True)
-class ResidentGallery:
+class InMemoryViewSource:
     """Shows images that are in memory: crop, scale and mirror as two matrix products for the whole batch."""
 
-    source: Resident
+    source: InMemoryDataset
     views: TwoViews
 
-    def expect(self, batches: Sequence[Rows]) -> None:
+    def prefetch(self, batches: Sequence[SampledBatch]) -> None:
         """Nothing to prepare."""
 
     def close(self) -> None:
         """Nothing to end."""
 
-    def __call__(self, rows: Rows) -> Pictures:
+    def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
         images, label = self.source.images[chosen], self.source.labels[chosen]
         crop = views.crop(rows.view_keys, *images.shape[-2:])
@@ -136,7 +136,7 @@ class ResidentGallery:
         if views.jitter_when == "after_crop":
             change = colours(views, rows.view_keys, shown[-1])
             shown = [recolour(view, *change, unmirrored) for view in shown]
-        return Pictures(shown[0], shown[1] if len(shown) > 1 else None, chosen, label)
+        return Views(shown[0], shown[1] if len(shown) > 1 else None, chosen, label)
 
 
 def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor
     return colour_matrix(factors, channel_means(images))
 
 
-def _hide(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
+def _masked(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
     mask = masking(keys, grid)
     index, weight = mask_index(mask, masking.count(grid))
     return replace(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from smalti.core.errors import DataError
 from smalti.core.log import Bar, Log
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def even_sample(length: int, limit: int | None) -> list[int]:
     return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
 
 
-def read_square(source: Stored, position: int, side: int) -> Square:
+def read_square(source: ImageDataset, position: int, side: int) -> Square:
     """The centre square of an image, `side` pixels wide.
 
     Raises:
@@ -99,9 +99,9 @@ def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return scaled.reshape(side, side, -1)
 
 
-def some_squares(images: Resident | Stored, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
+def some_squares(images: InMemoryDataset | ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spread."""
-    if isinstance(images, Resident):
+    if isinstance(images, InMemoryDataset):
         return images.images[:count]
     positions = even_sample(len(images), count)
     with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:

@@ -5,9 +5,9 @@ from typing import Literal, TypeAlias
 import torch
 
 from smalti.core.errors import UsageError
+from smalti.data.datasets.dataset import Subset
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.reading import some_squares
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Part
 
 Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
 """0.5 for everything (the released code's default), ImageNet's, or as measured."""
@@ -20,7 +20,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, a value a channel, of pixels in [0, 1]."""
 
 
-def statistics(kind: Normalisation, images: Resident | Part, channels: int, side: int) -> Statistics:
+def statistics(kind: Normalisation, images: InMemoryDataset | Subset, channels: int, side: int) -> Statistics:
     """Mean and standard deviation of every channel.
 
     Args:

@@ -6,33 +6,33 @@ from dataclasses import dataclass
 import torch
 
 from smalti.data.bad_files import BadFiles
-from smalti.data.colour import mirrored, recolour
-from smalti.data.loader import Pictures, colours
-from smalti.data.order import Rows
-from smalti.data.sources.stored import Stored
-from smalti.data.views import TwoViews
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.loader import Views, colours
+from smalti.data.sampler import SampledBatch
+from smalti.data.transforms.colour import mirrored, recolour
+from smalti.data.transforms.views import TwoViews
 from smalti.data.workers.jobs import Renderer, Task
 
 
 @dataclass(frozen=True)
-class StreamGallery:
+class StreamedViewSource:
     """Shows images as workers render them: 8-bit pixels, mirrored and recoloured as a batch on the device."""
 
-    source: Stored
+    source: ImageDataset
     views: TwoViews
     renderer: Renderer
     bad_files: BadFiles
     device: torch.device
 
-    def expect(self, batches: Sequence[Rows]) -> None:
+    def prefetch(self, batches: Sequence[SampledBatch]) -> None:
         """Let the workers begin with these."""
-        self.renderer.expect([_task(rows) for rows in batches])
+        self.renderer.prefetch([_task(rows) for rows in batches])
 
     def close(self) -> None:
         """End the workers."""
         self.renderer.close()
 
-    def __call__(self, rows: Rows) -> Pictures:
+    def __call__(self, rows: SampledBatch) -> Views:
         """Both views.
 
         Raises:
@@ -52,8 +52,8 @@ class StreamGallery:
         else:
             shown = [mirrored(view, flip) for view in shown]
         index = torch.from_numpy(rendered.shown.copy())  # the slot is used again
-        return Pictures(shown[0], shown[1] if len(shown) > 1 else None, index, label)
+        return Views(shown[0], shown[1] if len(shown) > 1 else None, index, label)
 
 
-def _task(rows: Rows) -> Task:
+def _task(rows: SampledBatch) -> Task:
     return Task(rows.index, rows.view_keys)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.evaluation.features import Layer, Pooling
-from smalti.evaluation.few_labels import BUDGETS, Budget
 from smalti.evaluation.intervals import Interval, mean_interval, share_interval
 from smalti.evaluation.knn import knn_accuracy
+from smalti.evaluation.label_draws import BUDGETS, Budget
 from smalti.evaluation.linear import LinearProbe, Scale, fit_linear, fit_ridge, scale_of
 from smalti.evaluation.probe import Features, Split
 

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.loader import ResidentGallery
-from smalti.data.order import Order
-from smalti.data.sources.resident import Resident
-from smalti.data.views import TwoViews, WholeImage
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.loader import InMemoryViewSource
+from smalti.data.sampler import Sampler
+from smalti.data.transforms.views import TwoViews, WholeImage
 from smalti.functional.metrics import average_precision, hits
 
 _FEW = 5
@@ -20,14 +20,17 @@ _FEW = 5
 
 @torch.no_grad()
 def class_scores(
-    model: nn.Module, images: Resident, size: tuple[int, int], compute: Compute, batch_size: int = 250
+    model: nn.Module, images: InMemoryDataset, size: tuple[int, int], compute: Compute, batch_size: int = 250
 ) -> Float[Tensor, "n classes"]:
     """What a classifier says about images, each shown whole at `size` (height, width); float32, on the CPU."""
-    gallery, order = ResidentGallery(images, TwoViews(WholeImage(), size)), Order(len(images), batch_size, seed=0)
+    view_source, order = (
+        InMemoryViewSource(images, TwoViews(WholeImage(), size)),
+        Sampler(len(images), batch_size, seed=0),
+    )
     parts = []
     for start in range(0, len(images), batch_size):
         index = np.arange(start, min(start + batch_size, len(images)))
-        shown = gallery(order.rows(index, np.zeros_like(index))).image.to(compute.device)
+        shown = view_source(order.rows(index, np.zeros_like(index))).image.to(compute.device)
         with compute.autocast():
             scores: Tensor = model(shown)
         parts.append(scores.float().cpu())

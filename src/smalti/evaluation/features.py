@@ -14,8 +14,8 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Backbone, Grid
 from smalti.core.errors import OutputError
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import physical_memory
-from smalti.data.sources.resident import Resident
 
 Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "both", "2x2")
@@ -68,7 +68,7 @@ class LayerFeatures(Mapping[Layer, Tensor]):
 @torch.no_grad()
 def extract(
     backbone: Backbone,
-    images: Resident,
+    images: InMemoryDataset,
     compute: Compute,
     batch_size: int = 500,
     *,

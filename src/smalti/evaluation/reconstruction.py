@@ -8,9 +8,9 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
+from smalti.evaluation.kmeans_baseline import fit_kmeans_baseline
 from smalti.evaluation.likelihood import Bound, Posterior, Quantiser, measure_bound, soft_psnr
-from smalti.evaluation.window import constant, window
-from smalti.evaluation.yardstick import fit_yardstick
+from smalti.evaluation.token_sample import constant, token_sample
 from smalti.functional.metrics import CodebookUse, codebook_use, psnr, ssim
 from smalti.models.vit import as_unit_range
 
@@ -83,7 +83,7 @@ def evaluate_tokenizer(
         train: training images, some thousands at most, that the k-means yardstick is fitted on; None: no yardstick.
         density: whether p(x|z) was trained as a density; False where errors of pixels were minimised: then no bound.
     """
-    seen = window(images, tokenizer.stride)
+    seen = token_sample(images, tokenizer.stride)
     keep = ~constant(seen, tokenizer.stride)
     ids, ratios, similarities = _reconstruct(tokenizer, seen, compute, batch_size)
     unigram_entropy = codebook_use(ids, tokenizer.vocab_size).entropy
@@ -103,7 +103,7 @@ def evaluate_tokenizer(
 
 
 def _yardstick(tokenizer: Tokenizer, train: Tensor, seen: Tensor, keep: Bool[Tensor, "B N"]) -> CodebookUse | None:
-    fitted = fit_yardstick(train, tokenizer.vocab_size, tokenizer.stride)
+    fitted = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
     return None if fitted is None else codebook_use(fitted.encode(seen).flatten(1), tokenizer.vocab_size, keep)
 
 

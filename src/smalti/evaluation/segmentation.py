@@ -11,10 +11,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.augment import resample
-from smalti.data.scenes import Scenes
-from smalti.data.views import Box, Crop
-from smalti.functional.segmentation import class_ious, mean_iou, pixel_accuracy, pixel_confusion
+from smalti.data.datasets.segmentation import SegmentationDataset
+from smalti.data.transforms.augment import resample
+from smalti.data.transforms.views import Box, Crop
+from smalti.functional.pixel_classes import class_ious, mean_iou, pixel_accuracy, pixel_confusion
 
 _AT_ONCE = 8
 """Images read at a time, and windows computed at a time."""
@@ -77,7 +77,7 @@ def _joined(
 
 
 def confusion_on(
-    model: nn.Module, scenes: Scenes, size: tuple[int, int], window: float, compute: Compute
+    model: nn.Module, scenes: SegmentationDataset, size: tuple[int, int], window: float, compute: Compute
 ) -> Int[Tensor, "classes classes"]:
     """How many pixels of each class (row) are taken for each class (column), over all scenes; void left out."""
     num_classes = len(scenes.classes)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from smalti.core.contracts import Grid
 
-Rows: TypeAlias = NDArray[Any]
+MaskRows: TypeAlias = NDArray[Any]
 """B masks: bit j of `rows[i, b]` says whether mask b hides the patch in row i and column j."""
 
 
@@ -17,23 +17,23 @@ def integers(width: int) -> np.dtype[Any]:
     return np.min_scalar_type((1 << width) - 1)
 
 
-def nothing(num: int, grid: Grid) -> Rows:
+def nothing(num: int, grid: Grid) -> MaskRows:
     """Masks that hide nothing yet."""
     return np.zeros((grid[0], num), integers(grid[1]))
 
 
-def everything(grid: Grid) -> Rows:
+def everything(grid: Grid) -> MaskRows:
     """One mask that hides all."""
     return _lowest(np.array([grid[1]]), integers(grid[1]))
 
 
-def size(rows: Rows) -> NDArray[np.int32]:
+def size(rows: MaskRows) -> NDArray[np.int32]:
     """How many patches each mask hides."""
     hidden: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
     return hidden
 
 
-def booleans(rows: Rows, width: int) -> NDArray[np.bool_]:
+def booleans(rows: MaskRows, width: int) -> NDArray[np.bool_]:
     """B x N, row-major."""
     bit = 1 << np.arange(width).astype(rows.dtype)
     by_mask = np.ascontiguousarray(rows.T)
@@ -41,15 +41,15 @@ def booleans(rows: Rows, width: int) -> NDArray[np.bool_]:
     return masks.reshape(len(by_mask), -1)
 
 
-def rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) -> Rows:
+def rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) -> MaskRows:
     """A block of each mask, from its (top, left) and (height, width)."""
     row = np.arange(grid[0])[:, None]
     columns = _lowest(sides[1], integers(grid[1])) << corner[1].astype(integers(grid[1]))
-    blocks: Rows = columns * ((row >= corner[0]) & (row < corner[0] + sides[0]))
+    blocks: MaskRows = columns * ((row >= corner[0]) & (row < corner[0] + sides[0]))
     return blocks
 
 
-def first(rows: Rows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> Rows:
+def first(rows: MaskRows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> MaskRows:
     """The first `most` patches of each mask, reading along its rows or its columns; bisects for where to stop."""
     beginnings, longest = _beginnings(grid)
     stop = np.where(by_column, longest, 0)
@@ -67,7 +67,7 @@ def _lowest(num: NDArray[np.int64], kind: np.dtype[Any]) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=8)
-def _beginnings(grid: Grid) -> tuple[Rows, int]:
+def _beginnings(grid: Grid) -> tuple[MaskRows, int]:
     """The first 0, 1, 2, ... patches along the rows and then along the columns; how many beginnings either has."""
     height, width = grid
     length = 1 << (height * width).bit_length()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from smalti.core.config import require, setting
 from smalti.core.contracts import Grid
 from smalti.core.rng import Keys, fold, quarters
-from smalti.functional.mask_rows import Rows, booleans, everything, first, nothing, rectangles, size
+from smalti.functional.mask_rows import MaskRows, booleans, everything, first, nothing, rectangles, size
 
 MOST_BLOCKS = 100
 """After so many blocks (where hardly any block fits the grid) the rest is filled up in reading order."""
@@ -93,7 +93,7 @@ class Blocks(Share):
             masks[some] = booleans(self.hide(keys[some], grid), grid[1])
         return masks
 
-    def hide(self, keys: Keys, grid: Grid) -> Rows:
+    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
         """The masks of some keys."""
         raise NotImplementedError
 
@@ -134,7 +134,7 @@ class Blockwise(Blocks):
         here every mask has the same size. The least block area scales with the grid: 16 patches of 14 x 14.
     """
 
-    def hide(self, keys: Keys, grid: Grid) -> Rows:
+    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
         """Blocks until enough is hidden; then the last block of each mask gives back what is too much."""
         count, hidden = self.count(grid), nothing(len(keys), grid)
         last = hidden.copy()  # the patches that the last block added
@@ -151,7 +151,9 @@ class Blockwise(Blocks):
         kept = first(last, size(last) - surplus, by_column, grid)
         return hidden & ~last | kept
 
-    def _grow(self, hidden: Rows, last: Rows, draws: NDArray[np.float64], grid: Grid) -> tuple[Rows, Rows]:
+    def _grow(
+        self, hidden: MaskRows, last: MaskRows, draws: NDArray[np.float64], grid: Grid
+    ) -> tuple[MaskRows, MaskRows]:
         """Draw a few blocks in turn, for all the masks that still hide too little."""
         for draw in draws:
             missing = self.count(grid) - size(hidden)
@@ -168,7 +170,7 @@ class Blockwise(Blocks):
         return place(area, self.log_aspect(draw[1]), draw[2:], inside(grid), grid)
 
 
-def _add(block: Rows, hidden: Rows, last: Rows, where: NDArray[np.bool_]) -> tuple[Rows, Rows]:
+def _add(block: MaskRows, hidden: MaskRows, last: MaskRows, where: NDArray[np.bool_]) -> tuple[MaskRows, MaskRows]:
     """Hide a block in those masks; what it adds becomes their last block."""
     new = (block * where) & ~hidden
     return hidden | new, (last * ~where) | new

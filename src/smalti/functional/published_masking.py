@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from smalti.core.contracts import Grid
 from smalti.core.rng import Keys, fold, quarters
-from smalti.functional.mask_rows import Rows, everything, first, nothing, rectangles, size
+from smalti.functional.mask_rows import MaskRows, everything, first, nothing, rectangles, size
 from smalti.functional.masking import MOST_BLOCKS, Blocks, inside, place
 
 _TRIES = 10
@@ -29,7 +29,7 @@ class Release(Blocks):
         still empty after ten tries a patch drawn at random is hidden. On a grid of one row a block may be as high.
     """
 
-    def hide(self, keys: Keys, grid: Grid) -> Rows:
+    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
         """One try after the other, for all the masks that have not given up."""
         count, hidden = self.count(grid), nothing(len(keys), grid)
         failed, number = np.zeros(len(keys), np.int64), 0
@@ -45,7 +45,7 @@ class Release(Blocks):
         sides = np.broadcast_to(empty, (2, len(keys))).astype(np.int64)
         return hidden | rectangles(np.stack(np.divmod(patch, grid[1])), sides, grid)
 
-    def _block(self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid) -> Rows:
+    def _block(self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid) -> MaskRows:
         least = self.least_block(grid)
         area = least + draw[0] * (missing - least)
         return rectangles(*place(area, self.log_aspect(draw[1]), draw[2:], inside(grid), grid), grid)
@@ -81,7 +81,7 @@ class Algorithm1(Blocks):
         """0.4 N of the paper: beyond it there is enough."""
         return self.ratio * (grid[0] * grid[1]) if self.num_masked is None else float(self.num_masked)
 
-    def hide(self, keys: Keys, grid: Grid) -> Rows:
+    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
         """One block after the other, for all the masks that hide too little."""
         fewest, hidden = self.fewest(grid), nothing(len(keys), grid)
         for number in range(MOST_BLOCKS):
@@ -94,7 +94,7 @@ class Algorithm1(Blocks):
         along_rows = np.zeros(len(keys), np.bool_)
         return hidden | first(everything(grid) & ~hidden, np.maximum(fewest - size(hidden), 0), along_rows, grid)
 
-    def _block(self, draw: NDArray[np.float64], hidden: NDArray[np.int32], grid: Grid) -> Rows:
+    def _block(self, draw: NDArray[np.float64], hidden: NDArray[np.int32], grid: Grid) -> MaskRows:
         least = self.least_block(grid)
         area = least + draw[0] * (self._target(grid) - hidden - least)
         aspect = self.min_aspect + draw[1] * (1 / self.min_aspect - self.min_aspect)

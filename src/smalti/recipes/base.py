@@ -6,21 +6,21 @@ Hardware: one GPU (`--plan.accumulate 4` where its memory is short). 107 GFLOP a
 Expected: not measured yet.
 """
 
-from smalti.data.erasing import Erasing
 from smalti.data.load import Data
-from smalti.data.mixing import Mixing
-from smalti.data.randaugment import RandAugment
-from smalti.data.views import ColorJitter, RandomResizedCrop
+from smalti.data.transforms.erasing import Erasing
+from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.randaugment import RandAugment
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
-from smalti.runs.classification import Classification
+from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 
 def train_tokenizer() -> TrainTokenizer:

@@ -9,12 +9,12 @@ one from random weights. Differs: gradients are clipped at a norm of 1.
 """
 
 from smalti.data.load import Data
-from smalti.data.views import RandomResizedCrop
+from smalti.data.transforms.views import RandomResizedCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 STEPS, ANNEALED, DECAYED, RAMPED = 3_000_000, 150_000, 1_200_000, 5_000
 """Steps: all, until the last temperature, until the last learning rate, until the whole KL."""

@@ -11,14 +11,14 @@ Differs: clipping at 3.0 and a last learning rate of 1e-5 come from the released
 from dataclasses import replace
 
 from smalti.data.load import Data
-from smalti.data.views import ColorJitter, RandomResizedCrop
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.recipes import dalle
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 
 def train_tokenizer() -> TrainTokenizer:

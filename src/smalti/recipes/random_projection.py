@@ -4,7 +4,7 @@ Hardware: any. Time: seconds.
 """
 
 from smalti.data.load import Data
-from smalti.data.views import RandomResizedCrop
+from smalti.data.transforms.views import RandomResizedCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.simple import RandomProjection
 

@@ -9,7 +9,7 @@ Expected: ImageNet-1K top-1 83.2 % at 224 x 224 after fine-tuning, as published;
 
 from dataclasses import replace
 
-from smalti.data.views import ColorJitter
+from smalti.data.transforms.views import ColorJitter
 from smalti.functional.published_masking import Release
 from smalti.models.presets import released
 from smalti.recipes import paper

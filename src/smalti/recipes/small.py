@@ -8,7 +8,7 @@ Expected: of the tokenizer, after 2 700 steps on 2 500 photographs (45 minutes o
 """
 
 from smalti.data.load import Data
-from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.runs.pretrain import Pretrain
@@ -16,7 +16,7 @@ from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 DATA = Data(channels=3, side=112)
 

@@ -6,12 +6,12 @@ Hardware: two CPU cores. Time: 10 minutes for both stages in the demo; hours mak
 from dataclasses import replace
 
 from smalti.data.load import Data
-from smalti.data.mixing import Mixing
-from smalti.data.randaugment import RandAugment
-from smalti.data.views import NO_JITTER, RandomResizedCrop
+from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.randaugment import RandAugment
+from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
-from smalti.runs.classification import Classification
+from smalti.runs.classification_task import Classification
 from smalti.runs.demo import Demo
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
@@ -19,7 +19,7 @@ from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 DATA = Data(channels=3, side=64)
 

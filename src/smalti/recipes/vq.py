@@ -4,11 +4,11 @@ Hardware: two CPU cores. Time: 15 minutes.
 """
 
 from smalti.data.load import Data
-from smalti.data.views import RandomResizedCrop
+from smalti.data.transforms.views import RandomResizedCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.vq import VQ
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 
 def train_tokenizer() -> TrainTokenizer:

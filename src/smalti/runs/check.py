@@ -14,14 +14,14 @@ from PIL import Image
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.open import open_source
 from smalti.data.decode import FORMATS
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
-from smalti.data.open import open_source
 from smalti.data.packs.pack import Pack
 from smalti.data.reading import each, even_sample
-from smalti.data.sources.listing import FollowLinks
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN = 10
@@ -83,8 +83,8 @@ def main(config: Check) -> dict[str, Any]:
     return result
 
 
-def _look(source: Stored | Resident, position: int, side: int) -> Seen:
-    if isinstance(source, Resident):
+def _look(source: ImageDataset | InMemoryDataset, position: int, side: int) -> Seen:
+    if isinstance(source, InMemoryDataset):
         sample = source.shrunk(position, side)
         data = sample.image.tobytes()
         kind, mode, (height, width) = "array", "L" if sample.image.shape[2] == 1 else "RGB", sample.image.shape[:2]
@@ -133,7 +133,7 @@ class Tally:
         self.squares += seen.squares
         self.pixels += seen.pixels
 
-    def result(self, source: Stored | Resident, distance: int) -> dict[str, Any]:
+    def result(self, source: ImageDataset | InMemoryDataset, distance: int) -> dict[str, Any]:
         """What was counted, as plain JSON values."""
         exact, hashes = equal_rows(_pairs(self.digests)), _pairs(self.hashes).copy()
         for group in exact:
@@ -155,7 +155,7 @@ class Tally:
             "std": std.tolist() if self.pixels else None,
         }
 
-    def _named(self, groups: list[list[int]], source: Stored | Resident) -> dict[str, Any]:
+    def _named(self, groups: list[list[int]], source: ImageDataset | InMemoryDataset) -> dict[str, Any]:
         examples = [[source.name(self.positions[place]) for place in group[:_SHOWN]] for group in groups[:_SHOWN]]
         return {"groups": len(groups), "images": sum(map(len, groups)), "examples": examples}
 
@@ -164,10 +164,10 @@ def _pairs(numbers: "array[int]") -> NDArray[np.uint64]:
     return np.frombuffer(numbers, np.uint64).reshape(-1, 2) if numbers else np.zeros((0, 2), np.uint64)
 
 
-def _about(source: Stored | Resident, config: Check) -> dict[str, Any]:
+def _about(source: ImageDataset | InMemoryDataset, config: Check) -> dict[str, Any]:
     """What is known without looking at the images."""
     about: dict[str, Any] = {"data": config.data, "kind": "embedded", "images": len(source)}
-    if isinstance(source, Resident):
+    if isinstance(source, InMemoryDataset):
         return about | {"left_out": {}, "notes": []}
     if isinstance(source, Pack):
         about |= {"digest": source.fingerprint()}

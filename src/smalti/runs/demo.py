@@ -14,8 +14,8 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import Images, affordable
-from smalti.data.open import EMBEDDED
 from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.evaluate import probe_backbone, probe_pixels

@@ -11,9 +11,9 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, Images
-from smalti.data.official_splits import load_splits, official_splits
-from smalti.data.sources.resident import Resident
+from smalti.data.splits import load_splits, official_splits
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling, extract
@@ -21,10 +21,10 @@ from smalti.evaluation.probe import ProbeResult, Split, probe
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer, as_unit_range
+from smalti.runs.collapse_check import some_images
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetuned import describe_finetuned, measure_finetuned
 from smalti.runs.folder import is_run, read_config, read_kind
-from smalti.runs.gate import some_images
 from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.pretrain import Pretrain, describe_loss, load_model, measure, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, has_density, load_tokenizer
@@ -115,8 +115,8 @@ def _measure_backbone(
 
 def battery(
     backbone: Backbone,
-    train: Resident,
-    test: Resident,
+    train: InMemoryDataset,
+    test: InMemoryDataset,
     compute: Compute,
     seed: int = 0,
     protocol: Battery = DEFAULT_BATTERY,
@@ -127,8 +127,8 @@ def battery(
 
 def batteries(
     backbone: Backbone,
-    train: Resident,
-    test: Resident,
+    train: InMemoryDataset,
+    test: InMemoryDataset,
     compute: Compute,
     seeds: Iterable[int],
     protocol: Battery = DEFAULT_BATTERY,
@@ -205,7 +205,7 @@ def probe_pixels(images: Images, validation: float = 0.1, seed: int = 0) -> Prob
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
-def _flat(images: Resident) -> Tensor:
+def _flat(images: InMemoryDataset) -> Tensor:
     return as_unit_range(images.images).flatten(1)
 
 

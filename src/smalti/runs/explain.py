@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.memory import training_memory
+from smalti.models.memory_estimate import training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer, planned_steps

@@ -10,37 +10,37 @@ from torch import nn
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
-from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
-from smalti.data.changes import Change, Changed
-from smalti.data.erasing import Erasing
+from smalti.data.datasets.segmentation import SceneImages
 from smalti.data.load import Data, Images
 from smalti.data.loader import Loader
-from smalti.data.order import Order
-from smalti.data.randaugment import RandAugment
-from smalti.data.scenes import SceneImages
+from smalti.data.sampler import Sampler
 from smalti.data.statistics import Normalisation, statistics
-from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.transforms.batch_transforms import Change, Changed
+from smalti.data.transforms.erasing import Erasing
+from smalti.data.transforms.randaugment import RandAugment
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.distributed.collectives import Ranks, from_rank0, process_group
 from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import ViT
-from smalti.runs.choice import Best, Choose, read_chosen
-from smalti.runs.classification import Classification
+from smalti.runs.classification_task import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
-from smalti.runs.labelled import Given, Labelled, Shares
+from smalti.runs.label_splits import Given, Labelled, Shares
+from smalti.runs.model_selection import Best, Choose, read_chosen
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.segmentation import Segmentation
+from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
+from smalti.training.init_weights import init_from_weights
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
-from smalti.training.start import start_from
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
-from smalti.weights.source import Source
+from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def main(
         DataError: there are no labels.
         CheckpointError: there are no weights in `config.init`, or of no network that is known.
     """
-    with together(config.ranks, config.device), writing(config.out):
+    with process_group(config.ranks, config.device), writing(config.out):
         session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
         return _run(config, session, images)
 
@@ -154,9 +154,9 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     best = Best(session.folder, session.log, _validation(config, parts, session.compute), config.task.score)
-    look = (lambda at: of_first(lambda: best.look(at))) if config.choose == "best" else None
+    look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
-    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, parts, session)))
+    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, parts, session)))
     return result
 
 
@@ -198,27 +198,27 @@ def divided(config: Finetune, given: Given, log: Log) -> Labelled:
 
 
 def prepare(
-    config: Finetune, parts: Labelled, compute: Compute, log: Log | None = None, source: Source | None = None
+    config: Finetune, parts: Labelled, compute: Compute, log: Log | None = None, source: SourceWeights | None = None
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
     plan, images, task = config.plan, parts.train, config.task
     plan.require_images(len(images.train))
     model = task.build(config.backbone, task.outputs(parts.classes), config.seed).to(compute.device)
     if source is not None:
-        (log or Log()).say(start_from(model, source))
+        (log or Log()).say(init_from_weights(model, source))
     if config.freeze:
         model.backbone.requires_grad_(False)
     trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
     if should_compile(config.compile, plan.steps, compute.device):
         compile_blocks(model.backbone.blocks)
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
-    gallery = task.gallery(images, views, config.data, plan.batch_size // world_size(), compute.device)
-    loader = Loader(gallery, Order(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
+    view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
+    loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
     whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
     return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
 
-def source_of(config: Finetune, outputs: tuple[str, ...]) -> Source:
+def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
     """The weights at `init`, which fit the backbone. A head comes along where it names the same.
 
     Raises:
@@ -232,7 +232,7 @@ def source_of(config: Finetune, outputs: tuple[str, ...]) -> Source:
         path = Path(config.init).expanduser()
         same = isinstance(run, Finetune) and RunFolder(path).read_classes() == outputs
         weights = read_chosen(path, run.choose) if isinstance(run, Finetune) else read_checkpoint(path)
-        source = Source(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
+        source = SourceWeights(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
         source = source if same else source.without_head()
     source.require_fit(config.backbone)
     return source

@@ -16,8 +16,8 @@ from smalti.core.errors import CheckpointError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, only_writer
 from smalti.core.log import Log
-from smalti.core.ranks import is_first
-from smalti.data.remote.address import without_secrets
+from smalti.core.ranks import is_rank0
+from smalti.data.datasets.remote.address import without_secrets
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 
 T = TypeVar("T")
@@ -84,13 +84,13 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that are about to be repeated, and a last line that was cut off."""
-        if self.metrics.exists() and is_first():
+        if self.metrics.exists() and is_rank0():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
             write_bytes(self.metrics, "".join(kept).encode())
 
     def _write(self, name: str, value: object) -> None:
-        if is_first():
+        if is_rank0():
             write_json(self.path / name, value)
 
 
@@ -105,7 +105,7 @@ def writing(out: str) -> Iterator[None]:
         OutputError: the folder cannot be written.
     """
     path = Path(out).expanduser()
-    if not is_first():
+    if not is_rank0():
         yield
         return
     try:
@@ -129,7 +129,7 @@ def create(out: str, config: object) -> RunFolder:
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
-    if is_first():
+    if is_rank0():
         if path.is_dir() and any(entry.name not in (_BAD_FILES, LOCK) for entry in path.iterdir()):
             fix = f"go on with --resume {shlex.quote(str(path))}, or choose" if is_run(out) else "choose"
             raise UsageError(f"{path} is not empty", cause="a run never overwrites", fix=f"{fix} another --out")
@@ -172,7 +172,7 @@ def forget_unstarted(out: str) -> None:
     """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
     path = Path(out).expanduser()
     started = {_CONFIG, _BAD_FILES, _DATA, _CLASSES}
-    if is_first() and is_run(out) and {entry.name for entry in path.iterdir()} <= started:
+    if is_rank0() and is_run(out) and {entry.name for entry in path.iterdir()} <= started:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)
         (path / _CLASSES).unlink(missing_ok=True)

@@ -12,12 +12,12 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
-from smalti.data.open import open_source
 from smalti.data.reading import each, even_sample
-from smalti.data.sources.listing import FollowLinks
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
 from smalti.functional.vocabulary import vocabulary_for
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.explain import num_parameters
@@ -25,7 +25,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.compilation import Compile
-from smalti.training.plan import Plan
+from smalti.training.training_plan import Plan
 
 _LOOKED_AT = 64
 """Images whose sizes are looked at."""
@@ -102,7 +102,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     return result
 
 
-def look(source: Stored | Resident, log: Log) -> Survey:
+def look(source: ImageDataset | InMemoryDataset, log: Log) -> Survey:
     """How many images there are, and how large.
 
     Raises:
@@ -116,14 +116,14 @@ def look(source: Stored | Resident, log: Log) -> Survey:
     if len(sides) < 2:
         cause = unreadable[0].cause if unreadable else "training and measuring need at least 2"
         raise DataError(f"{len(sides)} of {len(positions)} images looked at can be read", cause=cause)
-    share = 1.0 if isinstance(source, Resident) else (1 - Data().held_out) * len(sides) / len(found)
+    share = 1.0 if isinstance(source, InMemoryDataset) else (1 - Data().held_out) * len(sides) / len(found)
     train = max(1, int(share * len(source)))
     return Survey(len(source), train, int(np.median(sides)), len(found), len(unreadable))
 
 
 def choose(
     config: PlanAhead,
-    source: Stored | Resident,
+    source: ImageDataset | InMemoryDataset,
     survey: Survey,
     recipes: Mapping[str, Candidate],
     compute: Compute,

@@ -9,15 +9,15 @@ from typing import Any
 from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log, printable
-from smalti.data.open import EMBEDDED, open_source
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.lists import is_remote
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.remote.address import shown
 from smalti.data.packs.format import Settings
 from smalti.data.packs.packing import write_pack
 from smalti.data.packs.record import Encoding
-from smalti.data.remote.address import shown
-from smalti.data.sources.listing import FollowLinks
-from smalti.data.sources.lists import is_remote
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def main(config: Prepare) -> dict[str, Any]:
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
     source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
-    kind = EMBEDDED if isinstance(source, Resident) else source.kind
-    if isinstance(source, Stored):
+    kind = EMBEDDED if isinstance(source, InMemoryDataset) else source.kind
+    if isinstance(source, ImageDataset):
         _say(source, log)
     settings = Settings(
         data=_whole(config.data),
@@ -81,7 +81,7 @@ def main(config: Prepare) -> dict[str, Any]:
     return result
 
 
-def _say(source: Stored, log: Log) -> None:
+def _say(source: ImageDataset, log: Log) -> None:
     for note in source.notes:
         log.say(f"note: {note}")
     if source.left_out.counts:

@@ -13,48 +13,48 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Batches
-from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import SmaltiError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
-from smalti.data.gallery import open_gallery
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, Images, StoredImages
-from smalti.data.loader import Loader, ResidentGallery
-from smalti.data.order import Order
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
+from smalti.data.loader import InMemoryViewSource, Loader
+from smalti.data.sampler import Sampler
 from smalti.data.statistics import Normalisation, statistics
-from smalti.data.tokens.cache import TokenCache
-from smalti.data.tokens.cached import CachedTokens
-from smalti.data.tokens.key import token_key
+from smalti.data.tokens.cached_tokens import CachedTokens
+from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.tokens.token_key import token_key
 from smalti.data.tokens.tokens import Scorer, Tokenized, TokenizedOnce, chunk_for, encode, token_view, tokenized
-from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.data.view_source import open_view_source
+from smalti.distributed.collectives import Ranks, from_rank0, process_group
 from smalti.evaluation.bound import two_stage_bound
-from smalti.evaluation.mim import evaluate_mim, evaluate_pixels
-from smalti.evaluation.reference import FLAT_PATCH
+from smalti.evaluation.masked_loss import evaluate_mim, evaluate_pixels
+from smalti.evaluation.reference_curves import FLAT_PATCH
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.runs.beside import Beside, nearest_run, setup_of
+from smalti.runs.collapse_check import gate, some_images
 from smalti.runs.folder import holds_run, read_config, writing
-from smalti.runs.gate import gate, some_images
-from smalti.runs.online import Online, online_probe
+from smalti.runs.online_knn import Online, online_probe
+from smalti.runs.reference_curve import ReferenceComparison, nearest_run, setup_of
 from smalti.runs.session import Session
 from smalti.runs.train_tokenizer import has_density, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_weights, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
+from smalti.training.init_weights import init_from_weights
 from smalti.training.mim import MaskedImageModeling
 from smalti.training.optim import AdamW
 from smalti.training.parallel import Parallel
-from smalti.training.plan import Plan
-from smalti.training.start import start_from
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
-from smalti.weights.source import Source
+from smalti.weights.source import SourceWeights
 
 _HELD_OUT_IMAGES = 5000
 """Held-out images the final loss is measured on, at most."""
@@ -144,7 +144,7 @@ def main(
         UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`gate.py`), and `accept_tokenizer` is not set.
     """
-    with together(config.ranks, config.device), writing(config.out):
+    with process_group(config.ranks, config.device), writing(config.out):
         session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
         return _run(config, session, images)
 
@@ -162,13 +162,13 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
     evaluation = online_probe(config.online, config.backbone, config.data, session.compute, session.log)
     trainer, batches = prepare(config, given, tokenizer, session.compute, session.log, source)
     session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, remark=beside)
-    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
+    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
     return result
 
 
 def _looked_at(
     config: Pretrain, given: Images | StoredImages, tokenizer: ImageTokenizer | None, session: Session
-) -> Beside | None:
+) -> ReferenceComparison | None:
     """Refuse a collapsed tokenizer, and find the run of ours that is nearest, where one is wanted and there is one."""
     compute, log, vocab_size, baseline = session.compute, session.log, None, FLAT_PATCH
     if tokenizer is not None:
@@ -181,7 +181,7 @@ def _looked_at(
     reference = nearest_run(setup) if config.reference else None
     if setup is None or reference is None:
         return None
-    beside = Beside(reference, setup, baseline, config.plan.batch_size)
+    beside = ReferenceComparison(reference, setup, baseline, config.plan.batch_size)
     log.say(f"reference: {beside.describe()}")
     return beside
 
@@ -191,7 +191,7 @@ def _measured(
     given: Images | StoredImages,
     tokenizer: ImageTokenizer | None,
     session: Session,
-    beside: Beside | None,
+    beside: ReferenceComparison | None,
 ) -> dict[str, Any]:
     """The result of the run, from its last checkpoint."""
     model = load_model(config.out, session.compute)
@@ -245,14 +245,14 @@ def prepare(
     tokenizer: ImageTokenizer | None,
     compute: Compute,
     log: Log | None = None,
-    source: Source | None = None,
+    source: SourceWeights | None = None,
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
     plan = config.plan
     plan.require_images(len(images.train))
     model = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
     if source is not None:
-        (log or Log()).say(start_from(model, source))
+        (log or Log()).say(init_from_weights(model, source))
     objective = MaskedImageModeling(model, config.target, config.equal_images)
     frozen, steps = model.backbone.parameters(), config.freeze_backbone_steps
     trainer = Trainer(
@@ -268,7 +268,7 @@ def prepare(
     return trainer, CachedTokens(loader, tokenizer, compute, cache, log or Log())
 
 
-def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> Source:
+def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:
     """The weights at `init_from`, which fit the backbone.
 
     The head of a run comes along where it predicts the same: the tokens of the same tokenizer, or pixels likewise.
@@ -281,7 +281,7 @@ def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compu
     if holds_run(config.init_from):
         run = read_config(config.init_from, Pretrain)
         weights = read_checkpoint(Path(config.init_from).expanduser()).model
-        source = Source(config.init_from, weights, run.backbone.grid, run.backbone.num_heads)
+        source = SourceWeights(config.init_from, weights, run.backbone.grid, run.backbone.num_heads)
         same = run.target == config.target if tokenizer is None else _is_tokenizer(run.tokenizer, tokenizer, compute)
     else:
         source, same = read_source(config.init_from), tokenizer is not None
@@ -316,9 +316,9 @@ def training_loader(
 ) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
-    gallery = open_gallery(images, views, config.data, size // world_size(), compute.device)
-    order = Order(len(images.train), size, config.seed, (rank(), world_size()), config.num_views)
-    return Loader(gallery, order, config.masking, config.backbone.grid)
+    view_source = open_view_source(images, views, config.data, size // world_size(), compute.device)
+    order = Sampler(len(images.train), size, config.seed, (rank(), world_size()), config.num_views)
+    return Loader(view_source, order, config.masking, config.backbone.grid)
 
 
 def open_cache(
@@ -367,7 +367,7 @@ def _token_counts(views: Tensor, tokenizer: ImageTokenizer, compute: Compute) ->
 
 
 def held_out_batch(
-    config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer | None, compute: Compute, num_images: int
+    config: Pretrain, held_out: InMemoryDataset, tokenizer: ImageTokenizer | None, compute: Compute, num_images: int
 ) -> Batch:
     """The first held-out images whole, with fixed masks and, where there is a tokenizer, their tokens: for pictures."""
     loader = _held_out_loader(config, held_out, tokenizer)
@@ -376,10 +376,10 @@ def held_out_batch(
     return batch.to(compute.device) if tokenizer is None else tokenized(batch, tokenizer, compute)
 
 
-def token_views(config: Pretrain, images: Resident | Stored, tokenizer: ImageTokenizer) -> Tensor:
+def token_views(config: Pretrain, images: InMemoryDataset | ImageDataset, tokenizer: ImageTokenizer) -> Tensor:
     """Some images whole, as the tokenizer is going to see them: what the gate looks at."""
     some = some_images(images, config.data.side)
-    loader = _held_out_loader(config, Resident(some, torch.zeros(len(some), dtype=torch.int64)), tokenizer)
+    loader = _held_out_loader(config, InMemoryDataset(some, torch.zeros(len(some), dtype=torch.int64)), tokenizer)
     parts = [np.arange(len(some))[start : start + 500] for start in range(0, len(some), 500)]
     return torch.cat([token_view(loader.at(loader.order.rows(part, np.zeros_like(part)))) for part in parts])
 
@@ -393,11 +393,11 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
     return model.eval().requires_grad_(False).to(compute.device)
 
 
-def _held_out_loader(config: Pretrain, held_out: Resident, tokenizer: ImageTokenizer | None) -> Loader:
+def _held_out_loader(config: Pretrain, held_out: InMemoryDataset, tokenizer: ImageTokenizer | None) -> Loader:
     """Held-out images whole and in their own colours, under masks that are always the same."""
     views = _views(config, WholeImage(), NO_JITTER, tokenizer)
-    order = Order(len(held_out), config.plan.micro_batch_size, config.seed)
-    return Loader(ResidentGallery(held_out, views), order, config.masking, config.backbone.grid)
+    order = Sampler(len(held_out), config.plan.micro_batch_size, config.seed)
+    return Loader(InMemoryViewSource(held_out, views), order, config.masking, config.backbone.grid)
 
 
 def _views(

@@ -12,15 +12,15 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError, RefusedError
 from smalti.core.log import Log
-from smalti.data.scenes import SceneImages
+from smalti.data.datasets.segmentation import SceneImages
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.labelled import Given
+from smalti.runs.label_splits import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.training.capture import Capture, numbers_as_json, read_capture
 from smalti.training.nonfinite import Numbers, first_not_finite
+from smalti.training.nonfinite_dump import DumpStep, numbers_as_json, read_dump
 from smalti.training.trainer import Trainer
 
 _Run: TypeAlias = Pretrain | TrainTokenizer | Finetune
@@ -43,7 +43,7 @@ def main(config: Replay) -> dict[str, Any]:
         RefusedError: the numbers differ from those of the run.
     """
     bundle, log = Path(config.bundle).expanduser(), Log()
-    capture = read_capture(bundle)
+    capture = read_dump(bundle)
     compute = choose_compute(capture.computed.device, capture.computed.precision)
     run = _run(str(bundle))
     images = _open(run, bundle, log)
@@ -99,14 +99,14 @@ def _open(run: _Run, bundle: Path, log: Log) -> Given:
     return images
 
 
-def _rebuilt(run: _Run, images: Given, compute: Compute, capture: Capture) -> tuple[Trainer, Batch]:
+def _rebuilt(run: _Run, images: Given, compute: Compute, capture: DumpStep) -> tuple[Trainer, Batch]:
     """The trainer as it was before the step, and the batch of the step.
 
     Raises:
         DataError: other images are shown: one that could be read then cannot be read now, or the other way round.
     """
     trainer, batches = _prepared(run, images, compute)
-    trainer.take_up(capture.before, "the bundle")
+    trainer.load_state(capture.before, "the bundle")
     trainer.objective.train()
     batch = batches(capture.before.step).to(compute.device)
     batches.close()
@@ -131,7 +131,7 @@ def _computed(trainer: Trainer, batch: Batch, compute: Compute) -> Numbers:
     return Numbers.of(trainer.objective.model, output.loss_sum / output.weight, norm)
 
 
-def _difference(capture: Capture, found: Numbers) -> str:
+def _difference(capture: DumpStep, found: Numbers) -> str:
     then, threads = capture.numbers, torch.get_num_threads()
     told = (
         ""

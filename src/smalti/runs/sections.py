@@ -14,20 +14,20 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset, embedded_photographs
 from smalti.data.load import Images
-from smalti.data.sources.resident import Resident, embedded_photographs
 from smalti.evaluation.bound import table_of
-from smalti.evaluation.codebook import survey
-from smalti.evaluation.completion import Completion, complete, paint
-from smalti.evaluation.reference import FLAT_PATCH, vocab_size_of
+from smalti.evaluation.codebook_survey import survey
+from smalti.evaluation.inpainting import Inpainting, inpaint, paint
+from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
 from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import mask_overlay, tile_row
-from smalti.runs.beside import Beside, nearest_run, setup_of
 from smalti.runs.folder import RunFolder, read_config
-from smalti.runs.online import ONLINE
+from smalti.runs.online_knn import ONLINE
 from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, target_tokenizer
+from smalti.runs.reference_curve import ReferenceComparison, nearest_run, setup_of
 from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
 from smalti.training.targets import Pixels
 
@@ -88,7 +88,7 @@ def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute)
     both = torch.cat([part.images for part in images])
     painted = tokenizer.decode(tokenizer.encode(both.to(compute.device)))
     return Section(
-        "Pictures of another kind",
+        "Views of another kind",
         tile_row(
             {"original": to_pixels(both), "decoded": to_pixels(painted)}, scale=scale_of(both.shape[-1]), across=3
         ),
@@ -133,7 +133,7 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
     ]
 
 
-def _beside(config: Pretrain, result: Mapping[str, Any]) -> Beside | None:
+def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison | None:
     """A finished run and the nearest one of ours; None where there is none, or the training loss is another one."""
     pixels = isinstance(config.target, Pixels)
     baseline = FLAT_PATCH if pixels else result.get("unigram_entropy_nats")
@@ -142,10 +142,16 @@ def _beside(config: Pretrain, result: Mapping[str, Any]) -> Beside | None:
         return None
     setup = setup_of(config.target, config.backbone, config.masking, config.plan, vocab_size)
     reference = nearest_run(setup) if config.reference else None
-    return None if setup is None or reference is None else Beside(reference, setup, baseline, config.plan.batch_size)
+    return (
+        None
+        if setup is None or reference is None
+        else ReferenceComparison(reference, setup, baseline, config.plan.batch_size)
+    )
 
 
-def _reference(beside: Beside, steps: Sequence[float]) -> tuple[dict[str, tuple[list[float], list[float]]], str]:
+def _reference(
+    beside: ReferenceComparison, steps: Sequence[float]
+) -> tuple[dict[str, tuple[list[float], list[float]]], str]:
     """The curve of the reference at these steps, and what it is; neither where they have seen fewer or more images."""
     known = {step: loss for step in steps if (loss := beside.loss_at(int(step))) is not None}
     if not known:
@@ -172,13 +178,13 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
     ]
 
 
-def filled_in(run: str, held_out: Resident, compute: Compute, count: int) -> tuple[Columns, str]:
+def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
     """The first images whole, hidden in parts, and as the network fills them in; what there is to see."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
     tokenizer = target_tokenizer(config, compute)
     batch, patch_size = held_out_batch(config, held_out, tokenizer, compute, count), config.backbone.patch_size
     if tokenizer is not None:
-        return completed(complete(model, tokenizer, batch, compute), patch_size), (
+        return completed(inpaint(model, tokenizer, batch, compute), patch_size), (
             "The tokenizer's view is the best that any prediction can give; in the last column the hidden tokens are"
             " replaced by the most likely predicted ones and decoded together."
         )
@@ -193,7 +199,7 @@ def filled_in(run: str, held_out: Resident, compute: Compute, count: int) -> tup
     )
 
 
-def completed(seen: Completion, patch_size: int) -> Columns:
+def completed(seen: Inpainting, patch_size: int) -> Columns:
     """Pictures of a completion by the heading above them."""
     original = to_pixels(seen.original)
     return {

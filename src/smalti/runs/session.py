@@ -16,24 +16,24 @@ from smalti import __version__
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batch, Batches, Evaluation
-from smalti.core.dist import gathered, losses_named, of_first, require_same
 from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
-from smalti.core.ranks import is_first, restarts, world_size
-from smalti.data.scenes import Scenes
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
+from smalti.core.ranks import is_rank0, restarts, world_size
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.segmentation import SegmentationDataset
+from smalti.distributed.collectives import all_gather, from_rank0, name_lost_rank, require_same
 from smalti.runs.folder import RunFolder, create, read_config, reopen
 from smalti.runs.kept import Kept
-from smalti.runs.resuming import require_exact, require_same_settings
-from smalti.training.capture import write_capture
-from smalti.training.checkpoint import BackgroundWriter, Checkpoint, checkpoint_of_first, has_checkpoint
-from smalti.training.conditions import Conditions
+from smalti.runs.resume import require_exact, require_same_settings
+from smalti.training.checkpoint import BackgroundWriter, Checkpoint, has_checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import Remark, fit
 from smalti.training.nonfinite import NotFiniteError
-from smalti.training.plan import Plan
+from smalti.training.nonfinite_dump import write_dump
 from smalti.training.profiling import Profiled
+from smalti.training.run_environment import RunEnvironment
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 
 _RUN = ("config.json", "data.json", "bad_files.jsonl")
 """What a bundle has of the run."""
@@ -84,7 +84,7 @@ class Session:
             DistributedError: they are others on another rank.
         """
         require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
-        resumed = resume and of_first(lambda: has_checkpoint(Path(config.out).expanduser()))
+        resumed = resume and from_rank0(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
             require_same_settings(config.out, read_config(config.out, type(config)), config, allow_inexact)
         folder = reopen(config.out, config) if resume else create(config.out, config)
@@ -100,15 +100,15 @@ class Session:
         chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
         return chosen
 
-    def same_images(self, source: Resident | Stored | Scenes) -> None:
+    def same_images(self, source: InMemoryDataset | ImageDataset | SegmentationDataset) -> None:
         """Note what the run learns from.
 
         Raises:
             DataError: it goes on, and the images are not those it began with.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
-        require_same("data set", found | {"memory": "resident" if isinstance(source, Resident) else "stream"})
-        before = self.folder.read_data() if is_first() else found
+        require_same("data set", found | {"memory": "resident" if isinstance(source, InMemoryDataset) else "stream"})
+        before = self.folder.read_data() if is_rank0() else found
         if before is not None and before != found:
             there, here = before["images"], len(source)
             raise DataError(
@@ -135,7 +135,7 @@ class Session:
         Args:
             look: called before every save that `plan` asks for; it must leave the trainer as it is.
         """
-        if profile and is_first():
+        if profile and is_rank0():
             batches = Profiled(batches, profile, self.folder.path, self.log)
         if self.resumed:
             self._restore(trainer)
@@ -149,7 +149,7 @@ class Session:
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
         many = f", on {world_size()} processes" if world_size() > 1 else ""
-        with Kept(self.folder, self.log) as kept, BackgroundWriter(before=kept.see_to_it) as writer, losses_named():
+        with Kept(self.folder, self.log) as kept, BackgroundWriter(before=kept.see_to_it) as writer, name_lost_rank():
 
             def save(at: Trainer) -> None:
                 planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
@@ -176,7 +176,7 @@ class Session:
         """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
         writer.wait()
         try:
-            checkpoint = checkpoint_of_first(self.folder.path, until=plan.scheduled(trainer.step - 1))
+            checkpoint = read_checkpoint_on_rank0(self.folder.path, until=plan.scheduled(trainer.step - 1))
         except CheckpointError as error:
             return f"no checkpoint to go back to: {error.cause}"
         trainer.roll_back(checkpoint, str(self.folder.path))
@@ -192,25 +192,25 @@ class Session:
             UsageError: it was written under other conditions, and the run may not go on otherwise.
         """
         run = str(self.folder.path)
-        checkpoint, now = checkpoint_of_first(self.folder.path), Conditions.now()
+        checkpoint, now = read_checkpoint_on_rank0(self.folder.path), RunEnvironment.now()
         if checkpoint.conditions is None:
             self.log.say("note: the checkpoint does not say on how many threads and processes it was computed")
         else:
             differing = checkpoint.conditions.differences(now, on_cpu=self.compute.device.type == "cpu")
             require_exact(run, differing, self.allow_inexact)
-        trainer.take_up(checkpoint, run)
+        trainer.load_state(checkpoint, run)
 
     def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
         """Keep a step that failed in the run folder, with all that `smalti replay` needs: the images of all ranks."""
         before = trainer.checkpoint()
-        batch = replace(batch, index=gathered(batch.index), key=gathered(batch.key))
-        return Path(of_first(lambda: str(self._capture(before, batch, failure))))
+        batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
+        return Path(from_rank0(lambda: str(self._capture(before, batch, failure))))
 
     def _capture(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
         path, data = self.folder.path, self.folder.read_data()
         more = [path / name for name in _RUN if (path / name).exists()]
         num_images = data["images"] if data else len(batch.index)
-        return write_capture(path, before, batch, failure.numbers, self.compute, num_images, more)
+        return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json. What came out as no number is said, and null there: the weights are finite."""
@@ -243,7 +243,7 @@ def _program() -> dict[str, str | int]:
 
 def _same_format(chosen: Compute) -> Compute:
     """The number format that rank 0 has found to be the fastest."""
-    narrow = of_first(lambda: chosen.dtype == torch.bfloat16)
+    narrow = from_rank0(lambda: chosen.dtype == torch.bfloat16)
     return replace(chosen, dtype=torch.bfloat16 if narrow else torch.float32)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
+from smalti.data.datasets.memory import InMemoryDataset, embedded
+from smalti.data.datasets.open import EMBEDDED, open_stored
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.load import Data
-from smalti.data.open import EMBEDDED, open_stored
 from smalti.data.reading import even_sample, read_square, square
-from smalti.data.sources.resident import Resident, embedded
 from smalti.data.tokens.tokens import encode
 from smalti.report.page import Section
 from smalti.report.pictures import png, sheet, tile_row, token_map
@@ -65,9 +65,7 @@ def main(config: Show) -> dict[str, Any]:
         write_bytes(target, png(sheet(columns, scale)))
     else:
         tiles = tile_row(columns, scale=scale, captions=names, across=2)
-        write_page(
-            target, Path(config.model).name, "Images as the model sees them.", [Section("Pictures", tiles, note)]
-        )
+        write_page(target, Path(config.model).name, "Images as the model sees them.", [Section("Views", tiles, note)])
     print(f"written: {target}")
     return {"shown": str(target), "images": len(names)}
 
@@ -90,7 +88,7 @@ def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str],
 def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
     """Original | masked | tokenizer | predicted; of a model of pixels without the third."""
     pixels, names = read_images(config, read_config(config.model, Pretrain).data)
-    images = Resident(pixels, torch.full((len(pixels),), -1))
+    images = InMemoryDataset(pixels, torch.full((len(pixels),), -1))
     columns, note = filled_in(config.model, images, compute, len(pixels))
     return columns, names, note
 
@@ -109,10 +107,10 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
             embedded("test").with_channels(data.channels) if place == EMBEDDED else open_stored(place, data.channels)
         )
         for position in even_sample(len(source), config.count):
-            if isinstance(source, Resident):
+            if isinstance(source, InMemoryDataset):
                 pictures.append(square(source[position].image, data.side))
             else:
                 pictures.append(read_square(source, position, data.side).pixels)
-            names.append(source.name(position) if isinstance(source, Resident) else source.key(position))
+            names.append(source.name(position) if isinstance(source, InMemoryDataset) else source.key(position))
     stacked = np.stack([np.broadcast_to(picture, (data.side, data.side, data.channels)) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), names

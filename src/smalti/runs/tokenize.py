@@ -16,7 +16,7 @@ from smalti.core.contracts import Batch
 from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.loader import Loader
-from smalti.data.tokens.cache import BAD_FILES, TokenCache
+from smalti.data.tokens.token_cache import BAD_FILES, TokenCache
 from smalti.data.tokens.tokens import encode, token_view
 from smalti.runs.pretrain import Pretrain, open_cache, training_loader
 from smalti.runs.train_tokenizer import load_tokenizer
@@ -154,5 +154,5 @@ def _batches(loader: Loader, epoch: int, positions: NDArray[np.int64]) -> Iterat
     blocks = [positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK)]
     rows = [loader.order.rows(block, np.full_like(block, epoch)) for block in blocks]
     for number, block in enumerate(blocks):
-        loader.gallery.expect(rows[number : number + 1 + loader.ahead])
+        loader.view_source.prefetch(rows[number : number + 1 + loader.ahead])
         yield block, loader.at(rows[number])

@@ -9,20 +9,20 @@ import torch
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.contracts import Objective
-from smalti.core.dist import Ranks, of_first, together
 from smalti.core.errors import UsageError
-from smalti.core.ranks import is_first, rank, world_size
+from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
-from smalti.data.gallery import open_gallery
 from smalti.data.load import Data, Images, StoredImages
 from smalti.data.loader import Loader
-from smalti.data.order import Order
 from smalti.data.reading import some_squares
-from smalti.data.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.sampler import Sampler
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.view_source import open_view_source
+from smalti.distributed.collectives import Ranks, from_rank0, process_group
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.functional.losses import Likelihood
+from smalti.runs.collapse_check import some_images
 from smalti.runs.folder import read_config, read_kind, writing
-from smalti.runs.gate import some_images
 from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.session import Session
 from smalti.tokenizers.dalle import DallE, DallETokenizer
@@ -35,9 +35,9 @@ from smalti.tokenizers.vq import VQ
 from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from smalti.training.optim import AdamW
-from smalti.training.plan import Plan
 from smalti.training.quantised import QuantisedObjective
 from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def main(
     Returns:
         The result, as written to result.json.
     """
-    with together(config.ranks, config.device), writing(config.out):
+    with process_group(config.ranks, config.device), writing(config.out):
         session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
         return _run(config, session, images)
 
@@ -119,7 +119,7 @@ def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dic
         session.folder.write_config(config)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)
-    result: dict[str, Any] = of_first(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
+    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
     return result
 
 
@@ -148,7 +148,7 @@ def made(config: TrainTokenizer, images: Images | StoredImages, session: Session
         return trained
     tokenizer = start(config, images)
     session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
-    if is_first():
+    if is_rank0():
         write_checkpoint(session.folder.path, 0, tokenizer, {})
     return tokenizer
 
@@ -168,8 +168,8 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
     views, share = TwoViews(config.crop, (side, side), jitter=config.jitter), plan.batch_size // world_size()
-    order = Order(len(images.train), plan.batch_size, config.seed, (rank(), world_size()))
-    batches = Loader(open_gallery(images, views, config.data, share, compute.device), order)
+    order = Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size()))
+    batches = Loader(open_view_source(images, views, config.data, share, compute.device), order)
     objective = build_objective(config, start(config, images).to(compute.device))
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 

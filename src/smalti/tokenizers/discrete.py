@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smalti.functional.relaxation import RelaxedTokens, relaxed_tokens
+from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
 from smalti.tokenizers.trunk import float32
 
 _POSITIONS = 256

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from smalti import __version__
 from smalti.core.config import from_json
-from smalti.core.dist import fill, of_first, tensors_of_first
 from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
 from smalti.core.log import Log
-from smalti.core.ranks import is_first, world_size
+from smalti.core.ranks import is_rank0, world_size
 from smalti.core.tensors import tensors_of
-from smalti.training.conditions import Conditions
+from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
+from smalti.training.run_environment import RunEnvironment
 
 FOLDER = "checkpoints"
 
@@ -46,7 +46,7 @@ class Checkpoint:
     step: int
     model: dict[str, Tensor]
     state: dict[str, Tensor]
-    conditions: Conditions | None = None
+    conditions: RunEnvironment | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def write_checkpoint(
         NumericError: a tensor holds what is no number; what was there is still there.
         OutputError: it cannot be written; the same.
     """
-    return _write(run, step, model.state_dict(), state, keep, Conditions.now(), set())
+    return _write(run, step, model.state_dict(), state, keep, RunEnvironment.now(), set())
 
 
 class BackgroundWriter:
@@ -104,7 +104,7 @@ class BackgroundWriter:
         """
         self.wait()
         self._before()
-        arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, Conditions.now())
+        arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, RunEnvironment.now())
         self._thread = Thread(target=self._write, args=arguments, name=f"checkpoint of step {step}")
         self._thread.start()
 
@@ -138,7 +138,7 @@ class BackgroundWriter:
         model: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         keep: int | None,
-        conditions: Conditions,
+        conditions: RunEnvironment,
     ) -> None:
         try:
             _write(run, step, model, state, keep, conditions, self._whole)
@@ -184,7 +184,7 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     raise CheckpointError(f"no usable checkpoint in {run}", cause=cause, fix="give the folder of a finished run")
 
 
-def checkpoint_of_first(run: Path, until: int | None = None) -> Checkpoint:
+def read_checkpoint_on_rank0(run: Path, until: int | None = None) -> Checkpoint:
     """What `read_checkpoint` finds on rank 0, on every rank.
 
     Raises:
@@ -193,17 +193,17 @@ def checkpoint_of_first(run: Path, until: int | None = None) -> Checkpoint:
     if world_size() == 1:
         return read_checkpoint(run, until)
     found, failure = None, None
-    if is_first():
+    if is_rank0():
         try:
             found = read_checkpoint(run, until)
         except CheckpointError as error:
             failure = error
-    about = of_first(lambda: _about(found, failure))
+    about = from_rank0(lambda: _about(found, failure))
     if "what" in about:
         raise CheckpointError(about["what"], cause=about["cause"], fix=about["fix"])
-    model = tensors_of_first(None if found is None else found.model)
-    state = tensors_of_first(None if found is None else found.state)
-    conditions = None if about["conditions"] is None else Conditions(**about["conditions"])
+    model = broadcast_tensors(None if found is None else found.model)
+    state = broadcast_tensors(None if found is None else found.state)
+    conditions = None if about["conditions"] is None else RunEnvironment(**about["conditions"])
     return Checkpoint(about["step"], model, state, conditions)
 
 
@@ -228,7 +228,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
         raise CheckpointError(f"the weights of {where} do not fit", cause="; ".join(sorted(differing)[:3]))
     with torch.no_grad():
         for name, value in own.items():
-            fill(value, weights[name])
+            copy_into(value, weights[name])
 
 
 class _DamagedError(Exception):
@@ -255,7 +255,7 @@ def _read(step: int, folder: Path) -> Checkpoint:
         raise _DamagedError(f"state.json is of step {found}")
     try:
         recorded = about.get("conditions")
-        conditions = None if recorded is None else from_json(Conditions, recorded, where="conditions")
+        conditions = None if recorded is None else from_json(RunEnvironment, recorded, where="conditions")
         model, state = tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
     except UsageError as error:
         raise _DamagedError("state.json cannot be understood") from error
@@ -272,7 +272,7 @@ def _write(
     model: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     keep: int | None,
-    conditions: Conditions,
+    conditions: RunEnvironment,
     whole: set[Path],
 ) -> Path:
     """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""

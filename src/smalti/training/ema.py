@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from smalti.core.dist import own_part
+from smalti.distributed.collectives import local_shard
 
 
 class EMA:
@@ -24,7 +24,7 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averaged: list[Tensor] = [own_part(p.detach()) for p in self.module.parameters()]
-        torch._foreach_lerp_(averaged, [own_part(p.detach()) for p in module.parameters()], weight)
+        averaged: list[Tensor] = [local_shard(p.detach()) for p in self.module.parameters()]
+        torch._foreach_lerp_(averaged, [local_shard(p.detach()) for p in module.parameters()], weight)
         for own, current in zip(self.module.buffers(), module.buffers(), strict=True):
             own.copy_(current)

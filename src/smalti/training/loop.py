@@ -20,11 +20,11 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Batches, Evaluation, StepOutput
 from smalti.core.errors import OutputError
 from smalti.core.log import Log
-from smalti.core.signals import noted
+from smalti.distributed.signals import noted
 from smalti.training.nonfinite import NotFiniteError
-from smalti.training.plan import Plan
-from smalti.training.spent import Spent
+from smalti.training.step_timer import StepTimer
 from smalti.training.trainer import Trainer, means
+from smalti.training.training_plan import Plan
 
 Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
 """Keeps a step that failed, and says where."""
@@ -51,7 +51,7 @@ def fit(
     remark: Remark | None = None,
     go_on: str = "",
 ) -> None:
-    """Train until `plan.steps` are done, or a signal asks for an end (`core/signals.py`).
+    """Train until `plan.steps` are done, or a signal asks for an end (`distributed/signals.py`).
 
     Args:
         batches: the batch of each step, counted from 0.
@@ -70,7 +70,7 @@ def fit(
     if trainer.scaling:
         log.say(trainer.scaling)
     trainer.objective.train()
-    spent = Spent(batches)
+    spent = StepTimer(batches)
     found: dict[str, float] = {}
     with noted() as asked:
         wanted = asked.agreed()

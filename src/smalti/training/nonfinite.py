@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smalti.core.dist import whole
 from smalti.core.errors import NumericError
+from smalti.distributed.collectives import full_tensor
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Numbers:
     @staticmethod
     def of(model: nn.Module, loss: Tensor, grad_norm: Tensor) -> "Numbers":
         """Those of the gradients that the parameters hold now."""
-        norms = {name: float(whole(p.grad.norm())) for name, p in model.named_parameters() if p.grad is not None}
+        norms = {name: float(full_tensor(p.grad.norm())) for name, p in model.named_parameters() if p.grad is not None}
         return Numbers(float(loss), float(grad_norm), norms)
 
     def same(self, other: "Numbers") -> bool:

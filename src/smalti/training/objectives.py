@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.core.dist import gathered, mean
+from smalti.distributed.collectives import all_gather, all_reduce_mean
 from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
@@ -94,14 +94,14 @@ class DiscreteVAEObjective(Objective):
         tokens, centre, log_scale = relax(self.model, images, batch.key, self.temperature(now), hard=relaxation.hard)
         nll = reconstruction_loss(self.likelihood, images, centre, log_scale).mean()
         unit = kl_weight(1.0, self.model.config.in_chans, self.model.config.stride)
-        spread = marginal_entropy(mean(tokens.mean_posterior) if self.training else tokens.mean_posterior)
+        spread = marginal_entropy(all_reduce_mean(tokens.mean_posterior) if self.training else tokens.mean_posterior)
         loss = nll + unit * (self.beta(now) * tokens.kl - relaxation.spread * spread)
         count = torch.tensor(float(len(images)), device=loss.device)
         name = "nll" if self.likelihood == "logit_laplace" else self.likelihood
         if self.training and relaxation.dead_after is not None:
             self._seen = tokens.best.flatten(), tokens.ids.flatten()
         metrics = {name: (nll.detach() * count, count), "kl": (tokens.kl.detach() * count, count)}
-        ids = gathered(tokens.ids) if self.training else tokens.ids
+        ids = all_gather(tokens.ids) if self.training else tokens.ids
         metrics["codes"] = codes_seen(ids, self.model.vocab_size)
         return StepOutput(loss * count, count, metrics)
 
@@ -109,7 +109,7 @@ class DiscreteVAEObjective(Objective):
         """Codes that have been the most likely one nowhere for `dead_after` steps take a part of another's cell."""
         if self.config.dead_after is None or self._seen is None:
             return
-        scores, ids = (gathered(seen) for seen in self._seen)
+        scores, ids = (all_gather(seen) for seen in self._seen)
         self.unused.copy_(steps_unused(self.unused, ids))
         dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
         parents = drawn_codes(ids, step, most=len(dead))

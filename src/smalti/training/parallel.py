@@ -16,7 +16,7 @@ Parallel: TypeAlias = Literal["ddp", "fsdp"]
 """A copy of the network on every rank, or a part of every weight."""
 
 
-class Spread(Protocol):
+class Strategy(Protocol):
     """Computes what the objective says about the rows of this rank."""
 
     def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
@@ -24,7 +24,7 @@ class Spread(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process: the objective as it is."""
 
     def __init__(self, objective: Objective) -> None:
@@ -34,7 +34,7 @@ class Alone:
         return self.objective(rows, step)
 
 
-class Replicated:
+class DDP:
     """The same weights on every rank, those of rank 0; its buffers too, before every step."""
 
     def __init__(self, objective: Objective) -> None:
@@ -46,7 +46,7 @@ class Replicated:
             return self.module(rows, step)
 
 
-class Sharded:
+class FSDP:
     """Every rank holds a part of each weight, and of its moments; blocks are put together while they compute."""
 
     def __init__(self, objective: Objective) -> None:
@@ -60,11 +60,11 @@ class Sharded:
         return self.objective(rows, step)
 
 
-def spread(objective: Objective, parallel: Parallel) -> Spread:
+def strategy_for(objective: Objective, parallel: Parallel) -> Strategy:
     """The objective on the ranks that there are; of a sharded one the model is."""
     if world_size() == 1:
-        return Alone(objective)
-    return Sharded(objective) if parallel == "fsdp" else Replicated(objective)
+        return SingleProcess(objective)
+    return FSDP(objective) if parallel == "fsdp" else DDP(objective)
 
 
 def shard(model: nn.Module) -> None:

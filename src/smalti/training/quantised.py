@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.core.dist import gathered
+from smalti.distributed.collectives import all_gather
 from smalti.functional.losses import Likelihood, reconstruction_loss
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.quantised import Quantised
@@ -46,5 +46,5 @@ class QuantisedObjective(Objective):
         """Let the codebook follow the points of the step that has just been made."""
         if self._seen is not None:
             points, ids = self._seen
-            self.model.follow(gathered(points), gathered(ids), step)
+            self.model.follow(all_gather(points), all_gather(ids), step)
             self._seen = None

@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.functional.segmentation import VOID, pixel_nats
+from smalti.functional.pixel_classes import VOID, pixel_nats
 from smalti.models.segmenter import Segmenter
 
 

@@ -23,7 +23,7 @@ class Tokens:
     """The visual token of each hidden patch, the most likely one: a classification (BEiT eq. 1)."""
 
     def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
-        loss_sum, total = masked_token_loss(predicted, hidden_tokens(batch), weight)
+        loss_sum, total = masked_token_loss(predicted, masked_tokens(batch), weight)
         return StepOutput(loss_sum, total, guesses(predicted, batch))
 
 
@@ -41,7 +41,7 @@ class SoftTokens:
         assert batch.scores is not None
         nats, entropy = soft_cross_entropy(predicted, batch.scores)
         loss_sum, total = (nats * weight).sum(), weight.sum()
-        hard_sum, _ = masked_token_loss(predicted.detach(), hidden_tokens(batch), weight)
+        hard_sum, _ = masked_token_loss(predicted.detach(), masked_tokens(batch), weight)
         kl_sum = ((nats - entropy) * weight).sum().detach()
         metrics = {"kl": (kl_sum, total), "hard": (hard_sum, total)}
         return StepOutput(loss_sum, total, metrics | guesses(predicted, batch))
@@ -77,7 +77,7 @@ class Pixels:
         return predicted.clamp(0, 1)
 
 
-def hidden_tokens(batch: Batch) -> Int[Tensor, "B K"]:
+def masked_tokens(batch: Batch) -> Int[Tensor, "B K"]:
     """The visual tokens at `mask_index`."""
     assert batch.ids is not None
     assert batch.mask_index is not None
@@ -87,7 +87,7 @@ def hidden_tokens(batch: Batch) -> Int[Tensor, "B K"]:
 def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """How many hidden tokens are guessed right, and how many are among the best five guesses."""
     assert batch.mask_weight is not None
-    right, count = hits(predicted.detach(), hidden_tokens(batch), _FEW), batch.mask_weight.sum()
+    right, count = hits(predicted.detach(), masked_tokens(batch), _FEW), batch.mask_weight.sum()
     within = {"accuracy": right[..., 0], "top5": right.any(-1)}
     return {name: ((found * batch.mask_weight).sum(), count) for name, found in within.items()}
 

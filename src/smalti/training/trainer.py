@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute
 from smalti.core.config import require
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.core.dist import fill, mean, own_part, total, whole, wholes
-from smalti.core.ranks import is_first, world_size
-from smalti.training.checkpoint import Checkpoint, Weights, checkpoint_of_first, load_weights, write_checkpoint
+from smalti.core.ranks import is_rank0, world_size
+from smalti.distributed.collectives import (
+    all_reduce_mean,
+    all_reduce_sum,
+    copy_into,
+    full_tensor,
+    full_tensors,
+    local_shard,
+)
+from smalti.training.checkpoint import Checkpoint, Weights, load_weights, read_checkpoint_on_rank0, write_checkpoint
 from smalti.training.ema import EMA
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from smalti.training.optim import AdamW
-from smalti.training.parallel import Parallel, shard, spread
-from smalti.training.plan import Plan
+from smalti.training.parallel import Parallel, shard, strategy_for
 from smalti.training.spikes import Spikes
+from smalti.training.training_plan import Plan
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
@@ -73,7 +80,7 @@ class Trainer:
             shard(objective.model)
             if self.ema is not None:
                 shard(self.ema.module)
-        self.spread = spread(objective, parallel)
+        self.spread = strategy_for(objective, parallel)
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
@@ -119,7 +126,7 @@ class Trainer:
         Steps that were skipped since then stay counted.
         """
         step, skipped, rollbacks = self.step, self.skipped, self.rollbacks
-        self.take_up(checkpoint, where)
+        self.load_state(checkpoint, where)
         self.step, self.skipped, self.rollbacks = step, skipped, rollbacks + 1
 
     def gradients(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
@@ -129,7 +136,7 @@ class Trainer:
             for parameter in self.frozen:
                 parameter.grad = None  # which AdamW passes over: no decay, and no moments until the first gradient
         gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
-        return output, whole(nn.utils.get_total_norm(gradients))
+        return output, full_tensor(nn.utils.get_total_norm(gradients))
 
     def _gradients(self, batch: Batch, compute: Compute) -> StepOutput:
         """Fill `grad` with the gradient of the mean loss of the batch, and return the sums that it is the mean of.
@@ -144,12 +151,12 @@ class Trainer:
             last = len(outputs) == self.accumulate - 1
             with compute.autocast():
                 output = self.spread(part, torch.tensor(self.step), last=last)
-            unit = mean(output.weight) if unit is None else unit
+            unit = all_reduce_mean(output.weight) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
         step = everywhere(summed(outputs))
         if unit is not None and len(outputs) > 1:
-            gradients = [own_part(p.grad) for p in self.objective.model.parameters() if p.grad is not None]
+            gradients = [local_shard(p.grad) for p in self.objective.model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, (unit * world_size() / step.weight).to(unit.dtype))
         return step
 
@@ -161,12 +168,12 @@ class Trainer:
     def save(self, run: Path, write: Callable[..., object] = write_checkpoint) -> None:
         """Write a checkpoint: `trained` and all that resuming needs beside it. Of several ranks the first writes."""
         now = self.checkpoint()
-        if is_first():
+        if is_rank0():
             write(run, self.step, Weights(now.model), now.state)
 
     def checkpoint(self) -> Checkpoint:
         """Everything as it is now, not copied; what is shared out is put together on rank 0, and nowhere else."""
-        return Checkpoint(self.step, wholes(self.trained.state_dict()), self.state())
+        return Checkpoint(self.step, full_tensors(self.trained.state_dict()), self.state())
 
     def state(self) -> dict[str, Tensor]:
         """All that resuming needs beside `trained`. A parameter has moments from its first optimiser step on."""
@@ -179,7 +186,7 @@ class Trainer:
         if self.rolls_back:
             losses = torch.tensor(self.spikes.losses, dtype=torch.float64)
             state |= {_ROLLBACKS: torch.tensor(self.rollbacks), _LOSSES: losses}
-        return wholes(state)
+        return full_tensors(state)
 
     def restore(self, run: Path) -> None:
         """Take up the newest whole checkpoint; training goes on as if it had not been interrupted.
@@ -187,9 +194,9 @@ class Trainer:
         Raises:
             CheckpointError: there is none, or its weights do not fit.
         """
-        self.take_up(checkpoint_of_first(run), str(run))
+        self.load_state(read_checkpoint_on_rank0(run), str(run))
 
-    def take_up(self, checkpoint: Checkpoint, where: str) -> None:
+    def load_state(self, checkpoint: Checkpoint, where: str) -> None:
         """Become what a checkpoint holds; `where` it is from is said if it does not fit."""
         state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", "count", *_MOMENTS)}
         for key, value in checkpoint.state.items():
@@ -214,7 +221,7 @@ class Trainer:
 
 def _laid_out_like(parameter: nn.Parameter, values: Tensor) -> Tensor:
     moment = torch.empty_like(parameter)
-    fill(moment, values)
+    copy_into(moment, values)
     return moment
 
 
@@ -225,8 +232,8 @@ def summed(outputs: Sequence[StepOutput]) -> StepOutput:
     loss_sum, weight = (torch.stack(values).sum() for values in zip(*(o[:2] for o in outputs), strict=True))
     metrics = {}
     for name in outputs[0].metrics:
-        total, count = (torch.stack(values).sum() for values in zip(*(o.metrics[name] for o in outputs), strict=True))
-        metrics[name] = (total, count)
+        amount, count = (torch.stack(values).sum() for values in zip(*(o.metrics[name] for o in outputs), strict=True))
+        metrics[name] = (amount, count)
     return StepOutput(loss_sum, weight, metrics)
 
 
@@ -235,7 +242,7 @@ def everywhere(output: StepOutput) -> StepOutput:
     if world_size() == 1:
         return output
     pairs = [value for pair in output.metrics.values() for value in pair]
-    loss_sum, weight, *sums = total(torch.stack([value.double() for value in (*output[:2], *pairs)]))
+    loss_sum, weight, *sums = all_reduce_sum(torch.stack([value.double() for value in (*output[:2], *pairs)]))
     metrics = {name: (sums[2 * place], sums[2 * place + 1]) for place, name in enumerate(output.metrics)}
     return StepOutput(loss_sum, weight, metrics)
 
@@ -243,4 +250,4 @@ def everywhere(output: StepOutput) -> StepOutput:
 def means(output: StepOutput) -> dict[str, float]:
     """The loss and every metric of a step as plain numbers."""
     values = {"loss": float((output.loss_sum / output.weight).detach())}
-    return values | {name: float(total / count) for name, (total, count) in output.metrics.items()}
+    return values | {name: float(all_reduce_sum / count) for name, (all_reduce_sum, count) in output.metrics.items()}

@@ -10,14 +10,14 @@ from smalti.core.errors import CheckpointError
 from smalti.core.tensors import read_tensors
 from smalti.weights.huggingface import from_huggingface, grid_and_heads, is_huggingface
 from smalti.weights.saved_network import read_state_dict
-from smalti.weights.source import Source
+from smalti.weights.source import SourceWeights
 from smalti.weights.timm import from_timm, is_timm
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _DISTRIBUTED = ".metadata"
 
 
-def read_source(place: str) -> Source:
+def read_source(place: str) -> SourceWeights:
     """The weights in a file, or in a folder with model.safetensors and, where it is transformers', config.json.
 
     Raises:
@@ -26,7 +26,7 @@ def read_source(place: str) -> Source:
     path = _file(place)
     weights = {name: value.float() for name, value in _read(path).items()}
     if is_timm(weights):
-        return Source(place, from_timm(weights))
+        return SourceWeights(place, from_timm(weights))
     if not is_huggingface(weights):
         named = f", but {min(weights)}" if weights else ""
         cause = f"it has no blocks.0 and no encoder.layer.0{named}"
@@ -35,7 +35,7 @@ def read_source(place: str) -> Source:
     config = _config(path.parent)
     try:
         grid, num_heads = grid_and_heads(config)
-        return Source(place, from_huggingface(weights, config), grid, num_heads)
+        return SourceWeights(place, from_huggingface(weights, config), grid, num_heads)
     except KeyError as error:
         raise CheckpointError(f"{place} has no {error.args[0]}", cause="it is not whole") from None
     except CheckpointError as error:

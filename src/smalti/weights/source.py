@@ -19,7 +19,7 @@ _SHARED_TABLE = f"backbone.rel_pos_bias.{_TABLE}"
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceWeights:
     """Weights under the names of `MaskedImageModel`, some of which may be missing.
 
     Attributes:
@@ -34,7 +34,7 @@ class Source:
     grid: Grid | None = None
     num_heads: int | None = None
 
-    def without_head(self) -> "Source":
+    def without_head(self) -> "SourceWeights":
         """The same without what predicts."""
         return replace(self, weights={n: value for n, value in self.weights.items() if not n.startswith("head.")})
 

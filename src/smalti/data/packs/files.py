@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from smalti.core.config import from_json
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
+from smalti.data.datasets.listing import Names
 from smalti.data.packs.format import ABOUT, VERSION, About, DamagedPackError, Header, PackPart, digest_of
-from smalti.data.sources.listing import Names
 
 T = TypeVar("T")
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.listing import LeftOut
 from smalti.data.packs.files import Index, check_digest, check_size, read_about, read_index
 from smalti.data.packs.format import ABOUT, DamagedPackError, PackPart, bin_path, index_path
-from smalti.data.sources.listing import LeftOut
-from smalti.data.sources.stored import Stored
 
 UNREADABLE = "unreadable when it was prepared"
 MAX_MAPS = 256
 """Parts that are mapped at a time; each costs a file descriptor, of which a process often has 1024."""
 
 
-class Pack(Stored):
+class Pack(ImageDataset):
     """The images of a prepared data set, in its order, with their names and labels.
 
     Opening reads the indices and compares sizes; about 30 bytes an image and its name stay in memory. Parts are mapped

@@ -11,13 +11,13 @@ from smalti.core.errors import DataError
 from smalti.core.files import make_folder, write_bytes, write_json
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.packs.begun import clear, finished, require_own, whole_parts
 from smalti.data.packs.format import ABOUT, BAD_FILES, VERSION, About, Header, Settings, digest_of
 from smalti.data.packs.part_writer import PartWriter
 from smalti.data.packs.record import make_record
 from smalti.data.reading import each, even_sample
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
 
 PART_BYTES = 256 << 20
 
@@ -30,7 +30,7 @@ class Packed(NamedTuple):
 
 
 def write_pack(
-    source: Stored | Resident,
+    source: ImageDataset | InMemoryDataset,
     folder: Path,
     settings: Settings,
     log: Log,
@@ -67,7 +67,7 @@ def write_pack(
 class _Packing:
     """A pack being written; `headers` are those of its whole parts."""
 
-    source: Stored | Resident
+    source: ImageDataset | InMemoryDataset
     folder: Path
     settings: Settings
     headers: list[Header]

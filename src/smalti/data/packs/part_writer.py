@@ -13,10 +13,10 @@ import numpy as np
 
 from smalti.core.errors import OutputError
 from smalti.core.files import sha256, write_bytes
+from smalti.data.datasets.listing import NamesBuilder
 from smalti.data.packs.files import Index, join_index
 from smalti.data.packs.format import VERSION, Header, PackPart, Settings, bin_path, index_path
 from smalti.data.packs.record import Record
-from smalti.data.sources.listing import NamesBuilder
 
 _BUFFER = 1 << 20
 

@@ -9,9 +9,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from smalti.core.errors import DataError
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.decode import orientation
-from smalti.data.sources.resident import Resident
-from smalti.data.sources.stored import Stored
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
@@ -41,7 +41,7 @@ class Record(NamedTuple):
     key: str
 
 
-def make_record(source: Stored | Resident, position: int, form: Form) -> Record:
+def make_record(source: ImageDataset | InMemoryDataset, position: int, form: Form) -> Record:
     """Read an image of a source, shrink it where it is larger than asked, never enlarge it, and encode it.
 
     A JPEG file that is upright and small enough is kept byte for byte: encoding it again could only make it worse. An
@@ -50,7 +50,7 @@ def make_record(source: Stored | Resident, position: int, form: Form) -> Record:
     Raises:
         DataError: it cannot be read or decoded, or is too long for a JPEG.
     """
-    if isinstance(source, Resident):
+    if isinstance(source, InMemoryDataset):
         sample, data = source.shrunk(position, form.side), b""
     else:
         data = source.read(position)

@@ -20,7 +20,7 @@ from smalti.data.workers.worker import work
 
 FEWER = "use fewer --num-workers, a smaller batch, or --num-workers 0"
 
-_PRELOAD = ("smalti.data.workers.worker", "smalti.data.render")
+_PRELOAD = ("smalti.data.workers.worker", "smalti.data.transforms.render")
 """Imported once, by the server that workers are forked from; what cannot be imported is left to the workers."""
 
 _STARTING_TAKES = 600.0

@@ -77,7 +77,7 @@ class Renderer(ABC):
     """Renders batches. What it renders depends on the task and on what is quarantined alone."""
 
     @abstractmethod
-    def expect(self, tasks: Sequence[Task]) -> None:
+    def prefetch(self, tasks: Sequence[Task]) -> None:
         """These will be asked for next, in this order: begin with them."""
 
     @abstractmethod
@@ -153,7 +153,7 @@ class Inline(Renderer):
         self._job, self._avoid = job, frozenset(quarantined)
         self._arrays: tuple[NDArray[np.uint8], ...] = ()
 
-    def expect(self, tasks: Sequence[Task]) -> None:
+    def prefetch(self, tasks: Sequence[Task]) -> None:
         """Nothing can be done before it is asked for."""
 
     def __call__(self, task: Task) -> Rendered:

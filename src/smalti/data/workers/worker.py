@@ -13,8 +13,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from smalti.core.allocator import keep_freed_memory
 from smalti.core.errors import DataError
-from smalti.core.memory import keep_freed_memory
 from smalti.data.workers.jobs import Bad, Job, render_row
 from smalti.data.workers.ring import IDLE, Chunk, Reply, Slots
 

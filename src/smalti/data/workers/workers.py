@@ -70,7 +70,7 @@ class Workers(Renderer):
         """The processes."""
         return [child.process.pid for child in self._children]
 
-    def expect(self, tasks: Sequence[Task]) -> None:
+    def prefetch(self, tasks: Sequence[Task]) -> None:
         """As `Renderer` says. Tasks that are known already keep their place."""
         with self._whole_or_closed():
             for task in tasks:

@@ -1,0 +1,1 @@
+"""Where images lie: one protocol, and one file for each kind of place."""

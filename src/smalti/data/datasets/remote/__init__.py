@@ -1,0 +1,1 @@
+"""Large files, here or at an address."""

@@ -1,0 +1,155 @@
+"""Hugging Face `datasets` folders as `save_to_disk` writes them, read by memory map without that library."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.errors import DataError
+from smalti.core.files import sha256
+from smalti.core.log import Log
+from smalti.data.datasets.remote.data_files import LocalFiles
+from smalti.data.datasets.tables.columns import ColumnLabels, cells, find_columns, require_extra
+from smalti.data.datasets.tables.dataset import TableDataset, without_bytes
+from smalti.data.datasets.tables.parquet_index import why
+from smalti.data.datasets.tables.saved_dataset import ArrowFiles
+
+
+class Arrow(TableDataset):
+    """The rows of Arrow files, in their order or in that of an indices mapping. Nothing is copied until it is read."""
+
+    kind = "huggingface"
+
+    def __init__(self, files: ArrowFiles, channels: int, log: Log | None = None) -> None:
+        require_extra("pyarrow", str(files.data[0]))
+        super().__init__(LocalFiles(files.data, "file"), channels)
+        self.files = files
+        first = self.places.names[0]
+        with (log or Log()).progress("index files", len(self.places)) as bar:
+            tables = []
+            for number, path in enumerate(files.data):
+                tables.append(open_table(path))
+                bar.update(number + 1)
+        columns = find_columns(tables[0].schema, first)
+        labels = ColumnLabels(columns, first)
+        for table, path in zip(tables, files.data, strict=True):
+            if table.schema.types != tables[0].schema.types or table.schema.names != tables[0].schema.names:
+                raise DataError(f"{path} is another table than the first", cause="its columns are different")
+            if columns.label:
+                _add_labels(labels, table.column(columns.label), path)
+        self.columns = columns
+        pairs = zip(tables, files.data, strict=True)
+        self._images = [_checked(table.column(columns.image), path) for table, path in pairs]
+        self._ends = list(accumulate(map(len, self._images)))
+        self._order = _order(files.indices, self._ends[-1])
+        if not len(self):
+            raise DataError(f"no images in {first}", cause="the table has no rows", fix="check --data")
+        if all(images.null_count == len(images) for images in self._images):
+            raise without_bytes(first, columns.image, len(self))
+        ids, self.classes, notes = labels.build()
+        self.labels = ids if ids is None or self._order is None else ids[self._order]
+        self.notes = (*files.notes, *columns.notes, *notes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_images", "_order")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._images = [_checked(open_table(path).column(self.columns.image), path) for path in self.files.data]
+        self._order = _order(self.files.indices, self._ends[-1])
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._order is None else len(self._order)
+
+    def place(self, index: int) -> tuple[int, int]:
+        position = range(len(self))[index]
+        row = position if self._order is None else int(self._order[position])
+        file = bisect_right(self._ends, row)
+        return file, row - (self._ends[file - 1] if file else 0)
+
+    def fingerprint(self) -> str:
+        order = b"" if self._order is None else self._order.astype("<i8").tobytes()
+        return sha256(super().fingerprint().encode() + order)
+
+    def length(self, index: int) -> int:
+        cell = self.cell(index)
+        return int(cell.as_buffer().size) if cell.is_valid else 0
+
+    def cell(self, index: int) -> Any:
+        file, row = self.place(index)
+        return self._images[file][row]
+
+
+def open_table(path: Path) -> Any:
+    """An Arrow file, a stream or of the file format, by memory map: a pyarrow table that takes next to no memory.
+
+    Raises:
+        DataError: it is damaged, cut off, or compressed, so that it could not be read from the middle.
+    """
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            whole = source.read_buffer()
+            batches = list(_batches(whole))
+            schema = batches[0].schema if batches else pa.ipc.read_schema(whole)
+            return pa.Table.from_batches(batches, schema)
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}", cause=why(error), fix="check --data") from error
+
+
+def _batches(whole: Any) -> Iterator[Any]:
+    """The record batches of an Arrow file, none of them copied."""
+    import pyarrow as pa
+
+    if whole[:6].to_pybytes() == b"ARROW1":
+        reader = pa.ipc.open_file(whole)
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(whole))
+    for batch in batches:
+        if batch.num_rows < 0:
+            raise ValueError(f"it says that there are {batch.num_rows} rows")
+        batch.validate()
+        for buffer in (buffer for column in batch.columns for buffer in column.buffers() if buffer):
+            if not whole.address <= buffer.address <= whole.address + whole.size:
+                raise ValueError("compressed: it cannot be read from the middle; save it without compression")
+        yield batch
+
+
+def _add_labels(labels: ColumnLabels, column: Any, path: Path) -> None:
+    import pyarrow as pa
+
+    try:
+        column.validate(full=True)
+        for chunk in column.chunks:
+            labels.add(chunk)
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}", cause=why(error), fix="check --data") from error
+
+
+def _checked(column: Any, path: Path) -> Any:
+    """The bytes of an image column, after a look at its offsets: a wrong one would read outside of the file."""
+    import pyarrow as pa
+
+    try:
+        images = pa.chunked_array([cells(chunk) for chunk in column.chunks], None if column.chunks else pa.binary())
+        images.validate(full=True)
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}", cause=why(error), fix="check --data") from error
+    return images
+
+
+def _order(paths: list[Path], rows: int) -> NDArray[np.int64] | None:
+    """The rows that an indices mapping selects."""
+    if not paths:
+        return None
+    parts = [open_table(path).column(0).to_numpy().astype(np.int64) for path in paths]
+    order = np.concatenate(parts)
+    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < rows:
+        raise DataError(f"cannot read {paths[0]}", cause=f"it selects rows beyond the {rows} there are")
+    return order

@@ -1,0 +1,147 @@
+"""Tar shards (the WebDataset layout) with random access: an index of offsets, made once and kept, and plain reads."""
+
+import os
+import re
+from collections.abc import Sequence
+from io import BufferedReader
+from itertools import accumulate, product
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.labels import NONE, resolve
+from smalti.data.datasets.listing import LeftOut
+from smalti.data.datasets.remote.data_files import DataFiles, LocalFiles
+from smalti.data.datasets.tar_index import ShardIndex, build_index
+
+MAX_SHARDS = 100_000
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+
+
+class Shards(ImageDataset):
+    """The images of tar archives, in their order. Members are read where they lie, never extracted.
+
+    Files named alike up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label.
+    """
+
+    kind = "shards"
+
+    def __init__(self, paths: Sequence[Path] | DataFiles, channels: int, log: Log | None = None) -> None:
+        self.places = paths if isinstance(paths, DataFiles) else LocalFiles(paths)
+        self.channels = channels
+        self._indices = _read_indices(self.places, log or Log())
+        self._ends = np.cumsum([len(index.names) for index in self._indices])
+        self.left_out = LeftOut()
+        for name, index in zip(self.places.names, self._indices, strict=True):
+            self.left_out.merge(index.left_out, f"{name}: ")
+        if not len(self):
+            found = self.left_out.suffix_line()
+            cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
+            raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check --data")
+        labels, self.classes = _join_labels(self._indices)
+        self.labels = labels if self.classes else None
+        if not self.classes and any(index.label_names for index in self._indices):
+            missing = sum(int((index.labels == NONE).sum()) for index in self._indices)
+            self.notes = (f"labels are not used: {missing} of {len(self)} images have none",)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> bytes:
+        shard, row = self._place(index)
+        about = self._indices[shard]
+        try:
+            with self.places.open(shard) as file:
+                file.seek(int(about.offsets[row]))
+                data = file.read(int(about.sizes[row]))
+        except OSError as error:
+            raise DataError(f"cannot read {self.name(index)}", cause=error.strerror or str(error)) from error
+        if len(data) < about.sizes[row]:
+            raise DataError(f"cannot read {self.name(index)}", cause="the shard has become shorter")
+        return data
+
+    def name(self, index: int) -> str:
+        shard, row = self._place(index)
+        return f"{self.places.names[shard]}/{os.fsdecode(self._indices[shard].names[row])}"
+
+    def key(self, index: int) -> str:
+        return self.places.relative(self.name(index))
+
+    def length(self, index: int) -> int:
+        shard, row = self._place(index)
+        return int(self._indices[shard].sizes[row])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard of an image, and its row there."""
+        position = range(len(self))[index]
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        return shard, position - int(self._ends[shard - 1] if shard else 0)
+
+
+def expand(pattern: str) -> list[str]:
+    """The paths of a brace pattern: `{000..009}` counts, with as many digits, and `{a,b}` lists.
+
+    Raises:
+        DataError: a pattern that cannot be understood, or for more than 100 000 shards.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if any("{" in part or "}" in part for part in parts[::2]):
+        raise DataError(
+            f"cannot read the pattern {pattern}", cause="a brace is alone", fix="as in shards-{000..009}.tar"
+        )
+    choices = [_choices(part, pattern) if place % 2 else [part] for place, part in enumerate(parts)]
+    if prod(len(choice) for choice in choices) > MAX_SHARDS:
+        raise DataError(f"more than {MAX_SHARDS} shards in {pattern}", fix="use fewer and larger ones")
+    return ["".join(words) for words in product(*choices)]
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    found = _RANGE.fullmatch(inside)
+    if found is None:
+        if "," not in inside:
+            raise DataError(f"cannot read {{{inside}}} in {pattern}", fix="count as in {000..009}, or list as in {a,b}")
+        return inside.split(",")
+    first, last = int(found[1]), int(found[2])
+    if not 0 <= last - first < MAX_SHARDS:
+        cause = f"it counts from {first} to {last}"
+        raise DataError(f"cannot read {{{inside}}} in {pattern}", cause=cause, fix=f"at most {MAX_SHARDS}, upwards")
+    return [str(number).zfill(len(found[1])) for number in range(first, last + 1)]
+
+
+def _read_indices(places: DataFiles, log: Log) -> list[ShardIndex]:
+    indices, megabytes = [], [done >> 20 for done in accumulate(places.sizes)]
+    with log.progress("index MB", max(megabytes[-1], 1)) as bar:
+        for number, done in enumerate(megabytes):
+            indices.append(_read_index(places, number))
+            bar.update(max(done, 1), os.path.basename(places.names[number]))
+    return indices
+
+
+def _read_index(places: DataFiles, number: int) -> ShardIndex:
+    """From the cache, where the shard has not changed since."""
+    name = places.names[number]
+    try:
+        slot = places.slot(number)
+        index = slot.load()
+        if index is None:
+            with BufferedReader(places.open(number)) as file:
+                index = build_index(file, os.fstat(file.fileno()).st_size, Path(name))
+            slot.save(index)
+        return index
+    except OSError as error:
+        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
+
+
+def _join_labels(indices: Sequence[ShardIndex]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Class numbers over all shards; each shard has counted its own."""
+    table: dict[str, int] = {}
+    parts = []
+    for index in indices:
+        places = [table.setdefault(name, len(table)) for name in index.label_names]
+        parts.append(np.array([*places, NONE], np.int32)[index.labels])  # -1, no label, takes the last
+    return resolve(np.concatenate(parts), tuple(table))

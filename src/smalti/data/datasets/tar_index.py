@@ -1,0 +1,165 @@
+"""The index of one tar shard: which images it holds and where their bytes are."""
+
+import contextlib
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.errors import DataError
+from smalti.data.datasets.labels import Labels
+from smalti.data.datasets.listing import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
+from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
+from smalti.data.decode import MAX_BYTES
+
+DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
+TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"
+_LABEL = b"cls"
+_MAX_LABEL = 1000
+_MAX_GROUP = 64
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The images of one shard: names, where their bytes are, and labels as numbers into `label_names`."""
+
+    names: Names
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint32]
+    labels: NDArray[np.int32]
+    label_names: tuple[str, ...]
+    left_out: LeftOut
+
+
+def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
+    """Read the headers of a shard, and the labels, which are files of their own (`.cls`).
+
+    Raises:
+        DataError: the file is compressed, or no tar archive at all.
+    """
+    start = file.read(6)
+    for magic, kind in _COMPRESSED.items():
+        if start.startswith(magic):
+            cause = f"compressed ({kind}): it cannot be read from the middle, and images are compressed already"
+            raise DataError(f"{path} is no plain tar archive", cause=cause, fix="unpack it to a plain .tar")
+    builder = _Builder(file)
+    try:
+        for sample in _samples(members(file, length), builder.left_out):
+            builder.add(sample)
+    except DamagedTarError as error:
+        if str(error).startswith(("no header at byte 0", "it ends within a header at byte 0")):
+            raise DataError(f"{path} is no tar archive", cause=str(error), fix="check --data") from error
+        builder.left_out.add(DAMAGED, os.fsencode(str(error)))
+    return builder.build()
+
+
+def _samples(found: Iterator[Member], left_out: LeftOut) -> Iterator[list[Member]]:
+    """The members of each sample: neighbours whose names are the same up to the first dot.
+
+    What was read before the damage of an archive is handed on before the damage is.
+    """
+    sample: list[Member] = []
+    damage: DamagedTarError | None = None
+    while True:
+        try:
+            member = next(found, None)
+        except DamagedTarError as error:
+            member, damage = None, error
+        if member is not None and (reason := _odd(member)):
+            left_out.add(reason, member.name)
+            continue
+        if sample and (member is None or _key(member) != _key(sample[0]) or len(sample) == _MAX_GROUP):
+            yield sample
+            sample = []
+        if member is None:
+            break
+        sample.append(member._replace(name=plain(member.name)))
+    if damage is not None:
+        raise damage
+
+
+def _odd(member: Member) -> str:
+    """Why a member is not used, whatever it holds."""
+    if member.left_out:
+        return member.left_out
+    if not is_inside(member.name):
+        return LEADS_OUT
+    name = plain(member.name)
+    if any(is_system(part) for part in name.split(b"/")):
+        return SYSTEM
+    if _suffix(name) == _LABEL:
+        return ""
+    if not has_image_suffix(name):
+        return NO_IMAGE
+    return TOO_LARGE if member.size > MAX_BYTES else ""
+
+
+def _key(member: Member) -> bytes:
+    """The name up to the first dot of its last part."""
+    folder, slash, last = plain(member.name).rpartition(b"/")
+    return folder + slash + last.split(b".", 1)[0]
+
+
+def _suffix(name: bytes) -> bytes:
+    """What follows the first dot: `jpg`, `cls`, `seg.png`."""
+    return name.rpartition(b"/")[2].partition(b".")[2].lower()
+
+
+class _Builder:
+    """Collects the images of a shard sample by sample."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self.file, self.left_out, self.labels = file, LeftOut(), Labels()
+        self.names, self.offsets, self.sizes = NamesBuilder(), array("Q"), array("I")
+
+    def add(self, sample: list[Member]) -> None:
+        """Take the images of a sample; where one is called like the sample itself, `a.seg.png` is no image of it."""
+        images = [member for member in sample if has_image_suffix(member.name)]
+        plainly = [member for member in images if b"." not in _suffix(member.name)]
+        for image in images:
+            if plainly and image is not plainly[0]:
+                self.left_out.add(SECOND, image.name)
+                continue
+            self.names.add(image.name)
+            self.offsets.append(image.offset)
+            self.sizes.append(image.size)
+            self._add_label(next((member for member in sample if _suffix(member.name) == _LABEL), None))
+
+    def _add_label(self, member: Member | None) -> None:
+        if member is not None:
+            self.file.seek(member.offset)
+            text = self.file.read(min(member.size, _MAX_LABEL)).decode(errors="replace").strip()
+            with contextlib.suppress(ValueError):
+                if text and member.size <= _MAX_LABEL:
+                    return self.labels.add(text)
+            self.left_out.add(BAD_LABEL, member.name)
+        return self.labels.add_none()
+
+    def build(self) -> ShardIndex:
+        """The index, of each name the first."""
+        names = self.names.build()
+        offsets, sizes = np.array(self.offsets, np.uint64), np.array(self.sizes, np.uint32)
+        labels = np.array(self.labels.ids, np.int32)
+        firsts = _first_of_each(names)
+        if len(firsts) < len(names):
+            kept, is_rank0 = NamesBuilder(), np.zeros(len(names), np.bool_)
+            is_rank0[firsts] = True
+            for position, first in enumerate(is_rank0):
+                if first:
+                    kept.add(names[position])
+                else:
+                    self.left_out.add(DUPLICATE, names[position])
+            names, offsets, sizes, labels = kept.build(), offsets[firsts], sizes[firsts], labels[firsts]
+        return ShardIndex(names, offsets, sizes, labels, tuple(self.labels.table), self.left_out)
+
+
+def _first_of_each(names: Names) -> NDArray[np.int64]:
+    """Positions of the names that no earlier one equals, in order; 16 bytes a name."""
+    hashes = np.fromiter((hash(names[position]) for position in range(len(names))), np.int64, len(names))
+    return np.sort(np.unique(hashes, return_index=True)[1])

@@ -1,1 +1,0 @@
-"""Tar shards, read where they lie by an index of offsets."""

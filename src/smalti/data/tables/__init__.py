@@ -1,1 +1,0 @@
-"""Images as cells of tables: Parquet files and Hugging Face data sets."""

@@ -1,0 +1,181 @@
+"""A folder of visual tokens that were computed once, for later runs and other networks on the same views.
+
+    key.json            what the tokens depend on; a run with another key is refused
+    ids-00000.u16       epoch 0 of the views: a row for each image, little-endian; 0: not there yet, else token + 1
+
+A new file is empty, and a row that a crash has torn holds a 0, so there is nothing to repair. Several processes may
+fill a cache at once: they write the same values. Files are read and written without a memory map, because a map ends
+the process where the disk is full or the file is cut short.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+
+from smalti.core.config import require, to_json
+from smalti.core.errors import DataError, OutputError
+from smalti.core.files import make_folder, write_json
+from smalti.data.tokens.token_key import TokenKey
+
+MAX_VOCAB = 65535
+KEY, BAD_FILES = "key.json", "bad_files.jsonl"
+_MOST_OPEN = 8
+
+
+class TokenCache:
+    """Visual tokens by epoch of the view and position of the image."""
+
+    def __init__(self, folder: Path, key: TokenKey) -> None:
+        """Open a cache, or begin one where the folder is missing or empty.
+
+        Raises:
+            DataError: it is there for another key, or is none.
+            OutputError: it cannot be begun.
+            UsageError: the vocabulary is too large.
+        """
+        require(
+            key.vocab_size <= MAX_VOCAB, f"a token cache holds at most {MAX_VOCAB} visual tokens, not {key.vocab_size}"
+        )
+        _agree(folder, key)
+        self.folder, self.key = folder, key
+        self._row = np.dtype("<u2").itemsize * key.num_patches
+        self._open: dict[tuple[int, int], int] = {}
+
+    def lookup(
+        self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"]
+    ) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B"]]:
+        """The ids of some views, and which of the rows are there; the others mean nothing.
+
+        Raises:
+            DataError: a file is damaged or cannot be read.
+        """
+        found = np.zeros((len(index), self.key.num_patches), "<u2")
+        for run in _runs(view_epoch, index):
+            rows = found[run].view(np.uint8).reshape(-1)
+            data = self._read(int(view_epoch[run.start]), int(index[run.start]), len(rows))
+            whole = len(data) // 2 * 2  # half a number would be another number
+            rows[:whole] = np.frombuffer(data, np.uint8, whole)
+            if (found[run] > self.key.vocab_size).any():
+                cause = f"it holds visual tokens beyond the {self.key.vocab_size} that there are"
+                raise _damaged(self.path(int(view_epoch[run.start])), cause)
+        return found.astype(np.int64) - 1, np.asarray(found.all(1))
+
+    def store(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
+        """Keep the ids of some views.
+
+        Raises:
+            OutputError: a file cannot be written. What was kept before stays valid.
+        """
+        stored = (ids + 1).astype("<u2")
+        for run in _runs(view_epoch, index):
+            self._write(int(view_epoch[run.start]), int(index[run.start]), stored[run].tobytes())
+
+    def missing(self, view_epoch: int, block: int = 8192) -> NDArray[np.int64]:
+        """The images of an epoch whose ids are not there."""
+        positions = np.arange(self.key.num_images)
+        parts = [positions[start : start + block] for start in range(0, len(positions), block)]
+        return np.concatenate([part[~self.lookup(np.full_like(part, view_epoch), part)[1]] for part in parts])
+
+    def path(self, view_epoch: int) -> Path:
+        """The file of an epoch."""
+        return self.folder / f"ids-{view_epoch:05d}.u16"
+
+    def close(self) -> None:
+        """Give back the open files; they are opened again when needed."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _read(self, epoch: int, index: int, length: int) -> bytes:
+        """What is there of `length` bytes from the row of an image on."""
+        try:
+            return os.pread(self._file(epoch, os.O_RDONLY), length, index * self._row)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise DataError(f"cannot read {self.path(epoch)}", cause=error.strerror or str(error)) from error
+
+    def _write(self, epoch: int, index: int, data: bytes) -> None:
+        position = index * self._row
+        try:
+            while data:
+                written = os.pwrite(self._file(epoch, os.O_RDWR | os.O_CREAT), data, position)
+                data, position = data[written:], position + written
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path(epoch)}", cause=error.strerror or str(error)) from error
+
+    def _file(self, epoch: int, flags: int) -> int:
+        """The descriptor of an epoch's file; the longest open one makes room for it."""
+        found = self._open.get((epoch, flags))
+        if found is None:
+            if len(self._open) == _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            found = os.open(self.path(epoch), flags, 0o666)
+            size, most = os.fstat(found).st_size, self.key.num_images * self._row
+            if size > most:
+                os.close(found)
+                raise _damaged(self.path(epoch), f"it has {size} bytes, and at most {most} are right")
+            self._open[epoch, flags] = found
+        return found
+
+
+def _runs(epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Iterator[slice]:
+    """Parts that lie side by side in one file."""
+    apart = np.flatnonzero((np.diff(index) != 1) | (np.diff(epoch) != 0)) + 1
+    ends = [0, *apart.tolist(), len(index)]
+    return (slice(start, stop) for start, stop in pairwise(ends) if stop > start)
+
+
+def _agree(folder: Path, key: TokenKey) -> None:
+    """Compare the key with the one that is there, or write it."""
+    path = folder / KEY
+    if not path.exists():
+        make_folder(folder)
+        with _alone(folder):
+            if not path.exists():
+                _begin(folder, key)
+    try:
+        there = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, "it is not JSON") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
+    if not isinstance(there, dict):
+        raise _damaged(path, "it is not an object")
+    if differences := key.differences(there):
+        fix = "delete it, or give another folder"
+        raise DataError(f"token cache {folder} does not fit this run", cause=", ".join(differences), fix=fix)
+
+
+def _begin(folder: Path, key: TokenKey) -> None:
+    others = sorted(
+        entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != BAD_FILES
+    )
+    if others:
+        raise DataError(
+            f"{folder} is no token cache", cause=f"there is no {KEY}, but {others[0]}", fix="give an empty folder"
+        )
+    write_json(folder / KEY, to_json(key))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes that begin a cache do so one after the other, where the file system knows locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path, cause: str) -> DataError:
+    return DataError(f"{path} is damaged", cause=cause, fix="delete the cache, or give another folder")

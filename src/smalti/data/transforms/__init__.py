@@ -1,0 +1,1 @@
+"""From stored pixels to the views of a batch."""

@@ -1,0 +1,152 @@
+"""How a sample is shown: which part of the image, mirrored or not, in which colours. Drawn once, for both views."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.config import require, setting
+from smalti.core.rng import Keys, Stream, fold, fold_one, uniform, uniform_one
+
+_ATTEMPTS = 10
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Top, left, height and width as shares of the image."""
+
+_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where to look: `box` is B x 4 (top, left, height, width) as shares of the image, `flip` mirrors it."""
+
+    box: NDArray[np.float64]
+    flip: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, of random shape, mirrored half of the time.
+
+    Area and aspect ratio are drawn up to ten times until the crop fits; else the whole image is shown.
+
+    Reference: BEiT §2.4 (augmentation), Szegedy et al. 2015; ranges as in the released code.
+    """
+
+    scale: tuple[float, float] = setting((0.08, 1.0), "share of the area", "released code, transforms.py")
+    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "width / height", "released code, transforms.py")
+    flip: float = setting(0.5, "probability", "released code, datasets.py")
+
+    def __post_init__(self) -> None:
+        require(0 < self.scale[0] <= self.scale[1] <= 1, f"a crop scale of {self.scale}", "use 0 < low <= high <= 1")
+        require(0 < self.ratio[0] <= self.ratio[1], f"a crop ratio of {self.ratio}", "use 0 < low <= high")
+        require(0 <= self.flip <= 1, f"a flip probability of {self.flip}", "use 0 to 1")
+
+    def __call__(self, keys: Keys, height: int, width: int) -> Crop:
+        """Draw a crop for each key, of images of `height` x `width` pixels."""
+        draws = uniform(fold(keys, Stream.CROP), 4 * _ATTEMPTS).reshape(len(keys), _ATTEMPTS, 4)
+        area = height * width * (self.scale[0] + draws[..., 0] * (self.scale[1] - self.scale[0]))
+        low, high = np.log(self.ratio)
+        aspect = np.exp(low + draws[..., 1] * (high - low))
+        box_width, box_height = np.sqrt(area * aspect), np.sqrt(area / aspect)
+        fits = (box_width <= width) & (box_height <= height)
+        first = fits.argmax(axis=1)[:, None, None]
+        boxes = np.stack(
+            [
+                draws[..., 2] * (1 - box_height / height),
+                draws[..., 3] * (1 - box_width / width),
+                box_height / height,
+                box_width / width,
+            ],
+            axis=-1,
+        )
+        chosen = np.take_along_axis(boxes, first, axis=1)[:, 0]
+        return Crop(np.where(fits.any(axis=1)[:, None], chosen, np.array(_WHOLE)), self.flips(keys))
+
+    def one(self, key: int, height: int, width: int) -> Box:
+        """The same box for one key, up to rounding, without the price of small arrays."""
+        key, (low, high) = fold_one(key, Stream.CROP), (math.log(bound) for bound in self.ratio)
+        for attempt in range(_ATTEMPTS):
+            size, shape, down, right = (uniform_one(key, 4 * attempt + draw) for draw in range(4))
+            area = height * width * (self.scale[0] + size * (self.scale[1] - self.scale[0]))
+            aspect = math.exp(low + shape * (high - low))
+            tall, wide = math.sqrt(area / aspect) / height, math.sqrt(area * aspect) / width
+            if tall <= 1 and wide <= 1:
+                return down * (1 - tall), right * (1 - wide), tall, wide
+        return _WHOLE
+
+    def flips(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of the samples are mirrored."""
+        return uniform(fold(keys, Stream.FLIP), 1)[:, 0] < self.flip
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The image as it is: for evaluation."""
+
+    def __call__(self, keys: Keys, height: int, width: int) -> Crop:
+        return Crop(np.tile(_WHOLE, (len(keys), 1)), self.flips(keys))
+
+    def one(self, key: int, height: int, width: int) -> Box:
+        """All of it."""
+        return _WHOLE
+
+    def flips(self, keys: Keys) -> NDArray[np.bool_]:
+        """None of them."""
+        return np.zeros(len(keys), np.bool_)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Random brightness, contrast and saturation: each a factor drawn from [1 - strength, 1 + strength].
+
+    Differs: the released code takes three steps in a random order, each rounded and clamped to 8 bits. Without the
+    clamps the three commute and are one matrix (`data/transforms/colour.py`), so there is no order to draw.
+    """
+
+    brightness: float = setting(0.4, "strength; 0: none", "released code, datasets.py")
+    contrast: float = setting(0.4, "strength; 0: none", "released code, datasets.py")
+    saturation: float = setting(0.4, "strength; 0: none", "released code, datasets.py")
+    before_crop: bool = setting(
+        False, "apply it to the whole image, as the released code does: slower, nearly the same"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            require(0 <= getattr(self, name) <= 1, f"a jitter {name} of {getattr(self, name)}", "use 0 to 1")
+
+    @property
+    def strengths(self) -> tuple[float, float, float]:
+        """Of brightness, contrast and saturation."""
+        return self.brightness, self.contrast, self.saturation
+
+    def __call__(self, keys: Keys) -> NDArray[np.float64]:
+        """Factors of brightness, contrast and saturation for each key: B x 3."""
+        return 1 + np.array(self.strengths) * (2 * uniform(fold(keys, Stream.JITTER), 3) - 1)
+
+
+NO_JITTER = ColorJitter(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """The patch view and the token view of one crop.
+
+    Attributes:
+        size: height and width of the patch view in pixels (bicubic).
+        token_size: height and width of the token view (Lanczos); None where the tokenizer reads the patch view.
+    """
+
+    crop: RandomResizedCrop | WholeImage
+    size: tuple[int, int]
+    token_size: tuple[int, int] | None = None
+    jitter: ColorJitter = NO_JITTER
+
+    @property
+    def jitter_when(self) -> Literal["never", "before_crop", "after_crop"]:
+        """When colours are changed."""
+        if not any(self.jitter.strengths):
+            return "never"
+        return "before_crop" if self.jitter.before_crop else "after_crop"

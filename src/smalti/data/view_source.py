@@ -1,0 +1,53 @@
+"""From images and view settings to a gallery, which shows them: from memory, or streamed by workers."""
+
+import os
+
+import torch
+
+from smalti.core.ranks import local_world_size
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import InMemoryViewSource, ViewSource
+from smalti.data.stream import StreamedViewSource
+from smalti.data.transforms.render import Render
+from smalti.data.transforms.views import TwoViews
+from smalti.data.workers.jobs import Inline, Renderer
+from smalti.data.workers.workers import Workers
+
+_MOST_WORKERS = 16
+
+
+def open_view_source(
+    images: Images | StoredImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
+) -> ViewSource:
+    """Shows the images that a run learns from.
+
+    Args:
+        batch_size: images of a batch in this process.
+        device: where mirror and colours of streamed images are computed.
+    """
+    if isinstance(images, Images):
+        return InMemoryViewSource(images.train, views)
+    renderer = _renderer(images, views, data, batch_size, device)
+    return StreamedViewSource(images.train, views, renderer, images.bad_files, device)
+
+
+def _renderer(images: StoredImages, views: TwoViews, data: Data, batch_size: int, device: torch.device) -> Renderer:
+    render, bad, log = Render(images.train, views), images.bad_files, images.bad_files.log
+    num_workers = default_workers(device) if data.num_workers is None else data.num_workers
+    if num_workers == 0:
+        return Inline(render, quarantined=frozenset(bad.quarantined))
+    log.say(f"data workers: {num_workers}")
+    return Workers(
+        render,
+        batch_size,
+        num_workers,
+        timeout=data.worker_timeout,
+        quarantined=frozenset(bad.quarantined),
+        say=log.say,
+    )
+
+
+def default_workers(device: torch.device) -> int:
+    """Of this process's cores a quarter where the network needs them too, else all but one."""
+    cores = max(1, (os.cpu_count() or 1) // local_world_size())
+    return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))

@@ -1,0 +1,78 @@
+"""A codebook to look at: what each code paints, how often it occurs, and the patches that are typical of it."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Tokenizer
+from smalti.evaluation.token_sample import constant, token_sample
+from smalti.functional.patches import patchify
+from smalti.models.vit import as_unit_range
+
+_AROUND = 5
+"""A prototype is cut out of the middle of so many tokens of its kind, where no border reaches."""
+
+
+class Code(NamedTuple):
+    """One visual token, in pictures with values in [0, 1].
+
+    Attributes:
+        share: of the positions whose patch is not constant.
+        prototype: what the token paints among tokens of its kind.
+        examples: held-out patches with this token, the most typical first: nearest to the mean of all such patches.
+    """
+
+    number: int
+    share: float
+    prototype: Float[Tensor, "C s s"]
+    examples: Float[Tensor, "_ C s s"]
+
+
+class Survey(NamedTuple):
+    """The most frequent codes, and how often each of the V codes occurs on patches that are not constant."""
+
+    codes: list[Code]
+    counts: Int[Tensor, "V"]
+
+
+@torch.no_grad()
+def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 128, examples: int = 4) -> Survey:
+    """Look at a codebook through held-out images, B C H W, uint8 or in [0, 1].
+
+    Args:
+        most: how many codes are described, the most frequent ones.
+        examples: patches of each at most.
+    """
+    seen, stride = token_sample(images, tokenizer.stride), tokenizer.stride
+    keep = ~constant(seen, stride)
+    with compute.autocast():
+        ids = torch.cat([tokenizer.encode(part.to(compute.device)).flatten(1).cpu() for part in seen.split(100)])[keep]
+    patches = patchify(seen, stride)[keep]
+    counts = torch.bincount(ids, minlength=tokenizer.vocab_size)
+    order = counts.argsort(descending=True, stable=True)[:most]
+    frequent = order[counts[order] > 0]
+    shape = (-1, seen.shape[1], stride, stride)
+    places = dict(zip(ids.unique().tolist(), ids.argsort(stable=True).split(counts[counts > 0].tolist()), strict=True))
+    typical = [_typical(as_unit_range(patches[places[number]]), examples).view(shape) for number in frequent.tolist()]
+    painted = _prototypes(tokenizer, frequent, compute)
+    shares = (counts[frequent] / max(len(ids), 1)).tolist()
+    return Survey([Code(*fields) for fields in zip(frequent.tolist(), shares, painted, typical, strict=True)], counts)
+
+
+def _typical(patches: Float[Tensor, "n P"], count: int) -> Float[Tensor, "_ P"]:
+    """The patches that are nearest to their mean."""
+    distance = (patches - patches.mean(0)).square().sum(1)
+    return patches[distance.argsort(stable=True)[:count]]
+
+
+def _prototypes(tokenizer: Tokenizer, numbers: Int[Tensor, "k"], compute: Compute) -> list[Tensor]:
+    inside = slice(_AROUND // 2 * tokenizer.stride, (_AROUND // 2 + 1) * tokenizer.stride)
+    painted: list[Tensor] = []
+    for part in numbers.to(compute.device).split(32):
+        with compute.autocast():
+            pictures = tokenizer.decode(part[:, None, None].expand(-1, _AROUND, _AROUND).contiguous())
+        painted += pictures[..., inside, inside].float().cpu()
+    return painted

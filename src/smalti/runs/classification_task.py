@@ -1,0 +1,142 @@
+"""Classification as a task of `smalti finetune`: network, objective, batches and what is measured."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smalti.core.compute import Compute
+from smalti.core.config import require, setting
+from smalti.core.contracts import Batch
+from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import ViewSource
+from smalti.data.multilabel import label_names, shown_labels
+from smalti.data.transforms.batch_transforms import Change
+from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.views import TwoViews
+from smalti.data.view_source import open_view_source
+from smalti.evaluation.classification import (
+    accuracies,
+    class_scores,
+    confusion,
+    describe_classes,
+    mean_precision,
+    precisions,
+)
+from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
+from smalti.models.vit import ViT
+from smalti.runs.label_splits import Given, Labelled, Shares, divide, read_labelled
+from smalti.training.classify import Classify, ClassifySeveral
+
+_MOST_CLASSES = 100
+"""Up to so many classes result.json has the whole table of confusions."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Say which class an image shows, or which of several labels it has."""
+
+    pooling: Pooling = setting("mean", "what the head sees: the mean of the patches, or [S] (cls)", "BEiT §2.6")
+    label_smoothing: float = setting(0.1, "share of the label that all classes get alike", "released code")
+    multi_label: bool = setting(False, "an image has any number of labels, written with | between them: cat|dog")
+    mixing: Mixing = Mixing()
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_smoothing < 1, f"a label_smoothing of {self.label_smoothing}", "use one in [0, 1)")
+
+    @property
+    def score(self) -> str:
+        """The number that decides which weights are best."""
+        return "mean_average_precision" if self.multi_label else "accuracy"
+
+    def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """What the network has an output for, of the classes that a source names."""
+        return label_names(classes) if self.multi_label else classes
+
+    def open(self, data: Data, log: Log, bad_files: Path) -> Images | StoredImages:
+        """The images of DATA, some of them held out."""
+        return data.open(log, bad_files)
+
+    def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
+        """What to learn from, to choose on, and to be judged on; see `labelled.divide`."""
+        assert not isinstance(given, SceneImages)
+        return divide(given, data, test, shares, log, self.outputs, validation_data)
+
+    def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> InMemoryDataset:
+        """All images of a DATA, to measure a network with these outputs on.
+
+        Raises:
+            DataError: it has no labels, or others.
+        """
+        return read_labelled(path, "measured on", data, outputs, self.outputs, log)
+
+    def view_source(
+        self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
+    ) -> ViewSource:
+        """Shows the images that a run learns from."""
+        assert not isinstance(images, SceneImages)
+        return open_view_source(images, views, data, batch_size, device)
+
+    def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> ImageClassifier:
+        """A network with freshly drawn weights."""
+        return build_classifier(backbone, len(outputs), self.pooling, seed)
+
+    def objective(self, model: nn.Module) -> Classify | ClassifySeveral:
+        """What is minimised."""
+        assert isinstance(model, ImageClassifier)
+        kind = ClassifySeveral if self.multi_label else Classify
+        return kind(model, self.label_smoothing)
+
+    def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
+        """What is done to a batch last."""
+        names = self.outputs(classes)
+        several = (partial(_with_labels, table=shown_labels(classes, names)),) if self.multi_label else ()
+        return (*several, *((partial(self.mixing, num_classes=len(names)),) if self.mixing.on else ()))
+
+    def measure(
+        self,
+        model: nn.Module,
+        images: InMemoryDataset | SegmentationDataset,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> dict[str, float]:
+        """A few numbers, to choose by."""
+        assert isinstance(images, InMemoryDataset)
+        scores = class_scores(model, images, size, compute)
+        if not self.multi_label:
+            return accuracies(scores, images.labels)
+        return {self.score: mean_precision(precisions(scores, _shown(images, outputs)))}
+
+    def report(
+        self,
+        model: nn.Module,
+        images: InMemoryDataset | SegmentationDataset,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> dict[str, Any]:
+        """All numbers, at the end."""
+        assert isinstance(images, InMemoryDataset)
+        scores = class_scores(model, images, size, compute)
+        if not self.multi_label:
+            table = confusion(scores, images.labels)
+            return accuracies(scores, images.labels) | describe_classes(table, outputs, _MOST_CLASSES)
+        found = precisions(scores, _shown(images, outputs))
+        return {self.score: mean_precision(found), "average_precision": dict(zip(outputs, found, strict=True))}
+
+
+def _shown(images: InMemoryDataset, outputs: tuple[str, ...]) -> Float[Tensor, "n labels"]:
+    return shown_labels(images.classes, outputs)[images.labels]
+
+
+def _with_labels(batch: Batch, table: Float[Tensor, "classes labels"]) -> Batch:
+    assert batch.label is not None
+    return replace(batch, target=table.to(batch.label.device)[batch.label])

@@ -1,0 +1,228 @@
+"""Semantic segmentation as a task of `smalti finetune`: network, objective, images and masks, and what is measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from smalti.core.compute import Compute
+from smalti.core.config import require, setting
+from smalti.core.errors import DataError
+from smalti.core.files import write_bytes
+from smalti.core.log import Log
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.segmentation import Pairs, SceneImages, SegmentationDataset, open_pairs
+from smalti.data.few_labels import few_labels, put_aside
+from smalti.data.label_maps import Numbering, count_classes, read_class_names
+from smalti.data.load import Data
+from smalti.data.loader import ViewSource
+from smalti.data.reading import even_sample
+from smalti.data.segmentation_views import SegmentationViewSource
+from smalti.data.transforms.batch_transforms import Change
+from smalti.data.transforms.views import TwoViews
+from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of
+from smalti.functional.pixel_classes import VOID
+from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segmenter
+from smalti.models.vit import ViT
+from smalti.report.page import Section, page
+from smalti.report.pictures import label_colours, tile_row
+from smalti.runs.label_splits import Given, Labelled, Shares
+from smalti.training.segment import Segment
+
+_MOST_CLASSES = 254
+_SHOWN = 12
+"""Test images on the page, at most."""
+_PAGE = "segmentation.html"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Say of every pixel which class it shows.
+
+    DATA is a folder with the folders `images` and `masks` in it, a mask for each image under the same name in .png.
+    Crops are cut from whole images, which are read again whenever they are shown: data.side, data.memory and the
+    settings of workers and unreadable images play no part. Every image and mask is read once before the first step.
+    RandAugment and erasing play no part either: they would move or remove pixels under their classes.
+    """
+
+    head: Linear | MultiLevel = MultiLevel()
+    void: int = setting(255, "id of pixels without a class; they count nowhere")
+    num_classes: int | None = setting(None, "classes; none: as many as class_names, or as the ids of DATA")
+    class_names: str = setting("", "a text file: a name a line, in the order of ids, void left out; empty: the ids")
+    images: str = setting("images", "the folder of images inside DATA")
+    masks: str = setting("masks", "the folder of masks inside DATA: PNGs of 8-bit grey, the id of each pixel")
+    window: float = setting(1.0, "side of what is labelled at a time by that of the image; 1: each image in one pass")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.void <= 255, f"the void id {self.void}", "use 0 to 255")
+        require(
+            self.num_classes is None or 2 <= self.num_classes <= _MOST_CLASSES,
+            f"{self.num_classes} classes",
+            f"use 2 to {_MOST_CLASSES}",
+        )
+        require(0 < self.window <= 1, f"a window of {self.window}", "use a share of the image's side in (0, 1]")
+
+    @property
+    def multi_label(self) -> bool:
+        """An image shows any number of classes, so they are not counted out by class."""
+        return True
+
+    @property
+    def score(self) -> str:
+        """The number that decides which weights are best."""
+        return "mean_iou"
+
+    def open(self, data: Data, log: Log, bad_files: Path) -> SceneImages:
+        """All images of DATA with their masks; `divide` puts some aside.
+
+        Raises:
+            DataError: an image or a mask is missing or cannot be read, or they do not fit.
+        """
+        pairs = self._pairs(data.path, data, data.limit)
+        present = pairs.present(log)
+        named = read_class_names(Path(self.class_names).expanduser()) if self.class_names else ()
+        count = self.num_classes or len(named) or count_classes(present, self.void)
+        if count < 2 or count > _MOST_CLASSES:
+            raise DataError(f"{pairs.masks} has {count} classes", fix=f"use 2 to {_MOST_CLASSES}, and --task.void")
+        require(
+            len(named) in (0, count), f"{self.class_names} names {len(named)} classes", f"task.num_classes is {count}"
+        )
+        numbering = Numbering(self.void, count)
+        ids = [number for number in range(256) if number != self.void][:count]
+        scenes = _numbered(pairs, present, numbering, named or tuple(map(str, ids)))
+        log.say(f"{len(scenes)} images with masks of {count} classes")
+        return SceneImages(scenes, scenes.select([]))
+
+    def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
+        """Put aside what is not given apart, then keep as many images as are asked for.
+
+        Raises:
+            DataError: there are too few images, or those that are given apart do not fit.
+        """
+        assert isinstance(given, SceneImages)
+        whole = given.train
+        learn, aside = np.arange(len(whole)), np.arange(0)
+        if not (test and validation_data):
+            learn, aside = put_aside(len(whole), data.held_out, 0)
+        judged = self.read(test, data, whole.classes, log) if test else whole.select(aside)
+        if validation_data:
+            validation = self.read(validation_data, data, whole.classes, log)
+        elif test:
+            validation = whole.select(aside)
+        else:
+            places, chosen = put_aside(len(learn), shares.validation, shares.seed)
+            learn, validation = learn[places], whole.select(learn[chosen])
+        if min(len(learn), len(validation), len(judged)) == 0:
+            cause = "some are learned from, some are for choices and some for the test"
+            raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
+        few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
+        return Labelled(SceneImages(whole.select(few), validation), judged)
+
+    def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> SegmentationDataset:
+        """All images and masks of another folder, with the same classes.
+
+        Raises:
+            DataError: one of them is missing or cannot be read, or they do not fit.
+        """
+        pairs = self._pairs(path, data, None)
+        return _numbered(pairs, pairs.present(log), Numbering(self.void, len(outputs)), outputs)
+
+    def _pairs(self, path: str, data: Data, limit: int | None) -> Pairs:
+        if not path:
+            raise DataError("no images given", fix="use --data FOLDER")
+        return open_pairs(Path(path).expanduser(), self.images, self.masks, data.channels, data.follow_links, limit)
+
+    def view_source(
+        self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
+    ) -> ViewSource:
+        """Shows the images that a run learns from."""
+        assert isinstance(images, SceneImages)
+        return SegmentationViewSource(images.train, views)
+
+    def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """What the network has an output for: all classes."""
+        return classes
+
+    def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> Segmenter:
+        """A network with freshly drawn weights."""
+        return build_segmenter(backbone, len(outputs), self.head, seed)
+
+    def objective(self, model: nn.Module) -> Segment:
+        """What is minimised."""
+        assert isinstance(model, Segmenter)
+        return Segment(model, self.head.auxiliary)
+
+    def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
+        """What is done to a batch last: nothing."""
+        return ()
+
+    def measure(
+        self,
+        model: nn.Module,
+        images: InMemoryDataset | SegmentationDataset,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> dict[str, float]:
+        """A few numbers, to choose by."""
+        assert isinstance(images, SegmentationDataset)
+        return scores_of(confusion_on(model, images, size, self.window, compute))
+
+    def report(
+        self,
+        model: nn.Module,
+        images: InMemoryDataset | SegmentationDataset,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> dict[str, Any]:
+        """All numbers, at the end."""
+        assert isinstance(images, SegmentationDataset)
+        found = confusion_on(model, images, size, self.window, compute)
+        return scores_of(found) | ious_by_name(found, outputs)
+
+    def write_page(
+        self,
+        folder: Path,
+        model: nn.Module,
+        images: InMemoryDataset | SegmentationDataset,
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> None:
+        """Some images with their truth and what the network says."""
+        assert isinstance(images, SegmentationDataset)
+        shown = images.select(even_sample(len(images), _SHOWN))
+        scenes = [shown[index] for index in range(len(shown))]
+        predicted = predict(model, [scene.image for scene in scenes], size, self.window, compute)
+        columns = {
+            "image": [scene.image for scene in scenes],
+            "truth": [label_colours(scene.label_map, VOID) for scene in scenes],
+            "predicted": [label_colours(guess.numpy(), VOID) for guess in predicted],
+        }
+        names = [shown.name(index) for index in range(len(shown))]
+        legend = [label_colours(np.full((12, 24), number, np.uint8), VOID) for number in range(len(images.classes))]
+        html = tile_row(columns, scale=1, captions=names) + tile_row(
+            {"": legend}, scale=1, captions=images.classes, across=6
+        )
+        note = "Whole test images, what their masks say of each pixel, and what the network says. Void is black."
+        section = Section("Images, truth and prediction", html, note)
+        write_bytes(folder / _PAGE, page(folder.name, "What a network says of every pixel.", [section], {}).encode())
+
+
+def _numbered(
+    pairs: Pairs, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
+) -> SegmentationDataset:
+    """The pairs as scenes, once all ids in their masks are known.
+
+    Raises:
+        DataError: an id is no class, or all of them are void.
+    """
+    if present.keys() == {numbering.void}:
+        raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")
+    for number, mask in present.items():
+        numbering.require(number, str(mask))
+    return SegmentationDataset(pairs, numbering, classes)

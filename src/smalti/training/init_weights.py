@@ -1,0 +1,73 @@
+"""A network that starts from the weights of another."""
+
+from collections.abc import Set
+
+from torch import Tensor
+
+from smalti.core.errors import CheckpointError
+from smalti.models.classifier import ImageClassifier
+from smalti.models.mim import MaskedImageModel
+from smalti.models.resolution import resized
+from smalti.models.segmenter import Segmenter
+from smalti.training.checkpoint import load_weights
+from smalti.weights.source import SourceWeights
+
+_BESIDE = {"mask_token": "the mask token", "head.": "the head", "fc_norm.": "the norm of pooled patches"}
+_MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
+_FALLS_AWAY = ("mask_token", "backbone.norm.", "fc_norm.")
+"""What one kind of network has and another has not."""
+
+
+def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, source: SourceWeights) -> str:
+    """Copy the weights into `model`, resized to its grid. What is missing stays as it was drawn.
+
+    A mask token, [S], the last norm and the head may be missing; a head of another vocabulary or kind is left out, and
+    so is what a model of this kind does not have.
+
+    Returns:
+        A line for people: what came, and what is new.
+
+    Raises:
+        UsageError: the configured backbone is another one; see `SourceWeights.require_fit`.
+        CheckpointError: weights are missing, are too many or have another shape.
+    """
+    config, own = model.backbone.config, model.state_dict()
+    source.require_fit(config)
+    grid = source.grid_for(config)
+    weights = resized(source.as_configured(config), grid, config.grid)
+    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
+    if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    missing = own.keys() - weights.keys()
+    lacking = sorted(name for name in missing if not name.startswith(tuple(_MAY_BE_NEW)))
+    if lacking:
+        raise CheckpointError(f"{source.where} has no {lacking[0].removeprefix('backbone.')}", cause="it is not whole")
+    load_weights(model, own | weights, source.where)
+    line = f"from {source.where}: {_came(weights.keys())}"
+    line += "" if grid == config.grid else f", for {_by(config.grid)} patches instead of {_by(grid)}"
+    line += _is_new(missing)
+    heads = f"; it does not say how many heads it has: {config.num_heads}, as configured"
+    return line if source.heads else line + heads
+
+
+def _fits(value: Tensor, own: Tensor | None) -> bool:
+    return own is not None and value.shape == own.shape
+
+
+def _came(names: Set[str]) -> str:
+    count = sum(name.startswith("backbone.") for name in names)
+    others = [text for begin, text in _BESIDE.items() if any(name.startswith(begin) for name in names)]
+    return _and([f"{count} tensors of the backbone", *others])
+
+
+def _is_new(names: Set[str]) -> str:
+    new = [text for begin, text in _MAY_BE_NEW.items() if any(name.startswith(begin) for name in names)]
+    return f"; {_and(new)} {'are' if len(new) > 1 else 'is'} new" if new else ""
+
+
+def _by(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"
+
+
+def _and(parts: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
