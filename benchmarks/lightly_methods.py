@@ -37,7 +37,7 @@ _PIXELS = 3 * BACKBONE.patch_size**2
 class Peer(nn.Module):
     """What both methods have in common: `backbone`, which is kept, and `forward` from images to a guess.
 
-    `forward` returns what is predicted at hidden tokens, and which these are: B K P and B K, counted with [S].
+    `forward` returns what is predicted at masked tokens, and which these are: B K P and B K, counted with [S].
     """
 
     def __init__(self) -> None:
@@ -62,11 +62,11 @@ class MAE(Peer):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (len(images), self.backbone.sequence_length)
-        keep, hidden = utils.random_token_mask(size, mask_ratio=0.75)
+        keep, masked = utils.random_token_mask(size, mask_ratio=0.75)
         seen = self.decoder_embed(self.backbone.encode(images, idx_keep=keep))
         blank = seen.new_zeros(*size, seen.shape[-1])
-        decoded = self.decoder(utils.set_at_index(blank, keep, seen), idx_mask=hidden)
-        return self.head(utils.get_at_index(decoded, hidden)), hidden
+        decoded = self.decoder(utils.set_at_index(blank, keep, seen), idx_mask=masked)
+        return self.head(utils.get_at_index(decoded, masked)), masked
 
 
 class SimMIM(Peer):
@@ -78,8 +78,8 @@ class SimMIM(Peer):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (len(images), self.backbone.sequence_length)
-        _, hidden = utils.random_grid_token_mask(size, mask_ratio=0.6, grid_size=2)
-        return self.head(utils.get_at_index(self.backbone.encode(images, idx_mask=hidden), hidden)), hidden
+        _, masked = utils.random_grid_token_mask(size, mask_ratio=0.6, grid_size=2)
+        return self.head(utils.get_at_index(self.backbone.encode(images, idx_mask=masked), masked)), masked
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ class Training:
             group["lr"] = lr_of(self.method, self.done, self.steps)
         pixels = (self.batches(self.done).image.to(self.compute.device) - self.mean) / self.std
         with self.compute.autocast():
-            predicted, hidden = self.network(pixels)
-        target = utils.get_at_index(utils.patchify(pixels, BACKBONE.patch_size), hidden - 1)
+            predicted, masked = self.network(pixels)
+        target = utils.get_at_index(utils.patchify(pixels, BACKBONE.patch_size), masked - 1)
         target = utils.normalize_mean_var(target) if self.method.normalise else target
         loss = self.method.error(predicted.float(), target)
         self.optimizer.zero_grad()

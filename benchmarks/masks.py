@@ -3,7 +3,7 @@
     python benchmarks/masks.py [--json]
 
 Both sides run in this process, in turn; every figure is a median of processor time, which other programs on the same
-machine do not add to. The reference is the procedure of BEiT's released code as a plain Python loop; its masks hide at
+machine do not add to. The reference is the procedure of BEiT's released code as a plain Python loop; its masks mask at
 most 75 of 196 patches, ours exactly 78. Then every masking there is, 4096 at once and a batch of 64.
 """
 
@@ -38,11 +38,11 @@ def reference_mask(
 ) -> list[list[bool]]:
     """One mask: blocks of ten tries each, as long as one adds patches and stays within the budget."""
     mask = [[False] * side for _ in range(side)]
-    hidden = 0
-    while hidden < budget:
-        left_to_hide = budget - hidden
+    masked = 0
+    while masked < budget:
+        left_to_mask = budget - masked
         for _ in range(10):
-            area = draw.uniform(least, left_to_hide)
+            area = draw.uniform(least, left_to_mask)
             aspect = math.exp(draw.uniform(math.log(min_aspect), -math.log(min_aspect)))
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if height >= side or width >= side:
@@ -50,10 +50,10 @@ def reference_mask(
             top, left = draw.randint(0, side - height), draw.randint(0, side - width)
             rows = mask[top : top + height]
             added = height * width - sum(sum(row[left : left + width]) for row in rows)
-            if 0 < added <= left_to_hide:
+            if 0 < added <= left_to_mask:
                 for row in rows:
                     row[left : left + width] = [True] * width
-                hidden += added
+                masked += added
                 break
         else:
             break

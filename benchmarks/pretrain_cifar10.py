@@ -51,7 +51,7 @@ BACKBONE = ViT(
 
 
 def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
-    """Visual tokens at hidden patches, as `study_cifar10.py` predicts them."""
+    """Visual tokens at masked patches, as `study_cifar10.py` predicts them."""
     return Pretrain(
         data=Data(path=str(data / "train"), channels=3, side=32),
         tokenizer=tokenizer,

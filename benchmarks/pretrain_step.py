@@ -1,6 +1,6 @@
 """One step of pretraining, from a batch in memory to updated weights, against the usual ways to write it.
 
-    python benchmarks/pretrain_step.py --json                # ViT-B/16, 224 x 224, 75 of 196 patches hidden, batch 16
+    python benchmarks/pretrain_step.py --json                # ViT-B/16, 224 x 224, 75 of 196 patches masked, batch 16
     python benchmarks/pretrain_step.py --model tiny --json   # ViT-Tiny, 32 x 32, patch 4, batch 256
 
 Ours is what `smalti pretrain` trains: `runs.pretrain.prepare` makes it, with compiled blocks. Its peers have the same
@@ -46,7 +46,7 @@ Step = Callable[[Batch], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A network, what is hidden from it, its tokenizer, and how many images a step sees."""
+    """A network, what is masked from it, its tokenizer, and how many images a step sees."""
 
     backbone: ViT
     masking: Blockwise
@@ -56,18 +56,18 @@ class Case:
     def flops(self) -> float:
         """Multiplications and additions of matrix products in one step, forward and twice that backward, for an image.
 
-        They are those of ours, whose last block does only what hidden patches and [S] need; peers have a few more.
+        They are those of ours, whose last block does only what masked patches and [S] need; peers have a few more.
         Patch embedding needs no gradient of its input. Softmax, normalisation and the like do not count.
         """
-        vit, hidden = self.backbone, self.masking.count(self.backbone.grid)
+        vit, masked = self.backbone, self.masking.count(self.backbone.grid)
         patches, width = vit.grid[0] * vit.grid[1], vit.embed_dim
-        every, few = patches + 1, hidden + 1
+        every, few = patches + 1, masked + 1
         blocks = sum(
             2 * width**2 * (3 * every + (1 + 2 * vit.mlp_ratio) * wanted) + 4 * wanted * every * width
             for wanted in [*[every] * (vit.depth - 1), few]
         )
         embed = 2 * patches * vit.patch_size**2 * vit.in_chans * width
-        head = 2 * hidden * width * self.tokenizer.vocab_size
+        head = 2 * masked * width * self.tokenizer.vocab_size
         return 3 * (blocks + head) + 2 * embed
 
 
@@ -85,12 +85,12 @@ CASES = {
 class PlainBlock(nn.Module):
     """A Transformer block as tutorials write it."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, drop_path: float) -> None:
+    def __init__(self, dim: int, heads: int, masked: int, drop_path: float) -> None:
         super().__init__()
         self.heads, self.drop_path = heads, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, masked), nn.GELU(), nn.Linear(masked, dim))
 
     def attention(self, x: Tensor) -> Tensor:
         b, s, d = x.shape
@@ -108,7 +108,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainMIM(nn.Module):
-    """Masked image modeling as tutorials write it, with the head at hidden patches only."""
+    """Masked image modeling as tutorials write it, with the head at masked patches only."""
 
     def __init__(self, vit: ViT, vocab_size: int) -> None:
         super().__init__()

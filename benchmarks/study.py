@@ -53,7 +53,7 @@ class Row:
 
     @property
     def compared(self) -> bool:
-        """Whether it has as many images, patches hidden and layer decay as others: the best is chosen among these."""
+        """Whether it has as many images, patches masked and layer decay as others: the best is chosen among these."""
         usual = Row()
         here, there = ((row.images, row.masking.ratio, row.layer_decay) for row in (self, usual))
         return here == there

@@ -78,11 +78,11 @@ def png_bits(images: Tensor) -> float:
 def figures(result: dict[str, Any]) -> dict[str, str]:
     """Every number of docs/vae-view.md, as it stands there."""
     bound, vocab_size = result["bound"], result["vocab_size"]
-    patches, hidden, loss = bound["patches"], bound["masked_patches"], result["loss_nats"]
+    patches, masked, loss = bound["patches"], bound["masked_patches"], result["loss_nats"]
     unigram, trained = (bound[f"{name}_rate_nats_per_patch"] for name in ("unigram", "trained"))
-    visible = patches * trained - hidden * loss
+    visible = patches * trained - masked * loss
     total = bound["trained_bound_grey_level_bits_per_dim"]
-    untrained_loss = (patches * bound["untrained_rate_nats_per_patch"] - visible) / hidden
+    untrained_loss = (patches * bound["untrained_rate_nats_per_patch"] - visible) / masked
     return {
         "ln V": f"{math.log(vocab_size):.3f}",
         "PSNR": f"{result['psnr_db']:.1f} dB",
@@ -91,12 +91,12 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
         "D of grey levels": f"{bound['distortion_grey_level_bits_per_dim']:.3f}",
         "PNG": f"{result['png_bits_per_dim']:.3f}",
         "unigram": f"{unigram:.3f}",
-        "a visible patch": f"{visible / (patches - hidden):.3f}",
-        "a hidden patch, unigram": f"{(patches * unigram - visible) / hidden:.3f}",
-        "a hidden patch, untrained": f"{untrained_loss:.3f}",
-        "a hidden patch, trained": f"{loss:.3f}",
+        "a visible patch": f"{visible / (patches - masked):.3f}",
+        "a masked patch, unigram": f"{(patches * unigram - visible) / masked:.3f}",
+        "a masked patch, untrained": f"{untrained_loss:.3f}",
+        "a masked patch, trained": f"{loss:.3f}",
         "guessed": f"{100 * result['accuracy']:.1f} %",
-        "gained an image": f"{hidden * (untrained_loss - loss):.1f}",
+        "gained an image": f"{masked * (untrained_loss - loss):.1f}",
         "below unigram, an image": f"{patches * (unigram - trained):.1f}",
         "uniform": f"{bound['uniform_bound_grey_level_bits_per_dim']:.3f}",
         "trained": f"{total:.3f}",

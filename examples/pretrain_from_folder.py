@@ -34,11 +34,11 @@ def train(images: Path, out: Path, steps: int) -> None:
         tokenizer=tokenizer.out,
         out=str(out / "backbone"),
         plan=replace(start.plan, steps=steps),
-        masking=replace(start.masking, ratio=0.5),  # the recipe hides 40 %; every field can be replaced like this
+        masking=replace(start.masking, ratio=0.5),  # the recipe masks 40 %; every field can be replaced like this
     )
     measured = pretrain.main(backbone)
     loss, entropy = measured["loss_nats"], measured["unigram_entropy_nats"]
-    print(f"backbone: {loss:.2f} nats a hidden patch; guessing by frequency costs {entropy:.2f}")
+    print(f"backbone: {loss:.2f} nats per masked patch; guessing by frequency costs {entropy:.2f}")
 
     report.main(report.Report(runs=(tokenizer.out, backbone.out), out=str(out / "report.html")))
 

@@ -84,16 +84,16 @@ def check_tokenizer(tokenizer: Tokenizer, images: Tensor) -> None:
 
 
 def check_masking(masking: Masking) -> None:
-    """Masks of every grid are functions of the key alone, hide something and leave something."""
+    """Masks of every grid are functions of the key alone, mask something and leave something."""
     assert isinstance(masking, Masking)
     for grid in GRIDS:
         keys = fold(7, np.arange(40))
         masks = masking(keys, grid)
-        hidden = masks.sum(axis=1)
+        masked = masks.sum(axis=1)
         assert masks.dtype == np.bool_
         assert masks.shape == (len(keys), grid[0] * grid[1])
-        assert hidden.min() >= 1, f"an empty mask on {grid}"
-        assert hidden.max() <= masking.count(grid) < grid[0] * grid[1], f"too much hidden on {grid}"
+        assert masked.min() >= 1, f"an empty mask on {grid}"
+        assert masked.max() <= masking.count(grid) < grid[0] * grid[1], f"too much masked on {grid}"
         assert masking(keys[:0], grid).shape == (0, grid[0] * grid[1])
         assert np.array_equal(masks, masking(keys, grid)), "the same key must give the same mask"
         assert np.array_equal(masks[::-1], masking(keys[::-1], grid)), "a mask must not depend on its place"
@@ -126,7 +126,7 @@ def check_source(source: Source) -> None:
 
 
 def check_target(target: Target, batch: Batch, width: int) -> None:
-    """`batch`: at least two images with all that the target reads, and some padding among the hidden patches."""
+    """`batch`: at least two images with all that the target reads, and some padding among the masked patches."""
     assert isinstance(target, Target)
     assert batch.mask is not None
     assert batch.mask_index is not None
@@ -142,7 +142,7 @@ def check_target(target: Target, batch: Batch, width: int) -> None:
     assert float(output.weight) == float(weight.sum())
     assert torch.isfinite(output.loss_sum)
     assert predicted.grad is not None
-    assert torch.equal(predicted.grad.abs().sum(-1) > 0, weight > 0), "hidden patches are learned from, padding is not"
+    assert torch.equal(predicted.grad.abs().sum(-1) > 0, weight > 0), "masked patches are learned from, padding is not"
     for total, count in output.metrics.values():
         assert not total.requires_grad
         assert not count.requires_grad
@@ -174,17 +174,17 @@ def _check_parts(target: Target, batch: Batch, predicted: Tensor, weight: Tensor
 
 
 def _with_visible(batch: Batch, level: float) -> Tensor:
-    """The images with another colour wherever no patch is hidden."""
+    """The images with another colour wherever no patch is masked."""
     assert batch.mask is not None
     height, width = batch.image.shape[-2:]
     size = round((height * width / batch.mask.shape[1]) ** 0.5)
     grid = batch.mask.view(-1, height // size, width // size)
-    hidden = grid.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
-    return torch.where(hidden, batch.image, torch.full_like(batch.image, level))
+    masked = grid.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
+    return torch.where(masked, batch.image, torch.full_like(batch.image, level))
 
 
 def _with_other_tokens(batch: Batch) -> Tensor | None:
-    """The visual tokens, and other ones wherever no patch is hidden."""
+    """The visual tokens, and other ones wherever no patch is masked."""
     assert batch.mask is not None
     return (
         None if batch.ids is None else torch.where(batch.mask, batch.ids, (batch.ids + 1) % (1 + int(batch.ids.max())))

@@ -156,12 +156,12 @@ def unigram_nats(counts: Sequence[int]) -> list[float]:
 def token_rates(
     ids: Sequence[int], mask: Sequence[bool], counts: Sequence[int], *scores: Sequence[float]
 ) -> list[float]:
-    """-ln p of an image's tokens: uniform, unigram, and for each row of scores its softmax where they are hidden."""
+    """-ln p of an image's tokens: uniform, unigram, and for each row of scores its softmax where they are masked."""
     prices = unigram_nats(counts)
     rates = [sum(math.log(len(counts)) for _ in ids), sum(prices[z] for z in ids)]
     for row in scores:
         log_p = log_softmax(row)
-        rates.append(sum(-log_p[z] if hidden else prices[z] for z, hidden in zip(ids, mask, strict=True)))
+        rates.append(sum(-log_p[z] if masked else prices[z] for z, masked in zip(ids, mask, strict=True)))
     return rates
 
 
@@ -343,7 +343,7 @@ def encode(
 
 
 def mim_logits(weights: Weights, image: Array, mask: NDArray[np.bool_], *, size: int, heads: int, depth: int) -> Array:
-    """Scores of every visual token at every patch (N x V) of an image whose `mask` patches are hidden."""
+    """Scores of every visual token at every patch (N x V) of an image whose `mask` patches are masked."""
     backbone = {name.removeprefix("backbone."): value for name, value in weights.items()}
     tokens = embed(backbone, image, size)
     for i in range(len(tokens)):
@@ -534,7 +534,7 @@ def release_mask(
 ) -> NDArray[np.bool_]:
     """The released code's mask of one image; `draw(n)` gives the four uniform draws of the n-th try.
 
-    `spare` is the patch to hide where all else has failed.
+    `spare` is the patch to mask where all else has failed.
     """
     mask = np.zeros(grid, dtype=np.bool_)
     tries, number = 0, 0
@@ -562,7 +562,7 @@ def algorithm1_mask(
     least: int,
     min_aspect: float,
 ) -> NDArray[np.bool_]:
-    """Algorithm 1 for one image, until at least `fewest` are hidden; `draw(n)` gives the draws of the n-th block."""
+    """Algorithm 1 for one image, until at least `fewest` are masked; `draw(n)` gives the draws of the n-th block."""
     mask = np.zeros(grid, dtype=np.bool_)
     for number in range(100):
         if mask.sum() >= fewest:

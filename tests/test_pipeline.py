@@ -112,8 +112,8 @@ def test_pretraining_measures_the_bound_before_and_after(story: Story) -> None:
     assert (bound["images"], bound["patches"], bound["masked_patches"], bound["sub_pixels"]) == (16, 16, 6, 768)
     assert bound["uniform_rate_nats_per_patch"] == pytest.approx(math.log(16))
     assert bound["trained_bound_bits_per_dim"] < bound["untrained_bound_bits_per_dim"]
-    hidden = 16 / 6 * (bound["untrained_rate_nats_per_patch"] - bound["trained_rate_nats_per_patch"])
-    assert found["loss_nats"] + hidden == pytest.approx(metrics(story.backbone)[0]["loss"], abs=0.5)
+    masked = 16 / 6 * (bound["untrained_rate_nats_per_patch"] - bound["trained_rate_nats_per_patch"])
+    assert found["loss_nats"] + masked == pytest.approx(metrics(story.backbone)[0]["loss"], abs=0.5)
 
 
 def test_evaluate_measures_a_backbone_as_its_own_run_did(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +193,7 @@ def test_the_report_needs_nothing_but_itself(story: Story, tmp_path: Path, capsy
     assert json_of(capsys) == {"report": str(page)}
     assert is_self_contained(page)
     assert "The codebook" in page.read_text()
-    assert "Hidden, and dreamt back" in page.read_text()
+    assert "Masked, and dreamt back" in page.read_text()
     assert "What the two stages are worth as a model of images" in page.read_text()
     assert f"<strong>{result(story.backbone)['bound']['trained_bound_bits_per_dim']:.3f}</strong>" in page.read_text()
 

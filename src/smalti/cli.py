@@ -58,7 +58,7 @@ usage: smalti VERB [...] [--json] [--debug]
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
-  masks [--variant release] [--out masks.html]            what a masking hides: how much, where, in which pieces
+  masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN...                                           one offline HTML file
   replay BUNDLE                                           the step that was not finite once more: where it begins
   explain RECIPE                                          every field, its unit and where it comes from

@@ -51,7 +51,7 @@ def test_our_backbone_computes_what_their_encoder_does(
 
 @pytest.mark.parametrize(("method", "num_masked_patches"), [("mae", 48), ("simmim", 40)])
 def test_what_is_hidden_cannot_be_seen(methods: ModuleType, method: str, num_masked_patches: int) -> None:
-    """The guess at hidden patches does not change with them, and does with the others."""
+    """The guess at masked patches does not change with them, and does with the others."""
     model = methods.METHODS[method].build().eval()
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -60,10 +60,10 @@ def test_what_is_hidden_cannot_be_seen(methods: ModuleType, method: str, num_mas
             torch.manual_seed(1)
             return model(pixels)
 
-    predicted, hidden = guess(image)
+    predicted, masked = guess(image)
     assert predicted.shape == (1, num_masked_patches, 48)
     mask = torch.zeros(64, dtype=torch.bool)
-    mask[hidden[0] - 1] = True
+    mask[masked[0] - 1] = True
     pixels = mask.view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1)
     torch.testing.assert_close(guess(torch.where(pixels, 1 - image, image))[0], predicted)
     assert not torch.allclose(guess(torch.where(pixels, image, 1 - image))[0], predicted)

@@ -22,4 +22,4 @@ def test_short_runs_end_in_one_json_object_with_all_figures() -> None:
     figures = runpy.run_path(str(BENCHMARK))["figures"](result)
     assert (result["steps"], result["train_images"], figures["ln V"]) == (2, 200, "6.238")
     assert 3 < result["png_bits_per_dim"] < 8
-    assert float(figures["a hidden patch, trained"]) < float(figures["a hidden patch, untrained"]) + 0.1
+    assert float(figures["a masked patch, trained"]) < float(figures["a masked patch, untrained"]) + 0.1

@@ -126,11 +126,11 @@ def test_batches_with_scores_have_the_ids_too() -> None:
     assert isinstance(tokenizer, Scorer)
     assert not isinstance(GreyLevels(), Scorer)
 
-    class Hidden(Steps):
+    class Masked(Steps):
         def __call__(self, step: int) -> Batch:
             return dataclasses.replace(batch(step), mask_index=torch.tensor([[0, 5], [3, 4]]))
 
-    both, hard = (Tokenized(Hidden(), tokenizer, CPU, posterior=posterior)(1) for posterior in (True, False))
+    both, hard = (Tokenized(Masked(), tokenizer, CPU, posterior=posterior)(1) for posterior in (True, False))
     assert hard.scores is None
     assert both.scores is not None
     assert torch.equal(both.ids, hard.ids)  # type: ignore[arg-type]

@@ -89,9 +89,9 @@ def test_the_neighbour_baseline_is_that_of_the_hidden_tokens_and_their_nearest_v
         assert batch.ids is not None
         assert batch.mask is not None
         for ids, mask in zip(batch.ids.numpy() % 2, batch.mask.numpy(), strict=True):
-            hidden = np.flatnonzero(mask).tolist()
-            tokens += ids[hidden].tolist()
-            neighbours += [int(ids[oracles.nearest_visible(mask, patch, CONFIG.grid[1])]) for patch in hidden]
+            masked = np.flatnonzero(mask).tolist()
+            tokens += ids[masked].tolist()
+            neighbours += [int(ids[oracles.nearest_visible(mask, patch, CONFIG.grid[1])]) for patch in masked]
     result = evaluate_mim(objective(), of_two_tokens, 2, CPU)
     best = min(oracles.copying_nats(tokens, neighbours, weight) for weight in np.linspace(0, 0.999, 1000))
     assert result["neighbour_nats"] == pytest.approx(best, abs=1e-5)

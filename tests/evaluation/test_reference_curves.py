@@ -50,7 +50,7 @@ def test_at_its_points_a_gain_is_what_the_run_had_and_outside_there_is_none() ->
         ({}, "same"),
         ({"vocab_size": 8192}, "codes"),
         ({"num_patches": 196, "num_masked_patches": 80}, "patches"),
-        ({"num_masked_patches": 48}, "hidden"),
+        ({"num_masked_patches": 48}, "masked"),
         ({"embed_dim": 768, "depth": 12}, "large"),
         ({"vocab_size": 2000}, "same"),
         ({"num_images": 10_000}, "short"),
@@ -63,7 +63,7 @@ def test_the_nearest_run_is_the_one_that_differs_least(change: dict[str, Any], e
     among = [
         named("codes", replace(SETUP, vocab_size=8192)),
         named("each by itself", replace(SETUP, masks="random")),
-        named("hidden", replace(SETUP, num_masked_patches=52)),
+        named("masked", replace(SETUP, num_masked_patches=52)),
         named("large", replace(SETUP, embed_dim=512)),
         named("patches", replace(SETUP, num_patches=256, num_masked_patches=104)),
         named("pixels", PIXELS),
@@ -88,7 +88,7 @@ def test_the_distance_is_a_sum_of_logarithms() -> None:
     other = replace(
         SETUP, vocab_size=512, num_patches=128, num_masked_patches=13, embed_dim=256, depth=3, num_images=600_000
     )
-    # half the codes, twice the patches, a quarter of the share hidden, four times the width squared, half the blocks
+    # half the codes, twice the patches, a quarter of the share masked, four times the width squared, half the blocks
     assert SETUP.distance(other) == pytest.approx((False, (1 + 1 + 2 + 1) * math.log(2), math.log(2)))
     assert SETUP.distance(other) == other.distance(SETUP)
     assert SETUP.distance(SETUP) == (False, 0, 0)
@@ -96,7 +96,7 @@ def test_the_distance_is_a_sum_of_logarithms() -> None:
 
 def test_what_is_another_number_is_named() -> None:
     other = replace(SETUP, vocab_size=512, num_masked_patches=32, depth=12)
-    assert other.differences(SETUP) == ["512 visual tokens (1024)", "50 % hidden (41)", "12 blocks (6)"]
+    assert other.differences(SETUP) == ["512 visual tokens (1024)", "50 % masked (41)", "12 blocks (6)"]
     assert SETUP.differences(SETUP) == []
     assert replace(PIXELS, embed_dim=64).differences(PIXELS) == ["64 wide (128)"]
 

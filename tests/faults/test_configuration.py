@@ -95,7 +95,7 @@ def test_j02_the_numbers_are_found() -> None:
         (["--backbone.patch-size", "0"], "patch_size is 0; use at least 1"),
         (["--backbone.mlp-ratio", "-1"], "mlp_ratio is -1.0; use a positive one"),
         (["--backbone.patch-size", "5"], "patch_size 5 does not divide img_size 28x28; use an image size that is"),
-        (["--masking.num-masked", "49"], "49 patches to hide in a grid of 7 x 7 patches; choose 1 to 48"),
+        (["--masking.num-masked", "49"], "49 patches to mask in a grid of 7 x 7 patches; choose 1 to 48"),
         (["--seed", str(2**64)], f"a seed of {2**64}; use 0 to 2^63 - 1"),
         (["--seed", "-1"], "a seed of -1; use 0 to 2^63 - 1"),
     ],

@@ -195,7 +195,7 @@ def test_masks_of_blocks_have_fewer_borders_than_masks_of_single_patches() -> No
 
 
 def test_blockwise_masks_favour_the_centre_and_treat_the_four_sides_alike() -> None:
-    """As the released code does: a corner is hidden 4 % of the time, the centre 72 %."""
+    """As the released code does: a corner is masked 4 % of the time, the centre 72 %."""
     share = Blockwise()(fold(1, np.arange(4000)), (14, 14)).mean(axis=0).reshape(14, 14)
     assert 0.6 < share[6:8, 6:8].mean() < 0.85
     assert share[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 0.12
@@ -226,13 +226,13 @@ def test_other_impossible_settings_are_refused() -> None:
 
 @pytest.mark.parametrize("masking", [Random(num_masked=0), Blockwise(num_masked=4), Rolled(num_masked=-1)])
 def test_a_number_that_does_not_fit_the_grid_is_refused(masking: Masking) -> None:
-    with pytest.raises(UsageError, match=r"^-?\d patches to hide in a grid of 2 x 2 patches; choose 1 to 3$"):
+    with pytest.raises(UsageError, match=r"^-?\d patches to mask in a grid of 2 x 2 patches; choose 1 to 3$"):
         masking(fold(np.arange(2)), (2, 2))
 
 
 @pytest.mark.parametrize("masking", [Random(), Blockwise(), Rolled()])
 def test_a_single_patch_cannot_be_hidden_and_seen(masking: Masking) -> None:
-    with pytest.raises(UsageError, match=r"^nothing to hide in a grid of 1 x 1 patches; use at least two patches$"):
+    with pytest.raises(UsageError, match=r"^nothing to mask in a grid of 1 x 1 patches; use at least two patches$"):
         masking.count((1, 1))
 
 
@@ -262,6 +262,6 @@ def test_mask_index_lists_hidden_patches_in_order_and_pads_with_weight_0(num_pat
     index, weight = mask_index(masks, count)
     assert index.shape == weight.shape == (4, count)
     for mask, positions, weights in zip(masks, index, weight, strict=True):
-        hidden = np.flatnonzero(mask)
-        assert positions[: len(hidden)].tolist() == hidden.tolist()
-        assert weights.tolist() == [1.0] * len(hidden) + [0.0] * (count - len(hidden))
+        masked = np.flatnonzero(mask)
+        assert positions[: len(masked)].tolist() == masked.tolist()
+        assert weights.tolist() == [1.0] * len(masked) + [0.0] * (count - len(masked))

@@ -32,14 +32,14 @@ def test_contract(masking: Masking) -> None:
 def test_the_release_has_its_published_statistics() -> None:
     """20 000 masks of the released code: mean 74.47, deviation 0.99, 64 to 75; 75 in 66.6 %, 70 or more in 99.6 %."""
     masks = Release(num_masked=75)(fold(0, np.arange(20_000)), (14, 14))
-    hidden, share = masks.sum(axis=1), masks.mean(axis=0).reshape(14, 14)
-    assert hidden.mean() == pytest.approx(74.47, abs=0.05)
-    assert hidden.std() == pytest.approx(0.99, abs=0.04)
-    assert 60 <= hidden.min() <= 66
-    assert hidden.max() == 75
-    assert (hidden == 75).mean() == pytest.approx(0.666, abs=0.01)
-    assert (hidden >= 70).mean() == pytest.approx(0.996, abs=0.002)
-    assert np.percentile(hidden, [1, 5, 25, 50]).tolist() == [70, 72, 74, 75]
+    masked, share = masks.sum(axis=1), masks.mean(axis=0).reshape(14, 14)
+    assert masked.mean() == pytest.approx(74.47, abs=0.05)
+    assert masked.std() == pytest.approx(0.99, abs=0.04)
+    assert 60 <= masked.min() <= 66
+    assert masked.max() == 75
+    assert (masked == 75).mean() == pytest.approx(0.666, abs=0.01)
+    assert (masked >= 70).mean() == pytest.approx(0.996, abs=0.002)
+    assert np.percentile(masked, [1, 5, 25, 50]).tolist() == [70, 72, 74, 75]
     assert share[[0, 0, -1, -1], [0, -1, 0, -1]].mean() == pytest.approx(0.040, abs=0.005)
     assert share[6:8, 6:8].mean() == pytest.approx(0.715, abs=0.01)
     assert share[[0, -1, 7, 7], [7, 7, 0, -1]].mean() == pytest.approx(0.19, abs=0.01)
@@ -47,11 +47,11 @@ def test_the_release_has_its_published_statistics() -> None:
 
 def test_algorithm_1_has_its_published_statistics() -> None:
     """Mean 82.5, deviation 3.2, 79 to 96, in its documented reading."""
-    hidden = Algorithm1()(fold(0, np.arange(20_000)), (14, 14)).sum(axis=1)
-    assert hidden.mean() == pytest.approx(82.5, abs=0.1)
-    assert hidden.std() == pytest.approx(3.2, abs=0.1)
-    assert hidden.min() == 79
-    assert 94 <= hidden.max() <= 96
+    masked = Algorithm1()(fold(0, np.arange(20_000)), (14, 14)).sum(axis=1)
+    assert masked.mean() == pytest.approx(82.5, abs=0.1)
+    assert masked.std() == pytest.approx(3.2, abs=0.1)
+    assert masked.min() == 79
+    assert 94 <= masked.max() <= 96
 
 
 @given(grids, ratios, st.integers(0, 1000), least_blocks, aspects)
@@ -114,16 +114,16 @@ def test_the_release_hides_at_most_so_many_and_algorithm_1_at_least(
 
 @given(grid=grids, ratio=ratios, seed=st.integers(0, 2**63))
 def test_algorithm_1_stops_above_its_ratio(grid: tuple[int, int], ratio: float, seed: int) -> None:
-    hidden, patches = Algorithm1(ratio)(fold(seed, np.arange(20)), grid).sum(axis=1), grid[0] * grid[1]
-    assert ((hidden > ratio * patches) | (hidden == patches - 1)).all()
-    assert hidden.max() <= Algorithm1(ratio).count(grid) < patches
+    masked, patches = Algorithm1(ratio)(fold(seed, np.arange(20)), grid).sum(axis=1), grid[0] * grid[1]
+    assert ((masked > ratio * patches) | (masked == patches - 1)).all()
+    assert masked.max() <= Algorithm1(ratio).count(grid) < patches
 
 
 def test_the_most_that_algorithm_1_hides_is_no_wild_guess() -> None:
     """A block of area 16 has at most 20 patches, 4 x 5; 18 were added to 78 in 20 000 masks."""
     assert Algorithm1().count((14, 14)) == 98
-    hidden = Algorithm1()(fold(2, np.arange(100_000)), (7, 7)).sum(axis=1)
-    assert hidden.max() <= Algorithm1().count((7, 7)) <= hidden.max() + 1
+    masked = Algorithm1()(fold(2, np.arange(100_000)), (7, 7)).sum(axis=1)
+    assert masked.max() <= Algorithm1().count((7, 7)) <= masked.max() + 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
@@ -145,9 +145,9 @@ def test_impossible_settings_are_refused(kind: type) -> None:
         kind(1.0)
     with pytest.raises(UsageError, match=r"^an aspect ratio of 0.0; choose one in \(0, 1\]$"):
         kind(min_aspect=0.0)
-    with pytest.raises(UsageError, match=r"^200 patches to hide in a grid of 14 x 14 patches; choose 1 to 195$"):
+    with pytest.raises(UsageError, match=r"^200 patches to mask in a grid of 14 x 14 patches; choose 1 to 195$"):
         kind(num_masked=200).count((14, 14))
-    with pytest.raises(UsageError, match=r"^nothing to hide in a grid of 1 x 1 patches; use at least two patches$"):
+    with pytest.raises(UsageError, match=r"^nothing to mask in a grid of 1 x 1 patches; use at least two patches$"):
         kind()(fold(np.arange(2)), (1, 1))
 
 

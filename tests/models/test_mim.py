@@ -1,4 +1,4 @@
-"""The masked image model: what is hidden, what is predicted, and how it starts."""
+"""The masked image model: what is masked, what is predicted, and how it starts."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ def model(seed: int = 0) -> MaskedImageModel:
 
 
 def batch(num: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, masks and the positions of the hidden patches."""
+    """Images, masks and the positions of the masked patches."""
     rng = torch.Generator().manual_seed(2)
     masking = Random(0.5)
     mask = masking(fold(np.arange(num)), CONFIG.grid)

@@ -52,9 +52,9 @@ def test_the_published_numbers_of_stage_two(config: Pretrain) -> None:
     assert (vit.img_size, vit.patch_size, vit.drop_path_rate) == ((224, 224), 16, 0.1)
     assert (vit.embed_dim, vit.depth, vit.num_heads, vit.mlp_ratio) == (768, 12, 12, 4.0)
     assert config.jitter.strengths == (0.4, 0.4, 0.4)
-    hidden = config.masking(fold(0, np.arange(50)), vit.grid).sum(1)
-    assert hidden.max() == 75
-    assert (hidden.min() == 75) == (config == paper.pretrain())
+    masked = config.masking(fold(0, np.arange(50)), vit.grid).sum(1)
+    assert masked.max() == 75
+    assert (masked.min() == 75) == (config == paper.pretrain())
 
 
 def test_the_paper_is_a_plain_vit_and_the_release_changes_colours_first() -> None:

@@ -35,15 +35,15 @@ def audited(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[st
 def test_every_figure_is_that_of_the_masks_themselves(variant: Variant, kind: type) -> None:
     config = Masks(variant, grid=(5, 8), count=12, draws=5000, seed=3)
     drawn = kind(num_masked=12)(fold(3, np.arange(5000), Stream.MASK), (5, 8))
-    hidden, result = drawn.sum(axis=1), masks.main(config)
+    masked, result = drawn.sum(axis=1), masks.main(config)
     sizes = [oracles.piece_sizes(mask, (5, 8)) for mask in drawn[:1024]]
     assert config.masking == kind(num_masked=12)
     assert (result["variant"], result["grid"], result["draws"], result["requested"]) == (variant, [5, 8], 5000, 12)
-    assert result["mean"] == pytest.approx(hidden.mean())
-    assert result["std"] == pytest.approx(hidden.std())
-    assert (result["min"], result["max"]) == (hidden.min(), hidden.max())
-    assert result["share_exact"] == pytest.approx((hidden == 12).mean())
-    assert result["histogram"] == {int(n): pytest.approx((hidden == n).mean()) for n in np.unique(hidden)}
+    assert result["mean"] == pytest.approx(masked.mean())
+    assert result["std"] == pytest.approx(masked.std())
+    assert (result["min"], result["max"]) == (masked.min(), masked.max())
+    assert result["share_exact"] == pytest.approx((masked == 12).mean())
+    assert result["histogram"] == {int(n): pytest.approx((masked == n).mean()) for n in np.unique(masked)}
     np.testing.assert_allclose(result["coverage"], drawn.mean(axis=0).reshape(5, 8))
     assert result["pieces"] == pytest.approx(np.mean([len(of_mask) for of_mask in sizes]))
     flat = np.array([size for of_mask in sizes for size in of_mask])
@@ -62,7 +62,7 @@ def test_the_release_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> 
     assert result["mean"] == pytest.approx(74.47, abs=0.05)
     assert result["share_exact"] == result["histogram"]["75"] == pytest.approx(0.666, abs=0.01)
     assert text[-5] == "masking       release, 14 x 14 patches, 20000 masks"
-    assert re.fullmatch(r"hidden        74\.4\d patches \(38\.0 %\), deviation \d\.\d\d, 6\d to 75", text[-4])
+    assert re.fullmatch(r"masked        74\.4\d patches \(38\.0 %\), deviation \d\.\d\d, 6\d to 75", text[-4])
     assert re.fullmatch(r"exactly 75    6\d\.\d %", text[-3])
     assert re.fullmatch(r"pieces        1\.\d\d a mask, of 1 to 75 patches", text[-2])
     assert re.fullmatch(r"cost          \d+\.\d\d microseconds a mask", text[-1])
@@ -73,8 +73,8 @@ def test_the_text_shows_masks_and_coverage(capsys: pytest.CaptureFixture[str]) -
     assert "".join(text).isascii()
     drawn = Blockwise()(fold(0, np.arange(4), Stream.MASK), (3, 5)).reshape(4, 3, 5)
     for row, line in enumerate(text[:3]):
-        assert line == "  ".join("".join("##" if hidden else " ." for hidden in mask[row]) for mask in drawn)
-    assert text[4] == "share of masks that hide a patch, in %"
+        assert line == "  ".join("".join("##" if masked else " ." for masked in mask[row]) for mask in drawn)
+    assert text[4] == "share of masks that cover a patch, in %"
     assert [list(map(int, line.split())) for line in text[5:8]] == [
         [round(100 * share) for share in row] for row in result["coverage"]
     ]
@@ -121,11 +121,11 @@ def test_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--grid 1 1", "nothing to hide in a grid of 1 x 1 patches; use at least two patches"),
+        ("--grid 1 1", "nothing to mask in a grid of 1 x 1 patches; use at least two patches"),
         ("--grid 0 4", "a grid of 0x4 patches; use sides of 1 to 256"),
         ("--grid 300 4", "a grid of 300x4 patches; use sides of 1 to 256"),
-        ("--count 196", "196 patches to hide in a grid of 14 x 14 patches; choose 1 to 195"),
-        ("--count 0 --variant algorithm1", "0 patches to hide in a grid of 14 x 14 patches; choose 1 to 195"),
+        ("--count 196", "196 patches to mask in a grid of 14 x 14 patches; choose 1 to 195"),
+        ("--count 0 --variant algorithm1", "0 patches to mask in a grid of 14 x 14 patches; choose 1 to 195"),
         ("--ratio 1.5", "a mask ratio of 1.5; choose one between 0 and 1"),
         ("--draws 0", "0 masks; draw at least 1"),
         ("--seed -1", "a seed of -1; use 0 to 2^63 - 1"),

@@ -65,8 +65,8 @@ def test_a_backbone_shows_what_it_fills_in(runs: Runs, tmp_path: Path) -> None:
     assert show.main(of(runs.backbone, runs.photos, out=out, count=20))["images"] == 20
     assert re.findall(r"<b>(.*?)</b>", out.read_text())[:4] == ["original", "masked", "tokenizer", "predicted"]
     original, masked = pictures_in(out.read_text())[:2]
-    hidden = (masked != original).any(-1)
-    assert 0 < hidden.mean() < 1
+    masked = (masked != original).any(-1)
+    assert 0 < masked.mean() < 1
 
 
 def test_the_same_as_one_picture(runs: Runs, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_run_on_pixels_says_it_in_pixels(runs: Runs) -> None:
     found = result(runs.of["pixels"])
     assert "loss_nats" not in found
     assert describe_loss(found) == (
-        f"held-out images: loss {found['pixel_loss']:.4f} a hidden patch; patches of one colour cost"
+        f"held-out images: loss {found['pixel_loss']:.4f} per masked patch; patches of one colour cost"
         f" {found['flat_pixel_loss']:.4f}, copies of the nearest visible patch {found['neighbour_pixel_loss']:.4f}"
     )
     assert {"loss"} == {key for key in metrics(runs.of["pixels"])[0]} - {"stage", "step", "lr", "grad_norm"}
@@ -114,7 +114,7 @@ def test_every_run_can_be_shown_measured_and_reported(runs: Runs, target: str, t
     text = page.read_text()
     assert ("bits saved a token" in text) == (target != "pixels")
     assert ("copies of the nearest visible patch" in text) == (target == "pixels")
-    assert ("Brightness and contrast of each hidden patch are not predicted" in text) == (target == "pixels")
+    assert ("Brightness and contrast of each masked patch are not predicted" in text) == (target == "pixels")
 
 
 def test_runs_on_different_targets_stand_side_by_side(runs: Runs, tmp_path: Path) -> None:

@@ -189,8 +189,8 @@ def test_the_mean_of_unequal_parts_is_not_the_mean_of_their_means() -> None:
     assert len({float(part.weight) for part in sums}) > 1
 
 
-def hidden(counts: list[int]) -> Batch:
-    """Images of 9 patches, of which so many are hidden, with tokens and keys."""
+def masked(counts: list[int]) -> Batch:
+    """Images of 9 patches, of which so many are masked, with tokens and keys."""
     chance = torch.Generator().manual_seed(3)
     mask = torch.arange(9) < torch.tensor(counts)[:, None]
     index, weight = (torch.from_numpy(array) for array in mask_index(mask.numpy(), max(counts)))
@@ -213,7 +213,7 @@ def test_masked_image_modeling_in_parts_is_that_of_the_whole_batch() -> None:
     )
     for made in (whole, parts):
         made.objective.train()
-    batch = hidden([1, 7, 2, 2, 8, 5])
+    batch = masked([1, 7, 2, 2, 8, 5])
     (expected, norm), (found, found_norm) = (made.train_step(batch, CPU) for made in (whole, parts))
     assert float(found.weight) == float(expected.weight) == 25
     assert means(found) == pytest.approx(means(expected), rel=1e-5)

@@ -1,4 +1,4 @@
-"""What can be predicted at hidden patches, against the equations."""
+"""What can be predicted at masked patches, against the equations."""
 
 import dataclasses
 from typing import Literal
@@ -34,7 +34,7 @@ def means(output: StepOutput) -> dict[str, float]:
 
 
 def hidden_of(batch: Batch) -> list[tuple[int, int, int]]:
-    """Image, place in `mask_index`, patch, of every hidden patch."""
+    """Image, place in `mask_index`, patch, of every masked patch."""
     assert batch.mask_index is not None
     assert batch.mask_weight is not None
     return [(b, k, int(batch.mask_index[b, k])) for b, k in batch.mask_weight.nonzero().tolist()]

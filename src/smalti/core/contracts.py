@@ -1,7 +1,7 @@
 """The few types every part agrees on.
 
 Axes, everywhere: `B` images, `C` channels, `H W` pixels, `h w` token grid, `N` = h·w patches, `K` masked patches an
-image at most, `D` width, `V` codebook size. A mask is True where a patch is hidden, flat and row-major.
+image at most, `D` width, `V` codebook size. A mask is True where a patch is masked, flat and row-major.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,9 +67,9 @@ class Batch:
         key: a 64-bit key an image; all noise of the step (Gumbel, drop path) is a function of it.
         token_image: the tokenizer's view of the same crop; None where it is `image` itself.
         ids: visual tokens of every patch.
-        scores: the tokenizer's scores of every visual token at the hidden patches, where those are asked for.
-        mask: True where a patch is hidden.
-        mask_index, mask_weight: the mask in static shape: positions of hidden patches, padded with weight 0.
+        scores: the tokenizer's scores of every visual token at the masked patches, where those are asked for.
+        mask: True where a patch is masked.
+        mask_index, mask_weight: the mask in static shape: positions of masked patches, padded with weight 0.
         label: class of each image.
         target: what a classifier is to say, where that is not one class: shares of all classes.
         label_map: class of each pixel, or void (`functional/pixel_classes.py`).
@@ -118,7 +118,7 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A Transformer over patches. It never sees a mask: hiding patches happens between `embed` and `encode`."""
+    """A Transformer over patches. It never sees a mask: masking patches happens between `embed` and `encode`."""
 
     patch_size: int
     embed_dim: int
@@ -155,7 +155,7 @@ class Masking(Protocol):
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]: ...
 
     def count(self, grid: Grid) -> int:
-        """The most patches a mask hides on this grid."""
+        """The most patches a mask covers on this grid."""
         ...
 
 
@@ -173,7 +173,7 @@ class StepOutput(NamedTuple):
 
 @runtime_checkable
 class Target(Protocol):
-    """What masked image modeling predicts at hidden patches. What it needs to know has been written into the batch."""
+    """What masked image modeling predicts at masked patches. What it needs to know has been written into the batch."""
 
     def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
         """The cost of what the head says at `mask_index`; the loss is summed with `weight`, which is 0 at padding."""

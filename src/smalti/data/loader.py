@@ -70,7 +70,7 @@ class Loader:
     """Batches in an order, with views and masks that depend on its seed alone.
 
     Attributes:
-        masking, grid: what to hide; None where nothing is hidden.
+        masking, grid: what to mask; None where nothing is masked.
         ahead: batches to announce to the source of views beyond the one that is asked for.
     """
 

@@ -40,15 +40,15 @@ class TwoStageBound:
     `likelihood.Bound`, also for the bits that name an 8-bit pixel. Where a scale is finer than a grey level they are
     too few, so the same is given for the probabilities of grey levels. x is the image as the tokenizer sees it.
 
-    Four priors name ẑ. The masked image model predicts hidden tokens only; with it, visible ones cost what they cost
-    under the unigram prior: x̃ does not determine them, for the tokenizer has seen hidden pixels around them.
+    Four priors name ẑ. The masked image model predicts masked tokens only; with it, visible ones cost what they cost
+    under the unigram prior: x̃ does not determine them, for the tokenizer has seen masked pixels around them.
 
     Attributes:
         distortion, grey_levels: D of the density and of 8-bit grey levels; None where the tokenizer has no density.
         uniform: R = N·ln V.
         unigram: R under the frequency of each token among images that are not measured, one added to every count.
         untrained, trained: R with the masked image model, before its first step and after its last.
-        patches, masked_patches: N, and the mean number of hidden ones.
+        patches, masked_patches: N, and the mean number of masked ones.
         sub_pixels: C·H·W of the tokenizer's view.
         images: pairs of an image and a mask that were measured.
 
@@ -165,7 +165,7 @@ def table_of(bound: Mapping[str, Any]) -> list[list[str]]:
 
 def describe(bound: Mapping[str, Any]) -> str:
     """The same as plain text."""
-    about = f"{bound['images']} held-out images, {bound['masked_patches']:g} of {bound['patches']} patches hidden"
+    about = f"{bound['images']} held-out images, {bound['masked_patches']:g} of {bound['patches']} patches masked"
     lines = [f"{name:<36}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in table_of(bound)]
     return "\n".join([f"{about}; D and R in nats a patch, then D + R in bits per dimension", *lines])
 

@@ -1,4 +1,4 @@
-"""What the two stages see: an image, its hidden patches, the tokenizer's view, and what the network dreams up."""
+"""What the two stages see: an image, its masked patches, the tokenizer's view, and what the network dreams up."""
 
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ class Inpainting(NamedTuple):
 
     Attributes:
         original: the image.
-        mask: True where a patch is hidden from the network.
+        mask: True where a patch is masked from the network.
         tokenizer: the image's own visual tokens, decoded: the best that any prediction could give.
-        predicted: the same with the tokens of hidden patches replaced by the most likely predicted ones.
+        predicted: the same with the tokens of masked patches replaced by the most likely predicted ones.
         ids, predicted_ids: the tokens behind the two.
     """
 
@@ -35,9 +35,9 @@ class Inpainting(NamedTuple):
 
 @torch.no_grad()
 def inpaint(model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, compute: Compute) -> Inpainting:
-    """Predict the hidden visual tokens of a batch that has a mask and ids, and decode them.
+    """Predict the masked visual tokens of a batch that has a mask and ids, and decode them.
 
-    All hidden tokens are predicted at once, each as if alone, so neighbours may disagree.
+    All masked tokens are predicted at once, each as if alone, so neighbours may disagree.
     """
     assert batch.ids is not None
     assert batch.mask is not None
@@ -54,9 +54,9 @@ def inpaint(model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, compute
 
 @torch.no_grad()
 def paint(model: MaskedImageModel, target: Pixels, batch: Batch, compute: Compute) -> Float[Tensor, "B C H W"]:
-    """The images of a batch that has a mask, with predicted pixels in the place of hidden ones.
+    """The images of a batch that has a mask, with predicted pixels in the place of masked ones.
 
-    Where targets are normalised, brightness and contrast of each hidden patch are the true ones.
+    Where targets are normalised, brightness and contrast of each masked patch are the true ones.
     """
     assert batch.mask is not None
     assert batch.mask_index is not None

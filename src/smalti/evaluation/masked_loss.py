@@ -17,12 +17,12 @@ from smalti.training.targets import Pixels, masked_tokens
 def evaluate_mim(
     objective: MaskedImageModeling, batches: Callable[[int], Batch], num_batches: int, compute: Compute
 ) -> dict[str, float]:
-    """Loss and accuracy over `num_batches` batches, and two baselines on the same hidden tokens.
+    """Loss and accuracy over `num_batches` batches, and two baselines on the same masked tokens.
 
     Both baselines are fitted to these very tokens, so each is as good as its kind can be.
 
     Returns:
-        `loss_nats` a hidden patch, always against hard tokens; `accuracy` and `top5_accuracy` in [0, 1];
+        `loss_nats` per masked patch, always against hard tokens; `accuracy` and `top5_accuracy` in [0, 1];
         `unigram_entropy_nats`: what a guess costs that knows only how frequent each token is;
         `neighbour_nats`, `neighbour_accuracy`: what one costs that also knows the nearest visible token (`copying`);
         `bits_saved_per_token`, `bits_saved_over_neighbour`: how far the loss lies below these, in bits;
@@ -58,7 +58,7 @@ def evaluate_pixels(
 
     Returns:
         `pixel_loss` in the units of the target, and the same of two guesses: `flat_pixel_loss` of patches of one
-            colour (each hidden patch's own mean where targets are normalised, else the grey in the middle), and
+            colour (each masked patch's own mean where targets are normalised, else the grey in the middle), and
             `neighbour_pixel_loss` of copies of the nearest visible patch.
     """
     target = objective.target
@@ -103,11 +103,11 @@ def _outputs(
 
 
 def _copied(batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The hidden tokens that are those of the nearest visible patch, and the others."""
+    """The masked tokens that are those of the nearest visible patch, and the others."""
     assert batch.ids is not None
     assert batch.mask is not None
     assert batch.mask_index is not None
     assert batch.mask_weight is not None
-    tokens, hidden = masked_tokens(batch), batch.mask_weight > 0
+    tokens, masked = masked_tokens(batch), batch.mask_weight > 0
     same = tokens == batch.ids.gather(1, nearest_visible(batch.mask, batch.mask_index, grid))
-    return tokens[hidden & same].cpu(), tokens[hidden & ~same].cpu()
+    return tokens[masked & same].cpu(), tokens[masked & ~same].cpu()

@@ -33,7 +33,7 @@ class Setup:
     Attributes:
         target: visual tokens, or pixels of normalised patches with squared error. Their losses have different units.
         vocab_size: visual tokens; None for pixels.
-        num_patches, num_masked_patches: of an image; of these the most that a mask hides.
+        num_patches, num_masked_patches: of an image; of these the most that a mask covers.
         embed_dim, depth: of the backbone.
         num_images: images seen at the end, counting repetitions: steps times batch.
         masks: neighbours together, or each patch by itself, which is much easier: its neighbours tell what it is.
@@ -55,7 +55,7 @@ class Setup:
     def distance(self, other: "Setup") -> tuple[bool, float, float]:
         """Whether masks are of another kind, how different the sizes are, and how different the lengths are.
 
-        Of sizes it is Σ |ln(a / b)| over vocabulary, patches, hidden share and size of the backbone (depth · width²).
+        Of sizes it is Σ |ln(a / b)| over vocabulary, patches, masked share and size of the backbone (depth · width²).
         The length decides among equals: the learning rate, and with it the loss, falls towards the end of a run.
         """
         pairs = zip(self._sizes(), other._sizes(), strict=True)
@@ -67,7 +67,7 @@ class Setup:
         named = {
             "visual tokens": (self.vocab_size, other.vocab_size),
             "patches": (self.num_patches, other.num_patches),
-            "% hidden": (self._percent_masked(), other._percent_masked()),
+            "% masked": (self._percent_masked(), other._percent_masked()),
             "masks": (self.masks, other.masks),
             "wide": (self.embed_dim, other.embed_dim),
             "blocks": (self.depth, other.depth),
@@ -76,8 +76,8 @@ class Setup:
         return [f"{ours} {name} ({theirs})" for name, (ours, theirs) in named.items() if ours != theirs]
 
     def _sizes(self) -> tuple[float, ...]:
-        hidden = self.num_masked_patches / self.num_patches
-        return float(self.vocab_size or 1), float(self.num_patches), hidden, float(self.depth * self.embed_dim**2)
+        masked = self.num_masked_patches / self.num_patches
+        return float(self.vocab_size or 1), float(self.num_patches), masked, float(self.depth * self.embed_dim**2)
 
     def _percent_masked(self) -> int:
         return round(100 * self.num_masked_patches / self.num_patches)
@@ -92,7 +92,7 @@ class Reference:
         baseline: loss of a guess that never looks at the image: the unigram entropy of the tokens in nats; 1 of pixels.
         held_out_loss: on whole held-out images at the end.
         images: images seen at each point of the curve, rising.
-        loss: training loss there, a hidden patch: nats, or squared error.
+        loss: training loss there, per masked patch: nats, or squared error.
     """
 
     name: str

@@ -9,7 +9,7 @@ from smalti.core.contracts import Grid
 def piece_sizes(masks: Bool[np.ndarray, "B N"], grid: Grid) -> Int[np.ndarray, "pieces"]:
     """Patches of every connected piece of every mask; patches are connected along their edges.
 
-    Each hidden patch starts with a number of its own; the highest spreads until all of a piece have it.
+    Each masked patch starts with a number of its own; the highest spreads until all of a piece have it.
     """
     cells = masks.reshape(-1, *grid)
     number = np.arange(1, cells.size + 1).reshape(cells.shape) * cells

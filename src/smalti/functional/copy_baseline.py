@@ -1,4 +1,4 @@
-"""A guess that only copies: for a hidden patch what stands in the nearest visible one."""
+"""A guess that only copies: for a masked patch what stands in the nearest visible one."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ def nearest_visible(mask: Bool[Tensor, "B N"], index: Int[Tensor, "B K"], grid: 
     Of several equally near ones it is the first in reading order.
 
     Args:
-        mask: True where hidden; every image shows at least one patch.
+        mask: True where masked; every image shows at least one patch.
         index: flat positions.
         grid: rows and columns.
     """
@@ -30,9 +30,9 @@ class CopyBaseline(NamedTuple):
     """What copying the neighbour is worth.
 
     Attributes:
-        nats: cross-entropy of λ·1[z = neighbour] + (1-λ)·unigram(z), a hidden patch.
+        nats: cross-entropy of λ·1[z = neighbour] + (1-λ)·unigram(z), per masked patch.
         weight: λ, the one that makes it least.
-        accuracy: share of hidden patches whose token is the neighbour's.
+        accuracy: share of masked patches whose token is the neighbour's.
     """
 
     nats: float
@@ -48,7 +48,7 @@ def copying(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaselin
     baseline never lies above it.
 
     Args:
-        hits, misses: how often each token is hidden where the neighbour has the same one, and another.
+        hits, misses: how often each token is masked where the neighbour has the same one, and another.
     """
     hits, misses = hits.double(), misses.double()
     total = float((hits + misses).sum())

@@ -184,9 +184,9 @@ def patch_error(
 
 
 def weights_of_equal_images(weight: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Weights with which the mean of each image counts the same, however many patches it hides: w / Σ_k w.
+    """Weights with which the mean of each image counts the same, however many patches are masked: w / Σ_k w.
 
-    They add up to the number of images that hide something, so sums of losses and of weights stay exact over parts of a
-    batch. With the weights as they are, an image counts by the number of its hidden patches.
+    They add up to the number of images that mask something, so sums of losses and of weights stay exact over parts of a
+    batch. With the weights as they are, an image counts by the number of its masked patches.
     """
     return weight / weight.sum(1, keepdim=True).clamp_min(1)

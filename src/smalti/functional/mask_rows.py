@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from smalti.core.contracts import Grid
 
 MaskRows: TypeAlias = NDArray[Any]
-"""B masks: bit j of `rows[i, b]` says whether mask b hides the patch in row i and column j."""
+"""B masks: bit j of `rows[i, b]` says whether mask b covers the patch in row i and column j."""
 
 
 def integers(width: int) -> np.dtype[Any]:
@@ -18,19 +18,19 @@ def integers(width: int) -> np.dtype[Any]:
 
 
 def nothing(num: int, grid: Grid) -> MaskRows:
-    """Masks that hide nothing yet."""
+    """Masks that cover nothing yet."""
     return np.zeros((grid[0], num), integers(grid[1]))
 
 
 def everything(grid: Grid) -> MaskRows:
-    """One mask that hides all."""
+    """One mask that covers all."""
     return _lowest(np.array([grid[1]]), integers(grid[1]))
 
 
 def size(rows: MaskRows) -> NDArray[np.int32]:
-    """How many patches each mask hides."""
-    hidden: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
-    return hidden
+    """How many patches each mask covers."""
+    masked: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
+    return masked
 
 
 def booleans(rows: MaskRows, width: int) -> NDArray[np.bool_]:

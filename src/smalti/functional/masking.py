@@ -1,4 +1,4 @@
-"""Which patches to hide. A mask is a function of its key: the same alone or in a batch of any size."""
+"""Which patches to mask. A mask is a function of its key: the same alone or in a batch of any size."""
 
 from dataclasses import KW_ONLY, dataclass
 
@@ -19,7 +19,7 @@ _BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
 
 @dataclass(frozen=True)
 class Share:
-    """How much to hide: a share of the grid, or a number of patches."""
+    """How much to mask: a share of the grid, or a number of patches."""
 
     ratio: float = setting(0.4, "share of patches", "BEiT §2.3: about 40 %")
     _: KW_ONLY
@@ -29,27 +29,27 @@ class Share:
         require(0 < self.ratio < 1, f"a mask ratio of {self.ratio}", "choose one between 0 and 1")
 
     def requested(self, grid: Grid) -> int:
-        """How many patches to hide on this grid: at least one, and never all.
+        """How many patches to mask on this grid: at least one, and never all.
 
         Raises:
             UsageError: the grid has a single patch, or `num_masked` does not fit it.
         """
         patches, name = grid[0] * grid[1], f"a grid of {grid[0]} x {grid[1]} patches"
-        require(patches >= 2, f"nothing to hide in {name}", "use at least two patches")
+        require(patches >= 2, f"nothing to mask in {name}", "use at least two patches")
         if self.num_masked is None:
             return min(max(round(self.ratio * patches), 1), patches - 1)
-        hides = f"{self.num_masked} patches to hide in {name}"
-        require(0 < self.num_masked < patches, hides, f"choose 1 to {patches - 1}")
+        asked = f"{self.num_masked} patches to mask in {name}"
+        require(0 < self.num_masked < patches, asked, f"choose 1 to {patches - 1}")
         return self.num_masked
 
     def count(self, grid: Grid) -> int:
-        """The most patches a mask hides on this grid."""
+        """The most patches a mask covers on this grid."""
         return self.requested(grid)
 
 
 @dataclass(frozen=True)
 class Random(Share):
-    """Every patch is hidden with the same probability, independently of its neighbours.
+    """Every patch is masked with the same probability, independently of its neighbours.
 
     Reference: BEiT §3.3 (ablation).
     """
@@ -76,7 +76,7 @@ class Blocks(Share):
         )
 
     def least_block(self, grid: Grid) -> int:
-        """The least area of a block on this grid, in patches: never more than there is to hide."""
+        """The least area of a block on this grid, in patches: never more than there is to mask."""
         scaled = round(16 * grid[0] * grid[1] / 196) if self.min_patches is None else self.min_patches
         return min(max(scaled, 1), self.requested(grid))
 
@@ -90,10 +90,10 @@ class Blocks(Share):
         masks = np.empty((len(keys), grid[0] * grid[1]), np.bool_)
         for start in range(0, len(keys), _MASKS_AT_ONCE):
             some = slice(start, start + _MASKS_AT_ONCE)
-            masks[some] = booleans(self.hide(keys[some], grid), grid[1])
+            masks[some] = booleans(self.draw(keys[some], grid), grid[1])
         return masks
 
-    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
+    def draw(self, keys: Keys, grid: Grid) -> MaskRows:
         """The masks of some keys."""
         raise NotImplementedError
 
@@ -123,9 +123,9 @@ def inside(grid: Grid) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Blockwise(Blocks):
-    """Rectangles of patches are hidden until exactly as many are as asked for; our default, `exact`.
+    """Rectangles of patches are masked until exactly as many are as asked for; our default, `exact`.
 
-    A block has an area drawn uniformly between `min_patches` and what is left to hide, and an aspect ratio drawn
+    A block has an area drawn uniformly between `min_patches` and what is left to mask, and an aspect ratio drawn
     log-uniformly between `min_aspect` and its inverse. Blocks that do not fit strictly inside the grid are redrawn.
     The last block keeps only as many of its new patches as are still needed, along its rows or along its columns.
 
@@ -134,32 +134,32 @@ class Blockwise(Blocks):
         here every mask has the same size. The least block area scales with the grid: 16 patches of 14 x 14.
     """
 
-    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
-        """Blocks until enough is hidden; then the last block of each mask gives back what is too much."""
-        count, hidden = self.count(grid), nothing(len(keys), grid)
-        last = hidden.copy()  # the patches that the last block added
+    def draw(self, keys: Keys, grid: Grid) -> MaskRows:
+        """Blocks until enough is masked; then the last block of each mask gives back what is too much."""
+        count, masked = self.count(grid), nothing(len(keys), grid)
+        last = masked.copy()  # the patches that the last block added
         for drawn in range(0, MOST_BLOCKS, _BLOCKS_AT_ONCE):
-            some = np.flatnonzero(size(hidden) < count)
+            some = np.flatnonzero(size(masked) < count)
             if not len(some):
                 break
             blocks = np.arange(drawn, drawn + _BLOCKS_AT_ONCE)[:, None]
             draws = quarters(fold(keys[some], blocks)).swapaxes(0, 1)
-            hidden[:, some], last[:, some] = self._grow(hidden[:, some], last[:, some], draws, grid)
-        hidden, last = _add(everything(grid), hidden, last, size(hidden) < count)
-        surplus = size(hidden) - count
+            masked[:, some], last[:, some] = self._grow(masked[:, some], last[:, some], draws, grid)
+        masked, last = _add(everything(grid), masked, last, size(masked) < count)
+        surplus = size(masked) - count
         by_column = fold(keys, MOST_BLOCKS) % 2 == 1
         kept = first(last, size(last) - surplus, by_column, grid)
-        return hidden & ~last | kept
+        return masked & ~last | kept
 
     def _grow(
-        self, hidden: MaskRows, last: MaskRows, draws: NDArray[np.float64], grid: Grid
+        self, masked: MaskRows, last: MaskRows, draws: NDArray[np.float64], grid: Grid
     ) -> tuple[MaskRows, MaskRows]:
-        """Draw a few blocks in turn, for all the masks that still hide too little."""
+        """Draw a few blocks in turn, for all the masks that still cover too little."""
         for draw in draws:
-            missing = self.count(grid) - size(hidden)
+            missing = self.count(grid) - size(masked)
             corner, sides = self._block(draw, missing, grid)
-            hidden, last = _add(rectangles(corner, sides, grid), hidden, last, missing > 0)
-        return hidden, last
+            masked, last = _add(rectangles(corner, sides, grid), masked, last, missing > 0)
+        return masked, last
 
     def _block(
         self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid
@@ -170,17 +170,17 @@ class Blockwise(Blocks):
         return place(area, self.log_aspect(draw[1]), draw[2:], inside(grid), grid)
 
 
-def _add(block: MaskRows, hidden: MaskRows, last: MaskRows, where: NDArray[np.bool_]) -> tuple[MaskRows, MaskRows]:
-    """Hide a block in those masks; what it adds becomes their last block."""
-    new = (block * where) & ~hidden
-    return hidden | new, (last * ~where) | new
+def _add(block: MaskRows, masked: MaskRows, last: MaskRows, where: NDArray[np.bool_]) -> tuple[MaskRows, MaskRows]:
+    """Mask a block in those masks; what it adds becomes their last block."""
+    new = (block * where) & ~masked
+    return masked | new, (last * ~where) | new
 
 
 @dataclass(frozen=True)
 class Rolled(Blockwise):
     """`Blockwise` masks moved by a random number of rows and columns; what leaves the grid comes in on the other side.
 
-    Every patch is hidden equally often. Without it a corner of 14 x 14 is hidden 4 % of the time, the centre 73 %.
+    Every patch is masked equally often. Without it a corner of 14 x 14 is masked 4 % of the time, the centre 73 %.
 
     Differs: not in the paper, nor in the released code.
     """
@@ -195,14 +195,14 @@ class Rolled(Blockwise):
 
 
 def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Positions of the hidden patches in a static shape.
+    """Positions of the masked patches in a static shape.
 
     Args:
-        mask: B x N, True where hidden.
-        count: K, the most patches a mask hides.
+        mask: B x N, True where masked.
+        count: K, the most patches a mask covers.
 
     Returns:
-        B x K positions in rising order, and B x K weights: 1 for a hidden patch, 0 for padding.
+        B x K positions in rising order, and B x K weights: 1 for a masked patch, 0 for padding.
     """
     order = np.argsort(~mask, axis=1, kind="stable")[:, :count]
     weight = np.arange(count) < mask.sum(axis=1, keepdims=True)

@@ -17,33 +17,33 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class Release(Blocks):
-    """Blocks that add no more than is left to hide; after ten that cannot, a mask stays smaller than asked for.
+    """Blocks that add no more than is left to mask; after ten that cannot, a mask stays smaller than asked for.
 
     The area of a block is drawn uniformly between `min_patches` and what is left (which may be the smaller of the two),
     its aspect ratio log-uniformly. A block must lie strictly inside the grid and add at least one patch. BEiT was
     trained with `num_masked=75` on 14 x 14: 64 to 75 patches, 74.5 on average, exactly 75 in two masks of three.
 
     Reference: beit/masking_generator.py of the released code.
-    Differs: there `min_patches` is 16 (the class: 4) on every grid and whatever there is to hide, so that with fewer to
-        hide masks are often empty. Here it scales and is never above what there is to hide; in a mask that is
-        still empty after ten tries a patch drawn at random is hidden. On a grid of one row a block may be as high.
+    Differs: there `min_patches` is 16 (the class: 4) on every grid and whatever there is to mask, so that with fewer to
+        mask the masks are often empty. Here it scales and is never above what there is to mask; in a mask that is
+        still empty after ten tries a patch drawn at random is masked. On a grid of one row a block may be as high.
     """
 
-    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
+    def draw(self, keys: Keys, grid: Grid) -> MaskRows:
         """One try after the other, for all the masks that have not given up."""
-        count, hidden = self.count(grid), nothing(len(keys), grid)
+        count, masked = self.count(grid), nothing(len(keys), grid)
         failed, number = np.zeros(len(keys), np.int64), 0
-        while len(some := np.flatnonzero((failed < _TRIES) & (size(hidden) < count))):
-            missing = count - size(hidden[:, some])
-            new = self._block(quarters(fold(keys[some], number)), missing, grid) & ~hidden[:, some]
+        while len(some := np.flatnonzero((failed < _TRIES) & (size(masked) < count))):
+            missing = count - size(masked[:, some])
+            new = self._block(quarters(fold(keys[some], number)), missing, grid) & ~masked[:, some]
             accepted = (size(new) >= 1) & (size(new) <= missing)
-            hidden[:, some] |= new * accepted
+            masked[:, some] |= new * accepted
             failed[some] = np.where(accepted, 0, failed[some] + 1)
             number += 1
-        empty = size(hidden) == 0  # after tries 0 to 9
+        empty = size(masked) == 0  # after tries 0 to 9
         patch = (fold(keys, _TRIES) % (grid[0] * grid[1])).astype(np.int64)
         sides = np.broadcast_to(empty, (2, len(keys))).astype(np.int64)
-        return hidden | rectangles(np.stack(np.divmod(patch, grid[1])), sides, grid)
+        return masked | rectangles(np.stack(np.divmod(patch, grid[1])), sides, grid)
 
     def _block(self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid) -> MaskRows:
         least = self.least_block(grid)
@@ -53,23 +53,23 @@ class Release(Blocks):
 
 @dataclass(frozen=True)
 class Algorithm1(Blocks):
-    """Blocks until *more* than `ratio` of the grid is hidden: 79 to 96 patches of 196, 82.5 on average.
+    """Blocks until *more* than `ratio` of the grid is masked: 79 to 96 patches of 196, 82.5 on average.
 
     Read as follows: sides are rounded, blocks half-open, those larger than the grid redrawn; Rand(16, R) with R below
-    16 is the interval between the two; aspect ratios are uniform. With `num_masked` at least so many are hidden.
+    16 is the interval between the two; aspect ratios are uniform. With `num_masked` at least so many are masked.
 
     Reference: BEiT §2.3, algorithm 1.
-    Differs: a block that would hide the whole grid is redrawn, and the least area scales with the grid.
+    Differs: a block that would mask the whole grid is redrawn, and the least area scales with the grid.
     """
 
     def fewest(self, grid: Grid) -> int:
-        """How many patches a mask hides at least."""
+        """How many patches a mask covers at least."""
         requested = self.requested(grid)
         above = min(math.floor(self._target(grid)) + 1, grid[0] * grid[1] - 1)
         return above if self.num_masked is None else requested
 
     def count(self, grid: Grid) -> int:
-        """The most patches a mask can hide: the last block adds all it has, as early or as late as its area allows."""
+        """The most patches a mask can cover: the last block adds all it has, as early or as late as its area allows."""
         least, target = self.least_block(grid), self._target(grid)
         height, width = (np.arange(1, side + 1) for side in grid)
         area = _least_area(height[:, None], width, self.min_aspect)
@@ -81,22 +81,22 @@ class Algorithm1(Blocks):
         """0.4 N of the paper: beyond it there is enough."""
         return self.ratio * (grid[0] * grid[1]) if self.num_masked is None else float(self.num_masked)
 
-    def hide(self, keys: Keys, grid: Grid) -> MaskRows:
-        """One block after the other, for all the masks that hide too little."""
-        fewest, hidden = self.fewest(grid), nothing(len(keys), grid)
+    def draw(self, keys: Keys, grid: Grid) -> MaskRows:
+        """One block after the other, for all the masks that cover too little."""
+        fewest, masked = self.fewest(grid), nothing(len(keys), grid)
         for number in range(MOST_BLOCKS):
-            some = np.flatnonzero(size(hidden) < fewest)
+            some = np.flatnonzero(size(masked) < fewest)
             if not len(some):
                 break
-            block = self._block(quarters(fold(keys[some], number)), size(hidden[:, some]), grid)
-            grown = hidden[:, some] | block
-            hidden[:, some] |= block * (size(grown) < grid[0] * grid[1])
+            block = self._block(quarters(fold(keys[some], number)), size(masked[:, some]), grid)
+            grown = masked[:, some] | block
+            masked[:, some] |= block * (size(grown) < grid[0] * grid[1])
         along_rows = np.zeros(len(keys), np.bool_)
-        return hidden | first(everything(grid) & ~hidden, np.maximum(fewest - size(hidden), 0), along_rows, grid)
+        return masked | first(everything(grid) & ~masked, np.maximum(fewest - size(masked), 0), along_rows, grid)
 
-    def _block(self, draw: NDArray[np.float64], hidden: NDArray[np.int32], grid: Grid) -> MaskRows:
+    def _block(self, draw: NDArray[np.float64], masked: NDArray[np.int32], grid: Grid) -> MaskRows:
         least = self.least_block(grid)
-        area = least + draw[0] * (self._target(grid) - hidden - least)
+        area = least + draw[0] * (self._target(grid) - masked - least)
         aspect = self.min_aspect + draw[1] * (1 / self.min_aspect - self.min_aspect)
         return rectangles(*place(area, aspect, draw[2:], grid, grid), grid)
 

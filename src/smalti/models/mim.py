@@ -9,7 +9,7 @@ from smalti.models.vit import VisionTransformer, ViT
 
 
 class MaskedImageModel(nn.Module):
-    """Predicts the visual tokens of hidden patches. Mask token and head fall away when the backbone is exported.
+    """Predicts the visual tokens of masked patches. Mask token and head fall away when the backbone is exported.
 
     Reference: BEiT §2.3, eq. 1.
     """

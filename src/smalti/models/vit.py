@@ -87,7 +87,7 @@ class ViT:
 
 
 class VisionTransformer(nn.Module):
-    """Patches in, features out. It never sees a mask: hide patches between `embed` and `encode`."""
+    """Patches in, features out. It never sees a mask: patches are masked between `embed` and `encode`."""
 
     def __init__(self, config: ViT) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ def train_tokenizer() -> TrainTokenizer:
 
 
 def pretrain() -> Pretrain:
-    """A ViT of 0.2 M parameters, 40 % of 7 x 7 patches hidden."""
+    """A ViT of 0.2 M parameters, 40 % of 7 x 7 patches masked."""
     return Pretrain(
         data=DATA,
         backbone=ViT(

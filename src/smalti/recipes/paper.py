@@ -4,8 +4,8 @@ Source: BEiT §2.5 and §3.1; the tokenizer as DALL-E's, appendix A.2 (the paper
 Hardware: 16 V100 of 32 GB, about 5 days for stage two; with fewer, `--plan.accumulate N` splits the batch of 2048;
     docs/scaling.md has the command.
 Expected: ImageNet-1K top-1 83.2 % at 224 x 224 after fine-tuning, as published; not repeated here.
-Differs: clipping at 3.0 and a last learning rate of 1e-5 come from the released code. Masks hide exactly 75 patches of
-    196: the paper says at most 75 in prose, and hides 79 or more in algorithm 1.
+Differs: clipping at 3.0 and a last learning rate of 1e-5 come from the released code. Masks cover exactly 75 patches of
+    196: the paper says at most 75 in prose, and 79 or more in algorithm 1.
 """
 
 from dataclasses import replace

@@ -37,7 +37,7 @@ def train_tokenizer() -> TrainTokenizer:
 
 
 def pretrain() -> Pretrain:
-    """A ViT of 0.5 M parameters, 40 % of 8 x 8 patches hidden."""
+    """A ViT of 0.5 M parameters, 40 % of 8 x 8 patches masked."""
     return Pretrain(
         data=DATA,
         backbone=ViT(

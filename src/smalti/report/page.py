@@ -118,7 +118,7 @@ def _section(number: int, section: Section) -> str:
 
 
 _LOGO = ("1213", "2..4", "3..1", "1342")
-"""A mosaic with a hidden block: the numbers are colours, a dot is a hidden tile."""
+"""A mosaic with a masked block: the numbers are colours, a dot is a masked tile."""
 
 
 def _logo() -> str:

@@ -12,10 +12,10 @@ from PIL import Image
 Picture = UInt8[np.ndarray, "_H _W _C"]
 """C is 1 or 3. Pictures side by side need not agree in any axis."""
 
-_HIDDEN, _EDGE = 128, 152
-"""Grey levels of a hidden patch and of its edge."""
-_SEEN, _ALWAYS_HIDDEN = 232, 40
-"""Grey levels of a patch without an image: never hidden, and always."""
+_MASKED, _EDGE = 128, 152
+"""Grey levels of a masked patch and of its edge."""
+_SEEN, _ALWAYS_MASKED = 232, 40
+"""Grey levels of a patch without an image: never masked, and always."""
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
 _GAP = 4
 """White pixels between the pictures of a sheet."""
@@ -63,26 +63,26 @@ def _row(headings: Iterable[str], pictures: Iterable[Picture], line: str, label:
 def mask_overlay(
     images: UInt8[np.ndarray, "n H W C"], mask: Bool[np.ndarray, "n N"], patch: int
 ) -> UInt8[np.ndarray, "n H W C"]:
-    """Copies of the images with their hidden patches painted grey, each with a lighter edge at its top and left.
+    """Copies of the images with their masked patches painted grey, each with a lighter edge at its top and left.
 
     Args:
         images: H and W are multiples of `patch`.
-        mask: True where a patch is hidden, row-major.
+        mask: True where a patch is masked, row-major.
         patch: side of a patch in pixels.
     """
     _, height, width, _ = images.shape
     grid = mask.reshape(-1, height // patch, width // patch)
-    hidden = grid.repeat(patch, axis=1).repeat(patch, axis=2)
+    masked = grid.repeat(patch, axis=1).repeat(patch, axis=2)
     thin = max(1, patch // 16)
     edge = (np.arange(height)[:, None] % patch < thin) | (np.arange(width) % patch < thin)
-    paint = np.where(edge, _EDGE, _HIDDEN).astype(np.uint8)
-    painted: UInt8[np.ndarray, "n H W C"] = np.where(hidden[..., None], paint[..., None], images)
+    paint = np.where(edge, _EDGE, _MASKED).astype(np.uint8)
+    painted: UInt8[np.ndarray, "n H W C"] = np.where(masked[..., None], paint[..., None], images)
     return painted
 
 
 def share_map(share: Float[np.ndarray, "n h w"] | Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 1"]:
-    """Masks, or shares of masks, as one pixel a patch: light grey where nothing is hidden, dark where all is."""
-    grey: UInt8[np.ndarray, "n h w"] = np.rint(_SEEN + (_ALWAYS_HIDDEN - _SEEN) * share).astype(np.uint8)
+    """Masks, or shares of masks, as one pixel a patch: light grey where nothing is masked, dark where all is."""
+    grey: UInt8[np.ndarray, "n h w"] = np.rint(_SEEN + (_ALWAYS_MASKED - _SEEN) * share).astype(np.uint8)
     return grey[..., None]
 
 

@@ -120,7 +120,7 @@ def describe(result: Mapping[str, Any]) -> str:
         f" perplexity {tokenizer['perplexity']:.0f}",
         f"pretraining {mim['steps']} steps: loss {mim['loss_nats']:.2f} nats,"
         f" {mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} below the unigram entropy"
-        f" ({mim['unigram_entropy_nats']:.2f}); {percent(mim['accuracy'])} of hidden tokens guessed",
+        f" ({mim['unigram_entropy_nats']:.2f}); {percent(mim['accuracy'])} of masked tokens guessed",
     ]
     rows = result.get("probe", {}).get("all", {})
     if rows:
@@ -247,7 +247,7 @@ def _write_report(config: Demo, result: dict[str, Any], images: Images, compute:
     }
     if "probe" in result:
         facts["linear probe"] = f"{result['probe']['gain_points']:+.1f} points"
-    subtitle = "Images taken apart into visual tokens, hidden in blocks, and dreamt back."
+    subtitle = "Images taken apart into visual tokens, masked in blocks, and dreamt back."
     write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", subtitle, sections, facts)
 
 

@@ -1,4 +1,4 @@
-"""`smalti masks`: what a masking hides: how much, where, in which pieces, and what it costs."""
+"""`smalti masks`: what a masking covers: how much, where, in which pieces, and what it costs."""
 
 import time
 from collections.abc import Iterator
@@ -38,10 +38,10 @@ _SUFFIXES = (".html", ".htm", ".png")
 class Masks:
     """Which masking to look at, on which grid, and how closely."""
 
-    variant: Variant = setting("exact", "how patches are hidden")
+    variant: Variant = setting("exact", "how patches are masked")
     grid: tuple[int, int] = setting((14, 14), "rows and columns of patches")
-    ratio: float = setting(0.4, "share of patches to hide")
-    count: int | None = setting(None, "patches to hide, in place of the ratio; none: the ratio")
+    ratio: float = setting(0.4, "share of patches to mask")
+    count: int | None = setting(None, "patches to mask, in place of the ratio; none: the ratio")
     draws: int = setting(20_000, "masks")
     seed: int = setting(0, "of the masks")
     out: str = setting("", "the page (.html) or the picture (.png) to write; empty: none")
@@ -62,9 +62,9 @@ class Masks:
 
 
 class Seen(NamedTuple):
-    """What was found: masks by number of hidden patches, share of masks that hide a patch, examples and figures."""
+    """What was found: masks by number of masked patches, share of masks that cover a patch, examples and figures."""
 
-    hidden: Float[np.ndarray, "N+1"]
+    masked: Float[np.ndarray, "N+1"]
     coverage: Float[np.ndarray, "h w"]
     examples: Bool[np.ndarray, "n h w"]
     result: dict[str, Any]
@@ -74,9 +74,9 @@ def main(config: Masks) -> dict[str, Any]:
     """Draw, count, print; write the page or the picture where one is wanted.
 
     Returns:
-        `requested` patches; `mean`, `std`, `min`, `max` of what is hidden and its `histogram` (patches -> share of
-        masks); `share_exact`, of masks that hide just what was requested; `coverage` (h x w), the share of masks that
-        hide each patch; `pieces`, connected pieces a mask on average, and `piece_sizes` (patches -> share of pieces),
+        `requested` patches; `mean`, `std`, `min`, `max` of what is masked and its `histogram` (patches -> share of
+        masks); `share_exact`, of masks that cover just what was requested; `coverage` (h x w), the share of masks that
+        cover each patch; `pieces`, connected pieces a mask on average, and `piece_sizes` (patches -> share of pieces),
         both of the first 1024 masks; `microseconds` of processor time a mask.
     """
     if config.out:
@@ -94,34 +94,34 @@ def main(config: Masks) -> dict[str, Any]:
 def look(config: Masks) -> Seen:
     """Draw all masks, some at a time, and count."""
     grid, patches = config.grid, config.grid[0] * config.grid[1]
-    hidden, coverage, seconds = np.zeros(patches + 1), np.zeros(patches), 0.0
+    masked, coverage, seconds = np.zeros(patches + 1), np.zeros(patches), 0.0
     first = np.zeros((0, patches), np.bool_)
     for masks, spent in _draw(config):
-        hidden += np.bincount(masks.sum(axis=1), minlength=patches + 1)
+        masked += np.bincount(masks.sum(axis=1), minlength=patches + 1)
         coverage += masks.sum(axis=0)
         seconds += spent
         first = np.concatenate([first, masks[: _IN_PIECES - len(first)]])
-    hidden, coverage = hidden / config.draws, coverage.reshape(grid) / config.draws
+    masked, coverage = masked / config.draws, coverage.reshape(grid) / config.draws
     sizes = piece_sizes(first, grid)
-    found, requested = np.flatnonzero(hidden), config.masking.requested(grid)
-    mean = float(np.arange(patches + 1) @ hidden)
+    found, requested = np.flatnonzero(masked), config.masking.requested(grid)
+    mean = float(np.arange(patches + 1) @ masked)
     result = {
         "variant": config.variant,
         "grid": list(grid),
         "draws": config.draws,
         "requested": requested,
         "mean": mean,
-        "std": float(np.sqrt(np.square(np.arange(patches + 1) - mean) @ hidden)),
+        "std": float(np.sqrt(np.square(np.arange(patches + 1) - mean) @ masked)),
         "min": int(found[0]),
         "max": int(found[-1]),
-        "share_exact": float(hidden[requested]),
-        "histogram": {int(number): float(hidden[number]) for number in found},
+        "share_exact": float(masked[requested]),
+        "histogram": {int(number): float(masked[number]) for number in found},
         "coverage": coverage.tolist(),
         "pieces": len(sizes) / len(first),
         "piece_sizes": {int(size): float((sizes == size).mean()) for size in np.unique(sizes)},
         "microseconds": seconds / config.draws * 1e6,
     }
-    return Seen(hidden, coverage, first[:_PICTURES].reshape(-1, *grid), result)
+    return Seen(masked, coverage, first[:_PICTURES].reshape(-1, *grid), result)
 
 
 def _draw(config: Masks) -> Iterator[tuple[Bool[np.ndarray, "B N"], float]]:
@@ -140,9 +140,9 @@ def describe(config: Masks, seen: Seen) -> str:
     """Examples, coverage and figures for a terminal; plain ASCII."""
     (height, width), result = config.grid, seen.result
     across = max(1, min(_TEXTS, len(seen.examples), 96 // (2 * width + 2)))
-    drawn = [[["##" if hidden else " ." for hidden in row] for row in mask] for mask in seen.examples[:across]]
+    drawn = [[["##" if masked else " ." for masked in row] for row in mask] for mask in seen.examples[:across]]
     lines = ["  ".join("".join(mask[row]) for mask in drawn) for row in range(height)]
-    lines += ["", "share of masks that hide a patch, in %"]
+    lines += ["", "share of masks that cover a patch, in %"]
     lines += ["".join(f"{100 * share:4.0f}" for share in row) for row in seen.coverage]
     return "\n".join([*lines, "", *(f"{name:<14}{text}" for name, text in _figures(result).items())])
 
@@ -151,7 +151,7 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
     patches, largest = result["grid"][0] * result["grid"][1], max(result["piece_sizes"])
     return {
         "masking": f"{result['variant']}, {result['grid'][0]} x {result['grid'][1]} patches, {result['draws']} masks",
-        "hidden": f"{result['mean']:.2f} patches ({percent(result['mean'] / patches)}), deviation {result['std']:.2f}, "
+        "masked": f"{result['mean']:.2f} patches ({percent(result['mean'] / patches)}), deviation {result['std']:.2f}, "
         f"{result['min']} to {result['max']}",
         f"exactly {result['requested']}": percent(result["share_exact"]),
         "pieces": f"{result['pieces']:.2f} a mask, of {min(result['piece_sizes'])} to {largest} patches",
@@ -167,17 +167,17 @@ def _write(config: Masks, seen: Seen) -> None:
         whole = shown[: max(1, len(shown) // _ACROSS) * _ACROSS]
         write_bytes(target, png(sheet({str(n): whole[n::_ACROSS] for n in range(min(_ACROSS, len(whole)))}, scale)))
         return
-    patches = np.flatnonzero(seen.hidden)
+    patches = np.flatnonzero(seen.masked)
     rows = [[name, text] for name, text in _figures(seen.result).items()]
-    points = (patches.tolist(), seen.hidden[patches].tolist())
-    chart = curve({"share of masks": points}, xlabel="hidden patches", ylabel="share of masks")
+    points = (patches.tolist(), seen.masked[patches].tolist())
+    chart = curve({"share of masks": points}, xlabel="masked patches", ylabel="share of masks")
     sections = [
-        Section("Masks", tile_row({"mask": masks}, scale=scale, across=_ACROSS), "Hidden patches are dark."),
+        Section("Masks", tile_row({"mask": masks}, scale=scale, across=_ACROSS), "Masked patches are dark."),
         Section(
             "Where",
             tile_row({"share of masks": coverage}, scale=2 * scale),
-            "The darker a patch, the more masks hide it.",
+            "The darker a patch, the more masks cover it.",
         ),
         Section("How much", table(["", "value"], rows) + (chart if len(patches) > 1 else "")),
     ]
-    write_page(target, f"{config.variant} masks", "What a masking hides.", sections)
+    write_page(target, f"{config.variant} masks", "What a masking covers.", sections)

@@ -76,7 +76,7 @@ class Pretrain:
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
     target: Tokens | SoftTokens | Pixels = Tokens()
     equal_images: bool = setting(
-        False, "the mean of each image counts the same; else every hidden patch does", "BEiT's code: every patch"
+        False, "the mean of each image counts the same; else every masked patch does", "BEiT's code: every patch"
     )
     crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = ColorJitter()
@@ -105,7 +105,7 @@ class Pretrain:
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
         )
-        self.masking.count(self.backbone.grid)  # raises where there are not that many patches to hide
+        self.masking.count(self.backbone.grid)  # raises where there are not that many patches to mask
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(
@@ -207,13 +207,13 @@ def describe_loss(measured: Mapping[str, Any]) -> str:
     """One line: whether the loss is worth anything."""
     if "pixel_loss" in measured:
         return (
-            f"held-out images: loss {measured['pixel_loss']:.4f} a hidden patch; patches of one colour cost"
+            f"held-out images: loss {measured['pixel_loss']:.4f} per masked patch; patches of one colour cost"
             f" {measured['flat_pixel_loss']:.4f}, copies of the nearest visible patch"
             f" {measured['neighbour_pixel_loss']:.4f}"
         )
     soft = f", {measured['kl_nats']:.3f} above the posterior's own entropy" if "kl_nats" in measured else ""
     return (
-        f"held-out images: loss {measured['loss_nats']:.3f} nats a hidden token{soft}; unigram entropy"
+        f"held-out images: loss {measured['loss_nats']:.3f} nats per masked token{soft}; unigram entropy"
         f" {measured['unigram_entropy_nats']:.3f}, copying the nearest visible token"
         f" {measured['neighbour_nats']:.3f}; bits saved a token {measured['bits_saved_per_token']:.3f} and"
         f" {measured['bits_saved_over_neighbour']:.3f}; top-1 {measured['accuracy']:.1%} (copying"
@@ -343,7 +343,7 @@ def measure(
     compute: Compute,
 ) -> dict[str, Any]:
     """The loss and what it has to beat, on whole held-out images under fixed masks; of tokens also the bound of both
-    stages. Every hidden patch counts the same."""
+    stages. Every masked patch counts the same."""
     config = replace(config, plan=config.plan.of_one_of(world_size()))
     loader = _held_out_loader(config, images.held_out, tokenizer)
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // config.plan.micro_batch_size)

@@ -67,9 +67,9 @@ def setup_of(
         return None
     rows, columns = backbone.grid
     name: TargetName = "pixels" if isinstance(target, Pixels) else "tokens"
-    hidden, images = masking.count(backbone.grid), plan.steps * plan.batch_size
+    masked, images = masking.count(backbone.grid), plan.steps * plan.batch_size
     masks: Masks = "random" if isinstance(masking, Random) else "blocks"
-    return Setup(name, vocab_size, rows * columns, hidden, backbone.embed_dim, backbone.depth, images, masks)
+    return Setup(name, vocab_size, rows * columns, masked, backbone.embed_dim, backbone.depth, images, masks)
 
 
 def nearest_run(setup: Setup | None) -> Reference | None:

@@ -105,7 +105,7 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
     name, key = ("patches of one colour", "flat_pixel_loss") if pixels else ("unigram entropy", "unigram_entropy_nats")
     # With soft targets the training loss is another quantity than these.
     level = (name, result[key]) if key in result and "soft_loss_nats" not in result else None
-    ylabel = "error a hidden patch" if pixels else "nats a hidden patch"
+    ylabel = "error per masked patch" if pixels else "nats per masked patch"
     loss, beside = series_of(folder, "loss"), _beside(config, result)
     reference, said = ({}, "") if beside is None else _reference(beside, loss[0])
     chart = curve({"training loss": loss} | reference, xlabel="step", ylabel=ylabel, level=level)
@@ -114,18 +114,18 @@ def pretrain_sections(run: str, compute: Compute, images: Images | None = None) 
             name: series_of(folder, key) for name, key in (("the best guess", "accuracy"), ("best five", "top5"))
         }
         shown = {name: points for name, points in guessed.items() if points[0]}
-        chart += curve(shown, xlabel="step", ylabel="share of hidden tokens guessed")
+        chart += curve(shown, xlabel="step", ylabel="share of masked tokens guessed")
     if (online := series_of(folder, ONLINE))[0]:
         chart += curve({"k-NN, best block": online}, xlabel="step", ylabel="share of labelled images known")
     return [
         Section(
             "Stage two: masked image modeling",
             chart + _numbers(result, _PRETRAIN_NUMBERS),
-            "A part of the patches is hidden, and the network guesses what is there. The dashed line is what a guess"
+            "A part of the patches is masked, and the network guesses what is there. The dashed line is what a guess"
             " costs that never looks at the image: what lies below it is learned from the image." + said,
         ),
         Section(
-            "Hidden, and dreamt back",
+            "Masked, and dreamt back",
             tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
             f"Held-out images. {note}",
         ),
@@ -173,19 +173,19 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
             " are known, and R for naming the tokens to somebody with this prior, in nats a patch. D is that of a"
             " density and may be negative. The sum is also in bits a sub-pixel of an 8-bit image, by density times the"
             " width of a grey level, which credits flat areas too much, and by the probability of grey levels, which"
-            " does not. The masked image model names hidden tokens only; visible ones cost what their frequency says.",
+            " does not. The masked image model names masked tokens only; visible ones cost what their frequency says.",
         )
     ]
 
 
 def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
-    """The first images whole, hidden in parts, and as the network fills them in; what there is to see."""
+    """The first images whole, masked in parts, and as the network fills them in; what there is to see."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
     tokenizer = target_tokenizer(config, compute)
     batch, patch_size = held_out_batch(config, held_out, tokenizer, compute, count), config.backbone.patch_size
     if tokenizer is not None:
         return completed(inpaint(model, tokenizer, batch, compute), patch_size), (
-            "The tokenizer's view is the best that any prediction can give; in the last column the hidden tokens are"
+            "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
             " replaced by the most likely predicted ones and decoded together."
         )
     assert isinstance(config.target, Pixels)
@@ -193,9 +193,9 @@ def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int)
     original = to_pixels(batch.image)
     masked = mask_overlay(original, batch.mask.cpu().numpy(), patch_size)
     predicted = to_pixels(paint(model, config.target, batch, compute))
-    true = " Brightness and contrast of each hidden patch are not predicted but the true ones."
+    true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (
-        "In the last column the hidden patches are predicted pixels." + (true if config.target.normalise else "")
+        "In the last column the masked patches are predicted pixels." + (true if config.target.normalise else "")
     )
 
 
@@ -271,17 +271,17 @@ _TOKENIZER_NUMBERS = {
 }
 
 _PRETRAIN_NUMBERS = {
-    "loss_nats": ("loss, a hidden token", "{:.3f} nats"),
-    "unigram_entropy_nats": ("unigram entropy of hidden tokens", "{:.3f} nats"),
+    "loss_nats": ("loss per masked token", "{:.3f} nats"),
+    "unigram_entropy_nats": ("unigram entropy of masked tokens", "{:.3f} nats"),
     "neighbour_nats": ("the same of a guess that copies the nearest visible token", "{:.3f} nats"),
     "bits_saved_per_token": ("bits saved a token, of the unigram entropy", "{:.3f}"),
     "bits_saved_over_neighbour": ("bits saved a token, of the copying guess", "{:.3f}"),
-    "accuracy": ("hidden tokens guessed right", "{:.1%}"),
+    "accuracy": ("masked tokens guessed right", "{:.1%}"),
     "top5_accuracy": ("among the best five guesses", "{:.1%}"),
     "neighbour_accuracy": ("right by copying", "{:.1%}"),
     "soft_loss_nats": ("loss against the tokenizer's posterior", "{:.3f} nats"),
     "kl_nats": ("KL from the tokenizer's posterior", "{:.3f} nats"),
-    "pixel_loss": ("loss, a hidden patch of pixels", "{:.4f}"),
+    "pixel_loss": ("loss per masked patch of pixels", "{:.4f}"),
     "flat_pixel_loss": ("the same of patches of one colour", "{:.4f}"),
     "neighbour_pixel_loss": ("the same of copies of the nearest visible patch", "{:.4f}"),
 }

@@ -1,4 +1,4 @@
-"""What masked image modeling predicts at hidden patches: visual tokens, the tokenizer's posterior, or pixels."""
+"""What masked image modeling predicts at masked patches: visual tokens, the tokenizer's posterior, or pixels."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _FEW = 5
 
 @dataclass(frozen=True)
 class Tokens:
-    """The visual token of each hidden patch, the most likely one: a classification (BEiT eq. 1)."""
+    """The visual token of each masked patch, the most likely one: a classification (BEiT eq. 1)."""
 
     def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
         loss_sum, total = masked_token_loss(predicted, masked_tokens(batch), weight)
@@ -29,7 +29,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class SoftTokens:
-    """The tokenizer's posterior at each hidden patch, with all its doubts: cross-entropy against q(z|x).
+    """The tokenizer's posterior at each masked patch, with all its doubts: cross-entropy against q(z|x).
 
     Metrics beside those of `Tokens`: `kl` is the loss without the entropy of q, which no prediction can take away;
     `hard` is the loss of `Tokens`, to compare with.
@@ -49,7 +49,7 @@ class SoftTokens:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The pixels of each hidden patch: a regression, for comparison. It needs no tokenizer.
+    """The pixels of each masked patch: a regression, for comparison. It needs no tokenizer.
 
     Reference: He et al. 2021, MAE (`mse`, normalised); Xie et al. 2021, SimMIM (`l1`).
     Differs: backbone and masks stay those of BEiT.
@@ -69,7 +69,7 @@ class Pixels:
         return normalised_patches(patches)[0] if self.normalise else patches
 
     def painted(self, predicted: Float[Tensor, "B K P"], batch: Batch) -> Float[Tensor, "B K P"]:
-        """Predictions as pixels in [0, 1]. Mean and deviation, which are not predicted, are the hidden patch's own."""
+        """Predictions as pixels in [0, 1]. Mean and deviation, which are not predicted, are the masked patch's own."""
         assert batch.mask_index is not None
         if self.normalise:
             _, mean, scale = normalised_patches(pixels_at(batch, batch.mask_index))
@@ -85,7 +85,7 @@ def masked_tokens(batch: Batch) -> Int[Tensor, "B K"]:
 
 
 def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """How many hidden tokens are guessed right, and how many are among the best five guesses."""
+    """How many masked tokens are guessed right, and how many are among the best five guesses."""
     assert batch.mask_weight is not None
     right, count = hits(predicted.detach(), masked_tokens(batch), _FEW), batch.mask_weight.sum()
     within = {"accuracy": right[..., 0], "top5": right.any(-1)}

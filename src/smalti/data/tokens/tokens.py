@@ -14,7 +14,7 @@ CHUNK = 64
 """Images that a tokenizer is given at a time, where there are that many."""
 
 _SCORED = 16
-"""Images whose scores are held at all positions, V a position, before those of hidden patches are picked."""
+"""Images whose scores are held at all positions, V a position, before those of masked patches are picked."""
 
 
 @runtime_checkable
@@ -48,11 +48,11 @@ def scored(
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B K V"]]:
     """The visual tokens of images on the device, and the scores of all of them at the positions `index`."""
     ids, scores = [], []
-    for part, hidden in zip(view.split(_SCORED), index.split(_SCORED), strict=True):
+    for part, masked in zip(view.split(_SCORED), index.split(_SCORED), strict=True):
         with compute.autocast():
             logits = tokenizer.logits(_filled(part, min(_SCORED, len(view)))).flatten(2)[: len(part)]
         ids.append(logits.argmax(1))
-        scores.append(logits.gather(2, hidden[:, None].expand(-1, logits.shape[1], -1)).transpose(1, 2))
+        scores.append(logits.gather(2, masked[:, None].expand(-1, logits.shape[1], -1)).transpose(1, 2))
     return torch.cat(ids), torch.cat(scores)
 
 
@@ -68,7 +68,7 @@ def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int =
 
 
 def with_scores(batch: Batch, tokenizer: Scorer, compute: Compute) -> Batch:
-    """The same, and with the `scores` of its hidden patches."""
+    """The same, and with the `scores` of its masked patches."""
     batch = batch.to(compute.device)
     assert batch.mask_index is not None
     ids, scores = scored(token_view(batch), tokenizer, batch.mask_index, compute)
