@@ -1,6 +1,7 @@
 """Which patches to mask. A mask is a function of its key: the same alone or in a batch of any size."""
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ _BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
 @dataclass(frozen=True)
 class Share:
     """How much to mask: a share of the grid, or a number of patches."""
+
+    constant: ClassVar[bool] = True
+    """Whether every mask covers as many patches as `count` says."""
 
     ratio: float = setting(0.4, "share of patches", "BEiT §2.3: about 40 %")
     _: KW_ONLY

@@ -51,3 +51,8 @@ def normalised_patches(
 def rows(x: Float[Tensor, "B S D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
     """The positions `at` of each sample."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def visible_index(mask: Bool[Tensor, "B N"], num_visible: int) -> Int[Tensor, "B {num_visible}"]:
+    """Positions of the visible patches in rising order, where every image has `num_visible` of them."""
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_visible]

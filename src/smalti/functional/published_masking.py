@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ class Release(Blocks):
         mask the masks are often empty. Here it scales and is never above what there is to mask; in a mask that is
         still empty after ten tries a patch drawn at random is masked. On a grid of one row a block may be as high.
     """
+
+    constant: ClassVar[bool] = False
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
         """One try after the other, for all the masks that have not given up."""
@@ -61,6 +64,8 @@ class Algorithm1(Blocks):
     Reference: BEiT §2.3, algorithm 1.
     Differs: a block that would mask the whole grid is redrawn, and the least area scales with the grid.
     """
+
+    constant: ClassVar[bool] = False
 
     def fewest(self, grid: Grid) -> int:
         """How many patches a mask covers at least."""

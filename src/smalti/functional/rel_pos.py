@@ -45,6 +45,13 @@ def bias_rows(bias: Float[Tensor, "heads S S"], at: Int[Tensor, "B K"]) -> Float
     return found.transpose(1, 2)
 
 
+def bias_between(bias: Float[Tensor, "heads S S"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B heads K K"]:
+    """The bias of the positions `at` of each sample towards one another; an embedding, as in `position_bias`."""
+    pairs = at[:, :, None] * bias.shape[-1] + at[:, None]
+    found: Tensor = F.embedding(pairs, bias.flatten(1).t())
+    return found.permute(0, 3, 1, 2)
+
+
 def resize_table(
     table: Float[Tensor, "rows heads"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "new_rows heads"]:

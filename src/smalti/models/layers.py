@@ -9,7 +9,7 @@ from smalti.core.contracts import Grid
 from smalti.functional.gelu import gelu
 from smalti.functional.noise import uniform_noise
 from smalti.functional.patches import rows
-from smalti.functional.rel_pos import bias_rows, num_rows, position_bias, relative_position_index
+from smalti.functional.rel_pos import bias_between, bias_rows, num_rows, position_bias, relative_position_index
 
 
 class PatchEmbed(nn.Module):
@@ -93,12 +93,14 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B S D"],
-        bias: Float[Tensor, "heads S S"] | None = None,
+        bias: Float[Tensor, "heads S S"] | Float[Tensor, "B heads S S"] | None = None,
         at: Int[Tensor, "B K"] | None = None,
+        where: Int[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B K D"]:
         q, k, v = self._qkv(x).split(x.shape[-1], dim=-1)
         if self.relative_position_bias_table is not None:
             bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
+            bias = bias if where is None else bias_between(bias, where)
         if at is not None:
             q = rows(q, at)
             bias = None if bias is None else bias_rows(bias, at)
@@ -129,7 +131,8 @@ class Block(nn.Module):
     The learned γ of LayerScale are there where `init_values` says how they start. `keep` scales both branches, one
     number a sample and branch: stochastic depth decided outside (`drop_path_keep`). `bias` is added to the scores of
     attention: the relative position bias that all blocks share. `at` are the positions whose output is wanted, unless
-    all are: what only the others need is not computed.
+    all are: what only the others need is not computed. `where` are the positions of what is given, unless it is all;
+    not together with `at`.
 
     Reference: Touvron et al. 2021 (CaiT) for LayerScale.
     """
@@ -156,11 +159,12 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B S D"],
         keep: Float[Tensor, "2 B 1 1"] | None = None,
-        bias: Float[Tensor, "heads S S"] | None = None,
+        bias: Float[Tensor, "heads S S"] | Float[Tensor, "B heads S S"] | None = None,
         at: Int[Tensor, "B K"] | None = None,
+        where: Int[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B K D"]:
         first, second = (None, None) if keep is None else (keep[0], keep[1])
-        attended = _scaled(self.attn(self.norm1(x), bias, at), self.gamma_1, first)
+        attended = _scaled(self.attn(self.norm1(x), bias, at, where), self.gamma_1, first)
         x = (x if at is None else rows(x, at)) + attended
         return x + _scaled(self.mlp(self.norm2(x)), self.gamma_2, second)
 

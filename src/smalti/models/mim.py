@@ -1,30 +1,39 @@
-"""Masked image modeling: a backbone, one mask token and a head over the visual tokens."""
+"""Masked image modeling: a backbone, a decoder where there is one, and a head over the visual tokens."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from smalti.functional.patches import rows, visible_index
+from smalti.models.decoder import CrossAttention, CrossAttentionDecoder, Linear
 from smalti.models.initialisation import Init, initialise
 from smalti.models.vit import VisionTransformer, ViT
 
+_LINEAR = Linear()
+
 
 class MaskedImageModel(nn.Module):
-    """Predicts the visual tokens of masked patches. Mask token and head fall away when the backbone is exported.
+    """Predicts the visual tokens of masked patches; all but the backbone falls away when that is exported.
 
-    Reference: BEiT §2.3, eq. 1.
+    Without a decoder mask tokens stand for masked patches in the encoder, and the head reads its output (BEiT §2.3,
+    eq. 1). With one the encoder sees visible patches alone, and the head reads what the decoder makes of its output.
     """
 
-    def __init__(self, backbone: VisionTransformer, vocab_size: int, init: Init) -> None:
+    def __init__(
+        self, backbone: VisionTransformer, vocab_size: int, init: Init, decoder: CrossAttentionDecoder | None = None
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
-        self.head = nn.Linear(backbone.embed_dim, vocab_size)
-        self._initialise_own(init)
+        self.backbone, self.decoder = backbone, decoder
+        width = backbone.embed_dim if decoder is None else decoder.width
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if decoder is None else None
+        self.head = nn.Linear(width, vocab_size)
+        self._initialise_own(init, width)
 
-    def _initialise_own(self, init: Init) -> None:
+    def _initialise_own(self, init: Init, width: int) -> None:
         own = nn.Module()
-        own.mask_token, own.head = self.mask_token, self.head
-        initialise(own, init, self.backbone.embed_dim)
+        own.register_parameter("mask_token", self.mask_token)
+        own.head = self.head
+        initialise(own, init, width)
 
     def forward(
         self,
@@ -32,19 +41,36 @@ class MaskedImageModel(nn.Module):
         mask: Bool[Tensor, "B N"],
         mask_index: Int[Tensor, "B K"],
         key: Int[Tensor, "B"] | None = None,
-    ) -> Float[Tensor, "B K V"]:
-        """Scores of every visual token at the positions `mask_index`; see `Batch` for the shapes.
+        at: Int[Tensor, "B P"] | None = None,
+    ) -> Float[Tensor, "B P V"]:
+        """Scores of every visual token at masked patches; see `Batch` for the shapes.
 
-        Nothing is computed of other positions that these do not see, and so the last block does less.
+        Args:
+            mask_index: all masked patches; with a decoder there are K of them in every image.
+            at: those to predict; None: all. Nothing is computed that their scores do not depend on.
         """
-        tokens = self.backbone.embed(images)
+        at, tokens = mask_index if at is None else at, self.backbone.embed(images)
+        grid = self.backbone.config.grid
+        if self.decoder is not None:
+            visible = visible_index(mask, mask.shape[1] - mask_index.shape[1])
+            layers = self.decoder.layer_weights is not None
+            encoded = self.backbone.encode(rows(tokens, visible), grid, key=key, visible=visible, layers=layers)
+            return self.head(self.decoder(encoded, visible, at))
+        assert self.mask_token is not None
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        return self.head(self.backbone.encode(tokens, self.backbone.config.grid, key=key, at=mask_index).patches)
+        return self.head(self.backbone.encode(tokens, grid, key=key, at=at).patches)
 
 
-def build_mim(config: ViT, vocab_size: int, seed: int = 0) -> MaskedImageModel:
+def build_mim(
+    config: ViT, vocab_size: int, seed: int = 0, decoder: Linear | CrossAttention = _LINEAR
+) -> MaskedImageModel:
     """A masked image model with freshly drawn weights, the same for the same seed."""
     backbone = config.build(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        return MaskedImageModel(backbone, vocab_size, config.init)
+        between = None
+        if isinstance(decoder, CrossAttention):
+            between = CrossAttentionDecoder(
+                decoder, config.grid, config.embed_dim, config.num_heads, config.depth, config.init
+            )
+        return MaskedImageModel(backbone, vocab_size, config.init, between)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid
 from smalti.functional.positions import sincos_2d
+from smalti.functional.rel_pos import bias_between
 from smalti.models.initialisation import Init, initialise
 from smalti.models.layers import Block, PatchEmbed, RelativePositionBias, drop_path_keep
 
@@ -131,6 +132,7 @@ class VisionTransformer(nn.Module):
         layers: bool = False,
         key: Int[Tensor, "B"] | None = None,
         at: Int[Tensor, "B K"] | None = None,
+        visible: Int[Tensor, "B N"] | None = None,
     ) -> Features:
         """Prepend [S], add positions where they are absolute, run the blocks.
 
@@ -141,21 +143,25 @@ class VisionTransformer(nn.Module):
             key: one key a sample to draw stochastic depth from while training; None keeps every branch.
             at: the patches whose features are wanted, B x K of them, unless all are. Of the others the last block then
                 computes keys and values alone; the result is the same.
+            visible: the patches that `tokens` are of, in the grid; None: all of them. Not together with `at`.
         """
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
         )
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        where = None if visible is None else F.pad(visible + 1, (1, 0))  # [S] comes first
         if self.pos_embed is not None:
-            x = x + self.pos_embed
+            x = x + (self.pos_embed if where is None else F.embedding(where, self.pos_embed[0]))
         x = _residual_dtype(x, self.training)
         depth, rate = self.config.depth, self.config.drop_path_rate
         keep = [None] * depth if key is None or rate == 0 else drop_path_keep(key, depth, rate).to(x.dtype)
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        wanted = None if at is None else F.pad(at + 1, (1, 0))  # [S] comes first
+        if bias is not None and where is not None:
+            bias = bias_between(bias, where)
+        wanted = None if at is None else F.pad(at + 1, (1, 0))
         outputs = []
         for block, block_keep in zip(self.blocks, keep, strict=True):
-            x = self._run(block, x, block_keep, bias, wanted if block is self.blocks[-1] else None)
+            x = self._run(block, x, block_keep, bias, wanted if block is self.blocks[-1] else None, where)
             outputs.append(x)
         x = self.norm(x)
         return Features(x[:, 0], x[:, 1:], tuple(outputs) if layers else ())

@@ -35,6 +35,7 @@ from smalti.evaluation.reference_curves import FLAT_PATCH
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.runs.collapse_check import gate, some_images
@@ -74,6 +75,7 @@ class Pretrain:
     freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
     backbone: ViT = ViT()
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
+    decoder: Linear | CrossAttention = Linear()
     target: Tokens | SoftTokens | Pixels = Tokens()
     equal_images: bool = setting(
         False, "the mean of each image counts the same; else every masked patch does", "BEiT's code: every patch"
@@ -106,6 +108,11 @@ class Pretrain:
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
         )
         self.masking.count(self.backbone.grid)  # raises where there are not that many patches to mask
+        require(
+            isinstance(self.decoder, Linear) or self.masking.constant,
+            f"{type(self.masking).__name__} masks differ in size; an encoder of visible patches needs equal ones",
+            "use --masking random or blockwise, or --decoder linear",
+        )
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(
@@ -250,16 +257,17 @@ def prepare(
     """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
     plan = config.plan
     plan.require_images(len(images.train))
-    model = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
+    model = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed, config.decoder).to(compute.device)
     if source is not None:
         (log or Log()).say(init_from_weights(model, source))
-    objective = MaskedImageModeling(model, config.target, config.equal_images)
+    predicted = config.decoder.predicted if isinstance(config.decoder, CrossAttention) else 1.0
+    objective = MaskedImageModeling(model, config.target, config.equal_images, predicted)
     frozen, steps = model.backbone.parameters(), config.freeze_backbone_steps
     trainer = Trainer(
         objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel
     )
     if should_compile(config.compile, plan.steps, compute.device):
-        compile_blocks(model.backbone.blocks)
+        compile_blocks([*model.backbone.blocks, *(model.decoder.blocks if model.decoder is not None else ())])
     if tokenizer is None or not config.token_cache:
         loader = training_loader(config, images, tokenizer, compute)
         return trainer, with_targets(config, loader, tokenizer, compute)
@@ -352,7 +360,9 @@ def measure(
         return dict(evaluate_pixels(objective, loader, num_batches, compute))
     batches = TokenizedOnce(loader, tokenizer, compute, posterior=isinstance(config.target, SoftTokens))
     measured = evaluate_mim(objective, batches, num_batches, compute)
-    untrained = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed).to(compute.device)
+    untrained = build_mim(config.backbone, num_outputs(config, tokenizer), config.seed, config.decoder).to(
+        compute.device
+    )
     before = evaluate_mim(MaskedImageModeling(untrained), batches, num_batches, compute)
     counts = _token_counts(token_views(config, images.train, tokenizer), tokenizer, compute)
     losses, density = (before["loss_nats"], measured["loss_nats"]), has_density(config.tokenizer)
@@ -388,7 +398,7 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
     """The trained model of a run folder, with mask token and head."""
     config = read_config(run, Pretrain)
     checkpoint = read_checkpoint(Path(run).expanduser())
-    model = build_mim(config.backbone, len(checkpoint.model["head.bias"]))
+    model = build_mim(config.backbone, len(checkpoint.model["head.bias"]), decoder=config.decoder)
     load_weights(model, checkpoint.model, run)
     return model.eval().requires_grad_(False).to(compute.device)
 

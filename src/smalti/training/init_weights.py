@@ -12,17 +12,22 @@ from smalti.models.segmenter import Segmenter
 from smalti.training.checkpoint import load_weights
 from smalti.weights.source import SourceWeights
 
-_BESIDE = {"mask_token": "the mask token", "head.": "the head", "fc_norm.": "the norm of pooled patches"}
+_BESIDE = {
+    "mask_token": "the mask token",
+    "decoder.": "the decoder",
+    "head.": "the head",
+    "fc_norm.": "the norm of pooled patches",
+}
 _MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
-_FALLS_AWAY = ("mask_token", "backbone.norm.", "fc_norm.")
+_FALLS_AWAY = ("mask_token", "decoder.", "backbone.norm.", "fc_norm.")
 """What one kind of network has and another has not."""
 
 
 def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, source: SourceWeights) -> str:
     """Copy the weights into `model`, resized to its grid. What is missing stays as it was drawn.
 
-    A mask token, [S], the last norm and the head may be missing; a head of another vocabulary or kind is left out, and
-    so is what a model of this kind does not have.
+    A mask token, a decoder, [S], the last norm and the head may be missing. Left out are a head of another vocabulary or
+    kind, a decoder of another shape with the head behind it, and what a model of this kind does not have.
 
     Returns:
         A line for people: what came, and what is new.
@@ -36,6 +41,7 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
     weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
+    weights = _without_other_decoder(weights, own)
     if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     missing = own.keys() - weights.keys()
@@ -48,6 +54,14 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     line += _is_new(missing)
     heads = f"; it does not say how many heads it has: {config.num_heads}, as configured"
     return line if source.heads else line + heads
+
+
+def _without_other_decoder(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without decoder and head, where these predict from the backbone's output in another way."""
+    theirs, ours = ({n: v.shape for n, v in some.items() if n.startswith("decoder.")} for some in (weights, own))
+    if theirs == ours:
+        return weights
+    return {name: value for name, value in weights.items() if not name.startswith(("decoder.", "head."))}
 
 
 def _fits(value: Tensor, own: Tensor | None) -> bool:

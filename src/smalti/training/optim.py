@@ -108,8 +108,8 @@ class AdamW:
 
 
 def block_of(name: str) -> int:
-    """The number of the block that a parameter is in, counted from 0; -1 where it is in none."""
-    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    """The number of the encoder's block that a parameter is in, counted from 0; -1 where it is in none."""
+    found = None if name.startswith("decoder.") else re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 
@@ -119,6 +119,8 @@ def layer_of(name: str, top: int) -> int:
     Reference: released code, optim_factory.py, get_num_layer_for_vit: [S], mask token, positions and patch embedding
     are 0; a table of relative positions that all blocks share is at the top, as are the last norm and the head.
     """
+    if name.startswith("decoder."):
+        return top
     if name.endswith(("cls_token", "mask_token", "pos_embed")) or "patch_embed." in name:
         return 0
     block = block_of(name)
