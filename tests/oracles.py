@@ -723,3 +723,56 @@ def nearest(label_map: NDArray[np.integer], box: Sequence[float], flip: bool, si
         x = (box[1] + (across + 0.5) / size[1] * box[3]) * width
         result[row, column] = label_map[min(int(y), height - 1), min(int(x), width - 1)]
     return result
+
+
+def sincos(grid: tuple[int, int], dim: int) -> Array:
+    """sin and cos of row, then of column, at dim/4 frequencies from 2 radians a patch down to 1/50 (N x dim)."""
+    frequencies = [2.0 * 100.0 ** (-i / (dim // 4)) for i in range(dim // 4)]
+    rows = []
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            waves = [[wave(place * f) for f in frequencies] for place in (row, column) for wave in (math.sin, math.cos)]
+            rows.append([value for pair in waves for value in pair])
+    return np.array(rows)
+
+
+def cross_attention_logits(
+    weights: Weights,
+    image: Array,
+    mask: NDArray[np.bool_],
+    *,
+    size: int,
+    heads: int,
+    depth: int,
+    grid: tuple[int, int],
+    decoder_heads: int,
+    decoder_depth: int,
+) -> Array:
+    """Scores at every masked patch, in rising order (K x V): the encoder sees [S] and the visible patches alone."""
+    backbone = {name.removeprefix("backbone."): value for name, value in weights.items()}
+    if "pos_embed" in backbone:  # without what is not seen
+        seen = np.concatenate([[True], ~mask])
+        backbone["pos_embed"] = backbone["pos_embed"][:, seen]
+    cls, patches, layers = encode(backbone, embed(backbone, image, size)[~mask], heads=heads, depth=depth)
+    own = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
+    width = own["mask_token"].shape[-1]
+    positions = sincos(grid, width)
+    where = np.concatenate([np.zeros((1, width)), positions[~mask]])
+    x = own["mask_token"][0] + positions[mask]
+    for i in range(decoder_depth):
+        source = np.concatenate([cls[None], patches])
+        if "layer_weights" in own:
+            source = sum(w * layer for w, layer in zip(own["layer_weights"][i], layers, strict=True))
+        projected = source @ own["proj.weight"].T + own["proj.bias"] + where
+        memory = layer_norm(projected, own["memory_norm.weight"], own["memory_norm.bias"])
+        block = f"blocks.{i}"
+        normed = layer_norm(x, own[f"{block}.norm1.weight"], own[f"{block}.norm1.bias"])
+        q = normed @ own[f"{block}.attn.q.weight"].T + own[f"{block}.attn.q.bias"]
+        k, v = np.split(memory @ own[f"{block}.attn.kv.weight"].T + own[f"{block}.attn.kv.bias"], 2, axis=1)
+        columns = [slice(h * width // decoder_heads, (h + 1) * width // decoder_heads) for h in range(decoder_heads)]
+        mixed = np.concatenate([attention(q[:, c], k[:, c], v[:, c]) for c in columns], axis=1)
+        x = x + mixed @ own[f"{block}.attn.proj.weight"].T + own[f"{block}.attn.proj.bias"]
+        normed = layer_norm(x, own[f"{block}.norm2.weight"], own[f"{block}.norm2.bias"])
+        x = x + feed_forward(normed, own, f"{block}.mlp")
+    x = layer_norm(x, own["norm.weight"], own["norm.bias"])
+    return x @ weights["head.weight"].T + weights["head.bias"]

@@ -26,8 +26,8 @@ _FALLS_AWAY = ("mask_token", "decoder.", "backbone.norm.", "fc_norm.")
 def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, source: SourceWeights) -> str:
     """Copy the weights into `model`, resized to its grid. What is missing stays as it was drawn.
 
-    A mask token, a decoder, [S], the last norm and the head may be missing. Left out are a head of another vocabulary or
-    kind, a decoder of another shape with the head behind it, and what a model of this kind does not have.
+    A mask token, a decoder, [S], the last norm and the head may be missing. Left out are a head of another vocabulary
+    or kind, a decoder of another shape with the head behind it, and what a model of this kind does not have.
 
     Returns:
         A line for people: what came, and what is new.
