@@ -190,6 +190,12 @@ def workers(world: World, run: Path) -> list[str]:
     return soft(world, run, num_workers=2)
 
 
+def decoder(world: World, run: Path) -> list[str]:
+    """An encoder of visible patches, and a decoder that predicts half of the others; otherwise as `mim`."""
+    visible = ["--decoder", "cross-attention", "--decoder.depth", "2", "--decoder.predicted", "0.5"]
+    return [*mim(world, run), *visible, "--decoder.mix-layers", "--masking", "random"]
+
+
 def compiled(world: World, run: Path) -> list[str]:
     """Compiled blocks."""
     return [*mim(world, run), "--compile", "on"]
@@ -213,7 +219,14 @@ def epochs(world: World, run: Path) -> list[str]:
     return ["pretrain", "tiny", *PRETRAIN_FLAGS, *flags, "--data.limit", "30", *_where(world, run, world.tokenizer)]
 
 
-KINDS: dict[str, Kind] = {"dvae": dvae, "vq": vq, "mim": mim, "rollback": rollback, "finetune": finetune}
+KINDS: dict[str, Kind] = {
+    "dvae": dvae,
+    "vq": vq,
+    "mim": mim,
+    "decoder": decoder,
+    "rollback": rollback,
+    "finetune": finetune,
+}
 """Those of every test."""
 
 CHANGE = {"rollback": "spikes"}

@@ -40,8 +40,8 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     source.require_fit(config)
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
-    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
     weights = _without_other_decoder(weights, own)
+    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
     if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     missing = own.keys() - weights.keys()
