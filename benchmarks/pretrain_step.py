@@ -85,12 +85,12 @@ CASES = {
 class PlainBlock(nn.Module):
     """A Transformer block as tutorials write it."""
 
-    def __init__(self, dim: int, heads: int, masked: int, drop_path: float) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, drop_path: float) -> None:
         super().__init__()
         self.heads, self.drop_path = heads, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, masked), nn.GELU(), nn.Linear(masked, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def attention(self, x: Tensor) -> Tensor:
         b, s, d = x.shape

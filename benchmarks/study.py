@@ -19,6 +19,7 @@ from smalti.data.transforms.mixing import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.evaluation.battery import Battery
 from smalti.functional.masking import Blockwise, Random
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.evaluate import batteries
@@ -50,12 +51,13 @@ class Row:
     tokenizer: str = ""
     images: int = IMAGES
     layer_decay: float = 0.8
+    decoder: Linear | CrossAttention = Linear()
 
     @property
     def compared(self) -> bool:
-        """Whether it has as many images, patches masked and layer decay as others: the best is chosen among these."""
+        """Whether it has the images, masked patches, decoder and layer decay of others: the best is one of these."""
         usual = Row()
-        here, there = ((row.images, row.masking.ratio, row.layer_decay) for row in (self, usual))
+        here, there = ((row.images, row.masking.ratio, row.layer_decay, row.decoder) for row in (self, usual))
         return here == there
 
 
@@ -112,6 +114,7 @@ class Study:
             out=str(out),
             backbone=self.backbone,
             masking=row.masking,
+            decoder=row.decoder,
             target=row.target,
             crop=RandomResizedCrop(scale=(0.4, 1.0)),
             jitter=NO_JITTER,

@@ -19,6 +19,7 @@ from results import Results
 from study import IMAGES, Row, Study
 
 from smalti.functional.masking import Random
+from smalti.models.decoder import CrossAttention
 from smalti.training.targets import Pixels, Tokens
 
 _RANDOM = Random(ratio=0.4)
@@ -34,6 +35,9 @@ ROWS = {
     "dvae-hidden-60": Row(Tokens(), Random(ratio=0.6), "dvae-1024"),
     "dvae-hidden-75": Row(Tokens(), Random(ratio=0.75), "dvae-1024"),
     "pixels-hidden-60": Row(Pixels(), Random(ratio=0.6)),
+    "visible-kmeans-75": Row(Tokens(), Random(ratio=0.75), "kmeans-1024", decoder=CrossAttention()),
+    "visible-dvae-75": Row(Tokens(), Random(ratio=0.75), "dvae-1024", decoder=CrossAttention()),
+    "visible-pixels-75": Row(Pixels(), Random(ratio=0.75), decoder=CrossAttention()),
     "dvae-hidden-60-1200000": Row(Tokens(), Random(ratio=0.6), "dvae-1024", images=1_200_000),
 }
 BUDGETS = (37_500, 75_000, 150_000, 300_000, 600_000)
