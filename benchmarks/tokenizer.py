@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute, choose_compute
-from smalti.runs.import_tokenizer import ImportTokenizer, load_dalle
+from smalti.runs.import_tokenizer import ImportTokenizer
 from smalti.runs.import_tokenizer import main as import_tokenizer
+from smalti.runs.tokenizers import load_dalle
 from smalti.tokenizers.dalle import DallETokenizer
 
 

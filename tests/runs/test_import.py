@@ -11,7 +11,8 @@ from smalti import cli
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import sha256
-from smalti.runs.import_tokenizer import ImportTokenizer, load_dalle, main
+from smalti.runs.import_tokenizer import ImportTokenizer, main
+from smalti.runs.tokenizers import load_dalle
 from smalti.tokenizers.dalle import DallE
 from tests.contracts import check_tokenizer
 from tests.small_runs import pictures, pretrain, result, weights

@@ -16,7 +16,7 @@ from smalti.functional.masking import Blockwise, Random
 from smalti.models.vit import ViT
 from smalti.runs import reference_curve as beside
 from smalti.runs.reference_curve import ReferenceComparison, setup_of
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.training_plan import Plan
 from tests.oracles import distribution_entropy

@@ -1,14 +1,18 @@
 """The frozen battery: k-NN, linear probe and few labels on every layer, chosen on validation images alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.evaluation.features import Layer, Pooling
+from smalti.core.contracts import Backbone
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.intervals import Interval, mean_interval, share_interval
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.label_draws import BUDGETS, Budget
@@ -229,3 +233,34 @@ def _mean(values: Sequence[float]) -> float:
 
 def _named(scores: Mapping[Layer, float]) -> dict[str, float]:
     return {f"{number} {pooling}": score for (number, pooling), score in scores.items()}
+
+
+DEFAULT_BATTERY = Battery()
+
+
+def battery(
+    backbone: Backbone,
+    train: InMemoryDataset,
+    test: InMemoryDataset,
+    compute: Compute,
+    seed: int = 0,
+    protocol: Battery = DEFAULT_BATTERY,
+) -> BatteryResult:
+    """What frozen features are worth: k-NN, linear probe and few labels, from one pass over the images."""
+    return next(batteries(backbone, train, test, compute, [seed], protocol))
+
+
+def batteries(
+    backbone: Backbone,
+    train: InMemoryDataset,
+    test: InMemoryDataset,
+    compute: Compute,
+    seeds: Iterable[int],
+    protocol: Battery = DEFAULT_BATTERY,
+) -> Iterator[BatteryResult]:
+    """The same for several seeds, which draw validation images and few labels; features are computed once."""
+    parts = [
+        extract(backbone, part, compute, poolings=protocol.poolings, dtype=torch.float16) for part in (train, test)
+    ]
+    for seed in seeds:
+        yield protocol(parts[0], train.labels, parts[1], test.labels, seed)

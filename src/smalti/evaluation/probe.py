@@ -7,16 +7,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smalti.core.compute import Compute
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.few_labels import by_lot
-from smalti.evaluation.features import Layer
+from smalti.data.load import Images
+from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge
+from smalti.models.vit import VisionTransformer, as_unit_range
 
 L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
 """Strongest first: each fit begins where the one before ended."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
 FEW_LABELS = 0.01
+_QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
+"""What the demo chooses from."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,23 @@ def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: 
         few = torch.cat([members[draw * each : (draw + 1) * each] for members in by_class])
         accuracies.append(fit_linear(x[few], y[few], 1e-2).accuracy(test, test_labels))
     return sum(accuracies) / draws
+
+
+def probe_backbone(
+    backbone: VisionTransformer, images: Images, compute: Compute, validation: float = 0.1, seed: int = 0
+) -> ProbeResult:
+    """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
+    train, test = (extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in images)
+    split = Split.of(len(images.train), validation, seed)
+    return probe(train, images.train.labels, test, images.held_out.labels, split)
+
+
+def probe_pixels(images: Images, validation: float = 0.1, seed: int = 0) -> ProbeResult:
+    """The same probes on raw pixels."""
+    split = Split.of(len(images.train), validation, seed)
+    train, test = ({(0, "pixels"): _flat(part)} for part in images)
+    return probe(train, images.train.labels, test, images.held_out.labels, split)
+
+
+def _flat(images: InMemoryDataset) -> Tensor:
+    return as_unit_range(images.images).flatten(1)

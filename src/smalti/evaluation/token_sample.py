@@ -1,15 +1,21 @@
-"""The held-out images that a tokenizer is measured on: enough for steady figures, the same for every run."""
+"""The images that a tokenizer is measured on: enough for steady figures, the same for every run."""
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from smalti.core.rng import Stream, fold
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.reading import even_sample, some_squares
 from smalti.functional.patches import constant_patches
 
 WINDOW = 200_000
 """Tokens on patches that are not constant."""
+
+_IMAGES = 2000
+"""Images of a sample that is read for a look."""
 
 
 def token_sample(images: Tensor, stride: int, tokens: int = WINDOW) -> Tensor:
@@ -27,3 +33,10 @@ def token_sample(images: Tensor, stride: int, tokens: int = WINDOW) -> Tensor:
 def constant(images: Tensor, stride: int) -> Bool[Tensor, "B N"]:
     """`constant_patches` of any number of images, in parts."""
     return torch.cat([constant_patches(part, stride) for part in images.split(500)])
+
+
+def some_images(images: InMemoryDataset | ImageDataset, side: int, count: int = _IMAGES) -> UInt8[Tensor, "B C H W"]:
+    """At most `count` images, evenly spread; streamed ones as squares of `side` pixels."""
+    if isinstance(images, InMemoryDataset):
+        return images.select(np.array(even_sample(len(images), count))).images
+    return some_squares(images, count, side)

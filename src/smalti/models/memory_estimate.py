@@ -1,8 +1,9 @@
-"""What training a backbone keeps in memory, before it is tried."""
+"""What a network has of parameters, and what training a backbone keeps in memory, before it is tried."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from smalti.models.vit import ViT
 
@@ -22,6 +23,19 @@ class Memory(NamedTuple):
     gradients: int
     optimiser: int
     activations: int
+
+
+@runtime_checkable
+class Buildable(Protocol):
+    """The configuration of a network."""
+
+    def build(self) -> nn.Module: ...
+
+
+def num_parameters(network: Buildable) -> int:
+    """How many it is trained with; nothing is allocated. A bare backbone has neither mask token nor head."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in network.build().parameters())
 
 
 def training_memory(config: ViT, batch_size: int, dtype: torch.dtype) -> Memory:

@@ -23,8 +23,6 @@ from smalti.data.transforms.erasing import Erasing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.distributed.collectives import Ranks, from_rank0, process_group
-from smalti.models.classifier import ImageClassifier
-from smalti.models.segmenter import Segmenter
 from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
@@ -33,7 +31,7 @@ from smalti.runs.model_selection import Best, Choose, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
-from smalti.training.checkpoint import load_weights, read_checkpoint
+from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.init_weights import init_from_weights
 from smalti.training.optim import AdamW
@@ -105,10 +103,10 @@ class Finetune:
         require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
-    @property
-    def shares(self) -> Shares:
-        """How labelled images are divided."""
-        return Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
+    def divided(self, given: Given, log: Log) -> Labelled:
+        """What to learn from, to choose on, and to be judged on."""
+        shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
+        return self.task.divide(given, self.data, self.test, self.validation_data, shares, log)
 
 
 def main(
@@ -143,7 +141,7 @@ def main(
 def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
-    parts = divided(config, given, session.log)
+    parts = config.divided(given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
@@ -169,7 +167,9 @@ def _validation(config: Finetune, parts: Labelled, compute: Compute) -> Callable
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
     """The result of the run, from the weights that it has chosen."""
     task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
-    model, step = _load(config, outputs, session.compute)
+    chosen = read_chosen(session.folder.path, config.choose)
+    model = task.build(config.backbone, outputs)
+    model = load_frozen(model, chosen.model, config.out, session.compute.device)
     validation = _validation(config, parts, session.compute)(model)
     result: dict[str, Any] = {f"validation_{name}": value for name, value in validation.items()}
     tested = task.report(model, parts.test, outputs, size, session.compute)
@@ -178,7 +178,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
         task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
-    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
+    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": chosen.step}
     session.log.say(describe(result, task.score))
     return result
 
@@ -190,11 +190,6 @@ def describe(result: dict[str, Any], score: str) -> str:
         f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"
         " test images"
     )
-
-
-def divided(config: Finetune, given: Given, log: Log) -> Labelled:
-    """What to learn from, to choose on, and to be judged on."""
-    return config.task.divide(given, config.data, config.test, config.validation_data, config.shares, log)
 
 
 def prepare(
@@ -266,17 +261,3 @@ def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     else:
         return config
     return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
-
-
-def load_model(run: str, compute: Compute) -> ImageClassifier | Segmenter:
-    """The chosen network of a run folder."""
-    config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
-    return _load(replace(config, out=run), folder.read_classes(), compute)[0]
-
-
-def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier | Segmenter, int]:
-    """The network of the run in `out`, and the step that it is of."""
-    model = config.task.build(config.backbone, outputs)
-    checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)
-    load_weights(model, checkpoint.model, config.out)
-    return model.eval().requires_grad_(False).to(compute.device), checkpoint.step

@@ -59,6 +59,26 @@ class ReferenceComparison:
         return f"{said} after {self.setup.num_images}"
 
 
+def comparison_of(
+    target: Tokens | SoftTokens | Pixels,
+    backbone: ViT,
+    masking: Masking,
+    plan: Plan,
+    vocab_size: int | None,
+    baseline: float,
+) -> ReferenceComparison | None:
+    """The run with its nearest reference; None where there is none.
+
+    Args:
+        baseline: as of `ReferenceComparison`.
+    """
+    setup = setup_of(target, backbone, masking, plan, vocab_size)
+    reference = None if setup is None else nearest(setup, references())
+    if setup is None or reference is None:
+        return None
+    return ReferenceComparison(reference, setup, baseline, plan.batch_size)
+
+
 def setup_of(
     target: Tokens | SoftTokens | Pixels, backbone: ViT, masking: Masking, plan: Plan, vocab_size: int | None
 ) -> Setup | None:
@@ -70,8 +90,3 @@ def setup_of(
     masked, images = masking.count(backbone.grid), plan.steps * plan.batch_size
     masks: Masks = "random" if isinstance(masking, Random) else "blocks"
     return Setup(name, vocab_size, rows * columns, masked, backbone.embed_dim, backbone.depth, images, masks)
-
-
-def nearest_run(setup: Setup | None) -> Reference | None:
-    """The curve to compare with; None where there is none."""
-    return None if setup is None else nearest(setup, references())

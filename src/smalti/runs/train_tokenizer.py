@@ -1,7 +1,6 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,9 @@ from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCr
 from smalti.data.view_source import open_view_source
 from smalti.distributed.collectives import Ranks, from_rank0, process_group
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
-from smalti.runs.collapse_check import some_images
-from smalti.runs.folder import read_config, read_kind, writing
-from smalti.runs.import_tokenizer import load_dalle
+from smalti.runs.folder import writing
 from smalti.runs.session import Session
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
@@ -32,7 +30,7 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vq import VQ
-from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from smalti.training.optim import AdamW
 from smalti.training.quantised import QuantisedObjective
@@ -78,13 +76,18 @@ class TrainTokenizer:
         )
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
-            self.init_images > 0 or not is_fitted(self.tokenizer),
+            self.init_images > 0 or self.planned_steps > 0,
             "a tokenizer fitted to no images",
             "use more init_images",
         )
         require(0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "choose one between 0 and 1")
         require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimiser steps: none for tokenizers that are fitted to some images, and not trained."""
+        return 0 if isinstance(self.tokenizer, KMeansPatches | RandomProjection) else self.plan.steps
 
 
 def main(
@@ -134,13 +137,13 @@ def _measured(
         train=some_images(given.train, config.data.side),
         density=config.likelihood == "logit_laplace",
     )
-    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": planned_steps(config)}
+    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.planned_steps}
     return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
 
 
 def made(config: TrainTokenizer, images: Images | StoredImages, session: Session) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved."""
-    if planned_steps(config) > 0:
+    if config.planned_steps > 0:
         trainer, batches = prepare(config, images, session.compute)
         session.train("tokenizer", trainer, batches, config.plan, config.profile)
         trained = trainer.trained
@@ -151,16 +154,6 @@ def made(config: TrainTokenizer, images: Images | StoredImages, session: Session
     if is_rank0():
         write_checkpoint(session.folder.path, 0, tokenizer, {})
     return tokenizer
-
-
-def is_fitted(tokenizer: object) -> bool:
-    """Whether a tokenizer of this configuration is fitted to some images, and not trained."""
-    return isinstance(tokenizer, KMeansPatches | RandomProjection)
-
-
-def planned_steps(config: TrainTokenizer) -> int:
-    """Optimiser steps: none for tokenizers that are fitted."""
-    return 0 if is_fitted(config.tokenizer) else config.plan.steps
 
 
 def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
@@ -196,17 +189,3 @@ def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Object
     if isinstance(tokenizer, Quantised):
         return QuantisedObjective(tokenizer, config.likelihood)
     raise UsageError(f"a {type(config.tokenizer).__name__} tokenizer is fitted, not trained")
-
-
-def load_tokenizer(run: str, compute: Compute) -> ImageTokenizer:
-    """The tokenizer of a run folder, of whichever kind, or an imported one."""
-    if read_kind(run) == DallE.__name__:
-        return load_dalle(run, compute)
-    tokenizer = read_config(run, TrainTokenizer).tokenizer.build()
-    load_weights(tokenizer, read_checkpoint(Path(run).expanduser()).model, run)
-    return tokenizer.eval().requires_grad_(False).to(compute.device)
-
-
-def has_density(run: str) -> bool:
-    """Whether p(x|z) of the tokenizer in a run folder was trained as a density, and not as an error of pixels."""
-    return read_kind(run) == DallE.__name__ or read_config(run, TrainTokenizer).likelihood == "logit_laplace"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -26,6 +26,8 @@ from smalti.core.ranks import is_rank0, world_size
 from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
 from smalti.training.run_environment import RunEnvironment
+
+N = TypeVar("N", bound=nn.Module)
 
 FOLDER = "checkpoints"
 
@@ -229,6 +231,16 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
     with torch.no_grad():
         for name, value in own.items():
             copy_into(value, weights[name])
+
+
+def load_frozen(network: N, weights: dict[str, Tensor], where: str, device: torch.device) -> N:
+    """The network with these weights, on the device: for use, and not to be trained.
+
+    Raises:
+        CheckpointError: they do not fit; it names `where` they are from.
+    """
+    load_weights(network, weights, where)
+    return network.eval().requires_grad_(False).to(device)
 
 
 class _DamagedError(Exception):
