@@ -12,16 +12,20 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from smalti.core.errors import UsageError
 
 T = TypeVar("T")
 
 
-def setting(default: Any, unit: str = "", paper: str = "") -> Any:
+Resume: TypeAlias = Literal["same", "free", "free_without_rollback"]
+"""Whether a field may have another value when a run goes on, and the run still ends in the same bits."""
+
+
+def setting(default: Any, unit: str = "", paper: str = "", resume: Resume = "same") -> Any:
     """A dataclass field with a unit and, where the value comes from one, a reference."""
-    return field(default=default, metadata={"unit": unit, "paper": paper})
+    return field(default=default, metadata={"unit": unit, "paper": paper, "resume": resume})
 
 
 def require(condition: bool, what: str, fix: str = "") -> None:
@@ -134,6 +138,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
+_METADATA = {"unit": "", "paper": "", "resume": "same"}
+
+
 @dataclass(frozen=True)
 class Field:
     """One leaf of a configuration, as `smalti explain` prints it."""
@@ -143,6 +150,7 @@ class Field:
     unit: str
     paper: str
     default: Any
+    resume: Resume = "same"
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
@@ -156,4 +164,5 @@ def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
             yield from leaves(value, f"{prefix}{f.name}.")
         else:
             default = None if f.default is dataclasses.MISSING else f.default
-            yield Field(prefix + f.name, value, f.metadata.get("unit", ""), f.metadata.get("paper", ""), default)
+            unit, paper, resume = (f.metadata.get(key, none) for key, none in _METADATA.items())
+            yield Field(prefix + f.name, value, unit, paper, default, resume)

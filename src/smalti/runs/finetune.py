@@ -76,7 +76,7 @@ class Finetune:
     plan: Plan = Plan()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, mixing, labels and weights")

@@ -47,7 +47,7 @@ class Pretrain:
 
     data: Data = Data()
     tokenizer: str = setting("", "the run folder of the tokenizer")
-    accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed")
+    accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
     out: str = setting("", "the run folder to write")
     init_from: str = setting(
         "", "weights to start from: a pretraining run, or a ViT or BEiT of timm or transformers; empty: drawn"
@@ -64,17 +64,19 @@ class Pretrain:
     num_views: int | None = setting(
         None, "views of an image, in turn; it changes training: less variety, but a token cache pays; none: always new"
     )
-    token_cache: str = setting("", "a folder that keeps visual tokens, also those of smalti tokenize; empty: none")
+    token_cache: str = setting(
+        "", "a folder that keeps visual tokens, also those of smalti tokenize; empty: none", resume="free"
+    )
     normalisation: Normalisation | None = setting(
         None, "of pixels: half (0.5), imagenet, auto (measured); none: backbone.mean and backbone.std as they are"
     )
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
     online: Online = Online()
-    reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs")
+    reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     ema_decay: float | None = setting(None, "a step; none: no averaging")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, masks and weights")
@@ -147,7 +149,7 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
     beside = _looked_at(config, given, tokenizer, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
-    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, remark=beside)
+    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, beside=beside)
     result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
     return result
 

@@ -58,7 +58,7 @@ class TrainTokenizer:
         1000, "images that the codebook is initialised from; 0: random weights, as in the papers"
     )
     ema_decay: float = setting(0.999, "a step", "DALL-E, appendix A.2")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, noise and weights")

@@ -10,13 +10,15 @@ from smalti.core.errors import DataError
 class Plan:
     """How long to train, and how often to do what is not training."""
 
-    steps: int = setting(1000, "optimiser steps")
+    steps: int = setting(1000, "optimiser steps", resume="free")
     batch_size: int = setting(256, "images")
     accumulate: int = setting(1, "equal parts of a batch, computed in turn: the same step in less memory")
     repeat: bool = setting(False, "let a batch hold an image more than once, where there are fewer than it has rows")
-    log_every: int = setting(10, "steps")
-    save_every: int = setting(1000, "steps")
-    skip_nonfinite: int = setting(0, "steps without a finite loss and gradient that a run may leave out; then it stops")
+    log_every: int = setting(10, "steps", resume="free_without_rollback")
+    save_every: int = setting(1000, "steps", resume="free_without_rollback")
+    skip_nonfinite: int = setting(
+        0, "steps without a finite loss and gradient that a run may leave out; then it stops", resume="free"
+    )
     rollback: int = setting(
         0, "times that a run goes back to its last checkpoint when the loss jumps, and leaves out the images since"
     )
