@@ -7,45 +7,43 @@ from typing import Any
 
 from torch import nn
 
-from smalti.core.compute import Compute, Device, Precision
+from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.segmentation import SceneImages
-from smalti.data.load import Data, Images
+from smalti.data.load import Images
 from smalti.data.loader import Loader
 from smalti.data.sampler import Sampler
 from smalti.data.statistics import Normalisation, statistics
 from smalti.data.transforms.batch_transforms import Change, Changed
 from smalti.data.transforms.erasing import Erasing
 from smalti.data.transforms.randaugment import RandAugment
-from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
-from smalti.distributed.collectives import Ranks, from_rank0, process_group
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
+from smalti.distributed.collectives import from_rank0
 from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
-from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
+from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
 from smalti.runs.label_splits import Given, Labelled, Shares
 from smalti.runs.model_selection import Best, Choose, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
+from smalti.runs.training_run import TrainingRun
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.init_weights import init_from_weights
-from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
-from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Finetune(TrainingRun):
     """Everything about a fine-tuning run."""
 
-    data: Data = Data()
     test: str = setting(
         "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
     )
@@ -56,11 +54,9 @@ class Finetune:
         "",
         "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
     )
-    out: str = setting("", "the run folder to write")
     task: Classification | Segmentation = Classification()
     backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
-    crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = NO_JITTER
     augment: RandAugment = RandAugment()
     erasing: Erasing = Erasing()
@@ -72,17 +68,10 @@ class Finetune:
         None,
         "of pixels: half (0.5), imagenet, auto (measured); none: as of the run in init, else backbone.mean and .std",
     )
-    optimiser: AdamW = AdamW()
-    plan: Plan = Plan()
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
-    ema_decay: float | None = setting(None, "a step; none: no averaging")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
-    precision: Precision = setting("auto", "number format")
-    device: Device = setting("auto", "where to compute")
-    seed: int = setting(0, "of order, crops, mixing, labels and weights")
-    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
@@ -99,9 +88,6 @@ class Finetune:
             "use --label-share",
         )
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
-        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
-        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
     def divided(self, given: Given, log: Log) -> Labelled:
         """What to learn from, to choose on, and to be judged on."""
@@ -133,8 +119,7 @@ def main(
         DataError: there are no labels.
         CheckpointError: there are no weights in `config.init`, or of no network that is known.
     """
-    with process_group(config.ranks, config.device), writing(config.out):
-        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 
@@ -145,12 +130,11 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
-        data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
-        config = session.settled(settled(replace(config, data=data), given, session.log))
-        session.folder.write_config(config)
-        session.folder.write_classes(outputs)
+        config = session.settled(config, None if isinstance(given, SceneImages) else given)
+        config = settled(config, given, session.log)
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
+    session.begin(config, outputs)
     best = Best(session.folder, session.log, _validation(config, parts, session.compute), config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)

@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smalti.core.compute import Compute, Device, Precision
+from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.load import Images, StoredImages
 from smalti.data.statistics import Normalisation, statistics
-from smalti.data.transforms.views import ColorJitter, RandomResizedCrop
-from smalti.distributed.collectives import Ranks, from_rank0, process_group
+from smalti.data.transforms.views import ColorJitter
+from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
 from smalti.functional.masking import Blockwise, Random, Rolled
@@ -21,34 +21,31 @@ from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.runs.collapse_check import gate
-from smalti.runs.folder import holds_run, read_config, writing
+from smalti.runs.folder import holds_run, read_config
 from smalti.runs.online_knn import Online, online_probe
 from smalti.runs.reference_curve import ReferenceComparison, comparison_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, is_tokenizer, target_tokenizer
+from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
 from smalti.training.mim import MaskedImageModeling
-from smalti.training.optim import AdamW
 from smalti.training.parallel import Parallel
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer
-from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
-class Pretrain:
+class Pretrain(TrainingRun):
     """Everything about a pretraining run."""
 
-    data: Data = Data()
     tokenizer: str = setting("", "the run folder of the tokenizer")
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
-    out: str = setting("", "the run folder to write")
     init_from: str = setting(
         "", "weights to start from: a pretraining run, or a ViT or BEiT of timm or transformers; empty: drawn"
     )
@@ -59,7 +56,6 @@ class Pretrain:
     equal_images: bool = setting(
         False, "the mean of each image counts the same; else every masked patch does", "BEiT's code: every patch"
     )
-    crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = ColorJitter()
     num_views: int | None = setting(
         None, "views of an image, in turn; it changes training: less variety, but a token cache pays; none: always new"
@@ -70,27 +66,19 @@ class Pretrain:
     normalisation: Normalisation | None = setting(
         None, "of pixels: half (0.5), imagenet, auto (measured); none: backbone.mean and backbone.std as they are"
     )
-    optimiser: AdamW = AdamW()
-    plan: Plan = Plan()
     online: Online = Online()
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
-    ema_decay: float | None = setting(None, "a step; none: no averaging")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
-    precision: Precision = setting("auto", "number format")
-    device: Device = setting("auto", "where to compute")
-    seed: int = setting(0, "of order, crops, masks and weights")
     parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
-    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
         )
         self.masking.count(self.backbone.grid)  # raises where there are not that many patches to mask
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(
             self.freeze_backbone_steps >= 0, f"freeze_backbone_steps is {self.freeze_backbone_steps}", "use at least 0"
         )
@@ -99,8 +87,6 @@ class Pretrain:
             f"freeze_backbone_steps is {self.freeze_backbone_steps}, and the backbone starts from nothing",
             "use --init-from MODEL too",
         )
-        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
-        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
         require(
             not self.token_cache or isinstance(self.target, Tokens),
             f"a token cache serves no {type(self.target).__name__}: it holds the most likely token of each patch",
@@ -131,8 +117,7 @@ def main(
         UsageError: the tokenizer has no posterior, and the target asks for it.
         RefusedError: the tokenizer has collapsed (`collapse_check.py`), and `accept_tokenizer` is not set.
     """
-    with process_group(config.ranks, config.device), writing(config.out):
-        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 
@@ -143,12 +128,12 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = session.settled(with_statistics(replace(config, data=config.data.settled(given)), given))
-        session.folder.write_config(config)
+        config = with_statistics(session.settled(config, given), given)
     session.same_images(given.train)
     beside = _looked_at(config, given, tokenizer, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
+    session.begin(config)
     session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, beside=beside)
     result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
     return result

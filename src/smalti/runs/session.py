@@ -4,15 +4,15 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
 from smalti import __version__
-from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batches, Evaluation
 from smalti.core.errors import DataError
@@ -21,11 +21,13 @@ from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.segmentation import SegmentationDataset
-from smalti.distributed.collectives import from_rank0, name_lost_rank, require_same
-from smalti.runs.folder import RunFolder, create, read_config, reopen
+from smalti.data.load import Images, StoredImages
+from smalti.distributed.collectives import from_rank0, name_lost_rank, process_group, require_same
+from smalti.runs.folder import RunFolder, create, read_config, reopen, writing
 from smalti.runs.reference_curve import ReferenceComparison
 from smalti.runs.resume import require_exact, require_same_settings
 from smalti.runs.training_hooks import TrainingHooks
+from smalti.runs.training_run import TrainingRun
 from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import fit
 from smalti.training.profiling import Profiled
@@ -33,22 +35,7 @@ from smalti.training.run_environment import RunEnvironment
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
-T = TypeVar("T")
-
-
-class TrainingConfig(Protocol):
-    """The fields that every training verb's configuration has."""
-
-    @property
-    def out(self) -> str: ...
-    @property
-    def device(self) -> Device: ...
-    @property
-    def precision(self) -> Precision: ...
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def profile(self) -> int: ...
+T = TypeVar("T", bound=TrainingRun)
 
 
 @dataclass(frozen=True)
@@ -68,15 +55,22 @@ class Session:
     allow_inexact: bool = False
 
     @staticmethod
+    @contextmanager
     def open(
-        config: TrainingConfig, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
-    ) -> "Session":
-        """Create the run folder, or take up the one that is there.
+        config: TrainingRun, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
+    ) -> Iterator["Session"]:
+        """Meet the other ranks, and create the run folder or take up the one that is there, which nobody else writes.
 
         Raises:
             UsageError: its settings were others, and it may not go on otherwise.
+            LockError: another process is writing it.
             DistributedError: they are others on another rank.
         """
+        with process_group(config.ranks, config.device), writing(config.out):
+            yield Session._open(config, resume, compute, allow_inexact)
+
+    @staticmethod
+    def _open(config: TrainingRun, resume: bool, compute: Compute | None, allow_inexact: bool) -> "Session":
         require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
         resumed = resume and from_rank0(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
@@ -89,10 +83,18 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T) -> T:
-        """The same, with device and number format as they were decided: a run that goes on must not decide anew."""
-        chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
-        return chosen
+    def settled(self, config: T, images: Images | StoredImages | None = None) -> T:
+        """The same, with device, number format and place of the images as they were decided: a run that goes on must
+        not decide anew."""
+        data = config.data if images is None else config.data.settled(images)
+        return replace(config, data=data, device=self.compute.device_kind, precision=self.compute.precision)
+
+    def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
+        """Keep the settled configuration, and what the outputs of a classifier stand for, where the run is new."""
+        if not self.resumed:
+            self.folder.write_config(config)
+            if classes:
+                self.folder.write_classes(classes)
 
     def same_images(self, source: InMemoryDataset | ImageDataset | SegmentationDataset) -> None:
         """Note what the run learns from.
