@@ -25,7 +25,7 @@ from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config
 from smalti.runs.label_splits import Shares, divide
-from smalti.runs.model_selection import Best
+from smalti.runs.model_selection import Best, Measured
 from smalti.runs.models import load_finetuned
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
@@ -116,8 +116,8 @@ def test_test_images_have_no_part_in_what_is_learned_or_chosen(tmp_path: Path) -
 def test_the_best_weights_are_used_and_of_equally_good_ones_the_last(
     given: list[float], chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([*given, 0.1])
-    monkeypatch.setattr(Classification, "measure", lambda *_: {"accuracy": next(scores)})
+    scores = iter([*given, 0.1, 0.1])
+    monkeypatch.setattr(Classification, "measure", lambda *_: Measured({"accuracy": next(scores)}, {}))
     assert trained(config(tmp_path / "run"))["chosen_step"] == chosen
     kept = load_file(tmp_path / "run" / "best" / "checkpoints" / f"step-{chosen:08d}" / "model.safetensors")
     model = load_finetuned(str(tmp_path / "run"), COMPUTE)
@@ -135,7 +135,7 @@ def test_weights_that_a_changed_continuation_has_left_behind_are_not_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.2, 0.3, 0.9, 0.3, 0.4, 0.4])
-    monkeypatch.setattr(Classification, "measure", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(Classification, "measure", lambda *_: Measured({"accuracy": next(scores)}, {}))
     start = config(tmp_path / "run")
     best = Best.look
 

@@ -1,6 +1,5 @@
 """`smalti finetune`: a backbone and a head learn from labels; what is best on validation images is tested once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
 from smalti.runs.label_splits import Given, Labelled, Shares
-from smalti.runs.model_selection import Best, Choose, read_chosen
+from smalti.runs.model_selection import Best, Choose, Measured, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
@@ -135,17 +134,15 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     session.begin(config, outputs)
-    best = Best(session.folder, session.log, _validation(config, parts, session.compute), config.task.score)
+
+    def measure(network: nn.Module) -> Measured:
+        return config.task.measure(network, parts.validation, outputs, config.backbone.img_size, session.compute)
+
+    best = Best(session.folder, session.log, measure, config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
     result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, parts, session)))
     return result
-
-
-def _validation(config: Finetune, parts: Labelled, compute: Compute) -> Callable[[nn.Module], dict[str, float]]:
-    """Measures a network on validation images."""
-    outputs, size = config.task.outputs(parts.classes), config.backbone.img_size
-    return lambda network: config.task.measure(network, parts.validation, outputs, size, compute)
 
 
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
@@ -154,10 +151,11 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
     chosen = read_chosen(session.folder.path, config.choose)
     model = task.build(config.backbone, outputs)
     model = load_frozen(model, chosen.model, config.out, session.compute.device)
-    validation = _validation(config, parts, session.compute)(model)
-    result: dict[str, Any] = {f"validation_{name}": value for name, value in validation.items()}
-    tested = task.report(model, parts.test, outputs, size, session.compute)
-    result |= {f"test_{name}": value for name, value in tested.items()}
+    validated, tested = (
+        task.measure(model, images, outputs, size, session.compute) for images in (parts.validation, parts.test)
+    )
+    result: dict[str, Any] = {f"validation_{name}": value for name, value in validated.scores.items()}
+    result |= {f"test_{name}": value for name, value in tested.as_dict().items()}
     if isinstance(task, Segmentation):
         task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}

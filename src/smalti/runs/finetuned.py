@@ -21,7 +21,8 @@ def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict
     shown = config.task.read(images, config.data, outputs, log)
     log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
     model = load_finetuned(run, compute)
-    return {"images": len(shown)} | config.task.report(model, shown, outputs, config.backbone.img_size, compute)
+    measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
+    return {"images": len(shown)} | measured.as_dict()
 
 
 def describe_finetuned(result: Mapping[str, Any]) -> str:
