@@ -34,8 +34,7 @@ from smalti.models.vit import ViT
 from smalti.recipes import small
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.mim import MaskedImageModeling
-from smalti.training.objectives import DiscreteVAEObjective
+from smalti.training.objectives import DiscreteVAEObjective, MaskedImageModeling
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan

@@ -21,7 +21,7 @@ from smalti.functional.masking import Random, mask_index
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from tests import oracles
 from tests.evaluation.test_likelihood import TwoLevels
 from tests.test_contracts import GreyLevels

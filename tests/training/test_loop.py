@@ -23,7 +23,7 @@ from smalti.functional.masking import mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.loop import RunHooks, fit
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer, means
 from smalti.training.training_plan import Plan

@@ -67,9 +67,7 @@ class Requests:
         """What any process of the run was asked for: all do it, after the same step. Alone, these requests."""
         if world_size() == 1:
             return self
-        from smalti.distributed.collectives import (
-            all_reduce_max,  # the command line imports this file, and is there without torch
-        )
+        from smalti.distributed.collectives import all_reduce_max  # needs torch, which the command line starts without
 
         found = Requests()
         stop, save = all_reduce_max(self.stop or 0, self.save)

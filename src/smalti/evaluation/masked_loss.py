@@ -10,7 +10,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, StepOutput
 from smalti.functional.copy_baseline import copying, nearest_visible
 from smalti.functional.metrics import entropy
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels, masked_tokens
 
 

@@ -19,7 +19,7 @@ from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import build_mim
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.masked_batches import MaskedViews
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import SoftTokens
 
 _HELD_OUT_IMAGES = 5000

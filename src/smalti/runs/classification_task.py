@@ -33,7 +33,7 @@ from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.runs.label_splits import Given, Labelled, Shares, divide, read_labelled
 from smalti.runs.model_selection import Measured
-from smalti.training.classify import Classify, ClassifySeveral
+from smalti.training.supervised import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""

@@ -23,7 +23,7 @@ from smalti.runs.folder import is_run, read_config, read_kind
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels
 
 

@@ -32,7 +32,7 @@ from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.parallel import Parallel
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer

@@ -31,7 +31,7 @@ from smalti.report.page import Section, page
 from smalti.report.pictures import label_colours, tile_row
 from smalti.runs.label_splits import Given, Labelled, Shares
 from smalti.runs.model_selection import Measured
-from smalti.training.segment import Segment
+from smalti.training.supervised import Segment
 
 _MOST_CLASSES = 254
 _SHOWN = 12

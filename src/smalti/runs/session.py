@@ -22,7 +22,8 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.segmentation import SegmentationDataset
 from smalti.data.load import Images, StoredImages
-from smalti.distributed.collectives import from_rank0, name_lost_rank, process_group, require_same
+from smalti.distributed.collectives import from_rank0, require_same
+from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import RunFolder, create, read_config, reopen, writing
 from smalti.runs.reference_curve import ReferenceComparison
 from smalti.runs.resume import require_exact, require_same_settings

@@ -31,8 +31,7 @@ from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vq import VQ
 from smalti.training.checkpoint import write_checkpoint
-from smalti.training.objectives import DiscreteVAEObjective, Relaxation
-from smalti.training.quantised import QuantisedObjective
+from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
 from smalti.training.trainer import Trainer
 
 

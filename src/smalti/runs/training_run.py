@@ -6,7 +6,7 @@ from smalti.core.compute import Device, Precision
 from smalti.core.config import require, setting
 from smalti.data.load import Data
 from smalti.data.transforms.views import RandomResizedCrop
-from smalti.distributed.collectives import Ranks
+from smalti.distributed.process_group import Ranks
 from smalti.training.optim import AdamW
 from smalti.training.training_plan import Plan
 

@@ -1,4 +1,4 @@
-"""Stage one with a discrete VAE: a batch in, a loss out."""
+"""What is minimised without labels: in stage one discrete VAEs and quantisers, in stage two masked image modeling."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.core.contracts import Batch, Objective, StepOutput, Target
 from smalti.distributed.collectives import all_gather, all_reduce_mean
 from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
@@ -15,13 +15,17 @@ from smalti.functional.losses import (
     kl_weight,
     marginal_entropy,
     reconstruction_loss,
+    weights_of_equal_images,
 )
 from smalti.functional.metrics import codes_seen
 from smalti.functional.schedules import Cosine, Ramp
+from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.discrete import relax, split
 from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.quantised import Quantised
+from smalti.training.targets import Tokens
 
 
 @dataclass(frozen=True)
@@ -117,3 +121,62 @@ class DiscreteVAEObjective(Objective):
         means = torch.stack([scores[ids == parent].mean() for parent in parents]) if len(parents) else scores[:0]
         split(self.model, dead, parents, means)
         self.unused[dead] = 0
+
+
+class QuantisedObjective(Objective):
+    """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
+
+    The gradient of the reconstruction goes straight through the quantiser; values follow in `follow`, after the step.
+
+    Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
+    """
+
+    def __init__(self, tokenizer: Quantised, likelihood: Likelihood = "logit_laplace") -> None:
+        super().__init__()
+        self.model: Quantised = tokenizer
+        self.likelihood: Likelihood = likelihood
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        points = self.model.points(images)
+        ids = self.model.nearest(points.detach())
+        mean, log_scale = self.model.reconstructed(points, ids)
+        cost = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
+        distance = (points - self.model.values(ids)).square().sum(-1).mean()
+        if self.training:
+            self._seen = points.detach().flatten(0, 2), ids.flatten()
+        count = torch.tensor(float(len(images)), device=cost.device)
+        said = {
+            "nll" if self.likelihood == "logit_laplace" else self.likelihood: cost.detach(),
+            "gap": distance.detach(),
+        }
+        metrics = {name: (value * count, count) for name, value in (said | self.model.meters()).items()}
+        return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
+
+    def follow(self, step: int) -> None:
+        """Let the codebook follow the points of the step that has just been made."""
+        if self._seen is not None:
+            points, ids = self._seen
+            self.model.follow(all_gather(points), all_gather(ids), step)
+            self._seen = None
+
+
+_TOKENS = Tokens()
+
+
+class MaskedImageModeling(Objective):
+    """The cost of the predictions at masked patches, as a mean over all of them (BEiT eq. 1), or over images."""
+
+    def __init__(self, model: MaskedImageModel, target: Target = _TOKENS, equal_images: bool = False) -> None:
+        super().__init__()
+        self.model: MaskedImageModel = model
+        self.target, self.equal_images = target, equal_images
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.mask is not None
+        assert batch.mask_index is not None
+        assert batch.mask_weight is not None
+        predicted = self.model(batch.image, batch.mask, batch.mask_index, batch.key if self.training else None)
+        weight = weights_of_equal_images(batch.mask_weight) if self.equal_images else batch.mask_weight
+        return self.target(predicted, batch, weight)

@@ -1,5 +1,6 @@
-"""Fine-tuning on labels: say which class an image shows, or which labels it has."""
+"""What fine-tuning minimises: the class of an image, several labels of it, or the class of every pixel."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,7 +8,9 @@ from torch import Tensor
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.functional.losses import class_nats, label_nats
 from smalti.functional.metrics import hits
+from smalti.functional.pixel_classes import VOID, pixel_nats
 from smalti.models.classifier import ImageClassifier
+from smalti.models.segmenter import Segmenter
 
 _FEW = 5
 
@@ -57,3 +60,26 @@ class ClassifySeveral(Objective):
         right = ((scores.detach() > 0) == (batch.target > 0.5)).float()
         count = nats.new_tensor(len(nats))
         return StepOutput(nats.sum(), count, {"accuracy": (right.sum(), count * right.shape[1])})
+
+
+class Segment(Objective):
+    """Cross-entropy of the class of every pixel that is not void, and that of the auxiliary head where there is one.
+
+    Metrics: `pixel_accuracy`, the share of those pixels whose class is the best guess.
+
+    Reference: released code, semantic_segmentation/: weight 0.4 for the auxiliary head.
+    """
+
+    def __init__(self, model: Segmenter, auxiliary: float = 0.0) -> None:
+        super().__init__()
+        self.model: Segmenter = model
+        self.auxiliary = auxiliary
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.label_map is not None
+        scores, *others = self.model.all_scores(batch.image, batch.key if self.training else None)
+        nats, count = pixel_nats(scores, batch.label_map)
+        for other in others:
+            nats = nats + self.auxiliary * pixel_nats(other, batch.label_map)[0]
+        right = (scores.detach().argmax(1) == batch.label_map) & (batch.label_map != VOID)
+        return StepOutput(nats, count, {"pixel_accuracy": (right.sum().to(torch.float32), count)})
