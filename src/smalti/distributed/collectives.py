@@ -5,7 +5,7 @@ In a process alone nothing here does anything. Otherwise every function is calle
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor
 from smalti.core.errors import DistributedError
 from smalti.core.ranks import is_rank0, named, rank, world_size
 from smalti.distributed.process_group import barrier
+
+T = TypeVar("T")
 
 
 def all_reduce_sum(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -74,13 +76,14 @@ def all_gather_json(value: Any) -> list[Any]:
     return [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
 
-def from_rank0(make: Callable[[], Any]) -> Any:
+def from_rank0(make: Callable[[], T]) -> T:
     """What rank 0 makes, while the others wait, however long it takes: a JSON value."""
     if world_size() == 1:
         return make()
     made = make() if is_rank0() else None
     barrier()
-    return all_gather_json(made)[0]
+    shared: T = all_gather_json(made)[0]
+    return shared
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -16,13 +16,11 @@ from smalti.data.datasets.segmentation import SceneImages
 from smalti.data.load import Images
 from smalti.data.loader import Loader
 from smalti.data.sampler import Sampler
-from smalti.data.statistics import Normalisation, statistics
 from smalti.data.transforms.batch_transforms import Change, Changed
 from smalti.data.transforms.erasing import Erasing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
-from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
 from smalti.runs.label_splits import Given, Labelled, Shares
@@ -30,17 +28,15 @@ from smalti.runs.model_selection import Best, Choose, Measured, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
-from smalti.runs.training_run import TrainingRun
-from smalti.training.checkpoint import load_frozen, read_checkpoint
-from smalti.training.compilation import Compile, compile_blocks, should_compile
+from smalti.runs.training_run import BackboneRun
+from smalti.training.checkpoint import Checkpoint, load_frozen
 from smalti.training.init_weights import init_from_weights
 from smalti.training.trainer import Trainer
-from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
-class Finetune(TrainingRun):
+class Finetune(BackboneRun):
     """Everything about a fine-tuning run."""
 
     test: str = setting(
@@ -54,7 +50,6 @@ class Finetune(TrainingRun):
         "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
     )
     task: Classification | Segmentation = Classification()
-    backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
     jitter: ColorJitter = NO_JITTER
     augment: RandAugment = RandAugment()
@@ -63,18 +58,9 @@ class Finetune(TrainingRun):
     labels_per_class: int | None = setting(None, "so many labels of each class instead; none: label_share")
     validation: float = setting(0.1, "share of the images to learn from that choices are made on; without test")
     choose: Choose = setting("best", "which of the saved weights are used: the best on validation images, or the last")
-    normalisation: Normalisation | None = setting(
-        None,
-        "of pixels: half (0.5), imagenet, auto (measured); none: as of the run in init, else backbone.mean and .std",
-    )
-    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.data.channels == self.backbone.in_chans,
-            f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
-        )
         require(0 < self.label_share <= 1, f"a label_share of {self.label_share}", "use one in (0, 1]")
         require(
             self.labels_per_class is None or self.labels_per_class >= 1,
@@ -87,6 +73,10 @@ class Finetune(TrainingRun):
             "use --label-share",
         )
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
+
+    def read_weights(self, run: Path) -> Checkpoint:
+        """The weights that were chosen."""
+        return read_chosen(run, self.choose)
 
     def divided(self, given: Given, log: Log) -> Labelled:
         """What to learn from, to choose on, and to be judged on."""
@@ -141,14 +131,13 @@ def _run(config: Finetune, session: Session, images: Images | None) -> dict[str,
     best = Best(session.folder, session.log, measure, config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
-    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, parts, session)))
-    return result
+    return from_rank0(lambda: session.finish(_measured(config, parts, session)))
 
 
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
     """The result of the run, from the weights that it has chosen."""
     task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
-    chosen = read_chosen(session.folder.path, config.choose)
+    chosen = config.read_weights(session.folder.path)
     model = task.build(config.backbone, outputs)
     model = load_frozen(model, chosen.model, config.out, session.compute.device)
     validated, tested = (
@@ -186,8 +175,7 @@ def prepare(
     if config.freeze:
         model.backbone.requires_grad_(False)
     trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
-    if should_compile(config.compile, plan.steps, compute.device):
-        compile_blocks(model.backbone.blocks)
+    config.compile_blocks(model.backbone.blocks, compute.device)
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
     view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
     loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
@@ -196,23 +184,14 @@ def prepare(
 
 
 def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
-    """The weights at `init`, which fit the backbone. A head comes along where it names the same.
+    """The weights at `init`. The head of a run of finetune comes along where it names the same.
 
     Raises:
-        UsageError: the configured backbone is another one, or it is a run of another kind.
-        CheckpointError: there are no weights, or of no network that is known.
+        UsageError: it is a run of another kind.
     """
-    if not holds_run(config.init):
-        source = read_source(config.init).without_head()
-    else:
-        run = _run_at(config.init)
-        path = Path(config.init).expanduser()
-        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == outputs
-        weights = read_chosen(path, run.choose) if isinstance(run, Finetune) else read_checkpoint(path)
-        source = SourceWeights(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
-        source = source if same else source.without_head()
-    source.require_fit(config.backbone)
-    return source
+    run = _run_at(config.init) if holds_run(config.init) else None
+    same = isinstance(run, Finetune) and RunFolder(Path(config.init).expanduser()).read_classes() == outputs
+    return config.source(config.init, run, same)
 
 
 def _run_at(init: str) -> "Pretrain | Finetune":
@@ -232,14 +211,10 @@ def _run_at(init: str) -> "Pretrain | Finetune":
 
 def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
-    if config.normalisation is not None:
-        pixels = images.train.pairs.images if isinstance(images, SceneImages) else images.train
-        mean, std = statistics(config.normalisation, pixels, config.data.channels, config.data.side)
-    elif config.init and holds_run(config.init):
-        theirs = _run_at(config.init).backbone
-        mean, std = theirs.mean, theirs.std
-        if (mean, std) != (config.backbone.mean, config.backbone.std):
-            log.say(f"pixels as {config.init} sees them: mean {mean}, standard deviation {std}")
-    else:
-        return config
-    return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
+    if config.normalisation is not None or not config.init or not holds_run(config.init):
+        return config.normalised(images.train.pairs.images if isinstance(images, SceneImages) else images.train)
+    theirs = _run_at(config.init).backbone
+    mean, std = theirs.mean, theirs.std
+    if (mean, std) != (config.backbone.mean, config.backbone.std):
+        log.say(f"pixels as {config.init} sees them: mean {mean}, standard deviation {std}")
+    return replace(config, backbone=replace(config.backbone, mean=mean, std=std))

@@ -8,7 +8,6 @@ from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.segmenter import Segmenter
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
-from smalti.runs.model_selection import read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 
@@ -24,4 +23,4 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """That of a fine-tuning run, with the weights that it has chosen."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
     model = config.task.build(config.backbone, folder.read_classes())
-    return load_frozen(model, read_chosen(folder.path, config.choose).model, run, compute.device)
+    return load_frozen(model, config.read_weights(folder.path).model, run, compute.device)

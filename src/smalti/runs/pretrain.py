@@ -1,7 +1,6 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from smalti.core.compute import Compute
@@ -10,7 +9,6 @@ from smalti.core.contracts import Batches
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.load import Images, StoredImages
-from smalti.data.statistics import Normalisation, statistics
 from smalti.data.transforms.views import ColorJitter
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
@@ -19,38 +17,34 @@ from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.mim import build_mim
-from smalti.models.vit import ViT
 from smalti.runs.collapse_check import gate
 from smalti.runs.folder import holds_run, read_config
 from smalti.runs.online_knn import Online, online_probe
 from smalti.runs.reference_curve import ReferenceComparison, comparison_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, is_tokenizer, target_tokenizer
-from smalti.runs.training_run import TrainingRun
+from smalti.runs.training_run import BackboneRun
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint
-from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.parallel import Parallel
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer
-from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
-class Pretrain(TrainingRun):
+class Pretrain(BackboneRun):
     """Everything about a pretraining run."""
 
     tokenizer: str = setting("", "the run folder of the tokenizer")
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
     init_from: str = setting(
-        "", "weights to start from: a pretraining run, or a ViT or BEiT of timm or transformers; empty: drawn"
+        "", "start from: a run of pretrain, or a ViT or BEiT of timm or transformers; empty: drawn"
     )
     freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
-    backbone: ViT = ViT()
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
     target: Tokens | SoftTokens | Pixels = Tokens()
     equal_images: bool = setting(
@@ -60,31 +54,20 @@ class Pretrain(TrainingRun):
     num_views: int | None = setting(
         None, "views of an image, in turn; it changes training: less variety, but a token cache pays; none: always new"
     )
-    token_cache: str = setting(
-        "", "a folder that keeps visual tokens, also those of smalti tokenize; empty: none", resume="free"
-    )
-    normalisation: Normalisation | None = setting(
-        None, "of pixels: half (0.5), imagenet, auto (measured); none: backbone.mean and backbone.std as they are"
-    )
+    token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
     online: Online = Online()
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
-    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.data.channels == self.backbone.in_chans,
-            f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
-        )
         self.masking.count(self.backbone.grid)  # raises where there are not that many patches to mask
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
-        require(
-            self.freeze_backbone_steps >= 0, f"freeze_backbone_steps is {self.freeze_backbone_steps}", "use at least 0"
-        )
+        frozen = f"freeze_backbone_steps is {self.freeze_backbone_steps}"
+        require(self.freeze_backbone_steps >= 0, frozen, "use at least 0")
         require(
             bool(self.init_from) or self.freeze_backbone_steps == 0,
-            f"freeze_backbone_steps is {self.freeze_backbone_steps}, and the backbone starts from nothing",
+            f"{frozen}, and the backbone starts from nothing",
             "use --init-from MODEL too",
         )
         require(
@@ -128,15 +111,14 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = with_statistics(session.settled(config, given), given)
+        config = session.settled(config, given).normalised(given.train)
     session.same_images(given.train)
     beside = _looked_at(config, given, tokenizer, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
     session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, beside=beside)
-    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
-    return result
+    return from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
 
 
 def _looked_at(
@@ -151,11 +133,10 @@ def _looked_at(
             held_out = token_views(views, given.held_out, config.data.side)
             gate(tokenizer, held_out, train, compute, session.log, accept=config.accept_tokenizer)
         vocab_size, baseline = tokenizer.vocab_size, float(entropy(token_counts(train, tokenizer, compute)))
-    if not config.reference:
-        return None
     beside = comparison_of(config.target, config.backbone, config.masking, config.plan, vocab_size, baseline)
-    if beside is not None:
-        session.log.say(f"reference: {beside.describe()}")
+    if beside is None or not config.reference:
+        return None
+    session.log.say(f"reference: {beside.describe()}")
     return beside
 
 
@@ -171,8 +152,7 @@ def _measured(
     model = load_frozen(build_mim(config.backbone, views.num_outputs), weights, config.out, session.compute.device)
     size = config.plan.of_one_of(world_size()).micro_batch_size
     density = tokenizer is not None and has_density(config.tokenizer)
-    objective = MaskedImageModeling(model, config.target)
-    measured = measure(objective, views, given, size, session.compute, density=density)
+    measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
     session.log.say(describe_loss(measured))
     if beside is not None:
         session.log.say(beside.describe_end(measured))
@@ -199,8 +179,7 @@ def prepare(
     trainer = Trainer(
         objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel
     )
-    if should_compile(config.compile, plan.steps, compute.device):
-        compile_blocks(model.backbone.blocks)
+    config.compile_blocks(model.backbone.blocks, compute.device)
     posterior, cache = isinstance(config.target, SoftTokens), config.token_cache
     size, data = plan.batch_size, config.data
     batches = training_batches(views, images, data, size, compute, log, posterior=posterior, token_cache=cache)
@@ -208,29 +187,14 @@ def prepare(
 
 
 def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:
-    """The weights at `init_from`, which fit the backbone.
+    """The weights at `init_from`.
 
     The head of a run comes along where it predicts the same: the tokens of the same tokenizer, or pixels likewise.
     That of another program comes along where it has as many outputs as there are visual tokens.
-
-    Raises:
-        UsageError: the configured backbone is another one.
-        CheckpointError: there are no weights, or of no network that is known.
     """
-    if holds_run(config.init_from):
-        run = read_config(config.init_from, Pretrain)
-        weights = read_checkpoint(Path(config.init_from).expanduser()).model
-        source = SourceWeights(config.init_from, weights, run.backbone.grid, run.backbone.num_heads)
-        same = run.target == config.target if tokenizer is None else is_tokenizer(run.tokenizer, tokenizer, compute)
+    run = read_config(config.init_from, Pretrain) if holds_run(config.init_from) else None
+    if run is None:
+        same = tokenizer is not None
     else:
-        source, same = read_source(config.init_from), tokenizer is not None
-    source.require_fit(config.backbone)
-    return source if same else source.without_head()
-
-
-def with_statistics(config: Pretrain, images: Images | StoredImages) -> Pretrain:
-    """The configuration with the pixel mean and standard deviation that `normalisation` asks for."""
-    if config.normalisation is None:
-        return config
-    mean, std = statistics(config.normalisation, images.train, config.data.channels, config.data.side)
-    return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
+        same = run.target == config.target if tokenizer is None else is_tokenizer(run.tokenizer, tokenizer, compute)
+    return config.source(config.init_from, run, same)

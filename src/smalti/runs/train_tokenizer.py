@@ -105,8 +105,7 @@ def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dic
         config = session.settled(config, given)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)
-    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
-    return result
+    return from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
 
 
 def _measured(
