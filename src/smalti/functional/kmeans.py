@@ -15,8 +15,8 @@ def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterat
         points: n ≥ 1; where there are fewer than k distinct points, centres repeat.
         k: number of centres.
         order: a permutation of [0, n), which is the source of randomness; its first k points are the initial centres.
-        iterations: rounds of assignment and averaging. In each, every empty centre moves to a different one of the points
-            that are farthest from their centres.
+        iterations: rounds of assignment and averaging. In each, the empty centres move to those points that are
+            farthest from their centres, each to a different one.
     """
     centres = points[order[torch.arange(k) % len(points)]].clone()
     for _ in range(iterations):
