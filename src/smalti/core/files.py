@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside the target, flushed to the disk, then renamed over it."""
+"""Atomic writes: a file or folder is written under a temporary name, flushed to the disk, and then renamed."""
 
 import contextlib
 import errno

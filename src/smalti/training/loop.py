@@ -1,12 +1,12 @@
-"""The one training loop.
+"""The training loop of all stages.
 
 for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
-    no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
-    optimiser step; codebook and averages follow
-    evaluate every so many steps; log; now and then, and when a signal asks for it: save
+    no gradient for frozen parameters; stop if loss or gradient is not finite; clip
+    optimiser step; update codebook and EMA
+    evaluate, log and save where these are due; save also when a signal requests it
 """
 
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ from smalti.training.trainer import Trainer, means
 from smalti.training.training_plan import Plan
 
 Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
-"""Keeps a step that failed, and says where."""
+"""Writes a failed step to a folder, and returns the folder."""
 
 GoBack: TypeAlias = Callable[[Trainer], str]
-"""Rolls a trainer back after a loss that jumped, and says to where."""
+"""Rolls a trainer back after a loss spike, and returns a message that says to where."""
 
 Remark: TypeAlias = Callable[[int, Mapping[str, float]], str]
-"""What there is to say about the loss and metrics of a step; nothing is an empty text."""
+"""Returns a remark about the loss and metrics of a step for the progress line, or an empty text."""
 
 
 def fit(
@@ -51,21 +51,25 @@ def fit(
     remark: Remark | None = None,
     go_on: str = "",
 ) -> None:
-    """Train until `plan.steps` are done, or a signal asks for an end (`distributed/signals.py`).
+    """Train until `plan.steps` steps are done, or a signal requests the end (`distributed/signals.py`).
 
     Args:
+        trainer: the state of training, which is changed.
         batches: the batch of each step, counted from 0.
+        plan: number of steps, and how often to log, evaluate and save.
+        log: console and metrics.jsonl.
         title: the name of the stage in progress lines and in metrics.jsonl.
-        save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
-        capture: keeps the step that stops the run because it is not finite.
-        go_back: called when the loss jumps, `plan.rollback` times at most.
-        evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
-        remark: joins the progress line where a step is logged.
-        go_on: the command that goes on with the run, for whoever has stopped it.
+        compute: device and number format.
+        save: called every `plan.save_every` steps, at the end, and when a signal requests it.
+        capture: writes down the non-finite step that stops the run.
+        go_back: called after a loss spike, at most `plan.rollback` times.
+        evaluation: measures `trainer.trained`; its metrics are separate lines of metrics.jsonl.
+        remark: adds to the progress line of logged steps.
+        go_on: the command that resumes the run, for the message after a stop.
 
     Raises:
-        NotFiniteError: see `Trainer.train_step`; more steps than `plan.skip_nonfinite`.
-        StoppedError: by a signal; the last step is whole, and saved.
+        NotFiniteError: see `Trainer.train_step`; after more than `plan.skip_nonfinite` such steps.
+        StoppedError: a signal ended the run; the last step is complete and saved.
     """
     if trainer.scaling:
         log.say(trainer.scaling)
@@ -97,7 +101,7 @@ def fit(
                     asked.save = False
                     if save is not None:
                         save(trainer)
-                    wanted = asked.agreed()  # what came meanwhile
+                    wanted = asked.agreed()  # signals may have arrived meanwhile
                     if wanted.stop is not None:
                         break
         if wanted.stop is not None:
@@ -109,7 +113,7 @@ def fit(
 def _step_or_skip(
     trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, capture: Capture | None
 ) -> tuple[StepOutput, Tensor] | None:
-    """A step; None where it failed and may be left out."""
+    """One step; None where it was non-finite and is skipped."""
     try:
         return trainer.train_step(batch, compute)
     except NotFiniteError as failure:
@@ -127,7 +131,7 @@ def _step_or_skip(
 
 
 def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:
-    """A line of metrics.jsonl; what the objective said in it."""
+    """Write a line of metrics.jsonl; returns loss and metrics of the step."""
     values = means(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
     counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}

@@ -1,4 +1,4 @@
-"""Stage two: predict what is masked from what is not."""
+"""The objective of stage two: masked image modeling."""
 
 from jaxtyping import Int
 from torch import Tensor
@@ -12,7 +12,7 @@ _TOKENS = Tokens()
 
 
 class MaskedImageModeling(Objective):
-    """The cost of the predictions at masked patches, as a mean over all of them (BEiT eq. 1), or over images."""
+    """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images."""
 
     def __init__(self, model: MaskedImageModel, target: Target = _TOKENS, equal_images: bool = False) -> None:
         super().__init__()

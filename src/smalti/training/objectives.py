@@ -1,4 +1,4 @@
-"""Stage one with a discrete VAE: a batch in, a loss out."""
+"""The objective of stage one with a discrete VAE."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from smalti.tokenizers.dvae import DiscreteVAE
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How the tokens are relaxed while the tokenizer trains, and what keeps the codebook alive."""
+    """Relaxation of the tokens during training, and measures against dead codes."""
 
     beta: float = setting(6.6, "weight of the KL, in units of the bound (1 = the bound itself)", "DALL-E, appendix A.2")
     beta_ramp: float = setting(0.02, "share of the steps until beta is reached", "DALL-E: 5 000 steps")
@@ -51,11 +51,11 @@ class Relaxation:
             require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}", "use a share in (0, 1]")
 
     def ramp(self, steps: int) -> Ramp:
-        """β at each of `steps` steps."""
+        """The schedule of β over `steps` steps."""
         return Ramp(self.beta, max(1, round(self.beta_ramp * steps)))
 
     def annealing(self, steps: int) -> Cosine:
-        """Temperature at each of `steps` steps."""
+        """The schedule of the temperature τ over `steps` steps."""
         return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
 
 
@@ -64,8 +64,8 @@ class DiscreteVAEObjective(Objective):
 
     -E_{z~q(z|x)}[ln p(x|z)] + β·KL(q ‖ uniform) - spread·H(mean q)
 
-    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] and no longer in nats: it
-    is a hundredth of them or less, and beta and spread have to shrink with it.
+    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] instead of nats. It is a
+    hundred times smaller or less, so beta and spread have to be reduced as well.
 
     Reference: BEiT §2.1.2; DALL-E, appendix A.2.
     """
@@ -106,7 +106,7 @@ class DiscreteVAEObjective(Objective):
         return StepOutput(loss * count, count, metrics)
 
     def follow(self, step: int) -> None:
-        """Codes that have been the most likely one nowhere for `dead_after` steps take a part of another's cell."""
+        """Split cells of other codes for dead ones, those that were never the most likely code in `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
         scores, ids = (all_gather(seen) for seen in self._seen)

@@ -1,4 +1,4 @@
-"""Stage one with a quantiser: reconstruct the image from the values nearest to the encoder's points."""
+"""The objective of stage one with a quantised bottleneck (VQ, FSQ)."""
 
 import torch
 from jaxtyping import Int
@@ -14,7 +14,7 @@ from smalti.tokenizers.quantised import Quantised
 class QuantisedObjective(Objective):
     """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
 
-    The gradient of the reconstruction goes straight through the quantiser; values follow in `follow`, after the step.
+    The gradient of the reconstruction is straight-through; `follow` updates the codebook after the step.
 
     Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
     """
@@ -43,7 +43,7 @@ class QuantisedObjective(Objective):
         return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
 
     def follow(self, step: int) -> None:
-        """Let the codebook follow the points of the step that has just been made."""
+        """Update the codebook with the points of the last step."""
         if self._seen is not None:
             points, ids = self._seen
             self.model.follow(all_gather(points), all_gather(ids), step)

@@ -1,4 +1,4 @@
-"""Fine-tuning on label maps: say of every pixel which class it shows."""
+"""The objective of fine-tuning for semantic segmentation."""
 
 import torch
 from jaxtyping import Int
@@ -10,9 +10,9 @@ from smalti.models.segmenter import Segmenter
 
 
 class Segment(Objective):
-    """Cross-entropy of the class of every pixel that is not void, and that of the auxiliary head where there is one.
+    """Cross-entropy of the class of every pixel that is not void, plus that of the auxiliary head if there is one.
 
-    Metrics: `pixel_accuracy`, the share of those pixels whose class is the best guess.
+    Metric: `pixel_accuracy`, the share of those pixels with the right class.
 
     Reference: released code, semantic_segmentation/: weight 0.4 for the auxiliary head.
     """
