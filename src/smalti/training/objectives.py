@@ -106,7 +106,7 @@ class DiscreteVAEObjective(Objective):
         return StepOutput(loss * count, count, metrics)
 
     def follow(self, step: int) -> None:
-        """Split cells of other codes for dead ones, those that were never the most likely code in `dead_after` steps."""
+        """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
         scores, ids = (all_gather(seen) for seen in self._seen)

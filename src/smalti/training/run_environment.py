@@ -16,7 +16,7 @@ class RunEnvironment:
 
     @staticmethod
     def now() -> "RunEnvironment":
-        """Those of this process; to be called in the main thread, as torch's thread count of a new thread may differ."""
+        """Those of this process; call it in the main thread, as torch's thread count in a new thread may differ."""
         return RunEnvironment(torch.get_num_threads(), world_size())
 
     def differences(self, now: "RunEnvironment", *, on_cpu: bool) -> list[str]:

@@ -85,7 +85,7 @@ class Trainer:
             shard(objective.model)
             if self.ema is not None:
                 shard(self.ema.module)
-        self.spread = strategy_for(objective, parallel)
+        self.strategy = strategy_for(objective, parallel)
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
@@ -154,14 +154,14 @@ class Trainer:
 
         The sum of the weights, by which the loss is to be divided, is known only after the last micro-batch. Until then
         losses are divided by the weight of the first micro-batch (its mean over ranks), so that gradients have about
-        the right scale; the gradients are corrected at the end.
+        the right scale, and with several micro-batches the gradients are corrected at the end.
         """
         outputs: list[StepOutput] = []
         unit: Tensor | None = None
         for part in batch.split(self.accumulate):
             last = len(outputs) == self.accumulate - 1
             with compute.autocast():
-                output = self.spread(part, torch.tensor(self.step), last=last)
+                output = self.strategy(part, torch.tensor(self.step), last=last)
             unit = all_reduce_mean(output.weight) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
@@ -187,7 +187,7 @@ class Trainer:
         return Checkpoint(self.step, full_tensors(self.trained.state_dict()), self.state())
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that resuming needs in addition to `trained`: weights without EMA, moments and counters."""
+        """The tensors that resuming needs in addition to `trained`: weights without EMA, moments, counters."""
         state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
@@ -261,4 +261,4 @@ def everywhere(output: StepOutput) -> StepOutput:
 def means(output: StepOutput) -> dict[str, float]:
     """Mean loss and metrics as numbers, by name."""
     values = {"loss": float((output.loss_sum / output.weight).detach())}
-    return values | {name: float(all_reduce_sum / count) for name, (all_reduce_sum, count) in output.metrics.items()}
+    return values | {name: float(amount / count) for name, (amount, count) in output.metrics.items()}

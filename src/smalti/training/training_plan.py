@@ -37,7 +37,7 @@ class Plan:
         return self.batch_size // self.accumulate
 
     def of_one_of(self, processes: int) -> "Plan":
-        """The plan of a single process with the micro-batch size that each of `processes` processes has."""
+        """The plan of a single process whose batches are the share that each of `processes` processes has."""
         return replace(self, batch_size=self.batch_size // processes)
 
     def scheduled(self, step: int) -> int:
