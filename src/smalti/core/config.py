@@ -118,14 +118,14 @@ def kind_name(cls: type[Any]) -> str:
 
 
 def as_kind(config: Any, kind: type[T]) -> T:
-    """A configuration of class `kind`; fields that it has in common with `config` keep their values."""
+    """A configuration of class `kind`, in which the fields that `config` also has keep their values."""
     common = {f.name for f in dataclasses.fields(config)}
     own = dataclasses.fields(typing.cast(Any, kind))
     return kind(**{f.name: getattr(config, f.name) for f in own if f.name in common})
 
 
 def require_finite(config: Any) -> None:
-    """Raise a UsageError where a field is infinite or no number: most comparisons are false then, and pass over it."""
+    """Raise a UsageError where a field is infinite or NaN: a comparison with NaN is false, so checks would pass it."""
     for leaf in leaves(config):
         for value in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
             flag = leaf.name.replace("_", "-")
@@ -133,7 +133,7 @@ def require_finite(config: Any) -> None:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """`did you mean 'x'?`, or nothing where no known name is close."""
+    """The text `did you mean 'x'?`, or an empty one where no known name is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{close[0]}'?" if close else ""
 
@@ -154,7 +154,10 @@ class Field:
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
-    """Every leaf field of a configuration, depth first, with its class's own default; of a part also its kind."""
+    """Every leaf field of a configuration, depth first, with the default of its class.
+
+    A nested configuration that may be one of several classes also yields a leaf with the name of its class.
+    """
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):

@@ -1,6 +1,6 @@
-"""What processes that train together add up and share.
+"""Collectives of a distributed run: what ranks sum, gather and broadcast.
 
-In a process alone nothing here does anything. Otherwise every function is called by all ranks, in the same order.
+In a run of one process every function returns its input. Otherwise all ranks call each function, in the same order.
 """
 
 import json
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def all_reduce_sum(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The sum over all ranks."""
+    """The elementwise sum over all ranks, without a gradient."""
     if world_size() > 1:
         values = values.detach().clone()
         dist.all_reduce(values)
@@ -28,14 +28,17 @@ def all_reduce_sum(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def all_reduce_mean(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The mean over all ranks. The gradient is that of this rank's own values, as that of their sum."""
+    """The elementwise mean over all ranks; its gradient with respect to the values of this rank is that of their sum.
+
+    Averaging gradients over ranks, as data parallelism does, then gives the gradient of the mean.
+    """
     if world_size() == 1:
         return values
     return values + (all_reduce_sum(values) / world_size() - values).detach()
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """The rows of all ranks, those of rank 0 first; each has as many."""
+    """The rows of all ranks, concatenated in order of rank; every rank has the same number of rows."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -44,7 +47,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def reversed_over_ranks(rows: Tensor) -> Tensor:
-    """The rows of all ranks in reverse order, of which this rank has its part: they are those of the rank across."""
+    """This rank's part of the rows of all ranks in reverse order: the reversed rows of rank `world_size - 1 - rank`."""
     across = world_size() - 1 - rank()
     if across == rank():
         return rows.flip(0)
@@ -56,7 +59,7 @@ def reversed_over_ranks(rows: Tensor) -> Tensor:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The greatest of each of some numbers over all ranks."""
+    """The maximum of each number over all ranks."""
     if world_size() == 1:
         return list(numbers)
     shared = torch.tensor(numbers)
@@ -65,7 +68,7 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The values of all ranks, as JSON; that of rank 0 first."""
+    """One JSON value from every rank, in order of rank."""
     if world_size() == 1:
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -77,7 +80,7 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def from_rank0(make: Callable[[], T]) -> T:
-    """What rank 0 makes, while the others wait, however long it takes: a JSON value."""
+    """The JSON value that `make` returns on rank 0; the others wait for it without a timeout."""
     if world_size() == 1:
         return make()
     made = make() if is_rank0() else None
@@ -87,7 +90,7 @@ def from_rank0(make: Callable[[], T]) -> T:
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The tensors on the CPU that rank 0 has, one after the other; the others give None."""
+    """The CPU tensors of rank 0, on every rank; the others pass None. They are sent one by one."""
     if world_size() == 1:
         return dict(tensors or {})
     about = from_rank0(lambda: [(name, str(t.dtype), list(t.shape)) for name, t in (tensors or {}).items()])
@@ -102,16 +105,16 @@ def broadcast_tensors(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of which every rank may hold a part only."""
+    """The whole of a tensor that may be sharded over ranks."""
     if world_size() == 1:
         return tensor
-    from torch.distributed.tensor import DTensor  # takes a second, which a process alone need not wait for
+    from torch.distributed.tensor import DTensor  # takes a second, so not in a run of one process
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors. Those that were shared out are on the CPU of rank 0 then, and nowhere else."""
+    """The whole of tensors that may be sharded; the sharded ones are returned on rank 0 only, on its CPU."""
     found = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor)
@@ -123,7 +126,7 @@ def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part that this rank holds: all of it, where the tensor is not shared out. It is no copy."""
+    """This rank's shard of a tensor, or the tensor itself where it is not sharded; not a copy."""
     if world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
@@ -132,7 +135,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def copy_into(tensor: Tensor, values: Tensor) -> None:
-    """Copy whole values, which every rank has, into a tensor of which it may hold a part only."""
+    """Copy values, which every rank has in full, into a tensor that may be sharded."""
     if world_size() == 1:
         tensor.copy_(values)
         return
@@ -145,13 +148,14 @@ def copy_into(tensor: Tensor, values: Tensor) -> None:
 
 
 def require_same(kind: str, about: Mapping[str, Any]) -> None:
-    """Refuse ranks that are about to train different things.
+    """Check that all ranks have the same settings.
 
     Args:
-        about: what must be the same everywhere, by name.
+        kind: what is compared, as messages call it.
+        about: the values to compare, by name.
 
     Raises:
-        DistributedError: on all ranks; it names the first that differs from rank 0, and all that differs.
+        DistributedError: on all ranks, where one differs from rank 0; it names the first such rank and its values.
     """
     first, *others = all_gather_json(dict(about))
     for number, other in enumerate(others, 1):

@@ -1,4 +1,4 @@
-"""Processes that train together: they meet, part, and notice when one is lost. In a process alone nothing happens."""
+"""The process group of a distributed run: joining it, leaving it, and naming a rank that is lost."""
 
 import os
 import re
@@ -21,12 +21,12 @@ from smalti.distributed.heartbeat import Heartbeat
 
 _FOR_EVER = timedelta(days=365)
 _LAST_WORDS = 5.0
-"""Seconds that rank 0 stays for others to read why it ends."""
+"""Seconds that rank 0, which hosts the store, waits so that others can read why it ends."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How long the processes of a run wait for each other. Has no part in a run of one process."""
+    """How long the processes of a run wait for each other; unused in a run of one process."""
 
     join_timeout: float = setting(300.0, "seconds until all have started")
     timeout: float = setting(600.0, "seconds until all are at the same place of a step; then one counts as hung")
@@ -37,46 +37,46 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class _Company:
-    """What the processes of a run share: `patient` is a group whose operations wait for ever."""
+class _Group:
+    """The state of the process group of this run: `untimed` is a second group, whose operations have no timeout."""
 
     heartbeat: Heartbeat
-    patient: ProcessGroup
+    untimed: ProcessGroup
 
 
-_company: _Company | None = None
-"""Like torch's own default group, which it stands beside, there is one a process."""
+_group: _Group | None = None
+"""One per process, like torch's default group; None in a run of one process."""
 
 
 @contextmanager
 def process_group(ranks: Ranks, device: Device = "auto") -> Iterator[None]:
-    """Meet the other processes, if there are some, and part from them at the end of the block.
+    """Join the process group, if this run has several processes, and leave it at the end of the block.
 
     Raises:
-        DistributedError: they cannot meet; or one is lost, which is named.
+        DistributedError: not all processes have joined, or one is lost; the message names it.
     """
-    global _company
+    global _group
     if world_size() == 1:
         yield
         return
-    _company = _meet(ranks, device)
+    _group = _join(ranks, device)
     try:
         with name_lost_rank():
             yield
-        _part("left")
+        _leave("left")
     except StoppedError:
-        _part("left")
+        _leave("left")
         raise
     except BaseException as error:
-        _part(f"{type(error).__name__}: {error}" if not isinstance(error, SmaltiError) else f"{error}")
+        _leave(f"{type(error).__name__}: {error}" if not isinstance(error, SmaltiError) else f"{error}")
         raise
 
 
 @contextmanager
 def name_lost_rank() -> Iterator[None]:
-    """Turn the failure of an operation that other ranks have a part in into one that says which is lost.
+    """Turn the failure of a collective in the block into an error that names the lost rank.
 
-    From an error on, this process takes the time it needs to end.
+    After any error in the block, the heartbeat no longer ends this process.
 
     Raises:
         DistributedError: another process is lost.
@@ -84,26 +84,26 @@ def name_lost_rank() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _company is None:
+        if _group is None:
             raise
-        _company.heartbeat.disarm()
+        _group.heartbeat.disarm()
         if not _is_of_group(error):
             raise
-        found = _company.heartbeat.diagnosis() or "a process is alive and does not come to where the others wait"
+        found = _group.heartbeat.diagnosis() or "a process is alive and does not come to where the others wait"
         if "Timed out" in f"{error}":
-            traceback.print_exc()  # the operation, and how it came to it
+            traceback.print_exc()  # shows which collective this process was in
         cause = "" if "has failed" in found else _said(error)
         fix = "see its own message; the run goes on from its last checkpoint with --resume"
         raise DistributedError(found, cause=cause, fix=fix) from error
 
 
 def barrier() -> None:
-    """Come back when every rank is here; nobody loses patience."""
-    if _company is not None:
-        dist.barrier(_company.patient)
+    """Wait until every rank has called this, without a timeout."""
+    if _group is not None:
+        dist.barrier(_group.untimed)
 
 
-def _meet(ranks: Ranks, device: Device) -> _Company:
+def _join(ranks: Ranks, device: Device) -> _Group:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     require(
         bool(address) and port.isdigit(),
@@ -116,7 +116,7 @@ def _meet(ranks: Ranks, device: Device) -> _Company:
     store = PrefixStore(prefix, _open_store(address, int(port), hosts, patience))
     beats = PrefixStore(prefix, _open_store(address, int(port), False, patience))
     heartbeat = Heartbeat(beats, rank(), world_size(), ranks.timeout)
-    _wait_until_all_have_come(store, where, patience)
+    _wait_for_all(store, where, patience)
     heartbeat.start()
     with_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
     if with_gpus:
@@ -135,9 +135,9 @@ def _meet(ranks: Ranks, device: Device) -> _Company:
             world_size=world_size(),
             timeout=timedelta(seconds=ranks.timeout),
         )
-        patient = dist.new_group(backend="gloo", timeout=_FOR_EVER)
-        assert isinstance(patient, ProcessGroup)
-        return _Company(heartbeat, patient)
+        untimed = dist.new_group(backend="gloo", timeout=_FOR_EVER)
+        assert isinstance(untimed, ProcessGroup)
+        return _Group(heartbeat, untimed)
     except RuntimeError as error:
         heartbeat.stop()
         cause = heartbeat.diagnosis() or _said(error)
@@ -145,7 +145,7 @@ def _meet(ranks: Ranks, device: Device) -> _Company:
 
 
 def _open_store(address: str, port: int, hosts: bool, patience: timedelta) -> Store:
-    """A client of the store at an address; rank 0 also is its server, unless torchrun is."""
+    """A client of the store at an address; with `hosts` this process is its server too."""
     try:
         return TCPStore(address, port, world_size(), hosts, patience, wait_for_workers=False)
     except RuntimeError as error:
@@ -163,7 +163,7 @@ def _open_store(address: str, port: int, hosts: bool, patience: timedelta) -> St
         ) from error
 
 
-def _wait_until_all_have_come(store: Store, where: str, patience: timedelta) -> None:
+def _wait_for_all(store: Store, where: str, patience: timedelta) -> None:
     keys = {number: f"come/{number}" for number in range(world_size())}
     store.set(keys[rank()], "yes")
     try:
@@ -179,26 +179,26 @@ def _wait_until_all_have_come(store: Store, where: str, patience: timedelta) -> 
         ) from error
 
 
-def _part(why: str) -> None:
-    """Say the last word; who hosts the store stays until the others have read it."""
-    global _company
-    if _company is None:
+def _leave(why: str) -> None:
+    """Leave the group and tell the others why; the process that hosts the store waits until they have read it."""
+    global _group
+    if _group is None:
         return
-    heartbeat, _company = _company.heartbeat, None
+    heartbeat, _group = _group.heartbeat, None
     heartbeat.leave(why)
-    dist.destroy_process_group()  # whoever waits for this process hears of it, and reads its last word
+    dist.destroy_process_group()  # collectives that wait for this process fail now, and their ranks read why
     if is_rank0():
         heartbeat.all_have_left(_LAST_WORDS)
     heartbeat.stop()
 
 
 def _said(error: BaseException) -> str:
-    """What an operation of a group complains of, without the place in its source and without advice."""
+    """The first line of the message of a failed collective, without source location and advice."""
     return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", f"{error}".splitlines()[0]).split(". ")[0]
 
 
 def _is_of_group(error: BaseException) -> bool:
-    """Whether an operation of a group has failed, or one that waits for another process."""
+    """Whether the error comes from a collective, or from another operation that waits for a process."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in f"{error}" for word in ("gloo", "NCCL", "ProcessGroup"))
     )

@@ -9,7 +9,7 @@ from smalti.models.vit import VisionTransformer, ViT
 
 
 class MaskedImageModel(nn.Module):
-    """Predicts the visual tokens of masked patches. Mask token and head fall away when the backbone is exported.
+    """Predicts the visual tokens of masked patches: p_MIM(z | x^M). Only its backbone is used after pretraining.
 
     Reference: BEiT §2.3, eq. 1.
     """
@@ -33,9 +33,13 @@ class MaskedImageModel(nn.Module):
         mask_index: Int[Tensor, "B K"],
         key: Int[Tensor, "B"] | None = None,
     ) -> Float[Tensor, "B K V"]:
-        """Scores of every visual token at the positions `mask_index`; see `Batch` for the shapes.
+        """Logits over the visual tokens at masked patches. The last block computes outputs for these positions only.
 
-        Nothing is computed of other positions that these do not see, and so the last block does less.
+        Args:
+            images: B C H W, uint8 or float in [0, 1].
+            mask: True where a patch is masked.
+            mask_index: positions of the masked patches in [0, N), padded to K.
+            key: one key per sample, of which stochastic depth is a function; None keeps every branch.
         """
         tokens = self.backbone.embed(images)
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
@@ -43,7 +47,7 @@ class MaskedImageModel(nn.Module):
 
 
 def build_mim(config: ViT, vocab_size: int, seed: int = 0) -> MaskedImageModel:
-    """A masked image model with freshly drawn weights, the same for the same seed."""
+    """A masked image model with random weights, which are a function of the seed."""
     backbone = config.build(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

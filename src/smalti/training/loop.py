@@ -1,12 +1,12 @@
-"""The one training loop.
+"""The training loop of all stages.
 
 for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
-    no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
-    optimiser step; codebook and averages follow
-    evaluate every so many steps; log; now and then, and when a signal asks for it: save
+    no gradient for frozen parameters; stop if loss or gradient is not finite; clip
+    optimiser step; update codebook and EMA
+    evaluate, log and save where these are due; save also when a signal requests it
 """
 
 from collections.abc import Mapping
@@ -27,30 +27,30 @@ from smalti.training.training_plan import Plan
 
 
 class RunHooks:
-    """What a run does between the steps of `fit`: here nothing.
+    """What a run does between the steps of `fit`; these do nothing.
 
     Attributes:
-        go_on: the command that goes on with the run, for whoever has stopped it; empty where nothing is saved.
+        go_on: the command that resumes the run, for the message after a stop; empty where nothing is saved.
     """
 
     go_on: str = ""
 
     def save(self, trainer: Trainer) -> None:
-        """Called every `plan.save_every` steps, at the end, and when a signal asks for it."""
+        """Called every `plan.save_every` steps, at the end, and when a signal requests it."""
 
     def keep_failed(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path | None:
-        """Keep the step that stops the run because it is not finite, and say where."""
+        """Write the non-finite step that stops the run to a folder, and return the folder."""
 
     def roll_back(self, trainer: Trainer) -> str:
-        """Called when the loss jumps, `plan.rollback` times at most; says to which step it has gone back."""
+        """Called after a loss spike, at most `plan.rollback` times; returns a message that says to which step."""
         return ""
 
     def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
-        """Figures of `trainer.trained` after this step, or none; they have lines of their own in metrics.jsonl."""
+        """Metrics of `trainer.trained` after this step, or none; they are separate lines of metrics.jsonl."""
         return {}
 
     def remark(self, step: int, values: Mapping[str, float]) -> str:
-        """What there is to say about loss and metrics where a step is logged, or nothing."""
+        """A remark about the loss and metrics of a logged step for the progress line, or an empty text."""
         return ""
 
 
@@ -67,15 +67,20 @@ def fit(
     compute: Compute,
     hooks: RunHooks = _NO_HOOKS,
 ) -> None:
-    """Train until `plan.steps` are done, or a signal asks for an end (`distributed/signals.py`).
+    """Train until `plan.steps` steps are done, or a signal requests the end (`distributed/signals.py`).
 
     Args:
+        trainer: the state of training, which is changed.
         batches: the batch of each step, counted from 0.
+        plan: number of steps, and how often to log, evaluate and save.
+        log: console and metrics.jsonl.
         title: the name of the stage in progress lines and in metrics.jsonl.
+        compute: device and number format.
+        hooks: called between steps.
 
     Raises:
-        NotFiniteError: see `Trainer.train_step`; more steps than `plan.skip_nonfinite`.
-        StoppedError: by a signal; the last step is whole, and saved.
+        NotFiniteError: see `Trainer.train_step`; after more than `plan.skip_nonfinite` such steps.
+        StoppedError: a signal ended the run; the last step is complete and saved.
     """
     if trainer.scaling:
         log.say(trainer.scaling)
@@ -106,7 +111,7 @@ def fit(
                 if trainer.step % plan.save_every == 0 or last or wanted.save:
                     asked.save = False
                     hooks.save(trainer)
-                    wanted = asked.agreed()  # what came meanwhile
+                    wanted = asked.agreed()  # signals may have arrived meanwhile
                     if wanted.stop is not None:
                         break
         if wanted.stop is not None:
@@ -119,7 +124,7 @@ def fit(
 def _step_or_skip(
     trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, hooks: RunHooks
 ) -> tuple[StepOutput, Tensor] | None:
-    """A step; None where it failed and may be left out."""
+    """One step; None where it was non-finite and is skipped."""
     try:
         return trainer.train_step(batch, compute)
     except NotFiniteError as failure:
@@ -135,7 +140,7 @@ def _step_or_skip(
 
 
 def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:
-    """A line of metrics.jsonl; what the objective said in it."""
+    """Write a line of metrics.jsonl; returns loss and metrics of the step."""
     values = means(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
     counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}

@@ -1,4 +1,4 @@
-"""What is minimised without labels: in stage one discrete VAEs and quantisers, in stage two masked image modeling."""
+"""Objectives without labels: discrete VAEs and quantised tokenizers (stage one), masked image modeling (stage two)."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ from smalti.training.targets import Tokens
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How the tokens are relaxed while the tokenizer trains, and what keeps the codebook alive."""
+    """Relaxation of the tokens during training, and measures against dead codes."""
 
     beta: float = setting(6.6, "weight of the KL, in units of the bound (1 = the bound itself)", "DALL-E, appendix A.2")
     beta_ramp: float = setting(0.02, "share of the steps until beta is reached", "DALL-E: 5 000 steps")
@@ -55,11 +55,11 @@ class Relaxation:
             require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}", "use a share in (0, 1]")
 
     def ramp(self, steps: int) -> Ramp:
-        """β at each of `steps` steps."""
+        """The schedule of β over `steps` steps."""
         return Ramp(self.beta, max(1, round(self.beta_ramp * steps)))
 
     def annealing(self, steps: int) -> Cosine:
-        """Temperature at each of `steps` steps."""
+        """The schedule of the temperature τ over `steps` steps."""
         return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
 
 
@@ -68,8 +68,8 @@ class DiscreteVAEObjective(Objective):
 
     -E_{z~q(z|x)}[ln p(x|z)] + β·KL(q ‖ uniform) - spread·H(mean q)
 
-    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] and no longer in nats: it
-    is a hundredth of them or less, and beta and spread have to shrink with it.
+    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] instead of nats. It is a
+    hundred times smaller or less, so beta and spread have to be reduced as well.
 
     Reference: BEiT §2.1.2; DALL-E, appendix A.2.
     """
@@ -110,7 +110,7 @@ class DiscreteVAEObjective(Objective):
         return StepOutput(loss * count, count, metrics)
 
     def follow(self, step: int) -> None:
-        """Codes that have been the most likely one nowhere for `dead_after` steps take a part of another's cell."""
+        """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
         scores, ids = (all_gather(seen) for seen in self._seen)
@@ -126,7 +126,7 @@ class DiscreteVAEObjective(Objective):
 class QuantisedObjective(Objective):
     """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
 
-    The gradient of the reconstruction goes straight through the quantiser; values follow in `follow`, after the step.
+    The gradient of the reconstruction is straight-through; `follow` updates the codebook after the step.
 
     Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
     """
@@ -155,7 +155,7 @@ class QuantisedObjective(Objective):
         return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
 
     def follow(self, step: int) -> None:
-        """Let the codebook follow the points of the step that has just been made."""
+        """Update the codebook with the points of the last step."""
         if self._seen is not None:
             points, ids = self._seen
             self.model.follow(all_gather(points), all_gather(ids), step)
@@ -166,7 +166,7 @@ _TOKENS = Tokens()
 
 
 class MaskedImageModeling(Objective):
-    """The cost of the predictions at masked patches, as a mean over all of them (BEiT eq. 1), or over images."""
+    """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images."""
 
     def __init__(self, model: MaskedImageModel, target: Target = _TOKENS, equal_images: bool = False) -> None:
         super().__init__()
