@@ -1,13 +1,14 @@
 """What must be as it was for a run to go on bit for bit, and when there is nothing left to do."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from smalti.core.config import Field, leaves
-from smalti.core.errors import UsageError
+from smalti.core.errors import LockError, OutputError, UsageError
 from smalti.core.log import Log
-from smalti.runs.folder import RunFolder
+from smalti.runs.folder import RunFolder, writing
 from smalti.training.checkpoint import has_checkpoint, read_checkpoint
 
 
@@ -73,5 +74,7 @@ def finished(run: str, before: Any, now: Any) -> dict[str, Any] | None:
         return None
     if read_checkpoint(path).step != result["steps"]:
         return None
+    with suppress(LockError, OutputError), writing(run):
+        pass  # it may have been killed after its result, and before its lock was gone
     Log().say(f"{run}: already complete at step {result['steps']}")
     return result
