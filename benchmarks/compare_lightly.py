@@ -49,11 +49,11 @@ from smalti.core.files import write_json
 from smalti.core.log import Log
 from smalti.data.datasets.open import open_stored
 from smalti.data.load import read_source
+from smalti.evaluation.battery import battery
 from smalti.models.vit import VisionTransformer
-from smalti.runs.evaluate import battery
 from smalti.runs.finetune import main as finetune
 from smalti.runs.pretrain import prepare
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "peers"
 BUDGETS = ("equal-images", "equal-time", "equal-time-both-stages")

@@ -8,7 +8,6 @@ out and counted.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from printing import print_figures
 
 from smalti.core.errors import DataError
 from smalti.data.decode import EXTENSIONS, decode
@@ -102,11 +102,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("pillow", "simplejpeg", "numpy")},
         "full": compare(paths, None, options.times),
     } | {f"shorter side {side}": compare(paths, side, options.times) for side in options.side}
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name}: {value}")
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ cutting values to 8 bits, then crop and bicubic resize. Differences are in grey 
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from printing import print_figures
 
 from smalti.core.rng import fold
 from smalti.data.datasets.folder import Folder
@@ -93,11 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     result = compare(paths, options.crops)
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name}: {value}")
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

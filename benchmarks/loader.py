@@ -9,7 +9,6 @@ The same is measured from a pack that `smalti prepare` makes of the folder.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from printing import print_figures
 from torch import Tensor
 
 from smalti.core.allocator import keep_freed_memory
@@ -172,11 +172,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     result = compare(options.folder, options.batch_size, options.steps)
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name}: {value}")
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,15 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import open_stored
 from smalti.data.load import Data, Images, read_source
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
+from smalti.evaluation.probe import probe_backbone
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
-from smalti.runs.evaluate import probe_backbone
 from smalti.runs.folder import RunFolder, is_run, read_config
-from smalti.runs.pretrain import Pretrain, load_model, prepare
+from smalti.runs.models import load_model
+from smalti.runs.pretrain import Pretrain, prepare
 from smalti.runs.pretrain import main as pretrain
 from smalti.runs.session import seconds_per_step
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.optim import AdamW
 from smalti.training.training_plan import Plan
 

@@ -15,7 +15,6 @@ On a machine that others use, `--threads 1 --clock processor` counts processor t
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
+from printing import print_figures
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute, choose_compute
@@ -322,11 +322,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in names},
     }
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name}: {value}")
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

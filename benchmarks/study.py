@@ -17,16 +17,16 @@ from smalti.data.datasets.open import open_stored
 from smalti.data.load import Data, read_source
 from smalti.data.transforms.mixing import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
-from smalti.evaluation.battery import Battery
+from smalti.evaluation.battery import Battery, batteries
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
-from smalti.runs.evaluate import batteries
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
 from smalti.runs.folder import is_run, read_config
-from smalti.runs.pretrain import Pretrain, load_model
+from smalti.runs.models import load_model
+from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
 from smalti.training.optim import AdamW
 from smalti.training.targets import Pixels, Tokens

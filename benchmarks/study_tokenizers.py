@@ -29,11 +29,13 @@ from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import open_stored
 from smalti.data.load import Data, Images, read_source
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.token_sample import some_images
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
-from smalti.runs.collapse_check import gate, some_images
+from smalti.runs.collapse_check import gate
 from smalti.runs.folder import is_run, read_config
 from smalti.runs.session import seconds_per_step
-from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer, planned_steps, prepare
+from smalti.runs.tokenizers import load_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "tokenizers"
@@ -93,7 +95,7 @@ def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) 
     held_out = train_tokenizer(config, resume=resume, images=images, compute=compute)
     spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
     test = read_source(open_stored(str(data / "test"), config.data.channels), config.data, log)
-    about = {"minutes": cell.minutes, "threads": torch.get_num_threads(), "steps": planned_steps(config), **spent}
+    about = {"minutes": cell.minutes, "threads": torch.get_num_threads(), "steps": config.planned_steps, **spent}
     shown = replace(config, out="", data=replace(config.data, path=f"{cell.images}/train"))
     measured = measure(config, str(folder), images, test, compute)
     return {
@@ -108,7 +110,7 @@ def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) 
 
 def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: Compute) -> int:
     """Optimiser steps that take so much processor time."""
-    if planned_steps(config) == 0:
+    if config.planned_steps == 0:
         return config.plan.steps
     seconds = seconds_per_step(*prepare(config, images, compute), compute, clock=time.process_time)
     return max(1, round(60 * minutes / seconds))

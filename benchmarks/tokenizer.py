@@ -8,7 +8,6 @@ from round to round; the figure is the median over the rounds of the peer's time
 """
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -19,11 +18,13 @@ from pathlib import Path
 
 import dall_e
 import torch
+from printing import print_figures
 from torch import Tensor
 
 from smalti.core.compute import Compute, choose_compute
-from smalti.runs.import_tokenizer import ImportTokenizer, load_dalle
+from smalti.runs.import_tokenizer import ImportTokenizer
 from smalti.runs.import_tokenizer import main as import_tokenizer
+from smalti.runs.tokenizers import load_dalle
 from smalti.tokenizers.dalle import DallETokenizer
 
 
@@ -106,11 +107,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in ("torch", "dall-e")},
     }
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name}: {value}")
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the time to encode a batch with our tokenizer, divided by that of a ViT-B/16 tra
 """
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from printing import print_figures
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute, choose_compute
@@ -34,8 +34,7 @@ from smalti.models.vit import ViT
 from smalti.recipes import small
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.mim import MaskedImageModeling
-from smalti.training.objectives import DiscreteVAEObjective
+from smalti.training.objectives import DiscreteVAEObjective, MaskedImageModeling
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
@@ -242,7 +241,7 @@ def main() -> None:
     if isinstance(config, DVAE) and not options.no_share:
         share = share_of_pretraining_step(config, batch, compute, rounds=3)
         result["share_of_pretraining_step"] = round(share, 4)
-    print(json.dumps(result) if options.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from smalti.core.contracts import Batches
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import Images
+from smalti.evaluation.probe import probe_backbone
 from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer
-from smalti.runs.evaluate import probe_backbone
+from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.trainer import Trainer
 
 NUM_VIEWS = (1, 4, None)
@@ -36,7 +38,7 @@ NUM_VIEWS = (1, 4, None)
 def train(config: Pretrain, images: Images, compute: Compute) -> dict[str, Any]:
     """A backbone and what it is worth."""
     found = pretrain.main(config, images=images, compute=compute)
-    probed = probe_backbone(pretrain.load_model(config.out, compute).backbone, images, compute)
+    probed = probe_backbone(load_model(config.out, compute).backbone, images, compute)
     return {
         "loss_nats": found["loss_nats"],
         "accuracy": found["accuracy"],
@@ -48,7 +50,7 @@ def train(config: Pretrain, images: Images, compute: Compute) -> dict[str, Any]:
 
 def cached_ratio(config: Pretrain, images: Images, compute: Compute, steps: int) -> float:
     """A step with a live tokenizer over one with a full cache."""
-    tokenizer = train_tokenizer.load_tokenizer(config.tokenizer, compute)
+    tokenizer = load_tokenizer(config.tokenizer, compute)
     live = pretrain.prepare(replace(config, token_cache=""), images, tokenizer, compute)
     cached = pretrain.prepare(config, images, tokenizer, compute)
     for step in range(steps):  # what is missing is computed here

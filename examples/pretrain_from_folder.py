@@ -15,6 +15,7 @@ import torch
 from smalti.core.compute import choose_compute
 from smalti.recipes import tiny
 from smalti.runs import pretrain, report, train_tokenizer
+from smalti.runs.models import load_model
 
 
 def train(images: Path, out: Path, steps: int) -> None:
@@ -45,7 +46,7 @@ def train(images: Path, out: Path, steps: int) -> None:
 
 def features(run: Path, images: torch.Tensor) -> torch.Tensor:
     """What the backbone makes of uint8 images, B x 3 x 64 x 64: the mean of its patches, B x 96."""
-    backbone = pretrain.load_model(str(run), choose_compute("cpu", "fp32")).backbone
+    backbone = load_model(str(run), choose_compute("cpu", "fp32")).backbone
     return backbone(images).patches.mean(dim=1)
 
 

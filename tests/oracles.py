@@ -586,7 +586,7 @@ def _cells(grid: tuple[int, int], area: float, aspect: float, down: float, right
     return [(i, j) for i in range(top, top + a) for j in range(left, left + b)]
 
 
-def piece_sizes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> list[int]:
+def component_sizes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> list[int]:
     """Sizes of the pieces of one mask, by walking through each from its first patch."""
     left = {(n // grid[1], n % grid[1]) for n in np.flatnonzero(mask).tolist()}
     sizes = []

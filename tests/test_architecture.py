@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ ROWS = [
     {"report"},
     {"runs"},
     {"recipes"},
+    {"flags"},
     {"cli"},
     {"__main__"},
 ]
@@ -103,11 +105,41 @@ def test_a_module_imports_from_its_own_package_and_rows_above_only(path: Path) -
         assert rest[0] == part or row_of(rest[0]) < row_of(part), f"{name_of(path)} imports {name}"
 
 
+def _entry(path: Path) -> ast.FunctionDef | None:
+    functions = (node for node in tree_of(path).body if isinstance(node, ast.FunctionDef))
+    return next((function for function in functions if function.name == "main"), None)
+
+
+def _public(path: Path, entry: ast.FunctionDef) -> set[str]:
+    """What others may take of a verb: `main`, the types of its arguments, and what stands ready to be trained."""
+    arguments = (*entry.args.args, *entry.args.kwonlyargs)
+    types = {node.id for argument in arguments for node in ast.walk(argument) if isinstance(node, ast.Name)}
+    return {"main", "prepare"} | {name for name in types if re.search(rf"^(class )?{name}\b", path.read_text(), re.M)}
+
+
+VERBS = {path.stem: _public(path, entry) for path in sorted((SRC / "runs").glob("*.py")) if (entry := _entry(path))}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nobody_uses_what_a_verb_keeps_to_itself(path: Path) -> None:
+    """What two verbs need is in a module of its own."""
+    tree, verbs = tree_of(path), set()
+    for name in imported(tree):
+        parts = name.split(".")
+        if parts[:2] == ["smalti", "runs"] and parts[2] in VERBS:
+            if len(parts) == 3:
+                verbs.add(parts[2])
+            assert len(parts) == 3 or parts[3] in VERBS[parts[2]], f"{name_of(path)} imports {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in verbs:
+            assert node.attr in VERBS[node.value.id], f"{name_of(path)} uses {dotted(node)}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_what_is_not_used(path: Path) -> None:
     roots = {name.split(".")[0] for name in imported(tree_of(path))}
     assert not roots & {"pickle", "random", "dill", "joblib", "cloudpickle", "shelve", "secrets"}
-    assert "tyro" not in roots or name_of(path) == "cli.py"
+    assert "tyro" not in roots or name_of(path) == "flags.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -163,7 +195,7 @@ def test_tests_mirror_the_package() -> None:
     assert folders <= {path.stem for path in SRC.iterdir()}
 
 
-@pytest.mark.parametrize("module", ["smalti", "smalti.core.errors", "smalti.core.config", "smalti.cli"])
+@pytest.mark.parametrize("module", ["smalti", "smalti.core.errors", "smalti.core.config", "smalti.flags", "smalti.cli"])
 def test_light_modules_import_without_torch(module: str) -> None:
     program = f"import sys, {module}; print(sorted({{'torch', 'matplotlib', 'tyro'}} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(SRC.parent)}

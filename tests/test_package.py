@@ -31,9 +31,14 @@ def test_curves_to_compare_with_lie_inside_the_package() -> None:
     assert all(name.endswith(".json") for name in files)
 
 
+def test_templates_and_the_style_of_the_report_lie_inside_the_package() -> None:
+    files = {file.name for file in resources.files("smalti.report").iterdir()}
+    assert {"page.css", "page.html", "table.html", "chart.html", "tile_row.html", "atlas.html"} <= files
+
+
 def test_no_rule_keeps_data_of_the_package_out_of_git() -> None:
     rules = (ROOT / ".gitignore").read_text().split() if (ROOT / ".gitignore").exists() else []
-    assert not {"data", "data/", "embedded", "embedded/", "*.xz", "*.jpg", "*.json"} & set(rules)
+    assert not {"data", "data/", "embedded", "embedded/", "*.xz", "*.jpg", "*.json", "*.html", "*.css"} & set(rules)
 
 
 def test_files_that_the_project_names_exist() -> None:

@@ -1,28 +1,22 @@
-"""The command line: `smalti VERB ...`. It only parses, calls a run's `main` and turns errors into one line.
+"""The command line: `smalti VERB ...`. It finds the verb, calls its `main` and turns errors into one line.
 
 torch is imported by the runs, so nothing here imports them before a verb is chosen.
 """
 
-import contextlib
-import dataclasses
 import importlib
 import importlib.util
-import io
-import itertools
 import os
 import pkgutil
-import re
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from smalti import __version__
-from smalti.core.config import did_you_mean, require_finite
+from smalti.core.config import did_you_mean
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -36,12 +30,12 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
+from smalti.flags import flags_of, parse, parse_known, refuse, take_flag, take_value
 
 T = TypeVar("T")
+Result: TypeAlias = dict[str, Any]
 
 _FILE = "my_file.py:function"
-_TOGETHER = ("train-tokenizer", "pretrain", "finetune")
-"""Verbs that several processes can run together."""
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
@@ -75,7 +69,7 @@ threads or processes than it began with only where `--allow-inexact` says so.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    as_json, debug = (_take_flag(arguments, flag) for flag in ("--json", "--debug"))
+    as_json, debug = (take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
         with terminating():
             result = _dispatch(arguments)
@@ -111,7 +105,7 @@ def _unread() -> int:
     return OutputError.exit_code
 
 
-def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
+def _dispatch(arguments: list[str]) -> Result | None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(recipes=", ".join(recipe_names())), end="")
         return None
@@ -126,91 +120,64 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
-    if world_size() > 1 and verb not in _TOGETHER:
+    module, config, call = VERBS[verb]
+    if world_size() > 1 and call is not _train:  # several processes can only train together
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
-    return VERBS[verb](rest)
+    run = importlib.import_module(f"smalti.runs.{module}")
+    return call(verb, run, getattr(run, config), rest)
 
 
-def _demo(arguments: list[str]) -> dict[str, Any]:
+def _plain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
+    """A verb that has flags and nothing else."""
+    return run.main(parse(cls, None, arguments, verb))
+
+
+def _demo(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     from smalti.recipes import nano, tiny
-    from smalti.runs import demo
 
-    own_images = _take_value(list(arguments), "--data") not in (None, nano.demo().data)
-    start = tiny.demo() if own_images else nano.demo()
-    config = parse(demo.Demo, start, arguments, "demo")
-    return _start(config.out, lambda: demo.main(config))
+    own_images = take_value(list(arguments), "--data") not in (None, nano.demo().data)
+    config = parse(cls, tiny.demo() if own_images else nano.demo(), arguments, verb)
+    return _start(config.out, lambda: run.main(config))
 
 
-def _check(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import check
-
-    return check.main(parse(check.Check, None, arguments, "check"))
-
-
-def _plan(arguments: list[str]) -> dict[str, Any]:
+def _plan(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     from smalti.recipes import base, nano, small, tiny
-    from smalti.runs import plan
     from smalti.runs.dry_run import Stages
+    from smalti.runs.plan import Candidate
 
-    config = parse(plan.PlanAhead, None, arguments, "plan")
-    recipes = {"nano": plan.Candidate(Stages(nano.train_tokenizer(), nano.pretrain()))}
+    config = parse(cls, None, arguments, verb)
+    recipes = {"nano": Candidate(Stages(nano.train_tokenizer(), nano.pretrain()))}
     if config.data != nano.demo().data:
         recipes = {
-            "tiny": plan.Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain())),
-            "small": plan.Candidate(Stages(small.train_tokenizer(), small.pretrain()), least_images=10_000),
-            "base": plan.Candidate(Stages(base.train_tokenizer(), base.pretrain()), least_images=100_000),
+            "tiny": Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain())),
+            "small": Candidate(Stages(small.train_tokenizer(), small.pretrain()), least_images=10_000),
+            "base": Candidate(Stages(base.train_tokenizer(), base.pretrain()), least_images=100_000),
         }
-    return plan.main(config, recipes=recipes)
+    return run.main(config, recipes=recipes)
 
 
-def _prepare(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import prepare
-
-    return prepare.main(parse(prepare.Prepare, None, arguments, "prepare"))
-
-
-def _train_tokenizer(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import train_tokenizer
-
-    return _train(train_tokenizer, train_tokenizer.TrainTokenizer, arguments, "train-tokenizer")
-
-
-def _tokenize(arguments: list[str]) -> dict[str, Any]:
+def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """All flags are those of pretrain; the recipe, which says how images are seen, is one that fits DATA."""
-    from smalti.runs import tokenize
     from smalti.runs.pretrain import Pretrain
 
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise UsageError("no images given", fix="smalti tokenize DATA --tokenizer RUN --out CACHE")
-    recipe = _take_value(arguments, "--recipe") or ("nano" if arguments[0] == "embedded" else "tiny")
+    recipe = take_value(arguments, "--recipe") or ("nano" if arguments[0] == "embedded" else "tiny")
     start = next((run for run in (make() for make in load_recipe(recipe).values()) if isinstance(run, Pretrain)), None)
     if start is None:
         raise UsageError(f"recipe {recipe} has nothing for pretrain")
     flags = arguments if arguments[0].startswith("-") else ["--data", *arguments]
-    usage = "tokenize DATA [--recipe RECIPE]"
-    return tokenize.main(parse(tokenize.Tokenize, tokenize.Tokenize.of(start), flags, usage))
+    return run.main(parse(cls, cls.of(start), flags, f"{verb} DATA [--recipe RECIPE]"))
 
 
-def _pretrain(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import pretrain
-
-    return _train(pretrain, pretrain.Pretrain, arguments, "pretrain")
-
-
-def _finetune(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import finetune
-
-    return _train(finetune, finetune.Finetune, arguments, "finetune")
-
-
-def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> dict[str, Any]:
+def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
     from smalti.runs.folder import copy_run, is_run, read_config
     from smalti.runs.resume import finished
 
-    folder = _take_value(arguments, "--resume")
+    folder = take_value(arguments, "--resume")
     if folder is not None:
-        allow_inexact = _take_flag(arguments, "--allow-inexact")
+        allow_inexact = take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
         config = parse(cls, before, arguments, f"{verb} --resume {folder}")
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
@@ -227,7 +194,7 @@ def _train(run: ModuleType, cls: type[Any], arguments: list[str], verb: str) -> 
     return _start(config.out, lambda: run.main(config))
 
 
-def _start(out: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _start(out: str, run: Callable[[], Result]) -> Result:
     """A new run. Where it fails before its first step, its folder does not stand in the way of the next try."""
     from smalti.runs.folder import forget_unstarted, is_run
 
@@ -240,80 +207,50 @@ def _start(out: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise
 
 
-def _import(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import import_tokenizer
-
-    return import_tokenizer.main(parse(import_tokenizer.ImportTokenizer, None, arguments, "import"))
-
-
-def _evaluate(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import evaluate
-
-    return evaluate.main(parse(evaluate.Evaluate, None, arguments, "evaluate"))
-
-
-def _show(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import show
-
-    return show.main(parse(show.Show, None, arguments, "show"))
-
-
-def _masks(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import masks
-
-    return masks.main(parse(masks.Masks, None, arguments, "masks"))
-
-
-def _report(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import report
-
-    return report.main(parse(report.Report, None, arguments, "report"))
-
-
-def _replay(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import replay
-
-    return replay.main(parse(replay.Replay, None, arguments, "replay"))
-
-
-def _explain(arguments: list[str]) -> dict[str, Any]:
-    from smalti.runs import explain
-
+def _explain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: smalti explain RECIPE [--FIELD VALUE ...]\n\nRECIPE: {', '.join(recipe_names())} or {_FILE}")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("no recipe given", fix=f"smalti explain RECIPE; there are: {', '.join(recipe_names())}")
     name, flags = arguments[0], arguments[1:]
-    starts = {verb: function() for verb, function in load_recipe(name).items()}
-    if not all(isinstance(start, explain.Config) for start in starts.values()):
+    starts = {part: function() for part, function in load_recipe(name).items()}
+    if not all(isinstance(start, cls) for start in starts.values()):
         raise UsageError(
             f"{name} returns no training run", fix="explain a recipe of train-tokenizer, pretrain or finetune"
         )
-    parsed = {verb: _parse_known(type(start), start, flags, f"explain {name}") for verb, start in starts.items()}
+    parsed = {part: parse_known(type(start), start, flags, f"{verb} {name}") for part, start in starts.items()}
     unknown = next(iter(parsed.values()))[1]  # what no verb knows; a flag of one is unknown to the others
     for _, others in parsed.values():
         unknown = [flag for flag in unknown if flag in others]
-    _refuse(unknown, [flag for start in starts.values() for flag in _flags(type(start), start)], f"explain {name}")
-    return explain.main(name, {verb: (start, parsed[verb][0]) for verb, start in starts.items()})
+    refuse(unknown, [flag for start in starts.values() for flag in flags_of(type(start), start)], f"{verb} {name}")
+    return run.main(name, {part: (start, parsed[part][0]) for part, start in starts.items()})
 
 
-VERBS: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
-    "demo": _demo,
-    "check": _check,
-    "plan": _plan,
-    "prepare": _prepare,
-    "train-tokenizer": _train_tokenizer,
-    "tokenize": _tokenize,
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-    "import": _import,
-    "evaluate": _evaluate,
-    "show": _show,
-    "masks": _masks,
-    "report": _report,
-    "replay": _replay,
-    "explain": _explain,
+class Verb(NamedTuple):
+    """A module of `runs`, the name of its configuration, and how both and the arguments come together."""
+
+    module: str
+    config: str
+    call: Callable[[str, ModuleType, type[Any], list[str]], Result] = _plain
+
+
+VERBS = {
+    "demo": Verb("demo", "Demo", _demo),
+    "check": Verb("check", "Check"),
+    "plan": Verb("plan", "PlanAhead", _plan),
+    "prepare": Verb("prepare", "Prepare"),
+    "train-tokenizer": Verb("train_tokenizer", "TrainTokenizer", _train),
+    "tokenize": Verb("tokenize", "Tokenize", _tokenize),
+    "pretrain": Verb("pretrain", "Pretrain", _train),
+    "finetune": Verb("finetune", "Finetune", _train),
+    "import": Verb("import_tokenizer", "ImportTokenizer"),
+    "evaluate": Verb("evaluate", "Evaluate"),
+    "show": Verb("show", "Show"),
+    "masks": Verb("masks", "Masks"),
+    "report": Verb("report", "Report"),
+    "replay": Verb("replay", "Replay"),
+    "explain": Verb("explain", "Config", _explain),
 }
 
 
@@ -369,113 +306,6 @@ def _from_recipe(cls: type[T], arguments: list[str], verb: str) -> T:
         if isinstance(start, cls):
             return parse(cls, start, arguments[1:], f"{verb} {arguments[0]}")
     raise UsageError(f"recipe {arguments[0]} has nothing for {verb}", fix=f"there are: {recipes_for(verb)}")
-
-
-def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T:
-    """Override the fields of a configuration with flags. `--data X` is short for `--data.path X`.
-
-    Raises:
-        UsageError: an unknown flag or a value of the wrong type.
-    """
-    config, unknown = _parse_known(cls, default, arguments, verb)
-    _refuse(unknown, _flags(cls, default), verb)
-    return config
-
-
-def _parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str) -> tuple[T, list[str]]:
-    """The configuration, and what of the arguments it has no field for."""
-    import tyro
-
-    nested = dataclasses.is_dataclass(getattr(cls, "data", None))
-    flags = [re.sub(r"^--data(?==|$)", "--data.path", flag) if nested else flag for flag in arguments]
-    default = default if default is None else _with_kinds(default, flags)
-    printed = io.StringIO()
-    settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalRequiredArgs)
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            config, unknown = tyro.cli(
-                cls,
-                prog=f"smalti {verb}",
-                args=flags,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                return_unknown_args=True,
-                config=settings,
-            )
-    except SystemExit as stop:
-        if stop.code == 0:
-            print(printed.getvalue(), end="")
-            raise
-        raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
-    require_finite(config)
-    return config, unknown
-
-
-def _with_kinds(config: T, flags: list[str], prefix: str = "--") -> T:
-    """The configuration with the kinds of parts that `--PART KIND` names; these flags are taken out."""
-    from smalti.core.config import as_kind, kinds
-
-    for field in dataclasses.fields(typing.cast(Any, config)):
-        part, flag = getattr(config, field.name), prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(part):
-            choices = kinds(type(config), field.name)
-            name = _take_value(flags, flag, "KIND") if len(choices) > 1 else None
-            if name is not None and name not in choices:
-                raise UsageError(f"{flag} is '{name}'", fix=f"there are: {', '.join(choices)}")
-            chosen = part if name is None else as_kind(part, choices[name])
-            config = replace(typing.cast(Any, config), **{field.name: _with_kinds(chosen, flags, f"{flag}.")})
-    return config
-
-
-def _refuse(unknown: list[str], known: list[str], verb: str) -> None:
-    if unknown:
-        name = next((flag for flag in unknown if flag.startswith("-")), unknown[0]).split("=")[0]
-        raise UsageError(f"unknown option '{name}'", fix=did_you_mean(name, known) or f"see smalti {verb} --help")
-
-
-def _flags(cls: type[Any], default: Any) -> list[str]:
-    from smalti.core.config import leaves
-
-    if default is None:
-        names = [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
-    else:
-        names = [field.name for field in leaves(default)]
-    return ["--" + name.replace("_", "-") for name in names] + [
-        "--resume",
-        "--allow-inexact",
-        "--json",
-        "--debug",
-        "--data",
-    ]
-
-
-def _complaint(printed: str) -> str:
-    """The first paragraph inside the box that tyro draws, without the types of missing arguments."""
-    lines = [line.strip(" │") for line in printed.splitlines()]
-    rules = [number for number, line in enumerate(lines) if re.fullmatch(r"[-─╭╮╰╯]{5,}", line)]
-    inside = itertools.takewhile(bool, lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else ["wrong arguments"])
-    text = " ".join(line.replace("(required)", "") for line in inside if not re.fullmatch(r"\[*[A-Z ]+\]*", line))
-    return text.strip().rstrip(".")
-
-
-def _take_flag(arguments: list[str], flag: str) -> bool:
-    present = flag in arguments
-    while flag in arguments:
-        arguments.remove(flag)
-    return present
-
-
-def _take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | None:
-    """Remove `flag VALUE` or `flag=VALUE` and return the value."""
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == flag:
-            following = arguments[place + 1 : place + 2]
-            given = value if equals else "".join(following)
-            if not given or given.startswith("--"):
-                raise UsageError(f"no value for {flag}", fix=f"use {flag} {what}")
-            del arguments[place : place + (1 if equals else 2)]
-            return given
-    return None
 
 
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:

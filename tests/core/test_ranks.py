@@ -14,6 +14,7 @@ from torch.distributed import HashStore
 from smalti.core import ranks
 from smalti.core.errors import UsageError
 from smalti.distributed import collectives
+from smalti.distributed import process_group as group
 from smalti.distributed.heartbeat import Heartbeat
 
 
@@ -51,19 +52,19 @@ def test_alone_everything_stays_as_it_is() -> None:
     assert collectives.from_rank0(lambda: "made") == "made"
     assert collectives.broadcast_tensors({"a": values})["a"] is values
     collectives.require_same("configuration", {"a": 1})
-    collectives.barrier()
-    with collectives.process_group(collectives.Ranks()), collectives.name_lost_rank():
+    group.barrier()
+    with group.process_group(group.Ranks()), group.name_lost_rank():
         assert not torch.distributed.is_initialized()
 
 
 def test_an_error_of_ours_passes_as_it_is() -> None:
-    with pytest.raises(RuntimeError, match="gloo"), collectives.name_lost_rank():
+    with pytest.raises(RuntimeError, match="gloo"), group.name_lost_rank():
         raise RuntimeError("gloo, but there is no group")
 
 
 def test_waiting_takes_some_time() -> None:
     with pytest.raises(UsageError, match=r"ranks.timeout is 0.0; use more than 0 seconds"):
-        collectives.Ranks(timeout=0.0)
+        group.Ranks(timeout=0.0)
 
 
 def test_where_to_meet_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +72,7 @@ def test_where_to_meet_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     message = "no place to meet the others: MASTER_ADDR is '', MASTER_PORT is ''; start with torchrun"
-    with pytest.raises(UsageError, match=message), collectives.process_group(collectives.Ranks()):
+    with pytest.raises(UsageError, match=message), group.process_group(group.Ranks()):
         pass
 
 

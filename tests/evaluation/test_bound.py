@@ -21,7 +21,7 @@ from smalti.functional.masking import Random, mask_index
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from tests import oracles
 from tests.evaluation.test_likelihood import TwoLevels
 from tests.test_contracts import GreyLevels
@@ -220,7 +220,7 @@ def test_a_tokenizer_without_a_density_has_rates_and_no_bound() -> None:
 
 def test_the_table_has_a_row_for_each_prior() -> None:
     assert describe(BOUND.as_dict()).splitlines() == [
-        "6 held-out images, 2.5 of 6 patches masked; D and R in nats a patch, then D + R in bits per dimension",
+        "6 held-out images, 2.5 of 6 patches masked; D and R in nats per patch, then D + R in bits per dimension",
         "prior of the tokens                            D           R       D + R    bits/dim grey levels",
         "uniform: stage one alone                  -5.000       2.000      -3.000       8.226       4.569",
         "unigram: how frequent each token is       -5.000       1.667      -3.333       8.216       4.559",

@@ -15,7 +15,7 @@ from smalti.evaluation.masked_loss import evaluate_mim, evaluate_pixels
 from smalti.functional.patches import patchify
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels, SoftTokens
 from tests import oracles
 from tests.test_contracts import GreyLevels

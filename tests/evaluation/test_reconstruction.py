@@ -79,13 +79,13 @@ def test_a_perfect_codebook_is_used_whole_and_evenly() -> None:
     assert use.top_share == 1 / 16
 
 
-def test_a_collapsed_codebook_has_a_perplexity_of_one_beside_that_of_the_yardstick() -> None:
+def test_a_collapsed_codebook_has_a_perplexity_of_one_beside_that_of_kmeans() -> None:
     found = evaluate_tokenizer(Collapsed(vocab_size=16), ramp(), CPU, train=ramp()).as_dict()
     assert (found["perplexity"], found["top_share"], found["codebook_usage"]) == (1, 1, 1 / 16)
-    yardstick = evaluate_tokenizer(fitted(16), ramp(), CPU).as_dict()
-    assert found["kmeans_perplexity"] == yardstick["perplexity"]
-    assert found["kmeans_codebook_usage"] == yardstick["codebook_usage"]
-    assert yardstick["perplexity"] > 12
+    baseline = evaluate_tokenizer(fitted(16), ramp(), CPU).as_dict()
+    assert found["kmeans_perplexity"] == baseline["perplexity"]
+    assert found["kmeans_codebook_usage"] == baseline["codebook_usage"]
+    assert baseline["perplexity"] > 12
     assert found["codebook_entropy_nats"] == 0
 
 

@@ -57,6 +57,8 @@ def test_at_its_points_a_gain_is_what_the_run_had_and_outside_there_is_none() ->
         ({"num_images": 200_000}, "same"),
         ({"masks": "random"}, "each by itself"),
         ({"masks": "random", "embed_dim": 768, "depth": 12}, "each by itself"),
+        ({"decoder": "cross-attention", "embed_dim": 768, "depth": 12}, "visible"),
+        ({"decoder": "cross-attention", "masks": "random"}, "each by itself"),
     ],
 )
 def test_the_nearest_run_is_the_one_that_differs_least(change: dict[str, Any], expected: str) -> None:
@@ -69,6 +71,7 @@ def test_the_nearest_run_is_the_one_that_differs_least(change: dict[str, Any], e
         named("pixels", PIXELS),
         named("same", SETUP),
         named("short", replace(SETUP, num_images=9000)),
+        named("visible", replace(SETUP, decoder="cross-attention", embed_dim=256)),
     ]
     found = nearest(replace(SETUP, **change), among)
     assert found is not None
@@ -89,9 +92,9 @@ def test_the_distance_is_a_sum_of_logarithms() -> None:
         SETUP, vocab_size=512, num_patches=128, num_masked_patches=13, embed_dim=256, depth=3, num_images=600_000
     )
     # half the codes, twice the patches, a quarter of the share masked, four times the width squared, half the blocks
-    assert SETUP.distance(other) == pytest.approx((False, (1 + 1 + 2 + 1) * math.log(2), math.log(2)))
+    assert SETUP.distance(other) == pytest.approx((0, (1 + 1 + 2 + 1) * math.log(2), math.log(2)))
     assert SETUP.distance(other) == other.distance(SETUP)
-    assert SETUP.distance(SETUP) == (False, 0, 0)
+    assert SETUP.distance(SETUP) == (0, 0, 0)
 
 
 def test_what_is_another_number_is_named() -> None:

@@ -271,8 +271,8 @@ class Whole:
 def end_of(run: Path) -> dict[str, bytes]:
     """All that a run ends in: weights, averages, moments and counters of its last step, losses, result."""
     files = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "result.json", "data.json")}
-    unfinished = [path.name for path in run.rglob(".*")]
-    assert unfinished == [], "the lock or something unfinished is left"
+    unfinished = [str(path.relative_to(run)) for path in run.rglob(".*")]
+    assert unfinished == [], f"the lock or something unfinished is left: {unfinished}"
     return files | weights(run)
 
 

@@ -44,7 +44,7 @@ def no_gap_is_marked(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_second_try(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(files, "_PASSING", ())
+    patch.setattr(files, "_TRANSIENT", ())
 
 
 def modes_are_lost(patch: pytest.MonkeyPatch) -> None:

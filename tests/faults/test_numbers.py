@@ -77,8 +77,8 @@ def test_i10_a_measurement_that_is_no_number_is_said_and_stops_nothing(
 ) -> None:
     measure = pretrain.measure
 
-    def without_a_number(*arguments: Any) -> dict[str, Any]:
-        found = measure(*arguments)
+    def without_a_number(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        found = measure(*arguments, **settings)
         return found | {"loss_nats": math.nan, "bound": found["bound"] | {"trained_rate_bits_per_dim": math.inf}}
 
     assert run_pretrain(photos, tokenizer, tmp_path / "whole", 2) == 0

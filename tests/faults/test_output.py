@@ -18,7 +18,6 @@ from smalti.core.files import append, require_place, write_bytes, write_folder, 
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.runs.folder import RunFolder, writing
-from smalti.runs.kept import Kept
 from smalti.training.trainer import Trainer
 from tests.small_runs import flat_pictures, metrics, pretrain, train_tokenizer, weights
 
@@ -169,7 +168,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (
         "smalti.runs.prepare.open_source",
         "smalti.runs.tokenize.load_tokenizer",
-        "smalti.runs.pretrain.load_tokenizer",
+        "smalti.runs.pretrain.target_tokenizer",
         "smalti.runs.import_tokenizer.read_dalle",
         "smalti.runs.show.read_kind",
         "smalti.runs.report.read_kind",
@@ -270,47 +269,30 @@ def test_c08_a_limit_is_named_and_nothing_is_left(
 # C09: the run folder goes away
 
 
-def test_c09_a_run_whose_folder_is_removed_makes_it_again_and_can_go_on(
-    photos: Path,
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_c09_a_run_whose_folder_is_removed_ends_with_one_line_and_can_be_begun_again(
+    photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run, flags = tmp_path / "run", ("--plan.save-every", "2")
     with before_step(3, lambda: remove(run), monkeypatch):
-        assert train_tokenizer(photos, run, STEPS, "--plan.save-every", "2") == 0
-    said = capsys.readouterr().err.splitlines()
-    assert said.count(f"{run} was removed while the run goes on; it is made again, without what was in it") == 1
-    assert weights(run) == weights(whole)
-    assert (run / "config.json").read_bytes() == (whole / "config.json").read_bytes().replace(b"whole", b"run").replace(
-        str(photos.parent / "run").encode(), str(run).encode()
+        assert train_tokenizer(photos, run, STEPS, *flags) == 6
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {run} was removed while the run went on; a run needs its folder, and its checkpoints are gone with"
+        " it; begin it again"
     )
-    assert not (run / ".lock").exists()
-    assert main(["train-tokenizer", "--resume", str(run), "--plan.steps", "8"]) == 0
-
-
-def test_c09_a_folder_that_is_removed_twice_ends_the_run(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    with (
-        before_step(1, lambda: remove(run), monkeypatch),
-        before_step(4, lambda: remove(run), monkeypatch),
-    ):
-        assert train_tokenizer(photos, run, STEPS, "--plan.save-every", "1") == 6
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: {run} was removed again; a run needs its folder"
+    assert not run.exists()
+    assert train_tokenizer(photos, run, STEPS, *flags) == 0
+    assert weights(run) == weights(whole)
 
 
 def test_c09_a_folder_that_another_run_has_taken_is_left_to_it(tmp_path: Path) -> None:
     with writing(str(tmp_path)):
         write_json(tmp_path / "config.json", {})
-        kept = Kept(RunFolder(tmp_path), Log())
-        kept.see_to_it()
+        folder = RunFolder(tmp_path)
+        folder.require_ours()
         (tmp_path / ".lock").unlink()
         (tmp_path / ".lock").write_text("7 on elsewhere\n")
         with pytest.raises(LockError, match=r"has been taken over; by process 7 on elsewhere; two runs need two"):
-            kept.see_to_it()
+            folder.require_ours()
     assert (tmp_path / ".lock").read_text() == "7 on elsewhere\n"
 
 

@@ -15,8 +15,9 @@ from smalti.core.contracts import Batch
 from smalti.core.log import Log
 from smalti.recipes import nano
 from smalti.runs.folder import create, writing
-from smalti.runs.session import Session
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.training_hooks import TrainingHooks
+from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from tests.small_runs import CPU, flat_pictures, pretrain, train_tokenizer
 
@@ -156,7 +157,8 @@ def test_k18_a_run_folder_keeps_the_address_without_password_and_signature(tmp_p
 
 def test_k18_a_bundle_has_no_address_with_a_secret_either(tmp_path: Path) -> None:
     config = dataclasses.replace(with_address(), out=str(tmp_path / "run"))
-    session = Session.open(config, resume=False, compute=choose_compute("cpu", "fp32"))
+    folder, compute = create(config.out, config), choose_compute("cpu", "fp32")
+    hooks = TrainingHooks(folder, compute, config.plan, BackgroundWriter(), "")
 
     class Stopped:
         """What a capture asks of a trainer."""
@@ -168,7 +170,7 @@ def test_k18_a_bundle_has_no_address_with_a_secret_either(tmp_path: Path) -> Non
 
     two = torch.tensor([1, 2])
     shown = Batch(image=torch.zeros(2, 1, 1, 1), index=two, key=two)
-    path = session.capture(Stopped(), shown, NotFiniteError(3, Numbers(float("nan"), 1.0, {})))  # type: ignore[arg-type]
+    path = hooks.keep_failed(Stopped(), shown, NotFiniteError(3, Numbers(float("nan"), 1.0, {})))  # type: ignore[arg-type]
     assert (path / "config.json").exists()
     assert SECRET.encode() not in everything_in(tmp_path)
 

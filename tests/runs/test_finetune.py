@@ -22,10 +22,11 @@ from smalti.models.vit import ViT
 from smalti.runs import classification_task as classification
 from smalti.runs import finetune as run
 from smalti.runs.classification_task import Classification
-from smalti.runs.finetune import Finetune, load_model
+from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config
 from smalti.runs.label_splits import Shares, divide
-from smalti.runs.model_selection import Best
+from smalti.runs.model_selection import Best, Measured
+from smalti.runs.models import load_finetuned
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
@@ -115,11 +116,11 @@ def test_test_images_have_no_part_in_what_is_learned_or_chosen(tmp_path: Path) -
 def test_the_best_weights_are_used_and_of_equally_good_ones_the_last(
     given: list[float], chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([*given, 0.1])
-    monkeypatch.setattr(Classification, "measure", lambda *_: {"accuracy": next(scores)})
+    scores = iter([*given, 0.1, 0.1])
+    monkeypatch.setattr(Classification, "measure", lambda *_: Measured({"accuracy": next(scores)}, {}))
     assert trained(config(tmp_path / "run"))["chosen_step"] == chosen
     kept = load_file(tmp_path / "run" / "best" / "checkpoints" / f"step-{chosen:08d}" / "model.safetensors")
-    model = load_model(str(tmp_path / "run"), COMPUTE)
+    model = load_finetuned(str(tmp_path / "run"), COMPUTE)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
@@ -134,7 +135,7 @@ def test_weights_that_a_changed_continuation_has_left_behind_are_not_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.2, 0.3, 0.9, 0.3, 0.4, 0.4])
-    monkeypatch.setattr(Classification, "measure", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(Classification, "measure", lambda *_: Measured({"accuracy": next(scores)}, {}))
     start = config(tmp_path / "run")
     best = Best.look
 
@@ -169,7 +170,7 @@ def test_a_batch_larger_than_the_labels_is_refused(tmp_path: Path) -> None:
 def test_a_frozen_backbone_does_not_move(tmp_path: Path) -> None:
     found = trained(config(tmp_path / "run", freeze=True, ema_decay=0.9))
     assert found["test_accuracy"] > 0.6
-    start, after = VIT.build(0).state_dict(), load_model(str(tmp_path / "run"), COMPUTE).backbone.state_dict()
+    start, after = VIT.build(0).state_dict(), load_finetuned(str(tmp_path / "run"), COMPUTE).backbone.state_dict()
     assert all(torch.equal(value, start[name]) for name, value in after.items())
 
 
@@ -411,4 +412,4 @@ def test_a_run_folder_without_a_best_checkpoint_says_so(tmp_path: Path) -> None:
     about = tmp_path / "run" / "config.json"
     about.write_text(about.read_text().replace('"choose": "last"', '"choose": "best"'))
     with pytest.raises(CheckpointError, match="no usable checkpoint in"):
-        load_model(str(tmp_path / "run"), COMPUTE)
+        load_finetuned(str(tmp_path / "run"), COMPUTE)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalti import cli
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import sha256
-from smalti.runs.import_tokenizer import ImportTokenizer, load_dalle, main
+from smalti.flags import parse
+from smalti.runs.import_tokenizer import ImportTokenizer, main
+from smalti.runs.tokenizers import load_dalle
 from smalti.tokenizers.dalle import DallE
 from tests.contracts import check_tokenizer
 from tests.small_runs import pictures, pretrain, result, weights
@@ -23,7 +24,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 def arguments(files: tuple[str, str], out: Path) -> ImportTokenizer:
     """As the command line would read them."""
-    return cli.parse(ImportTokenizer, None, [*files, "--out", str(out)], "import")
+    return parse(ImportTokenizer, None, [*files, "--out", str(out)], "import")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -36,7 +36,7 @@ def test_every_figure_is_that_of_the_masks_themselves(variant: Variant, kind: ty
     config = Masks(variant, grid=(5, 8), count=12, draws=5000, seed=3)
     drawn = kind(num_masked=12)(fold(3, np.arange(5000), Stream.MASK), (5, 8))
     masked, result = drawn.sum(axis=1), masks.main(config)
-    sizes = [oracles.piece_sizes(mask, (5, 8)) for mask in drawn[:1024]]
+    sizes = [oracles.component_sizes(mask, (5, 8)) for mask in drawn[:1024]]
     assert config.masking == kind(num_masked=12)
     assert (result["variant"], result["grid"], result["draws"], result["requested"]) == (variant, [5, 8], 5000, 12)
     assert result["mean"] == pytest.approx(masked.mean())

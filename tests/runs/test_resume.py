@@ -12,6 +12,7 @@ import torch
 from smalti.cli import main
 from smalti.core.compute import Compute, Device, Precision
 from smalti.core.files import read_folder, write_folder
+from smalti.core.folder_lock import only_writer
 from smalti.runs import session
 from smalti.training.run_environment import RunEnvironment
 from tests.small_runs import (
@@ -204,6 +205,22 @@ def test_a18_a_finished_run_that_goes_on_stays_as_it_is(whole: Path, capsys: pyt
     assert printed.err == f"{whole}: already complete at step 6\n"
     assert json.loads(printed.out) == result(whole)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a18_what_a_run_left_that_was_killed_after_its_result_is_removed(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / ".lock").write_text("1 on somewhere\n")
+    (run / f".result.json.{'0' * 32}").write_text("{")
+    (run / "checkpoints" / f".step-00000004.{'0' * 32}").mkdir()
+    assert resume(run) == 0
+    assert [path.name for path in run.rglob(".*")] == []
+    assert result(run) == result(whole)
+
+
+def test_a18_a_finished_run_in_a_folder_that_another_process_writes_is_read(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    with only_writer(run):
+        assert resume(run) == 0
 
 
 def test_a18_a_run_whose_result_was_lost_is_measured_again(whole: Path, tmp_path: Path) -> None:

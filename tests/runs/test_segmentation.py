@@ -21,8 +21,8 @@ from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.models.segmenter import Segmenter
 from smalti.runs import segmentation_task as segmentation
-from smalti.runs.finetune import load_model
 from smalti.runs.label_splits import Shares
+from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 from smalti.training.trainer import Trainer
 from tests.small_runs import CPU, finetune, metrics, newest_checkpoint, pretrain, result, scenes, segment
@@ -76,7 +76,7 @@ def test_boxes_are_found_and_the_page_shows_them(folder: Path, tmp_path: Path, h
     assert page.count("data:image/png") == 3 * 6 + 3
     assert not re.findall(r"https?://|<script|(?:src|href)=[\"'](?!data:|#)", page)
     assert all(name in page for name in ("00.png", "05.png", "truth", "predicted"))
-    model = load_model(str(run), COMPUTE)
+    model = load_finetuned(str(run), COMPUTE)
     assert isinstance(model, Segmenter)
     assert model(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
 

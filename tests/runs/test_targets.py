@@ -9,8 +9,9 @@ import pytest
 
 from smalti.cli import main
 from smalti.core.errors import UsageError
+from smalti.evaluation.pretraining import describe_loss
 from smalti.recipes import nano, tiny
-from smalti.runs.pretrain import Pretrain, describe_loss
+from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenize import Tokenize
 from smalti.training.targets import Pixels, SoftTokens
 from tests.report.reading import pictures_in

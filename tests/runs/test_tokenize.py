@@ -23,9 +23,9 @@ from smalti.data.load import Data
 from smalti.data.tokens.tokens import Tokenized
 from smalti.models.vit import ViT
 from smalti.recipes import tiny
-from smalti.runs.pretrain import Pretrain, training_loader
+from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenize import Tokenize, main
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.training_plan import Plan
 from tests.small_runs import CPU, PRETRAIN_FLAGS, pictures, pretrain, result, train_tokenizer, weights
 
@@ -55,8 +55,7 @@ def live(run: Pretrain) -> np.ndarray[Any, Any]:
     """The ids of the first epoch as a run without a cache sees them, by image."""
     compute = Compute(torch.device("cpu"), torch.float32)
     tokens, images = load_tokenizer(run.tokenizer, compute), run.data.open(Log())
-    whole = replace(run, plan=replace(run.plan, batch_size=len(images.train)))
-    loader = training_loader(whole, images, tokens, compute)
+    loader = run.views(tokens).training_loader(images, run.data, len(images.train), compute.device)
     ids = Tokenized(loader, tokens, compute)(0).ids
     assert ids is not None
     return ids.numpy()[np.argsort(loader.order(0).index)]

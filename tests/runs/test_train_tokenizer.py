@@ -13,7 +13,8 @@ from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
 from smalti.data.load import Data
 from smalti.recipes import fsq, kmeans, random_projection, vq
-from smalti.runs.train_tokenizer import TrainTokenizer, build_objective, load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer, build_objective
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.fsq import FSQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection

@@ -11,7 +11,7 @@ from smalti.core.contracts import Batch
 from smalti.models.layers import attend
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.trainer import means
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

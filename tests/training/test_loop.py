@@ -22,8 +22,8 @@ from smalti.data.transforms.views import RandomResizedCrop, TwoViews
 from smalti.functional.masking import mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.loop import fit
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.loop import RunHooks, fit
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer, means
 from smalti.training.training_plan import Plan
@@ -91,6 +91,15 @@ class MeanGreyThatFollows(MeanGrey):
         assert self.latest is not None
         self.model.seen.lerp_(self.latest, 0.5 / step)
         self.calls += 1
+
+
+class Saving(RunHooks):
+    """Hooks that save, and do nothing else."""
+
+    go_on = "it"
+
+    def __init__(self, save: Callable[[Trainer], None]) -> None:
+        self.save = save  # type: ignore[method-assign]
 
 
 def batches(seed: int = 0) -> Loader:
@@ -390,7 +399,7 @@ def test_what_is_recorded(tmp_path: Path) -> None:
 
 def test_saving_happens_at_its_steps_and_at_the_end() -> None:
     saved: list[int] = []
-    run(trainer(), save=lambda made: saved.append(made.step))
+    run(trainer(), hooks=Saving(lambda made: saved.append(made.step)))
     assert saved == [5, 10, 12]
 
 
@@ -405,7 +414,7 @@ def test_d02_a_signal_that_comes_while_saving_leads_to_no_second_checkpoint(at: 
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(StoppedError, match=rf"^test after step {at}, saved; on SIGTERM; go on with it$") as stop:
-        run(trainer(), save=save, go_on="it")
+        run(trainer(), hooks=Saving(save))
     assert stop.value.exit_code == 75
     assert saved == [step for step in (5, 10, 12) if step <= at]
 
@@ -422,7 +431,7 @@ def test_a_signal_that_asks_for_a_checkpoint_gets_one_and_changes_nothing() -> N
     saved: list[int] = []
     reference, made = weights(run(trainer())), trainer()
     made.optimizer.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGUSR1) if made.step == 2 else None)
-    assert same(weights(run(made, save=lambda made: saved.append(made.step))), reference)
+    assert same(weights(run(made, hooks=Saving(lambda made: saved.append(made.step)))), reference)
     assert saved == [3, 5, 10, 12]
 
 

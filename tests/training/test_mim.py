@@ -11,7 +11,7 @@ from smalti.core.rng import fold, signed
 from smalti.functional.masking import Random, mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from tests import oracles
 
 CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)

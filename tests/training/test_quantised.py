@@ -12,7 +12,7 @@ from smalti.core.rng import fold, signed
 from smalti.tokenizers.fsq import FSQ
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.vq import VQ, VectorQuantised
-from smalti.training.quantised import QuantisedObjective
+from smalti.training.objectives import QuantisedObjective
 from tests import oracles
 
 STEP = torch.tensor(0)

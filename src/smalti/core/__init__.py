@@ -1,1 +1,1 @@
-"""L0: contracts, configuration, randomness, files, logs and errors. Imports nothing else of smalti."""
+"""L0: contracts, configuration, randomness, files, logs and errors. It imports no other part of smalti."""

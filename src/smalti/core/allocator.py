@@ -1,4 +1,4 @@
-"""How the C library hands out memory, and how much of it there has been."""
+"""Settings of the C library's memory allocator, and the peak memory of this process."""
 
 import ctypes
 import resource
@@ -10,14 +10,14 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with this process, for the next tensor of the same size.
+    """Tell glibc to keep freed memory in this process, for the next tensor of the same size.
 
-    Every step of training frees and allocates the same large tensors. By default glibc returns such blocks to the
-    system at once and gets them back as pages to be zeroed: 7 to 12 % of a step on a CPU, a fifth of loading a batch.
-    The process then keeps what it once needed until it ends.
+    Every training step frees and allocates the same large tensors. By default glibc returns such blocks to the
+    operating system at once and gets them back as pages that must be zeroed: 7 to 12 % of a step on a CPU, a fifth of
+    loading a batch. With this setting the process stays at its peak memory until it ends.
 
     Returns:
-        Whether the library could be asked; only glibc on Linux can.
+        Whether the setting was accepted; only glibc on Linux has it.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -29,6 +29,6 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process has held at most, so far."""
+    """Peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

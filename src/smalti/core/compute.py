@@ -1,4 +1,4 @@
-"""Where a run computes and in which number format: the fastest one, found by trying."""
+"""The device and the number format of a run; on a CPU the faster format is found by timing both."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 
 _WORTH_IT = 1.5
-"""bf16 must multiply this much faster than fp32 to pay for its copies."""
+"""bf16 is chosen where its matrix products are at least this much faster than fp32, which pays for the conversions."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Compute:
     Attributes:
         device: where tensors live.
         dtype: bfloat16 or float32, for matrix products and convolutions under autocast; weights and sums stay float32.
-        gflops: measured speed of matrix products by format; empty where nothing was measured.
+        gflops: measured speed of matrix products in GFLOP/s, as (format, speed); empty where nothing was measured.
     """
 
     device: torch.device
@@ -54,13 +54,13 @@ class Compute:
 
 
 def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
-    """Settle `auto`: the best device there is, and bf16 where it multiplies at least 1.5 times as fast as fp32.
+    """Resolve `auto`: the best available device, and bf16 where its matrix products are 1.5 times as fast as fp32.
 
-    On a CPU that is found by timing matrix products in both formats, for at most two seconds; memory that is freed
-    there is kept for the next step (`core/allocator.py`).
+    On a CPU, matrix products in both formats are timed, for at most two seconds, and freed memory is kept for the next
+    step (`core/allocator.py`). On a GPU, bf16 is chosen where the device supports it.
 
     Raises:
-        UsageError: the named device is not there.
+        UsageError: the named device is not available.
     """
     chosen = _choose_device(device)
     if chosen.type == "cpu":
@@ -85,9 +85,10 @@ def _choose_device(name: Device) -> torch.device:
 
 
 def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.05, rounds: int = 16) -> float:
-    """Speed of matrix products on all threads, by the time that the processor works: others may be using it too.
+    """Speed of matrix products on all threads, in GFLOP/s, by processor time, as other processes may be running.
 
-    The best of some rounds, each long beside the few milliseconds by which the work of other threads is booked late.
+    The best of `rounds`; each is long compared with the few milliseconds by which the system accounts for the time of
+    other threads too late.
     """
     a = torch.ones(size, size, dtype=dtype)
     a @ a

@@ -12,16 +12,20 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from smalti.core.errors import UsageError
 
 T = TypeVar("T")
 
 
-def setting(default: Any, unit: str = "", paper: str = "") -> Any:
+Resume: TypeAlias = Literal["same", "free", "free_without_rollback"]
+"""Whether a field may have another value when a run goes on, and the run still ends in the same bits."""
+
+
+def setting(default: Any, unit: str = "", paper: str = "", resume: Resume = "same") -> Any:
     """A dataclass field with a unit and, where the value comes from one, a reference."""
-    return field(default=default, metadata={"unit": unit, "paper": paper})
+    return field(default=default, metadata={"unit": unit, "paper": paper, "resume": resume})
 
 
 def require(condition: bool, what: str, fix: str = "") -> None:
@@ -114,14 +118,14 @@ def kind_name(cls: type[Any]) -> str:
 
 
 def as_kind(config: Any, kind: type[T]) -> T:
-    """A configuration of class `kind`; fields that it has in common with `config` keep their values."""
+    """A configuration of class `kind`, in which the fields that `config` also has keep their values."""
     common = {f.name for f in dataclasses.fields(config)}
     own = dataclasses.fields(typing.cast(Any, kind))
     return kind(**{f.name: getattr(config, f.name) for f in own if f.name in common})
 
 
 def require_finite(config: Any) -> None:
-    """Raise a UsageError where a field is infinite or no number: most comparisons are false then, and pass over it."""
+    """Raise a UsageError where a field is infinite or NaN: a comparison with NaN is false, so checks would pass it."""
     for leaf in leaves(config):
         for value in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
             flag = leaf.name.replace("_", "-")
@@ -129,9 +133,12 @@ def require_finite(config: Any) -> None:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """`did you mean 'x'?`, or nothing where no known name is close."""
+    """The text `did you mean 'x'?`, or an empty one where no known name is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+_METADATA = {"unit": "", "paper": "", "resume": "same"}
 
 
 @dataclass(frozen=True)
@@ -143,10 +150,14 @@ class Field:
     unit: str
     paper: str
     default: Any
+    resume: Resume = "same"
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
-    """Every leaf field of a configuration, depth first, with its class's own default; of a part also its kind."""
+    """Every leaf field of a configuration, depth first, with the default of its class.
+
+    A nested configuration that may be one of several classes also yields a leaf with the name of its class.
+    """
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -156,4 +167,5 @@ def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
             yield from leaves(value, f"{prefix}{f.name}.")
         else:
             default = None if f.default is dataclasses.MISSING else f.default
-            yield Field(prefix + f.name, value, f.metadata.get("unit", ""), f.metadata.get("paper", ""), default)
+            unit, paper, resume = (f.metadata.get(key, none) for key, none in _METADATA.items())
+            yield Field(prefix + f.name, value, unit, paper, default, resume)

@@ -1,12 +1,13 @@
-"""The few types every part agrees on.
+"""The types and protocols that all parts share.
 
-Axes, everywhere: `B` images, `C` channels, `H W` pixels, `h w` token grid, `N` = h·w patches, `K` masked patches an
-image at most, `D` width, `V` codebook size. A mask is True where a patch is masked, flat and row-major.
+Axes, everywhere: `B` images, `C` channels, `H W` pixels, `h w` token grid, `N` = h·w patches, `K` the most masked
+patches an image has, `S` = N + 1 positions with [S], `D` width, `V` codebook size. A mask is True where a patch is
+masked, flat and row-major.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Batches(Protocol):
     """The batch of each step, counted from 0.
 
     Attributes:
-        waited: seconds spent so far until images were there.
+        waited: seconds spent waiting for images so far.
     """
 
     @property
@@ -53,25 +54,26 @@ class Batches(Protocol):
     def __call__(self, step: int) -> "Batch": ...
 
     def close(self) -> None:
-        """End what works in the background; nothing may be asked for afterwards."""
+        """Stop background threads and processes; no batch may be requested afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step of training or evaluation sees.
+    """The images of a step of training or evaluation, and what is known about them. Absent parts are None.
 
     Attributes:
-        image: the patch view, uint8 or float in [0, 1]; every model normalises for itself.
-        index: position of each image in its source; that of another one where the image in turn cannot be read.
-        key: a 64-bit key an image; all noise of the step (Gumbel, drop path) is a function of it.
+        image: the backbone's view, uint8 or float in [0, 1]; every model normalises its input itself.
+        index: position of each image in its dataset; for an unreadable image, that of its replacement.
+        key: one 64-bit key per image; all noise of the step (Gumbel, drop path) is a function of it.
         token_image: the tokenizer's view of the same crop; None where it is `image` itself.
-        ids: visual tokens of every patch.
-        scores: the tokenizer's scores of every visual token at the masked patches, where those are asked for.
+        ids: the visual token of every patch, in [0, V).
         mask: True where a patch is masked.
-        mask_index, mask_weight: the mask in static shape: positions of masked patches, padded with weight 0.
+        mask_index: positions of the masked patches in [0, N), padded to K.
+        mask_weight: 1 at a masked patch, 0 at padding.
+        scores: the tokenizer's logits over the V visual tokens at `mask_index`, for soft targets.
         label: class of each image.
-        target: what a classifier is to say, where that is not one class: shares of all classes.
+        target: what a classifier should predict where that is not one class: in [0, 1] for each class.
         label_map: class of each pixel, or void (`functional/pixel_classes.py`).
     """
 
@@ -89,11 +91,11 @@ class Batch:
     label_map: UInt8[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; the copy does not wait where the memory is pinned."""
+        """The same batch on `device`; the copy is asynchronous where the memory is pinned."""
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._present().items()})
 
     def split(self, parts: int) -> "list[Batch]":
-        """Views of `parts` equal parts, in order. Their number divides that of the images."""
+        """The batch as `parts` micro-batches of equal size, in order, without a copy; `parts` divides B."""
         share = len(self.image) // parts
         slices = [slice(start, start + share) for start in range(0, len(self.image), share)]
         return [replace(self, **{name: value[some] for name, value in self._present().items()}) for some in slices]
@@ -103,12 +105,12 @@ class Batch:
 
 
 class Features(NamedTuple):
-    """What a backbone makes of an image.
+    """The output of a backbone.
 
     Attributes:
-        cls: the special token's last hidden state, final norm applied.
-        patches: the patches' last hidden states, final norm applied.
-        layers: where asked for, the output of every block ([S] first, then patches), without the final norm.
+        cls: the last hidden state of [S], with the final norm applied.
+        patches: the last hidden states of the patches, with the final norm applied.
+        layers: if requested, the output of every block ([S] first, then patches), without the final norm.
     """
 
     cls: Float[Tensor, "B D"]
@@ -124,46 +126,52 @@ class Backbone(Protocol):
     embed_dim: int
 
     def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
-        """Project patches to width D."""
+        """Patch embeddings of `B C H W` images."""
         ...
 
     def encode(self, tokens: Float[Tensor, "B N D"], grid: Grid, *, layers: bool = False) -> Features:
-        """Add positions and [S], run the blocks."""
+        """Prepend [S], add position embeddings and run the blocks."""
         ...
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Images to visual tokens and back. It normalises images itself."""
+    """Images to visual tokens and back. It normalises images itself; h = H / stride, w = W / stride."""
 
     vocab_size: int
     stride: int
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
-        """The most likely visual token at every position."""
+        """The most likely visual token at every position, in [0, V)."""
         ...
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The image that the tokens stand for, in [0, 1]."""
+        """The images that the tokens decode to, in [0, 1]."""
         ...
 
 
 @runtime_checkable
 class Masking(Protocol):
-    """Draws masks: one for each key, on a grid, as `len(keys) x N` booleans."""
+    """Draws one mask per key on a grid, as `len(keys) x N` booleans, True where masked.
+
+    Attributes:
+        constant: whether every mask covers as many patches as `count` says.
+    """
+
+    constant: ClassVar[bool]
 
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]: ...
 
     def count(self, grid: Grid) -> int:
-        """The most patches a mask covers on this grid."""
+        """K: the most patches that a mask covers on this grid."""
         ...
 
 
 class StepOutput(NamedTuple):
-    """What an objective says about a batch.
+    """Loss and metrics of a batch, as sums and counts.
 
-    The loop divides `loss_sum` by `weight` summed over all micro-batches of the step, so the mean is exact under
-    unequal counts. Each metric is a (sum, count) pair for the same reason.
+    The training loop divides the sum of `loss_sum` by the sum of `weight` over all micro-batches of a step, so the mean
+    is exact where their counts differ. Each metric is a (sum, count) pair for the same reason.
     """
 
     loss_sum: Float[Tensor, ""]
@@ -173,32 +181,32 @@ class StepOutput(NamedTuple):
 
 @runtime_checkable
 class Target(Protocol):
-    """What masked image modeling predicts at masked patches. What it needs to know has been written into the batch."""
+    """The loss of masked image modeling at masked patches; what is to be predicted is already in the batch."""
 
     def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
-        """The cost of what the head says at `mask_index`; the loss is summed with `weight`, which is 0 at padding."""
+        """The loss of the head's output at `mask_index`, summed with `weight`, which is 0 at padding."""
         ...
 
 
 class Objective(nn.Module):
-    """A module whose forward turns a batch into a loss. `model` is what is trained, averaged, saved and handed on."""
+    """A module whose forward turns a batch into a loss. `model` is what is trained, averaged (EMA) and saved."""
 
     model: nn.Module
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        """`step` lets schedules (temperature, KL weight) live in the objective without any state."""
+        """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class Evaluation(Protocol):
-    """Measures a model while it trains, every so many steps and at the end; it changes nothing of it."""
+    """Measures a model during training, after every `every` steps and at the end, without changing it."""
 
     @property
     def every(self) -> int: ...
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Figures of the weights as they are now."""
+        """Metrics of the current weights, by name."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""One class a kind of failure; each knows the exit code of the command line.
+"""One exception class per kind of failure, with the exit code of the command line.
 
 A message says what went wrong and where, then the cause, then how to fix it:
 
@@ -35,7 +35,7 @@ class CheckpointError(SmaltiError):
 
 
 class NumericError(SmaltiError):
-    """A loss or gradient that is not a number."""
+    """A loss or gradient that is infinite or NaN."""
 
     exit_code = 5
 
@@ -53,19 +53,19 @@ class LockError(SmaltiError):
 
 
 class DistributedError(SmaltiError):
-    """Processes that train together and have lost each other, or never met."""
+    """A process of a distributed run that is lost, or never joined."""
 
     exit_code = 8
 
 
 class RefusedError(SmaltiError):
-    """Something that would run, but is not worth running: a collapsed tokenizer."""
+    """A run that is possible but pointless: pretraining with a collapsed tokenizer."""
 
     exit_code = 9
 
 
 class StoppedError(SmaltiError):
-    """A run that was asked to end, by SIGTERM or Ctrl-C, and has saved: no failure. Its line says how to go on."""
+    """A run that SIGTERM or Ctrl-C has ended after saving; not a failure. The message says how to resume it."""
 
     def __init__(self, what: str, *, cause: str, fix: str, exit_code: int) -> None:
         self.exit_code = exit_code

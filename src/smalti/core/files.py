@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside the target, flushed to the disk, then renamed over it."""
+"""Atomic writes: a file or folder is written under a temporary name, flushed to the disk, and then renamed."""
 
 import contextlib
 import errno
@@ -17,20 +17,20 @@ from typing import Any
 from smalti.core.errors import CheckpointError, OutputError
 
 REPLACED = ".replaced"
-"""What the name of a folder ends with while another takes its place."""
+"""Suffix of a folder while another one takes its place."""
 
 _MANIFEST = "MANIFEST.json"
 _SPARE = 1.2
-"""Free space to ask for, in sizes of what is written."""
+"""Free space to require, as a multiple of the bytes to be written."""
 _NOT_ORDINARY = "what is there is no ordinary file"
-_PASSING = (errno.ESTALE, errno.EACCES, errno.ENOENT)
-"""What a network file system may say for a moment, and what is found where somebody has just removed the folder."""
+_TRANSIENT = (errno.ESTALE, errno.EACCES, errno.ENOENT)
+"""Errors of network file systems that may pass, and the error where the folder has just been removed."""
 _PAUSES = (0.1, 0.3, 0.9)
-"""Seconds to wait before a write is begun once more."""
+"""Seconds to wait before each further attempt to write."""
 
 
 def sha256(*parts: bytes | memoryview) -> str:
-    """The digest in hexadecimal of all parts in a row."""
+    """The SHA-256 digest of the concatenated parts, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -38,18 +38,18 @@ def sha256(*parts: bytes | memoryview) -> str:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write all parts to `path` atomically; after a crash it holds the old content or the new one, never half of it.
+    """Write all parts to `path` atomically: after a crash it holds either the old content or the new one.
 
-    A file that is replaced hands its mode on.
+    The new file has the mode of the file that it replaces.
 
     Raises:
         OutputError: it cannot be written, or what is there is a link or a device.
     """
-    _until_it_passes(path, lambda: _write_bytes(path, parts))
+    _with_retries(path, lambda: _write_bytes(path, parts))
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to the end of a file, which is made where there is none: all of `data`, or nothing.
+    """Append all of `data` or nothing to a file, which is created where there is none.
 
     Raises:
         OutputError: it cannot be written, or what is there is a link or a device.
@@ -74,22 +74,22 @@ def append(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; a number that is not finite is an error."""
+    """Write a JSON file atomically; infinite and NaN numbers are an error."""
     write_bytes(path, _json(value))
 
 
 def write_folder(path: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files atomically, with a MANIFEST.json of sizes and digests written last.
 
-    All is on the disk when this returns. The folder appears under its name when everything in it is on the disk
-    already; one that is there is renamed first, and `read_folder` knows where to.
+    Everything is flushed to the disk before the folder gets its name. An existing folder of that name is renamed first;
+    should the process be killed between the two renames, `read_folder` still finds it.
 
     Raises:
         OutputError: it cannot be written.
     """
     manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
     content = files | {_MANIFEST: _json(manifest)}
-    _until_it_passes(path, lambda: _write_folder(path, content))
+    _with_retries(path, lambda: _write_folder(path, content))
 
 
 def read_folder(path: Path) -> dict[str, bytes]:
@@ -102,7 +102,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether `read_folder` would read it. It holds one file at a time."""
+    """Whether `read_folder` would accept the folder. One file at a time is in memory."""
     try:
         for _ in _verified(path):
             pass
@@ -112,10 +112,10 @@ def is_whole(path: Path) -> bool:
 
 
 def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
-    """Copy a folder, except what is named in `leave`; `path`, which is not there yet, appears when all is copied.
+    """Copy a folder, without the names in `leave`, to `path`, which must not exist and appears when all is copied.
 
     Raises:
-        OutputError: it cannot be written, or not be read.
+        OutputError: the source cannot be read, or the copy cannot be written.
     """
     temporary = _temporary(path)
     try:
@@ -129,7 +129,7 @@ def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that may be read at the same time: under its name it is whole or absent."""
+    """Remove a folder that others may be reading: it is renamed first, so under its name it is whole or absent."""
     leaving = _temporary(path)
     with contextlib.suppress(OSError):
         os.rename(path, leaving)
@@ -137,13 +137,14 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: str = r".+") -> list[str]:
-    """Remove what writers that were killed have left in a folder. The caller holds the lock that they held.
+    """Remove temporary files of killed writers from a folder. The caller holds the lock that those writers held.
 
     Args:
-        names: a pattern of the names they wrote; other unfinished files may belong to somebody alive.
+        folder: where they wrote.
+        names: a regular expression of the names they wrote; other temporary files may belong to a running process.
 
     Returns:
-        The names of what was removed.
+        The names of the removed files and folders.
     """
     removed = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -157,10 +158,10 @@ def remove_leftovers(folder: Path, names: str = r".+") -> list[str]:
 
 
 def require_place(path: Path) -> None:
-    """Look whether something can be written at `path`, before it is computed. Nothing is made.
+    """Check that `path` can be written, before its content is computed. Nothing is created.
 
     Raises:
-        OutputError: the nearest folder that is there is none, or not for us to write.
+        OutputError: the nearest existing parent is not a folder, or not writable.
     """
     whole = path.absolute()
     try:
@@ -177,7 +178,7 @@ def require_place(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and prove that it can be written, before hours of work depend on it."""
+    """Create a folder, and write a test file into it, so that a run does not fail after hours of work."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{uuid.uuid4().hex}"
@@ -188,7 +189,7 @@ def make_folder(path: Path) -> None:
 
 
 def open_to_others(folder: Path) -> str:
-    """Who else can change what is in a folder that is there: a text, empty where only its owner can, and that is us."""
+    """Who else can change the content of an existing folder, as a text; empty where only this user can."""
     about = folder.stat()
     if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
         return f"everybody can write into {folder}"
@@ -197,13 +198,13 @@ def open_to_others(folder: Path) -> str:
     return ""
 
 
-def _until_it_passes(path: Path, write: Callable[[], None]) -> None:
-    """Write; where that fails for what may pass, up to three times more."""
+def _with_retries(path: Path, write: Callable[[], None]) -> None:
+    """Call `write`; after a transient error up to three times more."""
     for pause in (*_PAUSES, None):
         try:
             return write()
         except OSError as error:
-            if pause is None or error.errno not in _PASSING:
+            if pause is None or error.errno not in _TRANSIENT:
                 raise _cannot_write(path, error) from error
             time.sleep(pause)
 
@@ -251,7 +252,7 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
 
 
 def _is_ordinary(path: Path) -> bool:
-    """Whether a file, or nothing, is there."""
+    """Whether there is a regular file, or nothing."""
     return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
@@ -260,22 +261,22 @@ def _json(value: Any) -> bytes:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that nothing else has, and `remove_leftovers` knows."""
+    """A unique name in the same folder, which `remove_leftovers` recognises."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def _replaced(path: Path) -> Path:
-    """Where a folder is while another takes its place; after a crash just then it is all there is."""
+    """The name of an old folder while a new one takes its place; after a crash in between, only the old one exists."""
     return path.with_name(path.name + REPLACED)
 
 
 def _is_replaced(path: Path) -> bool:
-    """Whether another folder has taken its place."""
+    """Whether this is an old folder whose replacement is complete."""
     return path.name.endswith(REPLACED) and path.with_name(path.name.removesuffix(REPLACED)).exists()
 
 
 def _make_folders(path: Path) -> None:
-    """Create a folder and those above it, and see to it that none is lost with the power."""
+    """Create a folder and its parents, and flush each of them to the disk."""
     if not path.is_dir():
         _make_folders(path.parent)
         path.mkdir(exist_ok=True)
@@ -283,7 +284,7 @@ def _make_folders(path: Path) -> None:
 
 
 def _write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file that is not there yet, and wait for the disk."""
+    """Write a new file and flush it to the disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         for part in parts:
@@ -321,7 +322,7 @@ def _require_sizes(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file that the manifest names, one after the other."""
+    """(name, content) of every file in the manifest, each compared with its size and digest."""
     folder = path if path.exists() else _replaced(path)
     for name, (size, digest) in _read_manifest(folder).items():
         file = folder / name
@@ -354,7 +355,7 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, none of whose keys is there twice."""
+    """A JSON object without duplicate keys."""
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a key is there twice")
     return dict(pairs)

@@ -1,4 +1,4 @@
-"""One writer at a time in a folder, by a lock that the system releases when its holder dies."""
+"""One writer at a time per folder, by a file lock that the operating system releases when its holder dies."""
 
 import errno
 import fcntl
@@ -15,9 +15,9 @@ _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of an existing folder. What a dead process has left behind is taken over by itself.
+    """Hold the lock of an existing folder. A lock file that a dead process has left does not block.
 
-    Where the file system knows no locks (some network ones), there is none, and it is for the user to run one writer.
+    Some network file systems have no locks; there, users must see to it themselves that only one process writes.
 
     Raises:
         LockError: another process holds it.
@@ -42,14 +42,14 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str:
-    """Who has written the lock of a folder last: process and machine."""
+    """The process and machine that took the lock of a folder last."""
     with suppress(OSError):
         return (folder / LOCK).read_text(errors="replace")[:100].strip() or "unknown"
     return "unknown"
 
 
 def own_name() -> str:
-    """What this process writes into locks."""
+    """The name of this process in lock files."""
     return f"{os.getpid()} on {os.uname().nodename}"
 
 
@@ -69,11 +69,11 @@ def _acquire(path: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the holder before us has removed the file between our two steps
+        os.close(descriptor)  # the previous holder removed the file between our opening and locking it
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that others will find."""
+    """Whether the open file is still the one at `path`."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     return False

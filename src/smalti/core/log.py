@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl for programs, a progress bar on a terminal, plain lines elsewhere."""
+"""The output of a run: metrics.jsonl for programs, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
 import os
@@ -20,11 +20,11 @@ _PLAIN_EVERY = 10.0
 
 
 class _Quiet(Console):
-    """A console that falls silent when nobody reads it any more, as behind `| head`: no reason to end a run."""
+    """A console that stops printing when its pipe is closed, as by `| head`, instead of ending the run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # else what is in the buffer fails once more at the end
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # otherwise flushing the buffer fails again at exit
         os.dup2(nowhere, sys.stderr.fileno())
         os.close(nowhere)
 
@@ -32,7 +32,7 @@ class _Quiet(Console):
 class Log:
     """The console (standard error; results go to standard output) and the metrics file of a run.
 
-    Of processes that train together rank 0 alone says and records something.
+    In a distributed run, only rank 0 prints and records.
     """
 
     def __init__(self, metrics: Path | None = None) -> None:
@@ -42,15 +42,15 @@ class Log:
         self._warned = False
 
     def say(self, line: str) -> None:
-        """One line to the person watching; control characters of foreign text are shown, not obeyed."""
+        """Print one line, with control characters escaped."""
         if is_rank0():
             self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
-        """One line of metrics.jsonl.
+        """Append one line to metrics.jsonl.
 
-        A curve with a gap is better than no run: where a line cannot be written, that is said once, and the next line
-        that can be says under `lines_lost` how many are missing before it.
+        A line that cannot be written does not end the run: a warning is printed once, and the next line that can be
+        written has the number of missing lines under `lines_lost`.
         """
         if self.path is None or not is_rank0():
             return
@@ -116,7 +116,7 @@ class PlainBar(Bar):
 
 
 def printable(text: str) -> str:
-    """Foreign text with its control characters written out, so that it cannot steer a terminal."""
+    """The text with control characters escaped, so that names in foreign files cannot control the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -1,15 +1,15 @@
-"""Which of how many processes this one is, as torchrun tells each of them in its environment. One alone is rank 0."""
+"""Rank and world size, from the environment variables that torchrun sets. A single process is rank 0 of 1."""
 
 import os
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """The number of processes of this run."""
     return max(1, _number("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """The number of this process among them; 0 writes the run folder and speaks to people."""
+    """The number of this process; rank 0 writes the run folder and prints."""
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
@@ -19,22 +19,22 @@ def is_rank0() -> bool:
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine: which GPU is its own."""
+    """The number of this process on its machine, and so of its GPU."""
     return _number("LOCAL_RANK", rank()) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
-    """Processes on this machine, which share its cores and its memory."""
+    """The number of processes on this machine, which share its cores and memory."""
     return max(1, _number("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
 
 
 def restarts() -> int:
-    """How often torchrun has started this group of processes again."""
+    """How often torchrun has restarted this group of processes."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def named(number: int) -> str:
-    """A rank as people read it."""
+    """A rank as messages name it: `rank 1 of 4`."""
     return f"rank {number} of {world_size()}"
 
 

@@ -1,7 +1,7 @@
-"""Randomness without state: every draw is a hash of the counters that name it.
+"""Counter-based randomness without state: every draw is a hash of (seed, epoch, index, stream).
 
-A value depends on (seed, epoch, index, stream) alone, so one sample or a million, one worker or eight, a fresh run or a
-resumed one all draw the same numbers. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+So the draws of a sample do not depend on batch size, number of workers, or whether the run was resumed. The hash is the
+finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 from enum import IntEnum
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Keys: TypeAlias = NDArray[np.uint64]
-"""One 64-bit key a sample; pass it on to draw from it."""
+"""One 64-bit key per sample, from which further draws are made."""
 
 
 class Stream(IntEnum):
-    """What a draw is for. Two streams of one sample are independent."""
+    """What a draw is used for. Different streams of one sample are independent."""
 
     ORDER = 1
     CROP = 2
@@ -48,7 +48,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def fold(*counters: int | NDArray[np.integer]) -> Keys:
     """Hash counters (integers or integer arrays, broadcast together) to 64-bit keys.
 
-    Each counter enters through a permutation: keys that differ in one counter alone never collide.
+    Each counter enters through a permutation of the 64-bit integers, so keys that differ in one counter only are
+    different.
 
     Example:
         >>> one = fold(0, 3, Stream.MASK)
@@ -65,7 +66,7 @@ def fold(*counters: int | NDArray[np.integer]) -> Keys:
 
 
 def fold_one(*counters: int) -> int:
-    """`fold` of plain integers without an array: a hundredth of the time where there is one key only."""
+    """`fold` of plain integers, without an array: for a single key it takes a hundredth of the time."""
     key = 0
     for counter in counters:
         key = ((key ^ (counter & _BITS)) + 0x9E3779B97F4A7C15) & _BITS
@@ -76,7 +77,7 @@ def fold_one(*counters: int) -> int:
 
 
 def uniform_one(key: int, counter: int) -> float:
-    """The draw number `counter` of `uniform` for one key."""
+    """Element `counter` of `uniform` for one key, in [0, 1)."""
     return float(fold_one(key, counter) >> 11) * 2.0**-53
 
 
@@ -89,17 +90,17 @@ def uniform(keys: Keys, num: int) -> NDArray[np.float64]:
 def quarters(keys: Keys) -> NDArray[np.float64]:
     """Four independent uniform draws in [0, 1) from each key, multiples of 2^-16: shape `(4,) + keys.shape`.
 
-    Coarse and cheap: they are the bits of the key itself, so it must come from `fold` and serve nothing else.
+    They are the bits of the key itself, which is cheap; so the key must come from `fold` and have no other use.
     """
     shifts = np.array([48, 32, 16, 0], np.uint64).reshape(4, *[1] * np.ndim(keys))
     return ((keys >> shifts) & np.uint64(0xFFFF)).astype(np.float64) * 2.0**-16
 
 
 def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order of `length` samples in one epoch."""
+    """A random permutation of `length` samples, different in each epoch."""
     return np.argsort(fold(seed, epoch, np.arange(length), Stream.ORDER), kind="stable")
 
 
 def signed(keys: Keys) -> NDArray[np.int64]:
-    """The same bits as int64, the widest integer a torch tensor computes with."""
+    """The same bits as int64, the widest integer type with which torch computes."""
     return keys.view(np.int64)

@@ -1,4 +1,4 @@
-"""Tensors in the safetensors format. What a file says of itself is compared with bounds before it is believed."""
+"""Tensors in the safetensors format. Sizes in the header of a file are checked against bounds before they are used."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 MAX_HEADER = 2**23
-"""Bytes that names and shapes may take; those of the largest network here take 100 000."""
+"""Bytes that a header with names and shapes may have; that of the largest network here has 100 000."""
 MAX_TENSORS = 20_000
 
 _LENGTH = 8
@@ -21,7 +21,7 @@ def tensors_of(data: bytes) -> dict[str, Tensor]:
     """The tensors in the content of a file, by name.
 
     Raises:
-        ValueError: it is damaged, beyond the bounds, or something else; the text says which.
+        ValueError: it is damaged, exceeds the bounds, or is no safetensors file; the text says which.
     """
     _require_sound(data[: _LENGTH + MAX_HEADER + 1], len(data))
     try:
@@ -31,10 +31,10 @@ def tensors_of(data: bytes) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The same of a file, which is mapped and not read.
+    """The tensors of a file, by name; the file is memory-mapped.
 
     Raises:
-        ValueError: as of `tensors_of`, or it is no ordinary file.
+        ValueError: as in `tensors_of`, or it is not a regular file.
         OSError: it cannot be read.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -50,15 +50,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def looks_like(begin: bytes) -> str:
-    """What a file that is taken for weights often is in truth, by its first bytes; empty where it is none of that."""
+    """What is often mistaken for a file of weights, recognised by the first bytes; empty where it is none of these."""
     return next((what for sign, what in _NO_WEIGHTS.items() if begin.lstrip().startswith(sign)), "")
 
 
 def _require_sound(begin: bytes, size: int) -> None:
-    """Compare length and count of the header in the first bytes of a file with the bounds.
+    """Check the length of the header and the number of tensors against the bounds.
 
     Raises:
-        ValueError: it is beyond them.
+        ValueError: they exceed the bounds, or the file is not a safetensors file.
     """
     length = _header_length(begin)
     if begin[_LENGTH : _LENGTH + 1] != b"{":

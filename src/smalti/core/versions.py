@@ -1,11 +1,11 @@
-"""Installed packages that are older than this one asks for, some of which have known weaknesses."""
+"""Installed packages that are older than this package requires; some older versions have known vulnerabilities."""
 
 import re
 from importlib import metadata
 
 
 def outdated(package: str = "smalti") -> list[str]:
-    """A text for each package that is older than the least version that `package` requires."""
+    """One message for each installed package that is older than the minimum that `package` requires."""
     found = []
     for requirement in _requirements(package):
         match = re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", requirement)  # those of extras have a marker

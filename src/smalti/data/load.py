@@ -61,16 +61,19 @@ class Data:
         "",
         "a folder of images, a list (.txt, .csv), tar shards or Parquet files (a-{000..009}.tar, also at an address), "
         "a Hugging Face data set, a pack, or 'embedded'",
+        resume="free",
     )
     channels: int = setting(3, "1 grey, 3 RGB")
     side: int = setting(64, "pixels")
     held_out: float = setting(0.05, "share of the images never trained on; the embedded ones have their own")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     memory: Memory = setting("auto", "resident: in memory; stream: decoded as shown; auto: what fits a quarter of it")
-    num_workers: int | None = setting(None, "processes that decode while streaming; 0: none; none: by the machine")
-    worker_timeout: float = setting(180.0, "seconds after which reading one image counts as hung")
+    num_workers: int | None = setting(
+        None, "processes that decode while streaming; 0: none; none: by the machine", resume="free"
+    )
+    worker_timeout: float = setting(180.0, "seconds after which reading one image counts as hung", resume="free")
     on_bad_image: OnBadImage = setting("replace", "another image instead (or, resident, one less), or error")
-    max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops")
+    max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops", resume="free")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Processes that train together: collectives, signs of life, signals."""
+"""Distributed runs: collectives, heartbeats, signals."""

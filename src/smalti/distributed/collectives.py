@@ -1,111 +1,26 @@
-"""Processes that train together: they meet, add up and share what they have, and notice when one is lost.
+"""Collectives of a distributed run: what ranks sum, gather and broadcast.
 
-In a process alone nothing here does anything. Otherwise every function is called by all ranks, in the same order.
+In a run of one process every function returns its input. Otherwise all ranks call each function, in the same order.
 """
 
 import json
-import os
-import re
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
-from torch.distributed import ProcessGroup
 
-from smalti.core.compute import Device
-from smalti.core.config import require, setting
-from smalti.core.errors import DistributedError, SmaltiError, StoppedError
-from smalti.core.ranks import is_rank0, local_rank, local_world_size, named, rank, restarts, world_size
-from smalti.distributed.heartbeat import Heartbeat
+from smalti.core.errors import DistributedError
+from smalti.core.ranks import is_rank0, named, rank, world_size
+from smalti.distributed.process_group import barrier
 
-_FOR_EVER = timedelta(days=365)
-_LAST_WORDS = 5.0
-"""Seconds that rank 0 stays for others to read why it ends."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """How long the processes of a run wait for each other. Has no part in a run of one process."""
-
-    join_timeout: float = setting(300.0, "seconds until all have started")
-    timeout: float = setting(600.0, "seconds until all are at the same place of a step; then one counts as hung")
-
-    def __post_init__(self) -> None:
-        for name in ("join_timeout", "timeout"):
-            require(getattr(self, name) > 0, f"ranks.{name} is {getattr(self, name)}", "use more than 0 seconds")
-
-
-@dataclass(frozen=True)
-class _Company:
-    """What the processes of a run share: `patient` is a group whose operations wait for ever."""
-
-    heartbeat: Heartbeat
-    patient: ProcessGroup
-
-
-_company: _Company | None = None
-"""Like torch's own default group, which it stands beside, there is one a process."""
-
-
-@contextmanager
-def process_group(ranks: Ranks, device: Device = "auto") -> Iterator[None]:
-    """Meet the other processes, if there are some, and part from them at the end of the block.
-
-    Raises:
-        DistributedError: they cannot meet; or one is lost, which is named.
-    """
-    global _company
-    if world_size() == 1:
-        yield
-        return
-    _company = _meet(ranks, device)
-    try:
-        with name_lost_rank():
-            yield
-        _part("left")
-    except StoppedError:
-        _part("left")
-        raise
-    except BaseException as error:
-        _part(f"{type(error).__name__}: {error}" if not isinstance(error, SmaltiError) else f"{error}")
-        raise
-
-
-@contextmanager
-def name_lost_rank() -> Iterator[None]:
-    """Turn the failure of an operation that other ranks have a part in into one that says which is lost.
-
-    From an error on, this process takes the time it needs to end.
-
-    Raises:
-        DistributedError: another process is lost.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if _company is None:
-            raise
-        _company.heartbeat.disarm()
-        if not _is_of_group(error):
-            raise
-        found = _company.heartbeat.diagnosis() or "a process is alive and does not come to where the others wait"
-        if "Timed out" in f"{error}":
-            traceback.print_exc()  # the operation, and how it came to it
-        cause = "" if "has failed" in found else _said(error)
-        fix = "see its own message; the run goes on from its last checkpoint with --resume"
-        raise DistributedError(found, cause=cause, fix=fix) from error
+T = TypeVar("T")
 
 
 def all_reduce_sum(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The sum over all ranks."""
+    """The elementwise sum over all ranks, without a gradient."""
     if world_size() > 1:
         values = values.detach().clone()
         dist.all_reduce(values)
@@ -113,14 +28,17 @@ def all_reduce_sum(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def all_reduce_mean(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The mean over all ranks. The gradient is that of this rank's own values, as that of their sum."""
+    """The elementwise mean over all ranks; its gradient with respect to the values of this rank is that of their sum.
+
+    Averaging gradients over ranks, as data parallelism does, then gives the gradient of the mean.
+    """
     if world_size() == 1:
         return values
     return values + (all_reduce_sum(values) / world_size() - values).detach()
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """The rows of all ranks, those of rank 0 first; each has as many."""
+    """The rows of all ranks, concatenated in order of rank; every rank has the same number of rows."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -129,7 +47,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def reversed_over_ranks(rows: Tensor) -> Tensor:
-    """The rows of all ranks in reverse order, of which this rank has its part: they are those of the rank across."""
+    """This rank's part of the rows of all ranks in reverse order: the reversed rows of rank `world_size - 1 - rank`."""
     across = world_size() - 1 - rank()
     if across == rank():
         return rows.flip(0)
@@ -141,7 +59,7 @@ def reversed_over_ranks(rows: Tensor) -> Tensor:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The greatest of each of some numbers over all ranks."""
+    """The maximum of each number over all ranks."""
     if world_size() == 1:
         return list(numbers)
     shared = torch.tensor(numbers)
@@ -150,7 +68,7 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The values of all ranks, as JSON; that of rank 0 first."""
+    """One JSON value from every rank, in order of rank."""
     if world_size() == 1:
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -161,23 +79,18 @@ def all_gather_json(value: Any) -> list[Any]:
     return [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
 
-def from_rank0(make: Callable[[], Any]) -> Any:
-    """What rank 0 makes, while the others wait, however long it takes: a JSON value."""
+def from_rank0(make: Callable[[], T]) -> T:
+    """The JSON value that `make` returns on rank 0; the others wait for it without a timeout."""
     if world_size() == 1:
         return make()
     made = make() if is_rank0() else None
     barrier()
-    return all_gather_json(made)[0]
-
-
-def barrier() -> None:
-    """Come back when every rank is here; nobody loses patience."""
-    if _company is not None:
-        dist.barrier(_company.patient)
+    shared: T = all_gather_json(made)[0]
+    return shared
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The tensors on the CPU that rank 0 has, one after the other; the others give None."""
+    """The CPU tensors of rank 0, on every rank; the others pass None. They are sent one by one."""
     if world_size() == 1:
         return dict(tensors or {})
     about = from_rank0(lambda: [(name, str(t.dtype), list(t.shape)) for name, t in (tensors or {}).items()])
@@ -192,16 +105,16 @@ def broadcast_tensors(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of which every rank may hold a part only."""
+    """The whole of a tensor that may be sharded over ranks."""
     if world_size() == 1:
         return tensor
-    from torch.distributed.tensor import DTensor  # takes a second, which a process alone need not wait for
+    from torch.distributed.tensor import DTensor  # takes a second, so not in a run of one process
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors. Those that were shared out are on the CPU of rank 0 then, and nowhere else."""
+    """The whole of tensors that may be sharded; the sharded ones are returned on rank 0 only, on its CPU."""
     found = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor)
@@ -213,7 +126,7 @@ def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part that this rank holds: all of it, where the tensor is not shared out. It is no copy."""
+    """This rank's shard of a tensor, or the tensor itself where it is not sharded; not a copy."""
     if world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
@@ -222,7 +135,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def copy_into(tensor: Tensor, values: Tensor) -> None:
-    """Copy whole values, which every rank has, into a tensor of which it may hold a part only."""
+    """Copy values, which every rank has in full, into a tensor that may be sharded."""
     if world_size() == 1:
         tensor.copy_(values)
         return
@@ -235,13 +148,14 @@ def copy_into(tensor: Tensor, values: Tensor) -> None:
 
 
 def require_same(kind: str, about: Mapping[str, Any]) -> None:
-    """Refuse ranks that are about to train different things.
+    """Check that all ranks have the same settings.
 
     Args:
-        about: what must be the same everywhere, by name.
+        kind: what is compared, as messages call it.
+        about: the values to compare, by name.
 
     Raises:
-        DistributedError: on all ranks; it names the first that differs from rank 0, and all that differs.
+        DistributedError: on all ranks, where one differs from rank 0; it names the first such rank and its values.
     """
     first, *others = all_gather_json(dict(about))
     for number, other in enumerate(others, 1):
@@ -252,104 +166,3 @@ def require_same(kind: str, about: Mapping[str, Any]) -> None:
                 f"{named(number)} has another {kind}: {', '.join(shown)}",
                 fix="start all ranks with the same command, on the same files",
             )
-
-
-def _meet(ranks: Ranks, device: Device) -> _Company:
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    require(
-        bool(address) and port.isdigit(),
-        f"no place to meet the others: MASTER_ADDR is '{address}', MASTER_PORT is '{port}'",
-        "start with torchrun",
-    )
-    where, prefix = f"{address}:{port}", f"smalti/{restarts()}"
-    hosts = is_rank0() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    patience = timedelta(seconds=ranks.join_timeout)
-    store = PrefixStore(prefix, _open_store(address, int(port), hosts, patience))
-    beats = PrefixStore(prefix, _open_store(address, int(port), False, patience))
-    heartbeat = Heartbeat(beats, rank(), world_size(), ranks.timeout)
-    _wait_until_all_have_come(store, where, patience)
-    heartbeat.start()
-    with_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
-    if with_gpus:
-        require(
-            local_rank() < torch.cuda.device_count(),
-            f"{local_world_size()} processes on a machine with {torch.cuda.device_count()} GPUs",
-            f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
-        )
-        torch.cuda.set_device(local_rank())
-    backend = "cpu:gloo,cuda:nccl" if with_gpus else "gloo"
-    try:
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank(),
-            world_size=world_size(),
-            timeout=timedelta(seconds=ranks.timeout),
-        )
-        patient = dist.new_group(backend="gloo", timeout=_FOR_EVER)
-        assert isinstance(patient, ProcessGroup)
-        return _Company(heartbeat, patient)
-    except RuntimeError as error:
-        heartbeat.stop()
-        cause = heartbeat.diagnosis() or _said(error)
-        raise DistributedError(f"cannot join the others at {where}", cause=cause) from error
-
-
-def _open_store(address: str, port: int, hosts: bool, patience: timedelta) -> Store:
-    """A client of the store at an address; rank 0 also is its server, unless torchrun is."""
-    try:
-        return TCPStore(address, port, world_size(), hosts, patience, wait_for_workers=False)
-    except RuntimeError as error:
-        said = f"{error}".splitlines()[0]
-        if "EADDRINUSE" in said or "address already in use" in said:
-            raise DistributedError(
-                f"cannot listen at {address}:{port}",
-                cause="another process has that port",
-                fix="use another one: torchrun --master-port, or MASTER_PORT",
-            ) from error
-        raise DistributedError(
-            f"cannot reach {address}:{port} within {patience.total_seconds():g} s",
-            cause=f"{named(0)} does not run there, or the address is wrong",
-            fix="check MASTER_ADDR and MASTER_PORT (torchrun --master-addr, --master-port)",
-        ) from error
-
-
-def _wait_until_all_have_come(store: Store, where: str, patience: timedelta) -> None:
-    keys = {number: f"come/{number}" for number in range(world_size())}
-    store.set(keys[rank()], "yes")
-    try:
-        store.wait(list(keys.values()), patience)
-    except RuntimeError as error:
-        missing = []
-        with suppress(RuntimeError):
-            missing = [number for number, key in keys.items() if not store.check([key])]
-        which = ", ".join(f"rank {number}" for number in missing) or "the place where all meet"
-        raise DistributedError(
-            f"{which} of {world_size()} did not come to {where} within {patience.total_seconds():g} s",
-            fix="see why it did not start; raise --ranks.join-timeout where machines start slowly",
-        ) from error
-
-
-def _part(why: str) -> None:
-    """Say the last word; who hosts the store stays until the others have read it."""
-    global _company
-    if _company is None:
-        return
-    heartbeat, _company = _company.heartbeat, None
-    heartbeat.leave(why)
-    dist.destroy_process_group()  # whoever waits for this process hears of it, and reads its last word
-    if is_rank0():
-        heartbeat.all_have_left(_LAST_WORDS)
-    heartbeat.stop()
-
-
-def _said(error: BaseException) -> str:
-    """What an operation of a group complains of, without the place in its source and without advice."""
-    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", f"{error}".splitlines()[0]).split(". ")[0]
-
-
-def _is_of_group(error: BaseException) -> bool:
-    """Whether an operation of a group has failed, or one that waits for another process."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in f"{error}" for word in ("gloo", "NCCL", "ProcessGroup"))
-    )

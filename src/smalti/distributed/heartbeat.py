@@ -1,7 +1,7 @@
-"""Signs of life between the processes of a run, so that one that is lost is named by those that wait for it.
+"""Heartbeats between the processes of a run, so that the others can say which process is lost.
 
-A thread of every rank counts in a store that all can reach, and watches the others count. It ends this process where
-another one is gone, or silent for too long, and the main thread waits for it inside an operation that never says so.
+On every rank a thread increments a counter in the shared store and reads the counters of the others. A collective may
+wait for ever for a process that is gone or hangs; the thread then ends this process with a message that names it.
 """
 
 import faulthandler
@@ -19,20 +19,21 @@ from smalti.core.errors import DistributedError
 from smalti.core.ranks import named
 
 _BEAT = 0.5
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 _PATIENCE = 3.0
-"""Seconds in which a living process gives one, however busy its machine."""
+"""Seconds within which a running process sends a heartbeat, however busy its machine."""
 _GRACE = 5.0
-"""Seconds that the main thread has to notice by itself that another process is gone."""
+"""Seconds for the main thread to fail by itself after another process is gone, before the heartbeat ends it."""
 _LEFT = "left"
 
 
 class Heartbeat:
-    """Beats in `store` until it is stopped.
+    """Sends heartbeats to `store` until it is stopped.
 
     Args:
-        store: of this thread alone: a client waits in one operation at a time.
-        silent_after: seconds without a sign of life after which a process counts as hung.
+        store: a client that nothing else uses, as a client serves one operation at a time.
+        rank, world: of this process.
+        silent_after: seconds without a heartbeat after which another process counts as hung.
     """
 
     def __init__(self, store: Store, rank: int, world: int, silent_after: float) -> None:
@@ -45,28 +46,28 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin, when every process has given its first sign of life."""
+        """Start the thread, after every process has sent its first heartbeat."""
         self._thread.start()
 
     def disarm(self) -> None:
-        """Never end this process any more: it is about to end by itself."""
+        """Never end this process from now on, since it is about to end by itself."""
         self._disarmed.set()
 
     def stop(self) -> None:
-        """Stop counting."""
+        """Stop the thread."""
         self.disarm()
         self._stopped.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_PATIENCE)
 
     def leave(self, why: str = _LEFT) -> None:
-        """The last word of this process: that it is done, or what has gone wrong. The first one counts."""
+        """Tell the others that this process has finished, or what has failed. Only the first call counts."""
         with suppress(RuntimeError), self._lock:
             if not self.store.get(f"word/{self.rank}"):
                 self.store.set(f"word/{self.rank}", why)
 
     def all_have_left(self, seconds: float) -> bool:
-        """Wait until every other process has said its last word, or is gone without one."""
+        """Wait until every other process has left or is gone; False where that takes longer than `seconds`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             words, signs = self._words(), self._signs() or {}
@@ -76,7 +77,7 @@ class Heartbeat:
         return False
 
     def diagnosis(self) -> str:
-        """Which process is lost and how, as far as it is known after a moment; empty where all are alive."""
+        """Which process is lost and how, after waiting a few seconds; empty where all are alive."""
         until, first = time.monotonic() + _PATIENCE, self._signs()
         while True:
             now = self._signs()
@@ -91,7 +92,7 @@ class Heartbeat:
             time.sleep(_BEAT / 5)
 
     def _lost(self, signs: dict[int, str], words: dict[int, str]) -> str:
-        """Who has failed by its own word, or is no process of this machine any more and has said nothing."""
+        """The process that has reported a failure, or one of this machine that has ended without a report."""
         failed = [f"{named(other)} has failed: {word}" for other, word in words.items() if word not in ("", _LEFT)]
         silent = {other: sign for other, sign in signs.items() if not words[other]}
         gone = [f"{named(other)} is gone ({_process(sign)})" for other, sign in silent.items() if _is_gone(sign)]
@@ -102,7 +103,7 @@ class Heartbeat:
         lost_since, beaten = None, time.monotonic()
         while not self._stopped.wait(_BEAT):
             now = time.monotonic()
-            if now - beaten > _PATIENCE:  # this process was stopped itself
+            if now - beaten > _PATIENCE:  # this process itself was suspended
                 seen.clear()
             beaten = now
             signs = self._signs() if self._beat() else None
@@ -112,7 +113,7 @@ class Heartbeat:
                 _end(f"{lost}; seen by {named(self.rank)}")
 
     def _without_store(self) -> str:
-        """Nobody can be asked any more: what was known before, or that the process is gone that keeps the store."""
+        """The diagnosis where the store is gone: what was known before, or that the process that hosts it is gone."""
         gone = f"{named(0)} or the torchrun that started it is gone, and with it the place where all meet"
         return self._lost({}, self._last_words) or gone
 
@@ -155,7 +156,7 @@ def _ended(words: dict[int, str]) -> str:
 
 
 def _machine() -> str:
-    """Where the number of a process means this process, and how people call it."""
+    """The name of this machine, in whose process table a process number is to be looked up."""
     with suppress(OSError):
         return f"{os.readlink('/proc/self/ns/pid')} {platform.node()}"
     return f"- {platform.node()}"
@@ -167,7 +168,7 @@ def _process(sign: str) -> str:
 
 
 def _is_gone(sign: str) -> bool:
-    """Whether a process of this machine has ended; one whose parent has not asked for its end yet has ended too."""
+    """Whether a process of this machine has ended; a zombie counts as ended."""
     _, process, machine = sign.split(" ", 2)
     if machine != _machine():
         return False
@@ -181,7 +182,7 @@ def _is_gone(sign: str) -> bool:
 
 
 def _end(message: str) -> None:
-    """End this process, whose main thread cannot: where it waits is shown."""
+    """End this process, whose main thread is blocked, after printing where it is blocked."""
     sys.stderr.write(f"error: {message}; this is where it was waited for:\n")
     sys.stderr.flush()
     with suppress(Exception):

@@ -1,7 +1,7 @@
-"""Signals while something runs that must not be cut off in the middle: they are noted, and answered between two steps.
+"""Signals during training: a handler records them, and the training loop acts on them between two steps.
 
-SIGTERM and SIGINT ask for an end, SIGUSR1 for a checkpoint. A second one that asks for an end gets it at once.
-Where nothing has to be finished first, SIGTERM is an exception, as Ctrl-C is.
+SIGTERM and SIGINT request the end of the run, SIGUSR1 a checkpoint. A second SIGTERM or SIGINT ends the run at once.
+Where nothing has to be finished first, SIGTERM raises an exception, as Ctrl-C does.
 """
 
 import os
@@ -16,18 +16,18 @@ from smalti.core.ranks import is_rank0, world_size
 
 _HEARD = b"\n%s: the step is finished and saved first; once more ends at once\n"
 _SHOW_CURSOR = b"\x1b[?25h"
-"""A progress bar has hidden it."""
+"""Shows the cursor again, which a progress bar has hidden."""
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM where nothing has to be finished first; no `Exception`, so that nobody takes it for a failure."""
+    """SIGTERM where nothing has to be finished first; not an `Exception`, so that no handler takes it for a failure."""
 
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Raise `TerminatedError` on SIGTERM until the end of the block, so that locks and files are given back.
+    """Raise `TerminatedError` on SIGTERM until the end of the block, so that locks and files are released.
 
-    A second one ends the process at once. A handler that somebody else has set stays theirs.
+    A second SIGTERM ends the process at once. A handler that is already set is kept.
     """
     mine = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with suppress(ValueError):
@@ -41,11 +41,11 @@ def terminating() -> Iterator[None]:
 
 
 class Requests:
-    """What signals have asked for, and has not been done.
+    """Pending requests by signals.
 
     Attributes:
-        stop: the signal that asked for an end; None as long as there was none.
-        save: whether a checkpoint is asked for.
+        stop: the signal that requested the end of the run, or None.
+        save: whether a checkpoint is requested.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Requests:
         self.save = False
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """The handler of all of them."""
+        """The handler of all these signals."""
         if number == signal.SIGUSR1:
             self.save = True
         elif self.stop is None or (world_size() > 1 and number == signal.SIGTERM):  # from torchrun and from a scheduler
@@ -64,12 +64,10 @@ class Requests:
             _end_at_once(number)
 
     def agreed(self) -> "Requests":
-        """What any process of the run was asked for: all do it, after the same step. Alone, these requests."""
+        """The requests of all ranks combined, so that all ranks act on them after the same step."""
         if world_size() == 1:
             return self
-        from smalti.distributed.collectives import (
-            all_reduce_max,  # the command line imports this file, and is there without torch
-        )
+        from smalti.distributed.collectives import all_reduce_max  # needs torch, which the command line starts without
 
         found = Requests()
         stop, save = all_reduce_max(self.stop or 0, self.save)
@@ -77,17 +75,17 @@ class Requests:
         return found
 
     def stopped(self, what: str, fix: str) -> StoppedError:
-        """The end that was asked for, as an error to raise."""
+        """The requested end as an error to raise."""
         code = EXIT_PREEMPTED if self.stop == signal.SIGTERM else EXIT_INTERRUPTED
         return StoppedError(what, cause="" if self.stop is None else f"on {self.stop.name}", fix=fix, exit_code=code)
 
 
 @contextmanager
 def noted() -> Iterator[Requests]:
-    """Note signals instead of obeying them, until the end of the block.
+    """Record signals instead of ending, until the end of the block.
 
-    A signal that somebody has a handler for, or ignores (nohup, a notebook), stays theirs. Outside the main thread of
-    the main interpreter nothing can be noted, and all stays as it is.
+    A signal that already has a handler or is ignored (nohup, a notebook) is left alone. Outside the main thread of the
+    main interpreter no handler can be set, and nothing is recorded.
     """
     requests = Requests()
     before = {}
@@ -108,7 +106,7 @@ def _terminate(number: int, _: FrameType | None) -> None:
 
 
 def _end_at_once(number: int) -> None:
-    """As if there were no handler; the system says of which signal this process has died."""
+    """End this process by the signal's default action, so that its exit status names the signal."""
     if sys.stderr is not None and sys.stderr.isatty():
         _tell(_SHOW_CURSOR)
     signal.signal(number, signal.SIG_DFL)
@@ -116,6 +114,6 @@ def _end_at_once(number: int) -> None:
 
 
 def _tell(what: bytes) -> None:
-    """Write past all buffers: a handler may have interrupted somebody who is writing."""
+    """Write to standard error without a buffer, since the handler may have interrupted a write to the buffer."""
     with suppress(OSError):
         os.write(2, what)

@@ -1,1 +1,1 @@
-"""L6: what the trained parts are worth, in numbers."""
+"""L6: evaluation of tokenizers, backbones and fine-tuned networks."""

@@ -1,14 +1,18 @@
-"""The frozen battery: k-NN, linear probe and few labels on every layer, chosen on validation images alone."""
+"""Evaluation of frozen features: k-NN, linear probe and few labels, with layers chosen on validation images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.evaluation.features import Layer, Pooling
+from smalti.core.contracts import Backbone
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.intervals import Interval, mean_interval, share_interval
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.label_draws import BUDGETS, Budget
@@ -17,7 +21,7 @@ from smalti.evaluation.probe import Features, Split
 
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 FEW_L2_STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
-"""Strongest first: each fit begins where the one before ended."""
+"""Strongest first, as each fit starts from the previous solution."""
 _RIDGE = 0.1
 _KNN, _LINEAR = "k-NN", "linear"
 
@@ -27,11 +31,11 @@ class FewLabels:
     """Accuracy of the linear probe with few labels.
 
     Attributes:
-        labels: images with a label.
-        draws: how often they were drawn.
-        accuracy: on the test images, mean over the draws.
-        interval: 95 % of that mean over draws, by Student's t; None of a single draw.
-        layer, pooling, l2: those that were best on the validation images, on average over the draws.
+        labels: number of labelled images.
+        draws: number of random draws of these images.
+        accuracy: on the test images, mean over the draws, in [0, 1].
+        interval: 95 % confidence interval of that mean, by Student's t; None for a single draw.
+        layer, pooling, l2: the best on the validation images, on average over the draws.
     """
 
     labels: int
@@ -45,14 +49,15 @@ class FewLabels:
 
 @dataclass(frozen=True)
 class BatteryResult:
-    """What frozen features are worth; accuracies in [0, 1].
+    """Accuracies of frozen features, in [0, 1].
 
     Attributes:
-        linear: linear probe on the test images, with the layer, pooling and regularisation of the next three.
-        linear_interval, knn_interval: 95 % over test images (Wilson); what another training run gives is not in it.
-        validation, knn_validation: accuracies on the validation images by layer and pooling, which the choice is by.
-        knn: k-NN on the test images, on the layer that was best for it.
-        few: by name of the budget; `100 %` are all images that classifiers are fitted on.
+        linear: linear probe on the test images, with the chosen `layer`, `pooling` and `l2`.
+        linear_interval, knn_interval: 95 % confidence over test images (Wilson); variance between training runs is not
+            included.
+        validation, knn_validation: accuracies on the validation images by layer and pooling, for the choice.
+        knn: k-NN on the test images, on the layer that was best for it on the validation images.
+        few: results by name of the budget; `100 %` are all images on which classifiers are fitted.
     """
 
     linear: float
@@ -74,11 +79,11 @@ class BatteryResult:
     test_images: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The result as JSON values."""
         return asdict(self)
 
     def describe(self) -> str:
-        """A short table."""
+        """The result as a short table."""
         rows = [
             ("k-NN", f"{self.fit_images:,}", self.knn, self.knn_interval, self.knn_layer, self.knn_pooling),
             ("linear probe", f"{self.fit_images:,}", self.linear, self.linear_interval, self.layer, self.pooling),
@@ -101,7 +106,7 @@ class BatteryResult:
 
 
 class _Task(NamedTuple):
-    """Labels, and who has which part."""
+    """Labels, the split into fitting and validation images, and the labelled images of every draw."""
 
     labels: Int[Tensor, "n"]
     split: Split
@@ -113,19 +118,19 @@ class _Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Battery:
-    """How frozen features are measured.
+    """The evaluation of frozen features.
 
-    Layer, pooling and regularisation are chosen on validation images, a part of the training images that no classifier
-    is fitted on; every figure then uses the test images once.
+    Layer, pooling and regularisation are chosen on validation images, a part of the training images on which no
+    classifier is fitted. Every result then uses the test images once.
 
-    - Layers are compared by k-NN, and by logistic regression along all of `L2_STRENGTHS` (each fit starts from the one
-      before), both with up to `selection_images` of the training images; for few labels by least squares on every draw.
-    - On the winner logistic regression is fitted to all training images but the validation ones along
-      `L2_STRENGTHS`, for few labels to every draw along `FEW_L2_STRENGTHS`.
-    - Features are in units of all images that may be fitted on: labels are few there, images are not.
+    - Layers are compared by k-NN and by logistic regression with each of `L2_STRENGTHS`, on up to `selection_images`
+      training images; for few labels by least squares on every draw.
+    - On the best layer, logistic regression is fitted with each of `L2_STRENGTHS` to all training images without the
+      validation images; for few labels with each of `FEW_L2_STRENGTHS` to every draw.
+    - Features are standardised by statistics of all fitting images, also where only few of them have labels.
 
-    Differs: the released code reports the layer that is best on the images it reports on; most few-label figures are of
-    one draw.
+    Differs: the released code chooses the layer on the images whose accuracy it reports; most published few-label
+    accuracies are those of one draw.
     """
 
     poolings: tuple[Pooling, ...] = setting(("cls", "mean", "both"), "how a layer becomes a vector; also: 2x2")
@@ -143,7 +148,15 @@ class Battery:
     def __call__(
         self, train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, seed: int = 0
     ) -> BatteryResult:
-        """Measure features by layer; the same numbers for the same seed, which draws validation images and labels."""
+        """Evaluate features by layer; `seed` draws validation images and labels.
+
+        Args:
+            train: features of the training images, n x F for each layer and pooling.
+            train_labels: classes 0, 1, ...
+            test: features of the test images, m x F.
+            test_labels: their classes.
+            seed: the same seed gives the same numbers.
+        """
         task = self._task(train_labels, seed)
         scores: dict[str, dict[Layer, float]] = {}
         for layer, x in train.items():
@@ -177,13 +190,13 @@ class Battery:
         )
 
     def _task(self, labels: Tensor, seed: int) -> _Task:
-        """The split and all draws; a budget that would take every image is left out."""
+        """The split and all draws; budgets that need all images are left out."""
         split = Split.of(len(labels), self.validation, seed)
         draws = {b: [b.draw(labels, split.fit, seed, n) for n in range(self.draws)] for b in BUDGETS}
         return _Task(labels, split, {b: drawn for b, drawn in draws.items() if len(drawn[0]) < len(split.fit)})
 
     def _validate(self, x: Tensor, task: _Task) -> Iterator[tuple[str, float]]:
-        """How good one layer is on the validation images, by each protocol."""
+        """The accuracy of one layer on the validation images, by protocol."""
         y, (fit, checked) = task.labels, (task.split.fit, task.split.validation)
         small, scale = fit[: self.selection_images], scale_of(x[fit])
         yield _KNN, knn_accuracy(x[small], y[small], x[checked], y[checked], self.k)
@@ -197,7 +210,7 @@ class Battery:
 
 
 def _linear(x: Tensor, task: _Task, test: Tensor, test_labels: Tensor) -> tuple[float, float]:
-    """Test accuracy with all labels, and the regularisation that was best on the validation images."""
+    """Test accuracy with all labels, and the regularisation chosen on the validation images."""
     fit = task.split.fit
     probes = _path(x[fit], task.labels[fit], L2_STRENGTHS, scale_of(x[fit]))
     best = max(probes, key=lambda l2: task.validated(probes[l2], x))
@@ -205,7 +218,7 @@ def _linear(x: Tensor, task: _Task, test: Tensor, test_labels: Tensor) -> tuple[
 
 
 def _few(train: Features, task: _Task, test: Features, test_labels: Tensor, budget: Budget, layer: Layer) -> FewLabels:
-    """The figure of one budget; the regularisation is that which was best on the validation images on average."""
+    """The result of one budget, with the regularisation that is best on the validation images on average."""
     x, y, draws = train[layer], task.labels, task.draws[budget]
     scale = scale_of(x[task.split.fit])
     paths = [_path(x[drawn], y[drawn], FEW_L2_STRENGTHS, scale) for drawn in draws]
@@ -216,7 +229,7 @@ def _few(train: Features, task: _Task, test: Features, test_labels: Tensor, budg
 
 
 def _path(x: Tensor, y: Tensor, strengths: Sequence[float], scale: Scale) -> dict[float, LinearProbe]:
-    """Logistic regression for every regularisation."""
+    """Logistic regression for each regularisation strength."""
     probes: dict[float, LinearProbe] = {}
     for l2 in strengths:
         probes[l2] = fit_linear(x, y, l2, scale=scale, start=next(reversed(probes.values()), None))
@@ -229,3 +242,34 @@ def _mean(values: Sequence[float]) -> float:
 
 def _named(scores: Mapping[Layer, float]) -> dict[str, float]:
     return {f"{number} {pooling}": score for (number, pooling), score in scores.items()}
+
+
+DEFAULT_BATTERY = Battery()
+
+
+def battery(
+    backbone: Backbone,
+    train: InMemoryDataset,
+    test: InMemoryDataset,
+    compute: Compute,
+    seed: int = 0,
+    protocol: Battery = DEFAULT_BATTERY,
+) -> BatteryResult:
+    """What frozen features are worth: k-NN, linear probe and few labels, from one pass over the images."""
+    return next(batteries(backbone, train, test, compute, [seed], protocol))
+
+
+def batteries(
+    backbone: Backbone,
+    train: InMemoryDataset,
+    test: InMemoryDataset,
+    compute: Compute,
+    seeds: Iterable[int],
+    protocol: Battery = DEFAULT_BATTERY,
+) -> Iterator[BatteryResult]:
+    """The same for several seeds, which draw validation images and few labels; features are computed once."""
+    parts = [
+        extract(backbone, part, compute, poolings=protocol.poolings, dtype=torch.float16) for part in (train, test)
+    ]
+    for seed in seeds:
+        yield protocol(parts[0], train.labels, parts[1], test.labels, seed)

@@ -1,4 +1,4 @@
-"""Both stages together as a model of images: a bound on the likelihood of an image, given what a mask leaves of it."""
+"""Both stages together as a generative model: a bound on the likelihood of an image given its unmasked patches."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,29 +28,30 @@ PRIORS = {
     "untrained": "masked image model, untrained",
     "trained": "masked image model, trained",
 }
-"""Whoever names the tokens, and what to call it."""
+"""The priors over visual tokens, with their names in tables."""
 
 
 @dataclass(frozen=True)
 class TwoStageBound:
-    """-ln p(x|x̃) ≤ D + R on held-out images x under fixed masks that leave x̃: means over images, in nats an image.
+    """-ln p(x|x̃) ≤ D + R on held-out images x under fixed masks that leave x̃: means over images, in nats per image.
 
-    D = -ln p(x|ẑ) is the distortion and R = -ln p(ẑ|x̃) the rate of ẑ, the most likely tokens of x; q is taken as the
-    one-point distribution at ẑ, so the KL of the paper's equation is R. D is a density's and may be negative: see
-    `likelihood.Bound`, also for the bits that name an 8-bit pixel. Where a scale is finer than a grey level they are
-    too few, so the same is given for the probabilities of grey levels. x is the image as the tokenizer sees it.
+    D = -ln p_ψ(x|ẑ) is the distortion and R = -ln p_θ(ẑ|x̃) the rate, where ẑ are the most likely tokens of x. q_φ is
+    taken as the one-point distribution at ẑ, so the KL of the paper's equation is R. D comes from a density and may be
+    negative; see `likelihood.Bound`, also for the conversion to bits of 8-bit pixels. This conversion is too optimistic
+    where the scale is smaller than a grey level, so D is also given for the probabilities of grey levels. x is the
+    tokenizer's view of the image.
 
-    Four priors name ẑ. The masked image model predicts masked tokens only; with it, visible ones cost what they cost
-    under the unigram prior: x̃ does not determine them, for the tokenizer has seen masked pixels around them.
+    R is given for four priors. The masked image model predicts masked tokens only, so the rate of visible tokens is
+    that of the unigram prior: x̃ does not determine them, since the tokenizer has seen masked pixels around them.
 
     Attributes:
-        distortion, grey_levels: D of the density and of 8-bit grey levels; None where the tokenizer has no density.
+        distortion, grey_levels: D by the density and by 8-bit grey levels; None where the tokenizer has no density.
         uniform: R = N·ln V.
-        unigram: R under the frequency of each token among images that are not measured, one added to every count.
+        unigram: R under the token frequencies of other images, with add-one smoothing.
         untrained, trained: R with the masked image model, before its first step and after its last.
-        patches, masked_patches: N, and the mean number of masked ones.
+        patches, masked_patches: N, and the mean number of masked patches.
         sub_pixels: C·H·W of the tokenizer's view.
-        images: pairs of an image and a mask that were measured.
+        images: number of measured pairs of an image and a mask.
 
     Reference: BEiT §2.4, eq. 2.
     """
@@ -70,10 +71,10 @@ class TwoStageBound:
         """The numbers under the names that results and `--json` use.
 
         Returns:
-            `images`, `patches`, `masked_patches`, `sub_pixels`; `distortion` and, of each of the four priors, its
-            `_rate` and its `_bound` = distortion + rate: in nats a patch (`_nats_per_patch`), and as bits a sub-pixel
-            of an 8-bit image by the density (`_bits_per_dim`) and, where pixels have a part, by the probability of
-            grey levels (`_grey_level_bits_per_dim`). Distortion and bounds are None where there is no density.
+            `images`, `patches`, `masked_patches`, `sub_pixels`; `distortion` and, for each of the four priors, `_rate`
+            and `_bound` = distortion + rate. Units are nats per patch (`_nats_per_patch`), bits per sub-pixel of an
+            8-bit image by the density (`_bits_per_dim`) and, except for rates, by the probability of grey levels
+            (`_grey_level_bits_per_dim`). Distortion and bounds are None where there is no density.
         """
         found: dict[str, int | float | None] = {
             "images": self.images,
@@ -90,7 +91,7 @@ class TwoStageBound:
         return found
 
     def _with_pixels(self, name: str, rate: float) -> dict[str, float | None]:
-        """The distortion and this rate."""
+        """Distortion plus `rate`, in the units of `as_dict`."""
         density = None if self.distortion is None else self.distortion + rate
         levels = None if self.grey_levels is None else self.grey_levels + rate
         bits, exact = (None if nats is None else bits_per_dim(nats, self.sub_pixels) for nats in (density, levels))
@@ -112,12 +113,17 @@ def two_stage_bound(
     *,
     density: bool = True,
 ) -> TwoStageBound:
-    """Measure `num_batches` batches with ids and masks.
+    """Compute the bound on batches that have ids and masks.
 
     Args:
-        counts: how often each token occurs among other images: the unigram prior.
-        losses: of the masked image model on these batches (`evaluate_mim`), in nats a masked patch: untrained, trained.
-        density: whether p(x|z) was trained as a density; False where errors of pixels were minimised.
+        tokenizer: of stage one.
+        batches: the batch of each number from 0.
+        num_batches: number of batches to use.
+        counts: occurrences of each token in other images, for the unigram prior.
+        losses: of the untrained and the trained masked image model on these batches (`evaluate_mim`), in nats per
+            masked patch.
+        compute: device and number format.
+        density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised.
     """
     prices = unigram_nats(counts)
     seen: list[Distortion] = []
@@ -152,9 +158,9 @@ def _mean(parts: list[Tensor]) -> float | None:
 
 
 def table_of(bound: Mapping[str, Any]) -> list[list[str]]:
-    """`TwoStageBound.as_dict()` as rows of text under a header: for each prior how D and R make the bound.
+    """`TwoStageBound.as_dict()` as rows of text below a header: D, R and the bound for each prior.
 
-    All in nats a patch, the bound also in bits per dimension, by the density and by the probability of grey levels.
+    Units are nats per patch; the bound is also in bits per dimension, by the density and by grey levels.
     """
     parts = ("distortion", "{}_rate", "{}_bound")
     bits = ("{}_bound_bits_per_dim", "{}_bound_grey_level_bits_per_dim")
@@ -164,10 +170,10 @@ def table_of(bound: Mapping[str, Any]) -> list[list[str]]:
 
 
 def describe(bound: Mapping[str, Any]) -> str:
-    """The same as plain text."""
+    """`table_of` as plain text."""
     about = f"{bound['images']} held-out images, {bound['masked_patches']:g} of {bound['patches']} patches masked"
     lines = [f"{name:<36}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in table_of(bound)]
-    return "\n".join([f"{about}; D and R in nats a patch, then D + R in bits per dimension", *lines])
+    return "\n".join([f"{about}; D and R in nats per patch, then D + R in bits per dimension", *lines])
 
 
 def _cell(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How often a classifier is right, overall and class by class."""
+"""Metrics of a classifier: accuracy, confusion matrix, average precision."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ _FEW = 5
 def class_scores(
     model: nn.Module, images: InMemoryDataset, size: tuple[int, int], compute: Compute, batch_size: int = 250
 ) -> Float[Tensor, "n classes"]:
-    """What a classifier says about images, each shown whole at `size` (height, width); float32, on the CPU."""
+    """Logits of a classifier for whole images, resized to `size` (height, width); float32, on the CPU."""
     view_source, order = (
         InMemoryViewSource(images, TwoViews(WholeImage(), size)),
         Sampler(len(images), batch_size, seed=0),
@@ -38,7 +38,7 @@ def class_scores(
 
 
 def accuracies(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> dict[str, float]:
-    """`accuracy` and `top5` in [0, 1]; `nats`, the cross-entropy an image."""
+    """`accuracy` and `top5` in [0, 1]; `nats`, the mean cross-entropy per image."""
     right = hits(scores, labels, _FEW)
     return {
         "accuracy": float(right[:, 0].double().mean()),
@@ -48,7 +48,7 @@ def accuracies(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> 
 
 
 def confusion(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> Int[Tensor, "classes classes"]:
-    """How many images of each class (row) are taken for each class (column)."""
+    """Confusion matrix: the number of images of each true class (row) with each predicted class (column)."""
     num_classes = scores.shape[1]
     return torch.bincount(labels * num_classes + scores.argmax(1), minlength=num_classes**2).reshape(
         num_classes, num_classes
@@ -56,24 +56,24 @@ def confusion(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> I
 
 
 def by_class(table: Int[Tensor, "classes classes"]) -> list[float | None]:
-    """The share of each class that is right, in [0, 1]; None for a class without images."""
+    """The accuracy of each class, in [0, 1]; None for a class without images."""
     right, count = table.diagonal().tolist(), table.sum(1).tolist()
     return [r / n if n else None for r, n in zip(right, count, strict=True)]
 
 
 def describe_classes(table: Int[Tensor, "classes classes"], classes: tuple[str, ...], most: int) -> dict[str, Any]:
-    """`class_accuracy` by name and, up to `most` classes, the table itself as `confusion`."""
+    """`class_accuracy` by name and, with at most `most` classes, the confusion matrix as `confusion`."""
     named: dict[str, Any] = {"class_accuracy": dict(zip(classes, by_class(table), strict=True))}
     return named | ({"confusion": table.tolist()} if len(classes) <= most else {})
 
 
 def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
-    """Average precision of each label, in [0, 1]; None for one that no image has."""
+    """Average precision of each label, in [0, 1]; None for a label that no image has."""
     columns = zip(scores.T.contiguous(), shown.T.bool(), strict=True)
     return [float(average_precision(column, has)) if has.any() else None for column, has in columns]
 
 
 def mean_precision(found: list[float | None]) -> float:
-    """The mean over labels that some image has."""
+    """Mean average precision over the labels that some image has, in [0, 1]."""
     known = [value for value in found if value is not None]
     return sum(known) / max(len(known), 1)

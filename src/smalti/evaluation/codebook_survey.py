@@ -1,4 +1,4 @@
-"""A codebook to look at: what each code paints, how often it occurs, and the patches that are typical of it."""
+"""A survey of a codebook: the decoded patch of each code, its frequency, and typical patches."""
 
 from typing import NamedTuple
 
@@ -13,16 +13,17 @@ from smalti.functional.patches import patchify
 from smalti.models.vit import as_unit_range
 
 _AROUND = 5
-"""A prototype is cut out of the middle of so many tokens of its kind, where no border reaches."""
+"""A prototype is the centre of a square of so many equal tokens on a side, away from the border."""
 
 
 class Code(NamedTuple):
-    """One visual token, in pictures with values in [0, 1].
+    """One visual token, with images in [0, 1].
 
     Attributes:
-        share: of the positions whose patch is not constant.
-        prototype: what the token paints among tokens of its kind.
-        examples: held-out patches with this token, the most typical first: nearest to the mean of all such patches.
+        number: the token, in [0, V).
+        share: its share of the positions whose patch has more than one colour, in [0, 1].
+        prototype: its decoded patch, amid equal tokens.
+        examples: held-out patches with this token, those nearest to the mean of all such patches first.
     """
 
     number: int
@@ -32,7 +33,7 @@ class Code(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """The most frequent codes, and how often each of the V codes occurs on patches that are not constant."""
+    """The most frequent codes, and the count of each of the V codes on patches with more than one colour."""
 
     codes: list[Code]
     counts: Int[Tensor, "V"]
@@ -40,11 +41,14 @@ class Survey(NamedTuple):
 
 @torch.no_grad()
 def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 128, examples: int = 4) -> Survey:
-    """Look at a codebook through held-out images, B C H W, uint8 or in [0, 1].
+    """Survey the codes that occur in held-out images.
 
     Args:
-        most: how many codes are described, the most frequent ones.
-        examples: patches of each at most.
+        tokenizer: whose codebook it is.
+        images: B C H W, uint8 or float in [0, 1].
+        compute: device and number format.
+        most: the number of codes to describe, the most frequent ones.
+        examples: the most patches per code.
     """
     seen, stride = token_sample(images, tokenizer.stride), tokenizer.stride
     keep = ~constant(seen, stride)

@@ -1,4 +1,4 @@
-"""Frozen features of every layer, pooled in every way, from one pass over the images."""
+"""Frozen features of every layer and pooling, from one pass over the images."""
 
 import math
 import tempfile
@@ -20,19 +20,24 @@ from smalti.data.load import physical_memory
 Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "both", "2x2")
 Layer: TypeAlias = tuple[int, str]
-"""A block counted from 1, and how its output becomes one vector."""
+"""A block, counted from 1, and a pooling."""
 _MOST_TOKENS = 32_000
-"""Patches that are computed at a time: the outputs of all blocks are in memory together."""
+"""Patches per batch, limited since the outputs of all blocks are in memory together."""
 _WRITE = 1 << 24
 """Bytes at a time."""
 
 
 def pool(tokens: Float[Tensor, "B S D"], pooling: str, grid: Grid) -> Float[Tensor, "B F"]:
-    """One vector an image.
+    """One feature vector per image.
 
     Args:
-        pooling: `cls` is [S], `mean` the mean of the patches, `both` these two side by side, and `2x2` the means of the
-            four quarters side by side.
+        tokens: output of a block, [S] first.
+        pooling: `cls` is [S], `mean` the mean of the patches, `both` the concatenation of these two, and `2x2` that of
+            the means of the four quarters of the image.
+        grid: rows and columns of patches.
+
+    Returns:
+        F = D for `cls` and `mean`, 2D for `both`, 4D for `2x2`.
     """
     if pooling == "cls":
         return tokens[:, 0]
@@ -46,7 +51,7 @@ def pool(tokens: Float[Tensor, "B S D"], pooling: str, grid: Grid) -> Float[Tens
 
 
 class LayerFeatures(Mapping[Layer, Tensor]):
-    """Features by layer, `n F` in fp32. What is kept may be in half precision, and `both` is made of the other two."""
+    """Features by layer, n x F in fp32. They may be stored in half precision, and `both` is composed when read."""
 
     def __init__(self, kept: Mapping[Layer, Float[Tensor, "n _"]], poolings: Collection[Pooling]) -> None:
         self.kept = kept
@@ -75,14 +80,18 @@ def extract(
     poolings: Collection[Pooling] = POOLINGS,
     dtype: torch.dtype = torch.float32,
 ) -> LayerFeatures:
-    """Features of whole images, without the final norm, on the CPU; what does not fit into memory lies in a file.
+    """Features of whole images, without the final norm, on the CPU; in a temporary file if memory is too small.
 
     Args:
-        batch_size: images that are computed at a time, at most; of large ones fewer.
-        dtype: what they are kept in. In float16, values beyond its range end at its largest.
+        backbone: the frozen network.
+        images: to compute features of.
+        compute: device and number format.
+        batch_size: the most images per batch; fewer where they are large.
+        poolings: the poolings to compute.
+        dtype: of the stored features; values beyond the range of float16 are clamped.
 
-    Reference: the last layer of a masked-image model is a poor feature (BEiT, appendix on linear probes), so all layers
-    are looked at.
+    Reference: BEiT, appendix on linear probes: the last layer of a masked image model is not the best one, so all
+    layers are evaluated.
     """
     tokens_of_one = math.prod(images.images.shape[-2:]) // backbone.patch_size**2
     batch_size = min(batch_size, max(1, _MOST_TOKENS // tokens_of_one))
@@ -105,18 +114,20 @@ def extract(
 
 
 def _parts(pooling: str) -> tuple[str, ...]:
-    """What is kept for a pooling."""
+    """The poolings that are stored for a pooling."""
     return ("cls", "mean") if pooling == "both" else (pooling,)
 
 
 def _room(shape: tuple[int, int], dtype: torch.dtype, of: int) -> Tensor:
-    """An empty tensor, `of` of which are wanted: in memory where they fit a quarter of it, else in a nameless file."""
+    """An empty tensor, in memory if `of` such tensors fit into a quarter of it, else in an unlinked temporary file."""
     size = math.prod(shape) * dtype.itemsize
     if of * size <= physical_memory() / 4:
         return torch.empty(shape, dtype=dtype)
     try:
         with tempfile.TemporaryFile() as file:
-            for start in range(0, size, _WRITE):  # room is taken now: a full disk could not be reported later
+            for start in range(
+                0, size, _WRITE
+            ):  # allocates the file now, since a full disk could not be reported later
                 file.write(bytes(min(_WRITE, size - start)))
             file.flush()
             return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=size)).view(dtype).view(shape)

@@ -1,4 +1,4 @@
-"""What the two stages see: an image, its masked patches, the tokenizer's view, and what the network dreams up."""
+"""Inpainting: an image, its mask, its reconstruction by the tokenizer, and one with predicted tokens."""
 
 from typing import NamedTuple
 
@@ -15,14 +15,14 @@ from smalti.training.targets import Pixels
 
 
 class Inpainting(NamedTuple):
-    """One picture of each kind for every image, in [0, 1].
+    """Images in [0, 1], B C H W each.
 
     Attributes:
-        original: the image.
-        mask: True where a patch is masked from the network.
-        tokenizer: the image's own visual tokens, decoded: the best that any prediction could give.
-        predicted: the same with the tokens of masked patches replaced by the most likely predicted ones.
-        ids, predicted_ids: the tokens behind the two.
+        original: the images.
+        mask: True where a patch is masked.
+        tokenizer: the decoded visual tokens of the images, the best result that a prediction can have.
+        predicted: the same, with the tokens of masked patches replaced by the most likely predicted ones.
+        ids, predicted_ids: the tokens of these two, in [0, V).
     """
 
     original: Float[Tensor, "B C H W"]
@@ -37,7 +37,7 @@ class Inpainting(NamedTuple):
 def inpaint(model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, compute: Compute) -> Inpainting:
     """Predict the masked visual tokens of a batch that has a mask and ids, and decode them.
 
-    All masked tokens are predicted at once, each as if alone, so neighbours may disagree.
+    Tokens are predicted independently of each other, in one pass, so neighbours may be inconsistent.
     """
     assert batch.ids is not None
     assert batch.mask is not None
@@ -54,9 +54,9 @@ def inpaint(model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, compute
 
 @torch.no_grad()
 def paint(model: MaskedImageModel, target: Pixels, batch: Batch, compute: Compute) -> Float[Tensor, "B C H W"]:
-    """The images of a batch that has a mask, with predicted pixels in the place of masked ones.
+    """The images of a batch that has a mask, with masked patches replaced by predicted pixels, in [0, 1].
 
-    Where targets are normalised, brightness and contrast of each masked patch are the true ones.
+    Where targets are normalised, each masked patch has its true mean and standard deviation.
     """
     assert batch.mask is not None
     assert batch.mask_index is not None

@@ -1,4 +1,4 @@
-"""95 % confidence intervals: of a share of test images, and of a mean over draws."""
+"""95 % confidence intervals of a share of test images, and of a mean over draws."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import TypeAlias
 Interval: TypeAlias = tuple[float, float]
 
 _NORMAL = 1.959963984540054
-"""97.5 % of a normal distribution lie below."""
+"""The 97.5 % quantile of the standard normal distribution."""
 
 
 def share_interval(share: float, count: int) -> Interval:
-    """Of a share of `count` images, as an accuracy: it says how far other test images could move it.
+    """The interval of a share of `count` images, such as an accuracy, over the choice of test images.
 
     Reference: Wilson 1927, the score interval.
     """
@@ -22,7 +22,7 @@ def share_interval(share: float, count: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Of the mean of independent draws, by Student's t; None of a single one."""
+    """The interval of the mean of independent draws, by Student's t; None for a single draw."""
     count = len(values)
     if count < 2:
         return None
@@ -33,7 +33,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def student_quantile(freedom: int) -> float:
-    """What |t| stays below in 95 % of cases, found by bisection.
+    """The t with P(|T| < t) = 0.95 for `freedom` degrees of freedom ν, found by bisection.
 
     With tan θ = t/√ν the probability is a finite sum of powers of cos θ.
 
@@ -47,7 +47,7 @@ def student_quantile(freedom: int) -> float:
 
 
 def _student_probability(angle: float, freedom: int) -> float:
-    """P(|t| < √ν tan angle)."""
+    """P(|T| < √ν tan angle)."""
     odd = freedom % 2
     term = total = math.cos(angle) if odd else 1.0
     for power in range(2 + odd, freedom - 1, 2):

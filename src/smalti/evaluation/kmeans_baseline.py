@@ -1,4 +1,4 @@
-"""k-means on patches as a tokenizer: what a codebook of the same size does without any network."""
+"""The k-means baseline of a tokenizer: a codebook of the same size without a network."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,21 @@ from smalti.functional.patches import patchify, unpatchify
 from smalti.models.vit import as_unit_range
 
 _POINTS_A_CODE, _ITERATIONS = 4, 2
-"""More of either moves the perplexity by a few per cent and costs as many times the seconds."""
+"""Greater values change the perplexity by a few per cent, and increase the time in proportion."""
 _PATCHES = 2048
-"""Patches that are compared with all centres at a time."""
+"""Patches per batch of distances to all centres."""
 
 
 @dataclass
 class NearestPatch:
-    """Each patch is written as the nearest of V centres, by squared distance of pixels in [0, 1]."""
+    """A tokenizer whose token is the nearest of V centres, by squared distance of pixels in [0, 1]."""
 
     vocab_size: int
     stride: int
     centres: Float[Tensor, "V P"]
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
-        """The nearest centre of every patch."""
+        """The nearest centre of every patch, in [0, V)."""
         patches = patchify(as_unit_range(images), self.stride).flatten(0, 1)
         half_squares = 0.5 * self.centres.square().sum(1)
         near = [
@@ -36,14 +36,20 @@ class NearestPatch:
         return torch.cat(near).view(len(images), images.shape[-2] // self.stride, images.shape[-1] // self.stride)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The centres side by side."""
+        """The centres as patches of the images, in [0, 1]."""
         return unpatchify(self.centres[ids.flatten(1)], self.stride, (ids.shape[1], ids.shape[2])).clamp(0, 1)
 
 
 def fit_kmeans_baseline(images: Tensor, vocab_size: int, stride: int) -> NearestPatch | None:
-    """k-means on patches of training images that are not constant; None where there are none.
+    """k-means on patches with more than one colour; None where there are no such patches.
 
-    Bounded in cost: two rounds on four patches a code, drawn by a hash. With V = 8192 that is seconds on two cores.
+    The cost is bounded: two rounds on four patches per code, drawn by a hash. With V = 8192 it takes seconds on two
+    cores.
+
+    Args:
+        images: training images, B C H W, uint8 or float in [0, 1].
+        vocab_size: V.
+        stride: side of a patch in pixels.
     """
     patches = torch.cat([patchify(part, stride)[~constant(part, stride)] for part in images.split(500)])
     if len(patches) == 0:

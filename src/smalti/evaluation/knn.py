@@ -7,7 +7,7 @@ from torch import Tensor
 
 _TEMPERATURE = 0.07
 _CHUNK = 1000
-"""Images that are compared at a time."""
+"""Images per batch of similarities."""
 
 
 def knn_accuracy(
@@ -17,9 +17,9 @@ def knn_accuracy(
     test_labels: Int[Tensor, "m"],
     k: int = 20,
 ) -> float:
-    """Share of test images whose class is voted for by their `k` most similar training images.
+    """Accuracy of classifying test images by a vote of their `k` most similar training images, in [0, 1].
 
-    Similarity is the cosine of standardised features; a vote weighs exp(similarity / 0.07).
+    Similarity is the cosine of standardised features; the weight of a vote is exp(similarity / 0.07).
 
     Reference: Wu et al. 2018 (instance discrimination), as used by DINO.
     """
@@ -33,7 +33,7 @@ def knn_accuracy(
 
 
 def leave_one_out_accuracy(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], k: int = 20) -> float:
-    """The same, where each image is judged by all others: no image needs to be put aside."""
+    """k-NN accuracy where each image is classified by all others, so no separate test images are needed."""
     bank = F.normalize((features - features.mean(0)) / features.std(0).clamp_min(1e-6), dim=1)
     hits = 0
     for start in range(0, len(bank), _CHUNK):
@@ -44,7 +44,7 @@ def leave_one_out_accuracy(features: Float[Tensor, "n F"], labels: Int[Tensor, "
 
 
 def _vote(similarity: Float[Tensor, "m n"], labels: Int[Tensor, "n"], k: int) -> Int[Tensor, "m"]:
-    """The class that the `k` most similar vote for; what is at minus infinity has no vote."""
+    """The class with the most votes of the `k` most similar; a similarity of minus infinity gives no vote."""
     nearest_similarity, nearest = similarity.topk(min(k, len(labels)), dim=1)
     votes = F.one_hot(labels[nearest], int(labels.max()) + 1) * (nearest_similarity / _TEMPERATURE).exp()[..., None]
     return votes.sum(1).argmax(1)

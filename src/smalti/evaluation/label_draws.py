@@ -1,4 +1,4 @@
-"""Few labels: how many, and which images have them in each draw."""
+"""Evaluation with few labels: the number of labelled images, and random draws of them."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,22 @@ from smalti.data.few_labels import few_labels
 
 @dataclass(frozen=True)
 class Budget:
-    """How many images of a class have labels: a number, or a share of those that there are."""
+    """The number of labelled images per class, as a number or as a share of the class."""
 
     name: str
     each: int = 0
     share: float = 0.0
 
     def draw(self, labels: Int[Tensor, "n"], among: Int[Tensor, "m"], seed: int, number: int) -> Int[Tensor, "l"]:
-        """Positions of the images with labels, of every class its share.
+        """Positions of the labelled images of one draw.
 
-        Draws of different numbers are independent. Of one number, what a smaller budget has is in a larger one.
+        Draws with different `number` are independent. With the same one, a larger budget contains a smaller one.
 
         Args:
-            labels: of all training images, which a share is of.
+            labels: of all training images, of which a share is taken.
             among: positions that may be drawn.
-            number: which draw, from 0.
+            seed: of all draws.
+            number: of the draw, from 0.
         """
         own = fold_one(seed, number)
         return torch.from_numpy(few_labels(labels.numpy(), among.numpy(), self.share, self.each or None, own))

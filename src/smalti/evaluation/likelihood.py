@@ -1,4 +1,4 @@
-"""A discrete VAE as what it is: a model of images with a bound on their likelihood."""
+"""The evidence lower bound of tokenizers with a density p_ψ(x|z)."""
 
 import math
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,20 +14,20 @@ from smalti.functional.metrics import psnr
 from smalti.models.vit import as_unit_range
 
 BITS_OF_8_BIT_PIXELS = math.log2(255 / (1 - 2 * LAPLACE_EPSILON))
-"""A grey level is 0.8/255 wide on the scale of the density: so many bits name the pixel instead of the point."""
+"""Bits per sub-pixel that turn a density into a probability of 8-bit pixels, whose grey levels are 0.8/255 wide."""
 _WEIGHTS = 1 << 24
-"""Numbers in the weights of all codes at all positions that are held at a time."""
+"""Values of V x h x w code weights that are in memory at a time."""
 
 
 @runtime_checkable
 class Posterior(Protocol):
-    """A tokenizer with q(z|x), and with p(x|z) for any weights of the codes: a discrete VAE."""
+    """A discrete VAE: a tokenizer with a posterior q_φ(z|x), and with p_ψ(x|z) for weights of the codes."""
 
     vocab_size: int
     stride: int
 
     def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
-        """Scores of every visual token at every position."""
+        """Logits over the visual tokens at every position."""
         ...
 
     def distribution(self, weights: Float[Tensor, "B V h w"]) -> tuple[Tensor, Tensor]:
@@ -37,13 +37,13 @@ class Posterior(Protocol):
 
 @runtime_checkable
 class Quantiser(Protocol):
-    """A tokenizer with p(x|z) for the vectors that its codes stand for; it has no q but its choice."""
+    """A tokenizer with p_ψ(x|z) for the values of its codes, and with a deterministic encoder."""
 
     vocab_size: int
     stride: int
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
-        """The vector of each code."""
+        """The value of each code."""
         ...
 
     def distribution(self, values: Float[Tensor, "B h w d"]) -> tuple[Tensor, Tensor]:
@@ -52,22 +52,23 @@ class Quantiser(Protocol):
 
 
 class Bound(NamedTuple):
-    """What hard tokens say about held-out images: means over images.
+    """The evidence lower bound of held-out images with hard tokens: means over images.
 
-    -ELBO = D + R, with D = -ln p(x|ẑ) the distortion and R the rate: what it costs to name the tokens ẑ themselves, the
-    most likely ones, to somebody who knows the prior alone (q is taken as the one-point distribution at ẑ, and β is 1).
+    -ELBO = D + R, with the distortion D = -ln p_ψ(x|ẑ) and the rate R = -ln p(ẑ) of the most likely tokens ẑ under a
+    prior (q_φ is taken as the one-point distribution at ẑ, and β is 1).
 
-    p is the logit-Laplace density at (1-2ε)·pixel + ε with ε = 0.1. A density is no probability: D may be negative.
-    For 8-bit pixels a grey level is 0.8/255 wide on that scale, which adds log2(255/0.8) = 8.32 bits a sub-pixel; that
-    is the midpoint rule, not an integral, so a scale far below a grey level is credited too much: flat areas bring that
-    about, and `grey_level_nats` holds the integral, a probability of 8-bit images. And ε leaks:
-    what the density puts below 0.1 and above 0.9 belongs to no pixel, so the figures are a little worse than need be.
+    p_ψ is the logit-Laplace density at (1-2ε)·pixel + ε with ε = 0.1, so D may be negative. On that scale a grey level
+    of an 8-bit pixel is 0.8/255 wide, which adds log2(255/0.8) = 8.32 bits per sub-pixel. That is the midpoint rule and
+    too optimistic where the scale is much smaller than a grey level, as in flat areas; `grey_level_nats` is the
+    integral, a probability of 8-bit images. The density below 0.1 and above 0.9 belongs to no pixel, which makes both
+    a little worse than possible.
 
     Attributes:
-        distortion_nats: D an image.
-        uniform_rate_nats, unigram_rate_nats: N·ln V; N times the entropy of the tokens of these very images.
+        distortion_nats: D per image.
+        uniform_rate_nats: R under the uniform prior, N·ln V per image.
+        unigram_rate_nats: R under the token frequencies of these same images, N times their entropy.
         sub_pixels: C·H·W.
-        grey_level_nats: D an image, of its grey levels.
+        grey_level_nats: D per image by the probability of grey levels.
     """
 
     distortion_nats: float
@@ -78,22 +79,22 @@ class Bound(NamedTuple):
 
     @property
     def elbo_nats(self) -> float:
-        """The bound under the uniform prior, in nats an image."""
+        """The bound under the uniform prior, in nats per image."""
         return -(self.distortion_nats + self.uniform_rate_nats)
 
     @property
     def bits_per_dim(self) -> float:
-        """The same as a cost: bits a sub-pixel of an 8-bit image."""
+        """-ELBO under the uniform prior, in bits per sub-pixel of an 8-bit image."""
         return self._bits(self.uniform_rate_nats)
 
     @property
     def bits_per_dim_unigram(self) -> float:
-        """The cost where the prior is how frequent each token is."""
+        """-ELBO under the unigram prior, in bits per sub-pixel of an 8-bit image."""
         return self._bits(self.unigram_rate_nats)
 
     @property
     def grey_level_bits_per_dim(self) -> float:
-        """The cost under the uniform prior by the probability of grey levels."""
+        """-ELBO under the uniform prior by the probability of grey levels, in bits per sub-pixel."""
         return bits_per_dim(self.grey_level_nats + self.uniform_rate_nats, self.sub_pixels)
 
     def _bits(self, rate: float) -> float:
@@ -101,13 +102,13 @@ class Bound(NamedTuple):
 
 
 def bits_per_dim(nats: float, sub_pixels: int) -> float:
-    """Nats an image as bits a sub-pixel. What a density says lacks `BITS_OF_8_BIT_PIXELS`; a rate lacks nothing."""
+    """Nats per image as bits per sub-pixel, to which `BITS_OF_8_BIT_PIXELS` is to be added for a density."""
     return nats / (sub_pixels * math.log(2))
 
 
 @torch.no_grad()
 def soft_psnr(tokenizer: Posterior, images: Tensor, compute: Compute) -> float:
-    """Mean PSNR over images where the posterior itself is decoded instead of its most likely token, in dB."""
+    """Mean PSNR over images in dB, where the posterior's probabilities are decoded instead of its most likely token."""
     ratios = []
     for part in images.split(_chunk(tokenizer, images)):
         batch = as_unit_range(part.to(compute.device))
@@ -121,7 +122,14 @@ def soft_psnr(tokenizer: Posterior, images: Tensor, compute: Compute) -> float:
 def measure_bound(
     tokenizer: Posterior | Quantiser, images: Tensor, ids: Int[Tensor, "B N"], unigram_entropy: float, compute: Compute
 ) -> Bound:
-    """Measure images (uint8 or in [0, 1]) with these hard tokens, whose unigram entropy is given in nats.
+    """The bound of images with their hard tokens.
+
+    Args:
+        tokenizer: with a density.
+        images: B C H W, uint8 or float in [0, 1].
+        ids: their most likely tokens, in [0, V).
+        unigram_entropy: of these tokens, in nats.
+        compute: device and number format.
 
     Reference: BEiT §2.4, eq. 2: the first stage, with a uniform prior.
     """
@@ -136,7 +144,7 @@ def measure_bound(
 
 
 class Distortion(NamedTuple):
-    """D = -ln p(x|ẑ) of each image in nats: of the density (see `Bound`), and of 8-bit grey levels, a probability."""
+    """D = -ln p_ψ(x|ẑ) of each image in nats, by the density (see `Bound`) and by the probability of grey levels."""
 
     density: Float[Tensor, "B"]
     grey_levels: Float[Tensor, "B"]
@@ -146,7 +154,7 @@ class Distortion(NamedTuple):
 def distortion(
     tokenizer: Posterior | Quantiser, images: Tensor, ids: Int[Tensor, "B N"], compute: Compute
 ) -> Distortion:
-    """Measure images (uint8 or in [0, 1]) with these hard tokens."""
+    """The distortion of images, B C H W, uint8 or float in [0, 1], with their hard tokens."""
     density, grey_levels, chunk = [], [], _chunk(tokenizer, images)
     grid = (images.shape[-2] // tokenizer.stride, images.shape[-1] // tokenizer.stride)
     for part, codes in zip(images.split(chunk), ids.split(chunk), strict=True):
@@ -159,13 +167,13 @@ def distortion(
 
 
 def _chunk(tokenizer: Posterior | Quantiser, images: Tensor) -> int:
-    """Images at a time."""
+    """Images per batch."""
     positions = images.shape[-2] * images.shape[-1] // tokenizer.stride**2
     return max(1, _WEIGHTS // (positions * tokenizer.vocab_size))
 
 
 def _given_tokens(tokenizer: Posterior | Quantiser, ids: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
-    """p(x|z) of hard tokens."""
+    """μ and ln b of p_ψ(x|z) for hard tokens."""
     if not isinstance(tokenizer, Posterior):
         return tokenizer.distribution(tokenizer.values(ids))
     one_hot = torch.zeros(len(ids), tokenizer.vocab_size, *ids.shape[1:], device=ids.device)

@@ -1,4 +1,4 @@
-"""Linear probing: multinomial logistic regression on frozen features, fitted to the end by L-BFGS."""
+"""Linear probing: multinomial logistic regression on frozen features, fitted to convergence by L-BFGS."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted classifier: scores = standardised features · weight + bias."""
+    """A fitted classifier: logits = standardised features · weight + bias."""
 
     mean: Float[Tensor, "F"]
     std: Float[Tensor, "F"]
@@ -19,7 +19,7 @@ class LinearProbe:
     bias: Float[Tensor, "classes"]
 
     def accuracy(self, features: Float[Tensor, "m F"], labels: Int[Tensor, "m"]) -> float:
-        """Share of images classified right."""
+        """Share of images classified right, in [0, 1]."""
         scores = (features - self.mean) / self.std @ self.weight + self.bias
         return float((scores.argmax(1) == labels).double().mean())
 
@@ -29,24 +29,26 @@ Scale: TypeAlias = tuple[Tensor, Tensor]
 
 
 def scale_of(features: Float[Tensor, "n F"]) -> Scale:
-    """The unit of features; one that is constant has no part, and does not divide by zero."""
+    """Mean and standard deviation of the features; constant features become zero and not NaN."""
     return features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
 
 
 def fit_ridge(
     features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float, *, scale: Scale | None = None
 ) -> LinearProbe:
-    """Least squares on one-hot labels in closed form: a quick classifier to compare layers with.
+    """Ridge regression on one-hot labels in closed form, a fast classifier to compare layers.
 
     Args:
-        l2: strength of the regularisation, relative to the unit variance of the standardised features.
-        scale: of the features; None: that of the rows given.
+        features: one row per image.
+        labels: classes 0, 1, ...
+        l2: strength of the regularisation, relative to the unit variance of standardised features.
+        scale: for standardisation; None for that of `features`.
     """
     mean, std = scale or scale_of(features)
     x = (features - mean) / std
     target = F.one_hot(labels, int(labels.max()) + 1).to(x.dtype)
     bias = target.mean(0)
-    if len(x) < x.shape[1]:  # the same solution from the smaller system
+    if len(x) < x.shape[1]:  # the same solution by a smaller system of equations
         gram = x @ x.t() / len(x) + l2 * torch.eye(len(x), dtype=x.dtype)
         return LinearProbe(mean, std, x.t() @ torch.linalg.solve(gram, target - bias) / len(x), bias)
     gram = x.t() @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
@@ -64,16 +66,16 @@ def fit_linear(
 ) -> LinearProbe:
     """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
 
-    Steps are taken on Lᵀ·weight, where L·Lᵀ is the curvature before anything is known about the classes. That leaves
-    the minimum where it is, and some fifty steps lead there instead of hundreds: features are far from independent.
+    The problem is preconditioned: it is solved for Lᵀ·weight, where L·Lᵀ is the curvature at equal probabilities of
+    all classes. Features are strongly correlated, and this takes some fifty iterations instead of hundreds.
 
     Args:
-        features: one row an image.
+        features: one row per image.
         labels: classes 0, 1, ...
-        l2: strength of the regularisation; the bias is free.
-        scale: of the features; None: that of the rows given.
-        start: where to begin, as from the same features with a stronger regularisation; None begins at zero.
-        max_iter: L-BFGS iterations at most.
+        l2: strength of the regularisation; the bias is not regularised.
+        scale: for standardisation; None for that of `features`.
+        start: the initial weights, as of a fit with stronger regularisation; None for zero.
+        max_iter: the most L-BFGS iterations.
     """
     mean, std = scale or scale_of(features)
     x = (features - mean) / std

@@ -1,4 +1,4 @@
-"""The masked-image-modeling loss on held-out images under fixed masks, and what guesses without a network cost."""
+"""The masked-image-modeling loss on held-out images under fixed masks, and baselines without a network."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, StepOutput
 from smalti.functional.copy_baseline import copying, nearest_visible
 from smalti.functional.metrics import entropy
-from smalti.training.mim import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels, masked_tokens
 
 
@@ -19,14 +19,13 @@ def evaluate_mim(
 ) -> dict[str, float]:
     """Loss and accuracy over `num_batches` batches, and two baselines on the same masked tokens.
 
-    Both baselines are fitted to these very tokens, so each is as good as its kind can be.
+    Both baselines are fitted to these same tokens, so each has the lowest loss of its kind.
 
     Returns:
-        `loss_nats` per masked patch, always against hard tokens; `accuracy` and `top5_accuracy` in [0, 1];
-        `unigram_entropy_nats`: what a guess costs that knows only how frequent each token is;
-        `neighbour_nats`, `neighbour_accuracy`: what one costs that also knows the nearest visible token (`copying`);
-        `bits_saved_per_token`, `bits_saved_over_neighbour`: how far the loss lies below these, in bits;
-        with soft targets also `soft_loss_nats` and `kl_nats`.
+        `loss_nats` per masked patch, with hard tokens as targets; `accuracy` and `top5_accuracy` in [0, 1];
+        `unigram_entropy_nats`, the loss of predicting the token frequencies; `neighbour_nats` and `neighbour_accuracy`
+        of the copy baseline (`copying`); `bits_saved_per_token` and `bits_saved_over_neighbour`, by how many bits the
+        loss is lower than these; with soft targets also `soft_loss_nats` and `kl_nats`.
     """
     means, hits = Means(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
     misses = hits.clone()
@@ -54,12 +53,12 @@ def evaluate_mim(
 def evaluate_pixels(
     objective: MaskedImageModeling, batches: Callable[[int], Batch], num_batches: int, compute: Compute
 ) -> dict[str, float]:
-    """The same for an objective whose target is pixels.
+    """Loss and two baselines over `num_batches` batches, for an objective whose target is pixels.
 
     Returns:
-        `pixel_loss` in the units of the target, and the same of two guesses: `flat_pixel_loss` of patches of one
-            colour (each masked patch's own mean where targets are normalised, else the grey in the middle), and
-            `neighbour_pixel_loss` of copies of the nearest visible patch.
+        `pixel_loss` in the units of the target; `flat_pixel_loss` of predicting a single colour (the mean of each
+        masked patch where targets are normalised, else mid-grey); `neighbour_pixel_loss` of copying the nearest visible
+        patch.
     """
     target = objective.target
     assert isinstance(target, Pixels)
@@ -77,14 +76,14 @@ def evaluate_pixels(
 
 
 class Means(dict[str, float]):
-    """Loss and metrics of several batches: sums divided by summed counts."""
+    """Mean loss and metrics over several batches: sums divided by summed counts."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sums: dict[str, tuple[float, float]] = {}
 
     def add(self, output: StepOutput) -> None:
-        """One more batch."""
+        """Add the output of a batch."""
         for name, (total, count) in {"loss": (output.loss_sum, output.weight), **output.metrics}.items():
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = before[0] + float(total), before[1] + float(count)
@@ -103,7 +102,7 @@ def _outputs(
 
 
 def _copied(batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The masked tokens that are those of the nearest visible patch, and the others."""
+    """The masked tokens that are equal to the token of the nearest visible patch, and the others."""
     assert batch.ids is not None
     assert batch.mask is not None
     assert batch.mask_index is not None

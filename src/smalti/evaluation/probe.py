@@ -1,4 +1,4 @@
-"""What frozen features are worth: the layer is chosen on validation images, the test images are used once."""
+"""A quick probe of frozen features: layers are chosen on validation images, and the test images are used once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,28 +7,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smalti.core.compute import Compute
+from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.few_labels import by_lot
-from smalti.evaluation.features import Layer
+from smalti.data.load import Images
+from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge
+from smalti.models.vit import VisionTransformer, as_unit_range
 
 L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
-"""Strongest first: each fit begins where the one before ended."""
+"""Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
 FEW_LABELS = 0.01
+_QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
+"""What the demo chooses from."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of the training images that classifiers are fitted on, and of those that choices are made on."""
+    """Positions of the training images for fitting classifiers, and of those for choices (validation)."""
 
     fit: Int[Tensor, "n"]
     validation: Int[Tensor, "v"]
 
     @staticmethod
     def of(num_images: int, validation: float, seed: int) -> "Split":
-        """Put a share of the images aside, the same ones for every network that is compared."""
+        """A split with a share of validation images, which is the same for all networks of a comparison."""
         order = torch.from_numpy(by_lot(num_images, seed))
         aside = max(1, round(validation * num_images))
         return Split(fit=order[aside:], validation=order[:aside])
@@ -39,11 +45,11 @@ class ProbeResult:
     """Accuracies on the test images, in [0, 1].
 
     Attributes:
-        linear: linear probe on the layer (and pooling, and regularisation) that was best on the validation images.
-        layer, pooling: that choice.
-        linear_few: the same probe fitted on 1 % of the labels, mean over five draws.
-        knn: k-NN on the layer that was best for k-NN on the validation images.
-        validation: validation accuracy of the quick classifier that chose, by layer and pooling.
+        linear: linear probe with the layer, pooling and regularisation that are best on the validation images.
+        layer, pooling: of the linear probe.
+        linear_few: the same probe fitted to 1 % of the labels, mean over five draws.
+        knn: k-NN on the layer that is best for k-NN on the validation images.
+        validation: validation accuracy of the fast classifier, by layer and pooling.
     """
 
     linear: float
@@ -60,11 +66,16 @@ Features = Mapping[Layer, Float[Tensor, "_ _"]]
 
 
 def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, split: Split) -> ProbeResult:
-    """Measure features of a frozen network.
+    """Evaluate features of a frozen network.
 
-    Every layer and pooling gets a quick classifier (least squares) and k-NN, fitted on up to 6 000 images and scored on
-    the validation images. On the winner, logistic regression is fitted to all training images but the validation
-    ones, once for each regularisation; the one that is best on the validation images is scored on the test images.
+    For every layer and pooling, ridge regression and k-NN are fitted on up to 6 000 images and evaluated on the
+    validation images. On the best layer, logistic regression is fitted to all training images without the validation
+    images, once per regularisation strength; the best one on the validation images is evaluated on the test images.
+
+    Args:
+        train, test: features by layer, n x F and m x F.
+        train_labels, test_labels: classes 0, 1, ...
+        split: of the training images.
     """
     small = split.fit[:_SELECTION_IMAGES]
     checked = split.validation
@@ -106,3 +117,23 @@ def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: 
         few = torch.cat([members[draw * each : (draw + 1) * each] for members in by_class])
         accuracies.append(fit_linear(x[few], y[few], 1e-2).accuracy(test, test_labels))
     return sum(accuracies) / draws
+
+
+def probe_backbone(
+    backbone: VisionTransformer, images: Images, compute: Compute, validation: float = 0.1, seed: int = 0
+) -> ProbeResult:
+    """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
+    train, test = (extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in images)
+    split = Split.of(len(images.train), validation, seed)
+    return probe(train, images.train.labels, test, images.held_out.labels, split)
+
+
+def probe_pixels(images: Images, validation: float = 0.1, seed: int = 0) -> ProbeResult:
+    """The same probes on raw pixels."""
+    split = Split.of(len(images.train), validation, seed)
+    train, test = ({(0, "pixels"): _flat(part)} for part in images)
+    return probe(train, images.train.labels, test, images.held_out.labels, split)
+
+
+def _flat(images: InMemoryDataset) -> Tensor:
+    return as_unit_range(images.images).flatten(1)

@@ -1,4 +1,4 @@
-"""How well a tokenizer keeps an image, and how it uses its codebook, on a fixed window of held-out images."""
+"""Evaluation of a tokenizer on a fixed sample of held-out images: reconstruction and use of the codebook."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ from smalti.models.vit import as_unit_range
 
 @dataclass(frozen=True)
 class TokenizerResult:
-    """Quality of a tokenizer on the window.
+    """Quality of a tokenizer on the sample of held-out images.
 
     Attributes:
-        psnr_db: mean over images of the PSNR of hard-token reconstructions, in dB.
-        ssim: mean over images of their structural similarity, at most 1.
-        codebook: usage over positions whose patch is not constant.
-        unigram_entropy: of all positions, in nats: what masked image modeling has to beat.
-        constant_share: share of the positions whose patch is constant.
+        psnr_db: PSNR of hard-token reconstructions in dB, mean over images.
+        ssim: structural similarity, mean over images, at most 1.
+        codebook: use of the codebook over patches with more than one colour.
+        unigram_entropy: over all positions, in nats; the loss that masked image modeling has to improve on.
+        constant_share: share of the positions whose patch has a single colour, in [0, 1].
         soft_psnr_db: PSNR where the posterior is decoded instead of its most likely token; None without a posterior.
-        bound: of tokenizers that have a density.
-        yardstick: usage of the codebook of k-means on patches with as many codes; None without training images.
+        bound: for tokenizers that have a density, else None.
+        kmeans_baseline: use of a k-means codebook on patches with as many codes; None without training images.
     """
 
     psnr_db: float
@@ -37,10 +37,10 @@ class TokenizerResult:
     constant_share: float
     soft_psnr_db: float | None = None
     bound: Bound | None = None
-    yardstick: CodebookUse | None = None
+    kmeans_baseline: CodebookUse | None = None
 
     def as_dict(self) -> dict[str, float | None]:
-        """The numbers under the names that results and `--json` use; None where a tokenizer has no such number."""
+        """The numbers under the names that results and `--json` use; None where they do not apply to the tokenizer."""
         bound, soft = self.bound, self.soft_psnr_db
         return {
             "psnr_db": self.psnr_db,
@@ -55,7 +55,7 @@ class TokenizerResult:
             "bits_per_dim": None if bound is None else bound.bits_per_dim,
             "bits_per_dim_unigram": None if bound is None else bound.bits_per_dim_unigram,
             "grey_level_bits_per_dim": None if bound is None else bound.grey_level_bits_per_dim,
-            **_figures(self.yardstick, "kmeans_"),
+            **_figures(self.kmeans_baseline, "kmeans_"),
         }
 
 
@@ -77,11 +77,16 @@ def evaluate_tokenizer(
     train: Tensor | None = None,
     density: bool = True,
 ) -> TokenizerResult:
-    """Encode, decode and count over a window of held-out images (uint8 or [0, 1]).
+    """Encode and decode a sample of held-out images, and compute all metrics.
 
     Args:
-        train: training images, some thousands at most, that the k-means yardstick is fitted on; None: no yardstick.
-        density: whether p(x|z) was trained as a density; False where errors of pixels were minimised: then no bound.
+        tokenizer: to evaluate.
+        images: B C H W, uint8 or float in [0, 1].
+        compute: device and number format.
+        batch_size: images per batch.
+        train: training images, some thousands at most, to fit the k-means baseline; None for no baseline.
+        density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised; then there is
+            no bound.
     """
     seen = token_sample(images, tokenizer.stride)
     keep = ~constant(seen, tokenizer.stride)
@@ -98,11 +103,11 @@ def evaluate_tokenizer(
         constant_share=float((~keep).double().mean()),
         soft_psnr_db=soft_psnr(tokenizer, seen, compute) if isinstance(tokenizer, Posterior) else None,
         bound=bound,
-        yardstick=None if train is None else _yardstick(tokenizer, train, seen, keep),
+        kmeans_baseline=None if train is None else _kmeans_use(tokenizer, train, seen, keep),
     )
 
 
-def _yardstick(tokenizer: Tokenizer, train: Tensor, seen: Tensor, keep: Bool[Tensor, "B N"]) -> CodebookUse | None:
+def _kmeans_use(tokenizer: Tokenizer, train: Tensor, seen: Tensor, keep: Bool[Tensor, "B N"]) -> CodebookUse | None:
     fitted = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
     return None if fitted is None else codebook_use(fitted.encode(seen).flatten(1), tokenizer.vocab_size, keep)
 

@@ -1,7 +1,7 @@
-"""Curves of our own pretraining runs, which come with the package, and which of them is nearest to another run.
+"""Loss curves of our own pretraining runs, which are part of the package, and the choice of one to compare with.
 
-Runs differ in vocabulary, images and masks, so gains are compared and not losses: how far a loss lies below what a
-guess costs that never looks at the image.
+Runs differ in vocabulary, images and masks, so gains are compared instead of losses: the difference between the loss of
+a prediction that ignores the image and the loss of the run.
 """
 
 import json
@@ -16,27 +16,29 @@ import numpy as np
 from smalti.core.config import from_json, require
 
 MOST_POINTS = 60
-"""Of a curve that comes with the package."""
+"""The most points of a curve in the package."""
 FLAT_PATCH = 1.0
-"""Squared error of a patch of one colour where patches are normalised; a little less where many are flat themselves."""
+"""Squared error of predicting 0 for normalised patches; a little less where many patches have a single colour."""
 _NEAR = {"tokens": 0.1, "pixels": 0.03}
 _NEAR_SHARE = 0.1
 
 TargetName = Literal["tokens", "pixels"]
 Masks = Literal["blocks", "random"]
+DecoderName = Literal["linear", "cross-attention"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides how low a loss can be, beside the images.
+    """The settings that determine how low a loss can become, apart from the images.
 
     Attributes:
-        target: visual tokens, or pixels of normalised patches with squared error. Their losses have different units.
-        vocab_size: visual tokens; None for pixels.
-        num_patches, num_masked_patches: of an image; of these the most that a mask covers.
+        target: visual tokens, or pixels of normalised patches with squared error; their losses have different units.
+        vocab_size: V; None for pixels.
+        num_patches, num_masked_patches: N, and the most patches that a mask covers.
         embed_dim, depth: of the backbone.
-        num_images: images seen at the end, counting repetitions: steps times batch.
-        masks: neighbours together, or each patch by itself, which is much easier: its neighbours tell what it is.
+        num_images: images seen at the end, with repetitions: steps times batch size.
+        masks: blocks of patches, or single patches, which are much easier to predict from their neighbours.
+        decoder: linear, as in BEiT, or cross-attention behind an encoder of visible patches.
     """
 
     target: TargetName
@@ -47,28 +49,32 @@ class Setup:
     depth: int
     num_images: int
     masks: Masks
+    decoder: DecoderName = "linear"
 
     def __post_init__(self) -> None:
         pixels, has = self.target == "pixels", "without" if self.vocab_size is None else "with"
         require(pixels == (self.vocab_size is None), f"{self.target} {has} a vocabulary")
 
-    def distance(self, other: "Setup") -> tuple[bool, float, float]:
-        """Whether masks are of another kind, how different the sizes are, and how different the lengths are.
+    def distance(self, other: "Setup") -> tuple[int, float, float]:
+        """The distance of two setups, to be compared lexicographically.
 
-        Of sizes it is Σ |ln(a / b)| over vocabulary, patches, masked share and size of the backbone (depth · width²).
-        The length decides among equals: the learning rate, and with it the loss, falls towards the end of a run.
+        First how many of two kinds differ, of masks and decoder; then Σ |ln(a / b)| over vocabulary size, patches,
+        masked share and size of the backbone (depth · width²); then |ln(a / b)| of the lengths, since the loss
+        decreases with the learning rate at the end of a run.
         """
         pairs = zip(self._sizes(), other._sizes(), strict=True)
         apart = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs)
-        return self.masks != other.masks, round(apart, 9), abs(math.log(self.num_images / other.num_images))
+        kinds = (self.masks != other.masks) + (self.decoder != other.decoder)
+        return kinds, round(apart, 9), abs(math.log(self.num_images / other.num_images))
 
     def differences(self, other: "Setup") -> list[str]:
-        """`512 visual tokens (1024)`: what is otherwise here than there."""
+        """Descriptions of what differs, as `512 visual tokens (1024)`, with the value of `other` in parentheses."""
         named = {
             "visual tokens": (self.vocab_size, other.vocab_size),
             "patches": (self.num_patches, other.num_patches),
             "% masked": (self._percent_masked(), other._percent_masked()),
             "masks": (self.masks, other.masks),
+            "decoder": (self.decoder, other.decoder),
             "wide": (self.embed_dim, other.embed_dim),
             "blocks": (self.depth, other.depth),
             "images seen at the end": (self.num_images, other.num_images),
@@ -85,14 +91,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Reference:
-    """A run of ours.
+    """The curve of one of our runs.
 
     Attributes:
-        data: what it learned from, in words.
-        baseline: loss of a guess that never looks at the image: the unigram entropy of the tokens in nats; 1 of pixels.
-        held_out_loss: on whole held-out images at the end.
-        images: images seen at each point of the curve, rising.
-        loss: training loss there, per masked patch: nats, or squared error.
+        data: description of the training data.
+        baseline: loss of a prediction that ignores the image: the unigram entropy in nats, or 1 for pixels.
+        held_out_loss: loss on held-out images without augmentation at the end.
+        images: images seen at each point of the curve, increasing.
+        loss: training loss at each point, in nats or squared error per masked patch.
     """
 
     name: str
@@ -111,9 +117,9 @@ class Reference:
         require(rising, "numbers of images that do not rise")
 
     def gain(self, images: int) -> float | None:
-        """Baseline minus loss when so many images have been seen; None before the first point and after the last.
+        """Baseline minus loss after so many images; None before the first point and after the last.
 
-        Between two points it is linear in the logarithm of the images.
+        Between points it is interpolated linearly in the logarithm of the number of images.
         """
         if not self.images[0] <= images <= self.images[-1]:
             return None
@@ -121,23 +127,24 @@ class Reference:
 
     @property
     def held_out_gain(self) -> float:
-        """The same on whole held-out images, at the end."""
+        """Baseline minus loss on held-out images at the end."""
         return self.baseline - self.held_out_loss
 
 
 def standing(gain: float, reference: float, target: TargetName) -> str:
-    """Whether a run is `ahead`, `as far` or `behind`, when a reference had gained so much.
+    """Whether a run is `ahead`, `as far` or `behind`, compared with the gain of a reference after as many images.
 
-    As far is what differs by at most a tenth of the reference's gain, or by 0.1 nats (of pixels 0.03), whichever is
-    more. A loss is that of one batch: two runs of ours with the same settings and two tokenizers differ by more at one
-    of 46 points. A run that is behind need not be worse: images may be harder, and a longer schedule learns later.
+    `as far` means that the gains differ by at most a tenth of the reference's, or 0.1 nats (0.03 for pixels), whichever
+    is greater. Losses are those of single batches: two of our runs with the same settings and different tokenizers
+    differ by more at 1 of 46 points. A run that is behind may still be good: its images may be harder, or its schedule
+    longer.
     """
     near = max(_NEAR[target], _NEAR_SHARE * abs(reference))
     return "as far" if abs(gain - reference) <= near else "ahead" if gain > reference else "behind"
 
 
 def references() -> list[Reference]:
-    """The curves that come with the package, in the order of their names."""
+    """The curves of the package, in alphabetical order."""
     folder = resources.files("smalti.evaluation") / "references"
     files = [file for file in folder.iterdir() if file.name.endswith(".json")]
     found = [from_json(Reference, json.loads(file.read_text()), where=file.name) for file in files]
@@ -145,15 +152,15 @@ def references() -> list[Reference]:
 
 
 def nearest(setup: Setup, among: Iterable[Reference]) -> Reference | None:
-    """The run with the same target and the most similar setup (`Setup.distance`); None where no target is the same."""
+    """The run with the same target and the nearest setup (`Setup.distance`); None where none has the same target."""
     same = [reference for reference in among if reference.setup.target == setup.target]
     return min(same, key=lambda reference: setup.distance(reference.setup), default=None)
 
 
 def thinned(images: Sequence[int], loss: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """A curve of at most 60 points: means of runs of neighbours, which are longer towards the end.
+    """A curve reduced to at most 60 points, each the mean of consecutive points, of more points towards the end.
 
-    Losses fall with the logarithm of the images, so a point stands at the geometric mean of those it is of.
+    As losses decrease with the logarithm of the images, a point is placed at the geometric mean of its images.
     """
     starts = np.unique(np.geomspace(1, len(images), MOST_POINTS).round().astype(int)) - 1
     sizes = np.diff(starts, append=len(images))
@@ -163,5 +170,5 @@ def thinned(images: Sequence[int], loss: Sequence[float]) -> tuple[tuple[int, ..
 
 
 def vocab_size_of(result: Mapping[str, Any]) -> int | None:
-    """Visual tokens of a finished run, whose result says what a uniform guess among them costs: ln V."""
+    """The vocabulary size V of a finished run, from the loss of a uniform prediction in its result, ln V."""
     return round(math.exp(result["bound"]["uniform_rate_nats_per_patch"])) if "bound" in result else None

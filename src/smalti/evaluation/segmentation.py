@@ -1,4 +1,4 @@
-"""How well a segmenter labels whole images, each at its own size."""
+"""Evaluation of semantic segmentation on whole images, each at its original size."""
 
 import math
 from collections.abc import Sequence
@@ -17,14 +17,18 @@ from smalti.data.transforms.views import Box, Crop
 from smalti.functional.pixel_classes import class_ious, mean_iou, pixel_accuracy, pixel_confusion
 
 _AT_ONCE = 8
-"""Images read at a time, and windows computed at a time."""
+"""Images to read at a time, and windows per batch."""
 
 
 def windows(share: float, height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Top, left, height and width in pixels of windows that cover an image; neighbours overlap by about half or more.
+    """Windows that cover an image, with neighbours that overlap by about half or more.
 
     Args:
-        share: side of a window by that of the image, in (0, 1].
+        share: side of a window relative to that of the image, in (0, 1].
+        height, width: of the image in pixels.
+
+    Returns:
+        Top, left, height and width of each window in pixels.
     """
     tall, wide = max(1, round(share * height)), max(1, round(share * width))
     return [(top, left, tall, wide) for top in _starts(tall, height) for left in _starts(wide, width)]
@@ -45,7 +49,14 @@ def predict(
 ) -> list[UInt8[Tensor, "_H _W"]]:
     """The most likely class of every pixel of images of any size; on the CPU.
 
-    Each window is scaled to `size` (height, width), its scores back to its pixels; where windows overlap, scores add.
+    Each window is resized to `size` (height, width) and its logits are resized back; overlapping logits are added.
+
+    Args:
+        model: the segmenter.
+        images: uint8.
+        size: input size of the network.
+        window: side of a window relative to that of the image, in (0, 1].
+        compute: device and number format.
     """
     pixels = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
     places = [windows(window, *image.shape[:2]) for image in images]
@@ -79,7 +90,7 @@ def _joined(
 def confusion_on(
     model: nn.Module, scenes: SegmentationDataset, size: tuple[int, int], window: float, compute: Compute
 ) -> Int[Tensor, "classes classes"]:
-    """How many pixels of each class (row) are taken for each class (column), over all scenes; void left out."""
+    """Confusion matrix of pixels over all images, without void: true class (row), predicted class (column)."""
     num_classes = len(scenes.classes)
     table = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for start in range(0, len(scenes), _AT_ONCE):
@@ -96,6 +107,6 @@ def scores_of(table: Int[Tensor, "classes classes"]) -> dict[str, float]:
 
 
 def ious_by_name(table: Int[Tensor, "classes classes"], classes: tuple[str, ...]) -> dict[str, Any]:
-    """`class_iou` by name; None for a class that is neither there nor predicted."""
+    """`class_iou` by name; None for a class that neither occurs nor is predicted."""
     found = class_ious(table).tolist()
     return {"class_iou": {name: None if math.isnan(iou) else iou for name, iou in zip(classes, found, strict=True)}}

@@ -1,1 +1,1 @@
-"""L1: the paper's equations as pure functions. Each has a naive oracle in tests/oracles.py."""
+"""L1: the paper's equations as pure functions. Each is tested against a naive implementation in tests/oracles.py."""

@@ -1,6 +1,6 @@
-"""Codebooks that live: unit vectors that follow the points assigned to them, and codes that nobody uses.
+"""Learned codebooks of unit vectors, updated by exponential moving averages (EMA) of the points assigned to each code.
 
-Every function is pure and takes the points of the whole step: with several processes, those gathered from all of them.
+Every function is pure. Points are those of the whole step; in a distributed run they are gathered from all ranks.
 """
 
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from smalti.core.rng import permutation
 
 
 class Codebook(NamedTuple):
-    """A codebook and what it remembers; all of it is state of the training.
+    """A codebook and the state of its EMA, all of which a checkpoint contains.
 
     Attributes:
-        codes: unit vectors.
-        sizes: points a step that each code is given, averaged over steps.
-        sums: sum of those points, averaged in the same way; `codes` are their directions.
-        unused: steps since each code was last given a point.
+        codes: unit vectors, V x d.
+        sizes: EMA of the number of points assigned to each code per step.
+        sums: EMA of the sum of those points, m, V x d; `codes` are their directions.
+        unused: steps since a point was last assigned to each code.
     """
 
     codes: Float[Tensor, "V d"]
@@ -31,25 +31,26 @@ class Codebook(NamedTuple):
 
 
 def started(codes: Float[Tensor, "V d"]) -> Codebook:
-    """A codebook at step 0; each code weighs as much as one point a step."""
+    """The codebook at step 0; each code has the weight of one point per step."""
     unit = F.normalize(codes, dim=-1)
     count = len(unit)
     return Codebook(unit, unit.new_ones(count), unit.clone(), torch.zeros(count, dtype=torch.int64, device=unit.device))
 
 
 def nearest(points: Float[Tensor, "*B d"], codes: Float[Tensor, "V d"]) -> Int[Tensor, "*B"]:
-    """The unit code nearest to each unit point: that of the greatest cosine."""
+    """The index in [0, V) of the code with the greatest cosine similarity to each point; all are unit vectors."""
     return (points @ codes.t()).argmax(-1)
 
 
 def followed(book: Codebook, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], decay: float) -> Codebook:
     """The codebook after a step: m ← γ·m + (1-γ)·(sum of a code's points), code = m / ‖m‖.
 
-    A code without points stays where it is, also when its m has shrunk to nothing.
+    A code without points keeps its direction, even when its m has decayed to zero.
 
     Args:
+        book: the codebook before the step.
         points: unit vectors.
-        ids: the code that each was given.
+        ids: the code assigned to each point, in [0, V).
         decay: γ in [0, 1).
 
     Reference: van den Oord et al. 2017, appendix A.1; unit codes as in ViT-VQGAN (Yu et al. 2022).
@@ -67,15 +68,15 @@ def followed(book: Codebook, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"]
 
 
 def steps_unused(unused: Int[Tensor, "V"], ids: Int[Tensor, "n"]) -> Int[Tensor, "V"]:
-    """Steps since each code was last used, one step on."""
+    """The counters of steps without use after one more step, which used the codes `ids`."""
     return torch.where(torch.bincount(ids, minlength=len(unused)) > 0, 0, unused + 1)
 
 
 def revived(book: Codebook, points: Float[Tensor, "n d"], step: int, dead_after: int) -> Codebook:
-    """Codes that have had no point for `dead_after` steps move to points of this step.
+    """Move dead codes, those without points for `dead_after` steps, to points of this step.
 
-    Which ones is a hash of the step: no two codes get the same point, as long as there are enough, and a step that is
-    repeated chooses the same. A moved code weighs as much as one point a step.
+    A hash of `step` chooses the points, so a repeated step chooses the same ones; they are different points as long as
+    there are enough. A moved code has the weight of one point per step.
     """
     dead = (book.unused >= dead_after).nonzero()[:, 0]
     if len(dead) == 0:
@@ -91,7 +92,7 @@ def revived(book: Codebook, points: Float[Tensor, "n d"], step: int, dead_after:
 
 
 def drawn_codes(ids: Int[Tensor, "n"], step: int, most: int) -> Int[Tensor, "k"]:
-    """At most `most` different codes out of those in use, frequent ones sooner; which ones is a hash of the step."""
+    """At most `most` different codes that occur in `ids`, drawn by a hash of `step`, frequent codes more likely."""
     walk = ids.cpu().numpy()[permutation(0, step, len(ids))]
     _, met = np.unique(walk, return_index=True)
     return torch.from_numpy(walk[np.sort(met)[:most]]).to(ids.device)

@@ -1,4 +1,4 @@
-"""Connected pieces of masks: how far from single patches, or from one large hole, a masking is."""
+"""Connected components of masks: between single patches and one large block."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -6,10 +6,10 @@ from jaxtyping import Bool, Int
 from smalti.core.contracts import Grid
 
 
-def piece_sizes(masks: Bool[np.ndarray, "B N"], grid: Grid) -> Int[np.ndarray, "pieces"]:
-    """Patches of every connected piece of every mask; patches are connected along their edges.
+def component_sizes(masks: Bool[np.ndarray, "B N"], grid: Grid) -> Int[np.ndarray, "components"]:
+    """The number of patches in every connected component of every mask, where patches are neighbours along an edge.
 
-    Each masked patch starts with a number of its own; the highest spreads until all of a piece have it.
+    Each masked patch starts with a number of its own; the highest number spreads through its component.
     """
     cells = masks.reshape(-1, *grid)
     number = np.arange(1, cells.size + 1).reshape(cells.shape) * cells

@@ -1,4 +1,4 @@
-"""A guess that only copies: for a masked patch what stands in the nearest visible one."""
+"""The copy baseline: predict for a masked patch the visual token of the nearest visible patch."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,15 @@ from smalti.functional.metrics import entropy
 
 
 def nearest_visible(mask: Bool[Tensor, "B N"], index: Int[Tensor, "B K"], grid: tuple[int, int]) -> Int[Tensor, "B K"]:
-    """The visible patch nearest to each of the patches in `index`: fewest steps up, down, left or right.
-
-    Of several equally near ones it is the first in reading order.
+    """The visible patch nearest to each of the patches in `index` by Manhattan distance, the first of several.
 
     Args:
-        mask: True where masked; every image shows at least one patch.
-        index: flat positions.
+        mask: True where masked; every image has at least one visible patch.
+        index: flat positions in [0, N).
         grid: rows and columns.
+
+    Returns:
+        Flat positions of visible patches, in [0, N).
     """
     number = torch.arange(mask.shape[1], device=mask.device)
     row, column = number // grid[1], number % grid[1]
@@ -27,12 +28,12 @@ def nearest_visible(mask: Bool[Tensor, "B N"], index: Int[Tensor, "B K"], grid: 
 
 
 class CopyBaseline(NamedTuple):
-    """What copying the neighbour is worth.
+    """Metrics of the copy baseline.
 
     Attributes:
-        nats: cross-entropy of λ·1[z = neighbour] + (1-λ)·unigram(z), per masked patch.
-        weight: λ, the one that makes it least.
-        accuracy: share of masked patches whose token is the neighbour's.
+        nats: cross-entropy of λ·1[z = neighbour] + (1-λ)·unigram(z), in nats per masked patch.
+        weight: the λ in [0, 1] that minimises it.
+        accuracy: share of masked patches whose token is the neighbour's, in [0, 1].
     """
 
     nats: float
@@ -41,14 +42,15 @@ class CopyBaseline(NamedTuple):
 
 
 def copying(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaseline:
-    """The neighbour as a predictor, its one weight and the unigram distribution fitted to these very patches.
+    """The mixture of the neighbour's token and the unigram distribution, both fitted to these same patches.
 
-    -ln p(z) is -ln(λ + (1-λ) u(z)) where the neighbour has the token z, else -ln((1-λ) u(z)), with u the share of z
-    among all of them. The mean is convex in λ; its derivative is bisected. λ = 0 is the unigram entropy, so this
-    baseline never lies above it.
+    -ln p(z) is -ln(λ + (1-λ) u(z)) where the neighbour has the token z, else -ln((1-λ) u(z)), where u(z) is the share
+    of z among the masked patches. The mean is convex in λ and minimised by bisection of its derivative. At λ = 0 it is
+    the unigram entropy, which it therefore never exceeds.
 
     Args:
-        hits, misses: how often each token is masked where the neighbour has the same one, and another.
+        hits: number of masked patches with each token whose neighbour has the same token.
+        misses: number of masked patches with each token whose neighbour has another one.
     """
     hits, misses = hits.double(), misses.double()
     total = float((hits + misses).sum())

@@ -1,4 +1,4 @@
-"""GELU, with torch's own kernels also where a network is compiled for a CPU."""
+"""GELU by torch's own kernels, also in networks that are compiled for a CPU."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor
 def gelu(x: Tensor) -> Tensor:
     """x Φ(x), exactly, elementwise in the number format of x.
 
-    Between two matrix products there is nothing to fuse it with, and on CPUs the code that torch.compile generates
-    takes 1.9 times as long as torch's kernel, its gradient 1.7 times; so there it is an operation that stays whole.
+    Between two matrix products it cannot be fused with anything, and on CPUs the code that torch.compile generates
+    takes 1.9 times as long as torch's kernel, its gradient 1.7 times; so on CPUs it is a custom operator.
 
     Reference: Hendrycks and Gimpel 2016.
     """

@@ -1,8 +1,8 @@
-"""Relaxed visual tokens, from features to codebook vectors: the middle of a discrete VAE, without a tensor too many.
+"""The Gumbel-softmax bottleneck of a discrete VAE, from features to codebook vectors, with its own backward pass.
 
-With 8192 codes the scores of a batch are larger than all its activations together. Written with autograd, scores,
-noise, sample, log-probabilities and their gradients are ten such tensors; here two are kept (scores and sample, in the
-format of the codebook), and all others exist for a few positions at a time, small enough for a processor's cache.
+With 8192 codes the logits of a batch are larger than all its other activations together. With autograd, logits, noise,
+sample, log-probabilities and their gradients are ten such tensors. Here two are kept (logits and sample, in the number
+format of the codebook); all others are computed for a few positions at a time, which fit into a processor's cache.
 """
 
 from typing import Any, NamedTuple
@@ -16,17 +16,18 @@ from smalti.functional.noise import gumbel_noise
 from smalti.functional.quantize import gumbel_softmax
 
 _NUMBERS = 1 << 20
-"""Scores that are worked on at a time; one position at least."""
+"""Logits that are processed at a time; those of one position at least."""
 
 
 class RelaxedTokens(NamedTuple):
-    """What a batch says in visual tokens while the tokenizer trains.
+    """Relaxed visual tokens of a batch, q being the posterior over the V codes at each position.
 
     Attributes:
-        codes: the codebook's vectors, weighted by a relaxed sample of q.
+        codes: the codebook vectors weighted by a relaxed sample of q, B x N x d.
         kl: KL(q ‖ uniform), mean over positions, in nats.
-        mean_posterior: mean of q over positions.
-        best, ids: the greatest score at every position, and whose it is; no gradient.
+        mean_posterior: mean of q over all positions, V.
+        best: the greatest logit at every position, B x N, without a gradient.
+        ids: the code that has it, B x N, in [0, V).
     """
 
     codes: Float[Tensor, "B N d"]
@@ -46,15 +47,15 @@ def relaxed_tokens(
     *,
     hard: bool = False,
 ) -> RelaxedTokens:
-    """Sample tokens from q = softmax(W f + b) by Gumbel-softmax, and look them up.
+    """Sample tokens from q = softmax(W f + b) by Gumbel-softmax, and look up their codebook vectors.
 
     Args:
-        features: what the encoder makes of every position.
-        weight, bias: of the scores, which are computed in the format of `features`.
-        codebook: a vector a code; products with it and gradients are computed in its format.
-        key: one key an image; the noise is a function of it.
+        features: output f of the encoder at every position.
+        weight, bias: W and b; logits are computed in the number format of `features`.
+        codebook: one vector per code; products with it, and gradients, are computed in its number format.
+        key: one 64-bit key per image, of which the noise is a function.
         temperature: τ > 0.
-        hard: look up the most weighted code alone; gradients flow as if it were relaxed (straight-through).
+        hard: look up only the code of greatest weight, with the gradient of the relaxed sample (straight-through).
 
     Reference: DALL-E, appendix A.2; Jang et al. 2017, eq. 2.
     """
@@ -69,7 +70,7 @@ def relaxed_tokens(
 
 
 class _Relaxed(torch.autograd.Function):
-    """q and y = softmax((s + g) / τ) of the scores s = W f + b, for some positions after the others."""
+    """q and y = softmax((s + g) / τ) of the logits s = W f + b, in parts of a few positions."""
 
     @staticmethod
     def forward(
@@ -111,10 +112,10 @@ class _Relaxed(torch.autograd.Function):
         for part in _parts(scores):
             d_codebook += _looked_up(sample[part], ctx.hard).t() @ d_codes[part]
             y = sample[part].to(scores.dtype)
-            y = y / y.sum(-1, keepdim=True)  # rounded, it does not add up to 1
+            y = y / y.sum(-1, keepdim=True)  # it was rounded, so its sum is not exactly 1
             q = scores[part].softmax(-1)
             d_y = (d_codes[part] @ codebook.t()).to(scores.dtype)
-            # The gradient of Σ q ln q is ln q + 1; to a softmax constants are the same, so the scores stand for ln q.
+            # The gradient of Σ q ln q is ln q + 1. Constants cancel in a softmax, so logits can take the place of ln q.
             d_q = torch.addcmul(d_mean, scores[part], d_kl)
             d_scores = _through_softmax(y, d_y).mul_(1 / ctx.temperature)
             d_scores.add_(_through_softmax(q, d_q), alpha=1 / len(features))
@@ -126,18 +127,18 @@ class _Relaxed(torch.autograd.Function):
 
 
 def _through_softmax(p: Float[Tensor, "n V"], grad: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
-    """The gradient of what a softmax was made of, from that of its result; `grad` is used up."""
+    """The gradient of a softmax's input from that of its output p; `grad` is overwritten."""
     return grad.sub_((p * grad).sum(-1, keepdim=True)).mul_(p)
 
 
 def _looked_up(sample: Float[Tensor, "n V"], hard: bool) -> Float[Tensor, "n V"]:
-    """The weights with which codes are added up."""
+    """The weights of the codes in the sum: the sample, or one-hot with `hard`."""
     if not hard:
         return sample
     return torch.zeros_like(sample).scatter_(-1, sample.argmax(-1, keepdim=True), 1.0)
 
 
 def _parts(scores: Float[Tensor, "n V"]) -> list[slice]:
-    """The positions that are worked on together."""
+    """Ranges of positions that are processed together."""
     size = max(1, _NUMBERS // scores.shape[1])
     return [slice(start, start + size) for start in range(0, len(scores), size)]

@@ -1,22 +1,22 @@
-"""Lloyd's k-means: where a codebook may start."""
+"""Lloyd's k-means, which initialises codebooks."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 _MOST_DISTANCES = 1 << 25
-"""Kept at a time: 128 MB."""
+"""Distances in memory at a time: 128 MB."""
 
 
 def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterations: int = 10) -> Float[Tensor, "k P"]:
-    """Centres of `k` clusters.
+    """The centres of `k` clusters.
 
     Args:
-        points: at least one; where there are fewer distinct points than k, centres repeat.
+        points: n ≥ 1; where there are fewer than k distinct points, centres repeat.
         k: number of centres.
-        order: a permutation of the points; the first k of it are the first centres. Randomness is an input.
-        iterations: rounds of assigning and averaging. A centre without points moves to the point that lies farthest
-            from its own centre (the farthest k points at most, one for each empty centre).
+        order: a permutation of [0, n), which is the source of randomness; its first k points are the initial centres.
+        iterations: rounds of assignment and averaging. In each, the empty centres move to those points that are
+            farthest from their centres, each to a different one.
     """
     centres = points[order[torch.arange(k) % len(points)]].clone()
     for _ in range(iterations):
@@ -31,7 +31,7 @@ def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterat
 
 
 def _assign(points: Tensor, centres: Tensor) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Squared distance to, and number of, the nearest centre of each point; in parts, where there are many of both."""
+    """Squared distance to the nearest centre of each point, and its index, computed in parts to bound memory."""
     parts = [_nearest(part, centres) for part in points.split(max(1, _MOST_DISTANCES // len(centres)))]
     return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
 

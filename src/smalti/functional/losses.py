@@ -21,12 +21,12 @@ def masked_token_loss(
     """Cross-entropy of visual tokens at masked positions: -Σ_{i∈M} log p_MIM(z_i | x^M).
 
     Args:
-        logits: scores of every visual token at each masked position.
-        target: the visual tokens there.
+        logits: unnormalised log-probabilities of the V visual tokens at each masked position.
+        target: the tokenizer's visual tokens there, in [0, V).
         weight: 1 for a masked position, 0 for padding.
 
     Returns:
-        The sum over masked positions in nats, and how many there are.
+        The sum over masked positions in nats, and the number of masked positions.
 
     Reference: BEiT eq. 1.
     Differs: the paper writes a sum; like the released code, the loop divides by the number of masked patches.
@@ -42,7 +42,12 @@ def logit_laplace_nll(
 
     -ln f(x | μ, b) = ln 2b + ln x(1-x) + |logit x - μ| / b, at x = (1-2ε)·pixel + ε.
 
-    It is a density on (0, 1), not a probability of 8-bit values: it may be negative.
+    f is a density on (0, 1), not a probability of 8-bit values, so the result may be negative.
+
+    Args:
+        pixels: in [0, 1].
+        mu: μ, in logits.
+        log_scale: ln b.
 
     Reference: DALL-E, appendix A.3.
     """
@@ -56,8 +61,17 @@ def grey_level_nll(
 ) -> Float[Tensor, "B C H W"]:
     """-ln of the probability of each sub-pixel's grey level: the logit-Laplace density integrated over it, in nats.
 
-    A level of an 8-bit image reaches from pixel - 1/510 to pixel + 1/510. Density times width is nearly the same where
-    the scale is wider than a level. Where it is finer (flat black, for one) that product exceeds 1, and this does not.
+    A level of an 8-bit image reaches from pixel - 1/510 to pixel + 1/510. Density times width is a good approximation
+    where b is large compared with a level. Where b is smaller (in flat black areas), that product can exceed 1; the
+    integral cannot.
+
+    Args:
+        pixels: in [0, 1], multiples of 1/255.
+        mu: μ, in logits.
+        log_scale: ln b.
+
+    Returns:
+        Values ≥ 0.
     """
     half = 0.5 / 255
     ends = (torch.logit((1 - 2 * LAPLACE_EPSILON) * (pixels + step) + LAPLACE_EPSILON) for step in (-half, half))
@@ -69,7 +83,7 @@ def grey_level_nll(
 
 
 def most_likely_pixels(mu: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """The sub-pixels at the centre of logit-Laplace distributions: the inverse of the pixel map; not clamped to [0, 1].
+    """The medians of logit-Laplace distributions as pixels: (sigmoid(μ) - ε) / (1-2ε), not clamped to [0, 1].
 
     Reference: DALL-E, appendix A.3.
     """
@@ -77,7 +91,7 @@ def most_likely_pixels(mu: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]
 
 
 def squared_error(pixels: Float[Tensor, "B C H W"], predicted: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """(x - x̂)² of each sub-pixel in [0, 1]; its mean over an image is what PSNR is made of."""
+    """(x - x̂)² of each sub-pixel in [0, 1]; PSNR is computed from its mean over an image."""
     return (pixels - predicted).square()
 
 
@@ -92,7 +106,7 @@ def reconstruction_loss(
     mu: Float[Tensor, "B C H W"],
     log_scale: Float[Tensor, "B C H W"],
 ) -> Float[Tensor, "B C H W"]:
-    """What each sub-pixel costs. Errors are those of the most likely sub-pixels, and the scale then has no part."""
+    """The loss of each sub-pixel: nats for `logit_laplace`, else the error of `most_likely_pixels` (no scale)."""
     if likelihood == "logit_laplace":
         return logit_laplace_nll(pixels, mu, log_scale)
     error = squared_error if likelihood == "mse" else absolute_error
@@ -100,19 +114,19 @@ def reconstruction_loss(
 
 
 def kl_to_uniform(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
-    """KL(q ‖ uniform) = ln V - H(q) at each position, in nats, between 0 and ln V.
+    """KL(q ‖ uniform) = ln V - H(q) of q = softmax(logits) at each position, in nats, in [0, ln V].
 
-    Reference: DALL-E, appendix A.2: the KL is that of the categorical q itself, also while its samples are relaxed.
+    Reference: DALL-E, appendix A.2: the KL of the categorical q itself, although its samples are relaxed.
     """
     log_q = F.log_softmax(logits, dim=-1)
     return math.log(logits.shape[-1]) + (log_q.exp() * log_q).sum(-1)
 
 
 def kl_weight(beta: float, channels: int, stride: int) -> float:
-    """What one nat of KL per position weighs against one nat of NLL per sub-pixel: β/(C·stride²).
+    """The weight β/(C·stride²) of the KL in nats per position, in a loss whose NLL is in nats per sub-pixel.
 
-    The evidence lower bound sums over C·stride² sub-pixels for each position; the loss is its mean over sub-pixels, so
-    β = 1 is the bound itself and the paper's β = 6.6 becomes 6.6/192 for three channels and stride 8.
+    There are C·stride² sub-pixels per position, and the loss is the negative evidence lower bound divided by the number
+    of sub-pixels. So β = 1 is the bound itself, and the paper's β = 6.6 becomes 6.6/192 for 3 channels and stride 8.
 
     Reference: DALL-E, appendix A.2.
     """
@@ -120,9 +134,9 @@ def kl_weight(beta: float, channels: int, stride: int) -> float:
 
 
 def marginal_entropy(mean_posterior: Float[Tensor, "V"]) -> Float[Tensor, ""]:
-    """Entropy of the mean of q over all positions of the batch, in nats: ln V where all codes are used equally.
+    """Entropy of the mean of q over all positions of the batch, in nats, in [0, ln V].
 
-    Maximising it spreads the codebook without asking any single position to be uncertain, as the KL does.
+    Maximising it makes all codes be used, without making q uncertain at single positions, as the KL does.
     """
     nats: Tensor = -(mean_posterior * mean_posterior.clamp_min(torch.finfo(mean_posterior.dtype).tiny).log()).sum()
     return nats
@@ -131,13 +145,14 @@ def marginal_entropy(mean_posterior: Float[Tensor, "V"]) -> Float[Tensor, ""]:
 def soft_cross_entropy(
     logits: Float[Tensor, "*B V"], scores: Float[Tensor, "*B V"]
 ) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
-    """Cross-entropy against a distribution instead of one token, at each position: -Σ_z q(z) ln p(z).
+    """Cross-entropy of a prediction p with a target distribution q, at each position: -Σ_z q(z) ln p(z).
 
     Args:
-        logits, scores: p and q before their softmax.
+        logits: of p.
+        scores: logits of q.
 
     Returns:
-        The cross-entropy, and the entropy H(q) below which it cannot fall, in nats. Their difference is KL(q ‖ p).
+        The cross-entropy and its lower bound, the entropy H(q), in nats. Their difference is KL(q ‖ p).
 
     Reference: BEiT §2.4, eq. 2: its KL before q is taken as the one-point distribution at its most likely token.
     """
@@ -149,10 +164,12 @@ def soft_cross_entropy(
 def class_nats(
     logits: Float[Tensor, "B classes"], target: Float[Tensor, "B classes"], smoothing: float = 0.0
 ) -> Float[Tensor, "B"]:
-    """Cross-entropy of each image against shares of classes t, smoothed: -Σ_c ((1-s)·t_c + s/C) ln p_c, in nats.
+    """Cross-entropy of each image with label smoothing: -Σ_c ((1-s)·t_c + s/C) ln p_c, in nats.
 
     Args:
-        smoothing: s, the share that all C classes get alike.
+        logits: of p.
+        target: t, the distribution over the C classes; one-hot, or mixed by mixup and CutMix.
+        smoothing: s in [0, 1), the share that is spread evenly over the classes.
 
     Reference: Szegedy et al. 2016, §7.
     """
@@ -165,8 +182,9 @@ def label_nats(
     """Binary cross-entropy of each image, the mean over its labels: -(t ln p + (1-t) ln(1-p)), in nats.
 
     Args:
-        target: 1 where the image has the label, 0 where it has not, shares where images are mixed.
-        smoothing: s; t becomes (1-s)·t + s/2.
+        logits: of p, one per label.
+        target: t, 1 where the image has the label and 0 where not; in between where images are mixed.
+        smoothing: s in [0, 1); t becomes (1-s)·t + s/2.
     """
     smoothed = (1 - smoothing) * target + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").mean(1)
@@ -175,7 +193,7 @@ def label_nats(
 def patch_error(
     predicted: Float[Tensor, "*B P"], patches: Float[Tensor, "*B P"], kind: Literal["mse", "l1"]
 ) -> Float[Tensor, "*B"]:
-    """Mean over the numbers in a patch of the squared or absolute error.
+    """Squared or absolute error, the mean over the P values of each patch.
 
     Reference: He et al. 2021, MAE (squared); Xie et al. 2021, SimMIM (absolute).
     """
@@ -184,9 +202,12 @@ def patch_error(
 
 
 def weights_of_equal_images(weight: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Weights with which the mean of each image counts the same, however many patches are masked: w / Σ_k w.
+    """Weights that give every image the same influence, however many of its patches are masked: w / Σ_k w.
 
-    They add up to the number of images that mask something, so sums of losses and of weights stay exact over parts of a
-    batch. With the weights as they are, an image counts by the number of its masked patches.
+    With the original weights, an image counts in proportion to the number of its masked patches. The new weights sum to
+    the number of images with masked patches, so sums over micro-batches remain exact.
+
+    Args:
+        weight: 1 for a masked patch, 0 for padding.
     """
     return weight / weight.sum(1, keepdim=True).clamp_min(1)

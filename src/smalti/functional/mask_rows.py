@@ -1,4 +1,4 @@
-"""Masks as integers: a row of patches is one number, so that blocks are added and counted for all masks at once."""
+"""Masks as integers: each row of patches is a bit field, so blocks are added and counted for many masks at once."""
 
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -13,28 +13,28 @@ MaskRows: TypeAlias = NDArray[Any]
 
 
 def integers(width: int) -> np.dtype[Any]:
-    """The smallest integers of `width` bits; beyond 64 bits Python's own: slower, and the same for all that follows."""
+    """The smallest unsigned integer type with `width` bits; above 64 bits Python's integers, which are slower."""
     return np.min_scalar_type((1 << width) - 1)
 
 
 def nothing(num: int, grid: Grid) -> MaskRows:
-    """Masks that cover nothing yet."""
+    """Empty masks."""
     return np.zeros((grid[0], num), integers(grid[1]))
 
 
 def everything(grid: Grid) -> MaskRows:
-    """One mask that covers all."""
+    """One mask that covers the whole grid."""
     return _lowest(np.array([grid[1]]), integers(grid[1]))
 
 
 def size(rows: MaskRows) -> NDArray[np.int32]:
-    """How many patches each mask covers."""
+    """The number of masked patches of each mask."""
     masked: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
     return masked
 
 
 def booleans(rows: MaskRows, width: int) -> NDArray[np.bool_]:
-    """B x N, row-major."""
+    """The masks as booleans, B x N, row-major, True where masked."""
     bit = 1 << np.arange(width).astype(rows.dtype)
     by_mask = np.ascontiguousarray(rows.T)
     masks: NDArray[np.bool_] = (by_mask[:, :, None] & bit) != 0
@@ -42,7 +42,7 @@ def booleans(rows: MaskRows, width: int) -> NDArray[np.bool_]:
 
 
 def rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) -> MaskRows:
-    """A block of each mask, from its (top, left) and (height, width)."""
+    """One rectangle per mask, from its (top, left) and (height, width) in patches."""
     row = np.arange(grid[0])[:, None]
     columns = _lowest(sides[1], integers(grid[1])) << corner[1].astype(integers(grid[1]))
     blocks: MaskRows = columns * ((row >= corner[0]) & (row < corner[0] + sides[0]))
@@ -50,7 +50,7 @@ def rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) 
 
 
 def first(rows: MaskRows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> MaskRows:
-    """The first `most` patches of each mask, reading along its rows or its columns; bisects for where to stop."""
+    """The first `most` masked patches of each mask, in the order of its rows or of its columns, found by bisection."""
     beginnings, longest = _beginnings(grid)
     stop = np.where(by_column, longest, 0)
     step = longest // 2
@@ -62,13 +62,13 @@ def first(rows: MaskRows, most: NDArray[np.int32], by_column: NDArray[np.bool_],
 
 
 def _lowest(num: NDArray[np.int64], kind: np.dtype[Any]) -> NDArray[Any]:
-    """Integers whose lowest `num` bits are set: the first patches of a row."""
+    """Integers whose lowest `num` bits are set, which are the first patches of a row."""
     return (1 << num.astype(kind)) - 1
 
 
 @lru_cache(maxsize=8)
 def _beginnings(grid: Grid) -> tuple[MaskRows, int]:
-    """The first 0, 1, 2, ... patches along the rows and then along the columns; how many beginnings either has."""
+    """Masks of the first 0, 1, 2, ... patches of the grid, by rows and then by columns; and the number of either."""
     height, width = grid
     length = 1 << (height * width).bit_length()
     row, num = np.arange(height)[:, None], np.arange(length)

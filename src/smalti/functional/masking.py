@@ -1,4 +1,4 @@
-"""Which patches to mask. A mask is a function of its key: the same alone or in a batch of any size."""
+"""Which patches to mask. A mask is a function of its key, so it does not depend on the batch."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
@@ -12,15 +12,15 @@ from smalti.core.rng import Keys, fold, quarters
 from smalti.functional.mask_rows import MaskRows, booleans, everything, first, nothing, rectangles, size
 
 MOST_BLOCKS = 100
-"""After so many blocks (where hardly any block fits the grid) the rest is filled up in reading order."""
+"""After so many blocks, which happens where hardly any block fits the grid, the rest is masked in reading order."""
 
 _BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
-"""What is fastest: a mask takes four blocks on average, and some thousand masks fit a processor's cache."""
+"""The fastest values: a mask has four blocks on average, and some thousand masks fit into a processor's cache."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much to mask: a share of the grid, or a number of patches."""
+    """How much to mask, as a share of the grid or a number of patches."""
 
     constant: ClassVar[bool] = True
     """Whether every mask covers as many patches as `count` says."""
@@ -33,7 +33,7 @@ class Share:
         require(0 < self.ratio < 1, f"a mask ratio of {self.ratio}", "choose one between 0 and 1")
 
     def requested(self, grid: Grid) -> int:
-        """How many patches to mask on this grid: at least one, and never all.
+        """The number of patches to mask on this grid, in [1, N - 1].
 
         Raises:
             UsageError: the grid has a single patch, or `num_masked` does not fit it.
@@ -47,7 +47,7 @@ class Share:
         return self.num_masked
 
     def count(self, grid: Grid) -> int:
-        """The most patches a mask covers on this grid."""
+        """K: the most patches that a mask covers on this grid."""
         return self.requested(grid)
 
 
@@ -60,14 +60,14 @@ class Random(Share):
 
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
         last = self.count(grid) - 1
-        draws = fold(keys[:, None], np.arange(grid[0] * grid[1]))  # as integers, no two of a key are equal
+        draws = fold(keys[:, None], np.arange(grid[0] * grid[1]))  # the 64-bit draws of a key are all different
         mask: NDArray[np.bool_] = draws <= np.partition(draws, last, axis=1)[:, last, None]
         return mask
 
 
 @dataclass(frozen=True)
 class Blocks(Share):
-    """What all maskings by rectangles have in common: the least block, how oblong it may be, and masks as integers."""
+    """Common base of block-wise maskings: smallest area and aspect ratios of blocks, and masks as integers."""
 
     min_patches: int | None = setting(None, "patches; none: 16 scaled from 14 x 14 to the grid", "algorithm 1")
     min_aspect: float = setting(0.3, "height / width", "algorithm 1")
@@ -80,12 +80,12 @@ class Blocks(Share):
         )
 
     def least_block(self, grid: Grid) -> int:
-        """The least area of a block on this grid, in patches: never more than there is to mask."""
+        """The smallest area of a block on this grid in patches, at most the number of patches to mask."""
         scaled = round(16 * grid[0] * grid[1] / 196) if self.min_patches is None else self.min_patches
         return min(max(scaled, 1), self.requested(grid))
 
     def log_aspect(self, draw: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Height / width of blocks, log-uniform between `min_aspect` and its inverse."""
+        """Aspect ratios (height / width), log-uniform between `min_aspect` and its inverse, from uniform draws."""
         aspect: NDArray[np.float64] = self.min_aspect ** (1 - 2 * draw)
         return aspect
 
@@ -98,7 +98,7 @@ class Blocks(Share):
         return masks
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
-        """The masks of some keys."""
+        """One mask per key."""
         raise NotImplementedError
 
 
@@ -109,10 +109,17 @@ def place(
     longest: tuple[int, int],
     grid: Grid,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Blocks, each of its own area and aspect: (top, left) and (height, width), 0 where a side is above `longest`.
+    """Rectangles of given area and aspect ratio at uniformly drawn places inside the grid.
 
     Args:
-        draw: two uniform draws a block; all places inside the grid are equally likely.
+        area: in patches.
+        aspect: height / width.
+        draw: two uniform draws in [0, 1) per block.
+        longest: the greatest allowed height and width in patches.
+        grid: rows and columns.
+
+    Returns:
+        (top, left) and (height, width) in patches; the sides are 0 where one would exceed `longest`.
     """
     sides = np.maximum(np.rint(np.sqrt([area * aspect, area / aspect])), 1)
     fits = np.logical_and(*(sides <= np.array(longest)[:, None]))
@@ -121,17 +128,17 @@ def place(
 
 
 def inside(grid: Grid) -> tuple[int, int]:
-    """The longest sides of a block that spans no whole row and no whole column, where there is more than one."""
+    """The greatest height and width of a block strictly inside the grid: one less than each side, and at least one."""
     return max(grid[0] - 1, 1), max(grid[1] - 1, 1)
 
 
 @dataclass(frozen=True)
 class Blockwise(Blocks):
-    """Rectangles of patches are masked until exactly as many are as asked for; our default, `exact`.
+    """Mask rectangular blocks until exactly the requested number of patches is masked; the default.
 
-    A block has an area drawn uniformly between `min_patches` and what is left to mask, and an aspect ratio drawn
-    log-uniformly between `min_aspect` and its inverse. Blocks that do not fit strictly inside the grid are redrawn.
-    The last block keeps only as many of its new patches as are still needed, along its rows or along its columns.
+    The area of a block is uniform between `min_patches` and the number of patches still to mask, its aspect ratio
+    log-uniform between `min_aspect` and its inverse. Blocks that do not fit strictly inside the grid are redrawn. The
+    last block is cut, along its rows or its columns, to the number of patches still to mask.
 
     Reference: BEiT §2.3, algorithm 1.
     Differs: algorithm 1 stops at *more* than 40 % (79 to 96 patches of 196), the released code at *no more* than 75;
@@ -139,7 +146,7 @@ class Blockwise(Blocks):
     """
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
-        """Blocks until enough is masked; then the last block of each mask gives back what is too much."""
+        """Add blocks until enough is masked; then cut the last block of each mask."""
         count, masked = self.count(grid), nothing(len(keys), grid)
         last = masked.copy()  # the patches that the last block added
         for drawn in range(0, MOST_BLOCKS, _BLOCKS_AT_ONCE):
@@ -158,7 +165,7 @@ class Blockwise(Blocks):
     def _grow(
         self, masked: MaskRows, last: MaskRows, draws: NDArray[np.float64], grid: Grid
     ) -> tuple[MaskRows, MaskRows]:
-        """Draw a few blocks in turn, for all the masks that still cover too little."""
+        """Add a few blocks, one after the other, to the masks that cover too little."""
         for draw in draws:
             missing = self.count(grid) - size(masked)
             corner, sides = self._block(draw, missing, grid)
@@ -168,23 +175,24 @@ class Blockwise(Blocks):
     def _block(
         self, draw: NDArray[np.float64], missing: NDArray[np.int32], grid: Grid
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A block from four uniform draws: its (top, left) and (height, width), 0 where it does not fit the grid."""
+        """A block from four uniform draws: its (top, left) and (height, width), sides 0 where it does not fit."""
         least = self.least_block(grid)
         area = least + draw[0] * np.maximum(missing - least, 0)
         return place(area, self.log_aspect(draw[1]), draw[2:], inside(grid), grid)
 
 
 def _add(block: MaskRows, masked: MaskRows, last: MaskRows, where: NDArray[np.bool_]) -> tuple[MaskRows, MaskRows]:
-    """Mask a block in those masks; what it adds becomes their last block."""
+    """Add a block to the masks selected by `where`; the patches that it adds are their new last block."""
     new = (block * where) & ~masked
     return masked | new, (last * ~where) | new
 
 
 @dataclass(frozen=True)
 class Rolled(Blockwise):
-    """`Blockwise` masks moved by a random number of rows and columns; what leaves the grid comes in on the other side.
+    """`Blockwise` masks rolled by a random number of rows and columns, as by `numpy.roll`.
 
-    Every patch is masked equally often. Without it a corner of 14 x 14 is masked 4 % of the time, the centre 73 %.
+    So every patch is masked equally often. Without rolling, on 14 x 14 a corner is masked 4 % of the time, the centre
+    73 %.
 
     Differs: not in the paper, nor in the released code.
     """
@@ -203,7 +211,7 @@ def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], 
 
     Args:
         mask: B x N, True where masked.
-        count: K, the most patches a mask covers.
+        count: K, the most patches that a mask covers.
 
     Returns:
         B x K positions in rising order, and B x K weights: 1 for a masked patch, 0 for padding.

@@ -1,4 +1,4 @@
-"""Numbers that say how well things go. Entropies are in nats."""
+"""Metrics of reconstructions, codebooks and predictions. Entropies are in nats."""
 
 from typing import NamedTuple
 
@@ -21,10 +21,10 @@ def ssim(images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H
     """Structural similarity of each image, for pixels in [0, 1]; 1 where the two are equal, at least -1.
 
     (2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2)) under a Gaussian window of 11 x 11 pixels with
-    σ = 1.5, wherever it lies inside the image; the mean over positions and channels. C1 = 0.01², C2 = 0.03².
+    σ = 1.5, averaged over all windows inside the image and over channels. C1 = 0.01², C2 = 0.03².
 
     Reference: Wang et al. 2004, eq. 13.
-    Differs: where a side is shorter than 11 pixels, the window is as large as an odd number of pixels allows.
+    Differs: where a side is shorter than 11 pixels, the window has the largest odd number of pixels that fits.
     """
     size = min(_SSIM_WINDOW, *images.shape[-2:])
     size -= 1 - size % 2
@@ -38,7 +38,7 @@ def ssim(images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H
 
 
 def _windows(length: int, size: int, like: Tensor) -> Float[Tensor, "places length"]:
-    """A Gaussian window at every place along a side, as rows that add up to 1; a product with it is a convolution."""
+    """A matrix whose product with a side of the image is a Gaussian filter: a window per row, each with sum 1."""
     place = torch.arange(length - size + 1, device=like.device)[:, None]
     offset = torch.arange(length, device=like.device) - place - size // 2
     row = torch.exp(-0.5 * (offset / _SSIM_SIGMA) ** 2) * (offset.abs() <= size // 2)
@@ -46,10 +46,10 @@ def _windows(length: int, size: int, like: Tensor) -> Float[Tensor, "places leng
 
 
 def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
-    """Entropy of the distribution that `counts` stand for, in nats. Of token counts: the unigram entropy.
+    """Entropy of the distribution counts / Σ counts, in nats. Of token counts it is the unigram entropy.
 
-    It is the loss of the best predictor that ignores the image, so a masked-image-modeling loss means something only
-    below it.
+    This is the loss of the best predictor that ignores the image: masked image modeling has learned something only
+    where its loss is lower.
     """
     p = counts.double() / counts.sum()
     nats: Tensor = -torch.special.xlogy(p, p).sum()
@@ -57,23 +57,26 @@ def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
 
 
 def unigram_nats(counts: Int[Tensor, "V"]) -> Float[Tensor, "V"]:
-    """What each token costs whoever knows the counts of tokens alone: -ln((n_z + 1) / (Σn + V)), in nats.
+    """Code length of each token under the unigram distribution with add-one smoothing: -ln((n_z + 1) / (Σn + V)).
 
-    The added one leaves a price for tokens that did not occur. On the counted tokens themselves the mean price lies
-    between their entropy and ln V.
+    The smoothing keeps it finite for tokens with count 0. Its mean over the counted tokens lies between their entropy
+    and ln V.
+
+    Returns:
+        Nats per token.
     """
     seen = counts.double()
     return (seen.sum() + len(seen)).log() - (seen + 1).log()
 
 
 class CodebookUse(NamedTuple):
-    """How a codebook is used.
+    """Statistics of how a codebook is used.
 
     Attributes:
         used: share of the codes that occur, in [0, 1].
         perplexity: exp of the unigram entropy; the number of equally frequent codes with the same entropy.
         entropy: unigram entropy in nats.
-        top_share: share of the positions that the most frequent code takes.
+        top_share: share of the positions with the most frequent code, in [0, 1].
         tokens: number of positions counted.
     """
 
@@ -85,7 +88,7 @@ class CodebookUse(NamedTuple):
 
 
 def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B N"] | None = None) -> CodebookUse:
-    """Statistics of visual tokens, over the positions in `keep` (default: all)."""
+    """Statistics of visual tokens in [0, V), over the positions where `keep` is True (default: all)."""
     counted = ids.flatten() if keep is None else ids[keep]
     counts = torch.bincount(counted, minlength=vocab_size)
     total = int(counts.sum())
@@ -102,15 +105,15 @@ def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B
 
 
 def hits(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"], most: int) -> Bool[Tensor, "*B k"]:
-    """Whether the best guess is the right one, whether the second best is, and so on: k = min(`most`, V) of them.
+    """Whether the target is the prediction of rank 1, 2, ..., k, where k = min(`most`, V).
 
-    For few guesses `topk` costs about what `argmax` does.
+    The mean of the first column is the top-1 accuracy; top-k accuracy sums the first k columns.
     """
     return logits.topk(min(most, logits.shape[-1])).indices == target[..., None]
 
 
 def average_precision(scores: Float[Tensor, "n"], relevant: Bool[Tensor, "n"]) -> Float[Tensor, ""]:
-    """Mean over the relevant images of the precision among those that score at least as high; NaN where none is."""
+    """Average precision: the mean over relevant images of the precision at their score; NaN where none is relevant."""
     found = scores[relevant]
     above = [len(among) - torch.searchsorted(among.sort().values, found) for among in (found, scores)]
     precision: Tensor = (above[0].double() / above[1]).mean()
@@ -118,9 +121,9 @@ def average_precision(scores: Float[Tensor, "n"], relevant: Bool[Tensor, "n"]) -
 
 
 def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """How many codes occur in `ids`, and how many could: V, or the number of positions where that is less.
+    """The number of codes that occur in `ids`, and the number that could: min(V, number of positions).
 
-    Their ratio is a live meter of dead codes: one batch, no state, no wait for the device.
+    Their ratio shows dead codes during training, from one batch and without waiting for the device.
     """
     seen = torch.zeros(vocab_size, device=ids.device).scatter_(0, ids.flatten(), 1.0).sum()
     return seen, torch.full_like(seen, min(vocab_size, ids.numel()))

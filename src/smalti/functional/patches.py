@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def patchify(images: Shaped[Tensor, "B C H W"], size: int) -> Shaped[Tensor, "B N P"]:
-    """Cut images into non-overlapping `size`-pixel squares.
+    """Cut images into non-overlapping squares of `size` pixels: x to x^p.
 
     Returns:
-        Patches in row-major order, each flattened channel first (P = C·size²), as a strided convolution reads them.
+        N = (H / size)·(W / size) patches in row-major order, each flattened channel first to P = C·size² values, the
+        order of a strided convolution.
 
     Reference: BEiT §2.1.1.
     """
@@ -27,10 +28,10 @@ def unpatchify(patches: Shaped[Tensor, "B N P"], size: int, grid: tuple[int, int
 
 
 def constant_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
-    """True where every pixel of a patch has the same value in each channel.
+    """True where all pixels of a patch have the same colour.
 
-    Such patches carry no picture: on Fashion-MNIST 43 % of them are black and one visual token rightly takes them all,
-    so statistics of a codebook are counted without them.
+    Statistics of a codebook leave such patches out: on Fashion-MNIST 43 % of the patches are black, and rightly share
+    one visual token.
     """
     patches = patchify(images, size).unflatten(-1, (images.shape[1], -1))
     return torch.all(patches == patches[..., :1], dim=(-1, -2))
@@ -39,7 +40,7 @@ def constant_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
 def normalised_patches(
     patches: Float[Tensor, "*B P"],
 ) -> tuple[Float[Tensor, "*B P"], Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:
-    """(x - mean) / √(variance + 1e-6) of each patch over all its numbers, then that mean and that root.
+    """(x - mean) / √(variance + 1e-6) of each patch over its P values, then that mean and that square root.
 
     Reference: He et al. 2021, MAE, §4.1 and its code: the variance is the unbiased one.
     """
@@ -49,7 +50,7 @@ def normalised_patches(
 
 
 def rows(x: Float[Tensor, "B S D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-    """The positions `at` of each sample."""
+    """The rows of each sample at the positions `at`, in [0, S)."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 

@@ -1,4 +1,4 @@
-"""Where a patch is, as a vector."""
+"""Absolute position embeddings."""
 
 import torch
 import torch.nn.functional as F
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float = 0.1) -> Float[Tensor, "N {dim}"]:
-    """Sines and cosines of row and column at dim/4 frequencies, from 2 radians a patch down to 1/50.
+    """Sines and cosines of row and column at dim/4 frequencies, from 2 to 1/50 radians per patch.
 
     Args:
         grid: rows and columns of patches.
-        dim: a multiple of 4.
-        amplitude: size of the waves; small beside a patch's own embedding.
+        dim: D, a multiple of 4.
+        amplitude: of the sines; small compared with patch embeddings.
 
     Reference: Vaswani et al. 2017, in two dimensions as by Chen et al. 2021 (MoCo v3).
-    Differs: as a starting point of learnable positions, for grids of few patches; the usual wavelengths reach 10 000.
+    Differs: initialises learnable embeddings of small grids; the usual wavelengths reach 10 000.
     """
     frequency = 2.0 * 100.0 ** (-torch.arange(dim // 4) / (dim // 4))
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -26,7 +26,7 @@ def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float = 0.1) -> Float[
 def resize_positions(
     pos_embed: Float[Tensor, "1 S D"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "1 _S D"]:
-    """The positions of grid `old` for grid `new`: bicubic, with the position of [S] as it is.
+    """Position embeddings of grid `old`, interpolated bicubically to grid `new`; that of [S] is kept.
 
     Reference: released code, run_class_finetuning.py.
     """

@@ -1,4 +1,4 @@
-"""The two blockwise maskings that were published: as algorithm 1 is printed, and as the released code draws them."""
+"""The two published variants of blockwise masking: algorithm 1 of the paper, and the released code."""
 
 import math
 from dataclasses import dataclass
@@ -13,27 +13,28 @@ from smalti.functional.mask_rows import MaskRows, everything, first, nothing, re
 from smalti.functional.masking import MOST_BLOCKS, Blocks, inside, place
 
 _TRIES = 10
-"""In a row without success; then the released code leaves a mask as it is."""
+"""Failed tries in a row after which the released code stops adding blocks to a mask."""
 
 
 @dataclass(frozen=True)
 class Release(Blocks):
-    """Blocks that add no more than is left to mask; after ten that cannot, a mask stays smaller than asked for.
+    """Add blocks that do not exceed the number of patches to mask; after ten failed tries the mask stays smaller.
 
-    The area of a block is drawn uniformly between `min_patches` and what is left (which may be the smaller of the two),
-    its aspect ratio log-uniformly. A block must lie strictly inside the grid and add at least one patch. BEiT was
-    trained with `num_masked=75` on 14 x 14: 64 to 75 patches, 74.5 on average, exactly 75 in two masks of three.
+    The area of a block is uniform between `min_patches` and the number of patches left to mask (which may be the
+    smaller of the two), its aspect ratio log-uniform. A block must lie strictly inside the grid and add at least one
+    patch. BEiT was trained with `num_masked=75` on 14 x 14: 64 to 75 patches, 74.5 on average, 75 in two masks of
+    three.
 
     Reference: beit/masking_generator.py of the released code.
-    Differs: there `min_patches` is 16 (the class: 4) on every grid and whatever there is to mask, so that with fewer to
-        mask the masks are often empty. Here it scales and is never above what there is to mask; in a mask that is
-        still empty after ten tries a patch drawn at random is masked. On a grid of one row a block may be as high.
+    Differs: there `min_patches` is 16 (the class's default: 4) on every grid, so that masks are often empty where fewer
+        patches are to be masked. Here it scales with the grid and is at most the number of patches to mask; where ten
+        tries fail on an empty mask, one random patch is masked. On a grid of one row, blocks may have its height.
     """
 
     constant: ClassVar[bool] = False
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
-        """One try after the other, for all the masks that have not given up."""
+        """One try after the other, for all masks that are not finished."""
         count, masked = self.count(grid), nothing(len(keys), grid)
         failed, number = np.zeros(len(keys), np.int64), 0
         while len(some := np.flatnonzero((failed < _TRIES) & (size(masked) < count))):
@@ -56,25 +57,26 @@ class Release(Blocks):
 
 @dataclass(frozen=True)
 class Algorithm1(Blocks):
-    """Blocks until *more* than `ratio` of the grid is masked: 79 to 96 patches of 196, 82.5 on average.
+    """Add blocks until *more* than `ratio` of the grid is masked: 79 to 96 patches of 196, 82.5 on average.
 
-    Read as follows: sides are rounded, blocks half-open, those larger than the grid redrawn; Rand(16, R) with R below
-    16 is the interval between the two; aspect ratios are uniform. With `num_masked` at least so many are masked.
+    Where algorithm 1 leaves details open: sides are rounded, blocks are half-open intervals, blocks larger than the
+    grid are redrawn, Rand(16, R) with R < 16 is the interval between the two, and aspect ratios are uniform. With
+    `num_masked`, at least that many patches are masked.
 
     Reference: BEiT §2.3, algorithm 1.
-    Differs: a block that would mask the whole grid is redrawn, and the least area scales with the grid.
+    Differs: a block that would mask the whole grid is redrawn, and the smallest area scales with the grid.
     """
 
     constant: ClassVar[bool] = False
 
     def fewest(self, grid: Grid) -> int:
-        """How many patches a mask covers at least."""
+        """The fewest patches that a mask covers on this grid."""
         requested = self.requested(grid)
         above = min(math.floor(self._target(grid)) + 1, grid[0] * grid[1] - 1)
         return above if self.num_masked is None else requested
 
     def count(self, grid: Grid) -> int:
-        """The most patches a mask can cover: the last block adds all it has, as early or as late as its area allows."""
+        """K: the most patches that a mask can cover, over all areas and times of the last block, which is not cut."""
         least, target = self.least_block(grid), self._target(grid)
         height, width = (np.arange(1, side + 1) for side in grid)
         area = _least_area(height[:, None], width, self.min_aspect)
@@ -83,11 +85,11 @@ class Algorithm1(Blocks):
         return int(min(total.max(), grid[0] * grid[1] - 1))
 
     def _target(self, grid: Grid) -> float:
-        """0.4 N of the paper: beyond it there is enough."""
+        """The threshold, 0.4 N in the paper; a mask is finished when it covers more patches."""
         return self.ratio * (grid[0] * grid[1]) if self.num_masked is None else float(self.num_masked)
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
-        """One block after the other, for all the masks that cover too little."""
+        """One block after the other, for all masks that cover too little."""
         fewest, masked = self.fewest(grid), nothing(len(keys), grid)
         for number in range(MOST_BLOCKS):
             some = np.flatnonzero(size(masked) < fewest)
@@ -107,10 +109,10 @@ class Algorithm1(Blocks):
 
 
 def _least_area(height: NDArray[np.int64], width: NDArray[np.int64], min_aspect: float) -> NDArray[np.float64]:
-    """The least area that rounds to these sides at an allowed aspect ratio; infinite where there is none."""
+    """The smallest area that rounds to these sides at an allowed aspect ratio; infinite where there is none."""
     shortest = [np.where(side > 1, side - 0.5, 0.0) for side in (height, width)]
     tall = np.maximum(shortest[0], min_aspect * shortest[1])
     wide = np.maximum(shortest[1], min_aspect * shortest[0])
     possible = (tall <= height + 0.5) & (wide <= width + 0.5)
-    area: NDArray[np.float64] = np.where(possible, tall * wide * (1 - 1e-9), np.inf)  # drawn areas are rounded as well
+    area: NDArray[np.float64] = np.where(possible, tall * wide * (1 - 1e-9), np.inf)  # drawn areas are rounded
     return area

@@ -1,4 +1,4 @@
-"""From scores to visual tokens: relaxed while training, the most likely one afterwards."""
+"""From logits to visual tokens: Gumbel-softmax, and the straight-through gradient."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 def gumbel_softmax(
     logits: Float[Tensor, "*B V"], gumbel: Float[Tensor, "*B V"], temperature: Float[Tensor, ""] | float
 ) -> Float[Tensor, "*B V"]:
-    """A relaxed sample of the categorical distribution that `logits` stand for: softmax((logits + g) / τ).
+    """A relaxed sample of the categorical distribution softmax(logits): softmax((logits + g) / τ).
 
     Args:
         logits: unnormalised log-probabilities of the V codes.
@@ -24,7 +24,7 @@ def gumbel_softmax(
 
 
 def straight_through(values: Float[Tensor, "*B"], points: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """`values` on the way forward; on the way back the gradient reaches `points` as if they had been used.
+    """`values` in the forward pass; in the backward pass the gradient goes to `points`, as if they were the output.
 
     Reference: Bengio, Léonard and Courville 2013; van den Oord et al. 2017, §3.2.
     """

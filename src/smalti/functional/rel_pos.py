@@ -1,6 +1,6 @@
-"""Where patches are relative to each other, as a bias of attention: a table with a row for every offset.
+"""Relative position bias of attention: a learned table with one row per offset between two patches.
 
-Rows are offsets in reading order, from (1-h, 1-w) to (h-1, w-1), and three more for what involves [S].
+Rows are offsets in reading order, from (1-h, 1-w) to (h-1, w-1), then three rows for pairs with [S].
 """
 
 import torch
@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _EXTRA = 3
-"""Rows at the end of a table: [S] looks at a patch, a patch looks at [S], [S] looks at itself."""
+"""Rows at the end of a table: [S] attends to a patch, a patch to [S], [S] to itself."""
 
 
 def num_rows(grid: tuple[int, int]) -> int:
-    """Rows of the table of a grid: (2h-1)(2w-1) + 3."""
+    """The number of rows of the table of an h x w grid: (2h-1)(2w-1) + 3."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + _EXTRA
 
 
@@ -31,16 +31,16 @@ def relative_position_index(grid: tuple[int, int]) -> Int[Tensor, "S S"]:
 
 
 def position_bias(table: Float[Tensor, "rows heads"], index: Int[Tensor, "S S"]) -> Float[Tensor, "heads S S"]:
-    """What is added to the scores of attention.
+    """The bias that is added to the attention scores of each head.
 
-    An embedding and not `table[index]`: on two threads, the backward pass of that adds up in a different order each
-    time.
+    Looked up by an embedding and not by `table[index]`, whose backward pass on several threads sums in an order that
+    differs from call to call.
     """
     return F.embedding(index, table).permute(2, 0, 1).contiguous()
 
 
 def bias_rows(bias: Float[Tensor, "heads S S"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B heads K S"]:
-    """The bias of the positions `at` of each sample towards all; an embedding, as in `position_bias`."""
+    """The rows of the bias for the queries `at` of each sample; looked up as in `position_bias`."""
     found: Tensor = F.embedding(at, bias.transpose(0, 1).flatten(1)).unflatten(-1, (len(bias), -1))
     return found.transpose(1, 2)
 
@@ -55,11 +55,12 @@ def bias_between(bias: Float[Tensor, "heads S S"], at: Int[Tensor, "B K"]) -> Fl
 def resize_table(
     table: Float[Tensor, "rows heads"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "new_rows heads"]:
-    """The table of grid `old` for grid `new`, where the image has more pixels and not more content.
+    """The table of grid `old`, interpolated to grid `new`, for images with more pixels of the same content.
 
-    Near offsets keep their meaning and far ones are stretched: old offsets are taken to lie at 1, 1+q, 1+q+q², ...
-    patches of the new grid, with the q in [1.01, 1.5] that lets the last of them meet the last new one. Between them
-    a cubic spline in each direction; beyond them the last value. The three rows of [S] stay.
+    Offsets 1, 2, 3, ... of the old grid are placed at 1, 1+q, 1+q+q², ... patches of the new grid, with the q in
+    [1.01, 1.5] that places the largest old offset at the largest new one. So near offsets are kept, and far ones are
+    stretched. In between, a cubic spline interpolates in each direction; beyond, the last value is used. The three rows
+    of [S] are kept.
 
     Reference: released code, run_class_finetuning.py.
     Differs: grids need not be square, and a side that stays the same keeps its values.
@@ -71,7 +72,7 @@ def resize_table(
 
 
 def _stretch(old: int, new: int) -> Float[Tensor, "{2*new-1} {2*old-1}"]:
-    """The linear map from values at the offsets of `old` patches in a row to values at those of `new`."""
+    """The matrix of the interpolation along one side, from the offsets of `old` patches to those of `new`."""
     if old == new:
         return torch.eye(2 * old - 1, dtype=torch.float64)
     positive = geometric_places(old - 1, new - 1)
@@ -80,7 +81,7 @@ def _stretch(old: int, new: int) -> Float[Tensor, "{2*new-1} {2*old-1}"]:
 
 
 def geometric_places(num: int, reach: int) -> Float[Tensor, "{num}"]:
-    """1, 1+q, 1+q+q², ...: `num` places, of which the last comes as close to `reach` as a q in [1.01, 1.5] allows."""
+    """1, 1+q, 1+q+q², ...: `num` values, with the q in [1.01, 1.5] that brings the last closest to `reach`."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -89,10 +90,14 @@ def geometric_places(num: int, reach: int) -> Float[Tensor, "{num}"]:
 
 
 def spline_weights(places: Float[Tensor, "n"], wanted: Float[Tensor, "m"]) -> Float[Tensor, "m n"]:
-    """Weights of the values at `places` (rising, around 0) in the cubic spline through them, at `wanted`.
+    """Interpolation by a cubic spline as a matrix: from values at `places` to values at `wanted`.
 
-    Piecewise cubic with two continuous derivatives, and with three at the second place from either end ("not a knot").
-    Three places give a parabola. Outside of the places the spline stays at its last value.
+    The spline has the not-a-knot condition at both ends; for three places it is a parabola. Outside of the places it is
+    constant.
+
+    Args:
+        places: rising, symmetric about 0.
+        wanted: where to evaluate.
     """
     wanted = wanted.clamp(places[0], places[-1])
     scale = places[-1].clamp(min=1)  # powers of numbers in [-1, 1] stay in range
@@ -102,6 +107,6 @@ def spline_weights(places: Float[Tensor, "n"], wanted: Float[Tensor, "m"]) -> Fl
 
 
 def _truncated_powers(x: Float[Tensor, "m"], places: Float[Tensor, "n"]) -> Float[Tensor, "m n"]:
-    """A basis of these splines at `x`: 1, x, x², x³, and (x - t)³ from each knot t on."""
+    """The truncated power basis at `x`: 1, x, x², x³, and max(x - t, 0)³ for each knot t."""
     powers = x[:, None] ** torch.arange(min(len(places), 4))
     return torch.cat([powers, (x[:, None] - places[2:-2]).clamp(min=0) ** 3], dim=1)

@@ -1,4 +1,4 @@
-"""Schedules: frozen, callable, a value for each optimiser step counted from 0."""
+"""Schedules: a value for each optimiser step, counted from 0."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from smalti.core.config import require
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to `end`, constant afterwards.
+    """Linear warm-up from 0 to `peak`, then half a cosine down to `end`, then constant.
 
     Args:
         peak: value right after the warm-up.
@@ -43,7 +43,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Ramp:
-    """Linear from 0 to `end` over `steps`, constant afterwards: the KL weight of the discrete VAE.
+    """Linear from 0 to `end` over `steps`, then constant, as for the KL weight of the discrete VAE.
 
     Reference: DALL-E, appendix A.2 (β from 0 to 6.6 over the first 5 000 updates).
     """

@@ -1,21 +1,21 @@
-"""How many visual tokens a data set can fill with meaning."""
+"""The size of a codebook by the size of the dataset."""
 
 from smalti.core.config import require
 
 FEWEST, MOST = 64, 8192
 _SEEN = 500
-"""Tokens of the training images, each seen once, for one code."""
+"""Visual tokens of the training images per code, each image counted once."""
 
 
 def vocabulary_for(num_images: int, tokens_an_image: int) -> int:
-    """The size of a codebook by the size of the data set: the greatest power of two with 500 tokens a code.
+    """The greatest power of two that leaves 500 visual tokens of the training images per code.
 
     Args:
-        num_images: images to learn from.
-        tokens_an_image: N, visual tokens of one of them.
+        num_images: training images.
+        tokens_an_image: N, visual tokens per image.
 
     Returns:
-        64 to 8192.
+        V, in [64, 8192].
 
     Example:
         >>> vocabulary_for(10_000, 64)

@@ -1,1 +1,1 @@
-"""L2: the vision Transformer and what sits on it."""
+"""L2: the vision Transformer and the networks that are built on it."""

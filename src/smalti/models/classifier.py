@@ -1,4 +1,4 @@
-"""Image classification: a backbone, one vector an image, and a head over the classes."""
+"""Image classification: a backbone, pooling, and a linear head over the classes."""
 
 from typing import Literal, TypeAlias
 
@@ -16,10 +16,10 @@ _HEAD_SCALE = 1e-3
 
 
 class ImageClassifier(nn.Module):
-    """Scores of every class, under timm's names.
+    """Logits over the classes; parameters have timm's names.
 
-    The mean of the patches is normalised after pooling (`fc_norm`), and the backbone has no last norm then; [S] is read
-    after that last norm. The head starts near zero: at first all classes are about equally likely.
+    With mean pooling, the final norm of the backbone is removed and the mean of the patches is normalised (`fc_norm`);
+    with [S], the final norm stays. The head starts near zero, so at first all classes are about equally likely.
 
     Reference: BEiT §2.6; released code, modeling_finetune.py (fc_norm; weight and bias of the head times 0.001).
     """
@@ -43,10 +43,11 @@ class ImageClassifier(nn.Module):
             parameter.data.mul_(_HEAD_SCALE)
 
     def forward(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B classes"]:
-        """Scores of whole images, uint8 or float in [0, 1].
+        """Logits over the classes.
 
         Args:
-            key: one key a sample to draw stochastic depth from while training; None keeps every branch.
+            images: B C H W, uint8 or float in [0, 1].
+            key: one key per sample, of which stochastic depth is a function; None keeps every branch.
         """
         features = self.backbone.encode(self.backbone.embed(images), self.backbone.config.grid, key=key)
         pooled = features.patches.mean(dim=1, dtype=torch.float32) if self.pooling == "mean" else features.cls
@@ -54,7 +55,7 @@ class ImageClassifier(nn.Module):
 
 
 def build_classifier(config: ViT, num_classes: int, pooling: Pooling = "mean", seed: int = 0) -> ImageClassifier:
-    """A classifier with freshly drawn weights, the same for the same seed."""
+    """A classifier with random weights, which are a function of the seed."""
     backbone = config.build(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

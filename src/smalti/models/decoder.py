@@ -1,13 +1,14 @@
 """What predicts masked patches from the encoder's output: a linear head (BEiT), or queries that attend to it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.core.contracts import Features, Grid
+from smalti.core.contracts import Features, Grid, Masking
 from smalti.functional.positions import sincos_2d
 from smalti.models.initialisation import Init, initialise
 from smalti.models.layers import Mlp, attend
@@ -19,6 +20,11 @@ class Linear:
 
     Reference: BEiT §2.3, eq. 1.
     """
+
+    predicted: ClassVar[float] = 1.0
+
+    def num_visible(self, masking: Masking, grid: Grid) -> None:
+        """The encoder sees all patches, the masked ones as mask tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,19 @@ class CrossAttention:
         require(0 < self.predicted <= 1, f"predicted is {self.predicted}", "choose a share in (0, 1]")
         require(self.mlp_ratio > 0, f"mlp_ratio is {self.mlp_ratio}", "use a positive one")
         require(self.width is None or self.width % 4 == 0, f"a decoder width of {self.width}", "use a multiple of 4")
+
+    def num_visible(self, masking: Masking, grid: Grid) -> int:
+        """The number of patches that the encoder sees.
+
+        Raises:
+            UsageError: it is not the same for every mask.
+        """
+        require(
+            masking.constant,
+            f"{type(masking).__name__} masks differ in size; an encoder of visible patches needs equal ones",
+            "use --masking random or blockwise, or --decoder linear",
+        )
+        return grid[0] * grid[1] - masking.count(grid)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -95,7 +114,7 @@ class CrossAttentionDecoder(nn.Module):
         width, heads = config.width or embed_dim, config.num_heads or num_heads
         require(width % heads == 0, f"num_heads {heads} does not divide a decoder width of {width}")
         require(width % 4 == 0, f"a decoder width of {width}", "use a multiple of 4: --decoder.width")
-        self.width, self.mask_token = width, nn.Parameter(torch.zeros(1, 1, width))
+        self.config, self.width, self.mask_token = config, width, nn.Parameter(torch.zeros(1, 1, width))
         self.proj = nn.Linear(embed_dim, width)
         self.memory_norm = nn.LayerNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(CrossAttentionBlock(width, heads, config.mlp_ratio) for _ in range(config.depth))

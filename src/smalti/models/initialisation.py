@@ -1,4 +1,4 @@
-"""How weights start."""
+"""Initialisation of weights."""
 
 import math
 from typing import Literal, TypeAlias
@@ -13,14 +13,14 @@ Init: TypeAlias = Literal["uniform", "trunc1", "trunc2", "width", "xavier"]
 def initialise(model: nn.Module, init: Init, embed_dim: int) -> None:
     """Draw all weights; biases 0, LayerNorm 1 and 0, then rescale the output matrices of block l by 1/√(2l).
 
-    LayerScale and the tables of relative positions keep the start that their layers gave them.
+    LayerScale and tables of relative positions keep the values from their constructors.
 
-    - `uniform`: the paper's words, every weight uniform in [-0.02, 0.02]; standard deviation 0.01155. Made for D = 768:
-      at D = 128 the signal starves and the first hundreds of steps learn nothing.
-    - `trunc1`: the released code, a normal of 0.02 cut at ±0.02; standard deviation 0.01079.
-    - `trunc2`: a normal of 0.02 cut at ±0.04, as many descriptions have it; standard deviation 0.01759.
+    - `uniform`: as in the paper, every weight uniform in [-0.02, 0.02]; standard deviation 0.01155. Suited to D = 768:
+      at D = 128 activations become too small and the first hundreds of steps learn nothing.
+    - `trunc1`: as in the released code, N(0, 0.02²) truncated at ±0.02; standard deviation 0.01079.
+    - `trunc2`: N(0, 0.02²) truncated at ±0.04, as many descriptions have it; standard deviation 0.01759.
     - `width`: uniform with standard deviation 0.02·√(768 / D); tokens and positions as in `uniform`.
-    - `xavier`: uniform in ±√(6 / (fan_in + fan_out)) for matrices, whatever the width; tokens and positions likewise.
+    - `xavier`: uniform in ±√(6 / (fan_in + fan_out)) for matrices; tokens and positions as in `uniform`.
 
     Reference: BEiT §2.5; the released code, modeling_pretrain.py.
     """

@@ -1,4 +1,4 @@
-"""The layers of a vision Transformer, under timm's names."""
+"""The layers of a vision Transformer; parameters have timm's names."""
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from smalti.functional.rel_pos import bias_between, bias_rows, num_rows, positio
 
 
 class PatchEmbed(nn.Module):
-    """Normalise pixels, cut the image into patches, project each to width D (BEiT §2.1.1).
+    """Normalise pixels, cut the image into patches and project each to width D: E x^p of BEiT §2.2.
 
-    The normalisation lives here so that it travels with the weights: data code hands over uint8 or [0, 1].
+    Mean and standard deviation are part of the network, so they are saved with the weights; input is uint8 or [0, 1].
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """One learned bias of attention for every offset between two patches, for all blocks; it starts at zero."""
+    """A learned bias of attention per head and offset between two patches, shared by all blocks; zero at the start."""
 
     relative_position_index: Tensor
 
@@ -53,9 +53,9 @@ def attend(
     v: Float[Tensor, "B heads S d"],
     bias: Float[Tensor, "heads K S"] | Float[Tensor, "B heads K S"] | None = None,
 ) -> Float[Tensor, "B heads K d"]:
-    """softmax(q kᵀ / √d + bias) v, of all positions or of some.
+    """softmax(q kᵀ / √d + bias) v, for K ≤ S queries.
 
-    On CPUs the explicit form trains faster than the fused kernel, whose backward takes a fifth of a step.
+    On CPUs this explicit form trains faster than the fused kernel, whose backward pass takes a fifth of a step.
     """
     bias = None if bias is None else bias.to(q.dtype)
     if q.is_cuda:
@@ -71,9 +71,11 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     Args:
-        k_bias: False leaves out the bias of keys, which shifts all scores of a query alike and so changes nothing, and
-            keeps those of queries and values on their own, as the released code does.
-        grid: rows and columns of patches where this layer has a relative position bias of its own.
+        dim: D.
+        num_heads: divides D.
+        k_bias: False for no bias of keys, which has no effect on the softmax; those of queries and values are separate
+            parameters then, as in the released code.
+        grid: rows and columns of patches, where this layer has its own relative position bias.
     """
 
     relative_position_index: Tensor
@@ -114,7 +116,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward network: D -> hidden -> D with an exact GELU, no dropout."""
+    """The feed-forward network: D -> hidden -> D with an exact GELU, without dropout."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -128,11 +130,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm Transformer block: x + γ₁·attn(norm(x)), then x + γ₂·mlp(norm(x)).
 
-    The learned γ of LayerScale are there where `init_values` says how they start. `keep` scales both branches, one
-    number a sample and branch: stochastic depth decided outside (`drop_path_keep`). `bias` is added to the scores of
-    attention: the relative position bias that all blocks share. `at` are the positions whose output is wanted, unless
-    all are: what only the others need is not computed. `where` are the positions of what is given, unless it is all;
-    not together with `at`.
+    `init_values` is the initial γ of LayerScale; None for no LayerScale. `keep` scales each branch of each sample, for
+    stochastic depth (`drop_path_keep`). `bias` is the shared relative position bias, added to the attention scores.
+    `at` are the positions whose output is needed (default: all); what only other outputs need is not computed.
+    `where` are the positions of the input tokens in the whole sequence (default: all); not together with `at`.
 
     Reference: Touvron et al. 2021 (CaiT) for LayerScale.
     """
@@ -172,13 +173,15 @@ class Block(nn.Module):
 def _scaled(
     branch: Float[Tensor, "B S D"], gamma: Float[Tensor, "D"] | None, keep: Float[Tensor, "B 1 1"] | None
 ) -> Float[Tensor, "B S D"]:
-    """What a branch adds, in the branch's number format: under autocast, that of all its weights."""
+    """A branch times γ and `keep`, in the number format of the branch, which under autocast differs from that of γ."""
     branch = branch if gamma is None else gamma.to(branch.dtype) * branch
     return branch if keep is None else keep * branch
 
 
 def drop_path_keep(key: Int[Tensor, "B"], depth: int, rate: float) -> Float[Tensor, "depth 2 B 1 1"]:
-    """Stochastic depth as an input: for each block, branch and sample 0, or 1/(1-p), with p rising linearly to `rate`.
+    """Factors of stochastic depth: for each block, branch and sample 0 with probability p, else 1/(1-p).
+
+    p rises linearly from 0 in the first block to `rate` in the last. The draws are a function of the sample's key.
 
     Reference: Huang et al. 2016; BEiT §2.5 (0.1).
     """

@@ -13,7 +13,7 @@ _LINEAR = Linear()
 
 
 class MaskedImageModel(nn.Module):
-    """Predicts the visual tokens of masked patches; all but the backbone falls away when that is exported.
+    """Predicts the visual tokens of masked patches: p_MIM(z | x^M). Only its backbone is used after pretraining.
 
     Without a decoder mask tokens stand for masked patches in the encoder, and the head reads its output (BEiT §2.3,
     eq. 1). With one the encoder sees visible patches alone, and the head reads what the decoder makes of its output.
@@ -35,6 +35,16 @@ class MaskedImageModel(nn.Module):
         own.head = self.head
         initialise(own, init, width)
 
+    @property
+    def decoder_config(self) -> Linear | CrossAttention:
+        """The configuration that this decoder, or none, was built from."""
+        return _LINEAR if self.decoder is None else self.decoder.config
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the backbone, then those of the decoder."""
+        return [*self.backbone.blocks, *(self.decoder.blocks if self.decoder is not None else ())]
+
     def forward(
         self,
         images: Tensor,
@@ -43,11 +53,14 @@ class MaskedImageModel(nn.Module):
         key: Int[Tensor, "B"] | None = None,
         at: Int[Tensor, "B P"] | None = None,
     ) -> Float[Tensor, "B P V"]:
-        """Scores of every visual token at masked patches; see `Batch` for the shapes.
+        """Logits over the visual tokens at masked patches. Nothing is computed that these do not depend on.
 
         Args:
-            mask_index: all masked patches; with a decoder there are K of them in every image.
-            at: those to predict; None: all. Nothing is computed that their scores do not depend on.
+            images: B C H W, uint8 or float in [0, 1].
+            mask: True where a patch is masked.
+            mask_index: positions of the masked patches in [0, N), padded to K; with a decoder every image has K.
+            key: one key per sample, of which stochastic depth is a function; None keeps every branch.
+            at: positions of the masked patches to predict; None: all.
         """
         at, tokens = mask_index if at is None else at, self.backbone.embed(images)
         grid = self.backbone.config.grid
@@ -64,7 +77,7 @@ class MaskedImageModel(nn.Module):
 def build_mim(
     config: ViT, vocab_size: int, seed: int = 0, decoder: Linear | CrossAttention = _LINEAR
 ) -> MaskedImageModel:
-    """A masked image model with freshly drawn weights, the same for the same seed."""
+    """A masked image model with random weights, which are a function of the seed."""
     backbone = config.build(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

@@ -1,7 +1,7 @@
-"""Backbones under the names of the field, for an image and a patch size in pixels.
+"""Backbones of the usual sizes, for an image size and a patch size in pixels.
 
-Each is the paper's variant: absolute positions, no LayerScale. `released` makes it that of the released code. The
-smaller ones have another start than the paper's, whose range is made for width 768.
+Each is the paper's variant: absolute positions, no LayerScale; `released` turns it into that of the released code. The
+smaller ones are initialised differently, since the paper's range of weights suits width 768.
 """
 
 from dataclasses import replace
@@ -44,10 +44,10 @@ def large(img_size: tuple[int, int] = (224, 224), patch_size: int = 16) -> ViT:
 
 
 def released(backbone: ViT) -> ViT:
-    """The same size as the released code has it.
+    """The variant of the released code, at the same size.
 
-    A relative position bias that all blocks share, LayerScale (0.1, and 1e-5 from 24 blocks on), no bias of keys. The
-    uniform start becomes a normal one cut at its standard deviation; other starts stay.
+    It has a relative position bias that all blocks share, LayerScale (0.1, and 1e-5 from 24 blocks on) and no bias of
+    keys. Initialisation `uniform` becomes `trunc1`; others are kept.
 
     Reference: released code, modeling_pretrain.py and its README.
     """

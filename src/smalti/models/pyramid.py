@@ -1,4 +1,4 @@
-"""Maps of a plain Transformer at four scales, and the head that pools and merges them."""
+"""A feature pyramid for a plain Transformer, and the UPerNet head that merges it."""
 
 import torch
 import torch.nn.functional as F
@@ -6,24 +6,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _POOLED = (1, 2, 3, 6)
-"""Rows and columns that the coarsest map is pooled to."""
+"""Rows and columns to which the coarsest map is pooled."""
 _IN_A_GROUP = 8
 
 
 def level_norm(channels: int) -> nn.GroupNorm:
-    """Normalisation of groups of eight channels of one image; of all channels where eight do not divide them."""
+    """GroupNorm with groups of eight channels; one group of all channels where eight does not divide their number."""
     return nn.GroupNorm(1 if channels % _IN_A_GROUP else channels // _IN_A_GROUP, channels)
 
 
 def _conv(channels: int, width: int, kernel: int) -> nn.Sequential:
-    """Convolution, norm, ReLU; the size stays."""
+    """Convolution that keeps the size, norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False), level_norm(width), nn.ReLU()
     )
 
 
 class FeaturePyramid(nn.Module):
-    """Four maps of one scale become maps of 4, 2, 1 and 1/2 times the resolution.
+    """Turns four maps of the same resolution into maps of 4, 2, 1 and 1/2 times that resolution.
 
     Reference: released code, semantic_segmentation/backbone/beit.py: two transposed convolutions with norm and GELU
         between them, one, nothing, and max-pooling.
@@ -50,7 +50,7 @@ class FeaturePyramid(nn.Module):
 
 
 class UPerHead(nn.Module):
-    """The coarsest map is pooled to several sizes; coarse maps are added to finer ones; all of them are read together.
+    """Pyramid pooling of the coarsest map, top-down addition of coarse maps to finer ones, and fusion of all of them.
 
     Reference: Xiao et al. 2018 (UPerNet), fig. 4; Zhao et al. 2017 (PSPNet), §3.2 for the pooling.
     """
@@ -65,7 +65,7 @@ class UPerHead(nn.Module):
         self.classify = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, levels: list[Float[Tensor, "B D _h _w"]]) -> Float[Tensor, "B classes h w"]:
-        """Scores at the resolution of the finest map."""
+        """Logits over the classes at the resolution of the finest map."""
         merged = self._pool(levels[-1])
         outputs = [merged]
         for lateral, output, level in reversed(list(zip(self.lateral, self.output, levels[:-1], strict=True))):

@@ -1,4 +1,4 @@
-"""Weights of one image size in a network for another."""
+"""Loading the weights of a backbone into one for another image size."""
 
 from collections.abc import Mapping
 
@@ -12,16 +12,16 @@ from smalti.models.vit import VisionTransformer
 
 
 def load_resized(backbone: VisionTransformer, state: Mapping[str, Tensor], grid: Grid) -> None:
-    """Load the weights of a backbone that had a `grid` of patches; all that depends on it is resized.
+    """Load the weights of a backbone whose patch grid was `grid`; positions are interpolated to the new grid.
 
     Raises:
-        CheckpointError: the weights are not of this grid.
+        CheckpointError: the shapes of the weights do not belong to this grid.
     """
     backbone.load_state_dict(resized(state, grid, backbone.config.grid))
 
 
 def resized(state: Mapping[str, Tensor], old: Grid, new: Grid) -> dict[str, Tensor]:
-    """A state dict of grid `old` for grid `new`: absolute positions bicubic, tables by `resize_table`."""
+    """A state dict of grid `old` for grid `new`, by `resize_positions` and `resize_table`."""
     result = dict(state)
     for name, value in state.items():
         if name.endswith("pos_embed"):

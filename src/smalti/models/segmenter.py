@@ -1,4 +1,4 @@
-"""Semantic segmentation: a backbone, the outputs of some of its blocks as maps, and a head over the classes."""
+"""Semantic segmentation: a backbone, the outputs of some of its blocks as feature maps, and a head over the classes."""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from smalti.models.pyramid import FeaturePyramid, UPerHead, level_norm
 from smalti.models.vit import VisionTransformer, ViT
 
 _SHARES = (1 / 3, 1 / 2, 2 / 3, 1)
-"""Of the depth: blocks 4, 6, 8 and 12 of 12, and 8, 12, 16 and 24 of 24, as the released code has them."""
+"""The blocks to read, as shares of the depth: 4, 6, 8 and 12 of 12, and 8, 12, 16 and 24 of 24, as released."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear map of each patch, after a norm of its own: what the features say without help."""
+    """A linear head on each patch after a LayerNorm: the semantic segmentation of the features alone."""
 
     block: int | None = setting(None, "the block whose output is read, counted from 1; none: the last")
 
@@ -28,7 +28,7 @@ class Linear:
 
     @property
     def auxiliary(self) -> float:
-        """Weight of the loss of an auxiliary head: there is none."""
+        """Weight of the loss of an auxiliary head; 0, since there is none."""
         return 0.0
 
     def blocks(self, depth: int) -> tuple[int, ...]:
@@ -42,12 +42,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class MultiLevel:
-    """Four blocks at four scales, pooled and merged from coarse to fine (UPerNet on a feature pyramid).
+    """A UPerNet head on a feature pyramid of four blocks.
 
     Reference: released code, semantic_segmentation/: the pyramid in backbone/beit.py, UPerHead with pool scales
         1, 2, 3, 6, an auxiliary FCN head of weight 0.4 on the third level; Xiao et al. 2018 (UPerNet).
-    Differs: GroupNorm in the place of SyncBN, whose statistics are of no use at a few images a step; the width is 64
-        and not embed_dim; no auxiliary head unless asked for; no dropout before the last convolution.
+    Differs: GroupNorm instead of SyncBN, whose statistics are too noisy with a few images per step; the width is 64
+        and not embed_dim; no auxiliary head by default; no dropout before the last convolution.
     """
 
     width: int = setting(64, "channels of lateral and output convolutions", "released code: embed_dim")
@@ -71,7 +71,7 @@ class MultiLevel:
 
 
 class LinearHead(nn.Module):
-    """LayerNorm over channels, then a linear map of each patch."""
+    """LayerNorm over channels, then a linear layer on each patch."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class LinearHead(nn.Module):
 
 
 class MultiLevelHead(nn.Module):
-    """Feature pyramid, UPerNet head, and perhaps an auxiliary head: 3 x 3 convolution, norm, ReLU, scores."""
+    """Feature pyramid, UPerNet head, and an optional auxiliary head: 3 x 3 convolution, norm, ReLU, logits."""
 
     def __init__(self, embed_dim: int, width: int, num_classes: int, auxiliary: bool) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ class MultiLevelHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Scores of every class at every pixel.
+    """Logits over the classes at every pixel.
 
-    Blocks are read without the last norm, which therefore falls away. Scores of the head are scaled to the image
-    bilinearly.
+    Blocks are read without the final norm, which is therefore removed. The logits of the head are interpolated
+    bilinearly to the size of the image.
 
     Reference: BEiT §3.2; released code, semantic_segmentation/backbone/beit.py.
     """
@@ -119,14 +119,15 @@ class Segmenter(nn.Module):
         backbone.norm = nn.Identity()
 
     def forward(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B classes H W"]:
-        """Scores of whole images, uint8 or float in [0, 1]; arguments as of `all_scores`."""
+        """The logits of the head, without those of the auxiliary head; arguments as of `all_scores`."""
         return self.all_scores(images, key)[0]
 
     def all_scores(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> list[Float[Tensor, "B classes H W"]]:
-        """The scores, then those of the auxiliary head where there is one; float32.
+        """The logits of the head, then those of the auxiliary head where there is one; float32.
 
         Args:
-            key: one key a sample to draw stochastic depth from while training; None keeps every branch.
+            images: B C H W, uint8 or float in [0, 1].
+            key: one key per sample, of which stochastic depth is a function; None keeps every branch.
         """
         grid = self.backbone.config.grid
         layers = self.backbone.encode(self.backbone.embed(images), grid, layers=True, key=key).layers
@@ -136,15 +137,15 @@ class Segmenter(nn.Module):
 
 
 def as_map(states: Float[Tensor, "B S D"], grid: Grid) -> Float[Tensor, "B D h w"]:
-    """The patches as a map, without [S]."""
+    """The patches as a feature map, without [S]."""
     return states[:, 1:].transpose(1, 2).unflatten(2, grid)
 
 
 def build_segmenter(config: ViT, num_classes: int, head: Linear | MultiLevel, seed: int = 0) -> Segmenter:
-    """A segmenter with freshly drawn weights, the same for the same seed; those of the head start as torch has them.
+    """A segmenter with random weights, which are a function of the seed; the head has torch's default initialisation.
 
     Raises:
-        UsageError: the head reads a block that the backbone has not.
+        UsageError: the head reads a block that the backbone does not have.
     """
     blocks = head.blocks(config.depth)
     require(

@@ -19,7 +19,7 @@ from smalti.models.layers import Block, PatchEmbed, RelativePositionBias, drop_p
 
 @dataclass(frozen=True)
 class ViT:
-    """Configuration of the backbone; `build()` makes it. The defaults are BEiT-B/16 as printed in the paper."""
+    """Configuration of the backbone. The defaults are BEiT-B/16 as in the paper."""
 
     img_size: tuple[int, int] = setting((224, 224), "pixels: height, width", "BEiT §2.1")
     patch_size: int = setting(16, "pixels", "BEiT §2.1.1")
@@ -81,14 +81,14 @@ class ViT:
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
     def build(self, seed: int = 0) -> "VisionTransformer":
-        """A network with freshly drawn weights, the same for the same seed."""
+        """A network with random weights, which are a function of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return VisionTransformer(self)
 
 
 class VisionTransformer(nn.Module):
-    """Patches in, features out. It never sees a mask: patches are masked between `embed` and `encode`."""
+    """Images to features, by `embed` and `encode`. Masked image modeling masks patches in between."""
 
     def __init__(self, config: ViT) -> None:
         super().__init__()
@@ -117,10 +117,10 @@ class VisionTransformer(nn.Module):
             self.pos_embed.data[0, 1:] = sincos_2d(config.grid, config.embed_dim)
 
     def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
-        """Project patches to width D.
+        """Patch embeddings.
 
         Args:
-            images: uint8, or float in [0, 1]; of any size that has the configured grid.
+            images: B C H W, uint8 or float in [0, 1], of the configured size.
         """
         return self.patch_embed(as_unit_range(images))
 
@@ -134,16 +134,16 @@ class VisionTransformer(nn.Module):
         at: Int[Tensor, "B K"] | None = None,
         visible: Int[Tensor, "B N"] | None = None,
     ) -> Features:
-        """Prepend [S], add positions where they are absolute, run the blocks.
+        """Prepend [S], add absolute positions if there are any, and run the blocks.
 
         Args:
-            tokens: embedded patches, some of them perhaps replaced by a mask token.
-            grid: rows and columns of the patches.
+            tokens: patch embeddings, in which masked patches have been replaced by the mask token e_[M].
+            grid: rows and columns of patches.
             layers: also return the output of every block.
-            key: one key a sample to draw stochastic depth from while training; None keeps every branch.
-            at: the patches whose features are wanted, B x K of them, unless all are. Of the others the last block then
-                computes keys and values alone; the result is the same.
-            visible: the patches that `tokens` are of, in the grid; None: all of them. Not together with `at`.
+            key: one key per sample, of which stochastic depth is a function; None keeps every branch.
+            at: positions in [0, N) of the patches whose features are needed; None for all. For other patches the last
+                block computes keys and values only, which does not change the result.
+            visible: positions in the grid of the patches in `tokens`; None for all of them. Not together with `at`.
         """
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
@@ -167,20 +167,20 @@ class VisionTransformer(nn.Module):
         return Features(x[:, 0], x[:, 1:], tuple(outputs) if layers else ())
 
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        """A block; with `grad_checkpointing` it is run again in the backward pass, which gives the same numbers."""
+        """Run a block; with `grad_checkpointing` its activations are recomputed in the backward pass."""
         if not (self.config.grad_checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, images: Tensor) -> Features:
-        """Features of whole images."""
+        """Features of images that are not masked."""
         return self.encode(self.embed(images), self.config.grid)
 
 
 def _residual_dtype(x: Tensor, training: bool) -> Tensor:
-    """On CPUs the residual stream trains in autocast's format: a step is bound by memory as much as by arithmetic.
+    """The residual stream in autocast's number format when training on a CPU, where memory bandwidth limits a step.
 
-    In evaluation it stays float32, as it does on GPUs, where normalisation returns float32 anyway.
+    In evaluation it stays float32, as on GPUs, where normalisation returns float32 anyway.
     """
     if training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
@@ -188,5 +188,5 @@ def _residual_dtype(x: Tensor, training: bool) -> Tensor:
 
 
 def as_unit_range(images: Tensor) -> Tensor:
-    """uint8 becomes float in [0, 1]; float stays as it is."""
+    """Images as float in [0, 1]: uint8 is divided by 255, float is returned unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images

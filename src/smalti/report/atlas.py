@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from smalti.report.pictures import Picture, data_uri
+from smalti.report.templates import template
 
 _MOST_DEAD = 200
 """Numbers of codes that do not occur, listed at most."""
@@ -38,26 +39,12 @@ def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int], *
         raise ValueError(f"a card of a code that is not among the {len(numbers)} codes")
     examples = max((len(card.examples) for card in cards), default=0)
     columns = f"{size}px repeat({examples}, {round(0.8 * size)}px)" if examples else f"{size}px"
-    style = "grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: 10px"
-    tiles = "".join(_card(card, columns) for card in cards)
     shown = f" The {len(cards)} most frequent are shown." if len(cards) < np.count_nonzero(numbers) else ""
-    return (
-        f'<figure class="pictures"><div class="atlas" style="{style}">{tiles}</div>'
-        f"<figcaption>{_use(numbers)}{shown}{_dead(numbers)}</figcaption></figure>\n"
+    return template("atlas.html").render(
+        cards=[(c.number, c.share, data_uri(c.prototype), list(map(data_uri, c.examples))) for c in cards],
+        columns=columns,
+        caption=f"{_use(numbers)}{shown}{_dead(numbers)}",
     )
-
-
-def _card(card: Card, columns: str) -> str:
-    title = f"token {card.number}: {100 * card.share:.2g} %"
-    pictures = _img(card.prototype, title) + "".join(
-        _img(example, f"a patch with token {card.number}") for example in card.examples
-    )
-    style = f"display: grid; grid-template-columns: {columns}; gap: 3px; align-items: center"
-    return f'<div title="{title}" style="{style}">{pictures}</div>'
-
-
-def _img(picture: Picture, alt: str) -> str:
-    return f'<img alt="{alt}" src="{data_uri(picture)}">'
 
 
 def _use(counts: Int[np.ndarray, "V"]) -> str:

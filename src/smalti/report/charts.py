@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from smalti.report.templates import template
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -197,11 +199,8 @@ def _svg(figure: "Figure", label: str) -> str:
 
 def _chart(svg: str, keys: Mapping[str, str], width: int) -> str:
     """A chart with its key below: names of the lines, each with the one number to remember."""
-    items = "".join(
-        f'<span class="key"><i style="background: {_css(number)}"></i>{escape(name)} <b>{escape(value)}</b></span>'
-        for number, (name, value) in enumerate(keys.items())
-    )
-    return f'<figure class="chart" style="width: {width}px">{svg}<figcaption>{items}</figcaption></figure>\n'
+    named = [(_css(number), name, value) for number, (name, value) in enumerate(keys.items())]
+    return template("chart.html").render(svg=svg, keys=named, width=width)
 
 
 def _colours(count: int) -> list[str]:

@@ -3,11 +3,12 @@
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
+
+from smalti.report.templates import template
 
 Picture = UInt8[np.ndarray, "_H _W _C"]
 """C is 1 or 3. Pictures side by side need not agree in any axis."""
@@ -43,21 +44,14 @@ def tile_row(
     rows = list(zip(*columns.values(), strict=True))
     lines = list(captions) or [""] * len(rows)
     labels = [caption or f"image {number}" for number, caption in enumerate(lines, 1)]
-    pixels = scale * (rows[0][0].shape[1] if rows else 0)
-    cells = [_row(columns, row, line, label, scale) for row, line, label in zip(rows, lines, labels, strict=True)]
-    head = "".join(f"<b>{escape(heading)}</b>" for heading in columns)
-    each = max(1, -(-len(cells) // across))
-    style = f"grid-template-columns: repeat({len(columns)}, minmax(0, {pixels}px))"
-    grids = "".join(
-        f'<div class="tiles" style="{style}">{head}{"".join(cells[start : start + each])}</div>'
-        for start in range(0, len(cells), each)
+    shown = [(line, label, list(map(data_uri, row))) for line, label, row in zip(lines, labels, rows, strict=True)]
+    each = max(1, -(-len(shown) // across))
+    return template("tile_row.html").render(
+        headings=list(columns),
+        grids=[shown[start : start + each] for start in range(0, len(shown), each)],
+        width=scale * (rows[0][0].shape[1] if rows else 0),
+        sharp=scale > 1,
     )
-    return f'<figure class="pictures">{grids}</figure>\n'
-
-
-def _row(headings: Iterable[str], pictures: Iterable[Picture], line: str, label: str, scale: int) -> str:
-    cells = (_img(picture, f"{heading}, {label}", scale) for heading, picture in zip(headings, pictures, strict=True))
-    return "".join(cells) + (f"<p>{escape(line)}</p>" if line else "")
 
 
 def mask_overlay(
@@ -129,11 +123,6 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
             top, left = down * tall + _GAP, right * wide + _GAP
             painted[top : top + scale * height, left : left + scale * width] = enlarged
     return painted
-
-
-def _img(picture: Picture, alt: str, scale: int) -> str:
-    sharp = ' class="sharp"' if scale > 1 else ""
-    return f'<img{sharp} alt="{escape(alt)}" src="{data_uri(picture)}">'
 
 
 def data_uri(picture: Picture) -> str:

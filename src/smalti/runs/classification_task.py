@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,7 +32,8 @@ from smalti.evaluation.classification import (
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.runs.label_splits import Given, Labelled, Shares, divide, read_labelled
-from smalti.training.classify import Classify, ClassifySeveral
+from smalti.runs.model_selection import Measured
+from smalti.training.supervised import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""
@@ -107,30 +107,16 @@ class Classification:
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
-    ) -> dict[str, float]:
-        """A few numbers, to choose by."""
-        assert isinstance(images, InMemoryDataset)
-        scores = class_scores(model, images, size, compute)
-        if not self.multi_label:
-            return accuracies(scores, images.labels)
-        return {self.score: mean_precision(precisions(scores, _shown(images, outputs)))}
-
-    def report(
-        self,
-        model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
-        outputs: tuple[str, ...],
-        size: tuple[int, int],
-        compute: Compute,
-    ) -> dict[str, Any]:
-        """All numbers, at the end."""
+    ) -> Measured:
+        """What a network with these outputs is worth."""
         assert isinstance(images, InMemoryDataset)
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
             table = confusion(scores, images.labels)
-            return accuracies(scores, images.labels) | describe_classes(table, outputs, _MOST_CLASSES)
+            return Measured(accuracies(scores, images.labels), describe_classes(table, outputs, _MOST_CLASSES))
         found = precisions(scores, _shown(images, outputs))
-        return {self.score: mean_precision(found), "average_precision": dict(zip(outputs, found, strict=True))}
+        by_label = dict(zip(outputs, found, strict=True))
+        return Measured({self.score: mean_precision(found)}, {"average_precision": by_label})
 
 
 def _shown(images: InMemoryDataset, outputs: tuple[str, ...]) -> Float[Tensor, "n labels"]:

@@ -1,24 +1,17 @@
 """The gate before stage two: a collapsed tokenizer teaches nothing, so it is refused before hours are spent on it."""
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.reading import even_sample, some_squares
 from smalti.data.tokens.tokens import encode
 from smalti.evaluation.kmeans_baseline import fit_kmeans_baseline
 from smalti.evaluation.token_sample import constant, token_sample
 from smalti.functional.metrics import CodebookUse, codebook_use
 
-GATE_IMAGES = 2000
-"""Images that are looked at, at most, and as many training images for the yardstick."""
 _TOKENS_A_CODE, _FEWEST_WINDOW = 12, 20_000
 _LEAST_PERPLEXITY, _LEAST_USED = 0.6, 0.5
 _ENOUGH_A_CODE = 10
@@ -77,12 +70,3 @@ def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
         than = "codes" if enough else "codes that k-means uses"
         found.append(f"less than half of the {than} are used")
     return found
-
-
-def some_images(
-    images: InMemoryDataset | ImageDataset, side: int, count: int = GATE_IMAGES
-) -> UInt8[Tensor, "B C H W"]:
-    """At most `count` images, evenly spread, as squares of `side` pixels: what a yardstick is fitted on."""
-    if isinstance(images, InMemoryDataset):
-        return images.select(np.array(even_sample(len(images), count))).images
-    return some_squares(images, count, side)

@@ -16,13 +16,15 @@ from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import Images, affordable
+from smalti.evaluation.probe import probe_backbone, probe_pixels
 from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
-from smalti.runs.evaluate import probe_backbone, probe_pixels
 from smalti.runs.folder import RunFolder, create, read_kind
+from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.sections import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.session import seconds_per_step
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.compilation import Compile, has_compiler
 from smalti.training.targets import Pixels
@@ -175,7 +177,7 @@ def _pretrain(
     )
     steps = config.pretrain_steps
     if steps is None:
-        tokenizer = train_tokenizer.load_tokenizer(run.tokenizer, compute)
+        tokenizer = load_tokenizer(run.tokenizer, compute)
         trial, batches = pretrain.prepare(run, images, tokenizer, compute)
         end = config.seconds - min(_REPORT_SECONDS, config.seconds / 8) - probe_seconds
         steps = _affordable_steps(lambda: seconds_per_step(trial, batches, compute), clock, end)
@@ -211,7 +213,7 @@ def _baselines(config: Demo, images: Images, compute: Compute, log: Log) -> tupl
 def _pretrained(config: Demo, images: Images, compute: Compute, log: Log) -> Probes:
     """What the backbone is worth now."""
     log.say("measuring the pretrained network")
-    backbone = pretrain.load_model(f"{config.out}/pretrain", compute).backbone
+    backbone = load_model(f"{config.out}/pretrain", compute).backbone
     return {_PRETRAINED: asdict(probe_backbone(backbone, _labelled(config, images), compute))}
 
 

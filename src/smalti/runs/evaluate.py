@@ -1,39 +1,30 @@
 """`smalti evaluate`: what a tokenizer, a backbone or a fine-tuned network is worth on labelled or unlabelled images."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, Images
 from smalti.data.splits import load_splits, official_splits
-from smalti.evaluation.battery import Battery, BatteryResult
+from smalti.evaluation.battery import Battery, battery
 from smalti.evaluation.bound import describe
-from smalti.evaluation.features import Pooling, extract
-from smalti.evaluation.probe import ProbeResult, Split, probe
+from smalti.evaluation.features import Pooling
+from smalti.evaluation.pretraining import describe_loss, measure
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import MaskedImageModel
-from smalti.models.vit import VisionTransformer, as_unit_range
-from smalti.runs.collapse_check import some_images
+from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetuned import describe_finetuned, measure_finetuned
 from smalti.runs.folder import is_run, read_config, read_kind
-from smalti.runs.import_tokenizer import load_dalle
-from smalti.runs.pretrain import Pretrain, describe_loss, load_model, measure, target_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer, has_density, load_tokenizer
-from smalti.tokenizers.dalle import DallE
+from smalti.runs.models import load_model
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
+from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels
-
-DEFAULT_BATTERY = Battery()
-_QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
-"""What the demo chooses from."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,10 @@ def _measure_stages(
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
         log.say(f"no loss and no bound: the tokenizer of the run is no longer in {trained_on.tokenizer}")
         return {}
-    measured = measure(trained_on, model, images, target_tokenizer(trained_on, compute), compute)
+    tokenizer = target_tokenizer(trained_on.tokenizer, trained_on.target, compute)
+    objective, size = MaskedImageModeling(model, trained_on.target), trained_on.plan.micro_batch_size
+    density = tokenizer is not None and has_density(trained_on.tokenizer)
+    measured = measure(objective, trained_on.views(tokenizer), images, size, compute, density=density)
     print("\n".join([describe_loss(measured), *([describe(measured["bound"])] if "bound" in measured else [])]))
     return measured
 
@@ -111,42 +105,6 @@ def _measure_backbone(
     found = battery(backbone, images.train, images.held_out, compute, config.seed, protocol)
     print(found.describe())
     return found.as_dict()
-
-
-def battery(
-    backbone: Backbone,
-    train: InMemoryDataset,
-    test: InMemoryDataset,
-    compute: Compute,
-    seed: int = 0,
-    protocol: Battery = DEFAULT_BATTERY,
-) -> BatteryResult:
-    """What frozen features are worth: k-NN, linear probe and few labels, from one pass over the images."""
-    return next(batteries(backbone, train, test, compute, [seed], protocol))
-
-
-def batteries(
-    backbone: Backbone,
-    train: InMemoryDataset,
-    test: InMemoryDataset,
-    compute: Compute,
-    seeds: Iterable[int],
-    protocol: Battery = DEFAULT_BATTERY,
-) -> Iterator[BatteryResult]:
-    """The same for several seeds, which draw validation images and few labels; features are computed once."""
-    parts = [
-        extract(backbone, part, compute, poolings=protocol.poolings, dtype=torch.float16) for part in (train, test)
-    ]
-    for seed in seeds:
-        yield protocol(parts[0], train.labels, parts[1], test.labels, seed)
-
-
-def open_tokenizer(model: str, compute: Compute) -> tuple[Tokenizer, Data, bool]:
-    """A tokenizer that was trained or imported, how it sees images, and whether its p(x|z) is a density."""
-    if read_kind(model) == DallE.__name__:
-        imported = load_dalle(model, compute)
-        return imported, Data(channels=imported.config.in_chans, side=112), has_density(model)
-    return load_tokenizer(model, compute), read_config(model, TrainTokenizer).data, has_density(model)
 
 
 def describe_tokenizer(result: Mapping[str, Any]) -> str:
@@ -183,30 +141,11 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
-    tokenizer, data, density = open_tokenizer(config.model, compute)
+    tokenizer, density = load_tokenizer(config.model, compute), has_density(config.model)
+    data = input_of(config.model, tokenizer)
     images = _load(config, data, log)
     train = some_images(images.train, data.side)
     return evaluate_tokenizer(tokenizer, images.held_out.images, compute, train=train, density=density).as_dict()
-
-
-def probe_backbone(
-    backbone: VisionTransformer, images: Images, compute: Compute, validation: float = 0.1, seed: int = 0
-) -> ProbeResult:
-    """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
-    train, test = (extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in images)
-    split = Split.of(len(images.train), validation, seed)
-    return probe(train, images.train.labels, test, images.held_out.labels, split)
-
-
-def probe_pixels(images: Images, validation: float = 0.1, seed: int = 0) -> ProbeResult:
-    """The same probes on raw pixels."""
-    split = Split.of(len(images.train), validation, seed)
-    train, test = ({(0, "pixels"): _flat(part)} for part in images)
-    return probe(train, images.train.labels, test, images.held_out.labels, split)
-
-
-def _flat(images: InMemoryDataset) -> Tensor:
-    return as_unit_range(images.images).flatten(1)
 
 
 def _load(config: Evaluate, trained_on: Data, log: Log) -> Images:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.memory_estimate import training_memory
+from smalti.models.memory_estimate import num_parameters, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer, planned_steps
+from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 
 Config = TrainTokenizer | Pretrain | Finetune
@@ -54,27 +54,22 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
         fields.append(row)
     return {
         "fields": fields,
-        "num_parameters": num_parameters(after),
+        "num_parameters": num_parameters(after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone),
         "scaling": after.optimiser.scaling(after.plan.batch_size),
         "schedules": _schedules(after),
         "memory_mb": _memory_mb(after),
     }
 
 
-def num_parameters(config: Config) -> int:
-    """Trained parameters; else those of the bare backbone, without mask token and head."""
-    with torch.device("meta"):
-        module = config.tokenizer.build() if isinstance(config, TrainTokenizer) else config.backbone.build()
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _memory_mb(config: Config) -> dict[str, float]:
     """What a backbone needs (`training_memory`); nothing is tried."""
     if isinstance(config, TrainTokenizer):
         return {}
+    vit, seen = config.backbone, None
+    if isinstance(config, Pretrain):
+        seen = config.decoder.num_visible(config.masking, vit.grid)
     short, full = (
-        training_memory(config.backbone, config.plan.micro_batch_size, dtype)
-        for dtype in (torch.bfloat16, torch.float32)
+        training_memory(vit, config.plan.micro_batch_size, dtype, seen) for dtype in (torch.bfloat16, torch.float32)
     )
     return {
         "weights": full.weights / 1e6,
@@ -86,7 +81,7 @@ def _memory_mb(config: Config) -> dict[str, float]:
 
 
 def _schedules(config: Config) -> dict[str, dict[int, float]]:
-    if isinstance(config, TrainTokenizer) and planned_steps(config) == 0:
+    if isinstance(config, TrainTokenizer) and config.planned_steps == 0:
         return {}
     steps = config.plan.steps
     shown = sorted({1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps} - {0})

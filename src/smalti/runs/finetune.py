@@ -1,53 +1,44 @@
 """`smalti finetune`: a backbone and a head learn from labels; what is best on validation images is tested once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from smalti.core.compute import Compute, Device, Precision
+from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.segmentation import SceneImages
-from smalti.data.load import Data, Images
+from smalti.data.load import Images
 from smalti.data.loader import Loader
 from smalti.data.sampler import Sampler
-from smalti.data.statistics import Normalisation, statistics
 from smalti.data.transforms.batch_transforms import Change, Changed
 from smalti.data.transforms.erasing import Erasing
 from smalti.data.transforms.randaugment import RandAugment
-from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
-from smalti.distributed.collectives import Ranks, from_rank0, process_group
-from smalti.models.classifier import ImageClassifier
-from smalti.models.segmenter import Segmenter
-from smalti.models.vit import ViT
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
+from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
-from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind, writing
+from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
 from smalti.runs.label_splits import Given, Labelled, Shares
-from smalti.runs.model_selection import Best, Choose, read_chosen
+from smalti.runs.model_selection import Best, Choose, Measured, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
-from smalti.training.checkpoint import load_weights, read_checkpoint
-from smalti.training.compilation import Compile, compile_blocks, should_compile
+from smalti.runs.training_run import BackboneRun
+from smalti.training.checkpoint import Checkpoint, load_frozen
 from smalti.training.init_weights import init_from_weights
-from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
-from smalti.training.training_plan import Plan
-from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Finetune(BackboneRun):
     """Everything about a fine-tuning run."""
 
-    data: Data = Data()
     test: str = setting(
         "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
     )
@@ -58,11 +49,8 @@ class Finetune:
         "",
         "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
     )
-    out: str = setting("", "the run folder to write")
     task: Classification | Segmentation = Classification()
-    backbone: ViT = ViT()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
-    crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = NO_JITTER
     augment: RandAugment = RandAugment()
     erasing: Erasing = Erasing()
@@ -70,25 +58,9 @@ class Finetune:
     labels_per_class: int | None = setting(None, "so many labels of each class instead; none: label_share")
     validation: float = setting(0.1, "share of the images to learn from that choices are made on; without test")
     choose: Choose = setting("best", "which of the saved weights are used: the best on validation images, or the last")
-    normalisation: Normalisation | None = setting(
-        None,
-        "of pixels: half (0.5), imagenet, auto (measured); none: as of the run in init, else backbone.mean and .std",
-    )
-    optimiser: AdamW = AdamW()
-    plan: Plan = Plan()
-    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
-    ema_decay: float | None = setting(None, "a step; none: no averaging")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
-    precision: Precision = setting("auto", "number format")
-    device: Device = setting("auto", "where to compute")
-    seed: int = setting(0, "of order, crops, mixing, labels and weights")
-    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
-        require(
-            self.data.channels == self.backbone.in_chans,
-            f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
-        )
+        super().__post_init__()
         require(0 < self.label_share <= 1, f"a label_share of {self.label_share}", "use one in (0, 1]")
         require(
             self.labels_per_class is None or self.labels_per_class >= 1,
@@ -101,14 +73,15 @@ class Finetune:
             "use --label-share",
         )
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
-        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
-        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
-    @property
-    def shares(self) -> Shares:
-        """How labelled images are divided."""
-        return Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
+    def read_weights(self, run: Path) -> Checkpoint:
+        """The weights that were chosen."""
+        return read_chosen(run, self.choose)
+
+    def divided(self, given: Given, log: Log) -> Labelled:
+        """What to learn from, to choose on, and to be judged on."""
+        shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
+        return self.task.divide(given, self.data, self.test, self.validation_data, shares, log)
 
 
 def main(
@@ -135,50 +108,48 @@ def main(
         DataError: there are no labels.
         CheckpointError: there are no weights in `config.init`, or of no network that is known.
     """
-    with process_group(config.ranks, config.device), writing(config.out):
-        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 
 def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
-    parts = divided(config, given, session.log)
+    parts = config.divided(given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
-        data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
-        config = session.settled(settled(replace(config, data=data), given, session.log))
-        session.folder.write_config(config)
-        session.folder.write_classes(outputs)
+        config = session.settled(config, None if isinstance(given, SceneImages) else given)
+        config = settled(config, given, session.log)
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
-    best = Best(session.folder, session.log, _validation(config, parts, session.compute), config.task.score)
+    session.begin(config, outputs)
+
+    def measure(network: nn.Module) -> Measured:
+        return config.task.measure(network, parts.validation, outputs, config.backbone.img_size, session.compute)
+
+    best = Best(session.folder, session.log, measure, config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
-    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, parts, session)))
-    return result
-
-
-def _validation(config: Finetune, parts: Labelled, compute: Compute) -> Callable[[nn.Module], dict[str, float]]:
-    """Measures a network on validation images."""
-    outputs, size = config.task.outputs(parts.classes), config.backbone.img_size
-    return lambda network: config.task.measure(network, parts.validation, outputs, size, compute)
+    return from_rank0(lambda: session.finish(_measured(config, parts, session)))
 
 
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
     """The result of the run, from the weights that it has chosen."""
     task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
-    model, step = _load(config, outputs, session.compute)
-    validation = _validation(config, parts, session.compute)(model)
-    result: dict[str, Any] = {f"validation_{name}": value for name, value in validation.items()}
-    tested = task.report(model, parts.test, outputs, size, session.compute)
-    result |= {f"test_{name}": value for name, value in tested.items()}
+    chosen = config.read_weights(session.folder.path)
+    model = task.build(config.backbone, outputs)
+    model = load_frozen(model, chosen.model, config.out, session.compute.device)
+    validated, tested = (
+        task.measure(model, images, outputs, size, session.compute) for images in (parts.validation, parts.test)
+    )
+    result: dict[str, Any] = {f"validation_{name}": value for name, value in validated.scores.items()}
+    result |= {f"test_{name}": value for name, value in tested.as_dict().items()}
     if isinstance(task, Segmentation):
         task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
-    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": step}
+    result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": chosen.step}
     session.log.say(describe(result, task.score))
     return result
 
@@ -190,11 +161,6 @@ def describe(result: dict[str, Any], score: str) -> str:
         f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"
         " test images"
     )
-
-
-def divided(config: Finetune, given: Given, log: Log) -> Labelled:
-    """What to learn from, to choose on, and to be judged on."""
-    return config.task.divide(given, config.data, config.test, config.validation_data, config.shares, log)
 
 
 def prepare(
@@ -209,8 +175,7 @@ def prepare(
     if config.freeze:
         model.backbone.requires_grad_(False)
     trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
-    if should_compile(config.compile, plan.steps, compute.device):
-        compile_blocks(model.backbone.blocks)
+    config.compile_blocks(model.backbone.blocks, compute.device)
     views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
     view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
     loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
@@ -219,23 +184,14 @@ def prepare(
 
 
 def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
-    """The weights at `init`, which fit the backbone. A head comes along where it names the same.
+    """The weights at `init`. The head of a run of finetune comes along where it names the same.
 
     Raises:
-        UsageError: the configured backbone is another one, or it is a run of another kind.
-        CheckpointError: there are no weights, or of no network that is known.
+        UsageError: it is a run of another kind.
     """
-    if not holds_run(config.init):
-        source = read_source(config.init).without_head()
-    else:
-        run = _run_at(config.init)
-        path = Path(config.init).expanduser()
-        same = isinstance(run, Finetune) and RunFolder(path).read_classes() == outputs
-        weights = read_chosen(path, run.choose) if isinstance(run, Finetune) else read_checkpoint(path)
-        source = SourceWeights(config.init, weights.model, run.backbone.grid, run.backbone.num_heads)
-        source = source if same else source.without_head()
-    source.require_fit(config.backbone)
-    return source
+    run = _run_at(config.init) if holds_run(config.init) else None
+    same = isinstance(run, Finetune) and RunFolder(Path(config.init).expanduser()).read_classes() == outputs
+    return config.source(config.init, run, same)
 
 
 def _run_at(init: str) -> "Pretrain | Finetune":
@@ -255,28 +211,10 @@ def _run_at(init: str) -> "Pretrain | Finetune":
 
 def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
-    if config.normalisation is not None:
-        pixels = images.train.pairs.images if isinstance(images, SceneImages) else images.train
-        mean, std = statistics(config.normalisation, pixels, config.data.channels, config.data.side)
-    elif config.init and holds_run(config.init):
-        theirs = _run_at(config.init).backbone
-        mean, std = theirs.mean, theirs.std
-        if (mean, std) != (config.backbone.mean, config.backbone.std):
-            log.say(f"pixels as {config.init} sees them: mean {mean}, standard deviation {std}")
-    else:
-        return config
-    return replace(config, backbone=replace(config.backbone, mean=mean, std=std), normalisation=None)
-
-
-def load_model(run: str, compute: Compute) -> ImageClassifier | Segmenter:
-    """The chosen network of a run folder."""
-    config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
-    return _load(replace(config, out=run), folder.read_classes(), compute)[0]
-
-
-def _load(config: Finetune, outputs: tuple[str, ...], compute: Compute) -> tuple[ImageClassifier | Segmenter, int]:
-    """The network of the run in `out`, and the step that it is of."""
-    model = config.task.build(config.backbone, outputs)
-    checkpoint = read_chosen(Path(config.out).expanduser(), config.choose)
-    load_weights(model, checkpoint.model, config.out)
-    return model.eval().requires_grad_(False).to(compute.device), checkpoint.step
+    if config.normalisation is not None or not config.init or not holds_run(config.init):
+        return config.normalised(images.train.pairs.images if isinstance(images, SceneImages) else images.train)
+    theirs = _run_at(config.init).backbone
+    mean, std = theirs.mean, theirs.std
+    if (mean, std) != (config.backbone.mean, config.backbone.std):
+        log.say(f"pixels as {config.init} sees them: mean {mean}, standard deviation {std}")
+    return replace(config, backbone=replace(config.backbone, mean=mean, std=std))

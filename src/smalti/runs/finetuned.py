@@ -6,8 +6,9 @@ from typing import Any
 
 from smalti.core.compute import Compute
 from smalti.core.log import Log, printable
-from smalti.runs.finetune import Finetune, load_model
+from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.models import load_finetuned
 
 
 def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict[str, Any]:
@@ -19,8 +20,9 @@ def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict
     config, outputs = read_config(run, Finetune), RunFolder(Path(run).expanduser()).read_classes()
     shown = config.task.read(images, config.data, outputs, log)
     log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
-    model = load_model(run, compute)
-    return {"images": len(shown)} | config.task.report(model, shown, outputs, config.backbone.img_size, compute)
+    model = load_finetuned(run, compute)
+    measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
+    return {"images": len(shown)} | measured.as_dict()
 
 
 def describe_finetuned(result: Mapping[str, Any]) -> str:

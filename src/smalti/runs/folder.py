@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from smalti import __version__
 from smalti.core.config import from_json, to_json
-from smalti.core.errors import CheckpointError, OutputError, UsageError
+from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
-from smalti.core.folder_lock import LOCK, only_writer
+from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.remote.address import without_secrets
@@ -88,6 +88,23 @@ class RunFolder:
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
             write_bytes(self.metrics, "".join(kept).encode())
+
+    def require_ours(self) -> None:
+        """Before something is written while a run goes on: nobody has removed the folder or taken it over.
+
+        Raises:
+            LockError: another run has taken its place.
+            OutputError: it was removed.
+        """
+        if not is_rank0():
+            return
+        if (self.path / LOCK).exists() and (other := holder(self.path)) != own_name():
+            raise LockError(
+                f"{self.path} has been taken over", cause=f"by process {other}", fix="two runs need two folders"
+            )
+        if not (self.path / _CONFIG).exists():
+            cause = "a run needs its folder, and its checkpoints are gone with it"
+            raise OutputError(f"{self.path} was removed while the run went on", cause=cause, fix="begin it again")
 
     def _write(self, name: str, value: object) -> None:
         if is_rank0():

@@ -8,16 +8,11 @@ from typing import Any
 from safetensors.torch import save
 
 from smalti import __version__
-from smalti.core.compute import Compute
-from smalti.core.config import from_json, require, setting, to_json
-from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import read_folder, require_place, sha256, write_folder
-from smalti.core.tensors import tensors_of
-from smalti.tokenizers.dalle import DallE, DallETokenizer
-from smalti.training.checkpoint import load_weights
+from smalti.core.config import require, setting, to_json
+from smalti.core.errors import UsageError
+from smalti.core.files import require_place, sha256, write_folder
+from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
 from smalti.weights.dalle import read_dalle
-
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,23 +45,6 @@ def main(config: ImportTokenizer) -> dict[str, Any]:
     tokenizer, weights = read_dalle(paths)
     sources = {path.name: sha256(path.read_bytes()) for path in paths}
     about = {"smalti": __version__, "config": to_json(tokenizer), "sources": sources}
-    write_folder(out, {_CONFIG: (json.dumps(about, indent=2) + "\n").encode(), _WEIGHTS: save(weights)})
+    write_folder(out, {IMPORTED_CONFIG: (json.dumps(about, indent=2) + "\n").encode(), IMPORTED_WEIGHTS: save(weights)})
     parameters = sum(value.numel() for value in weights.values())
     return {"out": config.out, "tokenizer": to_json(tokenizer), "parameters": parameters, "sources": sources}
-
-
-def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
-    """The tokenizer in a folder that `main` wrote, frozen.
-
-    Raises:
-        CheckpointError: the folder is not whole, or its weights do not fit its configuration.
-    """
-    try:
-        files = read_folder(Path(folder).expanduser())
-        tokenizer = from_json(DallE, json.loads(files[_CONFIG])["config"]).build()
-        weights = tensors_of(files[_WEIGHTS])
-    except (ValueError, KeyError, TypeError, CheckpointError, UsageError) as error:
-        cause = "a file of it is missing or damaged"
-        raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error
-    load_weights(tokenizer, weights, folder)
-    return tokenizer.eval().requires_grad_(False).to(compute.device)

@@ -13,7 +13,7 @@ from smalti.core.allocator import keep_freed_memory
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.core.rng import Stream, fold
-from smalti.functional.connected_components import piece_sizes
+from smalti.functional.connected_components import component_sizes
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.report.charts import curve
@@ -102,7 +102,7 @@ def look(config: Masks) -> Seen:
         seconds += spent
         first = np.concatenate([first, masks[: _IN_PIECES - len(first)]])
     masked, coverage = masked / config.draws, coverage.reshape(grid) / config.draws
-    sizes = piece_sizes(first, grid)
+    sizes = component_sizes(first, grid)
     found, requested = np.flatnonzero(masked), config.masking.requested(grid)
     mean = float(np.arange(patches + 1) @ masked)
     result = {

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import nn
 
@@ -20,18 +20,34 @@ _BEST = "best"
 _STAGE = "validation"
 
 
+class Measured(NamedTuple):
+    """What a network is worth on some images.
+
+    Attributes:
+        scores: single numbers, to choose by.
+        details: what there is to say of each class beside them, as JSON values.
+    """
+
+    scores: dict[str, float]
+    details: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as in result.json."""
+        return self.scores | self.details
+
+
 @dataclass(frozen=True)
 class Best:
     """Measures weights as they are saved, and keeps the best of them in best/. Scores are in metrics.jsonl.
 
     Attributes:
-        measure: numbers of a network on validation images.
-        by: the number that is to be large.
+        measure: what a network is worth on validation images.
+        by: the score that is to be large.
     """
 
     folder: RunFolder
     log: Log
-    measure: Callable[[nn.Module], dict[str, float]]
+    measure: Callable[[nn.Module], Measured]
     by: str
 
     def look(self, trainer: Trainer) -> None:
@@ -43,7 +59,7 @@ class Best:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
         network.eval()
-        measured = self.measure(network)
+        measured = self.measure(network).scores
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
         self.log.record(stage=_STAGE, step=trainer.step, **named)

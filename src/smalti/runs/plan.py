@@ -19,8 +19,8 @@ from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
 from smalti.functional.vocabulary import vocabulary_for
+from smalti.models.memory_estimate import num_parameters
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
-from smalti.runs.explain import num_parameters
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
@@ -239,7 +239,7 @@ def proposed(
         "tokens": vit.grid[0] * vit.grid[1],
         "vocab_size": tokenizer.tokenizer.vocab_size,
         "backbone": {"embed_dim": vit.embed_dim, "depth": vit.depth, "num_heads": vit.num_heads}
-        | {"num_parameters": num_parameters(pretrain)},
+        | {"num_parameters": num_parameters(pretrain.backbone)},
         "tokenizer": {"steps": steps.tokenizer, "seconds_per_step": measured.tokenizer_step}
         | {"batch_size": tokenizer.plan.batch_size, "accumulate": 1}
         | {"hours": steps.tokenizer * measured.tokenizer_step / 3600},

@@ -5,8 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from smalti.core.contracts import Masking
-from smalti.evaluation.reference_curves import Masks, Reference, Setup, TargetName, nearest, references, standing
+from smalti.evaluation.reference_curves import (
+    DecoderName,
+    Masks,
+    Reference,
+    Setup,
+    TargetName,
+    nearest,
+    references,
+    standing,
+)
 from smalti.functional.masking import Random
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.training_plan import Plan
@@ -59,8 +69,34 @@ class ReferenceComparison:
         return f"{said} after {self.setup.num_images}"
 
 
+def comparison_of(
+    target: Tokens | SoftTokens | Pixels,
+    backbone: ViT,
+    masking: Masking,
+    decoder: Linear | CrossAttention,
+    plan: Plan,
+    vocab_size: int | None,
+    baseline: float,
+) -> ReferenceComparison | None:
+    """The run with its nearest reference; None where there is none.
+
+    Args:
+        baseline: as of `ReferenceComparison`.
+    """
+    setup = setup_of(target, backbone, masking, decoder, plan, vocab_size)
+    reference = None if setup is None else nearest(setup, references())
+    if setup is None or reference is None:
+        return None
+    return ReferenceComparison(reference, setup, baseline, plan.batch_size)
+
+
 def setup_of(
-    target: Tokens | SoftTokens | Pixels, backbone: ViT, masking: Masking, plan: Plan, vocab_size: int | None
+    target: Tokens | SoftTokens | Pixels,
+    backbone: ViT,
+    masking: Masking,
+    decoder: Linear | CrossAttention,
+    plan: Plan,
+    vocab_size: int | None,
 ) -> Setup | None:
     """What is compared of a run; None for pixels whose errors have other units than those of the references."""
     if isinstance(target, Pixels) and target != Pixels():
@@ -69,9 +105,5 @@ def setup_of(
     name: TargetName = "pixels" if isinstance(target, Pixels) else "tokens"
     masked, images = masking.count(backbone.grid), plan.steps * plan.batch_size
     masks: Masks = "random" if isinstance(masking, Random) else "blocks"
-    return Setup(name, vocab_size, rows * columns, masked, backbone.embed_dim, backbone.depth, images, masks)
-
-
-def nearest_run(setup: Setup | None) -> Reference | None:
-    """The curve to compare with; None where there is none."""
-    return None if setup is None else nearest(setup, references())
+    kind: DecoderName = "linear" if isinstance(decoder, Linear) else "cross-attention"
+    return Setup(name, vocab_size, rows * columns, masked, backbone.embed_dim, backbone.depth, images, masks, kind)

@@ -18,6 +18,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.label_splits import Given
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.nonfinite import Numbers, first_not_finite
 from smalti.training.nonfinite_dump import DumpStep, numbers_as_json, read_dump
@@ -117,10 +118,10 @@ def _rebuilt(run: _Run, images: Given, compute: Compute, capture: DumpStep) -> t
 
 def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batches]:
     if isinstance(run, Finetune):
-        return finetune.prepare(run, finetune.divided(run, images, Log()), compute)
+        return finetune.prepare(run, run.divided(images, Log()), compute)
     assert not isinstance(images, SceneImages)
     if isinstance(run, Pretrain):
-        return pretrain.prepare(run, images, pretrain.target_tokenizer(run, compute), compute)
+        return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
     return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle
 
 

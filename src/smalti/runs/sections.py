@@ -16,6 +16,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset, embedded_photographs
 from smalti.data.load import Images
+from smalti.data.tokens.tokens import tokenized
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
 from smalti.evaluation.inpainting import Inpainting, inpaint, paint
@@ -25,10 +26,12 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.models import load_model
 from smalti.runs.online_knn import ONLINE
-from smalti.runs.pretrain import Pretrain, held_out_batch, load_model, target_tokenizer
-from smalti.runs.reference_curve import ReferenceComparison, nearest_run, setup_of
-from smalti.runs.train_tokenizer import TrainTokenizer, load_tokenizer
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.reference_curve import ReferenceComparison
+from smalti.runs.tokenizers import load_tokenizer, target_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.targets import Pixels
 
 Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
@@ -138,15 +141,9 @@ def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison 
     pixels = isinstance(config.target, Pixels)
     baseline = FLAT_PATCH if pixels else result.get("unigram_entropy_nats")
     vocab_size = None if pixels else vocab_size_of(result)
-    if baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
+    if not config.reference or baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
         return None
-    setup = setup_of(config.target, config.backbone, config.masking, config.plan, vocab_size)
-    reference = nearest_run(setup) if config.reference else None
-    return (
-        None
-        if setup is None or reference is None
-        else ReferenceComparison(reference, setup, baseline, config.plan.batch_size)
-    )
+    return config.comparison(vocab_size, baseline)
 
 
 def _reference(
@@ -181,18 +178,20 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
     """The first images whole, masked in parts, and as the network fills them in; what there is to see."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
-    tokenizer = target_tokenizer(config, compute)
-    batch, patch_size = held_out_batch(config, held_out, tokenizer, compute, count), config.backbone.patch_size
+    tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
+    batch = config.views(tokenizer).held_out_batch(held_out, np.arange(min(count, len(held_out))))
+    patch_size = config.backbone.patch_size
     if tokenizer is not None:
-        return completed(inpaint(model, tokenizer, batch, compute), patch_size), (
+        seen = inpaint(model, tokenizer, tokenized(batch, tokenizer, compute), compute)
+        return completed(seen, patch_size), (
             "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
             " replaced by the most likely predicted ones and decoded together."
         )
     assert isinstance(config.target, Pixels)
     assert batch.mask is not None
     original = to_pixels(batch.image)
-    masked = mask_overlay(original, batch.mask.cpu().numpy(), patch_size)
-    predicted = to_pixels(paint(model, config.target, batch, compute))
+    masked = mask_overlay(original, batch.mask.numpy(), patch_size)
+    predicted = to_pixels(paint(model, config.target, batch.to(compute.device), compute))
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (
         "In the last column the masked patches are predicted pixels." + (true if config.target.normalise else "")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,8 @@ from smalti.models.vit import ViT
 from smalti.report.page import Section, page
 from smalti.report.pictures import label_colours, tile_row
 from smalti.runs.label_splits import Given, Labelled, Shares
-from smalti.training.segment import Segment
+from smalti.runs.model_selection import Measured
+from smalti.training.supervised import Segment
 
 _MOST_CLASSES = 254
 _SHOWN = 12
@@ -167,23 +167,11 @@ class Segmentation:
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
-    ) -> dict[str, float]:
-        """A few numbers, to choose by."""
-        assert isinstance(images, SegmentationDataset)
-        return scores_of(confusion_on(model, images, size, self.window, compute))
-
-    def report(
-        self,
-        model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
-        outputs: tuple[str, ...],
-        size: tuple[int, int],
-        compute: Compute,
-    ) -> dict[str, Any]:
-        """All numbers, at the end."""
+    ) -> Measured:
+        """What a network with these outputs is worth."""
         assert isinstance(images, SegmentationDataset)
         found = confusion_on(model, images, size, self.window, compute)
-        return scores_of(found) | ious_by_name(found, outputs)
+        return Measured(scores_of(found), ious_by_name(found, outputs))
 
     def write_page(
         self,

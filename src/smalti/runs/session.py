@@ -4,57 +4,39 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
 from smalti import __version__
-from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import kind_name, leaves, require
-from smalti.core.contracts import Batch, Batches, Evaluation
-from smalti.core.errors import CheckpointError, DataError
+from smalti.core.contracts import Batches, Evaluation
+from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.segmentation import SegmentationDataset
-from smalti.distributed.collectives import all_gather, from_rank0, name_lost_rank, require_same
-from smalti.runs.folder import RunFolder, create, read_config, reopen
-from smalti.runs.kept import Kept
+from smalti.data.load import Images, StoredImages
+from smalti.distributed.collectives import from_rank0, require_same
+from smalti.distributed.process_group import name_lost_rank, process_group
+from smalti.runs.folder import RunFolder, create, read_config, reopen, writing
+from smalti.runs.reference_curve import ReferenceComparison
 from smalti.runs.resume import require_exact, require_same_settings
-from smalti.training.checkpoint import BackgroundWriter, Checkpoint, has_checkpoint, read_checkpoint_on_rank0
-from smalti.training.loop import Remark, fit
-from smalti.training.nonfinite import NotFiniteError
-from smalti.training.nonfinite_dump import write_dump
+from smalti.runs.training_hooks import TrainingHooks
+from smalti.runs.training_run import TrainingRun
+from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, read_checkpoint_on_rank0
+from smalti.training.loop import fit
 from smalti.training.profiling import Profiled
 from smalti.training.run_environment import RunEnvironment
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
-_RUN = ("config.json", "data.json", "bad_files.jsonl")
-"""What a bundle has of the run."""
-
-
-T = TypeVar("T")
-
-
-class TrainingConfig(Protocol):
-    """The fields that every training verb's configuration has."""
-
-    @property
-    def out(self) -> str: ...
-    @property
-    def device(self) -> Device: ...
-    @property
-    def precision(self) -> Precision: ...
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def profile(self) -> int: ...
+T = TypeVar("T", bound=TrainingRun)
 
 
 @dataclass(frozen=True)
@@ -74,15 +56,22 @@ class Session:
     allow_inexact: bool = False
 
     @staticmethod
+    @contextmanager
     def open(
-        config: TrainingConfig, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
-    ) -> "Session":
-        """Create the run folder, or take up the one that is there.
+        config: TrainingRun, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
+    ) -> Iterator["Session"]:
+        """Meet the other ranks, and create the run folder or take up the one that is there, which nobody else writes.
 
         Raises:
             UsageError: its settings were others, and it may not go on otherwise.
+            LockError: another process is writing it.
             DistributedError: they are others on another rank.
         """
+        with process_group(config.ranks, config.device), writing(config.out):
+            yield Session._open(config, resume, compute, allow_inexact)
+
+    @staticmethod
+    def _open(config: TrainingRun, resume: bool, compute: Compute | None, allow_inexact: bool) -> "Session":
         require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
         resumed = resume and from_rank0(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
@@ -95,10 +84,18 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T) -> T:
-        """The same, with device and number format as they were decided: a run that goes on must not decide anew."""
-        chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
-        return chosen
+    def settled(self, config: T, images: Images | StoredImages | None = None) -> T:
+        """The same, with device, number format and place of the images as they were decided: a run that goes on must
+        not decide anew."""
+        data = config.data if images is None else config.data.settled(images)
+        return replace(config, data=data, device=self.compute.device_kind, precision=self.compute.precision)
+
+    def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
+        """Keep the settled configuration, and what the outputs of a classifier stand for, where the run is new."""
+        if not self.resumed:
+            self.folder.write_config(config)
+            if classes:
+                self.folder.write_classes(classes)
 
     def same_images(self, source: InMemoryDataset | ImageDataset | SegmentationDataset) -> None:
         """Note what the run learns from.
@@ -128,12 +125,12 @@ class Session:
         profile: int = 0,
         look: Callable[[Trainer], None] | None = None,
         evaluation: Evaluation | None = None,
-        remark: Remark | None = None,
+        beside: ReferenceComparison | None = None,
     ) -> None:
         """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded.
 
         Args:
-            look: called before every save that `plan` asks for; it must leave the trainer as it is.
+            look, evaluation, beside: as of `TrainingHooks`.
         """
         if profile and is_rank0():
             batches = Profiled(batches, profile, self.folder.path, self.log)
@@ -149,41 +146,11 @@ class Session:
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
         many = f", on {world_size()} processes" if world_size() > 1 else ""
-        with Kept(self.folder, self.log) as kept, BackgroundWriter(before=kept.see_to_it) as writer, name_lost_rank():
-
-            def save(at: Trainer) -> None:
-                planned = at.step == plan.scheduled(at.step) or at.step == plan.steps
-                if look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
-                    look(at)
-                at.save(path, partial(writer.write, keep=plan.scheduled(at.step) if plan.rollback else None))
-
-            fit(
-                trainer,
-                batches,
-                plan,
-                self.log,
-                title=title,
-                compute=self.compute,
-                save=save,
-                capture=self.capture,
-                evaluation=evaluation,
-                remark=remark,
-                go_back=lambda at: self._go_back(at, plan, writer),
-                go_on=f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}",
-            )
-
-    def _go_back(self, trainer: Trainer, plan: Plan, writer: BackgroundWriter) -> str:
-        """Roll back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
-        writer.wait()
-        try:
-            checkpoint = read_checkpoint_on_rank0(self.folder.path, until=plan.scheduled(trainer.step - 1))
-        except CheckpointError as error:
-            return f"no checkpoint to go back to: {error.cause}"
-        trainer.roll_back(checkpoint, str(self.folder.path))
-        return (
-            f"rolled back to step {checkpoint.step}: the images since are left out, step {trainer.step + 1} is next;"
-            f" {trainer.rollbacks} of at most {plan.rollback} times"
-        )
+        go_on = f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}"
+        with BackgroundWriter(before=self.folder.require_ours) as writer, name_lost_rank():
+            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, beside)
+            fit(trainer, batches, plan, self.log, title=title, compute=self.compute, hooks=hooks)
+        self.folder.require_ours()
 
     def _restore(self, trainer: Trainer) -> None:
         """Take up the newest whole checkpoint.
@@ -199,18 +166,6 @@ class Session:
             differing = checkpoint.conditions.differences(now, on_cpu=self.compute.device.type == "cpu")
             require_exact(run, differing, self.allow_inexact)
         trainer.load_state(checkpoint, run)
-
-    def capture(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
-        """Keep a step that failed in the run folder, with all that `smalti replay` needs: the images of all ranks."""
-        before = trainer.checkpoint()
-        batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
-        return Path(from_rank0(lambda: str(self._capture(before, batch, failure))))
-
-    def _capture(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
-        path, data = self.folder.path, self.folder.read_data()
-        more = [path / name for name in _RUN if (path / name).exists()]
-        num_images = data["images"] if data else len(batch.index)
-        return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json. What came out as no number is said, and null there: the weights are finite."""

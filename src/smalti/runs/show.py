@@ -20,10 +20,10 @@ from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens.tokens import encode
 from smalti.report.page import Section
 from smalti.report.pictures import png, sheet, tile_row, token_map
-from smalti.runs.evaluate import open_tokenizer
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.sections import Columns, filled_in, scale_of, to_pixels, write_page
+from smalti.runs.tokenizers import input_of, load_tokenizer
 
 _PAGE, _PICTURE = (".html", ".htm"), ".png"
 
@@ -72,7 +72,8 @@ def main(config: Show) -> dict[str, Any]:
 
 def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
     """Original | decoded | visual tokens."""
-    tokenizer, data, _ = open_tokenizer(config.model, compute)
+    tokenizer = load_tokenizer(config.model, compute)
+    data = input_of(config.model, tokenizer)
     pixels, names = read_images(config, data)
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():

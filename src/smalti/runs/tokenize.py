@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from smalti.core.log import Log
 from smalti.data.loader import Loader
 from smalti.data.tokens.token_cache import BAD_FILES, TokenCache
 from smalti.data.tokens.tokens import encode, token_view
-from smalti.runs.pretrain import Pretrain, open_cache, training_loader
-from smalti.runs.train_tokenizer import load_tokenizer
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.training.masked_batches import open_cache
 from smalti.training.targets import Tokens
 
 _BLOCK = 256
@@ -75,10 +76,10 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
     log, compute = Log(), choose_compute(config.device, config.precision) if compute is None else compute
     tokenizer = load_tokenizer(config.tokenizer, compute)
     images = config.data.open(log, config.folder / BAD_FILES)
-    run = replace(config, plan=replace(config.plan, batch_size=_BLOCK))
+    views, size = config.views(tokenizer), config.plan.batch_size
     with (
-        closing(open_cache(config, config.folder, images, tokenizer, compute)) as cache,
-        closing(training_loader(run, images, tokenizer, compute)) as loader,
+        closing(open_cache(config.folder, views, images.train, tokenizer, size, compute)) as cache,
+        closing(views.training_loader(images, config.data, _BLOCK, compute.device)) as loader,
     ):
         began = time.perf_counter()
         filled = Filled(cache, loader, tokenizer, compute)

@@ -1,30 +1,28 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from smalti.core.compute import Compute, Device, Precision
+from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.load import Images, StoredImages
 from smalti.data.loader import Loader
 from smalti.data.reading import some_squares
 from smalti.data.sampler import Sampler
-from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.data.view_source import open_view_source
-from smalti.distributed.collectives import Ranks, from_rank0, process_group
+from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
-from smalti.runs.collapse_check import some_images
-from smalti.runs.folder import read_config, read_kind, writing
-from smalti.runs.import_tokenizer import load_dalle
 from smalti.runs.session import Session
+from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from smalti.tokenizers.fsq import FSQ
@@ -32,41 +30,29 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vq import VQ
-from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
-from smalti.training.objectives import DiscreteVAEObjective, Relaxation
-from smalti.training.optim import AdamW
-from smalti.training.quantised import QuantisedObjective
+from smalti.training.checkpoint import write_checkpoint
+from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
 from smalti.training.trainer import Trainer
-from smalti.training.training_plan import Plan
 
 
 @dataclass(frozen=True)
-class TrainTokenizer:
+class TrainTokenizer(TrainingRun):
     """Everything about a tokenizer run."""
 
-    data: Data = Data()
-    out: str = setting("", "the run folder to write")
     tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection = DVAE()
     relaxation: Relaxation = Relaxation()
     """Of the discrete VAEs only, DVAE and DallE."""
     likelihood: Likelihood = setting(
         "logit_laplace", "how reconstructions are compared: in nats, or as errors of pixels in [0, 1]", "DALL-E, A.3"
     )
-    crop: RandomResizedCrop = RandomResizedCrop()
     jitter: ColorJitter = NO_JITTER
-    optimiser: AdamW = AdamW()
-    plan: Plan = Plan()
     init_images: int = setting(
         1000, "images that the codebook is initialised from; 0: random weights, as in the papers"
     )
     ema_decay: float = setting(0.999, "a step", "DALL-E, appendix A.2")
-    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none")
-    precision: Precision = setting("auto", "number format")
-    device: Device = setting("auto", "where to compute")
-    seed: int = setting(0, "of order, crops, noise and weights")
-    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.data.channels == self.tokenizer.in_chans,
             f"data.channels {self.data.channels} and tokenizer.in_chans {self.tokenizer.in_chans} differ",
@@ -78,13 +64,15 @@ class TrainTokenizer:
         )
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
-            self.init_images > 0 or not is_fitted(self.tokenizer),
+            self.init_images > 0 or self.planned_steps > 0,
             "a tokenizer fitted to no images",
             "use more init_images",
         )
-        require(0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "choose one between 0 and 1")
-        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
-        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimiser steps: none for tokenizers that are fitted to some images, and not trained."""
+        return 0 if isinstance(self.tokenizer, KMeansPatches | RandomProjection) else self.plan.steps
 
 
 def main(
@@ -106,8 +94,7 @@ def main(
     Returns:
         The result, as written to result.json.
     """
-    with process_group(config.ranks, config.device), writing(config.out):
-        session = Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact)
+    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 
@@ -115,12 +102,10 @@ def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dic
     """The run, in a folder that nobody else writes."""
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = session.settled(replace(config, data=config.data.settled(given)))
-        session.folder.write_config(config)
+        config = session.settled(config, given)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)
-    result: dict[str, Any] = from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
-    return result
+    return from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
 
 
 def _measured(
@@ -134,33 +119,25 @@ def _measured(
         train=some_images(given.train, config.data.side),
         density=config.likelihood == "logit_laplace",
     )
-    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": planned_steps(config)}
+    counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.planned_steps}
     return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
 
 
 def made(config: TrainTokenizer, images: Images | StoredImages, session: Session) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved."""
-    if planned_steps(config) > 0:
+    if config.planned_steps > 0:
         trainer, batches = prepare(config, images, session.compute)
+        session.begin(config)
         session.train("tokenizer", trainer, batches, config.plan, config.profile)
         trained = trainer.trained
         assert isinstance(trained, ImageTokenizer)
         return trained
     tokenizer = start(config, images)
+    session.begin(config)
     session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
     if is_rank0():
         write_checkpoint(session.folder.path, 0, tokenizer, {})
     return tokenizer
-
-
-def is_fitted(tokenizer: object) -> bool:
-    """Whether a tokenizer of this configuration is fitted to some images, and not trained."""
-    return isinstance(tokenizer, KMeansPatches | RandomProjection)
-
-
-def planned_steps(config: TrainTokenizer) -> int:
-    """Optimiser steps: none for tokenizers that are fitted."""
-    return 0 if is_fitted(config.tokenizer) else config.plan.steps
 
 
 def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
@@ -196,17 +173,3 @@ def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Object
     if isinstance(tokenizer, Quantised):
         return QuantisedObjective(tokenizer, config.likelihood)
     raise UsageError(f"a {type(config.tokenizer).__name__} tokenizer is fitted, not trained")
-
-
-def load_tokenizer(run: str, compute: Compute) -> ImageTokenizer:
-    """The tokenizer of a run folder, of whichever kind, or an imported one."""
-    if read_kind(run) == DallE.__name__:
-        return load_dalle(run, compute)
-    tokenizer = read_config(run, TrainTokenizer).tokenizer.build()
-    load_weights(tokenizer, read_checkpoint(Path(run).expanduser()).model, run)
-    return tokenizer.eval().requires_grad_(False).to(compute.device)
-
-
-def has_density(run: str) -> bool:
-    """Whether p(x|z) of the tokenizer in a run folder was trained as a density, and not as an error of pixels."""
-    return read_kind(run) == DallE.__name__ or read_config(run, TrainTokenizer).likelihood == "logit_laplace"

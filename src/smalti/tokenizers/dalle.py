@@ -4,7 +4,7 @@ encoder  7x7 -> groups of residual blocks, halved by max-pooling between groups 
 decoder  1x1 (the codebook) -> the same groups in reverse, doubled between groups -> ReLU, 1x1 -> mean and log-scale
 
 Reference: Ramesh et al., Zero-Shot Text-to-Image Generation (DALL-E), appendix A; BEiT §2.1.2 uses its weights.
-Differs: widths, number of groups and channels are free; bf16 in the place of fp16, under autocast.
+Differs: widths, number of groups and channels are configurable; bf16 under autocast instead of fp16.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer, require_tokens
 from smalti.tokenizers.trunk import float32
 
 _POSITIONS = 256
-"""Positions whose logits `encode` holds at a time."""
+"""Positions whose logits `encode` computes at a time."""
 _SHORTLIST = 8
-"""Codes that bf16, which has three digits, may take for the best one."""
+"""Codes per position whose logits are computed again in float32, since bf16 has only three digits."""
 
 
 @dataclass(frozen=True)
 class DallE:
-    """Configuration of the tokenizer; the default values are those of the public one. `build()` makes it."""
+    """Configuration of the tokenizer. The defaults are those of the public one."""
 
     vocab_size: int = setting(8192, "visual tokens", "DALL-E, appendix A; BEiT §2.1.2")
     stride: int = setting(8, "pixels between tokens", "DALL-E, appendix A")
@@ -50,14 +50,14 @@ class DallE:
         return tuple(self.width * 2**level for level in range(self.stride.bit_length()))
 
     def build(self, seed: int = 0) -> "DallETokenizer":
-        """A network with freshly drawn weights, the same for the same seed."""
+        """A network with random weights, which are a function of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return DallETokenizer(self)
 
 
 class DallETokenizer(ImageTokenizer):
-    """q(z|x): `logits`; p(x|z): `distribution`. The pixel map [0, 1] -> [ε, 1-ε] is inside."""
+    """q_φ(z|x) is `logits`, p_ψ(x|z) is `distribution`. Both apply the pixel map [0, 1] -> [ε, 1-ε] themselves."""
 
     def __init__(self, config: DallE) -> None:
         super().__init__(config)
@@ -71,10 +71,10 @@ class DallETokenizer(ImageTokenizer):
         self.to(memory_format=torch.channels_last)
 
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
-        """Nothing: the weights stay as they were drawn, as in the paper. A short training then finds few codes."""
+        """Does nothing: as in the paper, training starts from random weights. A short training then uses few codes."""
 
     def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
-        """Scores of every visual token at every position.
+        """Logits over the visual tokens at every position.
 
         Args:
             images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
@@ -85,19 +85,19 @@ class DallETokenizer(ImageTokenizer):
     def distribution(
         self, weights: Float[Tensor, "B V h w"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
         with float32(weights):
             codes = self.codebook(weights.float())
         return self.pixels(codes)
 
     def features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
-        """What the encoder makes of uint8 or float images in [0, 1]."""
+        """The output of the encoder for images, uint8 or float in [0, 1]."""
         x = (1 - 2 * LAPLACE_EPSILON) * as_unit_range(images) + LAPLACE_EPSILON
         features: Tensor = self.encoder(self.embed(x.contiguous(memory_format=torch.channels_last)))
         return features.relu()
 
     def pixels(self, codes: Float[Tensor, "B d h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, given vectors of the codebook."""
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, for codebook vectors."""
         pixels: Tensor = self.to_pixels(self.decoder(codes).relu()).float()
         mean, log_scale = pixels.chunk(2, dim=1)
         return mean, log_scale
@@ -106,11 +106,13 @@ class DallETokenizer(ImageTokenizer):
         """The most likely visual token at every position."""
         positions = self.features(images).permute(0, 2, 3, 1)
         weight = self.to_logits.weight[:, :, 0, 0].to(positions.dtype)
-        parts = positions.flatten(0, 2).split(_POSITIONS)  # all logits at once would be the largest tensor by far
+        parts = positions.flatten(0, 2).split(
+            _POSITIONS
+        )  # the logits of all positions would be the largest tensor by far
         return torch.cat([self._best(part, weight) for part in parts]).view(positions.shape[:3])
 
     def _best(self, features: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Int[Tensor, "n"]:
-        """The code of the greatest logit; in bf16 a shortlist first, whose logits are then computed in float32."""
+        """The code with the greatest logit; bf16 logits select a shortlist, whose logits are recomputed in float32."""
         if features.dtype == torch.float32:
             return self._scores(features).argmax(1)
         assert self.to_logits.bias is not None
@@ -122,7 +124,7 @@ class DallETokenizer(ImageTokenizer):
         return shortlist.gather(1, best)[:, 0]
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The most likely image for these tokens, in [0, 1]."""
+        """The most likely image given the tokens, in [0, 1]."""
         assert self.codebook.bias is not None
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()) + self.codebook.bias
         mean, _ = self.pixels(codes.permute(0, 3, 1, 2))

@@ -1,4 +1,4 @@
-"""What both halves of the DALL-E tokenizer are made of: groups of residual blocks, one group a resolution."""
+"""The building blocks of the DALL-E tokenizer: groups of residual blocks, one group per resolution."""
 
 import math
 from collections import OrderedDict
@@ -13,7 +13,7 @@ Kernels: TypeAlias = tuple[int, int, int, int]
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps the size; weights drawn from N(0, 1/fan_in), biases 0."""
+    """A convolution that keeps the size, with weights from N(0, 1/fan_in) and biases 0."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
         super().__init__(n_in, n_out, kernel, padding=kernel // 2)
@@ -25,12 +25,12 @@ class Conv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """x + gain · four convolutions, each behind a ReLU; x goes through a 1x1 convolution where the width changes.
+    """x + gain · (four times ReLU and convolution); a 1x1 convolution of x where the number of channels changes.
 
     Args:
-        n_in, n_out: channels; inside there are n_out/4.
+        n_in, n_out: channels of input and output; the branch has n_out/4.
         kernels: sizes of the four convolutions: 3, 3, 3, 1 in the encoder, 1, 3, 3, 3 in the decoder.
-        gain: 1/layers², with which the branches of all layers together start small.
+        gain: 1/layers², so that the sum over the branches of all layers starts small.
     """
 
     def __init__(self, n_in: int, n_out: int, kernels: Kernels, gain: float) -> None:
@@ -39,7 +39,7 @@ class Block(nn.Module):
         widths = (n_in, n_out // 4, n_out // 4, n_out // 4, n_out)
         layers: list[tuple[str, nn.Module]] = []
         for number, kernel in enumerate(kernels):
-            # The first ReLU leaves x as it is for the sum; the others may overwrite what no one else reads.
+            # The first ReLU must not change x, which is added later; the others may work in place.
             layers.append((f"relu_{number + 1}", nn.ReLU(inplace=number > 0)))
             layers.append((f"conv_{number + 1}", Conv(widths[number], widths[number + 1], kernel)))
         self.id_path = nn.Identity() if n_in == n_out else Conv(n_in, n_out, 1)
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 def groups(n_in: int, widths: Sequence[int], depth: int, kernels: Kernels, resampling: nn.Module) -> nn.Sequential:
-    """A group of `depth` blocks for each width, and between each two groups `resampling`. Names are the release's."""
+    """A group of `depth` blocks per width, with `resampling` between groups. Names are those of the published code."""
     gain = 1 / (len(widths) * depth) ** 2
     layers: dict[str, nn.Module] = {}
     for level, width in enumerate(widths):

@@ -1,4 +1,4 @@
-"""What the discrete VAEs have in common, ours (dvae.py) and DALL-E's (dalle.py): scores over a codebook in the middle.
+"""What our discrete VAE (dvae.py) and DALL-E's (dalle.py) have in common: logits over a codebook as the bottleneck.
 
 encoder -> features -> `to_logits` -> weights of the codes -> `codebook` -> decoder
 """
@@ -14,13 +14,13 @@ from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
 from smalti.tokenizers.trunk import float32
 
 _POSITIONS = 256
-"""Positions whose scores `best_codes` holds at a time."""
+"""Positions whose logits `best_codes` computes at a time."""
 _CUT = 0.1
-"""How much faster the score of a code that takes a part of another's cell rises there, in shares of the other's."""
+"""By how much the logit of a code that splits another one's cell rises faster than that one's, as a share."""
 
 
 class DiscreteTokenizer(Protocol):
-    """A tokenizer that is trained as a discrete VAE. Both convolutions are 1x1."""
+    """A tokenizer that is trained as a discrete VAE. Both of its convolutions are 1x1."""
 
     @property
     def to_logits(self) -> nn.Conv2d: ...
@@ -28,21 +28,28 @@ class DiscreteTokenizer(Protocol):
     def codebook(self) -> nn.Conv2d: ...
 
     def features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
-        """What the encoder makes of uint8 or float images in [0, 1]."""
+        """The output of the encoder for images, uint8 or float in [0, 1]."""
         ...
 
     def pixels(self, codes: Float[Tensor, "B d h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, given vectors of the codebook."""
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, for codebook vectors."""
         ...
 
 
 def relax(
     tokenizer: DiscreteTokenizer, images: Tensor, key: Int[Tensor, "B"], temperature: float, *, hard: bool = False
 ) -> tuple[RelaxedTokens, Tensor, Tensor]:
-    """Write images in relaxed tokens and read them back.
+    """Encode images to relaxed tokens and decode these.
+
+    Args:
+        tokenizer: the discrete VAE.
+        images: B C H W, uint8 or float in [0, 1].
+        key: one key per image, of which the Gumbel noise is a function.
+        temperature: τ > 0.
+        hard: decode one-hot samples, with straight-through gradients.
 
     Returns:
-        The tokens; mean and log-scale of every sub-pixel, B C H W each.
+        The relaxed tokens; μ and ln b of every sub-pixel, B x C x H x W each.
     """
     features, to_logits, codebook = tokenizer.features(images), tokenizer.to_logits, tokenizer.codebook
     dtype = torch.get_autocast_dtype(features.device.type) if torch.is_autocast_enabled(features.device.type) else None
@@ -62,7 +69,7 @@ def relax(
 
 
 def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[Tensor, "B h w"]:
-    """The code of the greatest score at every position; all scores at once would be the largest tensor by far."""
+    """The code with the greatest logit at every position, in [0, V), computed in parts to bound memory."""
     rows, weight = features.permute(0, 2, 3, 1), to_logits.weight[:, :, 0, 0]
     with float32(features):
         parts = rows.float().flatten(0, 2).split(_POSITIONS)
@@ -73,13 +80,16 @@ def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[
 def split(
     tokenizer: DiscreteTokenizer, dead: Int[Tensor, "k"], parents: Int[Tensor, "k"], scores: Float[Tensor, "k"]
 ) -> None:
-    """Give each dead code a part of what a parent stands for: the positions that the parent fits better than usual.
+    """Split the cells of parent codes: a dead code takes over positions where its parent's logit is above average.
 
-    There the score of the dead code is above the parent's, elsewhere below; both paint the same, until they are
-    trained apart.
+    There the logit of the dead code is greater than the parent's, elsewhere smaller. Both have the same codebook vector
+    until training makes them different.
 
     Args:
-        scores: mean logit of each parent where it is the most likely code.
+        tokenizer: the discrete VAE, which is changed in place.
+        dead: codes without use, in [0, V).
+        parents: a code in use for each of them.
+        scores: mean logit of each parent over the positions where it is the most likely code.
     """
     weight, bias = tokenizer.to_logits.weight, tokenizer.to_logits.bias
     assert bias is not None

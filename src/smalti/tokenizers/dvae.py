@@ -1,7 +1,7 @@
-"""Our image tokenizer: a discrete VAE that works at the resolution of its tokens.
+"""Our image tokenizer: a discrete VAE that computes at the resolution of its tokens.
 
 encoder  patch embedding -> residual 3x3 blocks -> logits over the codebook, at every position
-codebook one vector a visual token
+codebook one vector per visual token
 decoder  residual 3x3 blocks -> mean and log-scale of a logit-Laplace distribution for every pixel of the patch
 """
 
@@ -20,7 +20,7 @@ from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_t
 
 @dataclass(frozen=True)
 class DVAE:
-    """Configuration of the tokenizer; `build()` makes it."""
+    """Configuration of the tokenizer."""
 
     vocab_size: int = setting(512, "visual tokens", "BEiT §2.1.2 uses 8192")
     stride: int = setting(8, "pixels between tokens", "BEiT §2.1.2: 112 / 14")
@@ -32,12 +32,12 @@ class DVAE:
         require_trunk(self)
 
     def build(self, seed: int = 0) -> "DiscreteVAE":
-        """A network with freshly drawn weights, the same for the same seed."""
+        """A network with random weights, which are a function of the seed."""
         return drawn(lambda: DiscreteVAE(self), seed)
 
 
 class DiscreteVAE(Trunk):
-    """q(z|x): `logits`; p(x|z): `distribution`. It is trained as a `DiscreteTokenizer`, without either."""
+    """q_φ(z|x) is `logits`, p_ψ(x|z) is `distribution`; training computes both in parts (`discrete.relax`)."""
 
     config: DVAE
 
@@ -48,7 +48,7 @@ class DiscreteVAE(Trunk):
         self.add_decoder()
 
     def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
-        """Scores of every visual token at every position.
+        """Logits over the visual tokens at every position.
 
         Args:
             images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
@@ -60,19 +60,20 @@ class DiscreteVAE(Trunk):
     def distribution(
         self, weights: Float[Tensor, "B V h w"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
         return self.pixels(self.codebook(weights))
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
-        """Start as a mixture of Gaussians fitted to patches, so that the whole codebook is in use from the first step.
+        """Initialise as a mixture of Gaussians fitted to patches, so that all codes are in use from the first step.
 
-        The embedding projects patches on their principal directions, in units of the distance to the nearest of V
-        k-means centres; the centres are the codebook, the logits their posterior probabilities, and the decoder paints
-        a centre. A Gumbel-softmax tokenizer that starts from random weights finds a few dozen codes and keeps to them.
+        The encoder projects patches to their principal components, in units of the root mean square distance to the
+        nearest of V k-means centres. The centres are the codebook, the logits are those of their posterior, and the
+        decoder reproduces a centre. Started from random weights, a Gumbel-softmax tokenizer uses a few dozen codes.
 
         Args:
-            images: a sample of the training images. Constant patches do not count: one code would be enough for them.
+            images: a sample of the training images. Patches of a single colour are left out, as one code represents
+                them.
             order: a permutation of at least as many numbers as there are patches in the sample.
 
         Raises:
@@ -91,6 +92,6 @@ class DiscreteVAE(Trunk):
         return best_codes(self.features(images), self.to_logits)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The most likely image for these tokens, in [0, 1]."""
+        """The most likely image given the tokens, in [0, 1]."""
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()).permute(0, 3, 1, 2)
         return self.picture(codes)

@@ -1,6 +1,6 @@
-"""A tokenizer with finite scalar quantisation: a few numbers a position, each rounded to a few levels.
+"""A tokenizer with finite scalar quantisation (FSQ): a few numbers per position, each rounded to a few levels.
 
-There is no codebook that could collapse, nothing to tune beside the levels, and no state.
+It has no learned codebook that could collapse, no hyperparameters except the levels, and no state.
 
 Reference: Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, 2023.
 """
@@ -20,7 +20,7 @@ from smalti.tokenizers.trunk import drawn, require_trunk
 
 @dataclass(frozen=True)
 class FSQ:
-    """Configuration of the tokenizer; `build()` makes it."""
+    """Configuration of the tokenizer."""
 
     levels: tuple[int, ...] = setting((8, 5, 5, 5), "levels of each number; V is their product", "FSQ §4.1, table 1")
     stride: int = setting(8, "pixels between tokens")
@@ -35,11 +35,11 @@ class FSQ:
 
     @property
     def vocab_size(self) -> int:
-        """The product of the levels."""
+        """V, the product of the levels."""
         return math.prod(self.levels)
 
     def build(self, seed: int = 0) -> "FiniteScalarQuantised":
-        """A network with freshly drawn weights, the same for the same seed."""
+        """A network with random weights, which are a function of the seed."""
         return drawn(lambda: FiniteScalarQuantised(self), seed)
 
 
@@ -54,7 +54,7 @@ class FiniteScalarQuantised(Quantised):
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
-        """Start with the principal components of patches, each at the scale of its levels. `order` is not used."""
+        """Initialise as a projection to principal components of patches, scaled to the levels; `order` is unused."""
         sample = self.sample(images)
         shown = min(self.code_dim, self.width)
         weight = torch.zeros(self.code_dim, self.width)
@@ -62,13 +62,13 @@ class FiniteScalarQuantised(Quantised):
         self.start_as_projection(sample, weight, torch.zeros(self.code_dim))
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
-        """Inside the cube."""
+        """Vectors mapped into the cube by `bounded`."""
         return bounded(x, self.config.levels)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
-        """Every number rounded."""
+        """The index of the rounded point, in [0, V)."""
         return ids_of(rounded(points, self.config.levels), self.config.levels)
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
-        """The levels that a number stands for."""
+        """The values of each dimension for an index."""
         return values_of(ids, self.config.levels)

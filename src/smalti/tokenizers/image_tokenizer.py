@@ -1,4 +1,4 @@
-"""What every image tokenizer of ours is: a module that keeps the `Tokenizer` contract and knows its configuration."""
+"""The base class of image tokenizers: a module that satisfies the `Tokenizer` protocol and has a configuration."""
 
 from typing import Protocol
 
@@ -30,11 +30,11 @@ class ImageTokenizer(nn.Module):
         self.vocab_size, self.stride = config.vocab_size, config.stride
 
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
-        """Start from a sample of the training images.
+        """Initialise from a sample of the training images.
 
         Args:
             images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
-            order: a permutation of at least as many numbers as there are patches in the sample; chance is an input.
+            order: a random permutation of at least as many numbers as there are patches in the sample.
 
         Raises:
             DataError: there is no patch with more than one colour.
@@ -42,7 +42,7 @@ class ImageTokenizer(nn.Module):
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
-        """The visual token at every position.
+        """The visual token at every position, in [0, V).
 
         Args:
             images: B C H W, uint8 or float in [0, 1], sides multiples of the stride.
@@ -50,15 +50,15 @@ class ImageTokenizer(nn.Module):
         raise NotImplementedError
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The image that the tokens stand for, in [0, 1]."""
+        """The image that the tokens decode to, in [0, 1]."""
         raise NotImplementedError
 
 
 def require_tokens(config: TokenizerConfig) -> None:
-    """Refuse vocabularies, strides and channels that cannot be.
+    """Check vocabulary size, stride and channels.
 
     Raises:
-        UsageError: it says which.
+        UsageError: one of them is invalid; the message names it.
     """
     vocab_size, stride = config.vocab_size, config.stride
     require(2 <= vocab_size <= MAX_VOCAB, f"a vocabulary of {vocab_size}", f"use 2 to {MAX_VOCAB}")

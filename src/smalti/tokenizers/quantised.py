@@ -1,6 +1,6 @@
-"""Tokenizers whose code is a short vector, replaced by the nearest one that has a number: what vq.py and fsq.py share.
+"""The common base of tokenizers with a quantised bottleneck, vq.py and fsq.py.
 
-encoder -> point (a short vector a position) -> the nearest value that has a number -> decoder
+encoder -> point (a vector of few dimensions at each position) -> the nearest quantised value -> decoder
 """
 
 import torch
@@ -12,10 +12,10 @@ from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, float32, se
 
 
 class Quantised(Trunk):
-    """A trunk with points and values in the middle."""
+    """A trunk with a quantiser between encoder and decoder."""
 
     commitment: float
-    """What the mean squared distance of a point to its value weighs in the loss."""
+    """Weight of the commitment loss, the mean squared distance of points to their values."""
 
     def __init__(self, config: TrunkConfig, code_dim: int) -> None:
         super().__init__(config)
@@ -25,38 +25,40 @@ class Quantised(Trunk):
         self.add_decoder()
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
-        """Any vectors as points of the space in which the values lie."""
+        """Vectors mapped into the space of the quantised values."""
         raise NotImplementedError
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
-        """The number of the value nearest to each point."""
+        """The index in [0, V) of the value nearest to each point."""
         raise NotImplementedError
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
-        """The value with each number."""
+        """The value with each index."""
         raise NotImplementedError
 
     def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Move what is not trained by gradients after a step on these points; of all processes, where there are some.
+        """Update what is not trained by gradients, after an optimiser step.
 
         Args:
-            step: optimiser steps done.
+            points: those of the step, of all ranks.
+            ids: the index assigned to each.
+            step: number of optimiser steps done.
         """
 
     def meters(self) -> dict[str, Tensor]:
-        """How the codebook is used, where it knows; for the progress line."""
+        """Metrics of codebook use for the progress line; empty where there is no codebook."""
         return {}
 
     def points(self, images: Tensor) -> Float[Tensor, "B h w d"]:
-        """Where the encoder places every position; always float32."""
+        """The encoder's point at every position, in float32."""
         features = self.features(images)
         with float32(features):
             return self.placed(self.to_code(features.float()).permute(0, 2, 3, 1))
 
     def reconstructed(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
-        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, B C H W each.
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each.
 
-        They are those of the values; gradients go straight through to the points.
+        They are decoded from the quantised values; gradients go to the points (straight-through).
         """
         return self.pixels(self._read(straight_through(self.values(ids), points)))
 
@@ -65,7 +67,7 @@ class Quantised(Trunk):
         return self.nearest(self.points(images))
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The most likely image for these tokens, in [0, 1]."""
+        """The most likely image given the tokens, in [0, 1]."""
         return self.picture(self._read(self.values(ids)))
 
     def _read(self, values: Float[Tensor, "B h w d"]) -> Float[Tensor, "B D h w"]:
@@ -73,10 +75,12 @@ class Quantised(Trunk):
             return self.from_code(values.permute(0, 3, 1, 2))
 
     def start_as_projection(self, sample: PatchSample, weight: Float[Tensor, "d D"], bias: Float[Tensor, "d"]) -> None:
-        """Start as the quantiser of a linear projection: the encoder projects, the decoder inverts by least squares.
+        """Initialise as a quantiser of a linear projection: the encoder projects, the decoder inverts by least squares.
 
         Args:
-            weight, bias: from patches along the principal directions to code vectors. The values lie where they should.
+            sample: patches of the training images.
+            weight, bias: the projection from principal components of patches to points. The quantised values must
+                already be set.
         """
         points = sample.points
         values = self.values(self.nearest(self.placed(points @ weight.t() + bias)))

@@ -1,7 +1,7 @@
-"""Tokenizers without training: the nearest of some centres, in a linear projection of a patch.
+"""Baseline tokenizers without training: the token of a patch is its nearest centre in a linear projection.
 
-They are baselines: what a trained tokenizer is worth shows beside them. Both are fitted to a sample of patches by
-`initialise_from`, and a code paints the mean of the patches that it was given there.
+Both are fitted to a sample of patches by `initialise_from`. A code decodes to the mean of the sample's patches that
+were assigned to it.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, r
 from smalti.tokenizers.trunk import float32, principal_directions
 
 _NOISE = 1e-3
-"""Standard deviation of what rounding to 8 bits adds to a sub-pixel in [0, 1], about; nothing below is amplified."""
+"""Approximate standard deviation of 8-bit rounding of a sub-pixel in [0, 1]; whitening does not amplify less."""
 
 
 @dataclass(frozen=True)
 class KMeansPatches:
-    """k-means on patches; `build()` makes the tokenizer."""
+    """Configuration of a tokenizer by k-means on patches."""
 
     vocab_size: int = setting(512, "visual tokens")
     stride: int = setting(8, "pixels between tokens")
@@ -39,16 +39,16 @@ class KMeansPatches:
         require(0 <= self.whitening <= 1, f"a whitening of {self.whitening}", "use one in [0, 1]")
 
     def build(self, seed: int = 0) -> "KMeansPatchTokenizer":
-        """A tokenizer without centres yet. No chance is in it."""
+        """A tokenizer whose centres are not set yet; nothing is random."""
         return KMeansPatchTokenizer(self)
 
 
 @dataclass(frozen=True)
 class RandomProjection:
-    """Random unit codes in a random projection of patches (as BEST-RQ does for speech); `build()` makes the tokenizer.
+    """Configuration of a tokenizer with random unit codes in a random projection of patches (BEST-RQ for speech).
 
     Reference: Chiu et al., Self-supervised Learning with Random-projection Quantizer, 2022, §3.1.
-    Differs: patches are whitened by their principal components; BEST-RQ normalises every input dimension by itself.
+    Differs: patches are whitened by PCA; BEST-RQ normalises each input dimension separately.
     """
 
     vocab_size: int = setting(512, "visual tokens", "BEST-RQ §4 uses 8192")
@@ -68,7 +68,7 @@ class RandomProjection:
 
 
 class PatchTokenizer(ImageTokenizer):
-    """The nearest centre in a projection. There is nothing to train: all it knows are buffers."""
+    """The nearest centre in a linear projection. It has buffers and no parameters."""
 
     mean: Tensor
     projection: Tensor
@@ -84,12 +84,17 @@ class PatchTokenizer(ImageTokenizer):
         self.register_buffer("painted", torch.zeros(config.vocab_size, pixels))
 
     def fit(self, patches: Float[Tensor, "n P"], order: Int[Tensor, "n"]) -> None:
-        """Set `projection` and `centres` from patches whose mean is `mean`."""
+        """Set `projection` and `centres`.
+
+        Args:
+            patches: sub-pixels in [0, 1] minus the buffer `mean`.
+            order: a random permutation of [0, n).
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
-        """Fit to a sample. Constant patches have no part in the centres, but in what codes paint.
+        """Fit to a sample. Patches of a single colour are left out of the centres, but not of the means of codes.
 
         Raises:
             DataError: there is no patch with more than one colour.
@@ -106,13 +111,13 @@ class PatchTokenizer(ImageTokenizer):
         self.painted.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.mean))
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
-        """The nearest centre at every position; of unit centres also that of the greatest cosine."""
+        """The nearest centre at every position; among unit centres it has the greatest cosine similarity."""
         with float32(images):
             points = F.linear(self._patches(images) - self.mean, self.projection)
             return F.linear(points, self.centres, -0.5 * self.centres.square().sum(1)).argmax(-1)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
-        """The mean patch of every code, in [0, 1]."""
+        """The mean patches of the codes, in [0, 1]."""
         return F.pixel_shuffle(F.embedding(ids, self.painted).permute(0, 3, 1, 2), self.stride)
 
     def _patches(self, images: Tensor) -> Float[Tensor, "B h w P"]:
@@ -120,7 +125,7 @@ class PatchTokenizer(ImageTokenizer):
 
 
 class KMeansPatchTokenizer(PatchTokenizer):
-    """Centres are those of clusters of patches."""
+    """Centres by k-means on patches."""
 
     config: KMeansPatches
 
@@ -134,7 +139,7 @@ class KMeansPatchTokenizer(PatchTokenizer):
 
 
 class RandomProjectionTokenizer(PatchTokenizer):
-    """Centres are random directions."""
+    """Centres are random unit vectors."""
 
     config: RandomProjection
 
@@ -147,12 +152,12 @@ class RandomProjectionTokenizer(PatchTokenizer):
         self.centres.copy_(F.normalize(normal.view(-1, config.code_dim), dim=1))
 
     def fit(self, patches: Float[Tensor, "n P"], order: Int[Tensor, "n"]) -> None:
-        """The random projection now sees whitened principal components."""
+        """Compose the random projection with a whitening of the patches."""
         self.projection.copy_(self.projection @ whitening(patches, self.config.whitening))
 
 
 def whitening(patches: Float[Tensor, "n P"], power: float) -> Float[Tensor, "P P"]:
-    """Principal directions as rows, each divided by its standard deviation to the given power."""
+    """Principal directions of patches as rows, each divided by its standard deviation to the given power."""
     directions = principal_directions(patches, patches.shape[1])
     spread = (patches @ directions.t()).std(0, correction=0).clamp_min(_NOISE)
     return directions / spread[:, None] ** power

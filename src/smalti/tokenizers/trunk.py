@@ -1,7 +1,7 @@
-"""What the tokenizers with a network share: from pixels to features at the resolution of the tokens, and back.
+"""The common encoder and decoder of dvae.py, vq.py and fsq.py, at the resolution of the tokens.
 
 encoder  patch embedding -> residual 3x3 blocks
-...      what makes a token of a feature vector, and a feature vector of a token: dvae.py, vq.py, fsq.py
+...      the bottleneck, from feature vector to token and back: dvae.py, vq.py, fsq.py
 decoder  residual 3x3 blocks -> mean and log-scale of a logit-Laplace distribution for every pixel of the patch
 """
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class TrunkConfig(TokenizerConfig, Protocol):
-    """The sizes of the network."""
+    """A tokenizer's configuration with the size of the network."""
 
     @property
     def width(self) -> int: ...
@@ -33,10 +33,10 @@ class TrunkConfig(TokenizerConfig, Protocol):
 
 
 def require_trunk(config: TrunkConfig) -> None:
-    """Refuse sizes that cannot be.
+    """Check the sizes of the network.
 
     Raises:
-        UsageError: it says which.
+        UsageError: one of them is invalid; the message names it.
     """
     require_tokens(config)
     require(config.width >= 1, f"a width of {config.width}", "use at least 1")
@@ -44,14 +44,14 @@ def require_trunk(config: TrunkConfig) -> None:
 
 
 def drawn(make: Callable[[], T], seed: int) -> T:
-    """What `make` makes, with weights drawn from `seed` and the global generator left as it was."""
+    """The result of `make` with torch's generator seeded by `seed`; the state of the generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 class ResidualBlock(nn.Module):
-    """x + 1x1(relu(3x3(x))); the branch starts at zero, so that depth costs nothing at the start."""
+    """x + 1x1(relu(3x3(x))); the branch starts at zero, so at first a block is the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class PatchSample(NamedTuple):
     """Patches of a sample of images, on the logit scale of the likelihood.
 
     Attributes:
-        mean: of all patches.
-        directions: orthonormal rows of greatest variance, as many as the network is wide.
-        points: patches with more than one colour, along these directions.
+        mean: of all patches, P.
+        directions: principal directions, width x P, orthonormal rows.
+        points: principal components of the patches with more than one colour, n x width.
     """
 
     mean: Float[Tensor, "P"]
@@ -81,7 +81,7 @@ class PatchSample(NamedTuple):
 
 
 class Trunk(ImageTokenizer):
-    """Encoder and decoder. The pixel map [0, 1] -> [ε, 1-ε] is inside."""
+    """Encoder and decoder, which apply the pixel map [0, 1] -> [ε, 1-ε] themselves."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__(config)
@@ -90,7 +90,7 @@ class Trunk(ImageTokenizer):
         self.encoder = self._blocks()
 
     def add_decoder(self) -> None:
-        """Add what comes after the codes; called last, since weights are drawn in the order of the data's way."""
+        """Add the decoder; subclasses call it last, so that weights are drawn in the order of the forward pass."""
         self.decoder = self._blocks()
         self.to_pixels = nn.Conv2d(self.width, 2 * self.num_pixels, kernel_size=1)
         self.to(memory_format=torch.channels_last)
@@ -99,27 +99,27 @@ class Trunk(ImageTokenizer):
         return nn.Sequential(*(ResidualBlock(self.width) for _ in range(self.depth)))
 
     def features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
-        """What the encoder makes of uint8 or float images in [0, 1]."""
+        """The output of the encoder for images, uint8 or float in [0, 1]."""
         patches = self._patches(images)
         with float32(patches):
             embedded = self.embed(patches)
         return self.encoder(embedded)
 
     def pixels(self, features: Float[Tensor, "B D h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Mean and log-scale of the logit-Laplace distribution of every sub-pixel."""
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel."""
         decoded = self.decoder(features.float())
         with float32(features):
             mean, log_scale = self.to_pixels(decoded.float()).chunk(2, dim=1)
         return F.pixel_shuffle(mean, self.stride), F.pixel_shuffle(log_scale, self.stride)
 
     def picture(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
-        """The most likely image, in [0, 1]."""
+        """The most likely image given the decoder's input, in [0, 1]."""
         return most_likely_pixels(self.pixels(features)[0]).clamp(0, 1)
 
     def sample(self, images: Tensor) -> PatchSample:
-        """What `initialise_from` needs to know of a sample of images.
+        """The statistics of a sample of images that `initialise_from` needs.
 
-        Constant patches are no points: one code would be enough for them.
+        Patches of a single colour are not among the points, as one code represents them.
 
         Raises:
             DataError: there is no patch with more than one colour.
@@ -133,7 +133,7 @@ class Trunk(ImageTokenizer):
         return PatchSample(mean, directions, (varied - mean) @ directions.t())
 
     def set_projections(self, sample: PatchSample, unit: Tensor) -> None:
-        """Make the embedding a projection on the principal directions in units of `unit`, and painting its inverse."""
+        """Set the encoder to a projection on principal directions in units of `unit`, the decoder to its inverse."""
         mean, directions = sample.mean, sample.directions / unit
         set_conv(self.embed, directions, -directions @ mean)
         painted = torch.cat([directions.t() * unit**2, torch.zeros_like(directions.t())])
@@ -146,24 +146,24 @@ class Trunk(ImageTokenizer):
 
 
 def float32(like: Tensor) -> torch.autocast:
-    """The projections in and out are cheap, and their values (squared distances) are too large for bf16."""
+    """No autocast, for the first and the last projection: their values (squared distances) are too large for bf16."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 def set_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-    """Give a 1x1 convolution the weights of a matrix and a vector."""
+    """Set the weights of a 1x1 convolution to a matrix and a vector."""
     conv.weight.copy_(weight[:, :, None, None])
     assert conv.bias is not None
     conv.bias.copy_(bias)
 
 
 def error_unit(points: Float[Tensor, "n D"], centres: Float[Tensor, "V D"], num_pixels: int) -> Float[Tensor, ""]:
-    """Root mean square distance a sub-pixel from points to the nearest centre, over the first 4096 points."""
+    """Root mean square distance per sub-pixel from points to their nearest centres, over the first 4096 points."""
     return torch.cdist(points[:4096], centres).amin(1).square().mean().div(num_pixels).sqrt().clamp_min(1e-3)
 
 
 def principal_directions(points: Float[Tensor, "n P"], width: int) -> Float[Tensor, "{width} P"]:
-    """Orthonormal rows of greatest variance, the first one the greatest; zero rows where width exceeds P."""
+    """Principal directions as orthonormal rows, by decreasing variance; zero rows where width exceeds P."""
     _, vectors = torch.linalg.eigh(torch.cov(points.t()))
     directions = torch.zeros(width, points.shape[1])
     rank = min(width, points.shape[1])

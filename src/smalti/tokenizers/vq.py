@@ -1,7 +1,8 @@
-"""A tokenizer with vector quantisation: unit codes of a few dimensions that follow the encoder's points.
+"""A tokenizer with vector quantisation: unit codes of few dimensions, updated by EMA of the encoder's points.
 
-Reference: van den Oord et al. 2017 (VQ-VAE, codes as moving averages); Yu et al. 2022 (ViT-VQGAN: few dimensions, unit
-length). Codes start from k-means, and codes that nobody uses move to where there are points.
+Codes are initialised by k-means, and dead codes are moved to points.
+
+Reference: van den Oord et al. 2017 (VQ-VAE, EMA codebook); Yu et al. 2022 (ViT-VQGAN: few dimensions, unit length).
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from smalti.tokenizers.trunk import drawn, float32, require_trunk
 
 @dataclass(frozen=True)
 class VQ:
-    """Configuration of the tokenizer; `build()` makes it."""
+    """Configuration of the tokenizer."""
 
     vocab_size: int = setting(512, "visual tokens")
     stride: int = setting(8, "pixels between tokens")
@@ -45,12 +46,12 @@ class VQ:
         require(self.dead_after >= 1, f"codes dead after {self.dead_after} steps", "use at least 1")
 
     def build(self, seed: int = 0) -> "VectorQuantised":
-        """A network with freshly drawn weights, the same for the same seed."""
+        """A network with random weights, which are a function of the seed."""
         return drawn(lambda: VectorQuantised(self), seed)
 
 
 class VectorQuantised(Quantised):
-    """Points and values are unit vectors; the buffers are the codebook and state of the training."""
+    """Points and codes are unit vectors; the buffers are the codebook and the state of its EMA."""
 
     config: VQ
     codes: Tensor
@@ -67,19 +68,19 @@ class VectorQuantised(Quantised):
 
     @property
     def book(self) -> Codebook:
-        """The buffers."""
+        """The codebook in the buffers."""
         return Codebook(self.codes, self.sizes, self.sums, self.unused)
 
     def set_book(self, book: Codebook) -> None:
-        """Write the buffers."""
+        """Copy a codebook into the buffers."""
         for own, new in zip(self.book, book, strict=True):
             own.copy_(new)
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
-        """Start as k-means on patches: points are their principal components beside a constant, at unit length.
+        """Initialise by k-means on patches: points are their principal components and a constant, at unit length.
 
-        The constant keeps what the length of a patch says: bright and dark ones differ in direction.
+        Because of the constant, patches that differ only in length (contrast) differ in direction too.
         """
         sample = self.sample(images)
         shown = min(self.code_dim - 1, self.width)
@@ -92,25 +93,25 @@ class VectorQuantised(Quantised):
         self.start_as_projection(sample, weight, bias)
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
-        """At unit length."""
+        """Vectors scaled to unit length."""
         return F.normalize(x, dim=-1)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
-        """The code of the greatest cosine."""
+        """The code with the greatest cosine similarity, in [0, V)."""
         with float32(points):
             return nearest(points, self.codes)
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
-        """The codes with these numbers."""
+        """The codes with these indices."""
         return F.embedding(ids, self.codes)
 
     @torch.no_grad()
     def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Codes follow their points; those that have had none for `dead_after` steps move to some of these."""
+        """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points."""
         moved = followed(self.book, points, ids, self.config.decay)
         self.set_book(revived(moved, points, step, self.config.dead_after))
 
     def meters(self) -> dict[str, Tensor]:
-        """Share of the codes that are alive, and perplexity of their use, both over the last steps."""
+        """Share of the codes that are not dead, and perplexity of their use, both over the last steps."""
         alive = (self.unused < max(self.config.dead_after // 2, 1)).float().mean()
         return {"alive": alive, "perplexity": entropy(self.sizes).exp().float()}

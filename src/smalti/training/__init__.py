@@ -1,1 +1,1 @@
-"""L5: the one training loop, the objectives it minimises, optimiser and checkpoints."""
+"""L5: the training loop, objectives, optimiser and checkpoints."""

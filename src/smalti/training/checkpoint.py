@@ -1,7 +1,7 @@
-"""Checkpoints: weights as safetensors, everything else as JSON, written whole or not at all, verified when read.
+"""Checkpoints: tensors as safetensors, everything else as JSON, written atomically and verified when read.
 
-A checkpoint takes its name when every byte of it is on the disk, and only then are older ones removed. Two that are
-known to be whole always stay.
+A checkpoint gets its name after all of it is flushed to the disk, and only then are older ones removed. The newest two
+that are known to be whole are kept.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -27,20 +27,22 @@ from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
 from smalti.training.run_environment import RunEnvironment
 
+N = TypeVar("N", bound=nn.Module)
+
 FOLDER = "checkpoints"
 
 _NAME = re.compile(rf"(step-(\d{{8}}))({re.escape(REPLACED)})?")
 _KEPT = 2
 _FORMAT = 1
-"""Changes when an older smalti would misread what is written. What has no number is of the first."""
+"""Version of the format, incremented when older versions of smalti would misread it; a missing number means 1."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `model` are the weights to use, `state` what resuming needs beside them.
+    """A verified checkpoint: `model` has the weights to use, `state` all other tensors that resuming needs.
 
     Attributes:
-        conditions: under which it was written; None where an older version wrote it.
+        conditions: numbers of threads and processes of the run; None where an older version wrote it.
     """
 
     step: int
@@ -51,7 +53,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights to use that are in no module as they are: many processes may hold a part of each."""
+    """Full weights by name, for a model whose own parameters are sharded over ranks."""
 
     tensors: Mapping[str, Tensor]
 
@@ -63,29 +65,31 @@ class Weights:
 def write_checkpoint(
     run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
 ) -> Path:
-    """Write `run/checkpoints/step-XXXXXXXX/`; then remove all but this one and the newest that is whole beside it.
+    """Write `run/checkpoints/step-XXXXXXXX/`; then remove all older ones but the newest that is whole.
+
+    After an error, older checkpoints are still there.
 
     Args:
         run: the run folder.
-        step: optimiser steps done.
-        model: its parameters and persistent buffers become model.safetensors.
-        state: further tensors (optimiser, unaveraged weights), state.safetensors.
-        keep: a step whose checkpoint stays too.
+        step: number of optimiser steps done.
+        model: its parameters and persistent buffers are written to model.safetensors.
+        state: other tensors (moments of the optimiser, weights without EMA), written to state.safetensors.
+        keep: a step whose checkpoint is kept as well.
 
     Raises:
-        NumericError: a tensor holds what is no number; what was there is still there.
-        OutputError: it cannot be written; the same.
+        NumericError: a tensor has a value that is NaN or infinite.
+        OutputError: it cannot be written.
     """
     return _write(run, step, model.state_dict(), state, keep, RunEnvironment.now(), set())
 
 
 class BackgroundWriter:
-    """`write_checkpoint` on a thread of its own: training waits only for a copy of the tensors.
+    """`write_checkpoint` on a background thread: training waits only until the tensors are copied.
 
-    A failure is raised by what comes next: another write, `wait` or the end of the `with` block.
+    An error is raised by the next call: another write, `wait` or the end of the `with` block.
 
     Args:
-        before: called in the thread of the caller before each write; what it raises is raised.
+        before: called before each write, in the caller's thread; may raise.
     """
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
@@ -97,10 +101,10 @@ class BackgroundWriter:
     def write(
         self, run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
     ) -> None:
-        """Begin to write a checkpoint, when the one before is done.
+        """Start to write a checkpoint, after the previous one is finished.
 
         Raises:
-            NumericError, OutputError: the one before could not be written.
+            NumericError, OutputError: the previous one could not be written.
         """
         self.wait()
         self._before()
@@ -109,7 +113,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Come back when everything is on the disk.
+        """Wait until everything is on the disk.
 
         Raises:
             NumericError, OutputError: it could not be written.
@@ -147,20 +151,21 @@ class BackgroundWriter:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run has written one; it may be damaged."""
+    """Whether a run has a checkpoint, which may be damaged."""
     return bool(_checkpoints(run))
 
 
 def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
-    """The newest checkpoint of a run that is whole. One that is passed over is named, with the reason.
+    """The newest checkpoint of a run that is whole. A warning names each damaged one, with the reason.
 
-    The run may be writing: a checkpoint that has made way for newer ones meanwhile is not damaged, and those are read.
+    The run may still be writing: where it removes a checkpoint during the call, the newer ones are read.
 
     Args:
-        until: the last step that it may be of; None: of any.
+        run: the run folder.
+        until: the greatest step to accept; None for any.
 
     Raises:
-        CheckpointError: there is none (damaged ones are named), or the newest is of another format.
+        CheckpointError: there is none (the message names damaged ones), or the newest has another format.
     """
     damaged: list[str] = []
     found = _checkpoints(run)
@@ -185,10 +190,10 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
 
 
 def read_checkpoint_on_rank0(run: Path, until: int | None = None) -> Checkpoint:
-    """What `read_checkpoint` finds on rank 0, on every rank.
+    """The result of `read_checkpoint` on rank 0, broadcast to every rank.
 
     Raises:
-        CheckpointError: as of `read_checkpoint`; on every rank.
+        CheckpointError: on every rank, as in `read_checkpoint`.
     """
     if world_size() == 1:
         return read_checkpoint(run, until)
@@ -215,7 +220,7 @@ def _about(found: Checkpoint | None, failure: CheckpointError | None) -> dict[st
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Copy parameters and persistent buffers into a module, after checking that every name and shape fits."""
+    """Copy parameters and persistent buffers into a module, after checking that all names and shapes fit."""
     own = module.state_dict()
     differing = [f"{name} is missing" for name in own.keys() - weights.keys()]
     differing += [f"{name} is not known" for name in weights.keys() - own.keys()]
@@ -231,8 +236,18 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
             copy_into(value, weights[name])
 
 
+def load_frozen(network: N, weights: dict[str, Tensor], where: str, device: torch.device) -> N:
+    """The network with these weights, on the device: for use, and not to be trained.
+
+    Raises:
+        CheckpointError: they do not fit; it names `where` they are from.
+    """
+    load_weights(network, weights, where)
+    return network.eval().requires_grad_(False).to(device)
+
+
 class _DamagedError(Exception):
-    """Why a checkpoint is passed over."""
+    """The reason why a checkpoint is not used."""
 
 
 def _read(step: int, folder: Path) -> Checkpoint:
@@ -275,7 +290,7 @@ def _write(
     conditions: RunEnvironment,
     whole: set[Path],
 ) -> Path:
-    """Write a checkpoint and remove old ones. `whole` are folders known to be whole; those found to be are added."""
+    """Write a checkpoint and remove old ones. `whole` are folders known to be whole, and is extended."""
     folder = run / FOLDER / f"step-{step:08d}"
     if name := _not_finite(model, state):
         raise NumericError(
@@ -297,7 +312,7 @@ def _write(
 
 
 def _not_finite(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The name of a tensor that holds NaN or infinity; empty where none does."""
+    """The name of a tensor with a value that is NaN or infinite; empty where all are finite."""
     for name, value in {**model, **state}.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             return name
@@ -305,7 +320,7 @@ def _not_finite(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
 
 
 def _remove_old(run: Path, newest: Path, whole: set[Path], keep: int | None) -> None:
-    """Remove what is older than the checkpoint just written and another one that is whole, except that of `keep`."""
+    """Remove all checkpoints but the one just written, the newest other one that is whole, and that of step `keep`."""
     kept = 1
     for step, folder in _checkpoints(run):
         if folder == newest or (kept >= _KEPT and step == keep):
@@ -319,7 +334,7 @@ def _remove_old(run: Path, newest: Path, whole: set[Path], keep: int | None) -> 
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that training does not change any more."""
+    """Copies of the tensors, which training does not change."""
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()

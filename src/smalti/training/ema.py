@@ -9,10 +9,10 @@ from smalti.distributed.collectives import local_shard
 
 
 class EMA:
-    """A copy of a module whose weights follow the trained ones: w' ← d·w' + (1-d)·w after every step.
+    """A copy of a module whose weights average the trained ones: w' ← d·w' + (1-d)·w after every step.
 
-    The decay of step s is min(decay, (1+s)/(10+s)), so that short runs are not dominated by their start. Buffers (a
-    codebook, which is an average already) are copied.
+    The decay d of step s is min(decay, (1+s)/(10+s)), so that the initial weights do not dominate in short runs.
+    Buffers (a codebook, which is an EMA already) are copied.
 
     Reference: DALL-E, appendix A.2 (0.999).
     """

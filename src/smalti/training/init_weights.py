@@ -1,4 +1,4 @@
-"""A network that starts from the weights of another."""
+"""Initialising a network with the weights of another one."""
 
 from collections.abc import Set
 
@@ -12,36 +12,36 @@ from smalti.models.segmenter import Segmenter
 from smalti.training.checkpoint import load_weights
 from smalti.weights.source import SourceWeights
 
-_BESIDE = {
+_NOT_BACKBONE = {
     "mask_token": "the mask token",
     "decoder.": "the decoder",
     "head.": "the head",
     "fc_norm.": "the norm of pooled patches",
 }
-_MAY_BE_NEW = _BESIDE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
-_FALLS_AWAY = ("mask_token", "decoder.", "backbone.norm.", "fc_norm.")
-"""What one kind of network has and another has not."""
+_MAY_BE_NEW = _NOT_BACKBONE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
+_OPTIONAL = ("mask_token", "decoder.", "backbone.norm.", "fc_norm.")
+"""Weights that are left out where the network does not have them."""
 
 
 def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, source: SourceWeights) -> str:
-    """Copy the weights into `model`, resized to its grid. What is missing stays as it was drawn.
+    """Copy weights into `model`, with positions interpolated to its grid. Missing ones keep their random values.
 
-    A mask token, a decoder, [S], the last norm and the head may be missing. Left out are a head of another vocabulary
-    or kind, a decoder of another shape with the head behind it, and what a model of this kind does not have.
+    Mask token, decoder, [S], final norm and head may be missing. A head with other shapes is left out, a decoder with
+    other shapes together with the head behind it, and weights that this kind of network does not have.
 
     Returns:
-        A line for people: what came, and what is new.
+        A message: which weights were loaded, and which are new.
 
     Raises:
-        UsageError: the configured backbone is another one; see `SourceWeights.require_fit`.
-        CheckpointError: weights are missing, are too many or have another shape.
+        UsageError: the configured backbone differs; see `SourceWeights.require_fit`.
+        CheckpointError: other weights are missing, unknown or have another shape.
     """
     config, own = model.backbone.config, model.state_dict()
     source.require_fit(config)
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
     weights = _without_other_decoder(weights, own)
-    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_FALLS_AWAY)}
+    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_OPTIONAL)}
     if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     missing = own.keys() - weights.keys()
@@ -49,9 +49,9 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     if lacking:
         raise CheckpointError(f"{source.where} has no {lacking[0].removeprefix('backbone.')}", cause="it is not whole")
     load_weights(model, own | weights, source.where)
-    line = f"from {source.where}: {_came(weights.keys())}"
+    line = f"from {source.where}: {_loaded(weights.keys())}"
     line += "" if grid == config.grid else f", for {_by(config.grid)} patches instead of {_by(grid)}"
-    line += _is_new(missing)
+    line += _initialised(missing)
     heads = f"; it does not say how many heads it has: {config.num_heads}, as configured"
     return line if source.heads else line + heads
 
@@ -68,13 +68,13 @@ def _fits(value: Tensor, own: Tensor | None) -> bool:
     return own is not None and value.shape == own.shape
 
 
-def _came(names: Set[str]) -> str:
+def _loaded(names: Set[str]) -> str:
     count = sum(name.startswith("backbone.") for name in names)
-    others = [text for begin, text in _BESIDE.items() if any(name.startswith(begin) for name in names)]
+    others = [text for begin, text in _NOT_BACKBONE.items() if any(name.startswith(begin) for name in names)]
     return _and([f"{count} tensors of the backbone", *others])
 
 
-def _is_new(names: Set[str]) -> str:
+def _initialised(names: Set[str]) -> str:
     new = [text for begin, text in _MAY_BE_NEW.items() if any(name.startswith(begin) for name in names)]
     return f"; {_and(new)} {'are' if len(new) > 1 else 'is'} new" if new else ""
 

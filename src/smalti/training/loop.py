@@ -1,23 +1,22 @@
-"""The one training loop.
+"""The training loop of all stages.
 
 for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
-    no gradient for what is frozen yet; stop if loss or gradient is not finite; clip
-    optimiser step; codebook and averages follow
-    evaluate every so many steps; log; now and then, and when a signal asks for it: save
+    no gradient for frozen parameters; stop if loss or gradient is not finite; clip
+    optimiser step; update codebook and EMA
+    evaluate, log and save where these are due; save also when a signal requests it
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias
 
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Batch, Batches, Evaluation, StepOutput
+from smalti.core.contracts import Batch, Batches, StepOutput
 from smalti.core.errors import OutputError
 from smalti.core.log import Log
 from smalti.distributed.signals import noted
@@ -26,14 +25,36 @@ from smalti.training.step_timer import StepTimer
 from smalti.training.trainer import Trainer, means
 from smalti.training.training_plan import Plan
 
-Capture: TypeAlias = Callable[[Trainer, Batch, NotFiniteError], Path]
-"""Keeps a step that failed, and says where."""
 
-GoBack: TypeAlias = Callable[[Trainer], str]
-"""Rolls a trainer back after a loss that jumped, and says to where."""
+class RunHooks:
+    """What a run does between the steps of `fit`; these do nothing.
 
-Remark: TypeAlias = Callable[[int, Mapping[str, float]], str]
-"""What there is to say about the loss and metrics of a step; nothing is an empty text."""
+    Attributes:
+        go_on: the command that resumes the run, for the message after a stop; empty where nothing is saved.
+    """
+
+    go_on: str = ""
+
+    def save(self, trainer: Trainer) -> None:
+        """Called every `plan.save_every` steps, at the end, and when a signal requests it."""
+
+    def keep_failed(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path | None:
+        """Write the non-finite step that stops the run to a folder, and return the folder."""
+
+    def roll_back(self, trainer: Trainer) -> str:
+        """Called after a loss spike, at most `plan.rollback` times; returns a message that says to which step."""
+        return ""
+
+    def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
+        """Metrics of `trainer.trained` after this step, or none; they are separate lines of metrics.jsonl."""
+        return {}
+
+    def remark(self, step: int, values: Mapping[str, float]) -> str:
+        """A remark about the loss and metrics of a logged step for the progress line, or an empty text."""
+        return ""
+
+
+_NO_HOOKS = RunHooks()
 
 
 def fit(
@@ -44,28 +65,22 @@ def fit(
     *,
     title: str,
     compute: Compute,
-    save: Callable[[Trainer], None] | None = None,
-    capture: Capture | None = None,
-    go_back: GoBack | None = None,
-    evaluation: Evaluation | None = None,
-    remark: Remark | None = None,
-    go_on: str = "",
+    hooks: RunHooks = _NO_HOOKS,
 ) -> None:
-    """Train until `plan.steps` are done, or a signal asks for an end (`distributed/signals.py`).
+    """Train until `plan.steps` steps are done, or a signal requests the end (`distributed/signals.py`).
 
     Args:
+        trainer: the state of training, which is changed.
         batches: the batch of each step, counted from 0.
+        plan: number of steps, and how often to log, evaluate and save.
+        log: console and metrics.jsonl.
         title: the name of the stage in progress lines and in metrics.jsonl.
-        save: called every `plan.save_every` steps, at the end, and when a signal asks for it.
-        capture: keeps the step that stops the run because it is not finite.
-        go_back: called when the loss jumps, `plan.rollback` times at most.
-        evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
-        remark: joins the progress line where a step is logged.
-        go_on: the command that goes on with the run, for whoever has stopped it.
+        compute: device and number format.
+        hooks: called between steps.
 
     Raises:
-        NotFiniteError: see `Trainer.train_step`; more steps than `plan.skip_nonfinite`.
-        StoppedError: by a signal; the last step is whole, and saved.
+        NotFiniteError: see `Trainer.train_step`; after more than `plan.skip_nonfinite` such steps.
+        StoppedError: a signal ended the run; the last step is complete and saved.
     """
     if trainer.scaling:
         log.say(trainer.scaling)
@@ -77,39 +92,39 @@ def fit(
         with log.progress(title, plan.steps) as bar, closing(batches):
             while trainer.step < plan.steps:
                 batch = spent.on_batch(trainer.step).to(compute.device)
-                done = _step_or_skip(trainer, batch, plan, log, compute, capture)
+                done = _step_or_skip(trainer, batch, plan, log, compute, hooks)
                 spent.after_step(log)
                 last = trainer.step == plan.steps
                 wanted = asked.agreed()
-                if evaluation is not None and (trainer.step % evaluation.every == 0 or last):
-                    found = dict(evaluation(trainer.trained))
+                if figures := hooks.evaluate(trainer):
+                    found = dict(figures)
                     log.record(stage=title, step=trainer.step, **found)
                 if done is not None and (trainer.step % plan.log_every == 0 or last):
                     values = _record(trainer, *done, plan, log, title)
                     if warning := trainer.spikes.note(trainer.step, values["loss"]):
                         log.say(warning)
-                        if go_back is not None and trainer.rollbacks < plan.rollback:
-                            log.say(go_back(trainer))
+                        if trainer.rollbacks < plan.rollback and (said := hooks.roll_back(trainer)):
+                            log.say(said)
                     numbers = [f"{name} {value:.3f}" for name, value in (values | found).items()]
-                    said = "" if remark is None else remark(trainer.step, values)
-                    bar.update(trainer.step, note="  ".join([*numbers, *filter(None, [said]), spent.describe()]))
+                    remark = hooks.remark(trainer.step, values)
+                    bar.update(trainer.step, note="  ".join([*numbers, *filter(None, [remark]), spent.describe()]))
                 if trainer.step % plan.save_every == 0 or last or wanted.save:
                     asked.save = False
-                    if save is not None:
-                        save(trainer)
-                    wanted = asked.agreed()  # what came meanwhile
+                    hooks.save(trainer)
+                    wanted = asked.agreed()  # signals may have arrived meanwhile
                     if wanted.stop is not None:
                         break
         if wanted.stop is not None:
-            kept = "not saved" if save is None else "saved"
-            raise wanted.stopped(f"{title} after step {trainer.step}, {kept}", fix=go_on and f"go on with {go_on}")
+            kept = "saved" if hooks.go_on else "not saved"
+            fix = hooks.go_on and f"go on with {hooks.go_on}"
+            raise wanted.stopped(f"{title} after step {trainer.step}, {kept}", fix=fix)
     trainer.objective.eval()
 
 
 def _step_or_skip(
-    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, capture: Capture | None
+    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, hooks: RunHooks
 ) -> tuple[StepOutput, Tensor] | None:
-    """A step; None where it failed and may be left out."""
+    """One step; None where it was non-finite and is skipped."""
     try:
         return trainer.train_step(batch, compute)
     except NotFiniteError as failure:
@@ -117,17 +132,15 @@ def _step_or_skip(
             trainer.skip_step()
             log.say(f"skipped: {failure.what}; {failure.cause}; {trainer.skipped} of at most {plan.skip_nonfinite}")
             return None
-        if capture is None:
-            raise
         try:
-            raise NotFiniteError(failure.step, failure.numbers, capture(trainer, batch, failure)) from None
+            raise NotFiniteError(failure.step, failure.numbers, hooks.keep_failed(trainer, batch, failure)) from None
         except OutputError as error:
             log.say(f"the step cannot be kept: {error}")
             raise failure from None
 
 
 def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:
-    """A line of metrics.jsonl; what the objective said in it."""
+    """Write a line of metrics.jsonl; returns loss and metrics of the step."""
     values = means(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
     counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}

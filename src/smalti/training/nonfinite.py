@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no number: what they said, and where in the network it begins."""
+"""Non-finite steps, whose loss or gradient is NaN or infinite: their values, and where in the network these begin."""
 
 import math
 import shlex
@@ -17,12 +17,12 @@ from smalti.distributed.collectives import full_tensor
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a step has computed, before clipping; NaN and infinities are among it.
+    """Loss and gradient norms of a step before clipping, some of which are NaN or infinite.
 
     Attributes:
-        loss: the mean over the batch.
-        grad_norm: the norm of the whole gradient.
-        grad_norms: the norm of the gradient of each parameter that has one, by its name in the model.
+        loss: mean over the batch.
+        grad_norm: L2 norm of the whole gradient.
+        grad_norms: L2 norm of the gradient of each parameter that has one, by name.
     """
 
     loss: float
@@ -31,21 +31,21 @@ class Numbers:
 
     @staticmethod
     def of(model: nn.Module, loss: Tensor, grad_norm: Tensor) -> "Numbers":
-        """Those of the gradients that the parameters hold now."""
+        """The numbers of a step whose gradients are in `grad` of the parameters."""
         norms = {name: float(full_tensor(p.grad.norm())) for name, p in model.named_parameters() if p.grad is not None}
         return Numbers(float(loss), float(grad_norm), norms)
 
     def same(self, other: "Numbers") -> bool:
-        """Whether all are equal bit for bit; one NaN is like another."""
+        """Whether all are equal bit by bit; NaN equals NaN."""
         return repr(self) == repr(other)
 
 
 class NotFiniteError(NumericError):
-    """Loss or gradient of a step is not finite; nothing has changed.
+    """Loss or gradient of a step is not finite; no weight has changed.
 
     Attributes:
-        step: of the optimiser, counted from 0.
-        numbers: what it computed.
+        step: optimiser step, counted from 0.
+        numbers: its loss and gradient norms.
     """
 
     def __init__(self, step: int, numbers: Numbers, capture: Path | None = None) -> None:
@@ -64,8 +64,8 @@ class Place(NamedTuple):
     """Where a number is first not finite.
 
     Attributes:
-        kind: `weight` before the step, `activation` going forward, `loss`, `gradient` going back.
-        name: of the parameter, or of the module whose output it is, or whose output's gradient; "" for the loss.
+        kind: `weight` before the step, `activation` in the forward pass, `loss`, `gradient` in the backward pass.
+        name: the parameter, or the module whose output (or gradient of the output) it is; "" for the loss.
     """
 
     kind: str
@@ -73,12 +73,13 @@ class Place(NamedTuple):
 
 
 def first_not_finite(model: nn.Module, step: Callable[[], Numbers]) -> Place | None:
-    """Compute a step and watch what every module makes of it.
+    """Compute a step and find the first module with a non-finite output or gradient; None where all are finite.
 
-    Of modules inside each other the innermost is named; what lies between two modules is found at the second.
+    Of nested modules the innermost is named. What is computed between two modules is attributed to the second.
 
     Args:
-        step: forward and backward through `model`, which fills the gradients.
+        model: the network.
+        step: runs forward and backward passes through `model`.
     """
     for name, value in model.state_dict().items():
         if not _finite(value):
@@ -97,7 +98,7 @@ def first_not_finite(model: nn.Module, step: Callable[[], Numbers]) -> Place | N
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[Place]]:
-    """A list that fills with the places of numbers that are not finite, in the order of computation."""
+    """A list to which hooks append the places of non-finite numbers, in the order of computation."""
     places: list[Place] = []
 
     def look(name: str, output: object) -> None:

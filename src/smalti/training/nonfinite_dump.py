@@ -1,8 +1,8 @@
-"""A step that failed, kept in a folder: all that computing it again needs, and what it said.
+"""A folder for a non-finite step, with all that is needed to compute it again.
 
-model.safetensors and state.safetensors are those of a checkpoint before the step; step.json says which images the batch
-shows, with which keys, and what was computed. Crops, colours, masks and noise are functions of the keys, and pixels and
-visual tokens of the images: none of them is stored.
+model.safetensors and state.safetensors are those of a checkpoint before the step. step.json has the positions and keys
+of the images in the batch, and loss and gradient norms. Crops, colours, masks and noise are functions of the keys, and
+pixels and visual tokens are functions of the images, so none of these is stored.
 """
 
 import json
@@ -26,7 +26,7 @@ from smalti.training.nonfinite import Numbers
 
 @dataclass(frozen=True)
 class Computed:
-    """Where and how: settled, and the numbers of threads and processes, of which the order of sums depends."""
+    """Resolved device and number format, and the numbers of threads and processes that change the order of sums."""
 
     device: Device
     precision: Precision
@@ -36,13 +36,13 @@ class Computed:
 
 @dataclass(frozen=True)
 class DumpStep:
-    """What a bundle holds.
+    """The content of a dump.
 
     Attributes:
-        before: everything as it was before the step.
-        numbers: what the step computed.
-        index, keys: the images of the batch, and the key of each.
-        computed: where and how.
+        before: the state of training before the step.
+        numbers: loss and gradient norms of the step.
+        index, keys: positions of the images of the batch in the dataset, and their keys.
+        computed: device, number format, threads and processes.
     """
 
     before: Checkpoint
@@ -58,8 +58,13 @@ def write_dump(
     """Write `run/captures/step-XXXXXXXX/`.
 
     Args:
-        num_images: in the data set: positions in the order of images follow from it.
-        more: files that are copied into it, such as the configuration of the run.
+        run: the run folder.
+        before: the state of training before the step.
+        batch: the images of the step.
+        numbers: loss and gradient norms of the step.
+        compute: device and number format.
+        num_images: size of the dataset, on which the order of images depends.
+        more: files to copy into the dump, such as the configuration of the run.
 
     Raises:
         OutputError: it cannot be written.
@@ -89,10 +94,10 @@ def write_dump(
 
 
 def read_dump(bundle: Path) -> DumpStep:
-    """What `write_dump` wrote.
+    """Read what `write_dump` wrote.
 
     Raises:
-        CheckpointError: it is none, or damaged.
+        CheckpointError: the folder is not a dump, or damaged.
     """
     try:
         files = read_folder(bundle)
@@ -116,10 +121,10 @@ def read_dump(bundle: Path) -> DumpStep:
 
 
 def numbers_as_json(numbers: Numbers) -> dict[str, Any]:
-    """Loss and norm of the gradient; numbers that JSON does not know are written as text."""
+    """Loss and gradient norm as JSON values; NaN and infinities become text."""
     return {"loss": _as_json(numbers.loss), "grad_norm": _as_json(numbers.grad_norm)}
 
 
 def _as_json(number: float) -> float | str:
-    """`float` turns both back."""
+    """A number, or text that `float` can read."""
     return number if number - number == 0 else str(number)

@@ -1,13 +1,13 @@
-"""Stage one with a discrete VAE: a batch in, a loss out."""
+"""Objectives without labels: discrete VAEs and quantised tokenizers (stage one), masked image modeling (stage two)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Objective, StepOutput
+from smalti.core.contracts import Batch, Objective, StepOutput, Target
 from smalti.distributed.collectives import all_gather, all_reduce_mean
 from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
@@ -15,18 +15,24 @@ from smalti.functional.losses import (
     kl_weight,
     marginal_entropy,
     reconstruction_loss,
+    weights_of_equal_images,
 )
 from smalti.functional.metrics import codes_seen
+from smalti.functional.noise import uniform_noise
+from smalti.functional.patches import rows
 from smalti.functional.schedules import Cosine, Ramp
+from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.discrete import relax, split
 from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.quantised import Quantised
+from smalti.training.targets import Tokens
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How the tokens are relaxed while the tokenizer trains, and what keeps the codebook alive."""
+    """Relaxation of the tokens during training, and measures against dead codes."""
 
     beta: float = setting(6.6, "weight of the KL, in units of the bound (1 = the bound itself)", "DALL-E, appendix A.2")
     beta_ramp: float = setting(0.02, "share of the steps until beta is reached", "DALL-E: 5 000 steps")
@@ -51,11 +57,11 @@ class Relaxation:
             require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}", "use a share in (0, 1]")
 
     def ramp(self, steps: int) -> Ramp:
-        """β at each of `steps` steps."""
+        """The schedule of β over `steps` steps."""
         return Ramp(self.beta, max(1, round(self.beta_ramp * steps)))
 
     def annealing(self, steps: int) -> Cosine:
-        """Temperature at each of `steps` steps."""
+        """The schedule of the temperature τ over `steps` steps."""
         return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
 
 
@@ -64,8 +70,8 @@ class DiscreteVAEObjective(Objective):
 
     -E_{z~q(z|x)}[ln p(x|z)] + β·KL(q ‖ uniform) - spread·H(mean q)
 
-    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] and no longer in nats: it
-    is a hundredth of them or less, and beta and spread have to shrink with it.
+    With another likelihood than logit-Laplace the first term is an error of pixels in [0, 1] instead of nats. It is a
+    hundred times smaller or less, so beta and spread have to be reduced as well.
 
     Reference: BEiT §2.1.2; DALL-E, appendix A.2.
     """
@@ -106,7 +112,7 @@ class DiscreteVAEObjective(Objective):
         return StepOutput(loss * count, count, metrics)
 
     def follow(self, step: int) -> None:
-        """Codes that have been the most likely one nowhere for `dead_after` steps take a part of another's cell."""
+        """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
         scores, ids = (all_gather(seen) for seen in self._seen)
@@ -117,3 +123,87 @@ class DiscreteVAEObjective(Objective):
         means = torch.stack([scores[ids == parent].mean() for parent in parents]) if len(parents) else scores[:0]
         split(self.model, dead, parents, means)
         self.unused[dead] = 0
+
+
+class QuantisedObjective(Objective):
+    """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
+
+    The gradient of the reconstruction is straight-through; `follow` updates the codebook after the step.
+
+    Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
+    """
+
+    def __init__(self, tokenizer: Quantised, likelihood: Likelihood = "logit_laplace") -> None:
+        super().__init__()
+        self.model: Quantised = tokenizer
+        self.likelihood: Likelihood = likelihood
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        points = self.model.points(images)
+        ids = self.model.nearest(points.detach())
+        mean, log_scale = self.model.reconstructed(points, ids)
+        cost = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
+        distance = (points - self.model.values(ids)).square().sum(-1).mean()
+        if self.training:
+            self._seen = points.detach().flatten(0, 2), ids.flatten()
+        count = torch.tensor(float(len(images)), device=cost.device)
+        said = {
+            "nll" if self.likelihood == "logit_laplace" else self.likelihood: cost.detach(),
+            "gap": distance.detach(),
+        }
+        metrics = {name: (value * count, count) for name, value in (said | self.model.meters()).items()}
+        return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
+
+    def follow(self, step: int) -> None:
+        """Update the codebook with the points of the last step."""
+        if self._seen is not None:
+            points, ids = self._seen
+            self.model.follow(all_gather(points), all_gather(ids), step)
+            self._seen = None
+
+
+_TOKENS = Tokens()
+
+
+class MaskedImageModeling(Objective):
+    """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images.
+
+    Args:
+        predicted: share of the masked patches that a training step predicts; in evaluation, all are.
+    """
+
+    def __init__(
+        self, model: MaskedImageModel, target: Target = _TOKENS, equal_images: bool = False, predicted: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.model: MaskedImageModel = model
+        self.target, self.equal_images, self.predicted = target, equal_images, predicted
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.mask is not None
+        assert batch.mask_index is not None
+        chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
+        assert chosen.mask_weight is not None
+        key = batch.key if self.training else None
+        predicted = self.model(batch.image, batch.mask, batch.mask_index, key, chosen.mask_index)
+        weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
+        return self.target(predicted, chosen, weight)
+
+
+def some_masked(batch: Batch, share: float) -> Batch:
+    """The batch with a share of its masked patches, at least one, in `mask_index`, drawn from the keys.
+
+    `mask` stays as it is. Rows of `mask_weight` that are all 0 stay so; in others padding may be drawn too.
+    """
+    assert batch.mask_index is not None
+    assert batch.mask_weight is not None
+    count = batch.mask_index.shape[1]
+    drawn = uniform_noise(batch.key, count, stream=2).topk(max(1, round(share * count))).indices.sort().values
+    return replace(
+        batch,
+        mask_index=batch.mask_index.gather(1, drawn),
+        mask_weight=batch.mask_weight.gather(1, drawn),
+        scores=None if batch.scores is None else rows(batch.scores, drawn),
+    )

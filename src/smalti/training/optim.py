@@ -1,4 +1,4 @@
-"""AdamW, which weights decay, and a learning rate that says at which batch it is meant."""
+"""AdamW, the parameters with weight decay, and scaling of the learning rate with the batch size."""
 
 import re
 from dataclasses import dataclass, replace
@@ -11,15 +11,15 @@ from smalti.core.config import require, setting
 from smalti.functional.schedules import Cosine
 
 DecayRule: TypeAlias = Literal["release", "timm"]
-"""Which weights decay; see `is_decayed`."""
+"""Which parameters have weight decay; see `is_decayed`."""
 
 
 @dataclass(frozen=True)
 class AdamW:
     """Optimiser and learning-rate schedule.
 
-    The learning rate is absolute, whatever the batch, unless `lr_batch_size` says at which batch it is meant. Then it
-    and `end_lr` are used in proportion to the batch of the run (`at`), and every run says so at its start.
+    The learning rate does not depend on the batch size unless `lr_batch_size` is set, the batch size for which it is
+    given. Then `lr` and `end_lr` are scaled in proportion to the batch size of the run (`at`), which prints this.
 
     Reference: BEiT §2.5; Loshchilov and Hutter 2019; Goyal et al. 2017, §2.1 (in proportion to the batch).
     """
@@ -62,10 +62,10 @@ class AdamW:
         require(self.clip_grad > 0, f"a gradient norm of {self.clip_grad}", "use a positive one")
 
     def at(self, batch_size: int) -> "AdamW":
-        """The optimiser with the learning rate that it has in a run with such batches.
+        """The optimiser with the learning rate scaled to a batch size.
 
         Args:
-            batch_size: images in an optimiser step, over all micro-batches and processes.
+            batch_size: images per optimiser step, over all micro-batches and processes.
         """
         if self.lr_batch_size is None:
             return self
@@ -73,16 +73,16 @@ class AdamW:
         return replace(self, lr=self.lr * scale, end_lr=self.end_lr * scale, lr_batch_size=None)
 
     def scaling(self, batch_size: int) -> str:
-        """What `at` does, as a line for people; empty where it does nothing."""
+        """A message that says how `at` scales the learning rate; empty where it does not."""
         if self.lr_batch_size is None:
             return ""
         used = _short(self.at(batch_size).lr)
         return f"learning rate {_short(self.lr)} at batch {self.lr_batch_size} -> {used} at batch {batch_size}"
 
     def build(self, module: nn.Module) -> torch.optim.AdamW:
-        """An optimiser over the trained parameters of `module`.
+        """An optimiser of the parameters of `module` that require a gradient.
 
-        Each group has an `lr_scale`, which its learning rate is multiplied by in every step.
+        The learning rate of each parameter group is multiplied by its `lr_scale`.
         """
         names = [name for name, _ in module.named_parameters()]
         top = max(map(block_of, names), default=-1) + 2
@@ -102,22 +102,22 @@ class AdamW:
         return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
     def schedule(self, steps: int) -> Cosine:
-        """The learning rate of each of `steps` steps."""
+        """The schedule of the learning rate over `steps` steps."""
         until = max(1, int(self.decay_ratio * steps))
         return Cosine(self.lr, self.end_lr, until, warmup=min(int(self.warmup_ratio * steps), until - 1))
 
 
 def block_of(name: str) -> int:
-    """The number of the encoder's block that a parameter is in, counted from 0; -1 where it is in none."""
+    """The encoder block of a parameter, counted from 0; -1 where it is in none."""
     found = None if name.startswith("decoder.") else re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 
 def layer_of(name: str, top: int) -> int:
-    """The layer of a parameter: 0 for what comes before the blocks, i + 1 for block i, `top` for all else.
+    """The layer of a parameter for layer-wise decay: 0 for what comes before the blocks, i + 1 for block i, else `top`.
 
     Reference: released code, optim_factory.py, get_num_layer_for_vit: [S], mask token, positions and patch embedding
-    are 0; a table of relative positions that all blocks share is at the top, as are the last norm and the head.
+    are 0; a relative position table that all blocks share, the final norm and the head are at the top.
     """
     if name.startswith("decoder."):
         return top
@@ -128,11 +128,11 @@ def layer_of(name: str, top: int) -> int:
 
 
 def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule = "release") -> bool:
-    """Whether weight decay applies.
+    """Whether a parameter has weight decay.
 
-    - `release`: not to vectors (biases, LayerNorm, LayerScale), learned positions and [S]. The mask token and the table
-      of relative positions are no vectors by their shape, and decay.
-    - `timm`: not to the table of relative positions either. There is no mask token in timm's BEiT; it decays here too.
+    - `release`: all but vectors (biases, LayerNorm, LayerScale), learned positions and [S]. The mask token and the
+      relative position table, which are not vectors, have it.
+    - `timm`: as `release`, but not the relative position table. timm's BEiT has no mask token; ours has weight decay.
 
     Reference: released code, optim_factory.py; timm, models/beit.py, no_weight_decay.
     """
@@ -142,6 +142,6 @@ def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule = "release") 
 
 
 def _short(rate: float) -> str:
-    """A learning rate as people write it: 1.5e-3."""
+    """A learning rate in short form, as 1.5e-3."""
     digits, exponent = f"{rate:.1e}".split("e")
     return f"{digits}e{int(exponent)}"

@@ -1,4 +1,4 @@
-"""An objective on all ranks: each computes its rows of a batch, and gradients are means over all of them."""
+"""Data parallelism: every rank computes its rows of a batch, and gradients are averaged over ranks."""
 
 import warnings
 from contextlib import nullcontext
@@ -13,19 +13,19 @@ from smalti.core.ranks import world_size
 from smalti.models.layers import Block
 
 Parallel: TypeAlias = Literal["ddp", "fsdp"]
-"""A copy of the network on every rank, or a part of every weight."""
+"""A copy of the network on every rank (ddp), or a shard of every weight (fsdp)."""
 
 
 class Strategy(Protocol):
-    """Computes what the objective says about the rows of this rank."""
+    """Computes an objective on the rows of this rank."""
 
     def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
-        """After the backward pass of the `last` part of a batch, gradients are means over all ranks."""
+        """Loss and metrics of a micro-batch; after the backward pass of the `last` one, gradients are averaged."""
         ...
 
 
 class SingleProcess:
-    """One process: the objective as it is."""
+    """One process, which calls the objective directly."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -35,10 +35,12 @@ class SingleProcess:
 
 
 class DDP:
-    """The same weights on every rank, those of rank 0; its buffers too, before every step."""
+    """Every rank has a copy of the weights of rank 0, whose buffers are broadcast before every step."""
 
     def __init__(self, objective: Objective) -> None:
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # copied, which is right
+        warnings.filterwarnings(
+            "ignore", "Grad strides do not match bucket view strides"
+        )  # they are copied then, which is correct
         self.module = DistributedDataParallel(objective)
 
     def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
@@ -47,7 +49,7 @@ class DDP:
 
 
 class FSDP:
-    """Every rank holds a part of each weight, and of its moments; blocks are put together while they compute."""
+    """Every rank has a shard of each weight and of its moments; the weights of a block are gathered to compute it."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -61,16 +63,16 @@ class FSDP:
 
 
 def strategy_for(objective: Objective, parallel: Parallel) -> Strategy:
-    """The objective on the ranks that there are; of a sharded one the model is."""
+    """The strategy for the number of ranks; with FSDP the model of the objective must already be sharded."""
     if world_size() == 1:
         return SingleProcess(objective)
     return FSDP(objective) if parallel == "fsdp" else DDP(objective)
 
 
 def shard(model: nn.Module) -> None:
-    """Share out the weights of a model: one Transformer block after the other, then what is left.
+    """Shard a model in place: each Transformer block, then the remaining weights.
 
-    In place: its parameters are replaced. What calls the model must call it as a whole, by `forward`.
+    Its parameters are replaced, and it may only be called as a whole, by `forward`.
     """
     from torch.distributed.fsdp import fully_shard
 

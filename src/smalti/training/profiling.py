@@ -1,4 +1,4 @@
-"""Where the steps of a run spend their time: a trace to look at, and a table."""
+"""Profiling of some training steps: a trace, and a table of the slowest operations."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from smalti.core.contracts import Batch, Batches
 from smalti.core.log import Log
 
 _WARM = 3
-"""Steps before the first that is recorded: they compile and touch memory for the first time."""
+"""Steps before the first that is recorded, which compile and allocate memory."""
 _ROWS = 12
 
 
 class Profiled:
-    """Batches that record some of the steps between them: a step lasts from one batch to the next.
+    """Wraps batches to profile some steps, each from one batch to the next.
 
     Attributes:
-        trace: where the trace is written, for chrome://tracing or ui.perfetto.dev.
+        trace: path of the trace, for chrome://tracing or ui.perfetto.dev.
     """
 
     def __init__(self, batches: Batches, steps: int, run: Path, log: Log) -> None:
@@ -37,11 +37,11 @@ class Profiled:
 
     @property
     def waited(self) -> float:
-        """Seconds spent until images were there."""
+        """Seconds spent waiting for images so far."""
         return self.batches.waited
 
     def close(self) -> None:
-        """End what works in the background, and the recording where the run is shorter."""
+        """Stop background work, and the profile where the run is shorter than it."""
         if self.asked <= _WARM:
             self.log.say(f"nothing is profiled: the first {_WARM} steps warm up, and there are no more")
         self._finish()
@@ -59,7 +59,7 @@ class Profiled:
 
 
 def table(recorded: profile, steps: int) -> list[str]:
-    """The operations that take longest, in milliseconds a step; time inside others that they call is not theirs."""
+    """The operations with the greatest self time, in milliseconds per step."""
     events = recorded.key_averages()
     on_device = any(event.device_type.name == "CUDA" for event in events)
     taken = {

@@ -1,4 +1,4 @@
-"""What the bits of a run depend on beside its configuration: on how many threads and processes sums are split."""
+"""The numbers of threads and processes, which change the order of sums and so the bits of a run."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from smalti.core.ranks import world_size
 
 @dataclass(frozen=True)
 class RunEnvironment:
-    """Recorded in every checkpoint; a run that goes on under others ends in other bits."""
+    """Numbers of threads and processes, saved in checkpoints; with others, the bits of a resumed run differ."""
 
     threads: int
     world_size: int
 
     @staticmethod
     def now() -> "RunEnvironment":
-        """Those of this process. A thread that has just begun would count its own threads, not those of training."""
+        """Those of this process; call it in the main thread, as torch's thread count in a new thread may differ."""
         return RunEnvironment(torch.get_num_threads(), world_size())
 
     def differences(self, now: "RunEnvironment", *, on_cpu: bool) -> list[str]:
-        """What has changed since, for people; threads matter where sums are computed on them."""
+        """Messages that say what has changed; threads are compared only where computation is on a CPU."""
         told = []
         if on_cpu and self.threads != now.threads:
             told.append(f"{_counted(self.threads, 'thread')} then, {now.threads} now (OMP_NUM_THREADS)")

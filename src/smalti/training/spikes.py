@@ -1,4 +1,4 @@
-"""A loss that jumps is worth a line: often the last sign before a run goes wrong."""
+"""Detection of loss spikes, which often precede divergence."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from statistics import median
 
 _WINDOW = 100
 _ENOUGH = 20
-"""Losses to know before any is called unusual."""
+"""Number of losses before the first one can count as a spike."""
 _DEVIATIONS = 10
 _SHARE = 0.1
 
 
 class Spikes:
-    """Remembers the last 100 logged losses, and says when one lies far above them.
+    """Keeps the last 100 logged losses, and warns when a loss is far above them.
 
-    Far is above their median by ten times their median absolute deviation (about seven standard deviations of normal
-    noise), and by a tenth of the median. A run that only warns begins to collect anew when it goes on; to one that
-    rolls back they are state.
+    Far means above their median by ten times their median absolute deviation (about seven standard deviations of normal
+    noise), and by a tenth of the median. With roll-backs the losses are part of a checkpoint; otherwise a resumed run
+    starts to collect again.
     """
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
@@ -24,11 +24,11 @@ class Spikes:
 
     @property
     def losses(self) -> list[float]:
-        """What is remembered, oldest first."""
+        """The losses that are kept, oldest first."""
         return list(self._losses)
 
     def note(self, step: int, loss: float) -> str:
-        """A line about the loss of a step; empty where there is nothing to say."""
+        """A warning about the loss of a step; empty where it is no spike."""
         before = list(self._losses)
         self._losses.append(loss)
         if len(before) < _ENOUGH:

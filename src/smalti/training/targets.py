@@ -1,4 +1,4 @@
-"""What masked image modeling predicts at masked patches: visual tokens, the tokenizer's posterior, or pixels."""
+"""Targets of masked image modeling: visual tokens, the tokenizer's posterior, or pixels."""
 
 import math
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from smalti.functional.metrics import hits
 from smalti.functional.patches import normalised_patches, patchify, rows
 from smalti.models.vit import as_unit_range
 
-_FEW = 5
-"""A guess among the best five; with fewer visual tokens it always is."""
+_TOP = 5
+"""Rank of the top-5 accuracy, which is 1 with fewer visual tokens."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The visual token of each masked patch, the most likely one: a classification (BEiT eq. 1)."""
+    """The most likely visual token of each masked patch, a classification (BEiT eq. 1)."""
 
     def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
         loss_sum, total = masked_token_loss(predicted, masked_tokens(batch), weight)
@@ -29,10 +29,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class SoftTokens:
-    """The tokenizer's posterior at each masked patch, with all its doubts: cross-entropy against q(z|x).
+    """The tokenizer's posterior q(z|x) at each masked patch, by cross-entropy.
 
-    Metrics beside those of `Tokens`: `kl` is the loss without the entropy of q, which no prediction can take away;
-    `hard` is the loss of `Tokens`, to compare with.
+    Metrics in addition to those of `Tokens`: `kl`, the loss minus the entropy of q, which is its minimum; and `hard`,
+    the loss of `Tokens`.
 
     Reference: BEiT §2.4, eq. 2.
     """
@@ -49,10 +49,10 @@ class SoftTokens:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The pixels of each masked patch: a regression, for comparison. It needs no tokenizer.
+    """The pixels of each masked patch, a regression without a tokenizer, for comparison.
 
     Reference: He et al. 2021, MAE (`mse`, normalised); Xie et al. 2021, SimMIM (`l1`).
-    Differs: backbone and masks stay those of BEiT.
+    Differs: backbone and masks are those of BEiT.
     """
 
     error: Literal["mse", "l1"] = setting("mse", "squared or absolute error", "MAE: mse, SimMIM: l1")
@@ -64,12 +64,12 @@ class Pixels:
         return StepOutput((error * weight).sum(), weight.sum(), {})
 
     def patches(self, batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
-        """What would be right at the positions `index`."""
+        """The target values of the patches at the positions `index`."""
         patches = pixels_at(batch, index)
         return normalised_patches(patches)[0] if self.normalise else patches
 
     def painted(self, predicted: Float[Tensor, "B K P"], batch: Batch) -> Float[Tensor, "B K P"]:
-        """Predictions as pixels in [0, 1]. Mean and deviation, which are not predicted, are the masked patch's own."""
+        """Predictions as pixels in [0, 1]; if targets are normalised, with the true mean and deviation of the patch."""
         assert batch.mask_index is not None
         if self.normalise:
             _, mean, scale = normalised_patches(pixels_at(batch, batch.mask_index))
@@ -85,15 +85,15 @@ def masked_tokens(batch: Batch) -> Int[Tensor, "B K"]:
 
 
 def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """How many masked tokens are guessed right, and how many are among the best five guesses."""
+    """Top-1 and top-5 accuracy of the predicted visual tokens, as (sum, count)."""
     assert batch.mask_weight is not None
-    right, count = hits(predicted.detach(), masked_tokens(batch), _FEW), batch.mask_weight.sum()
+    right, count = hits(predicted.detach(), masked_tokens(batch), _TOP), batch.mask_weight.sum()
     within = {"accuracy": right[..., 0], "top5": right.any(-1)}
     return {name: ((found * batch.mask_weight).sum(), count) for name, found in within.items()}
 
 
 def pixels_at(batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
-    """Pixels in [0, 1] of the patches at `index`, which are squares: as many as there are places in a mask."""
+    """Pixels in [0, 1] of the square patches at `index`; their size follows from the number of patches in the mask."""
     assert batch.mask is not None
     height, width = batch.image.shape[-2:]
     patches = patchify(as_unit_range(batch.image), math.isqrt(height * width // batch.mask.shape[1]))

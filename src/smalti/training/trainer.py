@@ -1,4 +1,4 @@
-"""One step of training, and all that steps change."""
+"""One step of training, and the state that steps change."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,28 +28,33 @@ from smalti.training.spikes import Spikes
 from smalti.training.training_plan import Plan
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each parameter."""
+"""The state of AdamW for each parameter."""
 _SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
 
 
 @runtime_checkable
 class Follower(Protocol):
-    """An objective whose model has state that follows the weights, such as a codebook of moving averages."""
+    """An objective whose model has state that is updated after the weights, such as an EMA codebook."""
 
     def follow(self, step: int) -> None:
-        """Called when `step` steps are done, and never after one that failed."""
+        """Called after each successful step; `step` is the number of steps done."""
 
 
 class Trainer:
-    """All that training changes: weights, buffers, the optimiser's moments, averaged weights and the step counter.
+    """The state of training: weights, buffers, moments of the optimiser, EMA weights and the step counter.
 
     Args:
-        frozen: parameters that stay as they are, and have no moments, for the first `frozen_steps`.
-        parallel: how several processes share the work.
+        objective: the loss and the model.
+        optimiser: AdamW and the schedule of the learning rate.
+        plan: batch size, micro-batches and number of steps.
+        ema_decay: decay of the EMA of the weights; None for no EMA.
+        frozen: parameters that are not trained, and have no moments, for the first `frozen_steps`.
+        frozen_steps: number of those steps.
+        parallel: strategy for several processes.
 
     Raises:
-        UsageError: batches are to be computed in parts, and the objective has to see them whole; or ranks and parts do
-            not divide them.
+        UsageError: micro-batches were requested for an objective that needs whole batches; or the number of ranks and
+            micro-batches does not divide the batch size.
     """
 
     def __init__(
@@ -80,22 +85,28 @@ class Trainer:
             shard(objective.model)
             if self.ema is not None:
                 shard(self.ema.module)
-        self.spread = strategy_for(objective, parallel)
+        self.strategy = strategy_for(objective, parallel)
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
         self.optimizer = scaled.build(objective.model)
         self.lr = scaled.schedule(plan.steps)
-        self.frozen, self.frozen_steps = tuple(frozen), frozen_steps  # an iterator: sharded parameters are others
+        self.frozen, self.frozen_steps = (
+            tuple(frozen),
+            frozen_steps,
+        )  # consumed after sharding, which replaces parameters
         self.step = 0
         self.skipped = 0
         self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
 
     def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
-        """One optimiser step. Returns what the objective said, and the norm of the gradient before clipping.
+        """One optimiser step.
+
+        Returns:
+            Loss and metrics of the batch, and the norm of the gradient before clipping.
 
         Raises:
-            NotFiniteError: loss or gradient is not; no weight has changed.
+            NotFiniteError: loss or gradient is NaN or infinite; no weight has changed.
         """
         output, norm = self.gradients(batch, compute)
         model = self.objective.model
@@ -116,41 +127,41 @@ class Trainer:
         return output, norm
 
     def skip_step(self) -> None:
-        """Leave out a step that failed: it is counted, its images are not seen again, and all else stays as it is."""
+        """Skip a non-finite step: it is counted, its images are not seen again, and nothing else changes."""
         self.step += 1
         self.skipped += 1
 
     def roll_back(self, checkpoint: Checkpoint, where: str) -> None:
-        """Become what a checkpoint holds, and stay at this step: what was learned since, and its images, are left out.
+        """Load the state of a checkpoint but keep the step counter, so the images since the checkpoint are left out.
 
-        Steps that were skipped since then stay counted.
+        The counters of skipped steps and roll-backs are kept as well.
         """
         step, skipped, rollbacks = self.step, self.skipped, self.rollbacks
         self.load_state(checkpoint, where)
         self.step, self.skipped, self.rollbacks = step, skipped, rollbacks + 1
 
     def gradients(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
-        """Fill `grad`. Returns what the objective said, and the norm of the gradient."""
+        """Compute gradients into `grad`. Returns loss and metrics of the batch, and the norm of the gradient."""
         output = self._gradients(batch, compute)
         if self.step < self.frozen_steps:
             for parameter in self.frozen:
-                parameter.grad = None  # which AdamW passes over: no decay, and no moments until the first gradient
+                parameter.grad = None  # AdamW skips it: no weight decay, and no moments until the first gradient
         gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
         return output, full_tensor(nn.utils.get_total_norm(gradients))
 
     def _gradients(self, batch: Batch, compute: Compute) -> StepOutput:
-        """Fill `grad` with the gradient of the mean loss of the batch, and return the sums that it is the mean of.
+        """Compute the gradient of the mean loss into `grad`; returns the sums of losses and weights.
 
-        What a part weighs is known when it has been computed, what all of them weigh only at the end. Until then the
-        unit is the weight of the first part, so that gradients are about as large as those of a mean. Of several ranks
-        it is the mean over their first parts, and gradients are means over ranks.
+        The sum of the weights, by which the loss is to be divided, is known only after the last micro-batch. Until then
+        losses are divided by the weight of the first micro-batch (its mean over ranks), so that gradients have about
+        the right scale, and with several micro-batches the gradients are corrected at the end.
         """
         outputs: list[StepOutput] = []
         unit: Tensor | None = None
         for part in batch.split(self.accumulate):
             last = len(outputs) == self.accumulate - 1
             with compute.autocast():
-                output = self.spread(part, torch.tensor(self.step), last=last)
+                output = self.strategy(part, torch.tensor(self.step), last=last)
             unit = all_reduce_mean(output.weight) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
@@ -162,25 +173,25 @@ class Trainer:
 
     @property
     def trained(self) -> nn.Module:
-        """The weights to use: the averaged ones where there are any."""
+        """The model to use: the EMA of the weights if there is one."""
         return self.objective.model if self.ema is None else self.ema.module
 
     def save(self, run: Path, write: Callable[..., object] = write_checkpoint) -> None:
-        """Write a checkpoint: `trained` and all that resuming needs beside it. Of several ranks the first writes."""
+        """Write a checkpoint of `trained` and the rest of the state; rank 0 writes."""
         now = self.checkpoint()
         if is_rank0():
             write(run, self.step, Weights(now.model), now.state)
 
     def checkpoint(self) -> Checkpoint:
-        """Everything as it is now, not copied; what is shared out is put together on rank 0, and nowhere else."""
+        """The current state, without a copy; sharded tensors are gathered to rank 0 only."""
         return Checkpoint(self.step, full_tensors(self.trained.state_dict()), self.state())
 
     def state(self) -> dict[str, Tensor]:
-        """All that resuming needs beside `trained`. A parameter has moments from its first optimiser step on."""
+        """The tensors that resuming needs in addition to `trained`: weights without EMA, moments, counters."""
         state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
-            moments = self.optimizer.state.get(parameter, {})  # none of what is frozen yet
+            moments = self.optimizer.state.get(parameter, {})  # none for parameters that are still frozen
             state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
         state |= {_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
         if self.rolls_back:
@@ -189,7 +200,7 @@ class Trainer:
         return full_tensors(state)
 
     def restore(self, run: Path) -> None:
-        """Take up the newest whole checkpoint; training goes on as if it had not been interrupted.
+        """Load the newest whole checkpoint; training continues as if it had not been interrupted.
 
         Raises:
             CheckpointError: there is none, or its weights do not fit.
@@ -197,7 +208,7 @@ class Trainer:
         self.load_state(read_checkpoint_on_rank0(run), str(run))
 
     def load_state(self, checkpoint: Checkpoint, where: str) -> None:
-        """Become what a checkpoint holds; `where` it is from is said if it does not fit."""
+        """Load the state of a checkpoint; `where` it is from appears in error messages."""
         state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", "count", *_MOMENTS)}
         for key, value in checkpoint.state.items():
             kind, name = key.split(".", 1)
@@ -207,7 +218,7 @@ class Trainer:
             load_weights(self.ema.module, checkpoint.model, where)
         for name, value in self.objective.named_buffers(recurse=False):
             value.copy_(state["own"][name])
-        self.optimizer.state.clear()  # going back, there may be moments that were not there yet
+        self.optimizer.state.clear()  # in a roll-back, some moments may be newer than the checkpoint
         for name, parameter in self.objective.model.named_parameters():
             if name not in state["step"]:
                 continue
@@ -226,7 +237,7 @@ def _laid_out_like(parameter: nn.Parameter, values: Tensor) -> Tensor:
 
 
 def summed(outputs: Sequence[StepOutput]) -> StepOutput:
-    """What an objective says about all parts of a batch together."""
+    """The sum over the outputs of all micro-batches."""
     if len(outputs) == 1:
         return outputs[0]
     loss_sum, weight = (torch.stack(values).sum() for values in zip(*(o[:2] for o in outputs), strict=True))
@@ -238,7 +249,7 @@ def summed(outputs: Sequence[StepOutput]) -> StepOutput:
 
 
 def everywhere(output: StepOutput) -> StepOutput:
-    """What the objective says about the rows of all ranks together; counts may differ between them."""
+    """The sum over the outputs of all ranks, whose counts may differ."""
     if world_size() == 1:
         return output
     pairs = [value for pair in output.metrics.values() for value in pair]
@@ -248,6 +259,6 @@ def everywhere(output: StepOutput) -> StepOutput:
 
 
 def means(output: StepOutput) -> dict[str, float]:
-    """The loss and every metric of a step as plain numbers."""
+    """Mean loss and metrics as numbers, by name."""
     values = {"loss": float((output.loss_sum / output.weight).detach())}
-    return values | {name: float(all_reduce_sum / count) for name, (all_reduce_sum, count) in output.metrics.items()}
+    return values | {name: float(amount / count) for name, (amount, count) in output.metrics.items()}

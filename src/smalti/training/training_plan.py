@@ -1,4 +1,4 @@
-"""How long a run trains, and how often it does what is not training."""
+"""The number of training steps, the batch size, and the intervals of logging, evaluation and checkpoints."""
 
 from dataclasses import dataclass, replace
 
@@ -8,15 +8,17 @@ from smalti.core.errors import DataError
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, and how often to do what is not training."""
+    """Number of steps, batch size, and intervals of logging, evaluation and checkpoints."""
 
-    steps: int = setting(1000, "optimiser steps")
+    steps: int = setting(1000, "optimiser steps", resume="free")
     batch_size: int = setting(256, "images")
     accumulate: int = setting(1, "equal parts of a batch, computed in turn: the same step in less memory")
     repeat: bool = setting(False, "let a batch hold an image more than once, where there are fewer than it has rows")
-    log_every: int = setting(10, "steps")
-    save_every: int = setting(1000, "steps")
-    skip_nonfinite: int = setting(0, "steps without a finite loss and gradient that a run may leave out; then it stops")
+    log_every: int = setting(10, "steps", resume="free_without_rollback")
+    save_every: int = setting(1000, "steps", resume="free_without_rollback")
+    skip_nonfinite: int = setting(
+        0, "steps without a finite loss and gradient that a run may leave out; then it stops", resume="free"
+    )
     rollback: int = setting(
         0, "times that a run goes back to its last checkpoint when the loss jumps, and leaves out the images since"
     )
@@ -33,26 +35,26 @@ class Plan:
 
     @property
     def micro_batch_size(self) -> int:
-        """Images that are computed at a time."""
+        """Images per micro-batch."""
         return self.batch_size // self.accumulate
 
     def of_one_of(self, processes: int) -> "Plan":
-        """The plan of one process by itself, with as many images at a time as each of so many has."""
+        """The plan of a single process whose batches are the share that each of `processes` processes has."""
         return replace(self, batch_size=self.batch_size // processes)
 
     def scheduled(self, step: int) -> int:
-        """The last step up to this one at which a checkpoint is due. What signals ask for comes between them."""
+        """The last step, up to this one, at which a periodic checkpoint is due; signals may request others."""
         return step - step % self.save_every
 
     def at_most(self, count: int) -> "Plan":
-        """The plan with no more images in a batch than there are."""
+        """The plan with the batch size limited to the number of images."""
         return replace(self, batch_size=min(self.batch_size, count))
 
     def require_images(self, count: int) -> None:
-        """Refuse a batch that is larger than the data set, unless that is meant.
+        """Check that the dataset has at least one batch of images, unless repetition is allowed.
 
         Raises:
-            DataError: it is.
+            DataError: it has fewer.
         """
         if count < self.batch_size and not self.repeat:
             fix = f"use --plan.batch-size {count} or less, or --plan.repeat"

@@ -1,1 +1,1 @@
-"""Weights in the files of others: read as data, so that nothing in them is run, and put under our names."""
+"""Reading weights of other programs without running code in their files, and renaming them to our parameters."""

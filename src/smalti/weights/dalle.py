@@ -1,4 +1,4 @@
-"""The two files that the DALL-E tokenizer was published in: encoder.pkl and decoder.pkl, each a pickled module."""
+"""The two files of the published DALL-E tokenizer, encoder.pkl and decoder.pkl, each a pickled module."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +31,13 @@ _KINDS = {"w": "weight", "b": "bias"}
 
 
 def read_dalle(paths: Sequence[Path]) -> tuple[DallE, dict[str, Tensor]]:
-    """Configuration and weights of the tokenizer, with nothing in the files run.
+    """Configuration and weights of the tokenizer, read without running code in the files.
 
     Args:
         paths: the encoder's and the decoder's file, in any order.
 
     Raises:
-        CheckpointError: they are not the two halves of one such tokenizer, are damaged, or ask for anything else.
+        CheckpointError: they are not encoder and decoder of one such tokenizer, are damaged, or refer to anything else.
     """
     names = " and ".join(path.name for path in paths)
     networks = {network.kind: network for network in (read_network(path, _CLASSES) for path in paths)}
@@ -57,7 +57,7 @@ def read_dalle(paths: Sequence[Path]) -> tuple[DallE, dict[str, Tensor]]:
 
 
 def _renamed(network: SavedNetwork) -> dict[str, Tensor]:
-    """By our names, such as encoder.group_1.block_1.res_path.conv_1.weight for blocks.group_1. ... .conv_1.w."""
+    """Weights by our names: blocks.group_1. ... .conv_1.w becomes encoder.group_1.block_1.res_path.conv_1.weight."""
     renamed = {}
     for name, value in network.parameters.items():
         layer, _, kind = name.rpartition(".")

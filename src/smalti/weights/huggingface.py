@@ -1,4 +1,4 @@
-"""Weights of the BEiT and ViT of Hugging Face's transformers under our names."""
+"""Weights of BEiT and ViT of Hugging Face's transformers, renamed to ours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,22 +34,23 @@ _IN_BLOCKS = {
 
 
 def is_huggingface(weights: Mapping[str, Tensor]) -> bool:
-    """Whether these are names of transformers, as it writes them."""
+    """Whether the names are those of transformers."""
     return any(name.removeprefix("beit.").removeprefix("vit.").startswith("encoder.layer.0.") for name in weights)
 
 
 def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights of BEiT or ViT, bare, as a masked image model or as a classifier, under those of `MaskedImageModel`.
+    """Weights of a BEiT or ViT under the names of `MaskedImageModel`.
 
-    What only classifies stays behind: the pooler, with its norm of pooled patches, and the classifier. The epsilon of
-    norms is ours, 1e-6, that of the released code; transformers' default of 1e-12 is none that BEiT was trained with.
+    The source may be a backbone, a masked image model or a classifier; the pooler, with its norm, and the classifier
+    are left out. The epsilon of norms is 1e-6, as in the released code, and not transformers' default of 1e-12, with
+    which BEiT was not trained.
 
     Args:
         weights: by their names in model.safetensors.
-        config: config.json.
+        config: content of config.json.
 
     Raises:
-        CheckpointError: it is another network than ours.
+        CheckpointError: the architecture differs from ours.
     """
     _require_known(weights, config)
     result = {}
@@ -64,10 +65,10 @@ def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
 
 
 def grid_and_heads(config: Mapping[str, Any]) -> tuple[Grid, int]:
-    """Rows and columns of patches, and heads of attention, of which weights do not always tell.
+    """Rows and columns of patches, and the number of attention heads, which weights do not always determine.
 
     Raises:
-        CheckpointError: config.json does not say.
+        CheckpointError: config.json does not contain them.
     """
     try:
         size, patch = config["image_size"], config["patch_size"]
@@ -94,7 +95,7 @@ def _require_known(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
 
 
 def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With one matrix for queries, keys and values; with one bias too where keys have one, and else with two."""
+    """Weights with one matrix for queries, keys and values, and with one bias, or two where keys have none."""
     result = dict(weights)
     for layer in [name.removesuffix("query.weight") for name in weights if name.endswith("attn.query.weight")]:
         result[f"{layer}qkv.weight"] = torch.cat([result.pop(f"{layer}{part}.weight") for part in _QKV])

@@ -1,9 +1,9 @@
-"""Pickles read as data: nothing is imported and nothing is called, whatever the file says.
+"""Reading pickles as data: nothing is imported and nothing is called, whatever the file contains.
 
-A pickle is a program for a stack machine that may name any function of the computer and call it. The reader here is
-such a machine without that power: classes and functions stay names, objects stay their states, calls stay unanswered.
-It knows the operations that saving a network writes, and the names that its caller expects. Anything else is an error.
-Time and memory are proportional to the length of the pickle.
+A pickle is a program for a stack machine that can import and call any function. This reader is such a machine, in which
+classes and functions are only names, objects only their state, and calls are recorded and not made. It accepts the
+operations that saving a network writes, and the names that its caller expects; anything else is an error. Time and
+memory are proportional to the length of the pickle.
 """
 
 import pickletools
@@ -17,19 +17,19 @@ from smalti.core.log import printable
 
 T = TypeVar("T")
 Value: TypeAlias = Any
-"""None, bool, int, float, str, tuple, list, dict, or one of the three classes that follow."""
+"""None, bool, int, float, str, tuple, list, dict, or one of the three classes below."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or a function that the pickle refers to, such as `torch.device`."""
+    """The name of a class or function that the pickle refers to, such as `torch.device`."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A call that the pickle asks for, and that nobody makes."""
+    """A call that the pickle contains; it is not made."""
 
     function: str
     arguments: tuple[Value, ...]
@@ -37,7 +37,7 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """An object: the name of its class, and its attributes."""
+    """An object, as the name of its class and its attributes."""
 
     kind: str
     state: dict[str, Value] = field(default_factory=dict)
@@ -45,13 +45,13 @@ class Instance:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a pickle may refer to.
+    """The names that a pickle may refer to.
 
     Attributes:
-        classes: names it may make instances of.
-        functions: names it may ask to call.
-        others: names it may mention.
-        persistent: what a persistent id stands for; raises ValueError for an id that is not expected.
+        classes: classes of which it may contain instances.
+        functions: functions of which it may contain calls.
+        others: further names.
+        persistent: returns the object of a persistent id; raises ValueError for an id that is not expected.
     """
 
     classes: frozenset[str]
@@ -68,11 +68,16 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def read_pickle(stream: BytesIO, file: str, expected: Expected) -> Value:
-    """The object of the pickle that begins at the place of `stream`, which is left behind its end.
+    """The object of the pickle at the current position of `stream`, which is then at the end of the pickle.
+
+    Args:
+        stream: the bytes.
+        file: name of the file, for messages.
+        expected: the names that may occur.
 
     Raises:
-        CheckpointError: it refers to something that is not expected. `file` is named.
-        ValueError: it is damaged, or no pickle.
+        CheckpointError: it refers to a name that is not expected.
+        ValueError: it is damaged, or not a pickle.
     """
     machine = _Machine(file, expected)
     try:
@@ -84,9 +89,9 @@ def read_pickle(stream: BytesIO, file: str, expected: Expected) -> Value:
 
 
 def _operations(stream: BytesIO) -> Iterator[tuple[str, Any]]:
-    """Name, as `pickletools` has it, and argument of every operation, until STOP, behind which `stream` is left.
+    """Name (as in `pickletools`) and argument of every operation up to STOP.
 
-    Arguments of operations that saving a network never writes are not read; what follows them makes no sense.
+    Arguments of operations that saving a network never writes are not read, as the first of these ends the reading.
     """
     name = ""
     while name != "STOP":
@@ -113,15 +118,15 @@ class _Machine:
     def __init__(self, file: str, expected: Expected) -> None:
         self.file, self.expected = file, expected
         self.stack: list[Value] = []
-        self.below: list[list[Value]] = []  # what was on the stack at each mark that is still open
+        self.below: list[list[Value]] = []  # the stack below each open mark
         self.memo: dict[int, Value] = {}
 
     def step(self, operation: str, argument: Any) -> None:
-        """Do one operation.
+        """Execute one operation.
 
         Raises:
-            CheckpointError: it is none that saving a network writes, or names something unexpected.
-            ValueError, IndexError, KeyError: it cannot be done with what is on the stack.
+            CheckpointError: saving a network does not write it, or it refers to a name that is not expected.
+            ValueError, IndexError, KeyError: it does not fit what is on the stack.
         """
         match operation:
             case "PROTO" | "FRAME" | "STOP":
@@ -173,8 +178,8 @@ class _Machine:
 
     def _set_items(self, values: list[Value]) -> None:
         keys = values[::2]
-        # Hashes of strings are secret, those of numbers are not: they could be chosen to collide. Those of tuples that
-        # are nested deeply enough overflow the stack of the process.
+        # Only strings have hashes with a secret seed: numbers could be chosen to collide. Hashing deeply nested tuples
+        # overflows the stack of the process.
         if len(values) % 2 or not all(type(key) is str for key in keys):
             raise ValueError("its pickle has a dictionary whose keys are not text")
         self._top(dict).update(zip(keys, values[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Weights of timm and of Hugging Face's transformers in files here; nothing is fetched, and nothing in them is run."""
+"""Reading weights of timm and of Hugging Face's transformers from local files, without running code in them."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ _DISTRIBUTED = ".metadata"
 
 
 def read_source(place: str) -> SourceWeights:
-    """The weights in a file, or in a folder with model.safetensors and, where it is transformers', config.json.
+    """The weights in a file, or in a folder with model.safetensors (and config.json for transformers).
 
     Raises:
-        CheckpointError: there are none, they are damaged, or their names are neither timm's nor transformers'.
+        CheckpointError: there are none, they are damaged, or their names are neither those of timm nor of transformers.
     """
     path = _file(place)
     weights = {name: value.float() for name, value in _read(path).items()}

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, a whole network or a state dict: tensors by name, with nothing of the file run."""
+"""Reading a network or a state dict from a file of `torch.save`, as tensors by name, without running code in it."""
 
 import math
 import struct
@@ -18,7 +18,7 @@ from smalti.weights.torch_file import PARAMETER, TENSOR, SparingFile, Storage, S
 
 _MAX_MODULES, _MAX_TENSORS, _MAX_NAME = 2000, 2000, 200
 _INSIDE = ("model", "state_dict")
-"""Where training programs put a state dict."""
+"""Keys under which training programs store a state dict."""
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _DAMAGE = (ValueError, KeyError, OverflowError, EOFError, NotImplementedError, s
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """What a file says of a network: the name of its class, and its parameters in float32 by their dotted names."""
+    """A network in a file: the name of its class, and its parameters in float32 by their dotted names."""
 
     kind: str
     parameters: dict[str, Tensor]
@@ -38,10 +38,10 @@ def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
 
     Args:
         path: the file.
-        classes: names of the module classes that it may consist of.
+        classes: names of the module classes that it may contain.
 
     Raises:
-        CheckpointError: it is no such file, is damaged, or refers to anything else; nothing of it was run.
+        CheckpointError: it is not such a file, is damaged, or refers to anything else.
     """
 
     def network(root: Value, storages: Storages, size: int) -> SavedNetwork:
@@ -53,10 +53,10 @@ def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, in float32 by name; also of one that lies under `model` or `state_dict`.
+    """The tensors of a state dict, in float32 by name; it may be the value of `model` or `state_dict`.
 
     Raises:
-        CheckpointError: as `read_network`. A training checkpoint with more than tensors in it refers to more.
+        CheckpointError: as in `read_network`; also for a training checkpoint that contains other objects than tensors.
     """
 
     def weights(root: Value, storages: Storages, size: int) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path, classes: frozenset[str], take: Callable[[Value, Storages, int], T]) -> T:
-    """What `take` makes of the object in a file, its storages and its length."""
+    """The result of `take` for the object in a file, its storages, and the length of the file in bytes."""
     name = printable(path.name)
     try:
         if path.exists() and not path.is_file():
@@ -87,7 +87,7 @@ def _read(path: Path, classes: frozenset[str], take: Callable[[Value, Storages, 
 
 
 def _tensors(described: Iterable[tuple[str, Value]], storages: Storages, limit: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors by name. Together they have at most `limit` bytes, so that none is counted many times."""
+    """The tensors by name; together at most `limit` bytes, so that many views of one storage cannot fill the memory."""
     found: dict[str, Tensor] = {}
     total = 0
     for number, (name, value) in enumerate(described):
@@ -106,7 +106,7 @@ def _tensors(described: Iterable[tuple[str, Value]], storages: Storages, limit: 
 
 
 def _parameters(root: Instance) -> Iterator[tuple[str, Value]]:
-    """Name and description of every parameter of a module and those inside it."""
+    """Name and description of every parameter of a module and its submodules."""
     waiting, visited = [("", root)], 0
     while waiting:
         prefix, module = waiting.pop()
@@ -121,7 +121,7 @@ def _parameters(root: Instance) -> Iterator[tuple[str, Value]]:
 
 
 def _description(value: Value) -> tuple[Storage, int, tuple[int, ...], tuple[int, ...]]:
-    """Storage, offset, size and stride of a tensor or parameter; the last number that it reaches is in the storage."""
+    """Storage, offset, shape and strides of a tensor or parameter, checked against the size of the storage."""
     match value:
         case Call(function, (Call() as tensor, *_)) if function == PARAMETER:
             value = tensor

@@ -1,4 +1,4 @@
-"""Weights of another model as a start of ours: what they say of their backbone, and in the form of ours."""
+"""Weights of another model to start from: what they tell about their backbone, and their conversion to ours."""
 
 import math
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ _SHARED_TABLE = f"backbone.rel_pos_bias.{_TABLE}"
 
 @dataclass(frozen=True)
 class SourceWeights:
-    """Weights under the names of `MaskedImageModel`, some of which may be missing.
+    """Weights under the names of `MaskedImageModel`.
 
     Attributes:
-        where: the place they come from, for messages.
-        weights: those of the backbone, and where there are any a mask token and a head.
-        grid: rows and columns of patches; None where only the weights tell (`grid_for`).
-        num_heads: None where only a table of relative positions tells, or nothing does.
+        where: the file or folder, for messages.
+        weights: those of the backbone, and the mask token and the head, if there are any.
+        grid: rows and columns of patches; None where they are to be inferred from the weights (`grid_for`).
+        num_heads: attention heads; None where they are to be inferred, or unknown (`heads`).
     """
 
     where: str
@@ -35,26 +35,26 @@ class SourceWeights:
     num_heads: int | None = None
 
     def without_head(self) -> "SourceWeights":
-        """The same without what predicts."""
+        """The same weights without the head."""
         return replace(self, weights={n: value for n, value in self.weights.items() if not n.startswith("head.")})
 
     @property
     def depth(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len({name.split(".")[2] for name in self.weights if name.startswith("backbone.blocks.")})
 
     @property
     def heads(self) -> int | None:
-        """Heads of attention; None where neither weights nor the place they come from tell."""
+        """The number of attention heads; None where neither the weights nor a config.json tell."""
         tables = [value for name, value in self.weights.items() if name.endswith(_TABLE)]
         return tables[0].shape[1] if self.num_heads is None and tables else self.num_heads
 
     @property
     def positions(self) -> str:
-        """Which kind of positions the backbone has, as `ViT.positions`.
+        """The kind of positions of the backbone, as in `ViT.positions`.
 
         Raises:
-            CheckpointError: none, or two kinds.
+            CheckpointError: there are none, or two kinds.
         """
         found = {"absolute": _POSITIONS, "shared_relative": _SHARED_TABLE}
         kinds = [kind for kind, name in found.items() if name in self.weights]
@@ -65,11 +65,11 @@ class SourceWeights:
         return kinds[0]
 
     def require_fit(self, backbone: ViT) -> None:
-        """Compare all that makes the shapes of a backbone.
+        """Check that the weights have the shapes of a backbone.
 
         Raises:
-            UsageError: something differs; both values and the flags to change are named.
-            CheckpointError: there is no backbone like ours in the weights.
+            UsageError: they differ; the message names both values and the flags to change.
+            CheckpointError: the weights have no backbone of our architecture.
         """
         found = self._fields(backbone)
         differing = [name for name, value in found.items() if value != getattr(backbone, name)]
@@ -84,7 +84,7 @@ class SourceWeights:
             )
 
     def _fields(self, backbone: ViT) -> dict[str, Any]:
-        """What the weights say of fields of a backbone; those of `backbone` where they say nothing or allow it."""
+        """Fields of the backbone inferred from the weights; those of `backbone` where the weights do not tell."""
         try:
             projection = self.weights["backbone.patch_embed.proj.weight"]
             hidden = len(self.weights["backbone.blocks.0.mlp.fc1.weight"])
@@ -105,10 +105,10 @@ class SourceWeights:
         }
 
     def grid_for(self, backbone: ViT) -> Grid:
-        """Rows and columns of patches: as given, else those of `backbone` where the weights fit them, else a square.
+        """Rows and columns of patches: `grid` if known, else those of `backbone` if the weights fit, else a square.
 
         Raises:
-            CheckpointError: positions are those of no square.
+            CheckpointError: the number of positions does not belong to a square grid.
         """
         if self.grid is not None:
             return self.grid
@@ -126,11 +126,11 @@ class SourceWeights:
         return side, side
 
     def as_configured(self, backbone: ViT) -> dict[str, Tensor]:
-        """The weights in the form of a backbone that they fit, at their own grid; it computes the same.
+        """The weights in the variant of `backbone`, at their own grid; the network computes the same function.
 
-        - A bias of keys changes nothing, so it is left out where keys have none, and zero where they have one.
-        - A table that all blocks share becomes one for each where each has its own.
-        - Where positions have no row for [S], it is zero.
+        - A bias of keys has no effect: it is dropped where `backbone` has none, and zero where only `backbone` has one.
+        - A relative position table that all blocks share is copied for each block where each has its own.
+        - A missing position of [S] is zero.
         """
         result = dict(self.weights)
         grid = self.grid_for(backbone)

@@ -1,4 +1,4 @@
-"""Weights of timm's vision Transformers under our names, which are nearly theirs."""
+"""Weights of timm's vision Transformers, renamed to ours, which are nearly the same."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,15 @@ _OF_PRETRAINING = {"mask_token": "mask_token", "lm_head.weight": "head.weight", 
 
 
 def is_timm(weights: Mapping[str, Tensor]) -> bool:
-    """Whether these are names of timm."""
+    """Whether the names are those of timm."""
     return "blocks.0.norm1.weight" in weights
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a `VisionTransformer` or a `Beit` under the names of `MaskedImageModel`.
 
-    The released pretraining code has the same names, and a mask token and a head besides. A classifier stays behind,
-    and so does its norm of the pooled patches, which is none of single patches.
+    Weights of the released pretraining code have the same names, and also a mask token and a head. A classifier and its
+    norm of the pooled patches are left out.
     """
     result = {}
     for name, value in weights.items():

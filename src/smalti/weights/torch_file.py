@@ -1,9 +1,9 @@
-"""Files of `torch.save`, in both formats, read without running anything.
+"""Reading files of `torch.save`, in both formats, without running code in them.
 
 new (torch >= 1.6)  a zip archive: NAME/data.pkl is the pickle, NAME/data/KEY the numbers of a storage, not compressed
 old                 five pickles (magic number, version, machine, object, keys), then length and numbers of each storage
 
-Sizes are compared with what the file really holds before anything is allocated.
+Sizes are checked against the length of the file before memory is allocated.
 """
 
 import struct
@@ -35,7 +35,7 @@ _FUNCTIONS = frozenset({"collections.OrderedDict", "builtins.set", "torch.device
 
 
 class SparingFile(FileIO):
-    """A file that hands out little at a time, so that no length written in it can claim much memory."""
+    """A file that is read in small chunks, so that a false length in it cannot allocate much memory."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -50,7 +50,7 @@ class SparingFile(FileIO):
         return super().seek(offset, whence)
 
     def exactly(self, size: int) -> bytearray:
-        """The next `size` bytes, which must be there."""
+        """The next `size` bytes; ValueError where the file has fewer."""
         if not 0 <= size <= self.size - self.tell():
             raise ValueError("it is cut off")
         data = bytearray(size)
@@ -61,7 +61,7 @@ class SparingFile(FileIO):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Numbers that tensors are views of."""
+    """The flat array of numbers of which tensors are views."""
 
     dtype: torch.dtype
     key: str
@@ -74,13 +74,13 @@ class Storage:
 
 @dataclass
 class Storages:
-    """The storages that a pickle mentions, and how to get the numbers of one by its key."""
+    """The storages that a pickle refers to, and a function that reads one by its key."""
 
     known: dict[str, Storage] = field(default_factory=dict)
     read: Callable[[str], bytearray] = field(default=lambda key: bytearray())
 
     def persistent(self, identity: Value) -> Value:
-        """What torch keeps outside the pickle: storages, and in old files the source code of classes (not used)."""
+        """The object of a persistent id: a storage, or in old files the source code of a class, which is not used."""
         match identity:
             case ("module", Name() as kind, _, _):
                 return kind
@@ -100,12 +100,12 @@ class Storages:
 
 
 def read_file(file: SparingFile, name: str, classes: frozenset[str]) -> tuple[Value, Storages]:
-    """The object in a file, and the storages it mentions.
+    """The object in a file, and the storages it refers to.
 
     Args:
         file: the file, at its beginning; it must stay open while storages are read.
         name: of the file, for messages.
-        classes: names of the classes whose instances it may hold.
+        classes: names of the classes of which it may contain instances.
 
     Raises:
         CheckpointError: it refers to anything else.

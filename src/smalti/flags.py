@@ -1,0 +1,117 @@
+"""Flags to a configuration: every field has one. This is the only import of tyro."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import re
+import typing
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from smalti.core.config import as_kind, did_you_mean, kinds, leaves, require_finite
+from smalti.core.errors import UsageError
+
+T = TypeVar("T")
+
+_OTHER_FLAGS = ("--resume", "--allow-inexact", "--json", "--debug", "--data")
+
+
+def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T:
+    """Override the fields of a configuration with flags. `--data X` is short for `--data.path X`.
+
+    Raises:
+        UsageError: an unknown flag or a value of the wrong type.
+    """
+    config, unknown = parse_known(cls, default, arguments, verb)
+    refuse(unknown, flags_of(cls, default), verb)
+    return config
+
+
+def parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str) -> tuple[T, list[str]]:
+    """The configuration, and what of the arguments it has no field for."""
+    import tyro
+
+    nested = dataclasses.is_dataclass(getattr(cls, "data", None))
+    flags = [re.sub(r"^--data(?==|$)", "--data.path", flag) if nested else flag for flag in arguments]
+    default = default if default is None else _with_kinds(default, flags)
+    printed = io.StringIO()
+    settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalRequiredArgs)
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            config, unknown = tyro.cli(
+                cls,
+                prog=f"smalti {verb}",
+                args=flags,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+                config=settings,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            print(printed.getvalue(), end="")
+            raise
+        raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
+    require_finite(config)
+    return config, unknown
+
+
+def _with_kinds(config: T, flags: list[str], prefix: str = "--") -> T:
+    """The configuration with the kinds of parts that `--PART KIND` names; these flags are taken out."""
+    for field in dataclasses.fields(typing.cast(Any, config)):
+        part, flag = getattr(config, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(part):
+            choices = kinds(type(config), field.name)
+            name = take_value(flags, flag, "KIND") if len(choices) > 1 else None
+            if name is not None and name not in choices:
+                raise UsageError(f"{flag} is '{name}'", fix=f"there are: {', '.join(choices)}")
+            chosen = part if name is None else as_kind(part, choices[name])
+            config = replace(typing.cast(Any, config), **{field.name: _with_kinds(chosen, flags, f"{flag}.")})
+    return config
+
+
+def refuse(unknown: list[str], known: list[str], verb: str) -> None:
+    """Raise a UsageError that names the first unknown flag, if there is one, and the known flag that is nearest."""
+    if unknown:
+        name = next((flag for flag in unknown if flag.startswith("-")), unknown[0]).split("=")[0]
+        raise UsageError(f"unknown option '{name}'", fix=did_you_mean(name, known) or f"see smalti {verb} --help")
+
+
+def flags_of(cls: type[Any], default: Any) -> list[str]:
+    """Every flag that `smalti` knows for a configuration."""
+    if default is None:
+        names = [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
+    else:
+        names = [field.name for field in leaves(default)]
+    return ["--" + name.replace("_", "-") for name in names] + list(_OTHER_FLAGS)
+
+
+def _complaint(printed: str) -> str:
+    """The first paragraph inside the box that tyro draws, without the types of missing arguments."""
+    lines = [line.strip(" │") for line in printed.splitlines()]
+    rules = [number for number, line in enumerate(lines) if re.fullmatch(r"[-─╭╮╰╯]{5,}", line)]
+    inside = itertools.takewhile(bool, lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else ["wrong arguments"])
+    text = " ".join(line.replace("(required)", "") for line in inside if not re.fullmatch(r"\[*[A-Z ]+\]*", line))
+    return text.strip().rstrip(".")
+
+
+def take_flag(arguments: list[str], flag: str) -> bool:
+    """Remove a flag, and say whether it was there."""
+    present = flag in arguments
+    while flag in arguments:
+        arguments.remove(flag)
+    return present
+
+
+def take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` and return the value."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            following = arguments[place + 1 : place + 2]
+            given = value if equals else "".join(following)
+            if not given or given.startswith("--"):
+                raise UsageError(f"no value for {flag}", fix=f"use {flag} {what}")
+            del arguments[place : place + (1 if equals else 2)]
+            return given
+    return None

@@ -1,0 +1,101 @@
+"""What every training run has, whatever it trains."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+
+from smalti.core.compute import Device, Precision
+from smalti.core.config import require, setting
+from smalti.data.datasets.dataset import Subset
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.load import Data
+from smalti.data.statistics import Normalisation, statistics
+from smalti.data.transforms.views import RandomResizedCrop
+from smalti.distributed.process_group import Ranks
+from smalti.models.vit import ViT
+from smalti.training.checkpoint import Checkpoint, read_checkpoint
+from smalti.training.compilation import Compile, compile_blocks, should_compile
+from smalti.training.optim import AdamW
+from smalti.training.training_plan import Plan
+from smalti.weights.read import read_source
+from smalti.weights.source import SourceWeights
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Images, steps, and where and how they are computed."""
+
+    data: Data = Data()
+    out: str = setting("", "the run folder to write")
+    crop: RandomResizedCrop = RandomResizedCrop()
+    optimiser: AdamW = AdamW()
+    plan: Plan = Plan()
+    ema_decay: float | None = setting(None, "a step; none: no averaging")
+    profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
+    precision: Precision = setting("auto", "number format")
+    device: Device = setting("auto", "where to compute")
+    seed: int = setting(0, "of order, crops, masks, mixing, noise, labels and weights")
+    ranks: Ranks = Ranks()
+
+    def __post_init__(self) -> None:
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
+        require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
+        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class BackboneRun(TrainingRun):
+    """A run in which a Transformer over patches learns."""
+
+    backbone: ViT = ViT()
+    normalisation: Normalisation | None = setting(
+        None,
+        "of pixels: half (0.5), imagenet, auto (measured); none: as of a run in init, else backbone.mean and .std",
+    )
+    compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.data.channels == self.backbone.in_chans,
+            f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
+        )
+
+    def compile_blocks(self, blocks: Iterable[nn.Module], device: torch.device) -> None:
+        """Compile blocks in place, where that is wanted or pays."""
+        if should_compile(self.compile, self.plan.steps, device):
+            compile_blocks(blocks)
+
+    def normalised(self, images: InMemoryDataset | Subset) -> Self:
+        """The same, with the pixel mean and standard deviation that `normalisation` asks for."""
+        if self.normalisation is None:
+            return self
+        mean, std = statistics(self.normalisation, images, self.data.channels, self.data.side)
+        return replace(self, backbone=replace(self.backbone, mean=mean, std=std), normalisation=None)
+
+    def read_weights(self, run: Path) -> Checkpoint:
+        """What a run with this configuration has learned."""
+        return read_checkpoint(run)
+
+    def source(self, init: str, run: "BackboneRun | None", same_outputs: bool) -> SourceWeights:
+        """The weights at `init` to start from, which fit the backbone.
+
+        Args:
+            run: the configuration of the run there; None where they are of another program.
+            same_outputs: the head says the same as here, so it comes along.
+
+        Raises:
+            UsageError: the configured backbone is another one.
+            CheckpointError: there are no weights, or of no network that is known.
+        """
+        if run is None:
+            source = read_source(init)
+        else:
+            weights = run.read_weights(Path(init).expanduser()).model
+            source = SourceWeights(init, weights, run.backbone.grid, run.backbone.num_heads)
+        source.require_fit(self.backbone)
+        return source if same_outputs else source.without_head()

@@ -1,0 +1,138 @@
+"""The batches of masked image modeling: both views of each image, a mask, and the tokens to be predicted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smalti.core.compute import Compute
+from smalti.core.config import require
+from smalti.core.contracts import Batch, Batches, Masking
+from smalti.core.log import Log
+from smalti.core.ranks import rank, world_size
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.load import Data, Images, StoredImages
+from smalti.data.loader import InMemoryViewSource, Loader
+from smalti.data.sampler import Sampler
+from smalti.data.tokens.cached_tokens import CachedTokens
+from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.tokens.token_key import token_key
+from smalti.data.tokens.tokens import Tokenized, chunk_for
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.data.view_source import open_view_source
+from smalti.models.vit import ViT
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
+
+
+@dataclass(frozen=True)
+class MaskedViews:
+    """How masked image modeling sees images: two views of each, and a mask over the patches of the first.
+
+    Images to learn from are cropped, in changing colours and under changing masks. Held-out images are whole, in their
+    own colours, and their masks are always the same.
+
+    Attributes:
+        backbone: the patch view has its image size, a mask its grid.
+        tokenizer: the token view has one of its visual tokens for each patch; None where pixels are predicted.
+        seed: of order, crops, colours and masks.
+        num_views: views of an image to learn from, in turn; None: a new one in every epoch.
+    """
+
+    crop: RandomResizedCrop
+    jitter: ColorJitter
+    masking: Masking
+    backbone: ViT
+    tokenizer: ImageTokenizer | None
+    seed: int
+    num_views: int | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head: visual tokens, or the numbers in a patch."""
+        if self.tokenizer is None:
+            return self.backbone.in_chans * self.backbone.patch_size**2
+        return self.tokenizer.vocab_size
+
+    @property
+    def training(self) -> TwoViews:
+        """Of the images to learn from."""
+        return self._views(self.crop, self.jitter)
+
+    def training_loader(
+        self, images: Images | StoredImages, data: Data, batch_size: int, device: torch.device
+    ) -> Loader:
+        """Batches of the images to learn from, without tokens; of several ranks each sees its part of them."""
+        view_source = open_view_source(images, self.training, data, batch_size // world_size(), device)
+        order = Sampler(len(images.train), batch_size, self.seed, (rank(), world_size()), self.num_views)
+        return Loader(view_source, order, self.masking, self.backbone.grid)
+
+    def held_out_loader(self, images: InMemoryDataset, batch_size: int) -> Loader:
+        """Batches of held-out images, without tokens."""
+        view_source = InMemoryViewSource(images, self._views(WholeImage(), NO_JITTER))
+        return Loader(view_source, Sampler(len(images), batch_size, self.seed), self.masking, self.backbone.grid)
+
+    def held_out_batch(self, images: InMemoryDataset, index: NDArray[np.int64]) -> Batch:
+        """The chosen ones of some images as held-out images are seen, without tokens."""
+        loader = self.held_out_loader(images, batch_size=1)
+        return loader.at(loader.order.rows(index, np.zeros_like(index)))
+
+    def _views(self, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter) -> TwoViews:
+        size = self.backbone.img_size
+        if self.tokenizer is None:
+            return TwoViews(crop, size, None, jitter)
+        require(
+            self.backbone.in_chans == self.tokenizer.config.in_chans,
+            f"the tokenizer reads {self.tokenizer.config.in_chans} channels and data.channels is"
+            f" {self.backbone.in_chans}",
+        )
+        rows, columns = self.backbone.grid
+        token_size = (rows * self.tokenizer.stride, columns * self.tokenizer.stride)
+        return TwoViews(crop, size, None if token_size == size else token_size, jitter)
+
+
+def training_batches(
+    views: MaskedViews,
+    images: Images | StoredImages,
+    data: Data,
+    batch_size: int,
+    compute: Compute,
+    log: Log,
+    *,
+    posterior: bool = False,
+    token_cache: str = "",
+) -> Batches:
+    """Batches to learn from with what is to be predicted: visual tokens; pixels are in them already.
+
+    Args:
+        posterior: also the scores of all visual tokens at masked patches.
+        token_cache: a folder that keeps visual tokens; empty: none.
+    """
+    tokenizer = views.tokenizer
+    if tokenizer is None or not token_cache:
+        loader = views.training_loader(images, data, batch_size, compute.device)
+        if tokenizer is None:
+            return loader
+        return Tokenized(loader, tokenizer, compute, chunk_for(batch_size), posterior)
+    cache = open_cache(Path(token_cache).expanduser(), views, images.train, tokenizer, batch_size, compute)
+    loader = views.training_loader(images, data, batch_size, compute.device)
+    return CachedTokens(loader, tokenizer, compute, cache, log)
+
+
+def open_cache(
+    folder: Path,
+    views: MaskedViews,
+    images: InMemoryDataset | ImageDataset,
+    tokenizer: ImageTokenizer,
+    batch_size: int,
+    compute: Compute,
+) -> TokenCache:
+    """The token cache in `folder`, for these views of the images to learn from, in runs with such batches.
+
+    Raises:
+        DataError: it is there for other views; the message names all that differs.
+    """
+    key = token_key(images, views.training, views.seed, tokenizer, compute, chunk_for(batch_size))
+    return TokenCache(folder, key)
