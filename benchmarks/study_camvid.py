@@ -177,9 +177,8 @@ class Study:
         """What a guess has that says the most frequent class of the training images everywhere."""
         task, log = Segmentation(void=len(CLASSES)), Log()
         data = Data(path=str(self.data / "train"))
-        parts = task.divide(
-            task.open(data, log, Path()), data, str(self.data / "test"), str(self.data / "val"), Finetune().shares, log
-        )
+        config = Finetune(data=data, task=task, test=str(self.data / "test"), validation_data=str(self.data / "val"))
+        parts = config.divided(task.open(data, log, Path()), log)
         counts = {}
         for role, scenes in (("train", parts.train.train), ("test", parts.test)):
             maps = (torch.from_numpy(scenes[index].label_map) for index in range(len(scenes)))

@@ -168,7 +168,7 @@ def _capture(run: Path, gadget: bytes) -> None:
 def _imported(run: Path, gadget: bytes) -> None:
     from smalti.core.compute import choose_compute
     from smalti.core.config import to_json
-    from smalti.runs.import_tokenizer import load_dalle
+    from smalti.runs.tokenizers import load_dalle
     from smalti.tokenizers.dalle import DallE
 
     config = json.dumps({"smalti": "0", "config": to_json(DallE())}).encode()

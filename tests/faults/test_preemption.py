@@ -13,6 +13,7 @@ import pytest
 
 from smalti.cli import main
 from smalti.core.log import Log
+from smalti.data.load import Data
 from smalti.distributed.signals import TerminatedError, noted, terminating
 from smalti.runs import check, train_tokenizer
 from tests.faults.kills import ROOT, Nursery, Whole, World, end_of, go_on, nursery
@@ -139,7 +140,7 @@ def test_a_log_that_nobody_reads_falls_silent(monkeypatch: pytest.MonkeyPatch) -
 
 
 PLACES = {
-    "while images are read": (train_tokenizer.Data, "open"),
+    "while images are read": (Data, "open"),
     "while the model is built": (train_tokenizer, "prepare"),
     "while it is measured": (train_tokenizer, "evaluate_tokenizer"),
 }

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from smalti.core.errors import LockError, OutputError
 
 LOCK = ".lock"
+_UNKNOWN = "unknown"
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -27,9 +29,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         descriptor = _acquire(path)
     except BlockingIOError:
-        raise LockError(
-            f"{folder} is being written", cause=f"by process {holder(folder)}", fix="wait for it, or use another --out"
-        ) from None
+        cause = f"by process {_named_holder(folder)}"
+        raise LockError(f"{folder} is being written", cause=cause, fix="wait for it, or use another --out") from None
     except OSError as error:
         raise OutputError(f"cannot lock {folder}", cause=error.strerror or str(error)) from error
     try:
@@ -44,8 +45,16 @@ def only_writer(folder: Path) -> Iterator[None]:
 def holder(folder: Path) -> str:
     """The process and machine that took the lock of a folder last."""
     with suppress(OSError):
-        return (folder / LOCK).read_text(errors="replace")[:100].strip() or "unknown"
-    return "unknown"
+        return (folder / LOCK).read_text(errors="replace")[:100].strip() or _UNKNOWN
+    return _UNKNOWN
+
+
+def _named_holder(folder: Path) -> str:
+    """`holder` of a lock that is held now: its name is in the file a moment after it has the lock."""
+    deadline = time.monotonic() + 1
+    while (name := holder(folder)) == _UNKNOWN and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return name
 
 
 def own_name() -> str:
