@@ -68,7 +68,9 @@ def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, r
     config = replace(configuration(data, tokenizer, Path()), compile="on" if compiled else "off")
     images = config.data.load(Log())
     trainer, batches = prepare(config, images, load_tokenizer(tokenizer, compute), compute)
-    steps: dict[str, Callable[[], Any]] = {"ours": lambda: trainer.train_step(batches(trainer.step), compute)}
+    steps: dict[str, Callable[[], Any]] = {
+        "ours": lambda: trainer.train_step(batches(trainer.step), compute, with_metrics=False)
+    }
     steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in THEIRS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 2):

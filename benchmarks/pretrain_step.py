@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -219,11 +220,13 @@ def contenders(case: Case, against: list[str], compute: Compute, compiled: bool)
     given = tokenized(raw, tokenizer, compute)
     usual = replace(given, image=given.image.float() / 127.5 - 1)
     peers = {name: PEERS[name](case, compiled) for name in against}
-    steps: dict[str, Callable[[], object]] = {"smalti": lambda: trainer.train_step(given, compute)}
+    steps: dict[str, Callable[[], object]] = {"smalti": partial(trainer.train_step, given, compute, with_metrics=False)}
     for name, step in peers.items():
         steps[name] = lambda step=step: step(usual)
     if raw.token_image is None and "compiled_bf16" in peers:
-        steps["tokens_smalti"] = lambda: trainer.train_step(tokenized(raw, tokenizer, compute, batches.chunk), compute)
+        steps["tokens_smalti"] = lambda: trainer.train_step(
+            tokenized(raw, tokenizer, compute, batches.chunk), compute, with_metrics=False
+        )
         steps["tokens_compiled_bf16"] = lambda: peers["compiled_bf16"](
             with_tokens(usual, raw.image, tokenizer, compute)
         )

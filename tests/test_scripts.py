@@ -111,6 +111,7 @@ def test_a_reference_is_made_of_a_run_folder(
         "depth": 2,
         "num_images": 48,
         "masks": "blocks",
+        "decoder": "linear",
     }
     assert made.images == (16, 32, 48)
     flags = [*PRETRAIN_FLAGS, "--data", str(photos), "--plan.steps", "3", "--target", "pixels"]

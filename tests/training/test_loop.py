@@ -493,3 +493,21 @@ def test_plans_need_at_least_one_of_everything(name: str) -> None:
 def test_no_fewer_than_no_steps_are_left_out() -> None:
     with pytest.raises(UsageError, match="skip_nonfinite is -1; use 0 or more steps"):
         Plan(skip_nonfinite=-1)
+
+
+class NotedMetrics(MeanGrey):
+    """Notes in which steps metrics were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def forward(self, batch: Batch, step: Tensor) -> StepOutput:
+        self.asked.append(self.with_metrics)
+        return super().forward(batch, step)
+
+
+def test_metrics_are_asked_for_where_they_are_logged() -> None:
+    made = run(trainer(steps=12, objective=NotedMetrics), steps=12)
+    assert isinstance(made.objective, NotedMetrics)
+    assert [step for step, asked in enumerate(made.objective.asked, 1) if asked] == [5, 10, 12]

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.core.contracts import Batch, StepOutput
+from smalti.core.contracts import Batch, StepOutput, Target
 from smalti.core.rng import fold, signed
 from smalti.functional.masking import Random, mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.objectives import MaskedImageModeling
+from smalti.training.targets import SoftTokens, Tokens
 from tests import oracles
 
 CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)
@@ -125,3 +126,14 @@ def test_only_what_is_predicted_at_hidden_patches_has_a_gradient() -> None:
     assert batch.mask_weight is not None
     assert torch.equal(states[0].grad[:, 1:].abs().sum(-1) > 0, batch.mask_weight > 0)
     assert not states[0].grad[:, 0].any()
+
+
+@pytest.mark.parametrize("target", [Tokens(), SoftTokens()])
+def test_without_metrics_the_loss_is_the_same(target: Target) -> None:
+    objective, batch = MaskedImageModeling(build_mim(CONFIG, vocab_size=7), target).train(), mim_batch()
+    whole = objective(batch, STEP)
+    objective.with_metrics = False
+    bare = objective(batch, STEP)
+    assert torch.equal(bare.loss_sum, whole.loss_sum)
+    assert (bare.metrics, whole.metrics.keys() >= {"accuracy", "top5"}) == ({}, True)
+    assert objective.eval()(batch, STEP).metrics.keys() == whole.metrics.keys(), "measuring needs them always"

@@ -183,15 +183,23 @@ class StepOutput(NamedTuple):
 class Target(Protocol):
     """The loss of masked image modeling at masked patches; what is to be predicted is already in the batch."""
 
-    def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+    def __call__(
+        self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
+    ) -> StepOutput:
         """The loss of the head's output at `mask_index`, summed with `weight`, which is 0 at padding."""
         ...
 
 
 class Objective(nn.Module):
-    """A module whose forward turns a batch into a loss. `model` is what is trained, averaged (EMA) and saved."""
+    """A module whose forward turns a batch into a loss.
+
+    Attributes:
+        model: what is trained, averaged (EMA) and saved.
+        with_metrics: whether metrics are needed in training; otherwise those that take time may be left out.
+    """
 
     model: nn.Module
+    with_metrics: bool = True
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""

@@ -99,7 +99,7 @@ def fit(
                 if figures := hooks.evaluate(trainer):
                     found = dict(figures)
                     log.record(stage=title, step=trainer.step, **found)
-                if done is not None and (trainer.step % plan.log_every == 0 or last):
+                if done is not None and plan.logs(trainer.step):
                     values = _record(trainer, *done, plan, log, title)
                     if warning := trainer.spikes.note(trainer.step, values["loss"]):
                         log.say(warning)
@@ -126,7 +126,7 @@ def _step_or_skip(
 ) -> tuple[StepOutput, Tensor] | None:
     """One step; None where it was non-finite and is skipped."""
     try:
-        return trainer.train_step(batch, compute)
+        return trainer.train_step(batch, compute, with_metrics=plan.logs(trainer.step + 1))
     except NotFiniteError as failure:
         if trainer.skipped < plan.skip_nonfinite:
             trainer.skip_step()

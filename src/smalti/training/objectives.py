@@ -189,7 +189,7 @@ class MaskedImageModeling(Objective):
         key = batch.key if self.training else None
         predicted = self.model(batch.image, batch.mask, batch.mask_index, key, chosen.mask_index)
         weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
-        return self.target(predicted, chosen, weight)
+        return self.target(predicted, chosen, weight, self.with_metrics or not self.training)
 
 
 def some_masked(batch: Batch, share: float) -> Batch:

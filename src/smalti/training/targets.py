@@ -22,9 +22,11 @@ _TOP = 5
 class Tokens:
     """The most likely visual token of each masked patch, a classification (BEiT eq. 1)."""
 
-    def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+    def __call__(
+        self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
+    ) -> StepOutput:
         loss_sum, total = masked_token_loss(predicted, masked_tokens(batch), weight)
-        return StepOutput(loss_sum, total, guesses(predicted, batch))
+        return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,14 @@ class SoftTokens:
     Reference: BEiT §2.4, eq. 2.
     """
 
-    def __call__(self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+    def __call__(
+        self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
+    ) -> StepOutput:
         assert batch.scores is not None
         nats, entropy = soft_cross_entropy(predicted, batch.scores)
         loss_sum, total = (nats * weight).sum(), weight.sum()
+        if not with_metrics:
+            return StepOutput(loss_sum, total, {})
         hard_sum, _ = masked_token_loss(predicted.detach(), masked_tokens(batch), weight)
         kl_sum = ((nats - entropy) * weight).sum().detach()
         metrics = {"kl": (kl_sum, total), "hard": (hard_sum, total)}
@@ -58,7 +64,9 @@ class Pixels:
     error: Literal["mse", "l1"] = setting("mse", "squared or absolute error", "MAE: mse, SimMIM: l1")
     normalise: bool = setting(True, "each patch by its own mean and deviation; else pixels in [0, 1]", "MAE §4.1")
 
-    def __call__(self, predicted: Float[Tensor, "B K P"], batch: Batch, weight: Float[Tensor, "B K"]) -> StepOutput:
+    def __call__(
+        self, predicted: Float[Tensor, "B K P"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
+    ) -> StepOutput:
         assert batch.mask_index is not None
         error = patch_error(predicted, self.patches(batch, batch.mask_index), self.error)
         return StepOutput((error * weight).sum(), weight.sum(), {})

@@ -99,8 +99,13 @@ class Trainer:
         self.skipped = 0
         self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
 
-    def train_step(self, batch: Batch, compute: Compute) -> tuple[StepOutput, Tensor]:
+    def train_step(self, batch: Batch, compute: Compute, *, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
         """One optimiser step.
+
+        Args:
+            batch: as many images as the plan says.
+            compute: device and number format.
+            with_metrics: whether metrics are needed.
 
         Returns:
             Loss and metrics of the batch, and the norm of the gradient before clipping.
@@ -108,6 +113,7 @@ class Trainer:
         Raises:
             NotFiniteError: loss or gradient is NaN or infinite; no weight has changed.
         """
+        self.objective.with_metrics = with_metrics
         output, norm = self.gradients(batch, compute)
         model = self.objective.model
         if not torch.isfinite(norm + output.loss_sum):

@@ -42,6 +42,10 @@ class Plan:
         """The plan of a single process whose batches are the share that each of `processes` processes has."""
         return replace(self, batch_size=self.batch_size // processes)
 
+    def logs(self, step: int) -> bool:
+        """Whether the loss and metrics of this step are logged; steps are counted from 1."""
+        return step % self.log_every == 0 or step == self.steps
+
     def scheduled(self, step: int) -> int:
         """The last step, up to this one, at which a periodic checkpoint is due; signals may request others."""
         return step - step % self.save_every
