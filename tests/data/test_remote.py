@@ -433,7 +433,7 @@ def test_a_data_set_above_the_bound_is_for_reading_in_order(
     message = (
         r"cannot open http.*/0\.tar \(6 files\); it has 0.0614 MB, and read at random it would be fetched over and "
         r"over; the cache in .* holds 0.0256 MB; set SMALTI_CACHE_GB=1 or more, or make a small copy once: "
-        "smalti prepare DATA --out PACK"
+        "smalti prepare DATA --out SHARDS"
     )
     with pytest.raises(DataError, match=message):
         open_source(pattern, 1)

@@ -50,7 +50,7 @@ def commands(folder: Path) -> list[list[str]]:
         ["show", run, f"{photos}/across/00.png", "--out", f"{folder}/show.html", *CPU],
         ["report", tokenizer, run],
         ["masks", "--out", f"{folder}/masks.html"],
-        ["prepare", photos, "--out", f"{folder}/pack"],
+        ["prepare", photos, "--out", f"{folder}/shards"],
         ["explain", "nano"],
     ]
 

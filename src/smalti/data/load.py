@@ -60,7 +60,7 @@ class Data:
     path: str = setting(
         "",
         "a folder of images, a list (.txt, .csv), tar shards or Parquet files (a-{000..009}.tar, also at an address), "
-        "a Hugging Face data set, a pack, or 'embedded'",
+        "a Hugging Face data set, what 'smalti prepare' wrote, or 'embedded'",
     )
     channels: int = setting(3, "1 grey, 3 RGB")
     side: int = setting(64, "pixels")

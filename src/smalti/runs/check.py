@@ -3,13 +3,11 @@
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
@@ -18,9 +16,8 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.listing import FollowLinks
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import open_source
-from smalti.data.decode import FORMATS
+from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
-from smalti.data.packs.pack import Pack
 from smalti.data.reading import each, even_sample
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -35,7 +32,7 @@ class Check:
 
     data: str
     """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar') or Parquet files, also at an
-    address, a Hugging Face data set, a pack, or 'embedded'."""
+    address, a Hugging Face data set, the folder of prepared shards, or 'embedded'."""
     channels: int = setting(3, "1 grey, 3 RGB: what mean and standard deviation are of")
     side: int = setting(256, "pixels; images are decoded to about this shorter side")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
@@ -68,7 +65,7 @@ def main(config: Check) -> dict[str, Any]:
     """Look at every image; nothing is written."""
     log = Log()
     source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
-    if isinstance(source, Pack):
+    if isinstance(source, ImageDataset):
         source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
@@ -91,8 +88,7 @@ def _look(source: ImageDataset | InMemoryDataset, position: int, side: int) -> S
     else:
         data = source.read(position)
         sample = source.decoded(position, data, side)
-        with Image.open(BytesIO(data), formats=FORMATS) as header:  # decoded already, so there is one
-            kind, mode, (width, height) = str(header.format), header.mode, header.size
+        kind, mode, width, height = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
     hashed = difference_hash(sample.image)
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
@@ -169,8 +165,8 @@ def _about(source: ImageDataset | InMemoryDataset, config: Check) -> dict[str, A
     about: dict[str, Any] = {"data": config.data, "kind": "embedded", "images": len(source)}
     if isinstance(source, InMemoryDataset):
         return about | {"left_out": {}, "notes": []}
-    if isinstance(source, Pack):
-        about |= {"digest": source.fingerprint()}
+    if source.digest:
+        about |= {"digest": source.digest}
     return about | {"kind": source.kind, "left_out": source.left_out.as_dict(), "notes": list(source.notes)}
 
 

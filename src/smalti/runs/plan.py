@@ -47,7 +47,8 @@ class PlanAhead:
     """For which images and how much time."""
 
     data: str
-    """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, a pack, or 'embedded'."""
+    """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, prepared shards, or
+    'embedded'."""
     hours: float = setting(1.0, "time for both stages")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
+from smalti.core.log import Log
 from smalti.data.datasets.listing import LeftOut
 from smalti.data.decode import decode_bytes
 
@@ -20,6 +21,7 @@ class ImageDataset(ABC):
         kind: what DATA was, in a word.
         labels: a class number for each image; None where `classes` is empty.
         left_out: what lies beside the images and was not taken.
+        digest: of the content, where that was recorded when it was written.
         notes: what a user should know before training, a sentence each.
     """
 
@@ -29,6 +31,7 @@ class ImageDataset(ABC):
     labels: NDArray[np.int32] | None = None
     left_out: LeftOut
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -53,6 +56,10 @@ class ImageDataset(ABC):
         """The files of several images, or what is wrong with one; faster than one by one where the store allows it."""
         return [self._attempt(index) for index in indices]
 
+    def label(self, index: int) -> int:
+        """The class number of an image, -1 where it has none."""
+        return -1 if self.labels is None else int(self.labels[index])
+
     def length(self, index: int) -> int:
         """Bytes of an image's file where that is cheap to know, else 0."""
         return 0
@@ -61,9 +68,17 @@ class ImageDataset(ABC):
         """A digest of all names, labels and lengths; the same wherever the same files lie."""
         digest = hashlib.sha256(repr(self.classes).encode(errors="surrogateescape"))
         for index in range(len(self)):
-            label = -1 if self.labels is None else int(self.labels[index])
-            digest.update(f"{self.key(index)}\0{self.length(index)}\0{label}\n".encode(errors="surrogateescape"))
+            digest.update(
+                f"{self.key(index)}\0{self.length(index)}\0{self.label(index)}\n".encode(errors="surrogateescape")
+            )
         return digest.hexdigest()
+
+    def verify(self, log: Log) -> None:  # noqa: B027
+        """Read everything and compare it with the digests that were recorded, where there are any.
+
+        Raises:
+            DataError: a file is damaged; it says which.
+        """
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index, None)
@@ -78,8 +93,8 @@ class ImageDataset(ABC):
         Raises:
             DataError: it cannot be decoded.
         """
-        label = -1 if self.labels is None else int(self.labels[index])
-        return Sample(decode_bytes(data, self.name(index), self.channels, shorter_side), label, self.key(index))
+        pixels = decode_bytes(data, self.name(index), self.channels, shorter_side)
+        return Sample(pixels, self.label(index), self.key(index))
 
     def _attempt(self, index: int) -> bytes | DataError:
         try:

@@ -7,19 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from smalti.core.errors import OutputError
 from smalti.core.files import open_to_others, sha256, write_bytes
 from smalti.core.log import Log
-from smalti.data.datasets.listing import LeftOut, Names
+from smalti.data.datasets.listing import LeftOut
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.decode import EXTENSIONS
 
 _VERSION = 1
-_KINDS = ("<u8", "<u8", "<u4", "<i4")
-"""Of the arrays in a file: where each name ends, where the image's bytes begin, how many there are, its label."""
+_LEFT_OUT = ("counts", "first", "suffixes")
 _MAX_HEADER = 64 << 20
 
 
@@ -73,38 +69,22 @@ class Slot:
                 if {key: header[key] for key in self.fingerprint} != self.fingerprint:
                     return None
                 body = file.read()
-            return _unpack(header, body) if sha256(body) == header["sha256"] else None
+            return _load(header, body) if sha256(body) == header["sha256"] else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def save(self, index: ShardIndex) -> None:
         """Keep an index; a cache that cannot be written is done without."""
-        header, body = _pack(index)
-        line = json.dumps(self.fingerprint | header).encode() + b"\n"
+        body, left_out = index.body(), {name: dict(getattr(index.left_out, name)) for name in _LEFT_OUT}
+        about = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
+        line = json.dumps(self.fingerprint | about | {"sha256": sha256(*body)}).encode() + b"\n"
         with contextlib.suppress(OutputError, OSError):
             make_cache_folder(self.file.parent)
             write_bytes(self.file, line, *body)
 
 
-def _pack(index: ShardIndex) -> tuple[dict[str, Any], list[memoryview]]:
-    """Without copies: an index may be as large as all memory that reading it may take."""
-    arrays: list[NDArray[Any]] = [index.names.ends, index.offsets, index.sizes, index.labels]
-    plain = [array.astype(kind, copy=False) for kind, array in zip(_KINDS, arrays, strict=True) if len(array)]
-    body = [array.data.cast("B") for array in plain]
-    body.append(memoryview(index.names.joined))
-    left_out = {name: dict(getattr(index.left_out, name)) for name in ("counts", "first", "suffixes")}
-    header = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
-    return header | {"sha256": sha256(*body)}, body
-
-
-def _unpack(header: dict[str, Any], body: bytes) -> ShardIndex:
-    count, start, arrays = int(header["count"]), 0, []
-    for kind in _KINDS:
-        arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:], copy=False))
-        start += arrays[-1].nbytes
+def _load(header: dict[str, Any], body: bytes) -> ShardIndex:
     left_out = LeftOut()
-    for name in ("counts", "first", "suffixes"):
+    for name in _LEFT_OUT:
         getattr(left_out, name).update(header["left_out"][name])
-    ends, offsets, sizes, labels = arrays
-    names = Names(memoryview(body)[start:], ends)
-    return ShardIndex(names, offsets, sizes, labels, tuple(header["label_names"]), left_out)
+    return ShardIndex.of_body(body, int(header["count"]), tuple(header["label_names"]), left_out)

@@ -43,6 +43,9 @@ class Names:
     def __init__(self, joined: bytes | bytearray | memoryview, ends: NDArray[np.uint64]) -> None:
         self.joined, self.ends = joined, ends
 
+    def __reduce__(self) -> tuple[type["Names"], tuple[bytes, NDArray[np.uint64]]]:
+        return Names, (bytes(self.joined), self.ends)  # a memoryview cannot be sent to another process
+
     def __len__(self) -> int:
         return len(self.ends)
 

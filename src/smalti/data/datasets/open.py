@@ -12,6 +12,7 @@ from smalti.data.datasets.folder import FileList, Folder
 from smalti.data.datasets.listing import IRREGULAR, FollowLinks
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
 from smalti.data.datasets.memory import InMemoryDataset, embedded
+from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote.address import check_address, shown, suffix_of
 from smalti.data.datasets.remote.data_files import LocalFiles
 from smalti.data.datasets.remote.remote_files import RemoteFiles
@@ -21,8 +22,6 @@ from smalti.data.datasets.tables.saved_dataset import ArrowFiles, arrow_files, i
 from smalti.data.datasets.tables.table_splits import parquet_files
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.decode import EXTENSIONS
-from smalti.data.packs.format import ABOUT
-from smalti.data.packs.pack import Pack
 
 EMBEDDED = "embedded"
 PARQUET, TAR = ".parquet", ".tar"
@@ -34,8 +33,8 @@ def open_source(
     """The images that DATA names, of several splits those to train on.
 
     DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, also at an address), a Hugging Face
-    data set, a pack, or the embedded images. `in_order` says that they will be read from the first to the last, so that
-    remote files may be more than fit into their cache.
+    data set, what `smalti prepare` wrote, or the embedded images. `in_order` says that they will be read from the first
+    to the last, so that remote files may be more than fit into their cache.
 
     Raises:
         DataError: what is wrong with it, and what could be meant.
@@ -92,8 +91,9 @@ def _open_files(paths: list[Path], channels: int, log: Log | None) -> ImageDatas
 
 
 def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks) -> ImageDataset:
-    if (place / ABOUT).is_file():
-        return Pack(place, channels)
+    refuse_pack(place)
+    if is_prepared(place):
+        return Prepared(place, channels)
     if is_dataset(place):
         return Arrow(arrow_files(place), channels, log)
     try:

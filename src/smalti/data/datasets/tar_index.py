@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ from smalti.data.decode import MAX_BYTES
 
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"
+ROW_BYTES = 24
+"""Of an image in the arrays of an index."""
+
+_KINDS = ("<u8", "<u8", "<u4", "<i4")
+"""Of these arrays: where each name ends, where the image's bytes begin, how many there are, its label."""
 _LABEL = b"cls"
 _MAX_LABEL = 1000
 _MAX_GROUP = 64
@@ -35,6 +41,28 @@ class ShardIndex:
     labels: NDArray[np.int32]
     label_names: tuple[str, ...]
     left_out: LeftOut
+
+    def body(self) -> list[memoryview]:
+        """The arrays and then the names, for a file; without copies, for an index may be as large as memory allows."""
+        arrays: list[NDArray[Any]] = [self.names.ends, self.offsets, self.sizes, self.labels]
+        plain = [array.astype(kind, copy=False) for kind, array in zip(_KINDS, arrays, strict=True) if len(array)]
+        return [*(array.data.cast("B") for array in plain), memoryview(self.names.joined)]
+
+    @staticmethod
+    def of_body(body: bytes, count: int, label_names: tuple[str, ...], left_out: LeftOut) -> "ShardIndex":
+        """The index of `count` images whose `body` was written; the arrays are views of it.
+
+        Raises:
+            ValueError: there is no room for so many images.
+        """
+        if not 0 <= count * ROW_BYTES <= len(body):
+            raise ValueError(f"no room for {count} images")
+        start, arrays = 0, list[NDArray[Any]]()
+        for kind in _KINDS:
+            arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:], copy=False))
+            start += arrays[-1].nbytes
+        ends, offsets, sizes, labels = arrays
+        return ShardIndex(Names(memoryview(body)[start:], ends), offsets, sizes, labels, label_names, left_out)
 
 
 def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:

@@ -108,7 +108,7 @@ class RemoteFiles(DataFiles):
             cause = f"two of its files have {gigabytes(need)}"
         else:
             cause = f"it has {gigabytes(need)}, and read at random it would be fetched over and over"
-            fix += ", or make a small copy once: smalti prepare DATA --out PACK"
+            fix += ", or make a small copy once: smalti prepare DATA --out SHARDS"
         cause += f"; the cache in {self.cache.folder} holds {gigabytes(room)}"
         raise DataError(f"cannot open {self.names[0]} ({len(self)} files)", cause=cause, fix=fix)
 

@@ -1,7 +1,7 @@
-"""What a pack stores of an image: a small file of its own, JPEG or plain pixels, upright and with 1 or 3 channels."""
+"""What is stored of an image: a small file of its own, JPEG or plain pixels, upright and with 1 or 3 channels."""
 
 from io import BytesIO
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,16 +9,16 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from smalti.core.errors import DataError
+from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.prepared import Encoding
 from smalti.data.decode import orientation
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
 except ImportError:  # Pillow writes JPEG too, more slowly
     simplejpeg = None
-
-Encoding: TypeAlias = Literal["jpeg", "raw"]
 
 _SUBSAMPLING = "420"  # at 256 pixels and quality 90: 36 dB; 4:4:4 has 38 dB, 25 % more bytes, takes half as long again
 _MAX_JPEG = 65_500
@@ -34,11 +34,16 @@ class Form(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An image as a pack stores it."""
+    """An image as it is stored."""
 
     data: bytes
     label: int
     key: str
+
+    @property
+    def suffix(self) -> str:
+        """What the name of its file ends with."""
+        return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
 
 
 def make_record(source: ImageDataset | InMemoryDataset, position: int, form: Form) -> Record:
@@ -56,20 +61,14 @@ def make_record(source: ImageDataset | InMemoryDataset, position: int, form: For
         data = source.read(position)
         sample = source.decoded(position, data, form.side)  # whole, so that what is kept has been seen to be sound
     if form.encoding == "raw":
-        return Record(encode_raw(sample.image), sample.label, sample.key)
+        return Record(npy.encode(sample.image), sample.label, sample.key)
     if _is_fit(data, form):
         return Record(data, sample.label, sample.key)
     if max(sample.image.shape) > _MAX_JPEG:
         cause = f"{sample.image.shape[1]}x{sample.image.shape[0]} pixels: a JPEG has at most {_MAX_JPEG} a side"
         raise DataError(f"cannot store {source.name(position)}", cause=cause)
-    smaller = min(encode_jpeg(sample.image, form.quality), encode_raw(sample.image), key=len)
+    smaller = min(encode_jpeg(sample.image, form.quality), npy.encode(sample.image), key=len)
     return Record(smaller, sample.label, sample.key)
-
-
-def encode_raw(pixels: NDArray[np.uint8]) -> bytes:
-    """A PPM (P6) or PGM (P5) file of H x W x channels: a short header and the pixels."""
-    height, width, channels = pixels.shape
-    return b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height) + pixels.tobytes()
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What tests of packs share: small pictures, and settings for packing them."""
+"""What tests of prepared data sets share: small pictures, and settings for preparing them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from PIL import Image
 
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.packs.format import Settings
+from smalti.data.datasets.prepared import Settings
 
-PART = 2500
-"""Bytes of a part that three of the pictures fill."""
+SHARD = 5000
+"""Bytes of a shard that three of the pictures fill."""
 
 
 def fill(folder: Path, count: int, first: int = 0) -> Path:
