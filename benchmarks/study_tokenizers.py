@@ -26,8 +26,8 @@ from smalti.core.config import to_json
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.open import open_stored
-from smalti.data.load import Data, Images, read_source
+from smalti.data.datasets.open import open_source
+from smalti.data.load import Data, InMemoryData, read_source
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
 from smalti.runs.collapse_check import gate, some_images
@@ -92,7 +92,7 @@ def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) 
     began, used = time.time(), time.process_time()
     held_out = train_tokenizer(config, resume=resume, images=images, compute=compute)
     spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
-    test = read_source(open_stored(str(data / "test"), config.data.channels), config.data, log)
+    test = read_source(open_source(str(data / "test"), config.data.channels), config.data, log)
     about = {"minutes": cell.minutes, "threads": torch.get_num_threads(), "steps": planned_steps(config), **spent}
     shown = replace(config, out="", data=replace(config.data, path=f"{cell.images}/train"))
     measured = measure(config, str(folder), images, test, compute)
@@ -106,7 +106,7 @@ def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) 
     }
 
 
-def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: Compute) -> int:
+def steps_for(minutes: float, config: TrainTokenizer, images: InMemoryData, compute: Compute) -> int:
     """Optimiser steps that take so much processor time."""
     if planned_steps(config) == 0:
         return config.plan.steps
@@ -115,7 +115,7 @@ def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: C
 
 
 def measure(
-    config: TrainTokenizer, model: str, images: Images, test: InMemoryDataset, compute: Compute
+    config: TrainTokenizer, model: str, images: InMemoryData, test: InMemoryDataset, compute: Compute
 ) -> dict[str, Any]:
     """The figures on test images, and what the gate says."""
     tokenizer, train = load_tokenizer(model, compute), some_images(images.train, config.data.side)

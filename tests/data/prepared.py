@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.prepared import Settings
 
 SHARD = 5000
@@ -23,9 +22,8 @@ def fill(folder: Path, count: int, first: int = 0) -> Path:
     return folder
 
 
-def raw_settings(images: ImageDataset | InMemoryDataset, **fields: Any) -> Settings:
+def raw_settings(images: ImageDataset, **fields: Any) -> Settings:
     """Shorter side 16, pixels without loss."""
-    kind = images.kind if isinstance(images, ImageDataset) else "embedded"
-    start: dict[str, Any] = {"data": "/data", "source": kind, "side": 16, "encoding": "raw", "quality": None}
+    start: dict[str, Any] = {"data": "/data", "source": images.kind, "side": 16, "encoding": "raw", "quality": None}
     start |= {"channels": 3, "limit": None, "length": len(images), "fingerprint": images.fingerprint()}
     return Settings(**start | fields)

@@ -21,7 +21,7 @@ from smalti.data.datasets.open import open_source
 from smalti.data.datasets.tables.arrow import Arrow
 from smalti.data.datasets.tables.saved_dataset import ArrowFiles
 from smalti.runs.check import Check, main
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.tables import IMAGE, png, save_to_disk, table, write, write_arrow
 
 
@@ -39,7 +39,7 @@ def test_a_data_set_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     save_to_disk(tmp_path / "set", table(range(10)), table(range(10, 13)))
     source = open_source(str(tmp_path / "set"), 1, Log())
     assert isinstance(source, Arrow)
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(13))
     assert (source.kind, source.classes, source.notes) == ("huggingface", ("cat", "dog", "emu"), ())
     assert [source[position].label for position in range(13)] == [position % 3 for position in range(13)]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import open_source, open_stored
+from smalti.data.datasets.open import open_source
 from smalti.data.datasets.remote.data_files import LocalFiles
 from smalti.data.datasets.tables import columns, parquet, parquet_index
 from smalti.data.datasets.tables.dataset import TableDataset
@@ -26,7 +26,7 @@ from smalti.data.datasets.tables.lru import Recent
 from smalti.data.datasets.tables.parquet import Parquet
 from smalti.data.datasets.tables.table_splits import split_of
 from smalti.runs.check import Check, main
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.tables import IMAGE, features, png, table, write
 
 
@@ -48,7 +48,7 @@ def test_a_folder_as_the_hub_hands_it_out(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "README.md").touch()
     source = open_source(str(tmp_path), 1, Log())
     assert isinstance(source, Parquet)
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(12))
     assert (source.kind, source.classes) == ("parquet", ("cat", "dog", "emu"))
     assert [source[position].label for position in range(12)] == [0, 1, 2] * 4
@@ -74,7 +74,7 @@ def test_files_of_a_pattern_and_one_file(tmp_path: Path) -> None:
 def test_a_folder_of_images_with_a_table_beside_them_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     write(tmp_path / "metadata.parquet", table([1, 2]))
-    assert open_stored(str(tmp_path), 1).kind == "folder"
+    assert open_source(str(tmp_path), 1).kind == "folder"
 
 
 BYTES, TEXT = pa.array([png(1), png(2)]), pa.array(["dog", "ant"])
@@ -407,7 +407,7 @@ def test_links_out_of_a_folder_are_followed_only_when_asked(tmp_path: Path) -> N
     (tmp_path / "snapshot/train-0-of-1.parquet").symlink_to(target)
     with pytest.raises(DataError, match=r"1 links lead out of the folder: follow them with --data.follow-links all"):
         opened(tmp_path / "snapshot")
-    assert values(open_stored(str(tmp_path / "snapshot"), 1, follow="all")) == [7]
+    assert values(open_source(str(tmp_path / "snapshot"), 1, follow="all")) == [7]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

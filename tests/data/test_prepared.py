@@ -21,7 +21,7 @@ from smalti.data import npy
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.prepared import Prepared, digest_of, read_index
 from smalti.data.write_shards import write_shards
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.prepared import SHARD, fill, raw_settings
 from tests.data.test_listing import peak_of
 
@@ -47,7 +47,7 @@ def packed(photos: Path, tmp_path: Path) -> Path:
 
 def test_a_prepared_data_set_has_the_images_names_and_labels_of_its_source(photos: Path, packed: Path) -> None:
     source, made = Folder(photos, 3), Prepared(packed, 3)
-    check_source(made)
+    check_dataset(made)
     readable = [position for position in range(20) if position != 3]
     assert len(made) == 19
     assert len(made.about.shards) > 2

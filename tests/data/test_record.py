@@ -145,8 +145,8 @@ def test_a_damaged_file_is_refused_even_where_it_would_be_kept(tmp_path: Path) -
 
 
 def test_what_is_too_long_for_a_jpeg_is_refused_or_stored_raw() -> None:
-    source = InMemoryDataset(torch.zeros(1, 1, 1, 65_501, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
-    message = "cannot store 0; 65501x1 pixels: a JPEG has at most 65500 a side"
+    source = InMemoryDataset(torch.zeros(1, 1, 700, 65_501, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    message = "cannot store 0; 65501x700 pixels: a JPEG has at most 65500 a side"
     with pytest.raises(DataError, match=message):
-        make_record(source, 0, form(channels=1))
-    assert len(make_record(source, 0, form(encoding="raw", channels=1)).data) == 65_501 + 128
+        make_record(source, 0, form(700, channels=1))
+    assert len(make_record(source, 0, form(700, "raw", channels=1)).data) == 700 * 65_501 + 128

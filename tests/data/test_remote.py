@@ -28,7 +28,7 @@ from smalti.data.datasets.remote.remote_cache import RemoteCache, max_cache_byte
 from smalti.data.datasets.remote.remote_files import RemoteFiles
 from smalti.data.datasets.tables import parquet_index
 from smalti.runs.check import Check, main
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.tables import png, table, write
 from tests.data.test_shards import tar_of
 
@@ -147,7 +147,7 @@ def test_shards_at_an_address(server: Server, cache: Path, capsys: pytest.Captur
     pattern = f"{server.url}/set/s-{{000..002}}.tar"
     source = open_source(pattern, 1, Log())
     assert isinstance(source, ImageDataset)
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(12))
     assert (source.kind, source.classes, source[3].label) == ("shards", ("0", "1"), 1)
     assert source.name(5) == f"{server.url}/set/s-001.tar/5.png"
@@ -192,7 +192,7 @@ def test_parquet_at_an_address(
     source = open_source(f"{server.url}/train-{{0..1}}.parquet", 1)
     assert (len(source), source.classes) == (8, ("cat", "dog", "emu"))
     assert cache.exists() != ranges or copies(cache) == [], "what a file says about itself needs no copy"
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(8))
     assert len(copies(cache)) == 2
 

@@ -23,7 +23,7 @@ from smalti.data.datasets.open import open_source
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.datasets.tar_index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE
 from smalti.data.datasets.tar_members import CUT_OFF, IRREGULAR, SPARSE, DamagedTarError, Member, members
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.test_listing import peak_of
 
 
@@ -77,7 +77,7 @@ def test_shards_of_a_pattern_are_one_source_with_labels(tmp_path: Path) -> None:
         put(tmp_path / f"s-{shard:03d}.tar", *[entry for pair in pairs for entry in pair], ("x.json", b"{}"))
     source = open_source(f"{tmp_path}/s-{{000..002}}.tar", 1)
     assert isinstance(source, Shards)
-    check_source(source)
+    check_dataset(source)
     assert (len(source), source.classes) == (12, ("0", "1", "2"))
     assert [int(source[i].image[0, 0, 0]) for i in range(12)] == [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]
     assert [source[i].label for i in range(12)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]

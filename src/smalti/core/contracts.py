@@ -21,22 +21,11 @@ Grid: TypeAlias = tuple[int, int]
 
 
 class Sample(NamedTuple):
-    """One image of a source: `image` is H W C uint8 with C = 1 or 3; `label` is -1 where there is none."""
+    """One image of a dataset: `image` is H W C uint8 with C = 1 or 3; `label` is -1 where there is none."""
 
     image: NDArray[np.uint8]
     label: int
     key: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to images. `classes` is empty where there are no labels."""
-
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @runtime_checkable

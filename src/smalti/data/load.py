@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,30 +19,34 @@ from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, local_world_size
 from smalti.core.rng import Stream, fold, permutation
 from smalti.data.bad_files import BadFiles, OnBadImage
-from smalti.data.datasets.dataset import ImageDataset, Subset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.listing import FollowLinks
 from smalti.data.datasets.memory import InMemoryDataset, embedded
-from smalti.data.datasets.open import EMBEDDED, open_stored
+from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.reading import attempt, each, even_sample, read_square, square
+
+Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 
 _MOST_HELD_OUT = 5000
 """Of streamed images no more are held out: these are kept in memory."""
 
 
-class Images(NamedTuple):
-    """What a run learns from and what it is judged on; no image is in both."""
+@dataclass(frozen=True)
+class TrainingData(Generic[Train]):
+    """What a run learns from and what it is judged on; no image is in both.
 
-    train: InMemoryDataset
+    Attributes:
+        train: images in memory, or such as are read again in every epoch because they are too many for it.
+        held_out: images in memory.
+        bad_files: where images that cannot be read are noted while they are streamed; None of images in memory.
+    """
+
+    train: Train
     held_out: InMemoryDataset
+    bad_files: BadFiles | None = None
 
 
-class StoredImages(NamedTuple):
-    """The same, where the images to learn from are too many for memory: they are read again in every epoch."""
-
-    train: Subset
-    held_out: InMemoryDataset
-    bad_files: BadFiles
-
+InMemoryData: TypeAlias = TrainingData[InMemoryDataset]
 
 Memory: TypeAlias = Literal["auto", "resident", "stream"]
 """Decode once and keep the squares, or decode whenever an image is shown."""
@@ -82,7 +86,7 @@ class Data:
         require(self.num_workers is None or self.num_workers >= 0, f"{self.num_workers} workers", "use 0 or more")
         require(self.worker_timeout > 0, f"a worker_timeout of {self.worker_timeout}", "use more than 0 seconds")
 
-    def open(self, log: Log, bad_files: Path | None = None) -> Images | StoredImages:
+    def open(self, log: Log, bad_files: Path | None = None) -> TrainingData[ImageDataset]:
         """The images for a training run: in memory where they fit.
 
         Args:
@@ -100,24 +104,29 @@ class Data:
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = _split(len(positions), self.held_out, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
-        held_out = read_source(Subset(source, positions[aside]), replace(self, limit=None), log)
-        learnt = Subset(source, positions[train])
-        found = BadFiles(len(learnt), learnt.name, log, bad_files, self.max_bad_fraction, self.on_bad_image)
-        return StoredImages(learnt, held_out, found)
+        held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
+        return self.streamed(source.select(positions[train]), held_out, log, bad_files)
 
-    def load(self, log: Log, bad_files: Path | None = None) -> Images:
+    def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
         """Read everything into memory. Arguments and errors as of `open`."""
         if self.path == EMBEDDED:
-            return Images(self._fitted(embedded("train")), self._fitted(embedded("test")))
+            return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
         source = self._source(log, in_order=True)
         return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
-    def settled(self, images: Images | StoredImages) -> "Data":
+    def streamed(
+        self, train: ImageDataset, held_out: InMemoryDataset, log: Log, bad_files: Path | None
+    ) -> TrainingData[ImageDataset]:
+        """Images that are read again in every epoch, with an account of those that cannot be."""
+        found = BadFiles(len(train), train.name, log, bad_files, self.max_bad_fraction, self.on_bad_image)
+        return TrainingData(train, held_out, found)
+
+    def settled(self, images: TrainingData[ImageDataset]) -> "Data":
         """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
-        return replace(self, memory="stream" if isinstance(images, StoredImages) else "resident")
+        return replace(self, memory="resident" if images.bad_files is None else "stream")
 
     def _source(self, log: Log, *, in_order: bool) -> ImageDataset:
-        source = open_stored(self.path, self.channels, log, self.follow_links, in_order=in_order)
+        source = open_source(self.path, self.channels, log, self.follow_links, in_order=in_order)
         for note in source.notes:
             log.say(f"note: {note}")
         if source.left_out.counts:
@@ -141,7 +150,9 @@ class Data:
 
 
 def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
-    """Decode a source into memory with one thread a core; unreadable images are listed and left out."""
+    """Decode a dataset into memory with one thread a core; unreadable images are listed and left out."""
+    if source.pixels is not None:  # there already
+        return InMemoryDataset(source.pixels, source.labels_at(np.arange(len(source))), source.classes)
     positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
@@ -157,13 +168,13 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 
-def split_held_out(images: InMemoryDataset, share: float) -> Images:
+def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
     """Put a share of the images aside, chosen by a hash of their position.
 
     The others are shuffled once, so that the first thousand, from which a tokenizer starts, are of all classes.
     """
     train, aside = _split(len(images), share, most=len(images))
-    return Images(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
+    return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
 def _split(length: int, share: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -185,7 +196,7 @@ def physical_memory() -> int:
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """How many images can be decoded in about `seconds`, from a trial on a few of them; at least 64."""
-    source = open_stored(data.path, data.channels, follow=data.follow_links)
+    source = open_source(data.path, data.channels, follow=data.follow_links)
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         positions = even_sample(len(source), trial)

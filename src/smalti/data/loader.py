@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Keys, Stream, fold, signed
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.sampler import SampledBatch, Sampler
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
@@ -114,7 +114,7 @@ class Loader:
 class InMemoryViewSource:
     """Shows images that are in memory: crop, scale and mirror as two matrix products for the whole batch."""
 
-    source: InMemoryDataset
+    source: ImageDataset
     views: TwoViews
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
@@ -125,7 +125,8 @@ class InMemoryViewSource:
 
     def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
-        images, label = self.source.images[chosen], self.source.labels[chosen]
+        assert self.source.pixels is not None, "these images are not in memory"
+        images, label = self.source.pixels[chosen], self.source.labels_at(rows.index)
         crop = views.crop(rows.view_keys, *images.shape[-2:])
         unmirrored = torch.zeros(len(images), dtype=torch.bool)  # the resampling mirrors
         if views.jitter_when == "before_crop":

@@ -17,7 +17,6 @@ from torch import Tensor
 from smalti.core.errors import DataError
 from smalti.core.log import Bar, Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 
 T = TypeVar("T")
 
@@ -99,10 +98,10 @@ def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return scaled.reshape(side, side, -1)
 
 
-def some_squares(images: InMemoryDataset | ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
+def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spread."""
-    if isinstance(images, InMemoryDataset):
-        return images.images[:count]
+    if images.pixels is not None:
+        return images.pixels[:count]
     positions = even_sample(len(images), count)
     with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
         pixels = [result.pixels for _, result in found if isinstance(result, Square)]

@@ -11,7 +11,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from smalti.core.errors import DataError
 from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.prepared import Encoding
 from smalti.data.decode import orientation
 
@@ -46,7 +45,7 @@ class Record(NamedTuple):
         return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
 
 
-def make_record(source: ImageDataset | InMemoryDataset, position: int, form: Form) -> Record:
+def make_record(source: ImageDataset, position: int, form: Form) -> Record:
     """Read an image of a source, shrink it where it is larger than asked, never enlarge it, and encode it.
 
     A JPEG file that is upright and small enough is kept byte for byte: encoding it again could only make it worse. An
@@ -55,11 +54,8 @@ def make_record(source: ImageDataset | InMemoryDataset, position: int, form: For
     Raises:
         DataError: it cannot be read or decoded, or is too long for a JPEG.
     """
-    if isinstance(source, InMemoryDataset):
-        sample, data = source.shrunk(position, form.side), b""
-    else:
-        data = source.read(position)
-        sample = source.decoded(position, data, form.side)  # whole, so that what is kept has been seen to be sound
+    data = source.read(position)
+    sample = source.decoded(position, data, form.side)  # whole, so that what is kept has been seen to be sound
     if form.encoding == "raw":
         return Record(npy.encode(sample.image), sample.label, sample.key)
     if _is_fit(data, form):

@@ -9,8 +9,8 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.core.rng import permutation
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.open import EMBEDDED, open_stored
-from smalti.data.load import Data, Images, read_source
+from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.load import Data, InMemoryData, TrainingData, read_source
 
 
 def official_splits(path: str, test: str) -> tuple[str, str]:
@@ -30,7 +30,7 @@ def official_splits(path: str, test: str) -> tuple[str, str]:
     return path, test
 
 
-def load_splits(data: Data, train: str, test: str, log: Log) -> Images:
+def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
     """Both parts in memory, with the same numbers for the same classes.
 
     Raises:
@@ -38,10 +38,10 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> Images:
     """
     log.say(f"training images from {train}, test images from {test}")
     learnt, judged = (
-        read_source(open_stored(path, data.channels, log, data.follow_links, in_order=True), data, log)
+        read_source(open_source(path, data.channels, log, data.follow_links, in_order=True), data, log)
         for path in (train, test)
     )
-    return Images(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
+    return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 
 
 def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:

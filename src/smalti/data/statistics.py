@@ -5,8 +5,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from smalti.core.errors import UsageError
-from smalti.data.datasets.dataset import Subset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.reading import some_squares
 
 Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
@@ -20,7 +19,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, a value a channel, of pixels in [0, 1]."""
 
 
-def statistics(kind: Normalisation, images: InMemoryDataset | Subset, channels: int, side: int) -> Statistics:
+def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: int) -> Statistics:
     """Mean and standard deviation of every channel.
 
     Args:

@@ -40,10 +40,7 @@ class StreamedViewSource:
         """
         rendered = self.renderer(_task(rows))
         self.bad_files.add(rendered.bad, seen=len(rows.index))
-        labels = self.source.labels
-        label = (
-            torch.full((len(rows.index),), -1) if labels is None else torch.from_numpy(labels[rendered.shown]).long()
-        )
+        label = self.source.labels_at(rendered.shown)
         flip = torch.from_numpy(self.views.crop.flips(rows.view_keys)).to(self.device)
         shown = [torch.from_numpy(pixels).to(self.device) for pixels in rendered.arrays]
         if self.views.jitter_when == "after_crop":

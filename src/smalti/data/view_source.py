@@ -1,11 +1,13 @@
-"""From images and view settings to a gallery, which shows them: from memory, or streamed by workers."""
+"""From images and view settings to the source of views: from memory, or streamed by workers."""
 
 import os
 
 import torch
 
 from smalti.core.ranks import local_world_size
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.bad_files import BadFiles
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.load import Data, TrainingData
 from smalti.data.loader import InMemoryViewSource, ViewSource
 from smalti.data.stream import StreamedViewSource
 from smalti.data.transforms.render import Render
@@ -17,7 +19,7 @@ _MOST_WORKERS = 16
 
 
 def open_view_source(
-    images: Images | StoredImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
+    images: TrainingData[ImageDataset], views: TwoViews, data: Data, batch_size: int, device: torch.device
 ) -> ViewSource:
     """Shows the images that a run learns from.
 
@@ -25,25 +27,24 @@ def open_view_source(
         batch_size: images of a batch in this process.
         device: where mirror and colours of streamed images are computed.
     """
-    if isinstance(images, Images):
+    if images.bad_files is None:
         return InMemoryViewSource(images.train, views)
-    renderer = _renderer(images, views, data, batch_size, device)
+    renderer = _renderer(Render(images.train, views), images.bad_files, data, batch_size, device)
     return StreamedViewSource(images.train, views, renderer, images.bad_files, device)
 
 
-def _renderer(images: StoredImages, views: TwoViews, data: Data, batch_size: int, device: torch.device) -> Renderer:
-    render, bad, log = Render(images.train, views), images.bad_files, images.bad_files.log
+def _renderer(render: Render, bad: BadFiles, data: Data, batch_size: int, device: torch.device) -> Renderer:
     num_workers = default_workers(device) if data.num_workers is None else data.num_workers
     if num_workers == 0:
         return Inline(render, quarantined=frozenset(bad.quarantined))
-    log.say(f"data workers: {num_workers}")
+    bad.log.say(f"data workers: {num_workers}")
     return Workers(
         render,
         batch_size,
         num_workers,
         timeout=data.worker_timeout,
         quarantined=frozenset(bad.quarantined),
-        say=log.say,
+        say=bad.log.say,
     )
 
 

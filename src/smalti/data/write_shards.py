@@ -13,7 +13,6 @@ from smalti.core.files import make_folder, write_bytes, write_json
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.prepared import (
     ABOUT,
     BAD_FILES,
@@ -47,7 +46,7 @@ class Written(NamedTuple):
 
 
 def write_shards(
-    source: ImageDataset | InMemoryDataset,
+    source: ImageDataset,
     folder: Path,
     settings: Settings,
     log: Log,
@@ -84,7 +83,7 @@ def write_shards(
 class _Writing:
     """A data set being written; `headers` are those of its whole shards."""
 
-    source: ImageDataset | InMemoryDataset
+    source: ImageDataset
     folder: Path
     settings: Settings
     headers: list[Header]

@@ -14,7 +14,6 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.listing import FollowLinks
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import open_source
 from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
@@ -65,8 +64,7 @@ def main(config: Check) -> dict[str, Any]:
     """Look at every image; nothing is written."""
     log = Log()
     source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
-    if isinstance(source, ImageDataset):
-        source.verify(log)
+    source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
     with each(lambda position: _look(source, position, config.side), positions, log, "check") as found:
@@ -80,19 +78,14 @@ def main(config: Check) -> dict[str, Any]:
     return result
 
 
-def _look(source: ImageDataset | InMemoryDataset, position: int, side: int) -> Seen:
-    if isinstance(source, InMemoryDataset):
-        sample = source.shrunk(position, side)
-        data = sample.image.tobytes()
-        kind, mode, (height, width) = "array", "L" if sample.image.shape[2] == 1 else "RGB", sample.image.shape[:2]
-    else:
-        data = source.read(position)
-        sample = source.decoded(position, data, side)
-        kind, mode, width, height = header_of(data)
+def _look(source: ImageDataset, position: int, side: int) -> Seen:
+    data = source.read(position)
+    sample = source.decoded(position, data, side)
+    header = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
     hashed = difference_hash(sample.image)
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
-    return Seen(sample.label, kind, mode, width, height, digest(data), hashed, *sums)
+    return Seen(sample.label, *header, digest(data), hashed, *sums)
 
 
 class Tally:
@@ -129,7 +122,7 @@ class Tally:
         self.squares += seen.squares
         self.pixels += seen.pixels
 
-    def result(self, source: ImageDataset | InMemoryDataset, distance: int) -> dict[str, Any]:
+    def result(self, source: ImageDataset, distance: int) -> dict[str, Any]:
         """What was counted, as plain JSON values."""
         exact, hashes = equal_rows(_pairs(self.digests)), _pairs(self.hashes).copy()
         for group in exact:
@@ -151,7 +144,7 @@ class Tally:
             "std": std.tolist() if self.pixels else None,
         }
 
-    def _named(self, groups: list[list[int]], source: ImageDataset | InMemoryDataset) -> dict[str, Any]:
+    def _named(self, groups: list[list[int]], source: ImageDataset) -> dict[str, Any]:
         examples = [[source.name(self.positions[place]) for place in group[:_SHOWN]] for group in groups[:_SHOWN]]
         return {"groups": len(groups), "images": sum(map(len, groups)), "examples": examples}
 
@@ -160,14 +153,11 @@ def _pairs(numbers: "array[int]") -> NDArray[np.uint64]:
     return np.frombuffer(numbers, np.uint64).reshape(-1, 2) if numbers else np.zeros((0, 2), np.uint64)
 
 
-def _about(source: ImageDataset | InMemoryDataset, config: Check) -> dict[str, Any]:
+def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
     """What is known without looking at the images."""
-    about: dict[str, Any] = {"data": config.data, "kind": "embedded", "images": len(source)}
-    if isinstance(source, InMemoryDataset):
-        return about | {"left_out": {}, "notes": []}
-    if source.digest:
-        about |= {"digest": source.digest}
-    return about | {"kind": source.kind, "left_out": source.left_out.as_dict(), "notes": list(source.notes)}
+    about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
+    about |= {"digest": source.digest} if source.digest else {}
+    return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes)}
 
 
 def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:

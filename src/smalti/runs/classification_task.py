@@ -13,9 +13,10 @@ from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.load import Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.multilabel import label_names, shown_labels
 from smalti.data.transforms.batch_transforms import Change
@@ -60,7 +61,7 @@ class Classification:
         """What the network has an output for, of the classes that a source names."""
         return label_names(classes) if self.multi_label else classes
 
-    def open(self, data: Data, log: Log, bad_files: Path) -> Images | StoredImages:
+    def open(self, data: Data, log: Log, bad_files: Path) -> TrainingData[ImageDataset]:
         """The images of DATA, some of them held out."""
         return data.open(log, bad_files)
 

@@ -1,6 +1,5 @@
 """The gate before stage two: a collapsed tokenizer teaches nothing, so it is refused before hours are spent on it."""
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -10,7 +9,6 @@ from smalti.core.contracts import Tokenizer
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.reading import even_sample, some_squares
 from smalti.data.tokens.tokens import encode
 from smalti.evaluation.kmeans_baseline import fit_kmeans_baseline
@@ -79,10 +77,8 @@ def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
     return found
 
 
-def some_images(
-    images: InMemoryDataset | ImageDataset, side: int, count: int = GATE_IMAGES
-) -> UInt8[Tensor, "B C H W"]:
+def some_images(images: ImageDataset, side: int, count: int = GATE_IMAGES) -> UInt8[Tensor, "B C H W"]:
     """At most `count` images, evenly spread, as squares of `side` pixels: what a yardstick is fitted on."""
-    if isinstance(images, InMemoryDataset):
-        return images.select(np.array(even_sample(len(images), count))).images
+    if images.pixels is not None:
+        return images.pixels[even_sample(len(images), count)]
     return some_squares(images, count, side)

@@ -12,7 +12,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images
+from smalti.data.load import Data, InMemoryData
 from smalti.data.splits import load_splits, official_splits
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
@@ -89,7 +89,7 @@ def main(config: Evaluate) -> dict[str, Any]:
 
 
 def _measure_stages(
-    trained_on: Pretrain, model: MaskedImageModel, images: Images, compute: Compute, log: Log
+    trained_on: Pretrain, model: MaskedImageModel, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
     """Loss and bound, as at the end of the run; nothing where its tokenizer is gone."""
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
@@ -101,7 +101,7 @@ def _measure_stages(
 
 
 def _measure_backbone(
-    config: Evaluate, backbone: VisionTransformer, images: Images, compute: Compute, log: Log
+    config: Evaluate, backbone: VisionTransformer, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
     """What frozen features are worth."""
     log.say(
@@ -190,18 +190,20 @@ def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str
 
 
 def probe_backbone(
-    backbone: VisionTransformer, images: Images, compute: Compute, validation: float = 0.1, seed: int = 0
+    backbone: VisionTransformer, images: InMemoryData, compute: Compute, validation: float = 0.1, seed: int = 0
 ) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
-    train, test = (extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in images)
+    train, test = (
+        extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in (images.train, images.held_out)
+    )
     split = Split.of(len(images.train), validation, seed)
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
-def probe_pixels(images: Images, validation: float = 0.1, seed: int = 0) -> ProbeResult:
+def probe_pixels(images: InMemoryData, validation: float = 0.1, seed: int = 0) -> ProbeResult:
     """The same probes on raw pixels."""
     split = Split.of(len(images.train), validation, seed)
-    train, test = ({(0, "pixels"): _flat(part)} for part in images)
+    train, test = ({(0, "pixels"): _flat(part)} for part in (images.train, images.held_out))
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
@@ -209,7 +211,7 @@ def _flat(images: InMemoryDataset) -> Tensor:
     return as_unit_range(images.images).flatten(1)
 
 
-def _load(config: Evaluate, trained_on: Data, log: Log) -> Images:
+def _load(config: Evaluate, trained_on: Data, log: Log) -> InMemoryData:
     """The images asked for, in the size and colours that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
     data = replace(trained_on, path=config.images, held_out=held_out, limit=None)

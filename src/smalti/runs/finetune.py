@@ -14,7 +14,7 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.segmentation import SceneImages
-from smalti.data.load import Data, Images
+from smalti.data.load import Data, InMemoryData
 from smalti.data.loader import Loader
 from smalti.data.sampler import Sampler
 from smalti.data.statistics import Normalisation, statistics
@@ -116,7 +116,7 @@ def main(
     *,
     resume: bool = False,
     allow_inexact: bool = False,
-    images: Images | None = None,
+    images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, choose on validation images, test once.
@@ -140,7 +140,7 @@ def main(
         return _run(config, session, images)
 
 
-def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
+def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     parts = divided(config, given, session.log)

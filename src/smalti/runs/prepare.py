@@ -12,7 +12,6 @@ from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.listing import FollowLinks
 from smalti.data.datasets.lists import is_remote
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.datasets.remote.address import shown
@@ -48,12 +47,10 @@ def main(config: Prepare) -> dict[str, Any]:
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
     source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
-    kind = EMBEDDED if isinstance(source, InMemoryDataset) else source.kind
-    if isinstance(source, ImageDataset):
-        _say(source, log)
+    _say(source, log)
     settings = Settings(
         data=_whole(config.data),
-        source=kind,
+        source=source.kind,
         side=config.side,
         encoding=config.encoding,
         quality=config.quality if config.encoding == "jpeg" else None,

@@ -18,7 +18,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.load import Data, InMemoryData, TrainingData
 from smalti.data.loader import InMemoryViewSource, Loader
 from smalti.data.sampler import Sampler
 from smalti.data.statistics import Normalisation, statistics
@@ -135,7 +135,7 @@ def main(
     *,
     resume: bool = False,
     allow_inexact: bool = False,
-    images: Images | None = None,
+    images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
@@ -149,7 +149,7 @@ def main(
         return _run(config, session, images)
 
 
-def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str, Any]:
+def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     tokenizer = target_tokenizer(config, session.compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, session.compute)
@@ -167,7 +167,7 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
 
 
 def _looked_at(
-    config: Pretrain, given: Images | StoredImages, tokenizer: ImageTokenizer | None, session: Session
+    config: Pretrain, given: TrainingData[ImageDataset], tokenizer: ImageTokenizer | None, session: Session
 ) -> ReferenceComparison | None:
     """Refuse a collapsed tokenizer, and find the run of ours that is nearest, where one is wanted and there is one."""
     compute, log, vocab_size, baseline = session.compute, session.log, None, FLAT_PATCH
@@ -188,7 +188,7 @@ def _looked_at(
 
 def _measured(
     config: Pretrain,
-    given: Images | StoredImages,
+    given: TrainingData[ImageDataset],
     tokenizer: ImageTokenizer | None,
     session: Session,
     beside: ReferenceComparison | None,
@@ -241,7 +241,7 @@ def target_tokenizer(config: Pretrain, compute: Compute) -> ImageTokenizer | Non
 
 def prepare(
     config: Pretrain,
-    images: Images | StoredImages,
+    images: TrainingData[ImageDataset],
     tokenizer: ImageTokenizer | None,
     compute: Compute,
     log: Log | None = None,
@@ -312,7 +312,7 @@ def with_targets(config: Pretrain, loader: Loader, tokenizer: ImageTokenizer | N
 
 
 def training_loader(
-    config: Pretrain, images: Images | StoredImages, tokenizer: ImageTokenizer | None, compute: Compute
+    config: Pretrain, images: TrainingData[ImageDataset], tokenizer: ImageTokenizer | None, compute: Compute
 ) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
@@ -322,7 +322,7 @@ def training_loader(
 
 
 def open_cache(
-    config: Pretrain, folder: Path, images: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
+    config: Pretrain, folder: Path, images: TrainingData[ImageDataset], tokenizer: ImageTokenizer, compute: Compute
 ) -> TokenCache:
     """The token cache in `folder`, for the views of this run.
 
@@ -338,7 +338,7 @@ def open_cache(
 def measure(
     config: Pretrain,
     model: MaskedImageModel,
-    images: Images | StoredImages,
+    images: TrainingData[ImageDataset],
     tokenizer: ImageTokenizer | None,
     compute: Compute,
 ) -> dict[str, Any]:
@@ -376,7 +376,7 @@ def held_out_batch(
     return batch.to(compute.device) if tokenizer is None else tokenized(batch, tokenizer, compute)
 
 
-def token_views(config: Pretrain, images: InMemoryDataset | ImageDataset, tokenizer: ImageTokenizer) -> Tensor:
+def token_views(config: Pretrain, images: ImageDataset, tokenizer: ImageTokenizer) -> Tensor:
     """Some images whole, as the tokenizer is going to see them: what the gate looks at."""
     some = some_images(images, config.data.side)
     loader = _held_out_loader(config, InMemoryDataset(some, torch.zeros(len(some), dtype=torch.int64)), tokenizer)
@@ -417,7 +417,7 @@ def _views(
     )
 
 
-def with_statistics(config: Pretrain, images: Images | StoredImages) -> Pretrain:
+def with_statistics(config: Pretrain, images: TrainingData[ImageDataset]) -> Pretrain:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for."""
     if config.normalisation is None:
         return config

@@ -20,7 +20,6 @@ from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.segmentation import SegmentationDataset
 from smalti.distributed.collectives import all_gather, from_rank0, name_lost_rank, require_same
 from smalti.runs.folder import RunFolder, create, read_config, reopen
@@ -100,14 +99,14 @@ class Session:
         chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
         return chosen
 
-    def same_images(self, source: InMemoryDataset | ImageDataset | SegmentationDataset) -> None:
+    def same_images(self, source: ImageDataset | SegmentationDataset) -> None:
         """Note what the run learns from.
 
         Raises:
             DataError: it goes on, and the images are not those it began with.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
-        require_same("data set", found | {"memory": "resident" if isinstance(source, InMemoryDataset) else "stream"})
+        require_same("data set", found | {"memory": "stream" if source.pixels is None else "resident"})
         before = self.folder.read_data() if is_rank0() else found
         if before is not None and before != found:
             there, here = before["images"], len(source)

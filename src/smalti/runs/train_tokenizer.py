@@ -12,7 +12,8 @@ from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
-from smalti.data.load import Data, Images, StoredImages
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.load import Data, InMemoryData, TrainingData
 from smalti.data.loader import Loader
 from smalti.data.reading import some_squares
 from smalti.data.sampler import Sampler
@@ -92,7 +93,7 @@ def main(
     *,
     resume: bool = False,
     allow_inexact: bool = False,
-    images: Images | None = None,
+    images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure on held-out images. Baselines are fitted instead; `plan` and `optimiser` are then not used.
@@ -111,7 +112,7 @@ def main(
         return _run(config, session, images)
 
 
-def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dict[str, Any]:
+def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
@@ -124,7 +125,7 @@ def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dic
 
 
 def _measured(
-    config: TrainTokenizer, given: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
+    config: TrainTokenizer, given: TrainingData[ImageDataset], tokenizer: ImageTokenizer, compute: Compute
 ) -> dict[str, Any]:
     """The result of the run."""
     measured = evaluate_tokenizer(
@@ -138,7 +139,7 @@ def _measured(
     return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
 
 
-def made(config: TrainTokenizer, images: Images | StoredImages, session: Session) -> ImageTokenizer:
+def made(config: TrainTokenizer, images: TrainingData[ImageDataset], session: Session) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved."""
     if planned_steps(config) > 0:
         trainer, batches = prepare(config, images, session.compute)
@@ -163,7 +164,7 @@ def planned_steps(config: TrainTokenizer) -> int:
     return 0 if is_fitted(config.tokenizer) else config.plan.steps
 
 
-def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
+def prepare(config: TrainTokenizer, images: TrainingData[ImageDataset], compute: Compute) -> tuple[Trainer, Loader]:
     """A trainer at step 0, and the batches it is going to see."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
@@ -174,7 +175,7 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 
 
-def start(config: TrainTokenizer, images: Images | StoredImages) -> ImageTokenizer:
+def start(config: TrainTokenizer, images: TrainingData[ImageDataset]) -> ImageTokenizer:
     """The tokenizer at step 0, initialised from some of the training images."""
     side, tokenizer = config.data.side, config.tokenizer.build(config.seed)
     if config.init_images == 0:

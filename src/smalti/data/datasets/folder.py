@@ -9,14 +9,14 @@ import numpy as np
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.labels import twins
 from smalti.data.datasets.listing import OUTSIDE, FollowLinks, LeftOut, Names, NamesBuilder, count_up, is_system, walk
 from smalti.data.datasets.lists import read_list
 from smalti.data.decode import EXTENSIONS, read_file
 
 
-class Files(ImageDataset):
+class Files(StoredDataset):
     """Images that are files of their own, named relative to one folder."""
 
     def __init__(self, root: Path, names: Names, channels: int) -> None:

@@ -11,7 +11,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FileList, Folder
 from smalti.data.datasets.listing import IRREGULAR, FollowLinks
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
-from smalti.data.datasets.memory import InMemoryDataset, embedded
+from smalti.data.datasets.memory import embedded
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote.address import check_address, shown, suffix_of
 from smalti.data.datasets.remote.data_files import LocalFiles
@@ -29,7 +29,7 @@ PARQUET, TAR = ".parquet", ".tar"
 
 def open_source(
     path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", in_order: bool = False
-) -> ImageDataset | InMemoryDataset:
+) -> ImageDataset:
     """The images that DATA names, of several splits those to train on.
 
     DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, also at an address), a Hugging Face
@@ -41,17 +41,6 @@ def open_source(
     """
     if path == EMBEDDED:
         return embedded("train").with_channels(channels)
-    return open_stored(path, channels, log, follow, in_order)
-
-
-def open_stored(
-    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", in_order: bool = False
-) -> ImageDataset:
-    """The images that DATA names, wherever they are stored; as `open_source`.
-
-    Raises:
-        DataError: what is wrong with it, and what could be meant.
-    """
     if not path:
         raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
     place = Path(path).expanduser()

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -90,8 +90,9 @@ def open_pairs(root: Path, images: str, masks: str, channels: int, follow: Follo
 
 @dataclass(frozen=True, eq=False)
 class SegmentationDataset:
-    """A `Pairs` whose ids are known as classes."""
+    """A `Pairs` whose ids are known as classes. It is never held in memory."""
 
+    pixels: ClassVar[None] = None
     pairs: Pairs
     numbering: Numbering
     classes: tuple[str, ...]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.labels import NONE, resolve
 from smalti.data.datasets.listing import LeftOut
 from smalti.data.datasets.remote.data_files import DataFiles, LocalFiles
@@ -23,7 +23,7 @@ MAX_SHARDS = 100_000
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-class IndexedTars(ImageDataset):
+class IndexedTars(StoredDataset):
     """Images in tar archives, by an index of offsets. Members are read where they lie, never extracted."""
 
     def __init__(self, places: DataFiles, indices: Sequence[ShardIndex], channels: int) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.listing import LeftOut
 from smalti.data.datasets.remote.data_files import DataFiles
 from smalti.data.decode import MAX_BYTES
 
 
-class TableDataset(ImageDataset):
+class TableDataset(StoredDataset):
     """Images in the rows of several files."""
 
     def __init__(self, places: DataFiles, channels: int) -> None:
