@@ -23,6 +23,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.listing import FollowLinks
 from smalti.data.datasets.memory import InMemoryDataset, embedded
 from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.remote import shown
 from smalti.data.reading import attempt, each, even_sample, read_square, square
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
@@ -98,9 +99,13 @@ class Data:
         """
         if self.path == EMBEDDED:
             return self.load(log)
-        source = self._source(log, in_order=self.memory == "resident")
+        source = self._source(log)
         if self.fits(min(len(source), self.limit or len(source))):
             return split_held_out(read_source(source, self, log, bad_files), self.held_out)
+        if source.in_order:
+            cause = "Parquet files and addresses are read in order only"
+            fix = "make a fast copy once: smalti prepare DATA --out SHARDS; or use --data.memory resident"
+            raise DataError(f"cannot stream {shown(self.path)}", cause=cause, fix=fix)
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = _split(len(positions), self.held_out, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
@@ -111,7 +116,7 @@ class Data:
         """Read everything into memory. Arguments and errors as of `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        source = self._source(log, in_order=True)
+        source = self._source(log)
         return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
     def streamed(
@@ -125,8 +130,8 @@ class Data:
         """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
         return replace(self, memory="resident" if images.bad_files is None else "stream")
 
-    def _source(self, log: Log, *, in_order: bool) -> ImageDataset:
-        source = open_source(self.path, self.channels, log, self.follow_links, in_order=in_order)
+    def _source(self, log: Log) -> ImageDataset:
+        source = open_source(self.path, self.channels, log, self.follow_links)
         for note in source.notes:
             log.say(f"note: {note}")
         if source.left_out.counts:

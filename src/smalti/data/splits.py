@@ -38,8 +38,7 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
     """
     log.say(f"training images from {train}, test images from {test}")
     learnt, judged = (
-        read_source(open_source(path, data.channels, log, data.follow_links, in_order=True), data, log)
-        for path in (train, test)
+        read_source(open_source(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
     )
     return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 

@@ -63,7 +63,7 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Look at every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
+    source = open_source(config.data, config.channels, log, config.follow_links)
     source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)

@@ -112,7 +112,7 @@ def read_labelled(
     if path == EMBEDDED:
         images = data.load(log).held_out
     else:
-        images = read_source(open_source(path, data.channels, log, data.follow_links, in_order=True), data, log)
+        images = read_source(open_source(path, data.channels, log, data.follow_links), data, log)
     unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"

@@ -14,7 +14,7 @@ from smalti.data.datasets.listing import FollowLinks
 from smalti.data.datasets.lists import is_remote
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.prepared import Encoding, Settings
-from smalti.data.datasets.remote.address import shown
+from smalti.data.datasets.remote import shown
 from smalti.data.write_shards import write_shards
 
 
@@ -46,7 +46,7 @@ def main(config: Prepare) -> dict[str, Any]:
     """Write the shards, go on with them, or verify that they are done."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
+    source = open_source(config.data, config.channels, log, config.follow_links)
     _say(source, log)
     settings = Settings(
         data=_whole(config.data),

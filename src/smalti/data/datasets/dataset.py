@@ -2,7 +2,6 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.core.contracts import Sample
-from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.listing import LeftOut
 from smalti.data.decode import decode_bytes
@@ -30,6 +28,7 @@ class ImageDataset(Protocol):
         notes: what a user should know before training, a sentence each.
         digest: of the content, where that was recorded when it was written.
         pixels: all images, where they are in memory and of one size: uint8, n C H W.
+        in_order: other orders than that from the first to the last are slow: to be read into memory, or prepared.
     """
 
     kind: str
@@ -39,6 +38,7 @@ class ImageDataset(Protocol):
     notes: tuple[str, ...] = ()
     digest: str = ""
     pixels: UInt8[Tensor, "n C H W"] | None = None
+    in_order: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -62,10 +62,6 @@ class ImageDataset(Protocol):
     @abstractmethod
     def name(self, index: int) -> str:
         """Where the image is, for people."""
-
-    def read_many(self, indices: Sequence[int]) -> list[bytes | DataError]:
-        """The files of several images, or what is wrong with one; faster than one by one where the store allows it."""
-        return [self._attempt(index) for index in indices]
 
     def labels_at(self, indices: NDArray[np.int64]) -> Int[Tensor, "B"]:
         """The class numbers of several images."""
@@ -111,12 +107,6 @@ class ImageDataset(Protocol):
         pixels = decode_bytes(data, self.name(index), self.channels, shorter_side)
         return Sample(pixels, self.label(index), self.key(index))
 
-    def _attempt(self, index: int) -> bytes | DataError:
-        try:
-            return self.read(index)
-        except DataError as error:
-            return error
-
     def _sample(self, index: int, shorter_side: int | None) -> Sample:
         position = range(len(self))[index]
         return self.decoded(position, self.read(position), shorter_side)
@@ -141,16 +131,13 @@ class Subset(ImageDataset):
     def __init__(self, whole: ImageDataset, positions: NDArray[np.int64]) -> None:
         self.whole, self.positions = whole, positions
         self.kind, self.channels, self.classes = whole.kind, whole.channels, whole.classes
-        self.left_out, self.notes = whole.left_out, whole.notes
+        self.left_out, self.notes, self.in_order = whole.left_out, whole.notes, whole.in_order
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def read(self, index: int) -> bytes:
         return self.whole.read(int(self.positions[index]))
-
-    def read_many(self, indices: Sequence[int]) -> list[bytes | DataError]:
-        return self.whole.read_many(self.positions[list(indices)].tolist())
 
     def label(self, index: int) -> int:
         return self.whole.label(int(self.positions[index]))

@@ -35,8 +35,8 @@ from smalti.core.config import from_json
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
+from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.listing import LeftOut
-from smalti.data.datasets.remote.data_files import LocalFiles
 from smalti.data.datasets.tar import IndexedTars
 from smalti.data.datasets.tar_index import ShardIndex
 

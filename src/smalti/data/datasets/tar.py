@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.datasets.data_files import DataFiles, LocalFiles
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.labels import NONE, resolve
 from smalti.data.datasets.listing import LeftOut
-from smalti.data.datasets.remote.data_files import DataFiles, LocalFiles
-from smalti.data.datasets.tar_index import ShardIndex, build_index
+from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
 
 MAX_SHARDS = 100_000
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -29,7 +29,7 @@ class IndexedTars(StoredDataset):
     def __init__(self, places: DataFiles, indices: Sequence[ShardIndex], channels: int) -> None:
         self.places, self.channels, self._indices = places, channels, indices
         self._ends = np.cumsum([len(index.names) for index in indices])
-        self.left_out = LeftOut()
+        self.left_out, self.in_order = LeftOut(), places.in_order
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -132,12 +132,12 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
     """From the cache, where the shard has not changed since."""
     name = places.names[number]
     try:
-        slot = places.slot(number)
-        index = slot.load()
+        version = places.version(number)
+        index = load_index(version)
         if index is None:
             with BufferedReader(places.open(number)) as file:
                 index = build_index(file, os.fstat(file.fileno()).st_size, Path(name))
-            slot.save(index)
+            save_index(version, index)
         return index
     except OSError as error:
         raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error

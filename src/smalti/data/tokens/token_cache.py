@@ -8,11 +8,9 @@ fill a cache at once: they write the same values. Files are read and written wit
 the process where the disk is full or the file is cut short.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from smalti.core.config import require, to_json
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
+from smalti.core.folder_lock import alone
 from smalti.data.tokens.token_key import TokenKey
 
 MAX_VOCAB = 65535
@@ -138,7 +137,7 @@ def _agree(folder: Path, key: TokenKey) -> None:
     path = folder / KEY
     if not path.exists():
         make_folder(folder)
-        with _alone(folder):
+        with alone(folder):
             if not path.exists():
                 _begin(folder, key)
     try:
@@ -163,18 +162,6 @@ def _begin(folder: Path, key: TokenKey) -> None:
             f"{folder} is no token cache", cause=f"there is no {KEY}, but {others[0]}", fix="give an empty folder"
         )
     write_json(folder / KEY, to_json(key))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two processes that begin a cache do so one after the other, where the file system knows locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, cause: str) -> DataError:
