@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.data.load import InMemoryData
-from smalti.data.loader import InMemoryViewSource, Loader
-from smalti.data.sampler import Sampler
+from smalti.data.loader import InMemoryViewSource, Loader, Sampler
 from smalti.data.transforms.views import TwoViews
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import read_checkpoint, write_checkpoint

@@ -31,10 +31,8 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FileList
 from smalti.data.datasets.prepared import Encoding, Prepared
 from smalti.data.decode import EXTENSIONS, decode
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
-from smalti.data.stream import StreamedViewSource
-from smalti.data.transforms.render import Render
+from smalti.data.loader import Loader, Sampler, StreamedViewSource
+from smalti.data.transforms.augment import Render
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.data.workers.jobs import Inline
 from smalti.runs import prepare

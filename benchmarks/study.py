@@ -15,7 +15,7 @@ from smalti.core.config import to_json
 from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, read_source
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.evaluation.battery import Battery
 from smalti.functional.masking import Blockwise, Random

@@ -17,14 +17,11 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, TrainingData
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
-from smalti.data.tokens.cached_tokens import CachedTokens
-from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.loader import Loader, Sampler, open_view_source
+from smalti.data.tokens.token_cache import CachedTokens, TokenCache
 from smalti.data.tokens.token_key import token_key
 from smalti.data.tokens.tokens import CHUNK, Tokenized
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.view_source import open_view_source
 from smalti.functional.masking import Random
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.small_runs import pictures

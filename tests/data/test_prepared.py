@@ -351,7 +351,7 @@ def test_whatever_happens_to_a_small_file_the_data_set_is_right_or_refused(packe
 MANY = """
 from pathlib import Path
 from smalti.data.datasets.prepared import Prepared, Settings
-from smalti.data.record import Record
+from smalti.data.shard_writer import Record
 from smalti.data.shard_writer import ShardWriter
 from smalti.data.write_shards import _close
 

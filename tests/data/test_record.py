@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from smalti.core.errors import DataError
-from smalti.data import decode, npy, record
+from smalti.data import decode, npy, shard_writer
 from smalti.data.datasets.folder import FileList
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.prepared import Encoding
 from smalti.data.decode import decode_bytes
-from smalti.data.record import Form, encode_jpeg, make_record
+from smalti.data.shard_writer import Form, encode_jpeg, make_record
 
 simplejpeg = pytest.importorskip("simplejpeg")
 
@@ -66,7 +66,7 @@ def test_jpegs_of_either_library_are_alike_and_read_by_both(
     tmp_path: Path, library: str, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if library == "Pillow":
-        monkeypatch.setattr(record, "simplejpeg", None)
+        monkeypatch.setattr(shard_writer, "simplejpeg", None)
     source = source_of(tmp_path, scene(301, 201), "a.png", channels)
     made = make_record(source, 0, form(64, channels=channels))
     height, width, _, sampling = simplejpeg.decode_jpeg_header(made.data)

@@ -11,10 +11,8 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.segmentation import Pairs, Scene, SegmentationDataset, open_pairs
-from smalti.data.label_maps import Numbering
-from smalti.data.loader import Loader, ViewSource
-from smalti.data.sampler import Sampler
+from smalti.data.datasets.segmentation import Numbering, Pairs, Scene, SegmentationDataset, open_pairs
+from smalti.data.loader import Loader, Sampler, ViewSource
 from smalti.data.segmentation_views import SegmentationViewSource, cut, seen
 from smalti.data.transforms.views import NO_JITTER, Box, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.pixel_classes import VOID

@@ -19,7 +19,7 @@ from smalti.core.log import Log
 from smalti.data.datasets import tar as shards
 from smalti.data.datasets import tar_index
 from smalti.data.datasets.data_files import cache_folder
-from smalti.data.datasets.listing import NO_IMAGE, SYSTEM
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM
 from smalti.data.datasets.open import open_source
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.datasets.tar_index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE

@@ -7,8 +7,7 @@ import torch
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.load import Data, InMemoryData
-from smalti.data.splits import load_splits, official_splits
+from smalti.data.load import Data, InMemoryData, load_splits, official_splits
 from tests.small_runs import flat_pictures, pictures
 
 DATA = Data(side=16)

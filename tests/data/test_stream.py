@@ -17,10 +17,8 @@ from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.folder import Folder
 from smalti.data.load import Data, TrainingData
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
+from smalti.data.loader import Loader, Sampler, default_workers, open_view_source
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.view_source import default_workers, open_view_source
 from smalti.data.workers.jobs import Bad, candidates
 from smalti.functional.masking import Random
 from tests.small_runs import pictures

@@ -1,6 +1,5 @@
-"""DATA as given on the command line, to images in memory."""
+"""DATA as given on the command line, to images in memory or images that are streamed; test images of their own."""
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,21 +9,20 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
-from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.core.ranks import is_rank0, local_world_size
-from smalti.core.rng import Stream, fold, permutation
-from smalti.data.bad_files import BadFiles, OnBadImage
+from smalti.core.ranks import local_world_size
+from smalti.core.rng import permutation
+from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.memory import InMemoryDataset, embedded
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.remote import shown
 from smalti.data.reading import attempt, each, even_sample, read_square, square
+from smalti.data.splits import put_aside
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 
@@ -107,7 +105,7 @@ class Data:
             fix = "make a fast copy once: smalti prepare DATA --out SHARDS; or use --data.memory resident"
             raise DataError(f"cannot stream {shown(self.path)}", cause=cause, fix=fix)
         positions = np.array(even_sample(len(source), self.limit))
-        train, aside = _split(len(positions), self.held_out, _MOST_HELD_OUT)
+        train, aside = put_aside(_at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
         return self.streamed(source.select(positions[train]), held_out, log, bad_files)
@@ -169,7 +167,11 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
             else:
                 pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
                 labels.append(result.label)
-    _report_bad(failed, len(positions), data, log, bad_files)
+    if failed and data.on_bad_image == "error":
+        path, reason = min(failed.items())
+        raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
+    fix = "remove them, or raise --data.max-bad-fraction"
+    LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, fix, sorted(failed.items())).finish(log)
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 
@@ -178,17 +180,60 @@ def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
 
     The others are shuffled once, so that the first thousand, from which a tokenizer starts, are of all classes.
     """
-    train, aside = _split(len(images), share, most=len(images))
+    train, aside = put_aside(_at_least_two(len(images)), share, 0)
     return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
-def _split(length: int, share: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to learn from, and at most `most` to be judged on; at least one each."""
+def official_splits(path: str, test: str) -> tuple[str, str]:
+    """Where the training images are and where the official test images; the second is empty where there are none.
+
+    A folder with the folders train/ and test/ in it has both; else `test` is DATA of its own.
+
+    Raises:
+        UsageError: the embedded images have theirs already.
+    """
+    require(
+        not test or path != EMBEDDED, f"test images {test}, and the embedded ones have their own", "leave --test out"
+    )
+    folder = Path(path).expanduser()
+    if not test and path != EMBEDDED and (folder / "train").is_dir() and (folder / "test").is_dir():
+        return str(folder / "train"), str(folder / "test")
+    return path, test
+
+
+def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
+    """Both parts in memory, with the same numbers for the same classes.
+
+    Raises:
+        DataError: as of `Data.load`, or the test images have no labels or classes of their own.
+    """
+    log.say(f"training images from {train}, test images from {test}")
+    learnt, judged = (
+        read_source(open_source(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
+    )
+    return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
+
+
+def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:
+    """The test images with the class numbers of the training images, by name."""
+    if not classes:
+        return test
+    if not test.classes:
+        raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
+    place = {name: number for number, name in enumerate(classes)}
+    if unknown := [name for name in test.classes if name not in place]:
+        more = f", first '{unknown[0]}'"
+        raise DataError(
+            f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
+        )
+    numbers = torch.tensor([place[name] for name in test.classes])
+    return InMemoryDataset(test.images, numbers[test.labels], classes)
+
+
+def _at_least_two(length: int) -> int:
     if length < 2:
         raise DataError(f"only {length} readable image", cause="training and measuring need at least 2")
-    order = np.argsort(fold(0, np.arange(length), Stream.SPLIT), kind="stable")
-    aside = min(max(1, round(share * length)), most, length - 1)
-    return np.sort(order[aside:]), np.sort(order[:aside])
+    return length
 
 
 def physical_memory() -> int:
@@ -212,19 +257,3 @@ def affordable(data: Data, seconds: float, trial: int = 16) -> int:
         )
     an_image = (time.perf_counter() - began) / min(trial, len(source))
     return max(64, int(seconds / an_image))
-
-
-def _report_bad(failed: dict[str, str], total: int, data: Data, log: Log, bad_files: Path | None) -> None:
-    if not failed:
-        return
-    listed = sorted(failed.items())
-    if bad_files is not None and is_rank0():
-        lines = (json.dumps({"path": path, "reason": reason}) for path, reason in listed)
-        write_bytes(bad_files, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
-    path, reason = listed[0]
-    if data.on_bad_image == "error":
-        raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
-    summary = f"{len(failed)} of {total} images cannot be read, first {path}"
-    if len(failed) == total or len(failed) > max(1, data.max_bad_fraction * total):
-        raise DataError(summary, cause=reason, fix="remove them, or raise --data.max-bad-fraction")
-    log.say(f"left out: {summary} ({reason})")

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from smalti.core.rng import Keys
 from smalti.data.datasets.segmentation import Scene, SegmentationDataset
-from smalti.data.loader import Views, colours
-from smalti.data.sampler import SampledBatch
-from smalti.data.transforms.augment import resample
-from smalti.data.transforms.colour import recolour
+from smalti.data.loader import SampledBatch, Views, colours
+from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
 
 _THREADS = 2

@@ -1,4 +1,4 @@
-"""Writing one shard: a tar archive under another name, which gets its own when it is whole, and then its index."""
+"""Writing one shard: what is stored of an image; a tar archive that gets its name when it is whole, then its index."""
 
 import hashlib
 import json
@@ -7,18 +7,97 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from smalti.core.errors import OutputError
+from smalti.core.errors import DataError, OutputError
 from smalti.core.files import sha256, write_bytes
-from smalti.data.datasets.labels import NONE
-from smalti.data.datasets.listing import LeftOut, NamesBuilder
-from smalti.data.datasets.prepared import VERSION, Header, Settings, ShardDigest, index_path, tar_path
+from smalti.data import npy
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.names import NONE, LeftOut, NamesBuilder
+from smalti.data.datasets.prepared import VERSION, Encoding, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
-from smalti.data.record import Record
+from smalti.data.decode import orientation
+
+try:
+    import simplejpeg  # type: ignore[import-untyped]
+except ImportError:  # Pillow writes JPEG too, more slowly
+    simplejpeg = None
+
+_SUBSAMPLING = "420"  # at 256 pixels and quality 90: 36 dB; 4:4:4 has 38 dB, 25 % more bytes, takes half as long again
+_MAX_JPEG = 65_500
+
+
+class Form(NamedTuple):
+    """How images are stored: shorter side in pixels at most, `quality` of a JPEG from 1 to 100."""
+
+    side: int
+    encoding: Encoding
+    quality: int
+    channels: int
+
+
+class Record(NamedTuple):
+    """An image as it is stored."""
+
+    data: bytes
+    label: int
+    key: str
+
+    @property
+    def suffix(self) -> str:
+        """What the name of its file ends with."""
+        return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
+
+
+def make_record(source: ImageDataset, position: int, form: Form) -> Record:
+    """Read an image of a source, shrink it where it is larger than asked, never enlarge it, and encode it.
+
+    A JPEG file that is upright and small enough is kept byte for byte: encoding it again could only make it worse. An
+    image of a few pixels, of which a JPEG would be larger than they are, is stored raw.
+
+    Raises:
+        DataError: it cannot be read or decoded, or is too long for a JPEG.
+    """
+    data = source.read(position)
+    sample = source.decoded(position, data, form.side)  # whole, so that what is kept has been seen to be sound
+    if form.encoding == "raw":
+        return Record(npy.encode(sample.image), sample.label, sample.key)
+    if _is_fit(data, form):
+        return Record(data, sample.label, sample.key)
+    if max(sample.image.shape) > _MAX_JPEG:
+        cause = f"{sample.image.shape[1]}x{sample.image.shape[0]} pixels: a JPEG has at most {_MAX_JPEG} a side"
+        raise DataError(f"cannot store {source.name(position)}", cause=cause)
+    smaller = min(encode_jpeg(sample.image, form.quality), npy.encode(sample.image), key=len)
+    return Record(smaller, sample.label, sample.key)
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """A JPEG file of H x W x channels: 4:2:0, or grey. Which bytes depends on the library that is there."""
+    grey = pixels.shape[2] == 1
+    if simplejpeg is not None:
+        sampling = "Gray" if grey else _SUBSAMPLING
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "GRAY" if grey else "RGB", sampling))
+    file = BytesIO()
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def _is_fit(data: bytes, form: Form) -> bool:
+    """Whether a file that has been decoded is a JPEG, small enough, upright and of no more channels than asked."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    with JpegImageFile(BytesIO(data)) as image:
+        fits = min(image.size) <= form.side and image.mode in ("L", "RGB")[: form.channels]
+        return fits and orientation(image) == 1
+
 
 _BUFFER = 1 << 20
 _END = bytes(2 * BLOCK)

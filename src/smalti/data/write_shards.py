@@ -1,6 +1,5 @@
 """Writing a prepared data set: shard by shard, so that a killed run goes on after the last whole shard."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,9 +8,10 @@ from typing import NamedTuple
 
 from smalti import __version__
 from smalti.core.errors import DataError, UsageError
-from smalti.core.files import make_folder, write_bytes, write_json
+from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
+from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.prepared import (
     ABOUT,
@@ -30,10 +30,10 @@ from smalti.data.datasets.prepared import (
     tar_path,
 )
 from smalti.data.reading import each, even_sample
-from smalti.data.record import Form, make_record
-from smalti.data.shard_writer import ShardWriter, writing
+from smalti.data.shard_writer import Form, ShardWriter, make_record, writing
 
 SHARD_BYTES = 256 << 20
+_TOO_MANY = "remove them, or raise --max-bad-fraction; smalti check names them all"
 _OWN = re.compile(r"shard-\d{5,}\.(tar|index)|prepared\.json|bad_files\.jsonl")
 _UNFINISHED = re.compile(rf"\.({_OWN.pattern})(\.[0-9a-f]{{32}})?")
 
@@ -73,7 +73,8 @@ def write_shards(
         if about is not None:
             return Written(about, 0)
         _clear(folder, len(headers))
-        kept, bad = len(headers), _BadFiles(folder / BAD_FILES, len(positions), max_bad_fraction, headers)
+        kept, found = len(headers), [entry[1:] for header in headers for entry in header.unreadable]
+        bad = LeftOutFiles(len(positions), folder / BAD_FILES, max_bad_fraction, _TOO_MANY, found)
         _Writing(source, folder, settings, headers, shard_bytes).go_on(positions, bad, log)
         bad.finish(log)
         return Written(_close(folder, settings, source.classes, headers), len(headers) - kept)
@@ -98,7 +99,7 @@ class _Writing:
         """The next shard."""
         return ShardWriter(self.folder, len(self.headers), self.done, self.settings)
 
-    def go_on(self, positions: Sequence[int], bad: "_BadFiles", log: Log) -> None:
+    def go_on(self, positions: Sequence[int], bad: LeftOutFiles, log: Log) -> None:
         """Write what is missing. A shard is closed when the next image comes, so bad files at its end belong to it."""
         if self.done == len(positions):
             return
@@ -109,7 +110,7 @@ class _Writing:
                 for position, record in records:
                     if isinstance(record, DataError):
                         shard.refuse(position, self.source.name(position), record.cause)
-                        bad.add(*shard.unreadable[-1])
+                        bad.add(*shard.unreadable[-1][1:])
                         continue
                     if shard.size >= self.shard_bytes:
                         self.headers.append(shard.finish())
@@ -118,39 +119,6 @@ class _Writing:
             self.headers.append(shard.finish())
         finally:
             shard.discard()
-
-
-class _BadFiles:
-    """The images that cannot be read, over all shards."""
-
-    def __init__(self, path: Path, total: int, max_fraction: float, headers: Sequence[Header]) -> None:
-        self.path, self.total, self.most = path, total, max(1.0, max_fraction * total)
-        self.found = [entry for header in headers for entry in header.unreadable]
-
-    def add(self, position: int, path: str, reason: str) -> None:
-        """Count one more; stop where there are too many.
-
-        Raises:
-            DataError: too many.
-        """
-        self.found.append((position, path, reason))
-        if len(self.found) > self.most or len(self.found) == self.total:
-            self._write()
-            fix = "remove them, or raise --max-bad-fraction; smalti check names them all"
-            raise DataError(self._summary(), cause=self.found[0][2], fix=fix)
-
-    def finish(self, log: Log) -> None:
-        """Say and list what was left out."""
-        if self.found:
-            self._write()
-            log.say(f"left out: {self._summary()} ({self.found[0][2]})")
-
-    def _summary(self) -> str:
-        return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][1]}"
-
-    def _write(self) -> None:
-        lines = (json.dumps({"path": path, "reason": reason}) for _, path, reason in self.found)
-        write_bytes(self.path, ("\n".join(lines) + "\n").encode())
 
 
 def _require_own(folder: Path) -> None:

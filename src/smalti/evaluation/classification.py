@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.loader import InMemoryViewSource
-from smalti.data.sampler import Sampler
+from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.transforms.views import TwoViews, WholeImage
 from smalti.functional.metrics import average_precision, hits
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smalti.data.few_labels import by_lot
+from smalti.data.splits import by_lot
 from smalti.evaluation.features import Layer
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge

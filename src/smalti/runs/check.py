@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import open_source
 from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows

@@ -17,12 +17,10 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
 from smalti.data.load import Data, TrainingData
-from smalti.data.loader import ViewSource
-from smalti.data.multilabel import label_names, shown_labels
-from smalti.data.transforms.batch_transforms import Change
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.loader import ViewSource, open_view_source
+from smalti.data.splits import label_names, shown_labels
+from smalti.data.transforms.batch_transforms import Change, Mixing
 from smalti.data.transforms.views import TwoViews
-from smalti.data.view_source import open_view_source
 from smalti.evaluation.classification import (
     accuracies,
     class_scores,

@@ -12,8 +12,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone, Tokenizer
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, InMemoryData
-from smalti.data.splits import load_splits, official_splits
+from smalti.data.load import Data, InMemoryData, load_splits, official_splits
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling, extract

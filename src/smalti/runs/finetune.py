@@ -15,11 +15,9 @@ from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.segmentation import SceneImages
 from smalti.data.load import Data, InMemoryData
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
-from smalti.data.statistics import Normalisation, statistics
-from smalti.data.transforms.batch_transforms import Change, Changed
-from smalti.data.transforms.erasing import Erasing
+from smalti.data.loader import Loader, Sampler
+from smalti.data.reading import Normalisation, statistics
+from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.distributed.collectives import Ranks, from_rank0, process_group

@@ -13,8 +13,8 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
-from smalti.data.few_labels import few_labels, put_aside
 from smalti.data.load import Data, TrainingData, read_source
+from smalti.data.splits import few_labels, put_aside
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 Given: TypeAlias = TrainingData[ImageDataset] | SceneImages

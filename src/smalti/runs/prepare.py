@@ -10,7 +10,7 @@ from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.lists import is_remote
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.prepared import Encoding, Settings

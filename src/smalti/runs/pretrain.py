@@ -19,15 +19,12 @@ from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, TrainingData
-from smalti.data.loader import InMemoryViewSource, Loader
-from smalti.data.sampler import Sampler
-from smalti.data.statistics import Normalisation, statistics
-from smalti.data.tokens.cached_tokens import CachedTokens
-from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.loader import InMemoryViewSource, Loader, Sampler, open_view_source
+from smalti.data.reading import Normalisation, statistics
+from smalti.data.tokens.token_cache import CachedTokens, TokenCache
 from smalti.data.tokens.token_key import token_key
 from smalti.data.tokens.tokens import Scorer, Tokenized, TokenizedOnce, chunk_for, encode, token_view, tokenized
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
-from smalti.data.view_source import open_view_source
 from smalti.distributed.collectives import Ranks, from_rank0, process_group
 from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.masked_loss import evaluate_mim, evaluate_pixels

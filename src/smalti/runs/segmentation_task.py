@@ -15,13 +15,20 @@ from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.segmentation import Pairs, SceneImages, SegmentationDataset, open_pairs
-from smalti.data.few_labels import few_labels, put_aside
-from smalti.data.label_maps import Numbering, count_classes, read_class_names
+from smalti.data.datasets.segmentation import (
+    Numbering,
+    Pairs,
+    SceneImages,
+    SegmentationDataset,
+    count_classes,
+    open_pairs,
+    read_class_names,
+)
 from smalti.data.load import Data
 from smalti.data.loader import ViewSource
 from smalti.data.reading import even_sample
 from smalti.data.segmentation_views import SegmentationViewSource
+from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of

@@ -14,11 +14,9 @@ from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import Data, InMemoryData, TrainingData
-from smalti.data.loader import Loader
+from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
-from smalti.data.sampler import Sampler
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.view_source import open_view_source
 from smalti.distributed.collectives import Ranks, from_rank0, process_group
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.functional.losses import Likelihood

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Sample
 from smalti.core.log import Log
-from smalti.data.datasets.listing import LeftOut
+from smalti.data.datasets.names import LeftOut
 from smalti.data.decode import decode_bytes
 
 

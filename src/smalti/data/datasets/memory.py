@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import LeftOut
+from smalti.data.datasets.names import LeftOut
 
 
 class InMemoryDataset(ImageDataset):

@@ -10,8 +10,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FileList, Folder
-from smalti.data.datasets.listing import IRREGULAR, FollowLinks
+from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
 from smalti.data.datasets.memory import embedded
 from smalti.data.datasets.parquet import Parquet, parquet_files

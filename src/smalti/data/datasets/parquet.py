@@ -14,7 +14,8 @@ import numpy as np
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
-from smalti.data.datasets.listing import FollowLinks, is_system
+from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.names import is_system
 from smalti.data.datasets.tables import (
     TRAIN,
     ColumnLabels,

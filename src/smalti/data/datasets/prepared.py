@@ -36,7 +36,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import LocalFiles
-from smalti.data.datasets.listing import LeftOut
+from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar import IndexedTars
 from smalti.data.datasets.tar_index import ShardIndex
 

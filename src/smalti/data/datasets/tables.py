@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.labels import MAX_CLASSES, NONE, resolve
-from smalti.data.datasets.listing import LeftOut
+from smalti.data.datasets.names import MAX_CLASSES, NONE, LeftOut, resolve
 from smalti.data.decode import MAX_BYTES
 
 TRAIN = "train"

@@ -15,8 +15,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles, LocalFiles
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.labels import NONE, resolve
-from smalti.data.datasets.listing import LeftOut
+from smalti.data.datasets.names import NONE, LeftOut, resolve
 from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
 
 MAX_SHARDS = 100_000

@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import sha256, write_bytes
 from smalti.data.datasets.data_files import FileVersion, cache_folder, make_cache_folder
-from smalti.data.datasets.labels import Labels
-from smalti.data.datasets.listing import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
+from smalti.data.datasets.names import (
+    NO_IMAGE,
+    SYSTEM,
+    Labels,
+    LeftOut,
+    Names,
+    NamesBuilder,
+    has_image_suffix,
+    is_system,
+)
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
 from smalti.data.decode import EXTENSIONS, MAX_BYTES
 
