@@ -145,7 +145,8 @@ def _check_image(dataset: ImageDataset, index: int) -> None:
     assert np.array_equal(sample.image, again.image)
     assert np.array_equal(sample.image, dataset.decoded(index, data, None).image)
     assert (sample.label, sample.key) == (dataset.label(index), dataset.key(index))
-    assert sample.label in range(len(dataset.classes)) if dataset.classes else sample.label == -1
+    labelled = dataset.classes and sample.label_map is None
+    assert sample.label in range(len(dataset.classes)) if labelled else sample.label == -1
     assert dataset.name(index).endswith(sample.key[-3:])
     assert dataset.length(index) in (0, len(data))
     small = max(1, min(sample.image.shape[:2]) // 2)

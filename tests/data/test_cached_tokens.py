@@ -14,9 +14,8 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, InMemoryData, TrainingData
+from smalti.data.load import Data, InMemoryData, RunImages, TrainingData
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.tokens.token_cache import CachedTokens, TokenCache
 from smalti.data.tokens.token_key import token_key
@@ -61,7 +60,7 @@ def resident() -> InMemoryData:
 
 
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory: pytest.TempPathFactory) -> TrainingData[ImageDataset]:
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> RunImages:
     photos = pictures(tmp_path_factory.mktemp("cached") / "photos", 10)
     images = replace(STREAMED, path=str(photos)).open(Log())
     assert images.bad_files is not None
@@ -69,20 +68,18 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> TrainingData[ImageData
 
 
 @pytest.fixture(params=["resident", "streamed"])
-def images(request: pytest.FixtureRequest) -> TrainingData[ImageDataset]:
-    found: TrainingData[ImageDataset] = request.getfixturevalue(request.param)
+def images(request: pytest.FixtureRequest) -> RunImages:
+    found: RunImages = request.getfixturevalue(request.param)
     return found
 
 
-def loader(
-    images: TrainingData[ImageDataset], batch_size: int, num_views: int | None = None, part: tuple[int, int] = (0, 1)
-) -> Loader:
+def loader(images: RunImages, batch_size: int, num_views: int | None = None, part: tuple[int, int] = (0, 1)) -> Loader:
     view_source = open_view_source(images, VIEWS, STREAMED, batch_size // part[1], FP32.device)
     order = Sampler(len(images.train), batch_size, 5, part, num_views)
     return Loader(view_source, order, Random(), (2, 3))
 
 
-def opened(folder: Path, images: TrainingData[ImageDataset], tokenizer: DiscreteVAE, compute: Compute) -> TokenCache:
+def opened(folder: Path, images: RunImages, tokenizer: DiscreteVAE, compute: Compute) -> TokenCache:
     return TokenCache(folder, token_key(images.train, VIEWS, 5, tokenizer, compute))
 
 
@@ -93,9 +90,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
-def test_cached_equals_live(
-    tmp_path: Path, images: TrainingData[ImageDataset], tokenizer: DiscreteVAE, compute: Compute
-) -> None:
+def test_cached_equals_live(tmp_path: Path, images: RunImages, tokenizer: DiscreteVAE, compute: Compute) -> None:
     """While it is filled, when it is full, and in batches of other sizes; then the tokenizer does not run."""
     count = len(images.train)
     live = Tokenized(loader(images, 7), tokenizer, compute)
@@ -155,7 +150,7 @@ def test_only_what_is_missing_is_tokenised(tmp_path: Path, resident: InMemoryDat
 
 
 def test_views_that_are_cycled_come_back_under_other_masks(
-    tmp_path: Path, images: TrainingData[ImageDataset], tokenizer: DiscreteVAE
+    tmp_path: Path, images: RunImages, tokenizer: DiscreteVAE
 ) -> None:
     count, unused = len(images.train), Counting(tokenizer)
     batches = CachedTokens(loader(images, count, 2), tokenizer, FP32, opened(tmp_path, images, tokenizer, FP32))

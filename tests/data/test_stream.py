@@ -14,9 +14,9 @@ from smalti.core.contracts import Batch
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles
-from smalti.data.datasets.dataset import ImageDataset, Subset
+from smalti.data.datasets.dataset import Subset
 from smalti.data.datasets.folder import Folder
-from smalti.data.load import Data, TrainingData
+from smalti.data.load import Data, RunImages, TrainingData
 from smalti.data.loader import Loader, Sampler, default_workers, open_view_source
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.data.workers.jobs import Bad, candidates
@@ -27,18 +27,14 @@ CPU = torch.device("cpu")
 VIEWS = TwoViews(RandomResizedCrop(), (16, 16), (8, 8), ColorJitter())
 
 
-def streamed(
-    folder: Path, workers: int = 0, *, bad_files: Path | None = None, bad_share: float = 0.5
-) -> TrainingData[ImageDataset]:
+def streamed(folder: Path, workers: int = 0, *, bad_files: Path | None = None, bad_share: float = 0.5) -> RunImages:
     data = Data(str(folder), side=16, memory="stream", num_workers=workers, max_bad_fraction=bad_share)
     images = data.open(Log(), bad_files)
     assert images.bad_files is not None
     return images
 
 
-def loader(
-    images: TrainingData[ImageDataset], workers: int = 0, batch_size: int = 8, part: tuple[int, int] = (0, 1)
-) -> Loader:
+def loader(images: RunImages, workers: int = 0, batch_size: int = 8, part: tuple[int, int] = (0, 1)) -> Loader:
     data = Data("photos", side=16, num_workers=workers)
     view_source = open_view_source(images, VIEWS, data, batch_size // part[1], CPU)
     return Loader(view_source, Sampler(len(images.train), batch_size, 3, part), Random(), (4, 4))
@@ -141,7 +137,7 @@ def test_no_image_is_both_learnt_from_and_held_out(photos: Path) -> None:
     assert torch.equal(resident.held_out.images, images.held_out.images)
 
 
-def damaged(photos: Path, tmp_path: Path, *places: int) -> tuple[TrainingData[ImageDataset], Path]:
+def damaged(photos: Path, tmp_path: Path, *places: int) -> tuple[RunImages, Path]:
     """The same pictures; those at some places of the training part are no images."""
     copy = tmp_path / "photos"
     for path in photos.rglob("*.png"):

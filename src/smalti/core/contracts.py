@@ -21,11 +21,16 @@ Grid: TypeAlias = tuple[int, int]
 
 
 class Sample(NamedTuple):
-    """One image of a dataset: `image` is H W C uint8 with C = 1 or 3; `label` is -1 where there is none."""
+    """One image of a dataset: `image` is H W C uint8 with C = 1 or 3; `label` is -1 where there is none.
+
+    Attributes:
+        label_map: H W uint8, the class of each pixel, or VOID; where pixels have classes and the image its full size.
+    """
 
     image: NDArray[np.uint8]
     label: int
     key: str
+    label_map: NDArray[np.uint8] | None = None
 
 
 @runtime_checkable

@@ -25,30 +25,33 @@ from smalti.data.reading import attempt, each, even_sample, read_square, square
 from smalti.data.splits import put_aside
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
+HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
 
 _MOST_HELD_OUT = 5000
 """Of streamed images no more are held out: these are kept in memory."""
 
+Memory: TypeAlias = Literal["auto", "resident", "stream"]
+"""Decode once and keep the squares, or decode whenever an image is shown."""
+
 
 @dataclass(frozen=True)
-class TrainingData(Generic[Train]):
+class TrainingData(Generic[Train, HeldOut]):
     """What a run learns from and what it is judged on; no image is in both.
 
     Attributes:
         train: images in memory, or such as are read again in every epoch because they are too many for it.
-        held_out: images in memory.
+        held_out: images in memory, or with masks.
         bad_files: where images that cannot be read are noted while they are streamed; None of images in memory.
     """
 
     train: Train
-    held_out: InMemoryDataset
+    held_out: HeldOut
     bad_files: BadFiles | None = None
 
 
-InMemoryData: TypeAlias = TrainingData[InMemoryDataset]
-
-Memory: TypeAlias = Literal["auto", "resident", "stream"]
-"""Decode once and keep the squares, or decode whenever an image is shown."""
+InMemoryData: TypeAlias = TrainingData[InMemoryDataset, InMemoryDataset]
+RunImages: TypeAlias = TrainingData[ImageDataset, InMemoryDataset]
+AnyImages: TypeAlias = TrainingData[ImageDataset, ImageDataset]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Data:
         require(self.num_workers is None or self.num_workers >= 0, f"{self.num_workers} workers", "use 0 or more")
         require(self.worker_timeout > 0, f"a worker_timeout of {self.worker_timeout}", "use more than 0 seconds")
 
-    def open(self, log: Log, bad_files: Path | None = None) -> TrainingData[ImageDataset]:
+    def open(self, log: Log, bad_files: Path | None = None) -> RunImages:
         """The images for a training run: in memory where they fit.
 
         Args:
@@ -108,7 +111,8 @@ class Data:
         train, aside = put_aside(_at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
-        return self.streamed(source.select(positions[train]), held_out, log, bad_files)
+        learnt = source.select(positions[train])
+        return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
     def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
         """Read everything into memory. Arguments and errors as of `open`."""
@@ -117,16 +121,15 @@ class Data:
         source = self._source(log)
         return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
-    def streamed(
-        self, train: ImageDataset, held_out: InMemoryDataset, log: Log, bad_files: Path | None
-    ) -> TrainingData[ImageDataset]:
-        """Images that are read again in every epoch, with an account of those that cannot be."""
-        found = BadFiles(len(train), train.name, log, bad_files, self.max_bad_fraction, self.on_bad_image)
-        return TrainingData(train, held_out, found)
+    def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
+        """Where those of the images that cannot be read are noted while they are streamed."""
+        return BadFiles(len(train), train.name, log, path, self.max_bad_fraction, self.on_bad_image)
 
-    def settled(self, images: TrainingData[ImageDataset]) -> "Data":
+    def settled(self, images: AnyImages) -> "Data":
         """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
-        return replace(self, memory="resident" if images.bad_files is None else "stream")
+        if images.bad_files is not None:
+            return replace(self, memory="stream")
+        return self if images.train.pixels is None else replace(self, memory="resident")
 
     def _source(self, log: Log) -> ImageDataset:
         source = open_source(self.path, self.channels, log, self.follow_links)
@@ -155,7 +158,7 @@ class Data:
 def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
     """Decode a dataset into memory with one thread a core; unreadable images are listed and left out."""
     if source.pixels is not None:  # there already
-        return InMemoryDataset(source.pixels, source.labels_at(np.arange(len(source))), source.classes)
+        return InMemoryDataset(source.pixels, source.all_labels(), source.classes)
     positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)

@@ -19,12 +19,14 @@ from smalti.core.ranks import local_world_size
 from smalti.core.rng import Keys, Stream, fold, permutation, signed
 from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.load import Data, TrainingData
+from smalti.data.load import AnyImages, Data
 from smalti.data.transforms.augment import Render, channel_means, colour_matrix, mirrored, recolour, resample
 from smalti.data.transforms.views import TwoViews
 from smalti.data.workers.jobs import Inline, Renderer, Task
 from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
+
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,11 +277,8 @@ def _task(rows: SampledBatch) -> Task:
     return Task(rows.index, rows.view_keys)
 
 
-_MOST_WORKERS = 16
-
-
 def open_view_source(
-    images: TrainingData[ImageDataset], views: TwoViews, data: Data, batch_size: int, device: torch.device
+    images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
 ) -> ViewSource:
     """Shows the images that a run learns from.
 

@@ -20,6 +20,15 @@ from smalti.data.datasets.dataset import ImageDataset
 
 T = TypeVar("T")
 
+Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
+"""0.5 for everything (the released code's default), ImageNet's, or as measured."""
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_MOST_IMAGES = 10_000
+_LEAST_STD = 1e-3
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and standard deviations, a value a channel, of pixels in [0, 1]."""
+
 
 class Square(NamedTuple):
     """The centre of an image as a square, H W C, and its label."""
@@ -108,17 +117,6 @@ def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "
     if not pixels:
         raise DataError(f"none of {count} images can be read", cause="all that were tried are damaged")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-
-
-Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
-"""0.5 for everything (the released code's default), ImageNet's, or as measured."""
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_MOST_IMAGES = 10_000
-_LEAST_STD = 1e-3
-
-Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
-"""Means and standard deviations, a value a channel, of pixels in [0, 1]."""
 
 
 def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: int) -> Statistics:

@@ -11,8 +11,9 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smalti.core.contracts import Sample
 from smalti.core.rng import Keys
-from smalti.data.datasets.segmentation import Scene, SegmentationDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import SampledBatch, Views, colours
 from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
@@ -33,7 +34,7 @@ class View(NamedTuple):
 class SegmentationViewSource:
     """Shows scenes, which threads read from the disk while the network computes."""
 
-    scenes: SegmentationDataset
+    scenes: ImageDataset
     views: TwoViews
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS))
     begun: dict[_Key, "Future[View]"] = field(default_factory=dict)
@@ -67,8 +68,9 @@ def _tasks(rows: SampledBatch) -> list[_Key]:
     return [(int(index), int(key)) for index, key in zip(rows.index, rows.view_keys, strict=True)]
 
 
-def seen(scene: Scene, views: TwoViews, key: np.uint64) -> View:
+def seen(scene: Sample, views: TwoViews, key: np.uint64) -> View:
     """A scene as its key has it seen: pixels bicubic, classes by the nearest pixel; colours change the pixels alone."""
+    assert scene.label_map is not None
     keys: Keys = np.array([key])
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
     crop, unmirrored = views.crop(keys, *scene.label_map.shape), torch.zeros(1, dtype=torch.bool)

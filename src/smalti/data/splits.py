@@ -8,6 +8,8 @@ from torch import Tensor
 
 from smalti.core.rng import Stream, fold
 
+SEPARATOR = "|"
+
 
 def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
     """All positions in an order that is drawn, the same one for the same seed."""
@@ -42,9 +44,6 @@ def few_labels(
         wanted = max(1, round(share * int((labels == label).sum()))) if per_class is None else per_class
         chosen.append(order[labels[order] == label][:wanted])
     return np.sort(np.concatenate(chosen))
-
-
-SEPARATOR = "|"
 
 
 def label_names(classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.transforms.views import TwoViews, WholeImage
 from smalti.functional.metrics import average_precision, hits
@@ -19,7 +19,7 @@ _FEW = 5
 
 @torch.no_grad()
 def class_scores(
-    model: nn.Module, images: InMemoryDataset, size: tuple[int, int], compute: Compute, batch_size: int = 250
+    model: nn.Module, images: ImageDataset, size: tuple[int, int], compute: Compute, batch_size: int = 250
 ) -> Float[Tensor, "n classes"]:
     """What a classifier says about images, each shown whole at `size` (height, width); float32, on the CPU."""
     view_source, order = (

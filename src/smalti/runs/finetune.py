@@ -13,7 +13,6 @@ from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
-from smalti.data.datasets.segmentation import SceneImages
 from smalti.data.load import Data, InMemoryData
 from smalti.data.loader import Loader, Sampler
 from smalti.data.reading import Normalisation, statistics
@@ -145,8 +144,8 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
-        data = config.data if isinstance(given, SceneImages) else config.data.settled(given)
-        config = session.settled(settled(replace(config, data=data), given, session.log))
+        config = replace(config, data=config.data.settled(given))
+        config = session.settled(settled(config, given, session.log))
         session.folder.write_config(config)
         session.folder.write_classes(outputs)
     session.same_images(given.train)
@@ -254,8 +253,7 @@ def _run_at(init: str) -> "Pretrain | Finetune":
 def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
     if config.normalisation is not None:
-        pixels = images.train.pairs.images if isinstance(images, SceneImages) else images.train
-        mean, std = statistics(config.normalisation, pixels, config.data.channels, config.data.side)
+        mean, std = statistics(config.normalisation, images.train, config.data.channels, config.data.side)
     elif config.init and holds_run(config.init):
         theirs = _run_at(config.init).backbone
         mean, std = theirs.mean, theirs.std

@@ -12,12 +12,11 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import EMBEDDED, open_source
-from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
-from smalti.data.load import Data, TrainingData, read_source
+from smalti.data.load import AnyImages, Data, TrainingData, read_source
 from smalti.data.splits import few_labels, put_aside
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
-Given: TypeAlias = TrainingData[ImageDataset] | SceneImages
+Given: TypeAlias = AnyImages
 """Images whose classes are those of whole images, or of pixels."""
 
 
@@ -30,10 +29,10 @@ class Labelled(NamedTuple):
     """
 
     train: Given
-    test: InMemoryDataset | SegmentationDataset
+    test: ImageDataset
 
     @property
-    def validation(self) -> InMemoryDataset | SegmentationDataset:
+    def validation(self) -> ImageDataset:
         """What choices are made on."""
         return self.train.held_out
 
@@ -58,7 +57,7 @@ class Shares(NamedTuple):
 
 
 def divide(
-    images: TrainingData[ImageDataset],
+    images: Given,
     data: Data,
     test: str,
     shares: Shares,
@@ -89,13 +88,13 @@ def divide(
     elif not test:
         learn, aside = put_aside(len(learn), shares.validation, shares.seed)
         chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
-    labels = images.train.labels_at(np.arange(len(images.train))).numpy()
+    labels = images.train.all_labels().numpy()
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn from all alike
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
     if images.bad_files is None:
         return Labelled(TrainingData(part, chosen_on), judged)
-    return Labelled(data.streamed(part, chosen_on, log, images.bad_files.path), judged)
+    return Labelled(TrainingData(part, chosen_on, data.noted(part, log, images.bad_files.path)), judged)
 
 
 def read_labelled(

@@ -18,7 +18,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, InMemoryData, TrainingData
+from smalti.data.load import AnyImages, Data, InMemoryData, RunImages
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler, open_view_source
 from smalti.data.reading import Normalisation, statistics
 from smalti.data.tokens.token_cache import CachedTokens, TokenCache
@@ -164,7 +164,7 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
 
 
 def _looked_at(
-    config: Pretrain, given: TrainingData[ImageDataset], tokenizer: ImageTokenizer | None, session: Session
+    config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session
 ) -> ReferenceComparison | None:
     """Refuse a collapsed tokenizer, and find the run of ours that is nearest, where one is wanted and there is one."""
     compute, log, vocab_size, baseline = session.compute, session.log, None, FLAT_PATCH
@@ -185,7 +185,7 @@ def _looked_at(
 
 def _measured(
     config: Pretrain,
-    given: TrainingData[ImageDataset],
+    given: RunImages,
     tokenizer: ImageTokenizer | None,
     session: Session,
     beside: ReferenceComparison | None,
@@ -238,7 +238,7 @@ def target_tokenizer(config: Pretrain, compute: Compute) -> ImageTokenizer | Non
 
 def prepare(
     config: Pretrain,
-    images: TrainingData[ImageDataset],
+    images: AnyImages,
     tokenizer: ImageTokenizer | None,
     compute: Compute,
     log: Log | None = None,
@@ -308,9 +308,7 @@ def with_targets(config: Pretrain, loader: Loader, tokenizer: ImageTokenizer | N
     return Tokenized(loader, tokenizer, compute, chunk, posterior)
 
 
-def training_loader(
-    config: Pretrain, images: TrainingData[ImageDataset], tokenizer: ImageTokenizer | None, compute: Compute
-) -> Loader:
+def training_loader(config: Pretrain, images: AnyImages, tokenizer: ImageTokenizer | None, compute: Compute) -> Loader:
     """Batches of the images to learn from, without tokens."""
     views, size = _views(config, config.crop, config.jitter, tokenizer), config.plan.batch_size
     view_source = open_view_source(images, views, config.data, size // world_size(), compute.device)
@@ -319,7 +317,7 @@ def training_loader(
 
 
 def open_cache(
-    config: Pretrain, folder: Path, images: TrainingData[ImageDataset], tokenizer: ImageTokenizer, compute: Compute
+    config: Pretrain, folder: Path, images: AnyImages, tokenizer: ImageTokenizer, compute: Compute
 ) -> TokenCache:
     """The token cache in `folder`, for the views of this run.
 
@@ -335,7 +333,7 @@ def open_cache(
 def measure(
     config: Pretrain,
     model: MaskedImageModel,
-    images: TrainingData[ImageDataset],
+    images: RunImages,
     tokenizer: ImageTokenizer | None,
     compute: Compute,
 ) -> dict[str, Any]:
@@ -414,7 +412,7 @@ def _views(
     )
 
 
-def with_statistics(config: Pretrain, images: TrainingData[ImageDataset]) -> Pretrain:
+def with_statistics(config: Pretrain, images: RunImages) -> Pretrain:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for."""
     if config.normalisation is None:
         return config

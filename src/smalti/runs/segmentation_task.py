@@ -14,17 +14,16 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.segmentation import (
     Numbering,
     Pairs,
-    SceneImages,
     SegmentationDataset,
     count_classes,
     open_pairs,
     read_class_names,
 )
-from smalti.data.load import Data
+from smalti.data.load import Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.reading import even_sample
 from smalti.data.segmentation_views import SegmentationViewSource
@@ -83,7 +82,7 @@ class Segmentation:
         """The number that decides which weights are best."""
         return "mean_iou"
 
-    def open(self, data: Data, log: Log, bad_files: Path) -> SceneImages:
+    def open(self, data: Data, log: Log, bad_files: Path) -> TrainingData[SegmentationDataset, SegmentationDataset]:
         """All images of DATA with their masks; `divide` puts some aside.
 
         Raises:
@@ -102,7 +101,7 @@ class Segmentation:
         ids = [number for number in range(256) if number != self.void][:count]
         scenes = _numbered(pairs, present, numbering, named or tuple(map(str, ids)))
         log.say(f"{len(scenes)} images with masks of {count} classes")
-        return SceneImages(scenes, scenes.select([]))
+        return TrainingData(scenes, scenes.select(np.arange(0)))
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
         """Put aside what is not given apart, then keep as many images as are asked for.
@@ -110,12 +109,12 @@ class Segmentation:
         Raises:
             DataError: there are too few images, or those that are given apart do not fit.
         """
-        assert isinstance(given, SceneImages)
         whole = given.train
         learn, aside = np.arange(len(whole)), np.arange(0)
         if not (test and validation_data):
             learn, aside = put_aside(len(whole), data.held_out, 0)
-        judged = self.read(test, data, whole.classes, log) if test else whole.select(aside)
+        judged: ImageDataset = self.read(test, data, whole.classes, log) if test else whole.select(aside)
+        validation: ImageDataset
         if validation_data:
             validation = self.read(validation_data, data, whole.classes, log)
         elif test:
@@ -127,7 +126,7 @@ class Segmentation:
             cause = "some are learned from, some are for choices and some for the test"
             raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
-        return Labelled(SceneImages(whole.select(few), validation), judged)
+        return Labelled(TrainingData(whole.select(few), validation), judged)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> SegmentationDataset:
         """All images and masks of another folder, with the same classes.
@@ -147,7 +146,6 @@ class Segmentation:
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
         """Shows the images that a run learns from."""
-        assert isinstance(images, SceneImages)
         return SegmentationViewSource(images.train, views)
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -170,25 +168,23 @@ class Segmentation:
     def measure(
         self,
         model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
+        images: ImageDataset,
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
     ) -> dict[str, float]:
         """A few numbers, to choose by."""
-        assert isinstance(images, SegmentationDataset)
         return scores_of(confusion_on(model, images, size, self.window, compute))
 
     def report(
         self,
         model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
+        images: ImageDataset,
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
     ) -> dict[str, Any]:
         """All numbers, at the end."""
-        assert isinstance(images, SegmentationDataset)
         found = confusion_on(model, images, size, self.window, compute)
         return scores_of(found) | ious_by_name(found, outputs)
 
@@ -196,21 +192,20 @@ class Segmentation:
         self,
         folder: Path,
         model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
+        images: ImageDataset,
         size: tuple[int, int],
         compute: Compute,
     ) -> None:
         """Some images with their truth and what the network says."""
-        assert isinstance(images, SegmentationDataset)
-        shown = images.select(even_sample(len(images), _SHOWN))
+        shown = images.select(np.array(even_sample(len(images), _SHOWN)))
         scenes = [shown[index] for index in range(len(shown))]
         predicted = predict(model, [scene.image for scene in scenes], size, self.window, compute)
         columns = {
             "image": [scene.image for scene in scenes],
-            "truth": [label_colours(scene.label_map, VOID) for scene in scenes],
+            "truth": [label_colours(scene.label_map, VOID) for scene in scenes if scene.label_map is not None],
             "predicted": [label_colours(guess.numpy(), VOID) for guess in predicted],
         }
-        names = [shown.name(index) for index in range(len(shown))]
+        names = [shown.key(index) for index in range(len(shown))]
         legend = [label_colours(np.full((12, 24), number, np.uint8), VOID) for number in range(len(images.classes))]
         html = tile_row(columns, scale=1, captions=names) + tile_row(
             {"": legend}, scale=1, captions=images.classes, across=6

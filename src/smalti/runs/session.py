@@ -20,7 +20,6 @@ from smalti.core.errors import CheckpointError, DataError
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.segmentation import SegmentationDataset
 from smalti.distributed.collectives import all_gather, from_rank0, name_lost_rank, require_same
 from smalti.runs.folder import RunFolder, create, read_config, reopen
 from smalti.runs.kept import Kept
@@ -99,7 +98,7 @@ class Session:
         chosen: Any = replace(cast(Any, config), device=self.compute.device_kind, precision=self.compute.precision)
         return chosen
 
-    def same_images(self, source: ImageDataset | SegmentationDataset) -> None:
+    def same_images(self, source: ImageDataset) -> None:
         """Note what the run learns from.
 
         Raises:

@@ -12,8 +12,7 @@ from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.load import Data, InMemoryData, TrainingData
+from smalti.data.load import AnyImages, Data, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
@@ -122,9 +121,7 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
     return result
 
 
-def _measured(
-    config: TrainTokenizer, given: TrainingData[ImageDataset], tokenizer: ImageTokenizer, compute: Compute
-) -> dict[str, Any]:
+def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, compute: Compute) -> dict[str, Any]:
     """The result of the run."""
     measured = evaluate_tokenizer(
         tokenizer,
@@ -137,7 +134,7 @@ def _measured(
     return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
 
 
-def made(config: TrainTokenizer, images: TrainingData[ImageDataset], session: Session) -> ImageTokenizer:
+def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved."""
     if planned_steps(config) > 0:
         trainer, batches = prepare(config, images, session.compute)
@@ -162,7 +159,7 @@ def planned_steps(config: TrainTokenizer) -> int:
     return 0 if is_fitted(config.tokenizer) else config.plan.steps
 
 
-def prepare(config: TrainTokenizer, images: TrainingData[ImageDataset], compute: Compute) -> tuple[Trainer, Loader]:
+def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:
     """A trainer at step 0, and the batches it is going to see."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
@@ -173,7 +170,7 @@ def prepare(config: TrainTokenizer, images: TrainingData[ImageDataset], compute:
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 
 
-def start(config: TrainTokenizer, images: TrainingData[ImageDataset]) -> ImageTokenizer:
+def start(config: TrainTokenizer, images: AnyImages) -> ImageTokenizer:
     """The tokenizer at step 0, initialised from some of the training images."""
     side, tokenizer = config.data.side, config.tokenizer.build(config.seed)
     if config.init_images == 0:

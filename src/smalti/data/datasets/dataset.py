@@ -67,6 +67,10 @@ class ImageDataset(Protocol):
         """The class numbers of several images."""
         return torch.tensor([self.label(index) for index in indices.tolist()], dtype=torch.int64)
 
+    def all_labels(self) -> Int[Tensor, "n"]:
+        """The class numbers of all images."""
+        return self.labels_at(np.arange(len(self)))
+
     def length(self, index: int) -> int:
         """Bytes of an image's file where that is cheap to know, else 0."""
         return 0

@@ -5,17 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
+from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import Subset
+from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.folder import Folder, FollowLinks
+from smalti.data.datasets.names import NONE
 from smalti.data.decode import read_file
 from smalti.data.reading import each, even_sample
 from smalti.functional.pixel_classes import VOID
@@ -119,13 +120,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-class Scene(NamedTuple):
-    """An image, and the class of each of its pixels, or VOID."""
-
-    image: UInt8[np.ndarray, "H W C"]
-    label_map: UInt8[np.ndarray, "H W"]
-
-
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Images and where their masks lie. Both are read whenever they are looked at; any two may differ in size."""
@@ -140,14 +134,14 @@ class Pairs:
         """The file of a mask."""
         return self.masks / Path(self.images.key(index)).with_suffix(".png")
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "H W C"], UInt8[np.ndarray, "H W"]]:
-        """An image, and the ids in its mask.
+    def ids(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        """The ids in a mask, once its image has been read too.
 
         Raises:
             DataError: one of them cannot be read, or they do not fit.
         """
-        image: UInt8[np.ndarray, "H W C"] = self.images[index].image
-        return image, read_ids(self.mask(index), (image.shape[0], image.shape[1]))
+        height, width, _ = self.images[index].image.shape
+        return read_ids(self.mask(index), (height, width))
 
     def select(self, positions: NDArray[np.int64] | Sequence[int]) -> "Pairs":
         """Some of them, in the given order."""
@@ -161,7 +155,7 @@ class Pairs:
         """
         found: dict[int, Path] = {}
         title = f"read {self.masks}"
-        with each(lambda index: np.unique(self.read(index)[1]), range(len(self)), log, title) as present:
+        with each(lambda index: np.unique(self.ids(index)), range(len(self)), log, title) as present:
             for index, ids in present:
                 if isinstance(ids, DataError):
                     raise ids
@@ -188,28 +182,38 @@ def open_pairs(root: Path, images: str, masks: str, channels: int, follow: Follo
     return pairs
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentationDataset:
-    """A `Pairs` whose ids are known as classes. It is never held in memory."""
+class SegmentationDataset(ImageDataset):
+    """A `Pairs` whose ids are known as classes: samples have a label map, and no label. It is never held in memory."""
 
-    pixels: ClassVar[None] = None
-    pairs: Pairs
-    numbering: Numbering
-    classes: tuple[str, ...]
+    kind = "segmentation"
+
+    def __init__(self, pairs: Pairs, numbering: Numbering, classes: tuple[str, ...]) -> None:
+        self.pairs, self.numbering, self.classes = pairs, numbering, classes
+        self.channels, self.left_out = pairs.images.channels, pairs.images.left_out
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Scene:
-        image, ids = self.pairs.read(index)
-        return Scene(image, self.numbering(ids))
+    def read(self, index: int) -> bytes:
+        return self.pairs.images.read(index)
 
-    def name(self, index: int) -> str:
-        """What an image is called, for people."""
+    def label(self, index: int) -> int:
+        return NONE
+
+    def key(self, index: int) -> str:
         return self.pairs.images.key(index)
 
-    def select(self, positions: NDArray[np.int64] | Sequence[int]) -> "SegmentationDataset":
-        """Some of them, in the given order."""
+    def name(self, index: int) -> str:
+        return self.pairs.images.name(index)
+
+    def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
+        sample = super().decoded(index, data, shorter_side)
+        if shorter_side is not None:
+            return sample
+        ids = read_ids(self.pairs.mask(index), (sample.image.shape[0], sample.image.shape[1]))
+        return sample._replace(label_map=self.numbering(ids))
+
+    def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
         return SegmentationDataset(self.pairs.select(positions), self.numbering, self.classes)
 
     def fingerprint(self) -> str:
@@ -218,10 +222,3 @@ class SegmentationDataset:
         for index in range(len(self)):
             digest.update(f"{self.pairs.mask(index).stat().st_size}\n".encode())
         return digest.hexdigest()
-
-
-class SceneImages(NamedTuple):
-    """What a run learns from and what it makes choices on; no image is in both."""
-
-    train: SegmentationDataset
-    held_out: SegmentationDataset

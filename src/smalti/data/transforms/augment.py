@@ -27,6 +27,15 @@ from smalti.data.transforms.views import Box, Crop, TwoViews
 
 Filter: TypeAlias = Literal["bicubic", "lanczos"]
 
+_CACHED = 1 << 18
+"""Bytes that stay in a processor's cache from one operation to the next."""
+
+_GREY = (0.299, 0.587, 0.114)
+"""ITU-R 601, as Pillow converts to grey."""
+
+_TORCH_HAS = {"bicubic": True, "lanczos": hasattr(torch.ops.aten, "_upsample_lanczos2d_aa")}
+_PILLOW = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+
 
 def resample(images: Tensor, crop: Crop, size: tuple[int, int], filter: Filter = "bicubic") -> Float[Tensor, "B C h w"]:
     """Cut each image's box and scale it to `size`.
@@ -68,12 +77,6 @@ def _bicubic(x: Tensor) -> Tensor:
 
 def _lanczos(x: Tensor, a: float = 3.0) -> Tensor:
     return torch.where(x.abs() < a, torch.sinc(x) * torch.sinc(x / a), 0.0)
-
-
-_CACHED = 1 << 18
-"""Bytes that stay in a processor's cache from one operation to the next."""
-_GREY = (0.299, 0.587, 0.114)
-"""ITU-R 601, as Pillow converts to grey."""
 
 
 def colour_matrix(
@@ -135,10 +138,6 @@ def _parts(images: Tensor) -> list[slice]:
     an_image = 4 * images[0].numel()
     step = max(1, _CACHED // an_image) if images.device.type == "cpu" else len(images)
     return [slice(start, start + step) for start in range(0, len(images), step)]
-
-
-_TORCH_HAS = {"bicubic": True, "lanczos": hasattr(torch.ops.aten, "_upsample_lanczos2d_aa")}
-_PILLOW = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,30 @@ from smalti.core.errors import DataError
 from smalti.data.workers.jobs import Bad, Job, render_row
 from smalti.data.workers.ring import IDLE, STARTING, Chunk, Reply, Slots
 
+FEWER = "use fewer --num-workers, a smaller batch, or --num-workers 0"
+_PRELOAD = ("smalti.data.workers.worker", "smalti.data.transforms.augment")
+"""Imported once, by the server that workers are forked from; what cannot be imported is left to the workers."""
+
+_STARTING_TAKES = 600.0
+"""Seconds at most, where Python and torch come over a slow network."""
+
+_ATTEMPTS, _PAUSE = 4, 0.5
+"""At starting a process, and seconds between them."""
+
+_DYING_TAKES = 5.0
+"""Seconds at most, between the end of a worker's pipe and the news of how it ended."""
+
+_KILLING_TAKES = 5.0
+"""Seconds at most. A process that waits for a dead disk ends later, without running again."""
+
+_SERVER_DEAD = 255
+"""The exit code that multiprocessing reports where the server that could tell was killed as well."""
+
+_SECOND_LOOK = 1.0
+"""Seconds. After a Ctrl-Z and fg, or when training paused, a worker seems to hang that only was not scheduled."""
+
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+
 
 def work(pipe: Connection, job: Job, slots: Slots, worker: int, avoid: Collection[int]) -> None:
     """Do what comes through the pipe, until the parent closes it or is gone.
@@ -82,32 +106,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-FEWER = "use fewer --num-workers, a smaller batch, or --num-workers 0"
-
-_PRELOAD = ("smalti.data.workers.worker", "smalti.data.transforms.augment")
-"""Imported once, by the server that workers are forked from; what cannot be imported is left to the workers."""
-
-_STARTING_TAKES = 600.0
-"""Seconds at most, where Python and torch come over a slow network."""
-
-_ATTEMPTS, _PAUSE = 4, 0.5
-"""At starting a process, and seconds between them."""
-
-_DYING_TAKES = 5.0
-"""Seconds at most, between the end of a worker's pipe and the news of how it ended."""
-
-_KILLING_TAKES = 5.0
-"""Seconds at most. A process that waits for a dead disk ends later, without running again."""
-
-_SERVER_DEAD = 255
-"""The exit code that multiprocessing reports where the server that could tell was killed as well."""
-
-_SECOND_LOOK = 1.0
-"""Seconds. After a Ctrl-Z and fg, or when training paused, a worker seems to hang that only was not scheduled."""
-
-_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 
 class Death(NamedTuple):
