@@ -12,7 +12,7 @@ from PIL import Image
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.segmentation import Numbering, Pairs, SegmentationDataset, open_pairs
+from smalti.data.datasets.segmentation import Numbering, SegmentationDataset, open_pairs
 from smalti.data.loader import Loader, Sampler, ViewSource
 from smalti.data.segmentation_views import SegmentationViewSource, cut, seen
 from smalti.data.transforms.views import NO_JITTER, Box, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
@@ -32,10 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path) -> SegmentationDataset:
-    return SegmentationDataset(pairs_of(folder), Numbering(11, 3), CLASSES)
+    return pairs_of(folder).numbered(Numbering(11, 3), CLASSES)
 
 
-def pairs_of(folder: Path, limit: int | None = None) -> Pairs:
+def pairs_of(folder: Path, limit: int | None = None) -> SegmentationDataset:
     return open_pairs(folder, "images", "masks", 3, "inside", limit)
 
 

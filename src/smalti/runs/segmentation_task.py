@@ -17,7 +17,6 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.segmentation import (
     Numbering,
-    Pairs,
     SegmentationDataset,
     count_classes,
     open_pairs,
@@ -137,7 +136,7 @@ class Segmentation:
         pairs = self._pairs(path, data, None)
         return _numbered(pairs, pairs.present(log), Numbering(self.void, len(outputs)), outputs)
 
-    def _pairs(self, path: str, data: Data, limit: int | None) -> Pairs:
+    def _pairs(self, path: str, data: Data, limit: int | None) -> SegmentationDataset:
         if not path:
             raise DataError("no images given", fix="use --data FOLDER")
         return open_pairs(Path(path).expanduser(), self.images, self.masks, data.channels, data.follow_links, limit)
@@ -216,7 +215,7 @@ class Segmentation:
 
 
 def _numbered(
-    pairs: Pairs, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
+    pairs: SegmentationDataset, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
 ) -> SegmentationDataset:
     """The pairs as scenes, once all ids in their masks are known.
 
@@ -227,4 +226,4 @@ def _numbered(
         raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")
     for number, mask in present.items():
         numbering.require(number, str(mask))
-    return SegmentationDataset(pairs, numbering, classes)
+    return pairs.numbered(numbering, classes)

@@ -69,7 +69,7 @@ def _open_files(paths: list[Path], channels: int, log: Log | None) -> ImageDatas
     """Large files of a pattern."""
     if all(path.suffix.lower() == PARQUET for path in paths):
         return Parquet(LocalFiles(paths, "file"), channels, log)
-    return Shards(paths, channels, log)
+    return Shards(LocalFiles(paths), channels, log)
 
 
 def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks) -> ImageDataset:
@@ -96,7 +96,7 @@ def _open_file(path: Path, channels: int, log: Log | None) -> ImageDataset:
     if suffix in TEXT_SUFFIXES | TABLE_SUFFIXES:
         return FileList(path, channels)
     if ".tar" in (part.lower() for part in path.suffixes[-2:]) or suffix == ".tgz":
-        return Shards([path], channels, log)
+        return Shards(LocalFiles([path]), channels, log)
     if suffix == PARQUET:
         return Parquet(LocalFiles([path]), channels, log)
     if suffix == ".arrow":

@@ -1,7 +1,7 @@
 """Photographs with the class of every pixel: a folder of images and a folder of masks, by the same names."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -120,32 +120,53 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Images and where their masks lie. Both are read whenever they are looked at; any two may differ in size."""
+class SegmentationDataset(Subset):
+    """Images of a folder and, by the same names in another folder, masks: the class of every pixel.
 
-    images: Subset
-    masks: Path
+    Both are read whenever they are looked at; any two images may differ in size. A sample has a label map, no label.
 
-    def __len__(self) -> int:
-        return len(self.images)
+    Args:
+        numbering: which ids in masks stand for which classes; None: not known yet, and label maps hold the ids.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        positions: NDArray[np.int64],
+        masks: Path,
+        numbering: Numbering | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(images, positions)
+        self.kind, self.masks, self.numbering, self.classes = "segmentation", masks, numbering, classes
+
+    def label(self, index: int) -> int:
+        return NONE
 
     def mask(self, index: int) -> Path:
         """The file of a mask."""
-        return self.masks / Path(self.images.key(index)).with_suffix(".png")
+        return self.masks / Path(self.key(index)).with_suffix(".png")
 
-    def ids(self, index: int) -> UInt8[np.ndarray, "H W"]:
-        """The ids in a mask, once its image has been read too.
+    def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
+        sample = super().decoded(index, data, shorter_side)
+        if shorter_side is not None:
+            return sample
+        ids = read_ids(self.mask(index), (sample.image.shape[0], sample.image.shape[1]))
+        return sample._replace(label_map=ids if self.numbering is None else self.numbering(ids))
 
-        Raises:
-            DataError: one of them cannot be read, or they do not fit.
-        """
-        height, width, _ = self.images[index].image.shape
-        return read_ids(self.mask(index), (height, width))
+    def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
+        return SegmentationDataset(self.whole, self.positions[positions], self.masks, self.numbering, self.classes)
 
-    def select(self, positions: NDArray[np.int64] | Sequence[int]) -> "Pairs":
-        """Some of them, in the given order."""
-        return Pairs(Subset(self.images, np.asarray(positions, np.int64)), self.masks)
+    def numbered(self, numbering: Numbering, classes: tuple[str, ...]) -> "SegmentationDataset":
+        """The same, with ids as classes."""
+        return SegmentationDataset(self.whole, self.positions, self.masks, numbering, classes)
+
+    def fingerprint(self) -> str:
+        """A digest of the names and lengths of images and masks."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        for index in range(len(self)):
+            digest.update(f"{self.mask(index).stat().st_size}\n".encode())
+        return digest.hexdigest()
 
     def present(self, log: Log) -> dict[int, Path]:
         """The ids that occur, and a mask that each stands in. Every pair is read: nothing is found wrong later.
@@ -153,9 +174,14 @@ class Pairs:
         Raises:
             DataError: the first that cannot be read, or does not fit.
         """
+
+        def ids_of(index: int) -> NDArray[np.uint8]:
+            label_map = self[index].label_map
+            assert label_map is not None
+            return np.unique(label_map)
+
         found: dict[int, Path] = {}
-        title = f"read {self.masks}"
-        with each(lambda index: np.unique(self.ids(index)), range(len(self)), log, title) as present:
+        with each(ids_of, range(len(self)), log, f"read {self.masks}") as present:
             for index, ids in present:
                 if isinstance(ids, DataError):
                     raise ids
@@ -163,7 +189,9 @@ class Pairs:
         return found
 
 
-def open_pairs(root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None) -> Pairs:
+def open_pairs(
+    root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None
+) -> SegmentationDataset:
     """The images of one folder inside `root`, with their masks in another one.
 
     Raises:
@@ -174,51 +202,9 @@ def open_pairs(root: Path, images: str, masks: str, channels: int, follow: Follo
             fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
             raise DataError(f"no folder of {kind} {root / name}", cause="it does not exist", fix=fix)
     source = Folder(root / images, channels, follow=follow)
-    pairs = Pairs(Subset(source, np.array(even_sample(len(source), limit))), root / masks)
+    pairs = SegmentationDataset(source, np.array(even_sample(len(source), limit)), root / masks)
     missing = [index for index in range(len(pairs)) if not pairs.mask(index).is_file()]
     if missing:
         first, count = missing[0], f"{len(missing)} of {len(pairs)} images have no mask"
-        raise DataError(count, cause=f"{pairs.images.name(first)} is the first", fix=f"it needs {pairs.mask(first)}")
+        raise DataError(count, cause=f"{pairs.name(first)} is the first", fix=f"it needs {pairs.mask(first)}")
     return pairs
-
-
-class SegmentationDataset(ImageDataset):
-    """A `Pairs` whose ids are known as classes: samples have a label map, and no label. It is never held in memory."""
-
-    kind = "segmentation"
-
-    def __init__(self, pairs: Pairs, numbering: Numbering, classes: tuple[str, ...]) -> None:
-        self.pairs, self.numbering, self.classes = pairs, numbering, classes
-        self.channels, self.left_out = pairs.images.channels, pairs.images.left_out
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def read(self, index: int) -> bytes:
-        return self.pairs.images.read(index)
-
-    def label(self, index: int) -> int:
-        return NONE
-
-    def key(self, index: int) -> str:
-        return self.pairs.images.key(index)
-
-    def name(self, index: int) -> str:
-        return self.pairs.images.name(index)
-
-    def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
-        sample = super().decoded(index, data, shorter_side)
-        if shorter_side is not None:
-            return sample
-        ids = read_ids(self.pairs.mask(index), (sample.image.shape[0], sample.image.shape[1]))
-        return sample._replace(label_map=self.numbering(ids))
-
-    def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
-        return SegmentationDataset(self.pairs.select(positions), self.numbering, self.classes)
-
-    def fingerprint(self) -> str:
-        """A digest of the names and lengths of images and masks."""
-        digest = hashlib.sha256(self.pairs.images.fingerprint().encode())
-        for index in range(len(self)):
-            digest.update(f"{self.pairs.mask(index).stat().st_size}\n".encode())
-        return digest.hexdigest()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.data_files import DataFiles, LocalFiles
+from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.names import NONE, LeftOut, resolve
 from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
@@ -69,8 +69,7 @@ class Shards(IndexedTars):
 
     kind = "shards"
 
-    def __init__(self, paths: Sequence[Path] | DataFiles, channels: int, log: Log | None = None) -> None:
-        places = paths if isinstance(paths, DataFiles) else LocalFiles(paths)
+    def __init__(self, places: DataFiles, channels: int, log: Log | None = None) -> None:
         super().__init__(places, _read_indices(places, log or Log()), channels)
         for name, index in zip(self.places.names, self._indices, strict=True):
             self.left_out.merge(index.left_out, f"{name}: ")
