@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -116,7 +117,7 @@ class RemoteFiles(DataFiles):
 
     def _fetch(self, number: int, path: Path) -> None:
         url, name, about = self.urls[number], self.names[number], self.about[number]
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # others may be here where there are no locks
         try:
             make_room(self.folder, about.size, self.max_bytes)
             if time.monotonic() - self._said > _SAY_EVERY:
