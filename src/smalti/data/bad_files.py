@@ -55,18 +55,19 @@ class LeftOutFiles:
         """
         if self.found:
             self._require_few()
-            self._write()
+            self.write()
             log.say(f"left out: {self._summary()} ({self.found[0][1]})")
 
     def _require_few(self) -> None:
         if len(self.found) > self.most or len(self.found) == self.total:
-            self._write()
+            self.write()
             raise DataError(self._summary(), cause=self.found[0][1], fix=self.fix)
 
     def _summary(self) -> str:
         return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """List what was found so far."""
         if self.path is not None and is_rank0():
             lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.found)
             write_bytes(self.path, "".join(lines).encode())

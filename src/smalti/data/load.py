@@ -21,7 +21,7 @@ from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.memory import InMemoryDataset, embedded
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.remote import shown
-from smalti.data.reading import attempt, each, even_sample, read_square, square
+from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
 from smalti.data.splits import put_aside
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
@@ -170,11 +170,13 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
             else:
                 pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
                 labels.append(result.label)
-    if failed and data.on_bad_image == "error":
-        path, reason = min(failed.items())
-        raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
     fix = "remove them, or raise --data.max-bad-fraction"
-    LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, fix, sorted(failed.items())).finish(log)
+    bad = LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, fix, sorted(failed.items()))
+    if bad.found and data.on_bad_image == "error":
+        bad.write()
+        path, reason = bad.found[0]
+        raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
+    bad.finish(log)
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 
@@ -250,13 +252,12 @@ def physical_memory() -> int:
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """How many images can be decoded in about `seconds`, from a trial on a few of them; at least 64."""
     source = open_source(data.path, data.channels, follow=data.follow_links)
+
+    def look(position: int) -> Square | DataError:
+        return attempt(lambda place: read_square(source, place, data.side), position)
+
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        positions = even_sample(len(source), trial)
-        list(
-            threads.map(
-                lambda position: attempt(lambda place: read_square(source, place, data.side), position), positions
-            )
-        )
+        list(threads.map(look, even_sample(len(source), trial)))
     an_image = (time.perf_counter() - began) / min(trial, len(source))
     return max(64, int(seconds / an_image))
