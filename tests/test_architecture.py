@@ -27,6 +27,16 @@ ROWS = [
     {"cli"},
     {"__main__"},
 ]
+ROWS_OF_DATA = [
+    {"npy"},
+    {"decode"},
+    {"datasets"},
+    {"reading", "splits", "duplicates", "transforms", "workers"},
+    {"bad_files", "shard_writer"},
+    {"load", "write_shards"},
+    {"loader"},
+    {"tokens", "label_maps"},
+]
 SEEDED = {
     "models/vit.py",
     "models/initialisation.py",
@@ -101,6 +111,16 @@ def test_a_module_imports_from_its_own_package_and_rows_above_only(path: Path) -
             continue
         assert part != "__init__", f"smalti/__init__.py imports {name}"
         assert rest[0] == part or row_of(rest[0]) < row_of(part), f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if name_of(path).startswith("data/")], ids=name_of)
+def test_a_module_of_data_imports_from_its_own_package_and_rows_above_only(path: Path) -> None:
+    rows = {part: number for number, row in enumerate(ROWS_OF_DATA) for part in row} | {"__init__": -1}
+    part = name_of(path).split("/")[1].removesuffix(".py")
+    for name in imported(tree_of(path)):
+        if name.startswith("smalti.data."):
+            other = name.split(".")[2]
+            assert other == part or rows[other] < rows[part], f"{name_of(path)} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.segmentation import Numbering, count_classes, read_class_names, read_ids
+from smalti.data.label_maps import Numbering, count_classes, read_class_names, read_ids
 from smalti.functional.pixel_classes import VOID
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)

@@ -12,9 +12,8 @@ from PIL import Image
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.segmentation import Numbering, SegmentationDataset, open_pairs
+from smalti.data.label_maps import Numbering, SegmentationDataset, SegmentationViewSource, cut, open_pairs, seen
 from smalti.data.loader import Loader, Sampler, ViewSource
-from smalti.data.segmentation_views import SegmentationViewSource, cut, seen
 from smalti.data.transforms.views import NO_JITTER, Box, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.pixel_classes import VOID
 from tests import oracles

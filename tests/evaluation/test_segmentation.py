@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.segmentation import Numbering, open_pairs
+from smalti.data.label_maps import Numbering, open_pairs
 from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of, windows
 from smalti.functional.pixel_classes import VOID
 from tests.small_runs import scenes

@@ -15,9 +15,10 @@ from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.segmentation import (
+from smalti.data.label_maps import (
     Numbering,
     SegmentationDataset,
+    SegmentationViewSource,
     count_classes,
     open_pairs,
     read_class_names,
@@ -25,7 +26,6 @@ from smalti.data.datasets.segmentation import (
 from smalti.data.load import Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.reading import even_sample
-from smalti.data.segmentation_views import SegmentationViewSource
 from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
 from smalti.data.transforms.views import TwoViews
