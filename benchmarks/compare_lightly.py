@@ -47,7 +47,7 @@ from timm.layers import set_fused_attn
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.files import write_json
 from smalti.core.log import Log
-from smalti.data.datasets.open import open_stored
+from smalti.data.datasets.open import open_source
 from smalti.data.load import read_source
 from smalti.evaluation.battery import battery
 from smalti.models.vit import VisionTransformer
@@ -109,7 +109,7 @@ def run(
         spent = {"steps": steps, "images": steps * BATCH, "processor_seconds": training.seconds, "losses": means}
         parameters = sum(weight.numel() for weight in training.model.parameters())
         write_json(done, spent | about(method) | {"parameters": parameters, "compiled": compiled})
-    test = read_source(open_stored(str(data / "test"), OURS.data.channels), OURS.data, Log())
+    test = read_source(open_source(str(data / "test"), OURS.data.channels), OURS.data, Log())
     encoder = read_encoder(folder / "encoder.safetensors")
     figures = {"frozen": battery(encoder, images.train, test, compute, SEED, STUDY.protocol).as_dict()}
     figures["finetune-10pct-0"] = fine_tune(folder, data, finetune_steps, compute)

@@ -20,8 +20,7 @@ from printing import print_figures
 from smalti.core.rng import fold
 from smalti.data.datasets.folder import Folder
 from smalti.data.decode import EXTENSIONS, decode
-from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
-from smalti.data.transforms.render import Render
+from smalti.data.transforms.augment import Render, channel_means, colour_matrix, recolour
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 
 STEPS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)

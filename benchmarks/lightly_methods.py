@@ -18,9 +18,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.load import Images
-from smalti.data.loader import InMemoryViewSource, Loader
-from smalti.data.sampler import Sampler
+from smalti.data.load import InMemoryData
+from smalti.data.loader import InMemoryViewSource, Loader, Sampler
 from smalti.data.transforms.views import TwoViews
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import read_checkpoint, write_checkpoint
@@ -118,7 +117,7 @@ class Training:
         seconds: of processor time that they took.
     """
 
-    def __init__(self, method: Method, images: Images, steps: int, compute: Compute, compiled: bool) -> None:
+    def __init__(self, method: Method, images: InMemoryData, steps: int, compute: Compute, compiled: bool) -> None:
         torch.manual_seed(SEED)
         self.method, self.steps, self.compute = method, steps, compute
         self.model = method.build().to(compute.device)
@@ -167,7 +166,7 @@ class Training:
 
 
 def pretrain(
-    method: Method, images: Images, steps: int, folder: Path, compute: Compute, compiled: bool = False
+    method: Method, images: InMemoryData, steps: int, folder: Path, compute: Compute, compiled: bool = False
 ) -> Training:
     """Train to the end, or go on in `folder` with what was cut off."""
     training = Training(method, images, steps, compute, compiled)

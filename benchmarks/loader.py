@@ -5,7 +5,7 @@
 The usual way is the released code's order: Pillow decodes, ColorJitter works on the whole image, then flip, two resized
 crops (224 bicubic, 112 Lanczos), to tensor, normalise, stack. Ours is a `Loader` with the same settings and no workers.
 Both run in one process on one thread, batch after batch in turn; what counts is the median of their processor times.
-The same is measured from a pack that `smalti prepare` makes of the folder.
+The same is measured from the shards that `smalti prepare` makes of the folder.
 """
 
 import argparse
@@ -29,13 +29,10 @@ from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FileList
+from smalti.data.datasets.prepared import Encoding, Prepared
 from smalti.data.decode import EXTENSIONS, decode
-from smalti.data.loader import Loader
-from smalti.data.packs.pack import Pack
-from smalti.data.packs.record import Encoding
-from smalti.data.sampler import Sampler
-from smalti.data.stream import StreamedViewSource
-from smalti.data.transforms.render import Render
+from smalti.data.loader import Loader, Sampler, StreamedViewSource
+from smalti.data.transforms.augment import Render
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.data.workers.jobs import Inline
 from smalti.runs import prepare
@@ -160,7 +157,7 @@ def compare(folder: Path, batch_size: int, steps: int) -> dict[str, object]:
 def packed(listing: Path, out: Path, encoding: Encoding) -> ImageDataset:
     """What `smalti prepare` makes of a list of files."""
     prepare.main(prepare.Prepare(data=str(listing), out=str(out), encoding=encoding))
-    return Pack(out, 3)
+    return Prepared(out, 3)
 
 
 def main() -> None:

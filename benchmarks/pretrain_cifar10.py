@@ -21,8 +21,8 @@ import torch
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
-from smalti.data.datasets.open import open_stored
-from smalti.data.load import Data, Images, read_source
+from smalti.data.datasets.open import open_source
+from smalti.data.load import Data, InMemoryData, TrainingData, read_source
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.evaluation.probe import probe_backbone
 from smalti.functional.masking import Blockwise
@@ -66,17 +66,17 @@ def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
     )
 
 
-def steps_for(minutes: float, config: Pretrain, images: Images, compute: Compute) -> int:
+def steps_for(minutes: float, config: Pretrain, images: InMemoryData, compute: Compute) -> int:
     """Optimiser steps that take so much processor time."""
     tokenizer = load_tokenizer(config.tokenizer, compute)
     seconds = seconds_per_step(*prepare(config, images, tokenizer, compute), compute, clock=time.process_time)
     return max(1, round(60 * minutes / seconds))
 
 
-def probes(config: Pretrain, images: Images, data: Path, compute: Compute) -> dict[str, Any]:
+def probes(config: Pretrain, images: InMemoryData, data: Path, compute: Compute) -> dict[str, Any]:
     """k-NN and linear probe of the trained network and of the same one untrained, on test images."""
-    test = read_source(open_stored(str(data / "test"), 3), config.data, Log())
-    labelled = Images(images.train, test)
+    test = read_source(open_source(str(data / "test"), 3), config.data, Log())
+    labelled = TrainingData(images.train, test)
     networks = {"pretrained": load_model(config.out, compute).backbone, "random": config.backbone.build(config.seed)}
     return {name: asdict(probe_backbone(network.eval(), labelled, compute)) for name, network in networks.items()}
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images
+from smalti.data.load import Data, TrainingData
 from smalti.data.tokens.tokens import Tokenized, tokenized
 from smalti.data.transforms.views import NO_JITTER
 from smalti.functional.masking import Blockwise
@@ -206,7 +206,7 @@ def ours(case: Case, compute: Compute, compiled: bool) -> tuple[Trainer, Tokeniz
         plan=Plan(batch_size=rows),
         compile="on" if compiled else "off",
     )
-    trainer, batches = prepare(config, Images(images, images), case.tokenizer.build(), compute)
+    trainer, batches = prepare(config, TrainingData(images, images), case.tokenizer.build(), compute)
     trainer.objective.train()
     assert isinstance(batches, Tokenized)
     return trainer, batches

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
-from smalti.data.datasets.open import open_stored
+from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, read_source
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.evaluation.battery import Battery, batteries
 from smalti.functional.masking import Blockwise, Random
@@ -193,7 +193,7 @@ class Study:
         run = self._pretrained(name, places)
         data = self.data(places)
         train, test = (
-            read_source(open_stored(str(places.images / part), 3), data, Log()) for part in ("train", "test")
+            read_source(open_source(str(places.images / part), 3), data, Log()) for part in ("train", "test")
         )
         if run:
             found = batteries(load_model(run, compute).backbone, train, test, compute, SEEDS, self.protocol)

@@ -26,8 +26,8 @@ from smalti.core.config import to_json
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.open import open_stored
-from smalti.data.load import Data, Images, read_source
+from smalti.data.datasets.open import open_source
+from smalti.data.load import Data, InMemoryData, read_source
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
@@ -94,7 +94,7 @@ def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) 
     began, used = time.time(), time.process_time()
     held_out = train_tokenizer(config, resume=resume, images=images, compute=compute)
     spent = {"seconds": time.time() - began, "processor_seconds": time.process_time() - used}
-    test = read_source(open_stored(str(data / "test"), config.data.channels), config.data, log)
+    test = read_source(open_source(str(data / "test"), config.data.channels), config.data, log)
     about = {"minutes": cell.minutes, "threads": torch.get_num_threads(), "steps": config.planned_steps, **spent}
     shown = replace(config, out="", data=replace(config.data, path=f"{cell.images}/train"))
     measured = measure(config, str(folder), images, test, compute)
@@ -108,7 +108,7 @@ def run(cell: Cell, folder: Path, data: Path, compute: Compute, steps: int = 0) 
     }
 
 
-def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: Compute) -> int:
+def steps_for(minutes: float, config: TrainTokenizer, images: InMemoryData, compute: Compute) -> int:
     """Optimiser steps that take so much processor time."""
     if config.planned_steps == 0:
         return config.plan.steps
@@ -117,7 +117,7 @@ def steps_for(minutes: float, config: TrainTokenizer, images: Images, compute: C
 
 
 def measure(
-    config: TrainTokenizer, model: str, images: Images, test: InMemoryDataset, compute: Compute
+    config: TrainTokenizer, model: str, images: InMemoryData, test: InMemoryDataset, compute: Compute
 ) -> dict[str, Any]:
     """The figures on test images, and what the gate says."""
     tokenizer, train = load_tokenizer(model, compute), some_images(images.train, config.data.side)

@@ -23,7 +23,7 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batches
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
-from smalti.data.load import Images
+from smalti.data.load import InMemoryData
 from smalti.evaluation.probe import probe_backbone
 from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer
@@ -35,7 +35,7 @@ from smalti.training.trainer import Trainer
 NUM_VIEWS = (1, 4, None)
 
 
-def train(config: Pretrain, images: Images, compute: Compute) -> dict[str, Any]:
+def train(config: Pretrain, images: InMemoryData, compute: Compute) -> dict[str, Any]:
     """A backbone and what it is worth."""
     found = pretrain.main(config, images=images, compute=compute)
     probed = probe_backbone(load_model(config.out, compute).backbone, images, compute)
@@ -48,7 +48,7 @@ def train(config: Pretrain, images: Images, compute: Compute) -> dict[str, Any]:
     }
 
 
-def cached_ratio(config: Pretrain, images: Images, compute: Compute, steps: int) -> float:
+def cached_ratio(config: Pretrain, images: InMemoryData, compute: Compute, steps: int) -> float:
     """A step with a live tokenizer over one with a full cache."""
     tokenizer = load_tokenizer(config.tokenizer, compute)
     live = pretrain.prepare(replace(config, token_cache=""), images, tokenizer, compute)

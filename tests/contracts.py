@@ -1,13 +1,18 @@
 """What every implementation of a protocol must do; one function a protocol, called by the tests of each part."""
 
+import json
+import pickle
 from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
-from smalti.core.contracts import Backbone, Batch, Masking, Sample, Source, Target, Tokenizer
+from smalti.core.contracts import Backbone, Batch, Masking, Sample, Target, Tokenizer
+from smalti.core.log import Log
 from smalti.core.rng import fold
+from smalti.data.datasets.dataset import ImageDataset
 
 GRIDS = ((14, 14), (7, 7), (1, 2), (2, 1), (2, 2), (3, 8), (20, 20), (1, 16), (30, 2))
 
@@ -102,27 +107,50 @@ def check_masking(masking: Masking) -> None:
     assert len(np.unique(masking(fold(7, np.arange(40)), (14, 14)), axis=0)) == 40, "keys must give different masks"
 
 
-def check_source(source: Source) -> None:
-    """Random access, the same every time, of H W C uint8 images with C = 1 or 3."""
-    assert isinstance(source, Source)
-    assert len(source) >= 1
-    keys = set()
-    for index in range(min(len(source), 8)):
-        sample, again = source[index], source[index]
-        assert isinstance(sample, Sample)
-        assert sample.image.dtype == np.uint8
-        assert sample.image.ndim == 3
-        assert sample.image.shape[2] in (1, 3)
-        assert np.array_equal(sample.image, again.image)
-        assert (sample.label, sample.key) == (again.label, again.key)
-        assert sample.label in range(len(source.classes)) if source.classes else sample.label == -1
-        keys.add(sample.key)
-    assert len(keys) == min(len(source), 8), "keys must name one image each"
-    try:
-        source[len(source)]
-    except IndexError:
-        return
-    raise AssertionError("reading past the end must be an IndexError")
+def check_dataset(dataset: ImageDataset) -> None:
+    """Random access, the same every time and in every process, of encoded images that decode to H W C uint8."""
+    count = len(dataset)
+    assert count >= 1
+    assert dataset.channels in (1, 3)
+    assert all(isinstance(note, str) for note in dataset.notes)
+    json.dumps(dataset.left_out.as_dict())
+    dataset.verify(Log())
+    some = list(range(min(count, 8)))
+    for index in some:
+        _check_image(dataset, index)
+    assert len({dataset.key(index) for index in some}) == len(some), "keys must name one image each"
+    assert dataset.labels_at(np.array(some)).tolist() == [dataset.label(index) for index in some]
+    assert dataset.fingerprint() == dataset.fingerprint()
+    with pytest.raises(IndexError):
+        dataset[count]
+    part, sent = dataset.select(np.array(some[::-1])), pickle.loads(pickle.dumps(dataset))
+    assert (len(part), part.channels, part.classes) == (len(some), dataset.channels, dataset.classes)
+    assert sent.fingerprint() == dataset.fingerprint()
+    for place, index in enumerate(some[::-1]):
+        assert part.read(place) == sent.read(index) == dataset.read(index)
+        assert part.label(place) == sent.label(index) == dataset.label(index)
+    if count > 1:
+        assert part.fingerprint() != dataset.fingerprint(), "another order is another dataset"
+    if dataset.pixels is not None:
+        assert dataset.pixels.shape[:2] == (count, dataset.channels)
+        assert all(np.array_equal(dataset.pixels[i].permute(1, 2, 0).numpy(), dataset[i].image) for i in some)
+
+
+def _check_image(dataset: ImageDataset, index: int) -> None:
+    sample, again, data = dataset[index], dataset[index], dataset.read(index)
+    assert isinstance(sample, Sample)
+    assert sample.image.dtype == np.uint8
+    assert sample.image.ndim == 3
+    assert sample.image.shape[2] == dataset.channels
+    assert np.array_equal(sample.image, again.image)
+    assert np.array_equal(sample.image, dataset.decoded(index, data, None).image)
+    assert (sample.label, sample.key) == (dataset.label(index), dataset.key(index))
+    labelled = dataset.classes and sample.label_map is None
+    assert sample.label in range(len(dataset.classes)) if labelled else sample.label == -1
+    assert dataset.name(index).endswith(sample.key[-3:])
+    assert dataset.length(index) in (0, len(data))
+    small = max(1, min(sample.image.shape[:2]) // 2)
+    assert min(dataset.shrunk(index, small).image.shape[:2]) == small
 
 
 def check_target(target: Target, batch: Batch, width: int) -> None:

@@ -29,6 +29,16 @@ ROWS = [
     {"cli"},
     {"__main__"},
 ]
+ROWS_OF_DATA = [
+    {"npy"},
+    {"decode"},
+    {"datasets"},
+    {"reading", "splits", "duplicates", "transforms", "workers"},
+    {"bad_files", "shard_writer"},
+    {"load", "write_shards"},
+    {"loader"},
+    {"tokens", "label_maps"},
+]
 SEEDED = {
     "models/vit.py",
     "models/initialisation.py",
@@ -133,6 +143,16 @@ def test_nobody_uses_what_a_verb_keeps_to_itself(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in verbs:
             assert node.attr in VERBS[node.value.id], f"{name_of(path)} uses {dotted(node)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if name_of(path).startswith("data/")], ids=name_of)
+def test_a_module_of_data_imports_from_its_own_package_and_rows_above_only(path: Path) -> None:
+    rows = {part: number for number, row in enumerate(ROWS_OF_DATA) for part in row} | {"__init__": -1}
+    part = name_of(path).split("/")[1].removesuffix(".py")
+    for name in imported(tree_of(path)):
+        if name.startswith("smalti.data."):
+            other = name.split(".")[2]
+            assert other == part or rows[other] < rows[part], f"{name_of(path)} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -44,7 +44,7 @@ usage: smalti VERB [...] [--json] [--debug]
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
   plan DATA [--hours 1]                                   what to run on these images, here, and what it takes
-  prepare DATA --out PACK                                 the images made small once, for fast reading from slow disks
+  prepare DATA --out SHARDS                               the images made small once, for fast reading from slow disks
   train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
@@ -58,7 +58,7 @@ usage: smalti VERB [...] [--json] [--debug]
   explain RECIPE                                          every field, its unit and where it comes from
 
 DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
-('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, a prepared PACK, or `embedded`.
+('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, prepared SHARDS, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
 A part that there are several kinds of is chosen by name: --masking random, --target pixels.
 `smalti VERB --help` lists a verb's flags. `--resume RUN` goes on with a training run, bit for bit; with other settings,

@@ -14,7 +14,7 @@ from tests.small_runs import CPU, pictures
 from smalti.cli import main
 from smalti.core.compute import choose_compute
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Images
+from smalti.data.load import TrainingData
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "cifar10" / "peers"
@@ -81,7 +81,7 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
 
 @pytest.mark.parametrize("method", ["mae", "simmim-our-settings"])
 def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(methods: ModuleType, method: str, tmp_path: Path) -> None:
-    images = Images(
+    images = TrainingData(
         InMemoryDataset(
             torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8), torch.zeros(8, dtype=torch.int64)
         ),

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.datasets.arrow import Arrow, ArrowFiles
 from smalti.data.datasets.folder import FileList, Folder
 from smalti.data.datasets.open import open_source
-from smalti.data.datasets.tables.arrow import Arrow
-from smalti.data.datasets.tables.saved_dataset import ArrowFiles
+from smalti.data.reading import attempt
 from smalti.runs.check import Check, main
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.tables import IMAGE, png, save_to_disk, table, write, write_arrow
 
 
@@ -39,13 +39,13 @@ def test_a_data_set_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     save_to_disk(tmp_path / "set", table(range(10)), table(range(10, 13)))
     source = open_source(str(tmp_path / "set"), 1, Log())
     assert isinstance(source, Arrow)
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(13))
     assert (source.kind, source.classes, source.notes) == ("huggingface", ("cat", "dog", "emu"), ())
     assert [source[position].label for position in range(13)] == [position % 3 for position in range(13)]
     assert source.name(11) == f"{tmp_path}/set/data-00001-of-00002.arrow:1"
     assert source.key(3) == "data-00000-of-00002.arrow:3"
-    assert source.read_many([12, 0, 12]) == [png(12), png(0), png(12)]
+    assert [source.read(position) for position in (12, 0, 12)] == [png(12), png(0), png(12)]
     assert "index files  2/2" in capsys.readouterr().err
     result = main(Check(str(tmp_path / "set"), side=16))
     assert (result["kind"], result["readable"]) == ("huggingface", 13)
@@ -213,7 +213,7 @@ def test_no_damage_is_anything_but_a_data_error(good: tuple[Path, bytes], change
     path.write_bytes(data)
     try:
         source = Arrow(ArrowFiles([path], []), 1)
-        images = source.read_many(range(len(source)))
+        images = [attempt(source.read, position) for position in range(len(source))]
     except DataError:
         return
     assert len(images) == len(source) > 0

@@ -15,15 +15,12 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images, StoredImages
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
-from smalti.data.tokens.cached_tokens import CachedTokens
-from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.load import Data, InMemoryData, RunImages, TrainingData
+from smalti.data.loader import Loader, Sampler, open_view_source
+from smalti.data.tokens.token_cache import CachedTokens, TokenCache
 from smalti.data.tokens.token_key import token_key
 from smalti.data.tokens.tokens import CHUNK, Tokenized
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.view_source import open_view_source
 from smalti.functional.masking import Random
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.small_runs import pictures
@@ -55,36 +52,34 @@ def tokenizer() -> DiscreteVAE:
 
 
 @pytest.fixture(scope="module")
-def resident() -> Images:
+def resident() -> InMemoryData:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (90, 3, 16, 16), generator=rng, dtype=torch.uint8)
     train = InMemoryDataset(images, torch.zeros(90, dtype=torch.long))
-    return Images(train, train.select(np.array([0])))
+    return TrainingData(train, train.select(np.array([0])))
 
 
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory: pytest.TempPathFactory) -> StoredImages:
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> RunImages:
     photos = pictures(tmp_path_factory.mktemp("cached") / "photos", 10)
     images = replace(STREAMED, path=str(photos)).open(Log())
-    assert isinstance(images, StoredImages)
+    assert images.bad_files is not None
     return images
 
 
 @pytest.fixture(params=["resident", "streamed"])
-def images(request: pytest.FixtureRequest) -> Images | StoredImages:
-    found: Images | StoredImages = request.getfixturevalue(request.param)
+def images(request: pytest.FixtureRequest) -> RunImages:
+    found: RunImages = request.getfixturevalue(request.param)
     return found
 
 
-def loader(
-    images: Images | StoredImages, batch_size: int, num_views: int | None = None, part: tuple[int, int] = (0, 1)
-) -> Loader:
+def loader(images: RunImages, batch_size: int, num_views: int | None = None, part: tuple[int, int] = (0, 1)) -> Loader:
     view_source = open_view_source(images, VIEWS, STREAMED, batch_size // part[1], FP32.device)
     order = Sampler(len(images.train), batch_size, 5, part, num_views)
     return Loader(view_source, order, Random(), (2, 3))
 
 
-def opened(folder: Path, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute) -> TokenCache:
+def opened(folder: Path, images: RunImages, tokenizer: DiscreteVAE, compute: Compute) -> TokenCache:
     return TokenCache(folder, token_key(images.train, VIEWS, 5, tokenizer, compute))
 
 
@@ -95,9 +90,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
-def test_cached_equals_live(
-    tmp_path: Path, images: Images | StoredImages, tokenizer: DiscreteVAE, compute: Compute
-) -> None:
+def test_cached_equals_live(tmp_path: Path, images: RunImages, tokenizer: DiscreteVAE, compute: Compute) -> None:
     """While it is filled, when it is full, and in batches of other sizes; then the tokenizer does not run."""
     count = len(images.train)
     live = Tokenized(loader(images, 7), tokenizer, compute)
@@ -118,7 +111,7 @@ def test_cached_equals_live(
 
 @pytest.mark.parametrize("first", [10, 130])
 def test_what_one_run_began_another_one_continues(
-    tmp_path: Path, resident: Images, tokenizer: DiscreteVAE, first: int
+    tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE, first: int
 ) -> None:
     """With batches of another size, after a restart in the middle, over the end of an epoch."""
     begun = CachedTokens(loader(resident, first), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
@@ -130,7 +123,7 @@ def test_what_one_run_began_another_one_continues(
     assert counting.chunks == sum((step + 1) * 16 > first for step in range(12))
 
 
-def test_every_rank_takes_its_part(tmp_path: Path, resident: Images, tokenizer: DiscreteVAE) -> None:
+def test_every_rank_takes_its_part(tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE) -> None:
     whole = Tokenized(loader(resident, 8), tokenizer, FP32)
     for rank in range(2):
         cache = opened(tmp_path, resident, tokenizer, FP32)
@@ -143,7 +136,7 @@ def test_every_rank_takes_its_part(tmp_path: Path, resident: Images, tokenizer: 
     assert len(opened(tmp_path, resident, tokenizer, FP32).missing(0)) == 90 - 24
 
 
-def test_only_what_is_missing_is_tokenised(tmp_path: Path, resident: Images, tokenizer: DiscreteVAE) -> None:
+def test_only_what_is_missing_is_tokenised(tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE) -> None:
     cache, counting = opened(tmp_path, resident, tokenizer, FP32), Counting(tokenizer)
     batches = CachedTokens(loader(resident, 90), counting, FP32, cache)
     expected = batches(0)
@@ -157,7 +150,7 @@ def test_only_what_is_missing_is_tokenised(tmp_path: Path, resident: Images, tok
 
 
 def test_views_that_are_cycled_come_back_under_other_masks(
-    tmp_path: Path, images: Images | StoredImages, tokenizer: DiscreteVAE
+    tmp_path: Path, images: RunImages, tokenizer: DiscreteVAE
 ) -> None:
     count, unused = len(images.train), Counting(tokenizer)
     batches = CachedTokens(loader(images, count, 2), tokenizer, FP32, opened(tmp_path, images, tokenizer, FP32))
@@ -179,7 +172,7 @@ def test_views_that_are_cycled_come_back_under_other_masks(
 
 
 def test_cycled_views_serve_a_run_that_does_not_cycle_them(
-    tmp_path: Path, resident: Images, tokenizer: DiscreteVAE
+    tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE
 ) -> None:
     cycled = CachedTokens(loader(resident, 90, 2), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     for step in range(2):
@@ -204,7 +197,7 @@ def no_folder(*_: object) -> int:
 @pytest.mark.parametrize(("name", "fails"), [("pwrite", no_space), ("open", no_folder)])
 def test_a_cache_that_cannot_be_written_does_not_end_a_run(
     tmp_path: Path,
-    resident: Images,
+    resident: InMemoryData,
     tokenizer: DiscreteVAE,
     name: str,
     fails: Callable[..., int],
@@ -230,7 +223,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_a_run(
 
 
 def test_another_image_in_the_place_of_an_unreadable_one_is_tokenised_live(
-    tmp_path: Path, resident: Images, tokenizer: DiscreteVAE
+    tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE
 ) -> None:
     """It neither gets the ids of the image that was asked for, nor are its ids kept for that one."""
     cache, counting = opened(tmp_path, resident, tokenizer, FP32), Counting(tokenizer)
@@ -257,7 +250,9 @@ def test_another_image_in_the_place_of_an_unreadable_one_is_tokenised_live(
     assert torch.equal(batches(0).ids, expected)  # type: ignore[arg-type]
 
 
-def test_waiting_and_closing_are_those_of_the_loader(tmp_path: Path, resident: Images, tokenizer: DiscreteVAE) -> None:
+def test_waiting_and_closing_are_those_of_the_loader(
+    tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE
+) -> None:
     before = len(os.listdir("/dev/fd"))
     batches = CachedTokens(loader(resident, 8), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     batches(0)

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from smalti.core.rng import fold
-from smalti.data.transforms.colour import channel_means, colour_matrix, mirrored, recolour
+from smalti.data.transforms.augment import channel_means, colour_matrix, mirrored, recolour
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 
 STEPS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)

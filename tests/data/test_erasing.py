@@ -9,7 +9,7 @@ import torch
 from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
-from smalti.data.transforms.erasing import Erasing
+from smalti.data.transforms.batch_transforms import Erasing
 
 KEYS = fold(5, np.arange(4000))
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.data.few_labels import few_labels, put_aside
+from smalti.data.splits import few_labels, put_aside
 
 LABELS = np.arange(1000) % 10
 

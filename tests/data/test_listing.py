@@ -14,19 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smalti.core.log import Log
-from smalti.data.datasets import listing
-from smalti.data.datasets.labels import MAX_CLASSES, Labels, resolve, twins
-from smalti.data.datasets.listing import (
-    BROKEN,
-    INSIDE,
-    IRREGULAR,
-    NO_IMAGE,
-    OUTSIDE,
-    SYSTEM,
-    LeftOut,
-    NamesBuilder,
-    walk,
-)
+from smalti.data.datasets import folder
+from smalti.data.datasets.folder import BROKEN, INSIDE, IRREGULAR, OUTSIDE, twins, walk
+from smalti.data.datasets.names import MAX_CLASSES, NO_IMAGE, SYSTEM, Labels, LeftOut, NamesBuilder, resolve
 
 
 def touch(*paths: Path) -> None:
@@ -63,7 +53,8 @@ def peak_of(program: str, *arguments: str) -> int:
 
 WALK = """
 from pathlib import Path
-from smalti.data.datasets import listing
+from smalti.data.datasets import folder
+from smalti.data.datasets.names import NamesBuilder
 
 class Entry:
     def __init__(self, name): self.name = name
@@ -77,13 +68,13 @@ class Scan:
     def __exit__(self, *_): pass
 
 def work():
-    names = listing.NamesBuilder()
-    for name, _ in listing.walk(Path(".")):
+    names = NamesBuilder()
+    for name, _ in folder.walk(Path(".")):
         names.add(name)
     assert len(names) == 200_000
     return names.build()
 
-listing.os.scandir = lambda _: Scan()
+folder.os.scandir = lambda _: Scan()
 """
 
 
@@ -113,7 +104,7 @@ def test_h03_loops_and_links_between_folders_count_every_image_once(tmp_path: Pa
     assert {reason for _, reason in refused(root)} == {INSIDE, BROKEN, OUTSIDE}
     # All links followed, `parent/root` is the folder itself: seen before, by device and inode.
     assert taken(root, follow="all") == ["a/1.png", "b/2.png"]
-    assert ("parent/root", listing.SEEN) in refused(root, follow="all")
+    assert ("parent/root", folder.SEEN) in refused(root, follow="all")
 
 
 def test_h04_links_out_of_the_folder_are_followed_only_where_asked_for(tmp_path: Path) -> None:
@@ -132,7 +123,7 @@ def test_h04_links_out_of_the_folder_are_followed_only_where_asked_for(tmp_path:
         ("text.txt", NO_IMAGE),
     }
     assert taken(root, follow="all") == ["a.png", "again/b.png", "again/deep/c.png", "file.png", "near.png"]
-    assert ("folder", listing.SEEN) in refused(root, follow="all")
+    assert ("folder", folder.SEEN) in refused(root, follow="all")
 
 
 def test_h09_what_systems_leave_behind_is_no_image(tmp_path: Path) -> None:
@@ -191,8 +182,8 @@ def test_what_is_left_out_is_counted_with_its_first_name_in_order() -> None:
 
 def test_progress_is_said_on_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(listing.time, "monotonic", lambda: next(clock))
-    with listing.count_up(Log(), "scan photos") as tick:
+    monkeypatch.setattr(folder.time, "monotonic", lambda: next(clock))
+    with folder.count_up(Log(), "scan photos") as tick:
         for count in range(1, 1025):
             tick(count)
     assert capsys.readouterr().err.splitlines() == ["scan photos: 512 so far", "scan photos: 1024 so far"]

@@ -20,10 +20,14 @@ from smalti.core.log import Log
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.memory import InMemoryDataset, embedded
 from smalti.data.datasets.open import open_source
-from smalti.data.load import Data, affordable, split_held_out
+from smalti.data.load import Data, InMemoryData, affordable, split_held_out
 from smalti.data.reading import each, in_order
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.small_runs import pictures
+
+
+def parts(images: InMemoryData) -> tuple[InMemoryDataset, InMemoryDataset]:
+    return images.train, images.held_out
 
 
 def fill(folder: Path, count: int, suffix: str = ".png") -> None:
@@ -43,7 +47,7 @@ def values(images: InMemoryDataset) -> list[int]:
 
 def test_a_folder_is_read_into_memory_and_split(tmp_path: Path) -> None:
     fill(tmp_path, 20)
-    train, held_out = Data(str(tmp_path), side=8, held_out=0.2).load(Log())
+    train, held_out = parts(Data(str(tmp_path), side=8, held_out=0.2).load(Log()))
     assert train.images.shape == (16, 3, 8, 8)
     assert held_out.images.shape == (4, 3, 8, 8)
     assert train.images.dtype == torch.uint8
@@ -53,7 +57,7 @@ def test_a_folder_is_read_into_memory_and_split(tmp_path: Path) -> None:
 def test_reading_twice_gives_the_same_images_and_the_same_split(tmp_path: Path) -> None:
     fill(tmp_path, 12)
     data = Data(str(tmp_path), channels=1, side=4, held_out=0.3)
-    (train, held_out), (train_again, held_out_again) = data.load(Log()), data.load(Log())
+    (train, held_out), (train_again, held_out_again) = parts(data.load(Log())), parts(data.load(Log()))
     assert torch.equal(train.images, train_again.images)
     assert torch.equal(held_out.images, held_out_again.images)
 
@@ -61,7 +65,7 @@ def test_reading_twice_gives_the_same_images_and_the_same_split(tmp_path: Path) 
 def test_class_folders_become_labels(tmp_path: Path) -> None:
     fill(tmp_path / "cats", 4)
     fill(tmp_path / "dogs", 4)
-    train, held_out = Data(str(tmp_path), side=8).load(Log())
+    train, held_out = parts(Data(str(tmp_path), side=8).load(Log()))
     assert train.classes == ("cats", "dogs")
     assert sorted(train.labels.tolist() + held_out.labels.tolist()) == [0] * 4 + [1] * 4
 
@@ -71,13 +75,13 @@ def test_the_centre_square_is_taken(tmp_path: Path) -> None:
     pixels[:, 8:16] = 200
     for name in "ab":
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    train, _ = Data(str(tmp_path), channels=1, side=8).load(Log())
+    train, _ = parts(Data(str(tmp_path), channels=1, side=8).load(Log()))
     assert train.images.unique().tolist() == [200]
 
 
 def test_a_limit_takes_an_even_sample(tmp_path: Path) -> None:
     fill(tmp_path, 30)
-    train, held_out = Data(str(tmp_path), channels=1, side=4, limit=10).load(Log())
+    train, held_out = parts(Data(str(tmp_path), channels=1, side=4, limit=10).load(Log()))
     assert sorted(values(train) + values(held_out)) == list(range(0, 30, 3))
 
 
@@ -86,7 +90,7 @@ def test_a_bad_file_is_listed_and_left_out(tmp_path: Path, capsys: pytest.Captur
     bad = tmp_path / "images" / "005.png"
     bad.write_text("no image")
     listing = tmp_path / "run" / "bad_files.jsonl"
-    train, held_out = Data(str(tmp_path / "images"), channels=1, side=4).load(Log(), listing)
+    train, held_out = parts(Data(str(tmp_path / "images"), channels=1, side=4).load(Log(), listing))
     assert sorted(values(train) + values(held_out)) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
     assert [json.loads(line) for line in listing.read_text().splitlines()] == [
         {"path": str(bad), "reason": "not an image in a format smalti knows"}
@@ -170,7 +174,8 @@ def kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["list", "shards"])
 def test_lists_and_shards_load_as_the_folder_does(kinds: dict[str, Path], kind: str) -> None:
-    for ours, theirs in zip(*(Data(str(kinds[name]), side=8).load(Log()) for name in ("folder", kind)), strict=True):
+    loaded = (parts(Data(str(kinds[name]), side=8).load(Log())) for name in ("folder", kind))
+    for ours, theirs in zip(*loaded, strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)
         assert ours.classes == theirs.classes == ("cats", "dogs")
@@ -180,7 +185,7 @@ def test_lists_and_shards_load_as_the_folder_does(kinds: dict[str, Path], kind: 
 @pytest.mark.parametrize("kind", ["folder", "list", "shards", "embedded"])
 def test_every_source_has_what_a_reader_needs(kinds: dict[str, Path], kind: str) -> None:
     source = open_source(str(kinds.get(kind, kind)), 3)
-    check_source(source)
+    check_dataset(source)
     assert source[0].image.shape[2] == 3
     assert source.shrunk(1, 5).label == source[1].label
     assert source.name(0)
@@ -276,7 +281,7 @@ def test_h02_what_is_no_data_is_a_data_error(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 28), (1, 14)])
 def test_embedded_images_come_in_the_asked_size(channels: int, side: int) -> None:
     data = Data("embedded", channels=channels, side=side, limit=40)
-    train, held_out = data.load(Log())
+    train, held_out = parts(data.load(Log()))
     assert train.images.shape == held_out.images.shape == (40, channels, side, side)
     assert torch.bincount(train.labels).tolist() == [4] * 10
     if side == 28:
@@ -287,13 +292,13 @@ def test_embedded_images_come_in_the_asked_size(channels: int, side: int) -> Non
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.99])
 @pytest.mark.parametrize("length", [2, 3, 100])
 def test_the_split_puts_a_share_aside_and_keeps_both_sides_filled(length: int, share: float) -> None:
-    train, held_out = split_held_out(resident(length), share)
+    train, held_out = parts(split_held_out(resident(length), share))
     assert sorted(train.labels.tolist() + held_out.labels.tolist()) == list(range(length))
     assert len(held_out) == min(max(1, round(share * length)), length - 1)
 
 
 def test_held_out_images_are_spread_over_the_folder() -> None:
-    _, held_out = split_held_out(resident(1000), 0.1)
+    _, held_out = parts(split_held_out(resident(1000), 0.1))
     assert abs(float(held_out.labels.double().mean()) - 500) < 100
 
 

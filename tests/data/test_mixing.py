@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
-from smalti.data.transforms.mixing import Mixing, beta
+from smalti.data.transforms.batch_transforms import Mixing, beta
 from tests import oracles
 
 KEYS = fold(5, np.arange(4000))

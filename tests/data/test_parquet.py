@@ -3,7 +3,6 @@
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,16 +16,16 @@ from hypothesis import strategies as st
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.datasets import parquet, tables
+from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import open_source, open_stored
-from smalti.data.datasets.remote.data_files import LocalFiles
-from smalti.data.datasets.tables import columns, parquet, parquet_index
-from smalti.data.datasets.tables.dataset import TableDataset
-from smalti.data.datasets.tables.lru import Recent
-from smalti.data.datasets.tables.parquet import Parquet
-from smalti.data.datasets.tables.table_splits import split_of
+from smalti.data.datasets.open import open_source
+from smalti.data.datasets.parquet import Parquet, split_of
+from smalti.data.datasets.tables import TableDataset
+from smalti.data.load import Data
+from smalti.data.reading import attempt
 from smalti.runs.check import Check, main
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.tables import IMAGE, features, png, table, write
 
 
@@ -48,7 +47,7 @@ def test_a_folder_as_the_hub_hands_it_out(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "README.md").touch()
     source = open_source(str(tmp_path), 1, Log())
     assert isinstance(source, Parquet)
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(12))
     assert (source.kind, source.classes) == ("parquet", ("cat", "dog", "emu"))
     assert [source[position].label for position in range(12)] == [0, 1, 2] * 4
@@ -74,7 +73,7 @@ def test_files_of_a_pattern_and_one_file(tmp_path: Path) -> None:
 def test_a_folder_of_images_with_a_table_beside_them_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     write(tmp_path / "metadata.parquet", table([1, 2]))
-    assert open_stored(str(tmp_path), 1).kind == "folder"
+    assert open_source(str(tmp_path), 1).kind == "folder"
 
 
 BYTES, TEXT = pa.array([png(1), png(2)]), pa.array(["dog", "ant"])
@@ -161,7 +160,7 @@ def test_tables_that_cannot_be_used_say_why(tmp_path: Path, content: pa.Table, m
 
 
 def test_more_classes_than_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "MAX_CLASSES", 1)
+    monkeypatch.setattr(tables, "MAX_CLASSES", 1)
     with pytest.raises(DataError, match=r"column label; more than 1 different ones; is this a column of labels\?"):
         opened(write(tmp_path / "a.parquet", pa.table({"x": BYTES, "label": TEXT})))
 
@@ -183,15 +182,15 @@ def test_bad_cells_are_bad_images(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"cannot read .*a\.parquet:{position}; {cause}"):
             source[position]
     assert source.read(3) == b"x"
-    found = source.read_many([3, 1, 0, 3])
+    found = [attempt(source.read, position) for position in (3, 1, 0, 3)]
     assert (found[0], found[2], found[3]) == (b"x", png(), b"x")
     assert isinstance(found[1], DataError)
     with pytest.raises(IndexError):
-        source.read_many([4])
+        source.read(4)
 
 
 def test_a_cell_above_the_limit_of_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.data.datasets.tables.dataset.MAX_BYTES", 2 << 20)
+    monkeypatch.setattr("smalti.data.datasets.tables.MAX_BYTES", 2 << 20)
     source = opened(write(tmp_path / "a.parquet", pa.table({"image": [bytes(3 << 20)]})))
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet:0; 3 MiB; at most 2"):
         source.read(0)
@@ -199,61 +198,63 @@ def test_a_cell_above_the_limit_of_the_decoder(tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The parts that are decoded."""
+    """The row groups that are begun."""
     seen: list[int] = []
-    decode = Parquet._decode
-    monkeypatch.setattr(Parquet, "_decode", lambda self, part: seen.append(part) or decode(self, part))
+    batches = Parquet._batches
+    monkeypatch.setattr(Parquet, "_batches", lambda self, group: seen.append(group) or batches(self, group))
     return seen
 
 
-def test_read_many_decodes_each_row_group_once(tmp_path: Path, decoded: list[int]) -> None:
-    source = opened(write(tmp_path / "a.parquet", table(range(12)), 4))
-    source._decoded.max_bytes = 1  # type: ignore[attr-defined]
-    order = [11, 0, 5, 1, 8, 2, 4, 0]
-    assert source.read_many(order) == [png(value) for value in order]
-    assert decoded == [0, 1, 2]
-    assert [source.read(position) for position in order] == [png(value) for value in order]
-    assert len(decoded) > 3 + 4, "one by one, with room for one row group only"
-
-
 @pytest.mark.parametrize("order", [range(40), [*range(39, -1, -1)], [39, 0, 20, 21, 5, 39, 38, 13] * 2])
-def test_large_row_groups_are_read_in_parts(
+def test_large_row_groups_are_read_in_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Sequence[int]
 ) -> None:
     path = write(tmp_path / "a.parquet", table(range(40)), 17)
-    monkeypatch.setattr(parquet_index, "PART_BYTES", 500)
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
     source = opened(path)
-    assert len(source._sizes) > 6  # type: ignore[attr-defined]
+    assert max(source._sizes) < 10  # type: ignore[attr-defined]
     assert [source.read(position) for position in order] == [png(value) for value in order]
     assert [source.name(position) for position in (0, 18, 39)] == [f"{path}:{row}" for row in (0, 18, 39)]
 
 
-def test_parts_read_in_order_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_index, "_SLIM_BYTES", 0)
-    monkeypatch.setattr(parquet_index, "PART_BYTES", 500)
-    source = opened(write(tmp_path / "a.parquet", table(range(40))))
-    begun: list[int] = []
-    batches = parquet._batches
-    monkeypatch.setattr(parquet, "_batches", lambda *args: begun.append(1) or batches(*args))
+def test_every_row_group_is_decoded_once_where_rows_are_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    monkeypatch.setattr(parquet, "_SLIM_BYTES", 0)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
+    source = opened(write(tmp_path / "a.parquet", table(range(40)), 17))
     assert values(source) == list(range(40))
-    assert len(begun) == 1
+    assert decoded == [0, 1, 2]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(source.read, range(40))) == [png(value) for value in range(40)]
 
 
-def test_costly_reads_at_random_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_index, "CACHE_BYTES", 100)
-    monkeypatch.setattr(parquet_index, "_COSTLY_BYTES", 100)
-    (note,) = opened(write(tmp_path / "a.parquet", table(range(9)), 3)).notes
-    assert note == "row groups of 0 MB: an image read at random costs one; `smalti prepare` makes a fast copy"
+def test_little_of_a_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
+    source = opened(write(tmp_path / "a.parquet", table(range(40))))
+    assert values(source) == list(range(40))
+    assert len(source._kept) == 4  # type: ignore[attr-defined]
 
 
 def test_threads_get_the_right_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 2000)
-    monkeypatch.setattr(parquet_index, "PART_BYTES", 500)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
     source = opened(write(tmp_path / "a.parquet", table(range(60)), 20))
     order = [(7 * n) % 60 for n in range(600)]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(source.read, order)) == [png(value) for value in order]
+
+
+@pytest.mark.parametrize("memory", ["stream", "auto"])
+def test_rows_are_never_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Any) -> None:
+    monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 0)
+    path = write(tmp_path / "a.parquet", table(range(9)))
+    message = (
+        r"cannot stream .*a\.parquet; Parquet files and addresses are read in order only; make a fast copy once: "
+        r"smalti prepare DATA --out SHARDS; or use --data\.memory resident"
+    )
+    with pytest.raises(DataError, match=message):
+        Data(str(path), channels=1, side=4, memory=memory).open(Log())
+    assert len(Data(str(path), channels=1, side=4, memory="resident").open(Log()).train) > 4
 
 
 def test_a_source_is_sent_without_what_it_has_decoded(tmp_path: Path) -> None:
@@ -261,49 +262,8 @@ def test_a_source_is_sent_without_what_it_has_decoded(tmp_path: Path) -> None:
     assert source.read(4) == png(4)
     sent = pickle.dumps(source)
     assert len(sent) < 6000
-    assert pickle.loads(sent).read_many([4, 899]) == [png(4), png(899 % 256)]
-
-
-def test_what_was_made_last_is_kept_up_to_a_number_of_bytes() -> None:
-    made: list[int] = []
-    recent: Recent[int, bytes] = Recent(lambda key: made.append(key) or bytes(10 * key), len, 60)
-    for key in (1, 2, 3, 1, 4, 1, 3):
-        assert len(recent(key)) == 10 * key
-    assert made == [1, 2, 3, 4, 3], "4 pushes 2 and 3 out, not 1, which was used since"
-    assert len(recent(9)) == 90, "one above the bound is kept as long as it is the last"
-    assert recent(9) == bytes(90)
-    assert made == [1, 2, 3, 4, 3, 9]
-
-
-def test_threads_wait_for_one_of_them_to_make_a_value() -> None:
-    made: list[int] = []
-    release = threading.Event()
-
-    def make(key: int) -> int:
-        made.append(key)
-        release.wait(10)
-        return key
-
-    recent: Recent[int, int] = Recent(make, lambda value: 1, 10)
-    with ThreadPoolExecutor(4) as threads:
-        results = [threads.submit(recent, 5) for _ in range(4)]
-        release.set()
-        assert [result.result() for result in results] == [5] * 4
-    assert made == [5]
-
-
-def test_what_could_not_be_made_is_tried_again() -> None:
-    fails = [True, False]
-
-    def make(key: int) -> int:
-        if fails.pop(0):
-            raise DataError("no")
-        return key
-
-    recent: Recent[int, int] = Recent(make, lambda value: 1, 10)
-    with pytest.raises(DataError, match="no"):
-        recent(1)
-    assert recent(1) == 1
+    again = pickle.loads(sent)
+    assert (again.read(4), again.read(899)) == (png(4), png(899 % 256))
 
 
 def test_damage_is_a_data_error(tmp_path: Path) -> None:
@@ -334,7 +294,7 @@ def test_no_damage_is_anything_but_a_data_error(good: tuple[Path, bytes], change
     path.write_bytes(data)
     try:
         source = Parquet(LocalFiles([path]), 1)
-        images = source.read_many(range(len(source)))
+        images = [attempt(source.read, position) for position in range(len(source))]
     except DataError:
         return
     assert len(images) == len(source) > 0
@@ -407,7 +367,7 @@ def test_links_out_of_a_folder_are_followed_only_when_asked(tmp_path: Path) -> N
     (tmp_path / "snapshot/train-0-of-1.parquet").symlink_to(target)
     with pytest.raises(DataError, match=r"1 links lead out of the folder: follow them with --data.follow-links all"):
         opened(tmp_path / "snapshot")
-    assert values(open_stored(str(tmp_path / "snapshot"), 1, follow="all")) == [7]
+    assert values(open_source(str(tmp_path / "snapshot"), 1, follow="all")) == [7]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,8 +387,8 @@ def test_pyarrow_is_imported_only_when_it_is_needed() -> None:
 MILLION = """
 import resource, sys
 from pathlib import Path
-from smalti.data.datasets.tables.parquet import Parquet
-from smalti.data.datasets.remote.data_files import LocalFiles
+from smalti.data.datasets.parquet import Parquet
+from smalti.data.datasets.data_files import LocalFiles
 import pyarrow.parquet
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -19,16 +19,22 @@ import pytest
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.datasets import parquet, remote
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import open_source
-from smalti.data.datasets.remote import address
-from smalti.data.datasets.remote import remote_cache as remote_cache
-from smalti.data.datasets.remote.address import About, ask, check_address, check_redirect, shown
-from smalti.data.datasets.remote.remote_cache import RemoteCache, max_cache_bytes
-from smalti.data.datasets.remote.remote_files import RemoteFiles
-from smalti.data.datasets.tables import parquet_index
+from smalti.data.datasets.remote import (
+    About,
+    RemoteFiles,
+    ask,
+    check_address,
+    check_redirect,
+    make_room,
+    max_cache_bytes,
+    shown,
+)
+from smalti.data.load import Data
 from smalti.runs.check import Check, main
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.tables import png, table, write
 from tests.data.test_shards import tar_of
 
@@ -125,7 +131,7 @@ def server() -> Iterator[Server]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SMALTI_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SMALTI_CACHE_GB", raising=False)
-    monkeypatch.setattr(address.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     return tmp_path / "cache" / "remote"
 
 
@@ -139,7 +145,7 @@ def values(source: Any) -> list[int]:
 
 
 def copies(cache: Path) -> list[Path]:
-    return sorted(path for path in cache.iterdir() if path.is_file() and not path.name.startswith("lock"))
+    return sorted(path for path in cache.iterdir() if path.is_file())
 
 
 def test_shards_at_an_address(server: Server, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +153,7 @@ def test_shards_at_an_address(server: Server, cache: Path, capsys: pytest.Captur
     pattern = f"{server.url}/set/s-{{000..002}}.tar"
     source = open_source(pattern, 1, Log())
     assert isinstance(source, ImageDataset)
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(12))
     assert (source.kind, source.classes, source[3].label) == ("shards", ("0", "1"), 1)
     assert source.name(5) == f"{server.url}/set/s-001.tar/5.png"
@@ -184,7 +190,7 @@ def test_a_file_that_changes_on_its_server_is_another_file(server: Server, cache
 def test_parquet_at_an_address(
     server: Server, tmp_path: Path, cache: Path, ranges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_index, "_SLIM_BYTES", 0)
+    monkeypatch.setattr(parquet, "_SLIM_BYTES", 0)
     server.ranges = ranges
     for number in range(2):
         path = write(tmp_path / "x.parquet", table(range(4 * number, 4 * number + 4)), 2)
@@ -192,7 +198,7 @@ def test_parquet_at_an_address(
     source = open_source(f"{server.url}/train-{{0..1}}.parquet", 1)
     assert (len(source), source.classes) == (8, ("cat", "dog", "emu"))
     assert cache.exists() != ranges or copies(cache) == [], "what a file says about itself needs no copy"
-    check_source(source)
+    check_dataset(source)
     assert values(source) == list(range(8))
     assert len(copies(cache)) == 2
 
@@ -238,11 +244,11 @@ def test_h17_an_address_cannot_name_another_within_it(server: Server) -> None:
         open_source(f"{server.url}/x::file:///etc/0.tar", 1)
 
 
-@pytest.mark.parametrize("scheme", address.SCHEMES)
+@pytest.mark.parametrize("scheme", remote.SCHEMES)
 def test_allowed_addresses(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the list alone: taken from it, the same address is refused."""
     check_address(f"{scheme}://bucket/0.tar")
-    monkeypatch.delitem(address.SCHEMES, scheme)
+    monkeypatch.delitem(remote.SCHEMES, scheme)
     with pytest.raises(DataError, match=f"{scheme}: is none of the addresses that are read"):
         check_address(f"{scheme}://bucket/0.tar")
 
@@ -313,9 +319,13 @@ def test_a_download_that_is_cut_off_leaves_nothing(server: Server, cache: Path) 
     assert copies(cache) == []
 
 
-def test_a_file_of_another_size_than_promised_is_refused(cache: Path) -> None:
-    with pytest.raises(DataError, match="3 bytes came where 4 were promised"):
-        RemoteCache().add("a", 4, lambda path: path.write_bytes(b"abc") and None)
+def test_a_file_of_another_size_than_promised_is_refused(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files = {"/0.tar": shard(1)}
+    monkeypatch.setattr(remote, "download", lambda url, path, size: path.write_bytes(b"abc"))
+    with pytest.raises(DataError, match=f"3 bytes came where {len(shard(1))} were promised"):
+        open_source(f"{server.url}/0.tar", 1)
     assert copies(cache) == []
 
 
@@ -396,7 +406,7 @@ def test_a_server_that_does_not_say_the_size(server: Server, monkeypatch: pytest
         def _strip_protocol(self, path: str) -> str:
             return path
 
-    monkeypatch.setattr(address, "file_system", lambda url: System())
+    monkeypatch.setattr(remote, "file_system", lambda url: System())
     with pytest.raises(DataError, match="its server does not say how large it is; fetch it to this machine first"):
         ask("https://x/0.tar")
 
@@ -419,100 +429,70 @@ def test_the_version_of_a_file(info: dict[str, Any], version: str, monkeypatch: 
         def _strip_protocol(self, path: str) -> str:
             return path
 
-    monkeypatch.setattr(address, "file_system", lambda url: System())
+    monkeypatch.setattr(remote, "file_system", lambda url: System())
     assert ask("s3://x/0.tar") == About(7, version)
 
 
-def test_a_data_set_above_the_bound_is_for_reading_in_order(
+def test_a_data_set_above_the_bound_is_fetched_as_it_is_read(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files = {f"/{n}.tar": shard(n) for n in range(6)}
     size = len(server.files["/0.tar"])
     monkeypatch.setenv("SMALTI_CACHE_GB", str(2.5 * size / 1e9))
     pattern = f"{server.url}/{{0..5}}.tar"
-    message = (
-        r"cannot open http.*/0\.tar \(6 files\); it has 0.0614 MB, and read at random it would be fetched over and "
-        r"over; the cache in .* holds 0.0256 MB; set SMALTI_CACHE_GB=1 or more, or make a small copy once: "
-        "smalti prepare DATA --out PACK"
-    )
-    with pytest.raises(DataError, match=message):
-        open_source(pattern, 1)
-    source = open_source(pattern, 1, in_order=True)
+    source = open_source(pattern, 1)
     assert values(source) == list(range(6))
     assert len(copies(cache)) == 2
     monkeypatch.setenv("SMALTI_CACHE_GB", str(1.5 * size / 1e9))
     message = r"two of its files have 0.0205 MB; the cache in .* holds 0.0154 MB; set SMALTI_CACHE_GB=1 or more$"
     with pytest.raises(DataError, match=message):
-        open_source(pattern, 1, in_order=True)
+        open_source(pattern, 1)
 
 
-def fill(cache: RemoteCache, name: str, size: int, age: float = 0) -> None:
-    cache.add(name, size, lambda path: path.write_bytes(bytes(size)) and None)
+def test_addresses_are_never_streamed(server: Server) -> None:
+    server.files = {"/0.tar": shard(*range(9))}
+    url = f"{server.url}/0.tar"
+    with pytest.raises(DataError, match=r"cannot stream http.*/0\.tar; Parquet files and addresses are read in order"):
+        Data(f"{url}?sig=secret", channels=1, side=4, memory="stream").open(Log())
+    assert len(Data(url, channels=1, side=4).open(Log()).train) == 8
+
+
+def fill(folder: Path, name: str, size: int, age: float = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    make_room(folder, size, 100)
+    (folder / name).write_bytes(bytes(size))
     used = time.time() - age
-    os.utime(cache.folder / name, (used, used))
+    os.utime(folder / name, (used, used))
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> RemoteCache:
-    """With room for a hundred bytes."""
-    monkeypatch.setenv("SMALTI_CACHE_GB", str(100 / 1e9))
-    return RemoteCache()
-
-
-def test_what_is_unused_for_longest_goes_first(small: RemoteCache, cache: Path) -> None:
+def test_what_is_unused_for_longest_goes_first(server: Server, cache: Path) -> None:
+    server.files = {"/0.tar": shard(1)}
+    files = RemoteFiles([f"{server.url}/0.tar"])
+    files.open(0).close()
+    os.utime(copies(cache)[0], (time.time() - 300,) * 2)
+    before = copies(cache)[0].stat().st_mtime
+    files.open(0).close()
+    assert copies(cache)[0].stat().st_mtime > before + 200, "to be opened is to be used"
+    copies(cache)[0].unlink()
     for name, age in (("a", 300), ("b", 200), ("c", 100)):
-        fill(small, name, 30, age)
-    small.open("a").close()
-    fill(small, "d", 30)
+        fill(cache, name, 30, age)
+    os.utime(cache / "a")
+    fill(cache, "d", 30)
     assert [path.name for path in copies(cache)] == ["a", "c", "d"]
 
 
-def test_what_is_in_use_never_goes(small: RemoteCache, cache: Path) -> None:
-    class Owner: ...
-
-    owner = Owner()
-    fill(small, "a", 60, 300)
-    fill(small, "b", 30, 200)
-    small.lease(owner, ["a"])
-    fill(small, "c", 40)
-    assert [path.name for path in copies(cache)] == ["a", "c"]
-    with pytest.raises(DataError, match=r"the cache of 0.0001 MB in .* is full of what other runs use; raise SMALTI"):
-        fill(small, "d", 50)
-    del owner
-    fill(small, "d", 50)
-    assert [path.name for path in copies(cache)] == ["c", "d"]
-    assert list((cache / "leases").iterdir()) == []
-
-
-def test_the_lease_of_a_process_that_was_killed_ends(small: RemoteCache, cache: Path) -> None:
-    program = (
-        "import os, sys; from smalti.data.datasets.remote.remote_cache import RemoteCache\n"
-        "class Owner: ...\n"
-        "owner = Owner(); RemoteCache().lease(owner, ['a']); os.kill(os.getpid(), 9)"
-    )
-    fill(small, "a", 60, 300)
-    subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert len(list((cache / "leases").iterdir())) == 1
-    fill(small, "b", 60)
-    assert [path.name for path in copies(cache)] == ["b"]
-    assert list((cache / "leases").iterdir()) == []
-
-
-def test_a_reader_is_not_disturbed_when_its_file_goes(small: RemoteCache) -> None:
-    fill(small, "a", 60, 300)
-    with small.open("a") as file:
-        fill(small, "b", 60)
-        assert not (small.folder / "a").exists()
+def test_a_reader_is_not_disturbed_when_its_file_goes(cache: Path) -> None:
+    fill(cache, "a", 60, 300)
+    with open(cache / "a", "rb") as file:
+        fill(cache, "b", 60)
+        assert not (cache / "a").exists()
         assert file.read() == bytes(60)
 
 
-def test_what_a_killed_download_left_goes_after_an_hour(small: RemoteCache, cache: Path) -> None:
-    cache.mkdir(parents=True)
-    for name, age in (("a.0.part", 7200), ("b.0.part", 60)):
-        (cache / name).write_bytes(bytes(90))
-        os.utime(cache / name, (time.time() - age,) * 2)
-    fill(small, "c", 90)
-    assert [path.name for path in copies(cache)] == ["b.0.part", "c"]
+def test_what_a_killed_download_left_goes_like_any_copy(cache: Path) -> None:
+    fill(cache, "a.tar.part", 90, 7200)
+    fill(cache, "c", 90)
+    assert [path.name for path in copies(cache)] == ["c"]
 
 
 def test_a_copy_that_went_is_fetched_again(server: Server, cache: Path) -> None:
@@ -537,13 +517,13 @@ def test_two_processes_fetch_the_same_file(server: Server, cache: Path) -> None:
     assert server.requests["GET /0.tar"] == 1
 
 
-def test_a_disk_that_is_full_is_a_data_error(small: RemoteCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_is_a_data_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 10
 
-    monkeypatch.setattr(remote_cache.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(DataError, match=r"2e-05 MB needed, 1e-05 MB left on the disk of "):
-        fill(small, "a", 20)
+        fill(cache, "a", 20)
 
 
 def test_a_cache_that_cannot_be_written_is_a_data_error(

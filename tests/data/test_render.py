@@ -13,9 +13,8 @@ from smalti.core.errors import DataError
 from smalti.core.rng import fold
 from smalti.data.datasets.folder import Folder
 from smalti.data.decode import decode_scaled
-from smalti.data.transforms import render
-from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
-from smalti.data.transforms.render import Render
+from smalti.data.transforms import augment
+from smalti.data.transforms.augment import Render, channel_means, colour_matrix, recolour
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 
 KEYS = [int(key) for key in fold(3, np.arange(12))]
@@ -68,8 +67,8 @@ def test_both_views_are_pillows(tmp_path: Path, key: int) -> None:
 
 
 def test_without_lanczos_in_torch_pillow_makes_the_token_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(render._TORCH_HAS, "lanczos", False)
-    monkeypatch.setitem(render._TORCH_HAS, "bicubic", False)
+    monkeypatch.setitem(augment._TORCH_HAS, "lanczos", False)
+    monkeypatch.setitem(augment._TORCH_HAS, "bicubic", False)
     views = TwoViews(RandomResizedCrop(), (48, 40), (24, 20))
     ours, theirs = rendered(folder(tmp_path / "a", photo()), views, KEYS[0]), in_pillow(photo(), views, KEYS[0])
     assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))

@@ -5,7 +5,7 @@ import pytest
 
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold
-from smalti.data.sampler import Sampler
+from smalti.data.loader import Sampler
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

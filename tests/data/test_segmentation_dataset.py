@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.segmentation import Pairs, Scene, SegmentationDataset, open_pairs
-from smalti.data.label_maps import Numbering
-from smalti.data.loader import Loader, ViewSource
-from smalti.data.sampler import Sampler
-from smalti.data.segmentation_views import SegmentationViewSource, cut, seen
+from smalti.data.label_maps import Numbering, SegmentationDataset, SegmentationViewSource, cut, open_pairs, seen
+from smalti.data.loader import Loader, Sampler, ViewSource
 from smalti.data.transforms.views import NO_JITTER, Box, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.pixel_classes import VOID
 from tests import oracles
+from tests.contracts import check_dataset
 from tests.small_runs import scenes
 
 CLASSES = ("around", "red", "blue")
@@ -32,22 +31,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path) -> SegmentationDataset:
-    return SegmentationDataset(pairs_of(folder), Numbering(11, 3), CLASSES)
+    return pairs_of(folder).numbered(Numbering(11, 3), CLASSES)
 
 
-def pairs_of(folder: Path, limit: int | None = None) -> Pairs:
+def pairs_of(folder: Path, limit: int | None = None) -> SegmentationDataset:
     return open_pairs(folder, "images", "masks", 3, "inside", limit)
 
 
 def test_an_image_comes_with_the_mask_of_its_name(folder: Path) -> None:
     found = opened(folder)
     assert len(found) == 9
-    image, label_map = found[4]
+    image, label_map = found[4].image, found[4].label_map
+    check_dataset(found)
     assert np.array_equal(image, np.asarray(Image.open(folder / "images" / "04.png")))
     ids = np.asarray(Image.open(folder / "masks" / "04.png"))
     assert np.array_equal(label_map, np.where(ids == 11, VOID, ids))
-    assert found.name(4) == "04.png"
-    assert np.array_equal(found.select([4, 1])[0].image, image)
+    assert found.key(4) == "04.png"
+    assert np.array_equal(found.select(np.array([4, 1]))[0].image, image)
     assert len(pairs_of(folder, limit=4)) == 4
 
 
@@ -57,7 +57,7 @@ def test_every_pair_is_read_before_training(folder: Path) -> None:
 
 def test_names_and_lengths_tell_scenes_apart(folder: Path, tmp_path: Path) -> None:
     assert opened(folder).fingerprint() == opened(folder).fingerprint()
-    assert opened(folder).fingerprint() != opened(folder).select(range(8)).fingerprint()
+    assert opened(folder).fingerprint() != opened(folder).select(np.arange(8)).fingerprint()
     other = scenes(tmp_path / "other", 9)
     before = opened(other).fingerprint()
     Image.fromarray(np.zeros((24, 32), np.uint8)).save(other / "masks" / "03.png")
@@ -108,7 +108,7 @@ def test_pixels_and_classes_are_of_the_same_places(key: int) -> None:
     pixels = (COLOURS.numpy()[label_map] * 255).round().astype(np.uint8)
     for size in ((48, 64), (60, 60)):
         views = TwoViews(RandomResizedCrop(scale=(0.2, 0.9)), size)
-        image, shown = seen(Scene(pixels, label_map), views, np.uint64(key))
+        image, shown = seen(Sample(pixels, -1, "", label_map), views, np.uint64(key))
         nearest = (image[None] - COLOURS[:, :, None, None]).abs().sum(1).argmin(0)
         assert float((nearest == shown).float().mean()) > 0.9
 

@@ -16,7 +16,7 @@ from smalti.data.datasets.folder import FileList, Files, Folder
 from smalti.data.datasets.lists import read_list
 from smalti.data.datasets.memory import InMemoryDataset, embedded, embedded_photographs
 from smalti.data.decode import decode
-from tests.contracts import check_source
+from tests.contracts import check_dataset
 from tests.data.test_listing import peak_of
 
 
@@ -33,7 +33,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     for value, name in enumerate(["b.png", "a.jpg", "C.PNG"]):
         put(tmp_path / name, value)
     folder = Folder(tmp_path, 1)
-    check_source(folder)
+    check_dataset(folder)
     assert keys(folder) == ["C.PNG", "a.jpg", "b.png"]
     assert folder.classes == ()
     assert [folder[i].label for i in range(3)] == [-1, -1, -1]
@@ -44,7 +44,7 @@ def test_class_folders_are_the_labels_in_sorted_order(tmp_path: Path) -> None:
     for name in ["dog/1.png", "cat/2.png", "dog/0.png", "bird/deep/er/3.png"]:
         put(tmp_path / name)
     folder = Folder(tmp_path, 3)
-    check_source(folder)
+    check_dataset(folder)
     assert folder.classes == ("bird", "cat", "dog")
     assert [(folder[i].key, folder[i].label) for i in range(4)] == [
         ("bird/deep/er/3.png", 0),
@@ -100,7 +100,7 @@ def test_h05_h06_strange_names_are_read(tmp_path: Path) -> None:
     for name in names:
         put(tmp_path / name)
     folder = Folder(tmp_path, 1)
-    check_source(folder)
+    check_dataset(folder)
     assert sorted(keys(folder)) == sorted(names)
     assert json.loads(json.dumps(keys(folder))) == keys(folder)
 
@@ -176,7 +176,7 @@ def test_a_list_is_a_source_relative_to_itself(tmp_path: Path) -> None:
         put(tmp_path / "images" / name, value)
     outside = tmp_path / "images" / "other" / "c.png"
     source = FileList(write(tmp_path / "images" / "list.txt", f"b.png\n\ndeep/a b.png\n{outside}\n"), 1)
-    check_source(source)
+    check_dataset(source)
     assert [source[i].image[0, 0, 0] for i in range(3)] == [0, 1, 2]
     assert source.name(1) == str(tmp_path / "images" / "deep" / "a b.png")
     assert source.shrunk(0, 2).image.shape[:2] == (2, 2)
@@ -286,7 +286,7 @@ def test_shrunk_is_the_same_image_with_a_shorter_side(tmp_path: Path) -> None:
 def test_resident_images_are_a_source() -> None:
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
     resident = InMemoryDataset(images, torch.tensor([1, 0]), ("a", "b"))
-    check_source(resident)
+    check_dataset(resident)
     assert resident[1].image.shape == (4, 5, 3)
     assert resident[1].image[2, 3].tolist() == images[1, :, 2, 3].tolist()
 
@@ -302,7 +302,7 @@ def test_select_takes_images_and_labels_in_the_given_order() -> None:
 def test_the_embedded_images_are_the_documented_ones(split: str, count: int) -> None:
     about = json.loads((resources.files("smalti.data") / "embedded" / "fashion-mnist.json").read_text())
     images = embedded(split)
-    check_source(images)
+    check_dataset(images)
     assert images.images.shape == (count, 1, 28, 28)
     assert about["splits"][split]["count"] == count
     assert hashlib.sha256(images.images.numpy().tobytes()).hexdigest() == about["splits"][split]["sha256"]

@@ -7,14 +7,13 @@ import torch
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.load import Data, Images
-from smalti.data.splits import load_splits, official_splits
+from smalti.data.load import Data, InMemoryData, load_splits, official_splits
 from tests.small_runs import flat_pictures, pictures
 
 DATA = Data(side=16)
 
 
-def load(train: Path, test: Path) -> Images:
+def load(train: Path, test: Path) -> InMemoryData:
     return load_splits(DATA, str(train), str(test), Log())
 
 

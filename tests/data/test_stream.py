@@ -16,11 +16,9 @@ from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import Subset
 from smalti.data.datasets.folder import Folder
-from smalti.data.load import Data, Images, StoredImages
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
+from smalti.data.load import Data, RunImages, TrainingData
+from smalti.data.loader import Loader, Sampler, default_workers, open_view_source
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.view_source import default_workers, open_view_source
 from smalti.data.workers.jobs import Bad, candidates
 from smalti.functional.masking import Random
 from tests.small_runs import pictures
@@ -29,14 +27,14 @@ CPU = torch.device("cpu")
 VIEWS = TwoViews(RandomResizedCrop(), (16, 16), (8, 8), ColorJitter())
 
 
-def streamed(folder: Path, workers: int = 0, *, bad_files: Path | None = None, bad_share: float = 0.5) -> StoredImages:
+def streamed(folder: Path, workers: int = 0, *, bad_files: Path | None = None, bad_share: float = 0.5) -> RunImages:
     data = Data(str(folder), side=16, memory="stream", num_workers=workers, max_bad_fraction=bad_share)
     images = data.open(Log(), bad_files)
-    assert isinstance(images, StoredImages)
+    assert images.bad_files is not None
     return images
 
 
-def loader(images: StoredImages, workers: int = 0, batch_size: int = 8, part: tuple[int, int] = (0, 1)) -> Loader:
+def loader(images: RunImages, workers: int = 0, batch_size: int = 8, part: tuple[int, int] = (0, 1)) -> Loader:
     data = Data("photos", side=16, num_workers=workers)
     view_source = open_view_source(images, VIEWS, data, batch_size // part[1], CPU)
     return Loader(view_source, Sampler(len(images.train), batch_size, 3, part), Random(), (4, 4))
@@ -67,8 +65,7 @@ def test_shapes_types_and_labels(expected: list[Batch], photos: Path) -> None:
     assert batch.token_image.shape == (8, 3, 8, 8)
     assert batch.image.dtype == torch.float32
     assert batch.label is not None
-    assert images.train.labels is not None
-    assert batch.label.tolist() == images.train.labels[batch.index.numpy()].tolist()
+    assert batch.label.tolist() == images.train.labels_at(batch.index.numpy()).tolist()
     assert len({tuple(label.tolist()) for label in (b.label for b in expected) if label is not None}) > 1
 
 
@@ -122,12 +119,12 @@ def test_a_batch_is_no_view_of_memory_that_is_used_again(photos: Path) -> None:
 
 
 def test_memory_decides_between_resident_and_streamed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(Data(str(photos), side=16).open(Log()), Images)
+    assert Data(str(photos), side=16).open(Log()).bad_files is None
     monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 4 * 24 * 3 * 16 * 16 - 1)
-    assert isinstance(Data(str(photos), side=16).open(Log()), StoredImages)
-    assert isinstance(Data(str(photos), side=16, limit=20).open(Log()), Images)
-    assert isinstance(Data(str(photos), side=16, memory="resident").open(Log()), Images)
-    assert isinstance(Data("embedded", channels=1, memory="stream").open(Log()), Images), "they are in memory anyway"
+    assert Data(str(photos), side=16).open(Log()).bad_files is not None
+    assert Data(str(photos), side=16, limit=20).open(Log()).bad_files is None
+    assert Data(str(photos), side=16, memory="resident").open(Log()).bad_files is None
+    assert Data("embedded", channels=1, memory="stream").open(Log()).bad_files is None, "they are in memory anyway"
 
 
 def test_no_image_is_both_learnt_from_and_held_out(photos: Path) -> None:
@@ -140,7 +137,7 @@ def test_no_image_is_both_learnt_from_and_held_out(photos: Path) -> None:
     assert torch.equal(resident.held_out.images, images.held_out.images)
 
 
-def damaged(photos: Path, tmp_path: Path, *places: int) -> tuple[StoredImages, Path]:
+def damaged(photos: Path, tmp_path: Path, *places: int) -> tuple[RunImages, Path]:
     """The same pictures; those at some places of the training part are no images."""
     copy = tmp_path / "photos"
     for path in photos.rglob("*.png"):
@@ -166,7 +163,7 @@ def test_g29_a_bad_file_is_logged_once_and_always_replaced_by_the_same(
     assert line["reason"].startswith("not an image in a format smalti knows")
     assert capsys.readouterr().err.count("bad image, another one is shown instead: ") == 1
 
-    again = StoredImages(images.train, images.held_out, BadFiles(23, images.train.name, Log(), listing))
+    again = TrainingData(images.train, images.held_out, BadFiles(23, images.train.name, Log(), listing))
     resumed = loader(again)
     assert all(same(resumed(step), before[step]) for step in range(4, 12)), "exact on resume"
     assert len(listing.read_text().splitlines()) == 1
@@ -183,8 +180,7 @@ def test_g29_the_replacement_is_the_next_candidate_under_the_keys_of_the_bad_one
     assert torch.equal(shown.image[1], plain.image[1])
     assert not torch.equal(shown.image[0], plain.image[0])
     assert shown.label is not None
-    assert images.train.labels is not None
-    assert int(shown.label[0]) == images.train.labels[stand_in]
+    assert int(shown.label[0]) == images.train.label(stand_in)
 
 
 def test_g26_nothing_but_bad_files_stops_at_once(tmp_path: Path, photos: Path) -> None:
@@ -195,7 +191,7 @@ def test_g26_nothing_but_bad_files_stops_at_once(tmp_path: Path, photos: Path) -
 
 def test_g27_too_many_bad_files_stop_with_their_reasons(photos: Path, tmp_path: Path) -> None:
     images, _ = damaged(photos, tmp_path, 1, 2, 3)
-    few = StoredImages(images.train, images.held_out, BadFiles(23, images.train.name, Log(), max_fraction=0.1))
+    few = TrainingData(images.train, images.held_out, BadFiles(23, images.train.name, Log(), max_fraction=0.1))
     batches = loader(few)
     message = r"3 of 23 images cannot be read, \d+ were shown; .*png: not an image.*raise --data\.max-bad-fraction"
     with pytest.raises(DataError, match=message):
@@ -205,7 +201,7 @@ def test_g27_too_many_bad_files_stop_with_their_reasons(photos: Path, tmp_path: 
 def test_a_strict_run_stops_at_the_first_bad_file(photos: Path, tmp_path: Path) -> None:
     images, _ = damaged(photos, tmp_path, 1)
     strict = BadFiles(23, images.train.name, Log(), on_bad_image="error")
-    batches = loader(StoredImages(images.train, images.held_out, strict))
+    batches = loader(TrainingData(images.train, images.held_out, strict))
     with pytest.raises(DataError, match=r"cannot read .*png; not an image .*use --data\.on-bad-image replace"):
         [batches(step) for step in range(4)]
 
@@ -236,8 +232,7 @@ def test_what_hung_or_killed_a_worker_is_not_opened_again_after_a_resume(photos:
     rows = Sampler(len(images.train), 2, 3).rows(np.array([4, 7]), np.array([0, 0]))
     assert batches.at(rows).label is not None
     stand_in = next(place for place in candidates(4, len(images.train)) if place != 4)
-    assert images.train.labels is not None
-    assert int(batches.at(rows).label[0]) == images.train.labels[stand_in]  # type: ignore[index]
+    assert int(batches.at(rows).label[0]) == images.train.label(stand_in)  # type: ignore[index]
 
 
 def test_names_that_are_no_text_come_back_from_the_list(tmp_path: Path) -> None:

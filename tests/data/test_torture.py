@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from smalti.core.errors import DataError
 from smalti.data import decode as decoding
 from smalti.data.datasets.folder import Files
-from smalti.data.datasets.listing import NamesBuilder
+from smalti.data.datasets.names import NamesBuilder
 from smalti.data.decode import decode
-from smalti.data.transforms.render import Render
+from smalti.data.transforms.augment import Render
 from smalti.data.transforms.views import RandomResizedCrop, TwoViews
 
 TABLE = Path(__file__).with_name("torture.tsv")

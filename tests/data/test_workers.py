@@ -429,10 +429,10 @@ def test_a_batch_that_is_too_large(workers: Callable[..., Workers]) -> None:
 
 SCRIPT = """
 import time
-from smalti.data.workers import child
+from smalti.data.workers import worker
 from smalti.data.workers.workers import Workers
 from tests.data.worker_jobs import Noise, task
-child._PRELOAD = ()  # torch is not needed here, and takes seconds
+worker._PRELOAD = ()  # torch is not needed here, and takes seconds
 
 def main():
     with Workers(Noise(trouble={0: "print", 1: TROUBLE}), 16, 2, say=print) as workers:

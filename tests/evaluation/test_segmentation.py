@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.segmentation import SegmentationDataset, open_pairs
-from smalti.data.label_maps import Numbering
+from smalti.data.label_maps import Numbering, open_pairs
 from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of, windows
 from smalti.functional.pixel_classes import VOID
 from tests.small_runs import scenes
@@ -64,9 +63,7 @@ def test_images_of_several_sizes_are_labelled_pixel_by_pixel(window: float) -> N
 
 def test_the_table_is_of_all_pixels_that_are_not_void(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes", 11)
-    found = SegmentationDataset(
-        open_pairs(folder, "images", "masks", 3, "inside", None), Numbering(11, 3), ("a", "b", "c")
-    )
+    found = open_pairs(folder, "images", "masks", 3, "inside", None).numbered(Numbering(11, 3), ("a", "b", "c"))
     table = confusion_on(ByColour(), found, (24, 32), 1.0, COMPUTE)
     label_maps = np.stack([found[index].label_map for index in range(11)])
     assert table.sum(1).tolist() == [int((label_maps == number).sum()) for number in range(3)]

@@ -10,7 +10,7 @@ import pytest
 from smalti import cli
 from smalti.core import files, folder_lock, log
 from smalti.core.errors import CheckpointError, OutputError
-from smalti.data.datasets.remote import address
+from smalti.data.datasets import remote
 from smalti.runs import folder
 from smalti.training import checkpoint
 from tests.faults import test_output, test_secrets, test_together
@@ -60,7 +60,7 @@ def names_are_obeyed(patch: pytest.MonkeyPatch) -> None:
 
 
 def secrets_are_shown(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(address, "without_secrets", lambda text: text)
+    patch.setattr(remote, "without_secrets", lambda text: text)
 
 
 def error_over_many_lines(tmp_path: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

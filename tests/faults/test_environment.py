@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from smalti.core.files import write_bytes
-from smalti.data.datasets.index_cache import cache_folder
+from smalti.data.datasets.data_files import cache_folder
 from tests.small_runs import CPU, PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def commands(folder: Path) -> list[list[str]]:
         ["show", run, f"{photos}/across/00.png", "--out", f"{folder}/show.html", *CPU],
         ["report", tokenizer, run],
         ["masks", "--out", f"{folder}/masks.html"],
-        ["prepare", photos, "--out", f"{folder}/pack"],
+        ["prepare", photos, "--out", f"{folder}/shards"],
         ["explain", "nano"],
     ]
 

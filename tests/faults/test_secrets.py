@@ -78,7 +78,7 @@ def test_k17_no_name_can_steer_the_terminal(tmp_path: Path, capsys: pytest.Captu
     (photos / "00.png").rename(photos / f"a{EVIL}")
     assert main(["check", str(photos)]) == 0
     assert train_tokenizer(photos, tmp_path / f"run{EVIL}", 1, "--data.max-bad-fraction", "0.5") == 0
-    assert main(["prepare", str(photos), "--out", str(tmp_path / f"pack{EVIL}"), "--max-bad-fraction", "0.5"]) == 0
+    assert main(["prepare", str(photos), "--out", str(tmp_path / f"shards{EVIL}"), "--max-bad-fraction", "0.5"]) == 0
     shown = ["show", str(tmp_path / f"run{EVIL}"), str(photos / f"a{EVIL}"), "--out", str(tmp_path / "s.html"), *CPU]
     assert main(shown) == 0
     printed = capsys.readouterr()
@@ -186,7 +186,7 @@ def test_k18_what_is_no_address_is_kept_as_it_is(tmp_path: Path) -> None:
 
 def test_k18_the_console_shows_no_secret_of_an_address(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     address = f"http://me:{SECRET}@127.0.0.1:1/0.tar?sig={SECRET}"
-    for command in (["check", address], ["prepare", address, "--out", str(tmp_path / "pack")]):
+    for command in (["check", address], ["prepare", address, "--out", str(tmp_path / "shards")]):
         assert main(command) == 3
     printed = capsys.readouterr()
     assert SECRET not in printed.out + printed.err

@@ -29,7 +29,7 @@ IMPORTS_BY_NAME = {"cli.py"}
 """`importlib.import_module`, of recipes inside the package; `my_file.py:function` is the user's own."""
 WRITES = {
     "core/files.py": "touch",  # the probe of a folder
-    "data/packs/part_writer.py": "xb",  # which follows no link
+    "data/shard_writer.py": "xb",  # which follows no link
     "data/datasets/remote/remote_cache.py": "ab",  # a lock inside the cache of its user alone
     "data/workers/worker.py": "write_text",  # a number for the system, in /proc
 }

@@ -15,7 +15,7 @@ from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images
+from smalti.data.load import Data, InMemoryData, TrainingData
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
@@ -64,8 +64,8 @@ def config(out: Path, **changes: Any) -> Finetune:
     return replace(start, plan=plan, optimiser=optimiser, **changes)
 
 
-def trained(start: Finetune, images: Images | None = None, resume: bool = False) -> dict[str, Any]:
-    shown = Images(bright_and_dark(200), bright_and_dark(80, seed=1)) if images is None else images
+def trained(start: Finetune, images: InMemoryData | None = None, resume: bool = False) -> dict[str, Any]:
+    shown = TrainingData(bright_and_dark(200), bright_and_dark(80, seed=1)) if images is None else images
     return run.main(start, resume=resume, images=shown, compute=COMPUTE)
 
 
@@ -82,8 +82,10 @@ def test_labels_are_learned_from_nothing(tmp_path: Path) -> None:
 def test_shuffled_labels_are_guessed_by_chance_on_test_images(tmp_path: Path) -> None:
     train, test = bright_and_dark(600), bright_and_dark(600, seed=1)
     rng = np.random.default_rng(3)
-    shuffled = (replace(part, labels=part.labels[rng.permutation(len(part))]) for part in (train, test))
-    found = trained(config(tmp_path / "run"), Images(*shuffled))
+    shuffled = (
+        InMemoryDataset(part.images, part.labels[rng.permutation(len(part))], part.classes) for part in (train, test)
+    )
+    found = trained(config(tmp_path / "run"), TrainingData(*shuffled))
     assert found["test_accuracy"] == pytest.approx(0.5, abs=0.1)
 
 
@@ -106,7 +108,7 @@ def test_validation_chooses_and_the_test_is_looked_at_once_at_the_end(
 def test_test_images_have_no_part_in_what_is_learned_or_chosen(tmp_path: Path) -> None:
     train, found = bright_and_dark(200), {}
     for name, test in {"one": bright_and_dark(80, seed=1), "other": bright_and_dark(44, seed=2)}.items():
-        found[name] = trained(config(tmp_path / name), Images(train, test))
+        found[name] = trained(config(tmp_path / name), TrainingData(train, test))
     assert weights(tmp_path / "one") == weights(tmp_path / "other")
     assert metrics(tmp_path / "one") == metrics(tmp_path / "other")
     assert found["one"]["chosen_step"] == found["other"]["chosen_step"]
@@ -262,7 +264,7 @@ def test_a_base_network_goes_from_224_to_384(tmp_path: Path) -> None:
     images = InMemoryDataset(pixels, torch.arange(8) % 2, ("even", "odd"))
     start = config(tmp_path / "run", init=str(tmp_path / "vit.safetensors"))
     larger = replace(start, data=Data(side=384), backbone=ViT(img_size=(384, 384)), plan=Plan(steps=2, batch_size=2))
-    found = trained(larger, Images(images, images))
+    found = trained(larger, TrainingData(images, images))
     assert (found["steps"], found["test_images"]) == (2, 8)
     assert start_weights(tmp_path / "run")["backbone.pos_embed"].shape == (1, 577, 768)
 

@@ -16,7 +16,7 @@ from smalti.core.compute import Compute
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.memory import embedded
-from smalti.data.datasets.open import open_stored
+from smalti.data.datasets.open import open_source
 from smalti.recipes import base, nano, small, tiny
 from smalti.runs import dry_run as dry
 from smalti.runs import plan
@@ -287,10 +287,10 @@ def test_batches_are_halved_until_they_fit_the_device(monkeypatch: pytest.Monkey
 def test_images_that_cannot_be_read_or_are_too_few_are_refused(tmp_path: Path) -> None:
     (flat_pictures(tmp_path / "few", count=1) / "bad.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"1 of 2 images looked at can be read; .*"):
-        plan.look(open_stored(str(tmp_path / "few"), 3), Log())
+        plan.look(open_source(str(tmp_path / "few"), 3), Log())
     (tmp_path / "few" / "bad.jpg").unlink()
     with pytest.raises(DataError, match="1 of 1 images looked at can be read; training and measuring need at least 2"):
-        plan.look(open_stored(str(tmp_path / "few"), 3), Log())
+        plan.look(open_source(str(tmp_path / "few"), 3), Log())
 
 
 @pytest.mark.parametrize(

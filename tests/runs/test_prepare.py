@@ -18,8 +18,8 @@ from smalti.core.log import Log
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.memory import embedded
 from smalti.data.datasets.open import open_source
+from smalti.data.datasets.prepared import Prepared
 from smalti.data.load import Data
-from smalti.data.packs.pack import Pack
 from smalti.runs.prepare import Prepare, main
 
 
@@ -48,9 +48,9 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 
 
 def test_a_folder_is_prepared_once(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "pack")
+    out = str(tmp_path / "shards")
     first = json_of(["prepare", str(photos), "--out", out, "--side", "48"], capsys)
-    size = (tmp_path / "pack" / "part-00000.bin").stat().st_size
+    size = (tmp_path / "shards" / "shard-00000.tar").stat().st_size
     assert first.pop("seconds") > 0
     assert first == {
         "out": out,
@@ -61,19 +61,19 @@ def test_a_folder_is_prepared_once(photos: Path, tmp_path: Path, capsys: pytest.
         "parts": 1,
         "written": 1,
         "bad": 0,
-        "digest": Pack(tmp_path / "pack", 3).fingerprint(),
+        "digest": Prepared(tmp_path / "shards", 3).fingerprint(),
     }
     assert smalti(["prepare", str(photos), "--out", out, "--side", "48"]) == 0
     said = capsys.readouterr()
-    assert f"{out} is done already, nothing was written; every part is whole" in said.out
-    assert "6 images in 1 part, " in said.out
+    assert f"{out} is done already, nothing was written; every shard is whole" in said.out
+    assert "6 images in 1 shard, " in said.out
     assert f"digest {first['digest']}" in said.out
-    assert f"{out}: 6 images are there already, parts 0 to 0" in said.err
+    assert f"{out}: 6 images are there already, shards 0 to 0" in said.err
 
 
-def test_the_pack_shows_what_the_folder_shows(photos: Path, tmp_path: Path) -> None:
-    main(Prepare(str(photos), str(tmp_path / "pack"), side=48))
-    source, made = Folder(photos, 3), Pack(tmp_path / "pack", 3)
+def test_the_shards_show_what_the_folder_shows(photos: Path, tmp_path: Path) -> None:
+    main(Prepare(str(photos), str(tmp_path / "shards"), side=48))
+    source, made = Folder(photos, 3), Prepared(tmp_path / "shards", 3)
     assert made.classes == source.classes
     for index in range(6):
         expected, found = source.shrunk(index, 48), made[index]
@@ -94,23 +94,23 @@ def test_lists_and_shards_give_the_same_pixels(photos: Path, tmp_path: Path, mon
             label = tarfile.TarInfo(f"{number}.cls")
             label.size = 3
             archive.addfile(label, io.BytesIO(name[:3].encode()))
-    packs = []
+    found: list[Prepared] = []
     for data in ("photos", "list.csv", "0.tar"):
-        main(Prepare(str(tmp_path / data), str(tmp_path / f"pack-{data}"), side=48))
-        packs.append(Pack(tmp_path / f"pack-{data}", 3))
-    for made in packs[1:]:
-        assert made.classes == packs[0].classes == ("cat", "dog")
+        main(Prepare(str(tmp_path / data), str(tmp_path / f"shards-{data}"), side=48))
+        found.append(Prepared(tmp_path / f"shards-{data}", 3))
+    for made in found[1:]:
+        assert made.classes == found[0].classes == ("cat", "dog")
         for index in range(6):
-            assert made.read(index) == packs[0].read(index)
-            assert made[index].label == packs[0][index].label
-    assert [made.about.settings.source for made in packs] == ["folder", "list", "shards"]
+            assert made.read(index) == found[0].read(index)
+            assert made[index].label == found[0][index].label
+    assert [made.about.settings.source for made in found] == ["folder", "list", "shards"]
 
 
 def test_embedded_images_are_kept_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = Prepare("embedded", "pack", encoding="raw", channels=1, limit=30)
+    config = Prepare("embedded", "shards", encoding="raw", channels=1, limit=30)
     assert main(config)["images"] == 30
-    made, images = Pack(tmp_path / "pack", 1), embedded("train")
+    made, images = Prepared(tmp_path / "shards", 1), embedded("train")
     assert (made.about.settings.data, made.classes) == ("embedded", images.classes)
     for index in range(30):
         position = index * len(images) // 30
@@ -119,16 +119,16 @@ def test_embedded_images_are_kept_without_loss(tmp_path: Path, monkeypatch: pyte
     assert main(config)["written"] == 0
 
 
-def test_a_pack_is_data_for_every_verb(
+def test_prepared_shards_are_data_for_every_verb(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "pack")
+    out = str(tmp_path / "shards")
     main(Prepare(str(photos), out, encoding="raw", side=48))
     source = open_source(out, 3)
-    assert isinstance(source, Pack)
+    assert isinstance(source, Prepared)
     assert source.key(5) == "dog/2.png"
     checked = json_of(["check", out], capsys)
-    assert (checked["kind"], checked["formats"], checked["classes"]) == ("pack", {"PPM": 6}, {"cat": 3, "dog": 3})
+    assert (checked["kind"], checked["formats"], checked["classes"]) == ("prepared", {"array": 6}, {"cat": 3, "dog": 3})
     ours, theirs = Data(out, side=16).load(Log()), Data(str(photos), side=16).load(Log())
     assert ours.train.classes == theirs.train.classes
     assert torch.equal(ours.train.labels, theirs.train.labels)
@@ -136,15 +136,15 @@ def test_a_pack_is_data_for_every_verb(
     assert float(difference.abs().mean()) < 2  # of two resizes
     main(Prepare(out, str(tmp_path / "small"), side=16))
     assert min(open_source(str(tmp_path / "small"), 3)[0].image.shape[:2]) == 16
-    (tmp_path / "pack" / "part-00000.bin").write_bytes(b"")
+    (tmp_path / "shards" / "shard-00000.tar").write_bytes(b"")
     assert smalti(["check", out]) == 3
-    assert "part-00000.bin is damaged; it has 0 bytes, not " in capsys.readouterr().err
+    assert "shard-00000.tar is damaged; it has 0 bytes, not " in capsys.readouterr().err
 
 
 def test_other_arguments_are_refused_by_name(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "pack")
+    out = str(tmp_path / "shards")
     main(Prepare(str(photos), out, side=48))
     capsys.readouterr()
     assert smalti(["prepare", str(photos), "--out", out, "--side", "32"]) == 2
@@ -161,12 +161,12 @@ def test_other_arguments_are_refused_by_name(
         main(Prepare(str(photos), out, side=48))
     monkeypatch.chdir(photos.parent)
     scene(2).save(photos / "cat" / "2.png")
-    assert main(Prepare("photos", "pack", side=48))["written"] == 0, "a relative path names the same data"
+    assert main(Prepare("photos", "shards", side=48))["written"] == 0, "a relative path names the same data"
 
 
 def test_the_quality_does_not_matter_where_pixels_are_stored(photos: Path, tmp_path: Path) -> None:
-    main(Prepare(str(photos), str(tmp_path / "pack"), encoding="raw", quality=90))
-    assert main(Prepare(str(photos), str(tmp_path / "pack"), encoding="raw", quality=80))["written"] == 0
+    main(Prepare(str(photos), str(tmp_path / "shards"), encoding="raw", quality=90))
+    assert main(Prepare(str(photos), str(tmp_path / "shards"), encoding="raw", quality=80))["written"] == 0
 
 
 def test_what_is_left_out_is_said_and_listed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,14 +174,14 @@ def test_what_is_left_out_is_said_and_listed(photos: Path, tmp_path: Path, capsy
     os.mkfifo(photos / "dog" / "pipe.png")
     (photos / "Dog").mkdir()
     scene(9).save(photos / "Dog" / "9.png")
-    result = json_of(["prepare", str(photos), "--out", str(tmp_path / "pack")], capsys)
+    result = json_of(["prepare", str(photos), "--out", str(tmp_path / "shards")], capsys)
     assert (result["images"], result["bad"]) == (7, 1)
-    line = json.loads((tmp_path / "pack" / "bad_files.jsonl").read_text())
+    line = json.loads((tmp_path / "shards" / "bad_files.jsonl").read_text())
     assert line == {
         "path": str(photos / "dog" / "bad\x1b[31m.png"),
         "reason": "not an image in a format smalti knows",
     }
-    main(Prepare(str(photos), str(tmp_path / "pack")))
+    main(Prepare(str(photos), str(tmp_path / "shards")))
     said = capsys.readouterr().err
     assert "left out: 1 not a regular file (first dog/pipe.png)" in said
     assert "note: classes 'Dog', 'dog' differ in case" in said
@@ -191,7 +191,7 @@ def test_what_is_left_out_is_said_and_listed(photos: Path, tmp_path: Path, capsy
 def test_too_many_bad_files_stop_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "b.png"):
         (photos / "cat" / name).write_text("x")
-    arguments = ["prepare", str(photos), "--out", str(tmp_path / "pack")]
+    arguments = ["prepare", str(photos), "--out", str(tmp_path / "shards")]
     assert smalti(arguments) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: 2 of 8 images cannot be read, first {photos}/cat/a.png; not an image in a format")
@@ -203,22 +203,22 @@ def test_a_place_that_cannot_be_written_is_an_output_error(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert smalti(["prepare", str(photos), "--out", str(tmp_path / "file" / "pack")]) == 6
+    assert smalti(["prepare", str(photos), "--out", str(tmp_path / "file" / "shards")]) == 6
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: cannot write ")
     assert smalti(["prepare", str(photos), "--out", str(photos / "cat")]) == 2
-    assert "cat is not empty; 0.jpg is no part of a pack; choose another --out" in capsys.readouterr().err
+    assert "cat is not empty; 0.jpg is not what smalti prepare writes; choose another --out" in capsys.readouterr().err
 
 
 def test_no_data_is_a_data_error_and_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no folder .*nowhere; it does not exist"):
-        main(Prepare(str(tmp_path / "nowhere"), str(tmp_path / "pack")))
-    assert not (tmp_path / "pack").exists()
+        main(Prepare(str(tmp_path / "nowhere"), str(tmp_path / "shards")))
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"out": ""}, "no folder to write; use --out PACK"),
+        ({"out": ""}, "no folder to write; use --out FOLDER"),
         ({"side": 8}, "a side of 8 pixels; use at least 16"),
         ({"quality": 0}, "a quality of 0; choose 1 to 100"),
         ({"quality": 101}, "a quality of 101; choose 1 to 100"),
@@ -229,4 +229,4 @@ def test_no_data_is_a_data_error_and_nothing_is_made(tmp_path: Path) -> None:
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Prepare("x", **({"out": "pack"} | fields))
+        Prepare("x", **({"out": "shards"} | fields))

@@ -94,7 +94,7 @@ def test_validation_chooses_and_the_test_is_looked_at_once_at_the_end(
     whole = segmentation.confusion_on
 
     def confusion_on(model: Any, images: Any, *rest: Any) -> Any:
-        looked.append((len(metrics(tmp_path / "run")), images.pairs.masks.parent.name))
+        looked.append((len(metrics(tmp_path / "run")), images.masks.parent.name))
         return whole(model, images, *rest)
 
     monkeypatch.setattr(segmentation, "confusion_on", confusion_on)

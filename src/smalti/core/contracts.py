@@ -22,22 +22,16 @@ Grid: TypeAlias = tuple[int, int]
 
 
 class Sample(NamedTuple):
-    """One image of a source: `image` is H W C uint8 with C = 1 or 3; `label` is -1 where there is none."""
+    """One image of a dataset: `image` is H W C uint8 with C = 1 or 3; `label` is -1 where there is none.
+
+    Attributes:
+        label_map: H W uint8, the class of each pixel, or VOID; where pixels have classes and the image its full size.
+    """
 
     image: NDArray[np.uint8]
     label: int
     key: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to images. `classes` is empty where there are no labels."""
-
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
+    label_map: NDArray[np.uint8] | None = None
 
 
 @runtime_checkable

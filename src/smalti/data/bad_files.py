@@ -1,12 +1,15 @@
-"""Images that cannot be read: each named once, on the console and in bad_files.jsonl, and not too many of them."""
+"""Images that cannot be read: each named once, on the console and in bad_files.jsonl, and not too many of them.
+
+What is read once, into memory or by `smalti prepare`, leaves them out; what is streamed shows others in their place.
+"""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from smalti.core.errors import DataError
-from smalti.core.files import append
+from smalti.core.files import append, write_bytes
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
 from smalti.data.workers.jobs import Bad
@@ -18,6 +21,56 @@ OnBadImage: TypeAlias = Literal["replace", "error"]
 _SHOWN = 5
 _EARLY = 50
 """After so many images, a run of which more than half cannot be read is stopped, however large the data set."""
+
+
+class LeftOutFiles:
+    """Images that cannot be read in one pass over `total` of them, by path and reason.
+
+    Args:
+        path: the file that lists them.
+        fix: what to do about too many.
+        found: by an earlier part of the same pass.
+    """
+
+    def __init__(
+        self, total: int, path: Path | None, max_fraction: float, fix: str, found: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.total, self.path, self.fix = total, path, fix
+        self.most, self.found = max(1.0, max_fraction * total), list(found)
+
+    def add(self, path: str, reason: str) -> None:
+        """Note one more.
+
+        Raises:
+            DataError: that are too many.
+        """
+        self.found.append((path, reason))
+        self._require_few()
+
+    def finish(self, log: Log) -> None:
+        """List what was found, and say so.
+
+        Raises:
+            DataError: that are too many.
+        """
+        if self.found:
+            self._require_few()
+            self.write()
+            log.say(f"left out: {self._summary()} ({self.found[0][1]})")
+
+    def _require_few(self) -> None:
+        if len(self.found) > self.most or len(self.found) == self.total:
+            self.write()
+            raise DataError(self._summary(), cause=self.found[0][1], fix=self.fix)
+
+    def _summary(self) -> str:
+        return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
+
+    def write(self) -> None:
+        """List what was found so far."""
+        if self.path is not None and is_rank0():
+            lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.found)
+            write_bytes(self.path, "".join(lines).encode())
 
 
 class BadFiles:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from smalti.core.errors import DataError
+from smalti.data import npy
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
@@ -56,6 +58,15 @@ _MAY_TURN = (b"Exif\0\0", b"tiff:Orientation")
 
 class _RefusedError(Exception):
     """What is wrong with a file, without its name."""
+
+
+class Header(NamedTuple):
+    """What a file says of its image: format and mode as Pillow calls them; an `.npy` file is an `array`."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
 
 
 def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:
@@ -115,6 +126,8 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
         pixels = _plain_jpeg(data, channels, least)
         if pixels is not None:
             return pixels
+        if data.startswith(npy.MAGIC):
+            return _array(data, channels, least)
         with _open(data) as image:
             _check_size(*image.size)
             # Only a JPEG can be read at a fraction; other formats may say how they lie after their pixels.
@@ -133,6 +146,15 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
         raise DataError(f"cannot read {name}", cause="not enough memory") from error
     except Exception as error:  # decoders raise many kinds (OSError, SyntaxError, struct.error, ...): all mean bad file
         raise DataError(f"cannot read {name}", cause=f"damaged: {str(error) or type(error).__name__}") from error
+
+
+def header_of(data: bytes) -> Header:
+    """The header of a file that has been decoded already."""
+    if data.startswith(npy.MAGIC):
+        height, width, channels = npy.shape(data)
+        return Header("array", "L" if channels == 1 else "RGB", width, height)
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        return Header(str(image.format), image.mode, *image.size)
 
 
 def _read(path: Path) -> bytes:
@@ -163,6 +185,18 @@ def _check_size(width: int, height: int) -> None:
         raise _RefusedError(f"{width}x{height} pixels, above the limit of {MAX_PIXELS}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise _RefusedError(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
+
+
+def _array(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8]:
+    """The pixels of an `.npy` file, in full."""
+    height, width, stored = npy.shape(data)
+    _check_size(width, height)
+    least(height, width)
+    pixels = npy.decode(data)
+    if stored == channels:
+        return pixels
+    picture = Image.fromarray(pixels[..., 0] if stored == 1 else pixels)
+    return np.array(picture.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
 
 
 def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8] | None:

@@ -1,16 +1,32 @@
-"""Masks of segmentation as files: PNGs of one byte a pixel, the number of its class."""
+"""Photographs with the class of every pixel: images and masks by the same names; one crop and one mirror for both."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
 
+from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.core.rng import Keys
+from smalti.data.datasets.dataset import ImageDataset, Subset
+from smalti.data.datasets.folder import Folder, FollowLinks
+from smalti.data.datasets.names import NONE
 from smalti.data.decode import read_file
+from smalti.data.loader import SampledBatch, Views, colours
+from smalti.data.reading import each, even_sample
+from smalti.data.transforms.augment import recolour, resample
+from smalti.data.transforms.views import Box, TwoViews
 from smalti.functional.pixel_classes import VOID
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -18,6 +34,10 @@ _FIX = "write PNGs of 8-bit grey, the class of each pixel"
 _DEPTH, _COLOURS = 24, 25
 """Where a PNG says how many bits a value has, and what its values are."""
 _NOT_GREY = {2: "it has colours", 3: "it has a palette", 4: "it has transparency", 6: "it has colours and transparency"}
+
+_THREADS = 2
+_Key = tuple[int, int]
+"""Position and key of an image: what it looks like is a function of both."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +130,165 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             f"{path} cannot name classes", cause=f"{twice[0]} stands there twice" if twice else "it is empty"
         )
     return names
+
+
+class SegmentationDataset(Subset):
+    """Images of a folder and, by the same names in another folder, masks: the class of every pixel.
+
+    Both are read whenever they are looked at; any two images may differ in size. A sample has a label map, no label.
+
+    Args:
+        numbering: which ids in masks stand for which classes; None: not known yet, and label maps hold the ids.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        positions: NDArray[np.int64],
+        masks: Path,
+        numbering: Numbering | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(images, positions)
+        self.kind, self.masks, self.numbering, self.classes = "segmentation", masks, numbering, classes
+
+    def label(self, index: int) -> int:
+        return NONE
+
+    def mask(self, index: int) -> Path:
+        """The file of a mask."""
+        return self.masks / Path(self.key(index)).with_suffix(".png")
+
+    def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
+        sample = super().decoded(index, data, shorter_side)
+        if shorter_side is not None:
+            return sample
+        ids = read_ids(self.mask(index), (sample.image.shape[0], sample.image.shape[1]))
+        return sample._replace(label_map=ids if self.numbering is None else self.numbering(ids))
+
+    def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
+        return SegmentationDataset(self.whole, self.positions[positions], self.masks, self.numbering, self.classes)
+
+    def numbered(self, numbering: Numbering, classes: tuple[str, ...]) -> "SegmentationDataset":
+        """The same, with ids as classes."""
+        return SegmentationDataset(self.whole, self.positions, self.masks, numbering, classes)
+
+    def fingerprint(self) -> str:
+        """A digest of the names and lengths of images and masks."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        for index in range(len(self)):
+            digest.update(f"{self.mask(index).stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def present(self, log: Log) -> dict[int, Path]:
+        """The ids that occur, and a mask that each stands in. Every pair is read: nothing is found wrong later.
+
+        Raises:
+            DataError: the first that cannot be read, or does not fit.
+        """
+
+        def ids_of(index: int) -> NDArray[np.uint8]:
+            label_map = self[index].label_map
+            assert label_map is not None
+            return np.unique(label_map)
+
+        found: dict[int, Path] = {}
+        with each(ids_of, range(len(self)), log, f"read {self.masks}") as present:
+            for index, ids in present:
+                if isinstance(ids, DataError):
+                    raise ids
+                found |= {number: self.mask(index) for number in ids.tolist() if number not in found}
+        return found
+
+
+def open_pairs(
+    root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None
+) -> SegmentationDataset:
+    """The images of one folder inside `root`, with their masks in another one.
+
+    Raises:
+        DataError: a folder or a mask is missing.
+    """
+    for name, kind in ((images, "images"), (masks, "masks")):
+        if not (root / name).is_dir():
+            fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
+            raise DataError(f"no folder of {kind} {root / name}", cause="it does not exist", fix=fix)
+    source = Folder(root / images, channels, follow=follow)
+    pairs = SegmentationDataset(source, np.array(even_sample(len(source), limit)), root / masks)
+    missing = [index for index in range(len(pairs)) if not pairs.mask(index).is_file()]
+    if missing:
+        first, count = missing[0], f"{len(missing)} of {len(pairs)} images have no mask"
+        raise DataError(count, cause=f"{pairs.name(first)} is the first", fix=f"it needs {pairs.mask(first)}")
+    return pairs
+
+
+class View(NamedTuple):
+    """What is seen of a scene."""
+
+    image: Float[Tensor, "C h w"]
+    label_map: UInt8[Tensor, "h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationViewSource:
+    """Shows scenes, which threads read from the disk while the network computes."""
+
+    scenes: ImageDataset
+    views: TwoViews
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS))
+    begun: dict[_Key, "Future[View]"] = field(default_factory=dict)
+
+    def prefetch(self, batches: Sequence[SampledBatch]) -> None:
+        """Let the threads begin with these."""
+        for task in (task for rows in batches for task in _tasks(rows)):
+            self._begin(task)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.threads.shutdown(cancel_futures=True)
+
+    def __call__(self, rows: SampledBatch) -> Views:
+        tasks = _tasks(rows)
+        shown = [self._begin(task) for task in tasks]
+        for task in tasks:
+            self.begun.pop(task, None)
+        views = [future.result() for future in shown]
+        images, label_maps = (torch.stack(parts) for parts in zip(*views, strict=True))
+        return Views(images, None, torch.from_numpy(rows.index), torch.full((len(images),), -1), label_maps)
+
+    def _begin(self, task: _Key) -> "Future[View]":
+        if task not in self.begun:
+            index, key = task
+            self.begun[task] = self.threads.submit(lambda: seen(self.scenes[index], self.views, np.uint64(key)))
+        return self.begun[task]
+
+
+def _tasks(rows: SampledBatch) -> list[_Key]:
+    return [(int(index), int(key)) for index, key in zip(rows.index, rows.view_keys, strict=True)]
+
+
+def seen(scene: Sample, views: TwoViews, key: np.uint64) -> View:
+    """A scene as its key has it seen: pixels bicubic, classes by the nearest pixel; colours change the pixels alone."""
+    assert scene.label_map is not None
+    keys: Keys = np.array([key])
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+    crop, unmirrored = views.crop(keys, *scene.label_map.shape), torch.zeros(1, dtype=torch.bool)
+    if views.jitter_when == "before_crop":
+        image = recolour(image, *colours(views, keys, image), unmirrored)
+    shown = resample(image, crop, views.size)
+    if views.jitter_when == "after_crop":
+        shown = recolour(shown, *colours(views, keys, shown), unmirrored)
+    box: Box = tuple(crop.box[0].tolist())
+    return View(shown[0], torch.from_numpy(cut(scene.label_map, box, bool(crop.flip[0]), views.size)))
+
+
+def cut(label_map: UInt8[np.ndarray, "H W"], box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """What lies nearest to the centre of each pixel of the crop that `resample` makes of the image."""
+    rows = _nearest(box[0], box[2], label_map.shape[0], size[0])
+    columns = _nearest(box[1], box[3], label_map.shape[1], size[1])
+    return label_map[np.ix_(rows, columns[::-1] if flip else columns)]
+
+
+def _nearest(start: float, length: float, size_in: int, size_out: int) -> NDArray[np.int64]:
+    centres = (start + (np.arange(size_out) + 0.5) * length / size_out) * size_in
+    return np.clip(np.floor(centres).astype(np.int64), 0, size_in - 1)

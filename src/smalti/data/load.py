@@ -1,51 +1,57 @@
-"""DATA as given on the command line, to images in memory."""
+"""DATA as given on the command line, to images in memory or images that are streamed; test images of their own."""
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
-from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.core.ranks import is_rank0, local_world_size
-from smalti.core.rng import Stream, fold, permutation
-from smalti.data.bad_files import BadFiles, OnBadImage
-from smalti.data.datasets.dataset import ImageDataset, Subset
-from smalti.data.datasets.listing import FollowLinks
+from smalti.core.ranks import local_world_size
+from smalti.core.rng import permutation
+from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.memory import InMemoryDataset, embedded
-from smalti.data.datasets.open import EMBEDDED, open_stored
-from smalti.data.reading import attempt, each, even_sample, read_square, square
+from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.remote import shown
+from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
+from smalti.data.splits import put_aside
+
+Train = TypeVar("Train", bound=ImageDataset, covariant=True)
+HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
 
 _MOST_HELD_OUT = 5000
 """Of streamed images no more are held out: these are kept in memory."""
 
-
-class Images(NamedTuple):
-    """What a run learns from and what it is judged on; no image is in both."""
-
-    train: InMemoryDataset
-    held_out: InMemoryDataset
-
-
-class StoredImages(NamedTuple):
-    """The same, where the images to learn from are too many for memory: they are read again in every epoch."""
-
-    train: Subset
-    held_out: InMemoryDataset
-    bad_files: BadFiles
-
-
 Memory: TypeAlias = Literal["auto", "resident", "stream"]
 """Decode once and keep the squares, or decode whenever an image is shown."""
+
+
+@dataclass(frozen=True)
+class TrainingData(Generic[Train, HeldOut]):
+    """What a run learns from and what it is judged on; no image is in both.
+
+    Attributes:
+        train: images in memory, or such as are read again in every epoch because they are too many for it.
+        held_out: images in memory, or with masks.
+        bad_files: where images that cannot be read are noted while they are streamed; None of images in memory.
+    """
+
+    train: Train
+    held_out: HeldOut
+    bad_files: BadFiles | None = None
+
+
+InMemoryData: TypeAlias = TrainingData[InMemoryDataset, InMemoryDataset]
+RunImages: TypeAlias = TrainingData[ImageDataset, InMemoryDataset]
+AnyImages: TypeAlias = TrainingData[ImageDataset, ImageDataset]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Data:
     path: str = setting(
         "",
         "a folder of images, a list (.txt, .csv), tar shards or Parquet files (a-{000..009}.tar, also at an address), "
-        "a Hugging Face data set, a pack, or 'embedded'",
+        "a Hugging Face data set, what 'smalti prepare' wrote, or 'embedded'",
         resume="free",
     )
     channels: int = setting(3, "1 grey, 3 RGB")
@@ -85,7 +91,7 @@ class Data:
         require(self.num_workers is None or self.num_workers >= 0, f"{self.num_workers} workers", "use 0 or more")
         require(self.worker_timeout > 0, f"a worker_timeout of {self.worker_timeout}", "use more than 0 seconds")
 
-    def open(self, log: Log, bad_files: Path | None = None) -> Images | StoredImages:
+    def open(self, log: Log, bad_files: Path | None = None) -> RunImages:
         """The images for a training run: in memory where they fit.
 
         Args:
@@ -97,30 +103,39 @@ class Data:
         """
         if self.path == EMBEDDED:
             return self.load(log)
-        source = self._source(log, in_order=self.memory == "resident")
+        source = self._source(log)
         if self.fits(min(len(source), self.limit or len(source))):
             return split_held_out(read_source(source, self, log, bad_files), self.held_out)
+        if source.in_order:
+            cause = "Parquet files and addresses are read in order only"
+            fix = "make a fast copy once: smalti prepare DATA --out SHARDS; or use --data.memory resident"
+            raise DataError(f"cannot stream {shown(self.path)}", cause=cause, fix=fix)
         positions = np.array(even_sample(len(source), self.limit))
-        train, aside = _split(len(positions), self.held_out, _MOST_HELD_OUT)
+        train, aside = put_aside(_at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
-        held_out = read_source(Subset(source, positions[aside]), replace(self, limit=None), log)
-        learnt = Subset(source, positions[train])
-        found = BadFiles(len(learnt), learnt.name, log, bad_files, self.max_bad_fraction, self.on_bad_image)
-        return StoredImages(learnt, held_out, found)
+        held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
+        learnt = source.select(positions[train])
+        return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
-    def load(self, log: Log, bad_files: Path | None = None) -> Images:
+    def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
         """Read everything into memory. Arguments and errors as of `open`."""
         if self.path == EMBEDDED:
-            return Images(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        source = self._source(log, in_order=True)
+            return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
+        source = self._source(log)
         return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
-    def settled(self, images: Images | StoredImages) -> "Data":
-        """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
-        return replace(self, memory="stream" if isinstance(images, StoredImages) else "resident")
+    def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
+        """Where those of the images that cannot be read are noted while they are streamed."""
+        return BadFiles(len(train), train.name, log, path, self.max_bad_fraction, self.on_bad_image)
 
-    def _source(self, log: Log, *, in_order: bool) -> ImageDataset:
-        source = open_stored(self.path, self.channels, log, self.follow_links, in_order=in_order)
+    def settled(self, images: AnyImages) -> "Data":
+        """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
+        if images.bad_files is not None:
+            return replace(self, memory="stream")
+        return self if images.train.pixels is None else replace(self, memory="resident")
+
+    def _source(self, log: Log) -> ImageDataset:
+        source = open_source(self.path, self.channels, log, self.follow_links)
         for note in source.notes:
             log.say(f"note: {note}")
         if source.left_out.counts:
@@ -144,7 +159,9 @@ class Data:
 
 
 def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
-    """Decode a source into memory with one thread a core; unreadable images are listed and left out."""
+    """Decode a dataset into memory with one thread a core; unreadable images are listed and left out."""
+    if source.pixels is not None:  # there already
+        return InMemoryDataset(source.pixels, source.all_labels(), source.classes)
     positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
@@ -156,26 +173,75 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
             else:
                 pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
                 labels.append(result.label)
-    _report_bad(failed, len(positions), data, log, bad_files)
+    fix = "remove them, or raise --data.max-bad-fraction"
+    bad = LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, fix, sorted(failed.items()))
+    if bad.found and data.on_bad_image == "error":
+        bad.write()
+        path, reason = bad.found[0]
+        raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
+    bad.finish(log)
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 
-def split_held_out(images: InMemoryDataset, share: float) -> Images:
+def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
     """Put a share of the images aside, chosen by a hash of their position.
 
     The others are shuffled once, so that the first thousand, from which a tokenizer starts, are of all classes.
     """
-    train, aside = _split(len(images), share, most=len(images))
-    return Images(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
+    train, aside = put_aside(_at_least_two(len(images)), share, 0)
+    return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
-def _split(length: int, share: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to learn from, and at most `most` to be judged on; at least one each."""
+def official_splits(path: str, test: str) -> tuple[str, str]:
+    """Where the training images are and where the official test images; the second is empty where there are none.
+
+    A folder with the folders train/ and test/ in it has both; else `test` is DATA of its own.
+
+    Raises:
+        UsageError: the embedded images have theirs already.
+    """
+    require(
+        not test or path != EMBEDDED, f"test images {test}, and the embedded ones have their own", "leave --test out"
+    )
+    folder = Path(path).expanduser()
+    if not test and path != EMBEDDED and (folder / "train").is_dir() and (folder / "test").is_dir():
+        return str(folder / "train"), str(folder / "test")
+    return path, test
+
+
+def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
+    """Both parts in memory, with the same numbers for the same classes.
+
+    Raises:
+        DataError: as of `Data.load`, or the test images have no labels or classes of their own.
+    """
+    log.say(f"training images from {train}, test images from {test}")
+    learnt, judged = (
+        read_source(open_source(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
+    )
+    return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
+
+
+def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:
+    """The test images with the class numbers of the training images, by name."""
+    if not classes:
+        return test
+    if not test.classes:
+        raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
+    place = {name: number for number, name in enumerate(classes)}
+    if unknown := [name for name in test.classes if name not in place]:
+        more = f", first '{unknown[0]}'"
+        raise DataError(
+            f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
+        )
+    numbers = torch.tensor([place[name] for name in test.classes])
+    return InMemoryDataset(test.images, numbers[test.labels], classes)
+
+
+def _at_least_two(length: int) -> int:
     if length < 2:
         raise DataError(f"only {length} readable image", cause="training and measuring need at least 2")
-    order = np.argsort(fold(0, np.arange(length), Stream.SPLIT), kind="stable")
-    aside = min(max(1, round(share * length)), most, length - 1)
-    return np.sort(order[aside:]), np.sort(order[:aside])
+    return length
 
 
 def physical_memory() -> int:
@@ -188,30 +254,13 @@ def physical_memory() -> int:
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """How many images can be decoded in about `seconds`, from a trial on a few of them; at least 64."""
-    source = open_stored(data.path, data.channels, follow=data.follow_links)
+    source = open_source(data.path, data.channels, follow=data.follow_links)
+
+    def look(position: int) -> Square | DataError:
+        return attempt(lambda place: read_square(source, place, data.side), position)
+
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        positions = even_sample(len(source), trial)
-        list(
-            threads.map(
-                lambda position: attempt(lambda place: read_square(source, place, data.side), position), positions
-            )
-        )
+        list(threads.map(look, even_sample(len(source), trial)))
     an_image = (time.perf_counter() - began) / min(trial, len(source))
     return max(64, int(seconds / an_image))
-
-
-def _report_bad(failed: dict[str, str], total: int, data: Data, log: Log, bad_files: Path | None) -> None:
-    if not failed:
-        return
-    listed = sorted(failed.items())
-    if bad_files is not None and is_rank0():
-        lines = (json.dumps({"path": path, "reason": reason}) for path, reason in listed)
-        write_bytes(bad_files, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
-    path, reason = listed[0]
-    if data.on_bad_image == "error":
-        raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
-    summary = f"{len(failed)} of {total} images cannot be read, first {path}"
-    if len(failed) == total or len(failed) > max(1, data.max_bad_fraction * total):
-        raise DataError(summary, cause=reason, fix="remove them, or raise --data.max-bad-fraction")
-    log.say(f"left out: {summary} ({reason})")

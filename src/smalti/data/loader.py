@@ -1,22 +1,99 @@
-"""From a source to batches. A batch is a pure function of the step: there is nothing to save and nothing to restore."""
+"""From a dataset to batches: which images a step sees, their views, their masks."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
+from smalti.core.config import require
 from smalti.core.contracts import Batch, Grid, Masking
-from smalti.core.rng import Keys, Stream, fold, signed
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.sampler import SampledBatch, Sampler
-from smalti.data.transforms.augment import resample
-from smalti.data.transforms.colour import channel_means, colour_matrix, recolour
+from smalti.core.ranks import local_world_size
+from smalti.core.rng import Keys, Stream, fold, permutation, signed
+from smalti.data.bad_files import BadFiles
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.load import AnyImages, Data
+from smalti.data.transforms.augment import Render, channel_means, colour_matrix, mirrored, recolour, resample
 from smalti.data.transforms.views import TwoViews
+from smalti.data.workers.jobs import Inline, Renderer, Task
+from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
+
+_MOST_WORKERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class SampledBatch:
+    """The images of a batch and what all randomness about them is drawn from.
+
+    Attributes:
+        index: position of each image in its source.
+        epoch: how often each image has been seen before.
+        keys: of masks and noise; another one in every epoch.
+        view_epoch, view_keys: of crop, mirror and colours. The same as `epoch` and `keys`, unless views are cycled.
+    """
+
+    index: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    keys: Keys
+    view_epoch: NDArray[np.int64]
+    view_keys: Keys
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An endless stream of images, permutation after permutation: step s takes the images s·B to (s+1)·B of it.
+
+    Every image is seen equally often, whatever the batch size.
+
+    Attributes:
+        length: images in the source.
+        batch_size: images in a step, over all processes.
+        part: which of how many equal parts of every batch is wanted, counted from 0; together they are the batch.
+        num_views: views an image has; each is shown again every `num_views` epochs. None: a new one every epoch.
+    """
+
+    length: int
+    batch_size: int
+    seed: int
+    part: tuple[int, int] = (0, 1)
+    num_views: int | None = None
+
+    def __post_init__(self) -> None:
+        rank, world = self.part
+        require(0 <= rank < world, f"part {rank} of {world}", "count parts from 0")
+        require(
+            self.batch_size % world == 0,
+            f"a batch of {self.batch_size} images does not divide into {world} equal parts",
+            f"use a multiple of {world}",
+        )
+
+    def __call__(self, step: int) -> SampledBatch:
+        """The images of one step, counted from 0."""
+        rank, world = self.part
+        share = self.batch_size // world
+        start = step * self.batch_size + rank * share
+        stream = np.arange(start, start + share)
+        epoch, place = stream // self.length, stream % self.length
+        index = np.concatenate([_permuted(self.seed, int(e), self.length)[place[epoch == e]] for e in np.unique(epoch)])
+        return self.rows(index, epoch)
+
+    def rows(self, index: NDArray[np.int64], epoch: NDArray[np.int64]) -> SampledBatch:
+        """The given images as they are seen in the given epochs."""
+        view_epoch = epoch if self.num_views is None else epoch % self.num_views
+        return SampledBatch(index, epoch, fold(self.seed, epoch, index), view_epoch, fold(self.seed, view_epoch, index))
+
+
+@lru_cache(maxsize=2)
+def _permuted(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    return permutation(seed, epoch, length)
 
 
 class Stopwatch:
@@ -114,7 +191,7 @@ class Loader:
 class InMemoryViewSource:
     """Shows images that are in memory: crop, scale and mirror as two matrix products for the whole batch."""
 
-    source: InMemoryDataset
+    source: ImageDataset
     views: TwoViews
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
@@ -125,7 +202,8 @@ class InMemoryViewSource:
 
     def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
-        images, label = self.source.images[chosen], self.source.labels[chosen]
+        assert self.source.pixels is not None, "these images are not in memory"
+        images, label = self.source.pixels[chosen], self.source.labels_at(rows.index)
         crop = views.crop(rows.view_keys, *images.shape[-2:])
         unmirrored = torch.zeros(len(images), dtype=torch.bool)  # the resampling mirrors
         if views.jitter_when == "before_crop":
@@ -155,3 +233,81 @@ def _masked(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
     return replace(
         batch, mask=torch.from_numpy(mask), mask_index=torch.from_numpy(index), mask_weight=torch.from_numpy(weight)
     )
+
+
+@dataclass(frozen=True)
+class StreamedViewSource:
+    """Shows images as workers render them: 8-bit pixels, mirrored and recoloured as a batch on the device."""
+
+    source: ImageDataset
+    views: TwoViews
+    renderer: Renderer
+    bad_files: BadFiles
+    device: torch.device
+
+    def prefetch(self, batches: Sequence[SampledBatch]) -> None:
+        """Let the workers begin with these."""
+        self.renderer.prefetch([_task(rows) for rows in batches])
+
+    def close(self) -> None:
+        """End the workers."""
+        self.renderer.close()
+
+    def __call__(self, rows: SampledBatch) -> Views:
+        """Both views.
+
+        Raises:
+            DataError: too many images cannot be read.
+        """
+        rendered = self.renderer(_task(rows))
+        self.bad_files.add(rendered.bad, seen=len(rows.index))
+        label = self.source.labels_at(rendered.shown)
+        flip = torch.from_numpy(self.views.crop.flips(rows.view_keys)).to(self.device)
+        shown = [torch.from_numpy(pixels).to(self.device) for pixels in rendered.arrays]
+        if self.views.jitter_when == "after_crop":
+            change = colours(self.views, rows.view_keys, shown[-1])
+            shown = [recolour(view, *change, flip) for view in shown]
+        else:
+            shown = [mirrored(view, flip) for view in shown]
+        index = torch.from_numpy(rendered.shown.copy())  # the slot is used again
+        return Views(shown[0], shown[1] if len(shown) > 1 else None, index, label)
+
+
+def _task(rows: SampledBatch) -> Task:
+    return Task(rows.index, rows.view_keys)
+
+
+def open_view_source(
+    images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
+) -> ViewSource:
+    """Shows the images that a run learns from.
+
+    Args:
+        batch_size: images of a batch in this process.
+        device: where mirror and colours of streamed images are computed.
+    """
+    if images.bad_files is None:
+        return InMemoryViewSource(images.train, views)
+    renderer = _renderer(Render(images.train, views), images.bad_files, data, batch_size, device)
+    return StreamedViewSource(images.train, views, renderer, images.bad_files, device)
+
+
+def _renderer(render: Render, bad: BadFiles, data: Data, batch_size: int, device: torch.device) -> Renderer:
+    num_workers = default_workers(device) if data.num_workers is None else data.num_workers
+    if num_workers == 0:
+        return Inline(render, quarantined=frozenset(bad.quarantined))
+    bad.log.say(f"data workers: {num_workers}")
+    return Workers(
+        render,
+        batch_size,
+        num_workers,
+        timeout=data.worker_timeout,
+        quarantined=frozenset(bad.quarantined),
+        say=bad.log.say,
+    )
+
+
+def default_workers(device: torch.device) -> int:
+    """Of this process's cores a quarter where the network needs them too, else all but one."""
+    cores = max(1, (os.cpu_count() or 1) // local_world_size())
+    return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))

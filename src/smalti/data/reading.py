@@ -1,11 +1,11 @@
-"""Decoding many images at once: one thread a core, with progress, what cannot be read set apart."""
+"""Many images at once, on one thread a core, what cannot be read set apart: as squares, or as statistics of pixels."""
 
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smalti.core.errors import DataError
+from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Bar, Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 
 T = TypeVar("T")
+
+Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
+"""0.5 for everything (the released code's default), ImageNet's, or as measured."""
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_MOST_IMAGES = 10_000
+_LEAST_STD = 1e-3
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and standard deviations, a value a channel, of pixels in [0, 1]."""
 
 
 class Square(NamedTuple):
@@ -99,13 +107,45 @@ def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return scaled.reshape(side, side, -1)
 
 
-def some_squares(images: InMemoryDataset | ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
+def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spread."""
-    if isinstance(images, InMemoryDataset):
-        return images.images[:count]
+    if images.pixels is not None:
+        return images.pixels[:count]
     positions = even_sample(len(images), count)
     with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
         pixels = [result.pixels for _, result in found if isinstance(result, Square)]
     if not pixels:
         raise DataError(f"none of {count} images can be read", cause="all that were tried are damaged")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+
+
+def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: int) -> Statistics:
+    """Mean and standard deviation of every channel.
+
+    Args:
+        images: those to learn from; at most 10 000 of them are looked at.
+        side: pixels; the centre square is scaled to this first.
+
+    Raises:
+        UsageError: ImageNet's statistics for images that have not three channels.
+    """
+    if kind == "half":
+        return (0.5,) * channels, (0.5,) * channels
+    if kind == "imagenet":
+        if channels != 3:
+            raise UsageError(f"ImageNet's statistics for {channels} channel", fix="use --normalisation auto or half")
+        return _IMAGENET
+    return measured(some_squares(images, _MOST_IMAGES, side))
+
+
+def measured(images: torch.Tensor) -> Statistics:
+    """Of uint8 images, B C H W; four digits, so that the last bits of a sum do not matter."""
+    total, squares, count = torch.zeros(images.shape[1]).double(), torch.zeros(images.shape[1]).double(), 0
+    for part in images.split(256):
+        pixels = part.double() / 255
+        total += pixels.sum((0, 2, 3))
+        squares += pixels.square().sum((0, 2, 3))
+        count += pixels[:, 0].numel()
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_LEAST_STD)
+    return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())

@@ -1,60 +1,65 @@
-"""Data sets that come with test images of their own."""
+"""Which labelled images are for what: put aside, or learned from with few labels; and labels that stand together."""
 
-from pathlib import Path
-
+import numpy as np
 import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
 
-from smalti.core.config import require
-from smalti.core.errors import DataError
-from smalti.core.log import Log
-from smalti.core.rng import permutation
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.open import EMBEDDED, open_stored
-from smalti.data.load import Data, Images, read_source
+from smalti.core.rng import Stream, fold
+
+SEPARATOR = "|"
 
 
-def official_splits(path: str, test: str) -> tuple[str, str]:
-    """Where the training images are and where the official test images; the second is empty where there are none.
+def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
+    """All positions in an order that is drawn, the same one for the same seed."""
+    return np.argsort(fold(seed, np.arange(num_images), Stream.SPLIT), kind="stable")
 
-    A folder with the folders train/ and test/ in it has both; else `test` is DATA of its own.
 
-    Raises:
-        UsageError: the embedded images have theirs already.
+def put_aside(
+    num_images: int, share: float, seed: int, most: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions to learn from, and a share of them, `most` at most, to choose on or to be judged on.
+
+    At least one each; the same for the same seed.
     """
-    require(
-        not test or path != EMBEDDED, f"test images {test}, and the embedded ones have their own", "leave --test out"
-    )
-    folder = Path(path).expanduser()
-    if not test and path != EMBEDDED and (folder / "train").is_dir() and (folder / "test").is_dir():
-        return str(folder / "train"), str(folder / "test")
-    return path, test
+    order = by_lot(num_images, seed)
+    aside = min(max(1, round(share * num_images)), num_images - 1, num_images if most is None else most)
+    return np.sort(order[aside:]), np.sort(order[:aside])
 
 
-def load_splits(data: Data, train: str, test: str, log: Log) -> Images:
-    """Both parts in memory, with the same numbers for the same classes.
+def few_labels(
+    labels: NDArray[np.integer], positions: NDArray[np.int64], share: float, per_class: int | None, seed: int
+) -> NDArray[np.int64]:
+    """Some of the positions, evenly over the classes: fewer labels are a part of more, for the same seed.
 
-    Raises:
-        DataError: as of `Data.load`, or the test images have no labels or classes of their own.
+    Args:
+        labels: the class of every image, also of those that `positions` leaves out.
+        share: of the images of each class, at least one; counted on `labels`, and at most what `positions` has.
+        per_class: so many of each class instead.
     """
-    log.say(f"training images from {train}, test images from {test}")
-    learnt, judged = (
-        read_source(open_stored(path, data.channels, log, data.follow_links, in_order=True), data, log)
-        for path in (train, test)
-    )
-    return Images(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
+    order = positions[np.argsort(fold(seed, positions, Stream.LABELS), kind="stable")]
+    chosen = []
+    for label in np.unique(labels[positions]):
+        wanted = max(1, round(share * int((labels == label).sum()))) if per_class is None else per_class
+        chosen.append(order[labels[order] == label][:wanted])
+    return np.sort(np.concatenate(chosen))
 
 
-def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:
-    """The test images with the class numbers of the training images, by name."""
-    if not classes:
-        return test
-    if not test.classes:
-        raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
-    place = {name: number for number, name in enumerate(classes)}
-    if unknown := [name for name in test.classes if name not in place]:
-        more = f", first '{unknown[0]}'"
-        raise DataError(
-            f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
-        )
-    numbers = torch.tensor([place[name] for name in test.classes])
-    return InMemoryDataset(test.images, numbers[test.labels], classes)
+def label_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Every label that occurs in the names of the classes, sorted."""
+    return tuple(sorted({name for text in classes for name in _parts(text)}))
+
+
+def shown_labels(classes: tuple[str, ...], names: tuple[str, ...]) -> Float[Tensor, "classes names"]:
+    """For each class 1 where it has the label, else 0."""
+    place = {name: number for number, name in enumerate(names)}
+    table = torch.zeros(len(classes), len(names))
+    for row, text in enumerate(classes):
+        for name in _parts(text):
+            table[row, place[name]] = 1
+    return table
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(SEPARATOR) if part.strip()]

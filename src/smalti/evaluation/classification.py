@@ -9,9 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.loader import InMemoryViewSource
-from smalti.data.sampler import Sampler
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.transforms.views import TwoViews, WholeImage
 from smalti.functional.metrics import average_precision, hits
 
@@ -20,7 +19,7 @@ _FEW = 5
 
 @torch.no_grad()
 def class_scores(
-    model: nn.Module, images: InMemoryDataset, size: tuple[int, int], compute: Compute, batch_size: int = 250
+    model: nn.Module, images: ImageDataset, size: tuple[int, int], compute: Compute, batch_size: int = 250
 ) -> Float[Tensor, "n classes"]:
     """Logits of a classifier for whole images, resized to `size` (height, width); float32, on the CPU."""
     view_source, order = (

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from smalti.core.rng import fold_one
-from smalti.data.few_labels import few_labels
+from smalti.data.splits import few_labels
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Images, StoredImages
+from smalti.data.load import RunImages
 from smalti.data.tokens.tokens import TokenizedOnce, encode, token_view
 from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.masked_loss import evaluate_mim, evaluate_pixels
@@ -29,7 +29,7 @@ _HELD_OUT_IMAGES = 5000
 def measure(
     objective: MaskedImageModeling,
     views: MaskedViews,
-    images: Images | StoredImages,
+    images: RunImages,
     batch_size: int,
     compute: Compute,
     *,
@@ -56,7 +56,7 @@ def measure(
     return measured | {"bound": bound.as_dict()}
 
 
-def token_views(views: MaskedViews, images: InMemoryDataset | ImageDataset, side: int) -> Tensor:
+def token_views(views: MaskedViews, images: ImageDataset, side: int) -> Tensor:
     """Some images as the tokenizer sees held-out ones: whole.
 
     Args:

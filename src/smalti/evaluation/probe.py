@@ -9,8 +9,8 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.few_labels import by_lot
-from smalti.data.load import Images
+from smalti.data.load import InMemoryData
+from smalti.data.splits import by_lot
 from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.knn import knn_accuracy
 from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge
@@ -120,18 +120,20 @@ def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: 
 
 
 def probe_backbone(
-    backbone: VisionTransformer, images: Images, compute: Compute, validation: float = 0.1, seed: int = 0
+    backbone: VisionTransformer, images: InMemoryData, compute: Compute, validation: float = 0.1, seed: int = 0
 ) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
-    train, test = (extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in images)
+    train, test = (
+        extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in (images.train, images.held_out)
+    )
     split = Split.of(len(images.train), validation, seed)
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
-def probe_pixels(images: Images, validation: float = 0.1, seed: int = 0) -> ProbeResult:
+def probe_pixels(images: InMemoryData, validation: float = 0.1, seed: int = 0) -> ProbeResult:
     """The same probes on raw pixels."""
     split = Split.of(len(images.train), validation, seed)
-    train, test = ({(0, "pixels"): _flat(part)} for part in images)
+    train, test = ({(0, "pixels"): _flat(part)} for part in (images.train, images.held_out))
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 

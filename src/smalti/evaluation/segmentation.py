@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.segmentation import SegmentationDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import Box, Crop
 from smalti.functional.pixel_classes import class_ious, mean_iou, pixel_accuracy, pixel_confusion
@@ -88,7 +88,7 @@ def _joined(
 
 
 def confusion_on(
-    model: nn.Module, scenes: SegmentationDataset, size: tuple[int, int], window: float, compute: Compute
+    model: nn.Module, scenes: ImageDataset, size: tuple[int, int], window: float, compute: Compute
 ) -> Int[Tensor, "classes classes"]:
     """Confusion matrix of pixels over all images, without void: true class (row), predicted class (column)."""
     num_classes = len(scenes.classes)
@@ -97,6 +97,7 @@ def confusion_on(
         some = [scenes[index] for index in range(start, min(start + _AT_ONCE, len(scenes)))]
         predicted = predict(model, [scene.image for scene in some], size, window, compute)
         for guess, scene in zip(predicted, some, strict=True):
+            assert scene.label_map is not None
             table += pixel_confusion(guess, torch.from_numpy(scene.label_map), num_classes)
     return table
 

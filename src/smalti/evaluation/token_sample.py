@@ -7,7 +7,6 @@ from torch import Tensor
 
 from smalti.core.rng import Stream, fold
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.reading import even_sample, some_squares
 from smalti.functional.patches import constant_patches
 
@@ -40,8 +39,8 @@ def constant(images: Tensor, stride: int) -> Bool[Tensor, "B N"]:
     return torch.cat([constant_patches(part, stride) for part in images.split(500)])
 
 
-def some_images(images: InMemoryDataset | ImageDataset, side: int, count: int = _IMAGES) -> UInt8[Tensor, "B C H W"]:
+def some_images(images: ImageDataset, side: int, count: int = _IMAGES) -> UInt8[Tensor, "B C H W"]:
     """At most `count` images, evenly spread; streamed ones as squares of `side` pixels."""
-    if isinstance(images, InMemoryDataset):
-        return images.select(np.array(even_sample(len(images), count))).images
+    if images.pixels is not None:
+        return images.pixels[even_sample(len(images), count)]
     return some_squares(images, count, side)

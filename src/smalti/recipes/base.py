@@ -7,8 +7,7 @@ Expected: not measured yet.
 """
 
 from smalti.data.load import Data
-from smalti.data.transforms.erasing import Erasing
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.batch_transforms import Erasing, Mixing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop
 from smalti.functional.masking import Blockwise

@@ -4,7 +4,7 @@ Hardware: two CPU cores. Time: 10 minutes for both stages with the steps that th
 """
 
 from smalti.data.load import Data
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT

@@ -6,7 +6,7 @@ Hardware: two CPU cores. Time: 10 minutes for both stages in the demo; hours mak
 from dataclasses import replace
 
 from smalti.data.load import Data
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise

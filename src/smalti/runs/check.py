@@ -3,24 +3,20 @@
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import FollowLinks
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import open_source
-from smalti.data.decode import FORMATS
+from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
-from smalti.data.packs.pack import Pack
 from smalti.data.reading import each, even_sample
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -35,7 +31,7 @@ class Check:
 
     data: str
     """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar') or Parquet files, also at an
-    address, a Hugging Face data set, a pack, or 'embedded'."""
+    address, a Hugging Face data set, the folder of prepared shards, or 'embedded'."""
     channels: int = setting(3, "1 grey, 3 RGB: what mean and standard deviation are of")
     side: int = setting(256, "pixels; images are decoded to about this shorter side")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
@@ -67,9 +63,8 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Look at every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
-    if isinstance(source, Pack):
-        source.verify(log)
+    source = open_source(config.data, config.channels, log, config.follow_links)
+    source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
     with each(lambda position: _look(source, position, config.side), positions, log, "check") as found:
@@ -83,20 +78,14 @@ def main(config: Check) -> dict[str, Any]:
     return result
 
 
-def _look(source: ImageDataset | InMemoryDataset, position: int, side: int) -> Seen:
-    if isinstance(source, InMemoryDataset):
-        sample = source.shrunk(position, side)
-        data = sample.image.tobytes()
-        kind, mode, (height, width) = "array", "L" if sample.image.shape[2] == 1 else "RGB", sample.image.shape[:2]
-    else:
-        data = source.read(position)
-        sample = source.decoded(position, data, side)
-        with Image.open(BytesIO(data), formats=FORMATS) as header:  # decoded already, so there is one
-            kind, mode, (width, height) = str(header.format), header.mode, header.size
+def _look(source: ImageDataset, position: int, side: int) -> Seen:
+    data = source.read(position)
+    sample = source.decoded(position, data, side)
+    header = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
     hashed = difference_hash(sample.image)
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
-    return Seen(sample.label, kind, mode, width, height, digest(data), hashed, *sums)
+    return Seen(sample.label, *header, digest(data), hashed, *sums)
 
 
 class Tally:
@@ -133,7 +122,7 @@ class Tally:
         self.squares += seen.squares
         self.pixels += seen.pixels
 
-    def result(self, source: ImageDataset | InMemoryDataset, distance: int) -> dict[str, Any]:
+    def result(self, source: ImageDataset, distance: int) -> dict[str, Any]:
         """What was counted, as plain JSON values."""
         exact, hashes = equal_rows(_pairs(self.digests)), _pairs(self.hashes).copy()
         for group in exact:
@@ -155,7 +144,7 @@ class Tally:
             "std": std.tolist() if self.pixels else None,
         }
 
-    def _named(self, groups: list[list[int]], source: ImageDataset | InMemoryDataset) -> dict[str, Any]:
+    def _named(self, groups: list[list[int]], source: ImageDataset) -> dict[str, Any]:
         examples = [[source.name(self.positions[place]) for place in group[:_SHOWN]] for group in groups[:_SHOWN]]
         return {"groups": len(groups), "images": sum(map(len, groups)), "examples": examples}
 
@@ -164,14 +153,11 @@ def _pairs(numbers: "array[int]") -> NDArray[np.uint64]:
     return np.frombuffer(numbers, np.uint64).reshape(-1, 2) if numbers else np.zeros((0, 2), np.uint64)
 
 
-def _about(source: ImageDataset | InMemoryDataset, config: Check) -> dict[str, Any]:
+def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
     """What is known without looking at the images."""
-    about: dict[str, Any] = {"data": config.data, "kind": "embedded", "images": len(source)}
-    if isinstance(source, InMemoryDataset):
-        return about | {"left_out": {}, "notes": []}
-    if isinstance(source, Pack):
-        about |= {"digest": source.fingerprint()}
-    return about | {"kind": source.kind, "left_out": source.left_out.as_dict(), "notes": list(source.notes)}
+    about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
+    about |= {"digest": source.digest} if source.digest else {}
+    return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes)}
 
 
 def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:

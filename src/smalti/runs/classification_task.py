@@ -12,15 +12,13 @@ from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
-from smalti.data.load import Data, Images, StoredImages
-from smalti.data.loader import ViewSource
-from smalti.data.multilabel import label_names, shown_labels
-from smalti.data.transforms.batch_transforms import Change
-from smalti.data.transforms.mixing import Mixing
+from smalti.data.load import Data, RunImages
+from smalti.data.loader import ViewSource, open_view_source
+from smalti.data.splits import label_names, shown_labels
+from smalti.data.transforms.batch_transforms import Change, Mixing
 from smalti.data.transforms.views import TwoViews
-from smalti.data.view_source import open_view_source
 from smalti.evaluation.classification import (
     accuracies,
     class_scores,
@@ -60,13 +58,12 @@ class Classification:
         """What the network has an output for, of the classes that a source names."""
         return label_names(classes) if self.multi_label else classes
 
-    def open(self, data: Data, log: Log, bad_files: Path) -> Images | StoredImages:
+    def open(self, data: Data, log: Log, bad_files: Path) -> RunImages:
         """The images of DATA, some of them held out."""
         return data.open(log, bad_files)
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
         """What to learn from, to choose on, and to be judged on; see `labelled.divide`."""
-        assert not isinstance(given, SceneImages)
         return divide(given, data, test, shares, log, self.outputs, validation_data)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> InMemoryDataset:
@@ -81,7 +78,6 @@ class Classification:
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
         """Shows the images that a run learns from."""
-        assert not isinstance(images, SceneImages)
         return open_view_source(images, views, data, batch_size, device)
 
     def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> ImageClassifier:
@@ -103,24 +99,23 @@ class Classification:
     def measure(
         self,
         model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
+        images: ImageDataset,
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
     ) -> Measured:
         """What a network with these outputs is worth."""
-        assert isinstance(images, InMemoryDataset)
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
-            table = confusion(scores, images.labels)
-            return Measured(accuracies(scores, images.labels), describe_classes(table, outputs, _MOST_CLASSES))
+            table = confusion(scores, images.all_labels())
+            return Measured(accuracies(scores, images.all_labels()), describe_classes(table, outputs, _MOST_CLASSES))
         found = precisions(scores, _shown(images, outputs))
         by_label = dict(zip(outputs, found, strict=True))
         return Measured({self.score: mean_precision(found)}, {"average_precision": by_label})
 
 
-def _shown(images: InMemoryDataset, outputs: tuple[str, ...]) -> Float[Tensor, "n labels"]:
-    return shown_labels(images.classes, outputs)[images.labels]
+def _shown(images: ImageDataset, outputs: tuple[str, ...]) -> Float[Tensor, "n labels"]:
+    return shown_labels(images.classes, outputs)[images.all_labels()]
 
 
 def _with_labels(batch: Batch, table: Float[Tensor, "classes labels"]) -> Batch:

@@ -15,7 +15,7 @@ from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
-from smalti.data.load import Images, affordable
+from smalti.data.load import InMemoryData, affordable
 from smalti.evaluation.probe import probe_backbone, probe_pixels
 from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
@@ -137,7 +137,7 @@ def describe(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, Images]:
+def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, InMemoryData]:
     """All of the embedded images, or as many photographs as can be decoded in a tenth of the budget.
 
     Both stages get the same images, and their configurations say which.
@@ -152,7 +152,7 @@ def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, Images]:
     return replace(config, tokenizer=tokenizer, pretrain=mim), images
 
 
-def _tokenizer(config: Demo, images: Images, compute: Compute, clock: Clock, log: Log) -> dict[str, Any]:
+def _tokenizer(config: Demo, images: InMemoryData, compute: Compute, clock: Clock, log: Log) -> dict[str, Any]:
     """Stage one."""
     run = replace(config.tokenizer, out=f"{config.out}/tokenizer")
     steps = config.tokenizer_steps
@@ -165,7 +165,7 @@ def _tokenizer(config: Demo, images: Images, compute: Compute, clock: Clock, log
 
 
 def _pretrain(
-    config: Demo, images: Images, compute: Compute, clock: Clock, log: Log, probe_seconds: float
+    config: Demo, images: InMemoryData, compute: Compute, clock: Clock, log: Log, probe_seconds: float
 ) -> dict[str, Any]:
     """Stage two, with the time that measuring does not need."""
     run = replace(
@@ -198,7 +198,7 @@ def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) ->
     return max(_FEWEST_STEPS, int((end - clock.elapsed()) / step))
 
 
-def _baselines(config: Demo, images: Images, compute: Compute, log: Log) -> tuple[Probes, float]:
+def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
     """The same network without training, in both initialisations, and no network at all; seconds for one network."""
     log.say("measuring random networks and raw pixels")
     backbone, seed, images = config.pretrain.backbone, config.pretrain.seed, _labelled(config, images)
@@ -210,18 +210,18 @@ def _baselines(config: Demo, images: Images, compute: Compute, log: Log) -> tupl
     return {name: asdict(found) for name, found in (probes | {_PIXELS: probe_pixels(images)}).items()}, each
 
 
-def _pretrained(config: Demo, images: Images, compute: Compute, log: Log) -> Probes:
+def _pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
     """What the backbone is worth now."""
     log.say("measuring the pretrained network")
     backbone = load_model(f"{config.out}/pretrain", compute).backbone
     return {_PRETRAINED: asdict(probe_backbone(backbone, _labelled(config, images), compute))}
 
 
-def _labelled(config: Demo, images: Images) -> Images:
+def _labelled(config: Demo, images: InMemoryData) -> InMemoryData:
     """The images that probes are fitted and tested on."""
     short = _PROBE_IMAGES_SHORT if config.seconds < _SHORT else len(images.train)
     count = min(len(images.train), short if config.probe_images is None else config.probe_images)
-    return images._replace(train=images.train.select(np.arange(count)))
+    return replace(images, train=images.train.select(np.arange(count)))
 
 
 def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> d
     return result
 
 
-def _write_report(config: Demo, result: dict[str, Any], images: Images, compute: Compute) -> None:
+def _write_report(config: Demo, result: dict[str, Any], images: InMemoryData, compute: Compute) -> None:
     """report.html in the demo's folder."""
     sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
     sections += pretrain_sections(f"{config.out}/pretrain", compute, images)

@@ -10,8 +10,8 @@ from smalti.core.allocator import peak_memory
 from smalti.core.compute import Compute
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images, read_source, split_held_out
+from smalti.data.datasets.open import EMBEDDED
+from smalti.data.load import Data, InMemoryData, read_source, split_held_out
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import seconds_per_step
@@ -53,7 +53,7 @@ class DryRun:
     device_memory: int | None
 
 
-def glance(stages: Stages, source: ImageDataset | InMemoryDataset, compute: Compute) -> float:
+def glance(stages: Stages, source: ImageDataset, compute: Compute) -> float:
     """About how long a pretraining step takes, in seconds: at most, since small batches are not the fastest."""
     run = stages.pretrain
     images, size = few(source, run.data), run.plan.batch_size
@@ -64,7 +64,7 @@ def glance(stages: Stages, source: ImageDataset | InMemoryDataset, compute: Comp
     return seconds_per_step(*trial, compute, steps=1) * size / small
 
 
-def dry_run(stages: Stages, source: ImageDataset | InMemoryDataset, compute: Compute, expected: float) -> DryRun:
+def dry_run(stages: Stages, source: ImageDataset, compute: Compute, expected: float) -> DryRun:
     """Some steps of both stages on real images.
 
     Args:
@@ -87,7 +87,7 @@ def dry_run(stages: Stages, source: ImageDataset | InMemoryDataset, compute: Com
 
 
 def fitting(
-    run: Pretrain, images: Images, tokenizer: ImageTokenizer, compute: Compute, num_steps: int
+    run: Pretrain, images: InMemoryData, tokenizer: ImageTokenizer, compute: Compute, num_steps: int
 ) -> tuple[Pretrain, float]:
     """The run with its batches in so many parts that they fit the accelerator, and seconds of a step."""
     run = replace(run, plan=replace(run.plan, repeat=True))
@@ -100,10 +100,10 @@ def fitting(
         run = replace(run, plan=replace(run.plan, accumulate=2 * run.plan.accumulate))
 
 
-def few(source: ImageDataset | InMemoryDataset, data: Data) -> Images:
+def few(source: ImageDataset, data: Data) -> InMemoryData:
     """Some of the images of `data`, which is open, in memory; unreadable ones are left out."""
     some = replace(data, limit=_IMAGES, max_bad_fraction=1.0, on_bad_image="replace")
-    if isinstance(source, InMemoryDataset):
+    if data.path == EMBEDDED:
         return some.load(Log())
     return split_held_out(read_source(source, some, Log()), some.held_out)
 

@@ -7,8 +7,7 @@ from typing import Any
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.log import Log
-from smalti.data.load import Data, Images
-from smalti.data.splits import load_splits, official_splits
+from smalti.data.load import Data, InMemoryData, load_splits, official_splits
 from smalti.evaluation.battery import Battery, battery
 from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling
@@ -80,7 +79,7 @@ def main(config: Evaluate) -> dict[str, Any]:
 
 
 def _measure_stages(
-    trained_on: Pretrain, model: MaskedImageModel, images: Images, compute: Compute, log: Log
+    trained_on: Pretrain, model: MaskedImageModel, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
     """Loss and bound, as at the end of the run; nothing where its tokenizer is gone."""
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
@@ -95,7 +94,7 @@ def _measure_stages(
 
 
 def _measure_backbone(
-    config: Evaluate, backbone: VisionTransformer, images: Images, compute: Compute, log: Log
+    config: Evaluate, backbone: VisionTransformer, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
     """What frozen features are worth."""
     log.say(
@@ -148,7 +147,7 @@ def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str
     return evaluate_tokenizer(tokenizer, images.held_out.images, compute, train=train, density=density).as_dict()
 
 
-def _load(config: Evaluate, trained_on: Data, log: Log) -> Images:
+def _load(config: Evaluate, trained_on: Data, log: Log) -> InMemoryData:
     """The images asked for, in the size and colours that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
     data = replace(trained_on, path=config.images, held_out=held_out, limit=None)

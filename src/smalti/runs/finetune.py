@@ -12,12 +12,9 @@ from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
-from smalti.data.datasets.segmentation import SceneImages
-from smalti.data.load import Images
-from smalti.data.loader import Loader
-from smalti.data.sampler import Sampler
-from smalti.data.transforms.batch_transforms import Change, Changed
-from smalti.data.transforms.erasing import Erasing
+from smalti.data.load import InMemoryData
+from smalti.data.loader import Loader, Sampler
+from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
@@ -89,7 +86,7 @@ def main(
     *,
     resume: bool = False,
     allow_inexact: bool = False,
-    images: Images | None = None,
+    images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, choose on validation images, test once.
@@ -112,15 +109,14 @@ def main(
         return _run(config, session, images)
 
 
-def _run(config: Finetune, session: Session, images: Images | None) -> dict[str, Any]:
+def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     parts = config.divided(given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
-        config = session.settled(config, None if isinstance(given, SceneImages) else given)
-        config = settled(config, given, session.log)
+        config = settled(session.settled(config, given), given, session.log)
     session.same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     session.begin(config, outputs)
@@ -212,7 +208,7 @@ def _run_at(init: str) -> "Pretrain | Finetune":
 def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
     if config.normalisation is not None or not config.init or not holds_run(config.init):
-        return config.normalised(images.train.pairs.images if isinstance(images, SceneImages) else images.train)
+        return config.normalised(images.train)
     theirs = _run_at(config.init).backbone
     mean, std = theirs.mean, theirs.std
     if (mean, std) != (config.backbone.mean, config.backbone.std):

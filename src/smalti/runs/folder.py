@@ -17,7 +17,7 @@ from smalti.core.files import copy_folder, make_folder, open_to_others, remove_l
 from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
-from smalti.data.datasets.remote.address import without_secrets
+from smalti.data.datasets.remote import without_secrets
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 
 T = TypeVar("T")

@@ -6,20 +6,17 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.bad_files import BadFiles
-from smalti.data.datasets.dataset import Subset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.open import EMBEDDED, open_stored
-from smalti.data.datasets.segmentation import SceneImages, SegmentationDataset
-from smalti.data.few_labels import few_labels, put_aside
-from smalti.data.load import Data, Images, StoredImages, read_source
+from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.load import AnyImages, Data, TrainingData, read_source
+from smalti.data.splits import few_labels, put_aside
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
-Given: TypeAlias = Images | StoredImages | SceneImages
+Given: TypeAlias = AnyImages
 """Images whose classes are those of whole images, or of pixels."""
 
 
@@ -32,10 +29,10 @@ class Labelled(NamedTuple):
     """
 
     train: Given
-    test: InMemoryDataset | SegmentationDataset
+    test: ImageDataset
 
     @property
-    def validation(self) -> InMemoryDataset | SegmentationDataset:
+    def validation(self) -> ImageDataset:
         """What choices are made on."""
         return self.train.held_out
 
@@ -60,7 +57,7 @@ class Shares(NamedTuple):
 
 
 def divide(
-    images: Images | StoredImages,
+    images: Given,
     data: Data,
     test: str,
     shares: Shares,
@@ -81,7 +78,7 @@ def divide(
         DataError: there are no labels, or images that are given apart show other classes.
     """
     classes = images.train.classes
-    if len(outputs(classes)) < 2 or images.train.labels is None:
+    if len(outputs(classes)) < 2:
         where = data.path or "these images"
         raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
     learn, chosen_on = np.arange(len(images.train)), images.held_out
@@ -90,21 +87,14 @@ def divide(
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
         learn, aside = put_aside(len(learn), shares.validation, shares.seed)
-        chosen_on = _read(images, aside, data, log)
-    labels = np.asarray(images.train.labels)
+        chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
+    labels = images.train.all_labels().numpy()
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn from all alike
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
-    if isinstance(images, Images):
-        return Labelled(Images(images.train.select(chosen), chosen_on), judged)
-    part, path = Subset(images.train, chosen), images.bad_files.path
-    bad_files = BadFiles(len(part), part.name, log, path, data.max_bad_fraction, data.on_bad_image)
-    return Labelled(StoredImages(part, chosen_on, bad_files), judged)
-
-
-def _read(images: Images | StoredImages, positions: NDArray[np.int64], data: Data, log: Log) -> InMemoryDataset:
-    if isinstance(images, Images):
-        return images.train.select(positions)
-    return read_source(Subset(images.train, positions), replace(data, limit=None), log)
+    part = images.train.select(chosen)
+    if images.bad_files is None:
+        return Labelled(TrainingData(part, chosen_on), judged)
+    return Labelled(TrainingData(part, chosen_on, data.noted(part, log, images.bad_files.path)), judged)
 
 
 def read_labelled(
@@ -121,7 +111,7 @@ def read_labelled(
     if path == EMBEDDED:
         images = data.load(log).held_out
     else:
-        images = read_source(open_stored(path, data.channels, log, data.follow_links, in_order=True), data, log)
+        images = read_source(open_source(path, data.channels, log, data.follow_links), data, log)
     unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"

@@ -13,8 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import FollowLinks
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
@@ -47,7 +46,8 @@ class PlanAhead:
     """For which images and how much time."""
 
     data: str
-    """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, a pack, or 'embedded'."""
+    """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, prepared shards, or
+    'embedded'."""
     hours: float = setting(1.0, "time for both stages")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
@@ -102,7 +102,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     return result
 
 
-def look(source: ImageDataset | InMemoryDataset, log: Log) -> Survey:
+def look(source: ImageDataset, log: Log) -> Survey:
     """How many images there are, and how large.
 
     Raises:
@@ -116,14 +116,14 @@ def look(source: ImageDataset | InMemoryDataset, log: Log) -> Survey:
     if len(sides) < 2:
         cause = unreadable[0].cause if unreadable else "training and measuring need at least 2"
         raise DataError(f"{len(sides)} of {len(positions)} images looked at can be read", cause=cause)
-    share = 1.0 if isinstance(source, InMemoryDataset) else (1 - Data().held_out) * len(sides) / len(found)
+    share = (1 - Data().held_out) * len(sides) / len(found) if source.pixels is None else 1.0
     train = max(1, int(share * len(source)))
     return Survey(len(source), train, int(np.median(sides)), len(found), len(unreadable))
 
 
 def choose(
     config: PlanAhead,
-    source: ImageDataset | InMemoryDataset,
+    source: ImageDataset,
     survey: Survey,
     recipes: Mapping[str, Candidate],
     compute: Compute,

@@ -1,4 +1,4 @@
-"""`smalti prepare`: a data set made small once, for reading fast from slow disks."""
+"""`smalti prepare`: a data set made small once, as tar shards that are read fast from slow disks."""
 
 import os
 import time
@@ -10,14 +10,12 @@ from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.listing import FollowLinks
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.lists import is_remote
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.datasets.open import EMBEDDED, open_source
-from smalti.data.datasets.remote.address import shown
-from smalti.data.packs.format import Settings
-from smalti.data.packs.packing import write_pack
-from smalti.data.packs.record import Encoding
+from smalti.data.datasets.prepared import Encoding, Settings
+from smalti.data.datasets.remote import shown
+from smalti.data.write_shards import write_shards
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Prepare:
     """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, or 'embedded'."""
     out: str = setting("", "the folder to write, or to go on with")
     side: int = setting(256, "pixels of the shorter side, at most")
-    encoding: Encoding = setting("jpeg", "jpeg; raw: pixels without loss, for small images")
+    encoding: Encoding = setting("jpeg", "jpeg; raw: pixels without loss (.npy), for small images")
     quality: int = setting(90, "of a JPEG, 1 to 100")
     channels: int = setting(3, "1 grey, 3 RGB")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
@@ -36,7 +34,7 @@ class Prepare:
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
 
     def __post_init__(self) -> None:
-        require(bool(self.out), "no folder to write", "use --out PACK")
+        require(bool(self.out), "no folder to write", "use --out FOLDER")
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(1 <= self.quality <= 100, f"a quality of {self.quality}", "choose 1 to 100")
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
@@ -45,16 +43,14 @@ class Prepare:
 
 
 def main(config: Prepare) -> dict[str, Any]:
-    """Write the pack, go on with it, or verify that it is done."""
+    """Write the shards, go on with them, or verify that they are done."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links, in_order=True)
-    kind = EMBEDDED if isinstance(source, InMemoryDataset) else source.kind
-    if isinstance(source, ImageDataset):
-        _say(source, log)
+    source = open_source(config.data, config.channels, log, config.follow_links)
+    _say(source, log)
     settings = Settings(
         data=_whole(config.data),
-        source=kind,
+        source=source.kind,
         side=config.side,
         encoding=config.encoding,
         quality=config.quality if config.encoding == "jpeg" else None,
@@ -63,15 +59,15 @@ def main(config: Prepare) -> dict[str, Any]:
         length=len(source),
         fingerprint=source.fingerprint(),
     )
-    about, written = write_pack(source, Path(config.out).expanduser(), settings, log, config.max_bad_fraction)
-    size = sum(part.bytes for part in about.parts)
+    about, written = write_shards(source, Path(config.out).expanduser(), settings, log, config.max_bad_fraction)
+    size = sum(shard.bytes for shard in about.shards)
     result = {
         "out": config.out,
         "images": about.images,
         "classes": len(about.classes),
         "bytes": size,
         "bytes_per_image": size / about.images,
-        "parts": len(about.parts),
+        "parts": len(about.shards),
         "written": written,
         "bad": about.unreadable,
         "seconds": time.monotonic() - began,
@@ -97,8 +93,8 @@ def _whole(data: str) -> str:
 
 def describe(result: dict[str, Any]) -> str:
     """The result as a line or two."""
-    done = "prepared" if result["written"] else "is done already, nothing was written; every part is whole"
+    done = "prepared" if result["written"] else "is done already, nothing was written; every shard is whole"
     size = f"{result['bytes'] / 1e6:.1f} MB, {result['bytes_per_image'] / 1e3:.1f} kB an image"
-    parts = "1 part" if result["parts"] == 1 else f"{result['parts']} parts"
-    counts = f"{result['images']} images in {parts}, {size}, {result['bad']} unreadable left out"
+    shards = "1 shard" if result["parts"] == 1 else f"{result['parts']} shards"
+    counts = f"{result['images']} images in {shards}, {size}, {result['bad']} unreadable left out"
     return f"{printable(result['out'])} {done}\n{counts}, {result['seconds']:.1f} s\ndigest {result['digest']}"

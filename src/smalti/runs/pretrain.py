@@ -8,7 +8,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
-from smalti.data.load import Images, StoredImages
+from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.transforms.views import ColorJitter
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
@@ -90,7 +90,7 @@ def main(
     *,
     resume: bool = False,
     allow_inexact: bool = False,
-    images: Images | None = None,
+    images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
@@ -103,7 +103,7 @@ def main(
         return _run(config, session, images)
 
 
-def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str, Any]:
+def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     compute, log = session.compute, session.log
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
@@ -121,7 +121,7 @@ def _run(config: Pretrain, session: Session, images: Images | None) -> dict[str,
 
 
 def _looked_at(
-    config: Pretrain, given: Images | StoredImages, tokenizer: ImageTokenizer | None, session: Session
+    config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session
 ) -> ReferenceComparison | None:
     """Refuse a collapsed tokenizer, and find the run of ours that is nearest, where one is wanted and there is one."""
     compute, vocab_size, baseline = session.compute, None, FLAT_PATCH
@@ -140,7 +140,7 @@ def _looked_at(
 
 def _measured(
     config: Pretrain,
-    given: Images | StoredImages,
+    given: RunImages,
     tokenizer: ImageTokenizer | None,
     session: Session,
     beside: ReferenceComparison | None,
@@ -161,7 +161,7 @@ def _measured(
 
 def prepare(
     config: Pretrain,
-    images: Images | StoredImages,
+    images: AnyImages,
     tokenizer: ImageTokenizer | None,
     compute: Compute,
     log: Log | None = None,

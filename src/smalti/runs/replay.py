@@ -12,7 +12,6 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError, RefusedError
 from smalti.core.log import Log
-from smalti.data.datasets.segmentation import SceneImages
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
@@ -119,7 +118,6 @@ def _rebuilt(run: _Run, images: Given, compute: Compute, capture: DumpStep) -> t
 def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batches]:
     if isinstance(run, Finetune):
         return finetune.prepare(run, run.divided(images, Log()), compute)
-    assert not isinstance(images, SceneImages)
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
     return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle

@@ -15,7 +15,7 @@ from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset, embedded_photographs
-from smalti.data.load import Images
+from smalti.data.load import InMemoryData
 from smalti.data.tokens.tokens import tokenized
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
@@ -40,7 +40,7 @@ Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
 _PICTURES = 12
 
 
-def tokenizer_sections(run: str, compute: Compute, images: Images | None = None) -> list[Section]:
+def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
     """Curves, reconstructions and codebook of a tokenizer run."""
     config, folder = read_config(run, TrainTokenizer), RunFolder(Path(run).expanduser())
     held_out = (config.data.load(Log()) if images is None else images).held_out
@@ -88,7 +88,7 @@ def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute) -> Secti
 def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute) -> Section:
     """Pictures of another kind: the public-domain photographs inside the package."""
     images = replace(config.data, path=str(embedded_photographs()), limit=None).load(Log())
-    both = torch.cat([part.images for part in images])
+    both = torch.cat([images.train.images, images.held_out.images])
     painted = tokenizer.decode(tokenizer.encode(both.to(compute.device)))
     return Section(
         "Views of another kind",
@@ -99,7 +99,7 @@ def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute)
     )
 
 
-def pretrain_sections(run: str, compute: Compute, images: Images | None = None) -> list[Section]:
+def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
     """The loss against its baselines, and what the network fills in."""
     config, folder = read_config(run, Pretrain), RunFolder(Path(run).expanduser())
     held_out = (config.data.load(Log()) if images is None else images).held_out

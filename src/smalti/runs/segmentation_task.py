@@ -13,14 +13,19 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.segmentation import Pairs, SceneImages, SegmentationDataset, open_pairs
-from smalti.data.few_labels import few_labels, put_aside
-from smalti.data.label_maps import Numbering, count_classes, read_class_names
-from smalti.data.load import Data
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.label_maps import (
+    Numbering,
+    SegmentationDataset,
+    SegmentationViewSource,
+    count_classes,
+    open_pairs,
+    read_class_names,
+)
+from smalti.data.load import Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.reading import even_sample
-from smalti.data.segmentation_views import SegmentationViewSource
+from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of
@@ -76,7 +81,7 @@ class Segmentation:
         """The number that decides which weights are best."""
         return "mean_iou"
 
-    def open(self, data: Data, log: Log, bad_files: Path) -> SceneImages:
+    def open(self, data: Data, log: Log, bad_files: Path) -> TrainingData[SegmentationDataset, SegmentationDataset]:
         """All images of DATA with their masks; `divide` puts some aside.
 
         Raises:
@@ -95,7 +100,7 @@ class Segmentation:
         ids = [number for number in range(256) if number != self.void][:count]
         scenes = _numbered(pairs, present, numbering, named or tuple(map(str, ids)))
         log.say(f"{len(scenes)} images with masks of {count} classes")
-        return SceneImages(scenes, scenes.select([]))
+        return TrainingData(scenes, scenes.select(np.arange(0)))
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
         """Put aside what is not given apart, then keep as many images as are asked for.
@@ -103,12 +108,12 @@ class Segmentation:
         Raises:
             DataError: there are too few images, or those that are given apart do not fit.
         """
-        assert isinstance(given, SceneImages)
         whole = given.train
         learn, aside = np.arange(len(whole)), np.arange(0)
         if not (test and validation_data):
             learn, aside = put_aside(len(whole), data.held_out, 0)
-        judged = self.read(test, data, whole.classes, log) if test else whole.select(aside)
+        judged: ImageDataset = self.read(test, data, whole.classes, log) if test else whole.select(aside)
+        validation: ImageDataset
         if validation_data:
             validation = self.read(validation_data, data, whole.classes, log)
         elif test:
@@ -120,7 +125,7 @@ class Segmentation:
             cause = "some are learned from, some are for choices and some for the test"
             raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
-        return Labelled(SceneImages(whole.select(few), validation), judged)
+        return Labelled(TrainingData(whole.select(few), validation), judged)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> SegmentationDataset:
         """All images and masks of another folder, with the same classes.
@@ -131,7 +136,7 @@ class Segmentation:
         pairs = self._pairs(path, data, None)
         return _numbered(pairs, pairs.present(log), Numbering(self.void, len(outputs)), outputs)
 
-    def _pairs(self, path: str, data: Data, limit: int | None) -> Pairs:
+    def _pairs(self, path: str, data: Data, limit: int | None) -> SegmentationDataset:
         if not path:
             raise DataError("no images given", fix="use --data FOLDER")
         return open_pairs(Path(path).expanduser(), self.images, self.masks, data.channels, data.follow_links, limit)
@@ -140,7 +145,6 @@ class Segmentation:
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
         """Shows the images that a run learns from."""
-        assert isinstance(images, SceneImages)
         return SegmentationViewSource(images.train, views)
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -163,13 +167,12 @@ class Segmentation:
     def measure(
         self,
         model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
+        images: ImageDataset,
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
     ) -> Measured:
         """What a network with these outputs is worth."""
-        assert isinstance(images, SegmentationDataset)
         found = confusion_on(model, images, size, self.window, compute)
         return Measured(scores_of(found), ious_by_name(found, outputs))
 
@@ -177,21 +180,20 @@ class Segmentation:
         self,
         folder: Path,
         model: nn.Module,
-        images: InMemoryDataset | SegmentationDataset,
+        images: ImageDataset,
         size: tuple[int, int],
         compute: Compute,
     ) -> None:
         """Some images with their truth and what the network says."""
-        assert isinstance(images, SegmentationDataset)
-        shown = images.select(even_sample(len(images), _SHOWN))
+        shown = images.select(np.array(even_sample(len(images), _SHOWN)))
         scenes = [shown[index] for index in range(len(shown))]
         predicted = predict(model, [scene.image for scene in scenes], size, self.window, compute)
         columns = {
             "image": [scene.image for scene in scenes],
-            "truth": [label_colours(scene.label_map, VOID) for scene in scenes],
+            "truth": [label_colours(scene.label_map, VOID) for scene in scenes if scene.label_map is not None],
             "predicted": [label_colours(guess.numpy(), VOID) for guess in predicted],
         }
-        names = [shown.name(index) for index in range(len(shown))]
+        names = [shown.key(index) for index in range(len(shown))]
         legend = [label_colours(np.full((12, 24), number, np.uint8), VOID) for number in range(len(images.classes))]
         html = tile_row(columns, scale=1, captions=names) + tile_row(
             {"": legend}, scale=1, captions=images.classes, across=6
@@ -202,7 +204,7 @@ class Segmentation:
 
 
 def _numbered(
-    pairs: Pairs, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
+    pairs: SegmentationDataset, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
 ) -> SegmentationDataset:
     """The pairs as scenes, once all ids in their masks are known.
 
@@ -213,4 +215,4 @@ def _numbered(
         raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")
     for number, mask in present.items():
         numbering.require(number, str(mask))
-    return SegmentationDataset(pairs, numbering, classes)
+    return pairs.numbered(numbering, classes)

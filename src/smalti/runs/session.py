@@ -19,9 +19,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.datasets.segmentation import SegmentationDataset
-from smalti.data.load import Images, StoredImages
+from smalti.data.load import AnyImages
 from smalti.distributed.collectives import from_rank0, require_same
 from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import RunFolder, create, read_config, reopen, writing
@@ -84,7 +82,7 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T, images: Images | StoredImages | None = None) -> T:
+    def settled(self, config: T, images: AnyImages | None = None) -> T:
         """The same, with device, number format and place of the images as they were decided: a run that goes on must
         not decide anew."""
         data = config.data if images is None else config.data.settled(images)
@@ -97,14 +95,14 @@ class Session:
             if classes:
                 self.folder.write_classes(classes)
 
-    def same_images(self, source: InMemoryDataset | ImageDataset | SegmentationDataset) -> None:
+    def same_images(self, source: ImageDataset) -> None:
         """Note what the run learns from.
 
         Raises:
             DataError: it goes on, and the images are not those it began with.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
-        require_same("data set", found | {"memory": "resident" if isinstance(source, InMemoryDataset) else "stream"})
+        require_same("data set", found | {"memory": "stream" if source.pixels is None else "resident"})
         before = self.folder.read_data() if is_rank0() else found
         if before is not None and before != found:
             there, here = before["images"], len(source)

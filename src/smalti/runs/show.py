@@ -13,7 +13,7 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.data.datasets.memory import InMemoryDataset, embedded
-from smalti.data.datasets.open import EMBEDDED, open_stored
+from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
@@ -104,14 +104,10 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
             pictures.append(square(decode(path, data.channels), data.side))
             names.append(path.name)
             continue
-        source = (
-            embedded("test").with_channels(data.channels) if place == EMBEDDED else open_stored(place, data.channels)
-        )
+        held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
+        source = open_source(place, data.channels) if held_out is None else held_out
         for position in even_sample(len(source), config.count):
-            if isinstance(source, InMemoryDataset):
-                pictures.append(square(source[position].image, data.side))
-            else:
-                pictures.append(read_square(source, position, data.side).pixels)
-            names.append(source.name(position) if isinstance(source, InMemoryDataset) else source.key(position))
+            pictures.append(read_square(source, position, data.side).pixels)
+            names.append(source.key(position))
     stacked = np.stack([np.broadcast_to(picture, (data.side, data.side, data.channels)) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), names

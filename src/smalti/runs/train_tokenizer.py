@@ -11,12 +11,10 @@ from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
-from smalti.data.load import Images, StoredImages
-from smalti.data.loader import Loader
+from smalti.data.load import AnyImages, InMemoryData, RunImages
+from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
-from smalti.data.sampler import Sampler
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
-from smalti.data.view_source import open_view_source
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
@@ -80,7 +78,7 @@ def main(
     *,
     resume: bool = False,
     allow_inexact: bool = False,
-    images: Images | None = None,
+    images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
     """Train, save, measure on held-out images. Baselines are fitted instead; `plan` and `optimiser` are then not used.
@@ -98,7 +96,7 @@ def main(
         return _run(config, session, images)
 
 
-def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dict[str, Any]:
+def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a folder that nobody else writes."""
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
@@ -108,9 +106,7 @@ def _run(config: TrainTokenizer, session: Session, images: Images | None) -> dic
     return from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
 
 
-def _measured(
-    config: TrainTokenizer, given: Images | StoredImages, tokenizer: ImageTokenizer, compute: Compute
-) -> dict[str, Any]:
+def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, compute: Compute) -> dict[str, Any]:
     """The result of the run."""
     measured = evaluate_tokenizer(
         tokenizer,
@@ -123,7 +119,7 @@ def _measured(
     return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
 
 
-def made(config: TrainTokenizer, images: Images | StoredImages, session: Session) -> ImageTokenizer:
+def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved."""
     if config.planned_steps > 0:
         trainer, batches = prepare(config, images, session.compute)
@@ -140,7 +136,7 @@ def made(config: TrainTokenizer, images: Images | StoredImages, session: Session
     return tokenizer
 
 
-def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Compute) -> tuple[Trainer, Loader]:
+def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:
     """A trainer at step 0, and the batches it is going to see."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
@@ -151,7 +147,7 @@ def prepare(config: TrainTokenizer, images: Images | StoredImages, compute: Comp
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 
 
-def start(config: TrainTokenizer, images: Images | StoredImages) -> ImageTokenizer:
+def start(config: TrainTokenizer, images: AnyImages) -> ImageTokenizer:
     """The tokenizer at step 0, initialised from some of the training images."""
     side, tokenizer = config.data.side, config.tokenizer.build(config.seed)
     if config.init_images == 0:

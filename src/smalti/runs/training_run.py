@@ -10,10 +10,9 @@ from torch import nn
 
 from smalti.core.compute import Device, Precision
 from smalti.core.config import require, setting
-from smalti.data.datasets.dataset import Subset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import Data
-from smalti.data.statistics import Normalisation, statistics
+from smalti.data.reading import Normalisation, statistics
 from smalti.data.transforms.views import RandomResizedCrop
 from smalti.distributed.process_group import Ranks
 from smalti.models.vit import ViT
@@ -70,7 +69,7 @@ class BackboneRun(TrainingRun):
         if should_compile(self.compile, self.plan.steps, device):
             compile_blocks(blocks)
 
-    def normalised(self, images: InMemoryDataset | Subset) -> Self:
+    def normalised(self, images: ImageDataset) -> Self:
         """The same, with the pixel mean and standard deviation that `normalisation` asks for."""
         if self.normalisation is None:
             return self

@@ -14,15 +14,12 @@ from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.load import Data, Images, StoredImages
-from smalti.data.loader import InMemoryViewSource, Loader
-from smalti.data.sampler import Sampler
-from smalti.data.tokens.cached_tokens import CachedTokens
-from smalti.data.tokens.token_cache import TokenCache
+from smalti.data.load import AnyImages, Data
+from smalti.data.loader import InMemoryViewSource, Loader, Sampler, open_view_source
+from smalti.data.tokens.token_cache import CachedTokens, TokenCache
 from smalti.data.tokens.token_key import token_key
 from smalti.data.tokens.tokens import Tokenized, chunk_for
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
-from smalti.data.view_source import open_view_source
 from smalti.models.vit import ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
@@ -61,9 +58,7 @@ class MaskedViews:
         """Of the images to learn from."""
         return self._views(self.crop, self.jitter)
 
-    def training_loader(
-        self, images: Images | StoredImages, data: Data, batch_size: int, device: torch.device
-    ) -> Loader:
+    def training_loader(self, images: AnyImages, data: Data, batch_size: int, device: torch.device) -> Loader:
         """Batches of the images to learn from, without tokens; of several ranks each sees its part of them."""
         view_source = open_view_source(images, self.training, data, batch_size // world_size(), device)
         order = Sampler(len(images.train), batch_size, self.seed, (rank(), world_size()), self.num_views)
@@ -95,7 +90,7 @@ class MaskedViews:
 
 def training_batches(
     views: MaskedViews,
-    images: Images | StoredImages,
+    images: AnyImages,
     data: Data,
     batch_size: int,
     compute: Compute,
@@ -124,7 +119,7 @@ def training_batches(
 def open_cache(
     folder: Path,
     views: MaskedViews,
-    images: InMemoryDataset | ImageDataset,
+    images: ImageDataset,
     tokenizer: ImageTokenizer,
     batch_size: int,
     compute: Compute,

@@ -1,22 +1,163 @@
-"""Images that are files of their own: a folder, or a list of paths."""
+"""Images that are files of their own: a folder, walked in an order that is the same everywhere, or a list of paths."""
 
 import os
+import stat
+import time
+import unicodedata
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from rich.text import Text
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.labels import twins
-from smalti.data.datasets.listing import OUTSIDE, FollowLinks, LeftOut, Names, NamesBuilder, count_up, is_system, walk
+from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.lists import read_list
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
 from smalti.data.decode import EXTENSIONS, read_file
 
+FollowLinks: TypeAlias = Literal["inside", "all"]
+"""Symbolic links to follow: those that stay inside the folder, or all."""
 
-class Files(ImageDataset):
+IRREGULAR = "not a regular file"
+BROKEN = "broken link"
+OUTSIDE = "link out of the folder"
+INSIDE = "link to a folder that is read anyway"
+SEEN = "folder already read under another name"
+
+
+class Found(NamedTuple):
+    """A file below the folder, by its path relative to it; `left_out` says why it is not taken, if it is not."""
+
+    name: bytes
+    left_out: str = ""
+
+
+class _Level(NamedTuple):
+    """A folder being walked: what is left of it, last comes first."""
+
+    prefix: bytes
+    files: list[bytes]
+    folders: list[bytes]
+
+
+@contextmanager
+def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
+    """Progress towards an unknown end: call what this gives with the count so far, as often as you like."""
+    shown, every = time.monotonic(), 0.2 if log.console.is_terminal else 10.0
+    status = log.console.status("") if log.console.is_terminal else None
+
+    def tick(count: int) -> None:
+        nonlocal shown
+        if count % 256 or time.monotonic() - shown < every:
+            return
+        shown = time.monotonic()
+        if status is None:
+            log.say(f"{title}: {count} so far")
+        else:
+            status.update(Text(f"{title}: {count}"))
+
+    with status or nullcontext():
+        yield tick
+
+
+def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
+    """Every file below `root`; the images in sorted order, whatever order the file system has.
+
+    Folders are never opened twice (device and inode), so no arrangement of links multiplies the data. Nothing is
+    opened but folders: a FIFO called x.jpg cannot hang the walk. Memory: the names of one folder at a time.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+    """
+    top = os.fsencode(root)
+    real_top = os.path.realpath(top)
+    seen = {_identity(top)}
+    levels = [_Level(b"", [], [])]
+    yield from _list(top, levels[0], real_top, follow)
+    while levels:
+        prefix, files, folders = levels[-1]
+        if files and (not folders or files[-1] < folders[-1]):
+            yield Found(prefix + files.pop())
+        elif folders:
+            name = prefix + folders.pop()
+            path = os.path.join(top, name)
+            identity = _identity(path)
+            if identity in seen:
+                yield Found(name, SEEN)
+                continue
+            seen.add(identity)
+            levels.append(_Level(os.path.join(name, b""), [], []))
+            yield from _list(path, levels[-1], real_top, follow)
+        else:
+            levels.pop()
+
+
+def _list(path: bytes, level: _Level, real_top: bytes, follow: FollowLinks) -> Iterator[Found]:
+    """Fill `level` with a folder's images and folders; yield what is left out."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            kind = _kind(entry, real_top, follow)
+            if kind == "file":
+                level.files.append(entry.name)
+            elif kind == "folder":
+                level.folders.append(entry.name)
+            else:
+                yield Found(level.prefix + entry.name, kind)
+    level.files.sort(reverse=True)
+    level.folders.sort(reverse=True)
+
+
+def _kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) -> str:
+    """`file`, `folder`, or why the entry is left out."""
+    if is_system(entry.name):
+        return SYSTEM
+    if entry.is_symlink():
+        return _link_kind(entry, real_top, follow)
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    if not has_image_suffix(entry.name):
+        return NO_IMAGE
+    return "file" if entry.is_file(follow_symlinks=False) else IRREGULAR
+
+
+def _link_kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) -> str:
+    try:
+        mode = os.stat(entry.path).st_mode
+    except OSError:  # points nowhere, or at itself
+        return BROKEN
+    target = os.path.realpath(entry.path)
+    inside = target == real_top or target.startswith(os.path.join(real_top, b""))
+    if stat.S_ISDIR(mode):
+        if inside:
+            return INSIDE
+        return "folder" if follow == "all" else OUTSIDE
+    if not has_image_suffix(entry.name):
+        return NO_IMAGE
+    if not stat.S_ISREG(mode):
+        return IRREGULAR
+    return "file" if inside or follow == "all" else OUTSIDE
+
+
+def _identity(path: bytes) -> tuple[int, int]:
+    about = os.stat(path)
+    return about.st_dev, about.st_ino
+
+
+def twins(classes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Class names that differ in nothing but case or Unicode normal form: likely one class, spelled twice."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())].append(name)
+    return [tuple(group) for group in alike.values() if len(group) > 1]
+
+
+class Files(StoredDataset):
     """Images that are files of their own, named relative to one folder."""
 
     def __init__(self, root: Path, names: Names, channels: int) -> None:

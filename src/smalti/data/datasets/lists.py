@@ -9,8 +9,7 @@ from typing import NamedTuple, TextIO
 
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
-from smalti.data.datasets.labels import Labels
-from smalti.data.datasets.listing import Names, NamesBuilder, has_image_suffix
+from smalti.data.datasets.names import Labels, Names, NamesBuilder, has_image_suffix
 
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import lzma
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -13,31 +12,47 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smalti.core.contracts import Sample
+from smalti.data import npy
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.names import LeftOut
 
 
-@dataclass(frozen=True)
-class InMemoryDataset:
-    """Images of one size, held in memory: what small-image training reads, a whole batch at a time."""
+class InMemoryDataset(ImageDataset):
+    """Images of one size, held in memory: what small-image training reads, a whole batch at a time.
 
-    images: UInt8[Tensor, "n C H W"]
-    labels: Int[Tensor, "n"]
-    classes: tuple[str, ...] = ()
+    Args:
+        images: n C H W, uint8, C = 1 or 3.
+        labels: n class numbers, -1 where there is none.
+        classes: names by class number.
+    """
+
+    kind = "embedded"
+
+    def __init__(
+        self, images: UInt8[Tensor, "n C H W"], labels: Int[Tensor, "n"], classes: tuple[str, ...] = ()
+    ) -> None:
+        self.images = self.pixels = images
+        self.labels, self.classes = labels, classes
+        self.channels, self.left_out = images.shape[1], LeftOut()
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Sample:
-        pixels = self.images[index].permute(1, 2, 0).numpy()
-        return Sample(pixels, int(self.labels[index]), str(index))
+    def read(self, index: int) -> bytes:
+        return npy.encode(self.images[index].permute(1, 2, 0).numpy())
 
-    def shrunk(self, index: int, shorter_side: int) -> Sample:
-        """The same; these images are as small as they are to be."""
-        return self[index]
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
 
-    def name(self, index: int) -> str:
+    def labels_at(self, indices: NDArray[np.int64]) -> Int[Tensor, "B"]:
+        return self.labels[torch.from_numpy(indices)]
+
+    def key(self, index: int) -> str:
         """Its number: there is no file."""
         return str(index)
+
+    def name(self, index: int) -> str:
+        return self.key(index)
 
     def fingerprint(self) -> str:
         """A digest of all pixels and labels."""
@@ -52,7 +67,6 @@ class InMemoryDataset:
         return InMemoryDataset(self.images.expand(-1, channels, -1, -1), self.labels, self.classes)
 
     def select(self, positions: Int[Tensor, "m"] | NDArray[np.int64]) -> "InMemoryDataset":
-        """Some of the images, in the given order."""
         index = torch.as_tensor(positions)
         return InMemoryDataset(self.images[index], self.labels[index], self.classes)
 

@@ -7,58 +7,39 @@ from pathlib import Path
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
+from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FileList, Folder
-from smalti.data.datasets.listing import IRREGULAR, FollowLinks
+from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
-from smalti.data.datasets.memory import InMemoryDataset, embedded
-from smalti.data.datasets.remote.address import check_address, shown, suffix_of
-from smalti.data.datasets.remote.data_files import LocalFiles
-from smalti.data.datasets.remote.remote_files import RemoteFiles
-from smalti.data.datasets.tables.arrow import Arrow
-from smalti.data.datasets.tables.parquet import Parquet
-from smalti.data.datasets.tables.saved_dataset import ArrowFiles, arrow_files, is_dataset
-from smalti.data.datasets.tables.table_splits import parquet_files
+from smalti.data.datasets.memory import embedded
+from smalti.data.datasets.parquet import Parquet, parquet_files
+from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
+from smalti.data.datasets.remote import RemoteFiles, check_address, shown, suffix_of
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.decode import EXTENSIONS
-from smalti.data.packs.format import ABOUT
-from smalti.data.packs.pack import Pack
 
 EMBEDDED = "embedded"
 PARQUET, TAR = ".parquet", ".tar"
 
 
-def open_source(
-    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", in_order: bool = False
-) -> ImageDataset | InMemoryDataset:
+def open_source(path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> ImageDataset:
     """The images that DATA names, of several splits those to train on.
 
     DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, also at an address), a Hugging Face
-    data set, a pack, or the embedded images. `in_order` says that they will be read from the first to the last, so that
-    remote files may be more than fit into their cache.
+    data set, what `smalti prepare` wrote, or the embedded images.
 
     Raises:
         DataError: what is wrong with it, and what could be meant.
     """
     if path == EMBEDDED:
         return embedded("train").with_channels(channels)
-    return open_stored(path, channels, log, follow, in_order)
-
-
-def open_stored(
-    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", in_order: bool = False
-) -> ImageDataset:
-    """The images that DATA names, wherever they are stored; as `open_source`.
-
-    Raises:
-        DataError: what is wrong with it, and what could be meant.
-    """
     if not path:
         raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
     place = Path(path).expanduser()
     try:
         if is_remote(path):
-            return _open_remote(path, channels, log, in_order)
+            return _open_remote(path, channels, log)
         if "{" in path and not place.exists():
             return _open_files([Path(file).expanduser() for file in expand(path)], channels, log)
         if not place.exists():
@@ -71,14 +52,14 @@ def open_stored(
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
 
 
-def _open_remote(pattern: str, channels: int, log: Log | None, in_order: bool) -> ImageDataset:
+def _open_remote(pattern: str, channels: int, log: Log | None) -> ImageDataset:
     check_address(pattern)
     urls = expand(pattern)
     suffixes = {suffix_of(url) for url in urls}
     if suffixes == {PARQUET}:
-        return Parquet(RemoteFiles(urls, log, in_order), channels, log)
+        return Parquet(RemoteFiles(urls), channels, log)
     if suffixes == {TAR}:
-        return Shards(RemoteFiles(urls, log, in_order), channels, log)
+        return Shards(RemoteFiles(urls), channels, log)
     found = ", ".join(sorted(suffix or "a folder" for suffix in suffixes))
     cause = f"at an address are read tar shards (.tar) and Parquet files, not {found}"
     raise DataError(f"cannot open {shown(pattern)}", cause=cause, fix="as in https://.../shards-{000..009}.tar")
@@ -88,12 +69,13 @@ def _open_files(paths: list[Path], channels: int, log: Log | None) -> ImageDatas
     """Large files of a pattern."""
     if all(path.suffix.lower() == PARQUET for path in paths):
         return Parquet(LocalFiles(paths, "file"), channels, log)
-    return Shards(paths, channels, log)
+    return Shards(LocalFiles(paths), channels, log)
 
 
 def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks) -> ImageDataset:
-    if (place / ABOUT).is_file():
-        return Pack(place, channels)
+    refuse_pack(place)
+    if is_prepared(place):
+        return Prepared(place, channels)
     if is_dataset(place):
         return Arrow(arrow_files(place), channels, log)
     try:
@@ -114,7 +96,7 @@ def _open_file(path: Path, channels: int, log: Log | None) -> ImageDataset:
     if suffix in TEXT_SUFFIXES | TABLE_SUFFIXES:
         return FileList(path, channels)
     if ".tar" in (part.lower() for part in path.suffixes[-2:]) or suffix == ".tgz":
-        return Shards([path], channels, log)
+        return Shards(LocalFiles([path]), channels, log)
     if suffix == PARQUET:
         return Parquet(LocalFiles([path]), channels, log)
     if suffix == ".arrow":

@@ -13,44 +13,25 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.labels import NONE, resolve
-from smalti.data.datasets.listing import LeftOut
-from smalti.data.datasets.remote.data_files import DataFiles, LocalFiles
-from smalti.data.datasets.tar_index import ShardIndex, build_index
+from smalti.data.datasets.data_files import DataFiles
+from smalti.data.datasets.dataset import StoredDataset
+from smalti.data.datasets.names import NONE, LeftOut, resolve
+from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
 
 MAX_SHARDS = 100_000
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-class Shards(ImageDataset):
-    """The images of tar archives, in their order. Members are read where they lie, never extracted.
+class IndexedTars(StoredDataset):
+    """Images in tar archives, by an index of offsets. Members are read where they lie, never extracted."""
 
-    Files named alike up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label.
-    """
-
-    kind = "shards"
-
-    def __init__(self, paths: Sequence[Path] | DataFiles, channels: int, log: Log | None = None) -> None:
-        self.places = paths if isinstance(paths, DataFiles) else LocalFiles(paths)
-        self.channels = channels
-        self._indices = _read_indices(self.places, log or Log())
-        self._ends = np.cumsum([len(index.names) for index in self._indices])
-        self.left_out = LeftOut()
-        for name, index in zip(self.places.names, self._indices, strict=True):
-            self.left_out.merge(index.left_out, f"{name}: ")
-        if not len(self):
-            found = self.left_out.suffix_line()
-            cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
-            raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check --data")
-        labels, self.classes = _join_labels(self._indices)
-        self.labels = labels if self.classes else None
-        if not self.classes and any(index.label_names for index in self._indices):
-            missing = sum(int((index.labels == NONE).sum()) for index in self._indices)
-            self.notes = (f"labels are not used: {missing} of {len(self)} images have none",)
+    def __init__(self, places: DataFiles, indices: Sequence[ShardIndex], channels: int) -> None:
+        self.places, self.channels, self._indices = places, channels, indices
+        self._ends = np.cumsum([len(index.names) for index in indices])
+        self.left_out, self.in_order = LeftOut(), places.in_order
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, index: int) -> bytes:
         shard, row = self._place(index)
@@ -69,9 +50,6 @@ class Shards(ImageDataset):
         shard, row = self._place(index)
         return f"{self.places.names[shard]}/{os.fsdecode(self._indices[shard].names[row])}"
 
-    def key(self, index: int) -> str:
-        return self.places.relative(self.name(index))
-
     def length(self, index: int) -> int:
         shard, row = self._place(index)
         return int(self._indices[shard].sizes[row])
@@ -81,6 +59,32 @@ class Shards(ImageDataset):
         position = range(len(self))[index]
         shard = int(np.searchsorted(self._ends, position, side="right"))
         return shard, position - int(self._ends[shard - 1] if shard else 0)
+
+
+class Shards(IndexedTars):
+    """The images of tar shards of any origin; the index is made when they are first opened, and kept.
+
+    Files named alike up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label.
+    """
+
+    kind = "shards"
+
+    def __init__(self, places: DataFiles, channels: int, log: Log | None = None) -> None:
+        super().__init__(places, _read_indices(places, log or Log()), channels)
+        for name, index in zip(self.places.names, self._indices, strict=True):
+            self.left_out.merge(index.left_out, f"{name}: ")
+        if not len(self):
+            found = self.left_out.suffix_line()
+            cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
+            raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check --data")
+        labels, self.classes = _join_labels(self._indices)
+        self.labels = labels if self.classes else None
+        if not self.classes and any(index.label_names for index in self._indices):
+            missing = sum(int((index.labels == NONE).sum()) for index in self._indices)
+            self.notes = (f"labels are not used: {missing} of {len(self)} images have none",)
+
+    def key(self, index: int) -> str:
+        return self.places.relative(self.name(index))
 
 
 def expand(pattern: str) -> list[str]:
@@ -126,12 +130,12 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
     """From the cache, where the shard has not changed since."""
     name = places.names[number]
     try:
-        slot = places.slot(number)
-        index = slot.load()
+        version = places.version(number)
+        index = load_index(version)
         if index is None:
             with BufferedReader(places.open(number)) as file:
                 index = build_index(file, os.fstat(file.fileno()).st_size, Path(name))
-            slot.save(index)
+            save_index(version, index)
         return index
     except OSError as error:
         raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error

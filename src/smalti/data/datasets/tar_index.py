@@ -1,24 +1,46 @@
-"""The index of one tar shard: which images it holds and where their bytes are."""
+"""The index of one tar shard: which images it holds and where their bytes are; kept in the user's cache folder."""
 
 import contextlib
+import json
 import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smalti.core.errors import DataError
-from smalti.data.datasets.labels import Labels
-from smalti.data.datasets.listing import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
+from smalti.core.errors import DataError, OutputError
+from smalti.core.files import sha256, write_bytes
+from smalti.data.datasets.data_files import FileVersion, cache_folder, make_cache_folder
+from smalti.data.datasets.names import (
+    NO_IMAGE,
+    SYSTEM,
+    Labels,
+    LeftOut,
+    Names,
+    NamesBuilder,
+    has_image_suffix,
+    is_system,
+)
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
-from smalti.data.decode import MAX_BYTES
+from smalti.data.decode import EXTENSIONS, MAX_BYTES
 
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"
+ROW_BYTES = 24
+"""Of an image in the arrays of an index."""
+
+_KINDS = ("<u8", "<u8", "<u4", "<i4")
+"""Of these arrays: where each name ends, where the image's bytes begin, how many there are, its label."""
+_VERSION = 1
+"""Of the files in which indices are kept."""
+
+_LEFT_OUT = ("counts", "first", "suffixes")
+_MAX_HEADER = 64 << 20
 _LABEL = b"cls"
 _MAX_LABEL = 1000
 _MAX_GROUP = 64
@@ -35,6 +57,28 @@ class ShardIndex:
     labels: NDArray[np.int32]
     label_names: tuple[str, ...]
     left_out: LeftOut
+
+    def body(self) -> list[memoryview]:
+        """The arrays and then the names, for a file; without copies, for an index may be as large as memory allows."""
+        arrays: list[NDArray[Any]] = [self.names.ends, self.offsets, self.sizes, self.labels]
+        plain = [array.astype(kind, copy=False) for kind, array in zip(_KINDS, arrays, strict=True) if len(array)]
+        return [*(array.data.cast("B") for array in plain), memoryview(self.names.joined)]
+
+    @staticmethod
+    def of_body(body: bytes, count: int, label_names: tuple[str, ...], left_out: LeftOut) -> "ShardIndex":
+        """The index of `count` images whose `body` was written; the arrays are views of it.
+
+        Raises:
+            ValueError: there is no room for so many images.
+        """
+        if not 0 <= count * ROW_BYTES <= len(body):
+            raise ValueError(f"no room for {count} images")
+        start, arrays = 0, list[NDArray[Any]]()
+        for kind in _KINDS:
+            arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:], copy=False))
+            start += arrays[-1].nbytes
+        ends, offsets, sizes, labels = arrays
+        return ShardIndex(Names(memoryview(body)[start:], ends), offsets, sizes, labels, label_names, left_out)
 
 
 def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
@@ -163,3 +207,46 @@ def _first_of_each(names: Names) -> NDArray[np.int64]:
     """Positions of the names that no earlier one equals, in order; 16 bytes a name."""
     hashes = np.fromiter((hash(names[position]) for position in range(len(names))), np.int64, len(names))
     return np.sort(np.unique(hashes, return_index=True)[1])
+
+
+def load_index(version: FileVersion) -> ShardIndex | None:
+    """The index that was kept of a shard; None where there is none, a stale, a damaged or another user's one.
+
+    It is a line of JSON and then `ShardIndex.body`, nothing that could run.
+    """
+    try:
+        with open(_slot(version), "rb") as file:
+            if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            header = json.loads(file.readline(_MAX_HEADER))
+            if {key: header[key] for key in _identity(version)} != _identity(version):
+                return None
+            body = file.read()
+        if sha256(body) != header["sha256"]:
+            return None
+        left_out = LeftOut()
+        for name in _LEFT_OUT:
+            getattr(left_out, name).update(header["left_out"][name])
+        return ShardIndex.of_body(body, int(header["count"]), tuple(header["label_names"]), left_out)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def save_index(version: FileVersion, index: ShardIndex) -> None:
+    """Keep the index of a shard; a cache that cannot be written is done without."""
+    body, left_out = index.body(), {name: dict(getattr(index.left_out, name)) for name in _LEFT_OUT}
+    about = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
+    line = json.dumps(_identity(version) | about | {"sha256": sha256(*body)}).encode() + b"\n"
+    with contextlib.suppress(OutputError, OSError):
+        make_cache_folder(_slot(version).parent)
+        write_bytes(_slot(version), line, *body)
+
+
+def _slot(version: FileVersion) -> Path:
+    return cache_folder() / "shards" / f"{sha256(os.fsencode(version.path))[:32]}.index"
+
+
+def _identity(version: FileVersion) -> dict[str, Any]:
+    """What must be the same for a kept index to count."""
+    about = {"shard": version.path, "size": version.size, "mtime_ns": version.mtime_ns}
+    return {"smalti_shard_index": _VERSION, **about, "extensions": sorted(EXTENSIONS)}

@@ -13,7 +13,6 @@ import torch
 from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.tokens.tokens import CHUNK
 from smalti.data.transforms.views import TwoViews
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
@@ -78,7 +77,7 @@ class TokenKey:
 
 
 def token_key(
-    source: InMemoryDataset | ImageDataset,
+    source: ImageDataset,
     views: TwoViews,
     seed: int,
     tokenizer: ImageTokenizer,
@@ -86,7 +85,7 @@ def token_key(
     chunk: int = CHUNK,
 ) -> TokenKey:
     """The key of a run. Of images in memory all pixels are read, of others all names."""
-    resident = isinstance(source, InMemoryDataset)
+    pixels = source.pixels
     height, width = views.size if views.token_size is None else views.token_size
     return TokenKey(
         tokenizer=digest(tokenizer),
@@ -94,15 +93,15 @@ def token_key(
         num_patches=(height // tokenizer.stride) * (width // tokenizer.stride),
         data=source.fingerprint(),
         num_images=len(source),
-        memory="resident" if resident else "stream",
-        channels=source.images.shape[1] if isinstance(source, InMemoryDataset) else source.channels,
-        side=source.images.shape[2] if isinstance(source, InMemoryDataset) else None,
+        memory="stream" if pixels is None else "resident",
+        channels=source.channels,
+        side=None if pixels is None else pixels.shape[2],
         views=views,
         seed=seed,
         device=_device(compute.device),
         dtype=str(compute.dtype).removeprefix("torch."),
         chunk=chunk,
-        decoder=None if resident else f"Pillow {_version('pillow')}, simplejpeg {_version('simplejpeg')}",
+        decoder=f"Pillow {_version('pillow')}, simplejpeg {_version('simplejpeg')}" if pixels is None else None,
     )
 
 

@@ -1,14 +1,26 @@
-"""Batches whose images are changed further after crop, mirror and colours."""
+"""Batches whose images are changed further after crop, mirror and colours: erased, or mixed with others."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Batches
-from smalti.core.rng import Keys
+from smalti.core.rng import Keys, Stream, fold, uniform
+from smalti.distributed.collectives import reversed_over_ranks
+from smalti.functional.noise import uniform_noise
+from smalti.models.vit import as_unit_range
+
+_RECTANGLES, _SHARES = 10, 32
+"""Draws of an erased rectangle, and of the share of a mixed image, of which the first that fits is taken."""
+
+_NOISE = 2
+"""The stream of a key's noise: 0 are Gumbel draws, 1 is drop path."""
 
 Change: TypeAlias = Callable[[Batch], Batch]
 """A function of the batch alone, all its randomness drawn from `keys_of`."""
@@ -42,3 +54,135 @@ class Changed:
 def keys_of(batch: Batch) -> Keys:
     """The key of each image, to draw from."""
     return batch.key.cpu().numpy().view(np.uint64)
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """A rectangle of noise, a draw for each pixel and channel, in some of the images.
+
+    Area and shape are drawn up to ten times until the rectangle fits; else the image stays.
+
+    Reference: Zhong et al. 2020; timm, data/random_erasing.py, mode `pixel`.
+    Differs: noise is uniform in [0, 1]; timm's is normal with the deviation of normalised pixels, which no image has.
+    """
+
+    probability: float = setting(0.0, "that an image has one; 0: none", "released code: 0.25")
+    area: tuple[float, float] = setting((0.02, 1 / 3), "share of the image", "timm")
+    ratio: tuple[float, float] = setting((0.3, 1 / 0.3), "height / width", "timm")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, f"a probability of erasing of {self.probability}", "use 0 to 1")
+        require(0 < self.area[0] <= self.area[1] < 1, f"an erased area of {self.area}", "use 0 < low <= high < 1")
+        require(0 < self.ratio[0] <= self.ratio[1], f"an erased ratio of {self.ratio}", "use 0 < low <= high")
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with changed images, float in [0, 1]."""
+        boxes = self.boxes(keys_of(batch), *batch.image.shape[-2:])
+        rows = torch.from_numpy(np.flatnonzero(boxes[:, 2] > 0)).to(batch.image.device)
+        if len(rows) == 0:
+            return batch
+        images = as_unit_range(batch.image).clone()
+        some = images[rows]
+        top, left, height, width = torch.from_numpy(boxes).to(rows.device)[rows].T[..., None, None]
+        down = torch.arange(some.shape[-2], device=rows.device)[:, None]
+        right = torch.arange(some.shape[-1], device=rows.device)
+        inside = (down >= top) & (down < top + height) & (right >= left) & (right < left + width)
+        noise = uniform_noise(batch.key[rows], some[0].numel(), _NOISE).reshape(some.shape)
+        images[rows] = torch.where(inside[:, None], noise, some)
+        return replace(batch, image=images)
+
+    def boxes(self, keys: Keys, height: int, width: int) -> NDArray[np.int64]:
+        """Top, left, height and width in pixels for each key; all 0 where nothing is erased."""
+        keys = fold(keys, Stream.ERASE)
+        draws = uniform(keys, 4 * _RECTANGLES).reshape(len(keys), _RECTANGLES, 4)
+        area = height * width * (self.area[0] + draws[..., 0] * (self.area[1] - self.area[0]))
+        low, high = np.log(self.ratio)
+        shape = np.exp(low + draws[..., 1] * (high - low))
+        tall, wide = np.round(np.sqrt(area * shape)), np.round(np.sqrt(area / shape))
+        fits = (tall < height) & (wide < width) & (tall > 0) & (wide > 0)
+        top, left = np.floor(draws[..., 2] * (height - tall + 1)), np.floor(draws[..., 3] * (width - wide + 1))
+        first = fits.argmax(axis=1)[:, None, None]
+        boxes = np.take_along_axis(np.stack([top, left, tall, wide], axis=-1), first, axis=1)[:, 0]
+        erased = (uniform(fold(keys, 1), 1)[:, 0] < self.probability) & fits.any(axis=1)
+        return np.where(erased[:, None], boxes, 0.0).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Every image of a batch is mixed with the one at the mirrored place: the first with the last, and so on; of
+    several processes it is that of the whole batch, whose image another process sends.
+
+    out = λ·image + (1-λ)·other with λ from Beta(α, α): everywhere (mixup), or with λ = 0 in a box and 1 around it
+    (CutMix), the box having a share 1-λ of the area before it is cut off at the borders. Classes are mixed by the share
+    of the area that is left.
+
+    Reference: Zhang et al. 2018; Yun et al. 2019; timm, data/mixup.py, and BEiT's fine-tuning, both of which choose
+    between the two (`switch`).
+    Differs: λ, box and kind are drawn for each image, as timm's mode `elem` does, and not once for the batch.
+    """
+
+    mixup: float = setting(0.0, "α of mixup, at most 1; 0: none", "released code: 0.8 from pretrained weights")
+    cutmix: float = setting(0.0, "α of CutMix, at most 1; 0: none", "released code: 1.0 from pretrained weights")
+    probability: float = setting(1.0, "that an image is mixed at all", "released code")
+    switch: float = setting(0.5, "probability of CutMix where both are on", "released code")
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            require(0 <= getattr(self, name) <= 1, f"a {name} of {getattr(self, name)}", "use 0 to 1")
+        for name in ("probability", "switch"):
+            require(0 <= getattr(self, name) <= 1, f"a {name} of mixing of {getattr(self, name)}", "use 0 to 1")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is mixed."""
+        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def __call__(self, batch: Batch, num_classes: int) -> Batch:
+        """The batch with mixed images and with `target`."""
+        assert batch.label is not None
+        images = as_unit_range(batch.image)
+        height, width = images.shape[-2:]
+        kept = torch.from_numpy(self.kept(keys_of(batch), height, width)).to(images.device, torch.float32)
+        target = batch.target if batch.target is not None else F.one_hot(batch.label, num_classes).float()
+        share = kept.mean((1, 2))[:, None]
+        return replace(
+            batch,
+            image=torch.lerp(reversed_over_ranks(images), images, kept[:, None]),
+            target=torch.lerp(reversed_over_ranks(target), target, share),
+        )
+
+    def kept(self, keys: Keys, height: int, width: int) -> NDArray[np.float64]:
+        """How much of the image itself is at each pixel: B x `height` x `width`, or B x 1 x 1 where nothing is cut."""
+        mixed, kind, down, right = uniform(fold(keys, Stream.MIX), 4).T
+        cut = kind < (self.switch if self.mixup and self.cutmix else float(self.cutmix > 0))
+        alpha = np.where(cut, self.cutmix, self.mixup)
+        share = np.where(mixed < self.probability, beta(fold(keys, Stream.MIX, 1), np.maximum(alpha, 1e-3)), 1.0)
+        if not cut.any():
+            return share[:, None, None]
+        side = np.sqrt(1 - share) / 2
+        rows, columns = (_inside(*place) for place in ((down, side, height), (right, side, width)))
+        box = rows[:, :, None] & columns[:, None, :]
+        return np.where(cut[:, None, None], 1.0 - box, share[:, None, None])
+
+
+def beta(keys: Keys, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One draw from Beta(α, α) for each key, α at most 1.
+
+    x / (x + y) for x = u^(1/α) and y = v^(1/α), of the first of 32 pairs that has x + y <= 1, as each has with a
+    probability of 1/2 or more. Where none has, 1/2.
+
+    Reference: Jöhnk 1964.
+    """
+    draws = uniform(keys, 2 * _SHARES).reshape(len(keys), 2, _SHARES)
+    x, y = np.moveaxis(draws ** (1 / alpha[:, None, None]), 1, 0)
+    fits = (x + y <= 1) & (x + y > 0)
+    first = fits.argmax(axis=1)[:, None]
+    x, y = (np.take_along_axis(side, first, axis=1)[:, 0] for side in (x, y))
+    return np.where(fits.any(axis=1), x / np.maximum(x + y, np.finfo(np.float64).tiny), 0.5)
+
+
+def _inside(centre: NDArray[np.float64], half: NDArray[np.float64], length: int) -> NDArray[np.bool_]:
+    """B x `length`: which pixels of a side are in the box around `centre`; both are shares of the side."""
+    pixel = np.arange(length)
+    middle, reach = np.floor(centre * length)[:, None], np.floor(half * length)[:, None]
+    return (pixel >= middle - reach) & (pixel < middle + reach)

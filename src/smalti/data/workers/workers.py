@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 from smalti.core.errors import DataError
-from smalti.data.workers.child import FEWER, Child, Death
 from smalti.data.workers.jobs import Bad, Job, Rendered, Renderer, Task
 from smalti.data.workers.ring import IDLE, STARTING, Layout, Ring, Slots
+from smalti.data.workers.worker import FEWER, Child, Death
 
 _STRIKES = 2
 """Being read at so many SIGKILLs, an image is taken for their cause; at one, it may be that memory ran out."""

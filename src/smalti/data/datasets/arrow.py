@@ -1,7 +1,9 @@
 """Hugging Face `datasets` folders as `save_to_disk` writes them, read by memory map without that library."""
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,29 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.log import Log
-from smalti.data.datasets.remote.data_files import LocalFiles
-from smalti.data.datasets.tables.columns import ColumnLabels, cells, find_columns, require_extra
-from smalti.data.datasets.tables.dataset import TableDataset, without_bytes
-from smalti.data.datasets.tables.parquet_index import why
-from smalti.data.datasets.tables.saved_dataset import ArrowFiles
+from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.tables import (
+    ColumnLabels,
+    TableDataset,
+    cells,
+    choose_split,
+    find_columns,
+    require_extra,
+    why,
+    without_bytes,
+)
+
+_DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
+_MAX_JSON = 64 << 20
+
+
+@dataclass(frozen=True)
+class ArrowFiles:
+    """The files of one split: tables, and tables of row numbers where the data set is a selection of their rows."""
+
+    data: list[Path]
+    indices: list[Path]
+    notes: tuple[str, ...] = ()
 
 
 class Arrow(TableDataset):
@@ -153,3 +173,50 @@ def _order(paths: list[Path], rows: int) -> NDArray[np.int64] | None:
     if len(order) and not 0 <= int(order.min()) <= int(order.max()) < rows:
         raise DataError(f"cannot read {paths[0]}", cause=f"it selects rows beyond the {rows} there are")
     return order
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` has written this folder."""
+    return (folder / _DICT).is_file() or ((folder / _STATE).is_file() and (folder / _INFO).is_file())
+
+
+def arrow_files(folder: Path) -> ArrowFiles:
+    """What belongs to a data set; of several splits, the one to train on.
+
+    Raises:
+        DataError: a description that cannot be read, or no split that is clearly meant.
+    """
+    if (folder / _DICT).is_file():
+        splits = _read_json(folder / _DICT).get("splits")
+        names = [name for name in splits if _is_name(name)] if isinstance(splits, list) else []
+        split, notes = choose_split({name: str(folder / name) for name in names}, str(folder))
+        found = arrow_files(folder / split)
+        return ArrowFiles(found.data, found.indices, notes)
+    state = _read_json(folder / _STATE)
+    data = _named(folder, state.get("_data_files"))
+    if not data:
+        raise DataError(f"cannot read {folder / _STATE}", cause="it names no files", fix="save the data set again")
+    return ArrowFiles(data, _named(folder, state.get("_indices_data_files") or state.get("_indices_files")))
+
+
+def _named(folder: Path, entries: Any) -> list[Path]:
+    """Files that a description names; they lie in its folder, wherever else it says."""
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries or ()]
+    if not all(_is_name(name) for name in names):
+        raise DataError(f"cannot read {folder / _STATE}", cause="a file it names is none of its folder")
+    return [folder / str(name) for name in names]
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read(_MAX_JSON))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}", cause=f"no JSON: {error}", fix="save the data set again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"cannot read {path}", cause="no JSON object", fix="save the data set again")
+    return found

@@ -1,4 +1,4 @@
-"""What tests of packs share: small pictures, and settings for packing them."""
+"""What tests of prepared data sets share: small pictures, and settings for preparing them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,10 @@ import numpy as np
 from PIL import Image
 
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.data.packs.format import Settings
+from smalti.data.datasets.prepared import Settings
 
-PART = 2500
-"""Bytes of a part that three of the pictures fill."""
+SHARD = 5000
+"""Bytes of a shard that three of the pictures fill."""
 
 
 def fill(folder: Path, count: int, first: int = 0) -> Path:
@@ -23,9 +22,8 @@ def fill(folder: Path, count: int, first: int = 0) -> Path:
     return folder
 
 
-def raw_settings(images: ImageDataset | InMemoryDataset, **fields: Any) -> Settings:
+def raw_settings(images: ImageDataset, **fields: Any) -> Settings:
     """Shorter side 16, pixels without loss."""
-    kind = images.kind if isinstance(images, ImageDataset) else "embedded"
-    start: dict[str, Any] = {"data": "/data", "source": kind, "side": 16, "encoding": "raw", "quality": None}
+    start: dict[str, Any] = {"data": "/data", "source": images.kind, "side": 16, "encoding": "raw", "quality": None}
     start |= {"channels": 3, "limit": None, "length": len(images), "fingerprint": images.fingerprint()}
     return Settings(**start | fields)

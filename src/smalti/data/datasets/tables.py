@@ -1,15 +1,22 @@
-"""Columns of a table: which one holds the images, which one the labels; labels to class numbers."""
+"""What Parquet and Arrow files have in common: an image is a cell of a column, called by its file and row."""
 
+import hashlib
 import importlib.util
 import json
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.labels import MAX_CLASSES, NONE, resolve
+from smalti.data.datasets.data_files import DataFiles
+from smalti.data.datasets.dataset import StoredDataset
+from smalti.data.datasets.names import MAX_CLASSES, NONE, LeftOut, resolve
+from smalti.data.decode import MAX_BYTES
 
+TRAIN = "train"
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "class_name", "target", "category", "coarse_label")
 
@@ -27,6 +34,52 @@ class Columns(NamedTuple):
     def leaf(self) -> str:
         """The name under which the bytes of the images are stored."""
         return f"{self.image}.bytes" if self.is_struct else self.image
+
+
+class TableDataset(StoredDataset):
+    """Images in the rows of several files."""
+
+    def __init__(self, places: DataFiles, channels: int) -> None:
+        self.places, self.channels = places, channels
+        self.left_out = LeftOut()
+
+    @abstractmethod
+    def place(self, index: int) -> tuple[int, int]:
+        """The file of an image, and its row there."""
+
+    @abstractmethod
+    def cell(self, index: int) -> Any:
+        """The pyarrow scalar that holds an image."""
+
+    def name(self, index: int) -> str:
+        file, row = self.place(index)
+        return f"{self.places.names[file]}:{row}"
+
+    def key(self, index: int) -> str:
+        return self.places.relative(self.name(index))
+
+    def read(self, index: int) -> bytes:
+        try:
+            cell = self.cell(index)
+        except DataError as error:
+            raise DataError(f"cannot read {self.name(index)}", cause=error.cause or error.what) from error
+        if not cell.is_valid:
+            cause = "the cell is empty, or holds the path of a file without its bytes"
+            raise DataError(f"cannot read {self.name(index)}", cause=cause)
+        buffer = cell.as_buffer()
+        if buffer.size > MAX_BYTES:
+            cause = f"{buffer.size >> 20} MiB; at most {MAX_BYTES >> 20}"
+            raise DataError(f"cannot read {self.name(index)}", cause=cause)
+        return bytes(buffer.to_pybytes())
+
+    def fingerprint(self) -> str:
+        """A digest of the files' names and sizes and of all labels; the same wherever the same files lie."""
+        files = [
+            (self.places.relative(name), size) for name, size in zip(self.places.names, self.places.sizes, strict=True)
+        ]
+        digest = hashlib.sha256(repr((files, len(self), self.classes)).encode(errors="surrogateescape"))
+        digest.update(b"" if self.labels is None else self.labels.astype("<i4").tobytes())
+        return digest.hexdigest()
 
 
 def require_extra(module: str, what: str) -> None:
@@ -117,6 +170,38 @@ class ColumnLabels:
         if self.columns.classes and all(name.isdecimal() for name in names):
             return np.array([int(name) for name in names], np.int32)[ids], self.columns.classes, ()
         return *resolve(ids, names), ()
+
+
+def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...]]:
+    """Of the splits of a data set, each with a place where it is: the one to train on, and a note about the others.
+
+    Raises:
+        DataError: there are several and none is called `train`, or none at all.
+    """
+    names = ", ".join(name or "files of no split" for name in sorted(splits)[:8])
+    if TRAIN in splits and len(splits) > 1:
+        others = ", ".join(name or "files of no split" for name in sorted(splits)[:8] if name != TRAIN)
+        return TRAIN, (f"the split 'train' is read; there are also: {others}",)
+    if len(splits) == 1:
+        return next(iter(splits)), ()
+    if not splits:
+        raise DataError(f"no images in {where}", cause="it names no splits", fix="check --data")
+    fix = f"give one of them, as in --data {splits[max(splits)]}"
+    raise DataError(f"several splits in {where}", cause=f"none is called 'train'; there are: {names}", fix=fix)
+
+
+def without_bytes(name: str, column: str, rows: int) -> DataError:
+    """The error for a table that has no image in it at all."""
+    cause = f"column {column} has no bytes in {rows} rows; tables that hold only the paths of files cannot be read"
+    fix = "write it anew with Dataset.save_to_disk or push_to_hub, which put the images in"
+    return DataError(f"no images in {name}", cause=cause, fix=fix)
+
+
+def why(error: Exception) -> str:
+    """What pyarrow or the system says is wrong, in one line."""
+    return (
+        getattr(error, "strerror", None) or f"damaged: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+    )
 
 
 def _known(columns: list[str], names: tuple[str, ...]) -> list[str]:

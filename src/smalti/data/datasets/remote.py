@@ -1,20 +1,35 @@
-"""Addresses of files (`https://`, `s3://`, ...): which are allowed, what is there, and how it is fetched."""
+"""Files at an address (`https://`, `s3://`, ...): which are allowed, what is there, and how it is fetched."""
 
+import math
+import os
 import re
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from io import FileIO, IOBase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urljoin, urlsplit
 
 from smalti.core.errors import DataError
+from smalti.core.files import sha256
+from smalti.core.folder_lock import alone
+from smalti.core.log import Log
+from smalti.data.datasets.data_files import DataFiles, FileVersion, cache_folder, make_cache_folder
+from smalti.data.datasets.tables import require_extra
+
+GIGABYTE = 10**9
 
 SCHEMES = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 """What is allowed, each with the library that fsspec needs for it."""
 
 LOCALHOST = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 3
+_DEFAULT_GIGABYTES = 20
+_THREADS, _SAY_EVERY = 8, 10.0
 _VERSIONS = (
     "ETag",
     "etag",
@@ -33,6 +48,125 @@ class About(NamedTuple):
 
     size: int
     version: str
+
+
+class RemoteFiles(DataFiles):
+    """Files at addresses, fetched whole into the cache folder when they are first read, for reading in order.
+
+    A copy is called by address, size and version: a file that changes on its server is another file here. The copies
+    of all data sets have at most `max_cache_bytes`, and those unused for longest go first; what is read in order needs
+    room for two.
+
+    Raises:
+        DataError: an address that is not allowed, a file that is not there, or one too large for the cache.
+    """
+
+    in_order = True
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        for url in urls:
+            check_address(url)
+        require_extra("fsspec", shown(urls[0]))
+        self.urls, self.names = tuple(urls), tuple(map(shown, urls))
+        self.folder, self.max_bytes = cache_folder() / "remote", max_cache_bytes()
+        self._said = -math.inf
+        with ThreadPoolExecutor(_THREADS) as threads:
+            self.about = tuple(threads.map(ask, urls))
+        self.sizes = tuple(about.size for about in self.about)
+        if (need := min(sum(self.sizes), 2 * max(self.sizes))) > self.max_bytes:
+            cause = f"two of its files have {gigabytes(need)}; the cache in {self.folder} holds "
+            fix = f"set SMALTI_CACHE_GB={-(-need // GIGABYTE)} or more"
+            where = f"cannot open {self.names[0]} ({len(self)} files)"
+            raise DataError(where, cause=cause + gigabytes(self.max_bytes), fix=fix)
+
+    def open(self, number: int) -> FileIO:
+        path = self._copy(number)
+        try:
+            for _ in range(ATTEMPTS):  # another process could remove it in between
+                with suppress(FileNotFoundError):
+                    file = FileIO(path)
+                    if time.time() - os.fstat(file.fileno()).st_mtime > 60:
+                        with suppress(OSError):
+                            os.utime(path)  # it has been used
+                    return file
+                make_cache_folder(self.folder)
+                with alone(self.folder):
+                    if not path.exists():
+                        self._fetch(number, path)
+            return FileIO(path)
+        except OSError as error:
+            cause = f"{error.strerror or error}: {error.filename or self.folder}"
+            raise DataError(f"cannot fetch {self.names[number]}", cause=cause) from error
+
+    def peek(self, number: int) -> IOBase:
+        if not self._copy(number).exists():
+            with suppress(Exception):  # a server that cannot give a part gives the whole
+                file = file_system(self.urls[number]).open(path_at(self.urls[number]), "rb", block_size=1 << 20)
+                file.seek(-8, os.SEEK_END)
+                if len(file.read(8)) == 8 and file.size == self.sizes[number]:
+                    file.seek(0)
+                    return cast(IOBase, file)
+        return self.open(number)
+
+    def version(self, number: int) -> FileVersion:
+        return FileVersion(os.path.realpath(self._copy(number)), self.sizes[number], 0)  # its name says the rest
+
+    def _copy(self, number: int) -> Path:
+        url, about = self.urls[number], self.about[number]
+        return self.folder / f"{sha256(f'{url} {about.size} {about.version}'.encode())[:32]}{suffix_of(url)[:8]}"
+
+    def _fetch(self, number: int, path: Path) -> None:
+        url, name, about = self.urls[number], self.names[number], self.about[number]
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # others may be here where there are no locks
+        try:
+            make_room(self.folder, about.size, self.max_bytes)
+            if time.monotonic() - self._said > _SAY_EVERY:
+                self._said = time.monotonic()
+                Log().say(f"fetch {name} ({gigabytes(about.size)})")
+            download(url, part, about.size)
+            if (found := part.stat().st_size) != about.size:
+                raise DataError("", cause=f"{found} bytes came where {about.size} were promised")
+            if ask(url, again=True) != about:
+                raise DataError("", cause="it has changed on its server meanwhile", fix="start again")
+            os.replace(part, path)
+        except DataError as error:
+            raise DataError(f"cannot fetch {name}", cause=error.cause, fix=error.fix) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def make_room(folder: Path, size: int, most: int) -> None:
+    """Remove the copies unused for longest, until `size` more bytes make `most` at most; nobody else writes there.
+
+    Raises:
+        DataError: the disk has no room.
+    """
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise DataError("", cause=f"{gigabytes(size)} needed, {gigabytes(free)} left on the disk of {folder}")
+    files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
+    total = sum(length for _, length, _ in files)
+    for _, length, path in files:
+        if total + size > most:
+            path.unlink()  # who reads it holds it open
+            total -= length
+
+
+def max_cache_bytes() -> int:
+    """The bound of the copies: `SMALTI_CACHE_GB`, 20 where it is not set.
+
+    Raises:
+        DataError: it is no number.
+    """
+    text = os.environ.get("SMALTI_CACHE_GB") or str(_DEFAULT_GIGABYTES)
+    try:
+        return round(float(text) * GIGABYTE)
+    except (ValueError, OverflowError):
+        raise DataError(f"SMALTI_CACHE_GB is {text[:40]!r}", cause="no number", fix="give gigabytes, as 100") from None
+
+
+def gigabytes(size: int) -> str:
+    """A size for people, as `1.5 GB` or `20 MB`."""
+    return f"{size / GIGABYTE:.3g} GB" if size >= GIGABYTE else f"{size / 1e6:.3g} MB"
 
 
 def check_address(url: str) -> None:

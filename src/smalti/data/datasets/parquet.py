@@ -1,0 +1,258 @@
+"""Parquet files whose rows are images, read from the first to the last: input of `smalti prepare` and of memory."""
+
+import os
+import re
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.datasets.data_files import DataFiles
+from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.names import is_system
+from smalti.data.datasets.tables import (
+    TRAIN,
+    ColumnLabels,
+    Columns,
+    TableDataset,
+    cells,
+    choose_split,
+    find_columns,
+    require_extra,
+    why,
+    without_bytes,
+)
+
+BATCH_BYTES = 64 << 20
+"""Row groups above this are decoded in batches of about this size."""
+
+_KEPT = 4
+"""Batches that stay decoded: threads that read in order are never further apart."""
+
+_SLIM_BYTES = 1000
+_MAX_ROWS, _MAX_BATCHES = 1 << 31, 10_000
+_KEYWORDS = {TRAIN: TRAIN, "training": TRAIN} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_KEYWORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d+-of-\d+")
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+class _Batch(NamedTuple):
+    """Decoded images: the number of the first, and their cells."""
+
+    start: int
+    images: Any
+
+
+class Parquet(TableDataset):
+    """The images of Parquet files, in their order. Only the column of images and that of labels are ever read.
+
+    Reading in order decodes every row group once; any other order gives the same images, and decodes most row groups
+    again for each.
+    """
+
+    kind = "parquet"
+    in_order = True
+
+    def __init__(self, places: DataFiles, channels: int, log: Log | None = None) -> None:
+        require_extra("pyarrow", places.names[0])
+        super().__init__(places, channels)
+        index = _Index()
+        with (log or Log()).progress("index files", len(places)) as bar:
+            for number in range(len(places)):
+                index.add(places, number)
+                bar.update(number + 1)
+        assert index.columns is not None
+        assert index.labels is not None
+        if not index.rows:
+            raise DataError(f"no images in {places.names[0]}", cause="the table has no rows", fix="check --data")
+        self.columns = index.columns
+        self.labels, self.classes, notes = index.labels.build()
+        self.notes = (*self.columns.notes, *notes)
+        self._first, self._files, self._groups = np.array(index.first), np.array(index.files), np.array(index.groups)
+        self._sizes = np.array(index.sizes)
+        self._length = index.rows
+        self._start()
+        if index.bytes < _SLIM_BYTES * index.rows:  # rows so small that they may hold no images at all
+            self.cell(0)
+            if (some := self._kept[0].images).null_count == len(some):
+                raise without_bytes(places.names[0], self.columns.image, len(some))
+
+    def _start(self) -> None:
+        """What belongs to one process: the reader of a row group, where it stands, and what it has read last."""
+        self._lock, self._kept = Lock(), deque[_Batch](maxlen=_KEPT)
+        self._group, self._next = -1, 0
+        self._reader: Iterator[Any] = iter(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_lock", "_kept", "_group", "_next", "_reader")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def place(self, index: int) -> tuple[int, int]:
+        position = range(len(self))[index]
+        group = self._group_of(position)
+        file = int(self._files[group])
+        return file, position - int(self._first[np.searchsorted(self._files, file)])
+
+    def cell(self, index: int) -> Any:
+        position = range(len(self))[index]
+        with self._lock:
+            while True:
+                for start, images in self._kept:
+                    if start <= position < start + len(images):
+                        return images[position - start]
+                self._read_on(position)
+
+    def _group_of(self, position: int) -> int:
+        return int(np.searchsorted(self._first, position, side="right")) - 1
+
+    def _read_on(self, position: int) -> None:
+        """Decode the next batch of the row group of an image, or, where that is behind, its first."""
+        import pyarrow as pa  # type: ignore[import-untyped]
+
+        group = self._group_of(position)
+        try:
+            if group != self._group or position < self._next:
+                self._group, self._next, self._reader = group, int(self._first[group]), self._batches(group)
+            images = next(self._reader, None)
+            if images is None:
+                raise ValueError("its row group is shorter than it says")
+        except (OSError, ValueError, pa.ArrowException) as error:
+            self._group = -1
+            raise DataError(f"cannot read {self.places.names[self._files[group]]}", cause=why(error)) from error
+        self._kept.append(_Batch(self._next, images))
+        self._next += len(images)
+
+    def _batches(self, group: int) -> Iterator[Any]:
+        """The images of a row group, some at a time."""
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        # Reading ahead happens on threads of Arrow, which abort the process if they want a Python file while it ends.
+        with (
+            self.places.open(int(self._files[group])) as raw,
+            pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False) as file,
+        ):
+            within, rows = [int(self._groups[group])], int(self._sizes[group])
+            for batch in file.iter_batches(rows, row_groups=within, columns=[self.columns.leaf], use_threads=False):
+                yield cells(batch.column(0))
+
+
+class _Index:
+    """Collects the row groups of all files, in their order: first row, rows of a batch, file, number in the file."""
+
+    def __init__(self) -> None:
+        self.first, self.sizes, self.files, self.groups = array("q"), array("q"), array("i"), array("i")
+        self.rows, self.bytes = 0, 0
+        self.columns: Columns | None = None
+        self.labels: ColumnLabels | None = None
+
+    def add(self, places: DataFiles, number: int) -> None:
+        """Read what a file says about itself, and its labels."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        name = places.names[number]
+        try:
+            with places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+                self._add(file, number, name)
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+            raise DataError(f"cannot read {name}", cause=why(error), fix="check --data") from error
+
+    def _add(self, file: Any, number: int, name: str) -> None:
+        columns = find_columns(file.schema_arrow, name)
+        if self.columns is None:
+            self.columns, self.labels = columns, ColumnLabels(columns, name)
+        elif columns[:3] != self.columns[:3]:
+            cause = f"its columns are {columns.image} and {columns.label}, not {self.columns.image} and "
+            raise DataError(f"{name} is another table than the first", cause=f"{cause}{self.columns.label}")
+        before = self.rows
+        for group in range(file.num_row_groups):
+            # Not `about.column(...)`: what it says of a damaged file can end the process.
+            about = file.metadata.row_group(group)
+            self._add_group(number, group, about.num_rows, max(about.total_byte_size, 0))
+        if columns.label is not None and self.labels is not None:
+            labelled = 0
+            for batch in file.iter_batches(65_536, columns=[columns.label], use_threads=False):
+                self.labels.add(batch.column(0))
+                labelled += len(batch)
+            if labelled != self.rows - before:
+                raise ValueError(f"{labelled} labels for {self.rows - before} rows")
+
+    def _add_group(self, number: int, group: int, rows: int, size: int) -> None:
+        if not 0 <= rows <= _MAX_ROWS:
+            raise ValueError(f"row group {group} has {rows} rows")
+        self.bytes += size
+        if rows:
+            step = rows if size <= BATCH_BYTES else max(1, rows * BATCH_BYTES // size, rows // _MAX_BATCHES)
+            fields = (self.first, self.sizes, self.files, self.groups)
+            for field, value in zip(fields, (self.rows, step, number, group), strict=True):
+                field.append(value)
+            self.rows += rows
+
+
+def parquet_files(root: Path, follow: FollowLinks = "inside") -> tuple[list[Path], tuple[str, ...]]:
+    """The Parquet files to read below a folder, sorted, and what is to be said about them; none where there are none.
+
+    The layout is that of the Hugging Face hub: splits are named by files (`data/train-00000-of-00002.parquet`) or
+    folders (`default/train/0000.parquet`). Files of no split are one data set.
+
+    Raises:
+        DataError: several data sets, or several splits of which none is for training.
+    """
+    files, outside = _find(root, follow)
+    if not files:
+        if outside:
+            fix = f"{outside} links lead out of the folder: follow them with --data.follow-links all"
+            raise DataError(f"no images in {root}", cause="no Parquet file lies in the folder itself", fix=fix)
+        return [], ()
+    groups: dict[str, list[Path]] = defaultdict(list)
+    configs: dict[str, set[str]] = defaultdict(set)
+    for path in files:
+        split, config = split_of(path.relative_to(root))
+        groups[split].append(path)
+        configs[split].add(config)
+    split, notes = choose_split({name: str(paths[0]) for name, paths in groups.items()}, str(root))
+    if split and len(configs[split]) > 1:
+        found = ", ".join(repr(name or ".") for name in sorted(configs[split])[:8])
+        raise DataError(f"several data sets in {root}", cause=f"there are {found}", fix="give the folder of one")
+    return groups[split], notes
+
+
+def split_of(path: Path) -> tuple[str, str]:
+    """The split that a relative path names, as `train`, and the folder of its data set; both may be empty."""
+    if shard := _SHARD.fullmatch(path.stem):
+        return _KEYWORDS.get(shard[1].lower(), shard[1]), path.parent.as_posix()
+    for place in range(len(path.parts) - 1, -1, -1):
+        words = _WORD.findall(path.stem.lower() if place == len(path.parts) - 1 else path.parts[place].lower())
+        if found := [_KEYWORDS[word] for word in words if word in _KEYWORDS]:
+            return found[0], Path(*path.parts[:place]).as_posix()
+    return "", ""
+
+
+def _find(root: Path, follow: FollowLinks) -> tuple[list[Path], int]:
+    """All Parquet files, and how many were left out because they are links that lead out of the folder."""
+    found, outside, top = [], 0, os.path.realpath(root)
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_system(os.fsencode(name)))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.suffix.lower() != ".parquet" or is_system(os.fsencode(name)) or not path.is_file():
+                continue
+            inside = os.path.realpath(path).startswith(os.path.join(top, ""))
+            outside += not inside and follow != "all"
+            if inside or follow == "all":
+                found.append(path)
+    return sorted(found), outside

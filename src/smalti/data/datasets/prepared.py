@@ -1,0 +1,349 @@
+"""The shards that `smalti prepare` writes: a data set made small once, as WebDataset archives with their index beside.
+
+```
+OUT/shard-00000.tar     of each image KEY.jpg or KEY.npy (H W C uint8), and KEY.cls with the number of its class where
+                        there are classes; KEY is the number of the image in DATA
+    shard-00000.index   a line of JSON (`Header`), then what `ShardIndex.body` gives: for the shard's n images,
+                        little-endian and without gaps:
+                          n uint64  where each name ends in the names
+                          n uint64  where the image's bytes begin in the .tar
+                          n uint32  how many there are
+                          n int32   labels: positions in `classes` of prepared.json, or -1
+                          the names in DATA, UTF-8, one after the other; other bytes of a name stay as they are
+    shard-00001.tar ...
+    prepared.json       `About`: settings, number of images, classes, size and digests of every shard
+    bad_files.jsonl     the images that could not be read, an object with path and reason a line; only where some are
+```
+
+An index is written after its .tar and prepared.json after everything else, each whole or not at all: a shard counts
+only when its index is there and true, and the data set only when prepared.json is. Digests are SHA-256 in hexadecimal.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import stat
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.config import from_json
+from smalti.core.errors import DataError, UsageError
+from smalti.core.files import sha256
+from smalti.core.log import Log
+from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.names import LeftOut
+from smalti.data.datasets.tar import IndexedTars
+from smalti.data.datasets.tar_index import ShardIndex
+
+T = TypeVar("T")
+Encoding: TypeAlias = Literal["jpeg", "raw"]
+
+VERSION = 1
+ABOUT, BAD_FILES = "prepared.json", "bad_files.jsonl"
+UNREADABLE = "unreadable when it was prepared"
+_PACK = "pack.json"  # of earlier versions
+_MAX_BYTES = 1 << 30
+
+
+class DamagedShardError(DataError):
+    """A file of a prepared data set that is not as it was written; writing it again is the remedy."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"{path} is damaged", cause=cause, fix="run the same smalti prepare again")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is prepared and how; it is continued only under the same.
+
+    Attributes:
+        data: DATA as an absolute path.
+        source: what DATA is, in a word.
+        side: the shorter side in pixels, at most.
+        quality: of JPEGs, 1 to 100; None where pixels are stored.
+        channels: 1 grey, 3 RGB.
+        limit: images at most, an even sample.
+        length: how many images are in DATA.
+        fingerprint: a digest of their names, labels and, where that is cheap to know, lengths.
+    """
+
+    data: str
+    source: str
+    side: int
+    encoding: Encoding
+    quality: int | None
+    channels: int
+    limit: int | None
+    length: int
+    fingerprint: str
+
+    def require(self, wanted: "Settings", folder: Path) -> None:
+        """Refuse to go on with `folder`, which was begun under these settings, where others are wanted.
+
+        Raises:
+            UsageError: it names the first field that differs.
+        """
+        for name in (field.name for field in fields(self)):
+            was, now = getattr(self, name), getattr(wanted, name)
+            if was != now and name in ("length", "fingerprint"):
+                cause = f"files or labels in {self.data} have changed: {self.length} images then, {wanted.length} now"
+                raise UsageError(f"{folder} was prepared from other images", cause=cause, fix="use another --out")
+            if was != now:
+                fix = f"use the same {name}, or another --out"
+                raise UsageError(f"{folder} was prepared with {name} {was}, now {now}", fix=fix)
+
+
+@dataclass(frozen=True)
+class ShardDigest:
+    """An entry of prepared.json; its place in the list is the number in the names of its files."""
+
+    images: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of an index.
+
+    Attributes:
+        settings: those of the whole data set.
+        start: how many images of DATA the shards before have dealt with, unreadable ones included.
+        shard: how many images this one holds, size and digest of its .tar, the digest of what follows this line.
+        unreadable: position in DATA, path and reason of each image that could not be read.
+    """
+
+    smalti_shard: int
+    settings: Settings
+    start: int
+    shard: ShardDigest
+    unreadable: tuple[tuple[int, str, str], ...]
+
+    @property
+    def stop(self) -> int:
+        """How many images of DATA this shard and those before it have dealt with."""
+        return self.start + self.shard.images + len(self.unreadable)
+
+
+@dataclass(frozen=True)
+class About:
+    """What prepared.json says. `digest` stands for images, names, labels and classes, wherever they and DATA lie."""
+
+    smalti_prepared: int
+    smalti: str
+    digest: str
+    settings: Settings
+    images: int
+    unreadable: int
+    classes: tuple[str, ...]
+    shards: tuple[ShardDigest, ...]
+
+
+class Prepared(IndexedTars):
+    """The images of a prepared data set, in the order of DATA, with their names and labels there.
+
+    Opening reads the indices and compares sizes; about 30 bytes an image and its name stay in memory.
+    """
+
+    kind = "prepared"
+
+    def __init__(self, folder: Path, channels: int) -> None:
+        """Open a folder.
+
+        Raises:
+            DataError: it is not finished, is damaged, or cannot be read.
+        """
+        self.folder, self.about = folder, read_about(folder)
+        indices, start = list[ShardIndex](), 0
+        for number, shard in enumerate(self.about.shards):
+            header, index = read_index(index_path(folder, number))
+            if (header.shard, header.settings, header.start) != (shard, self.about.settings, start):
+                raise DamagedShardError(index_path(folder, number), f"it is not the one that {ABOUT} speaks of")
+            check_size(tar_path(folder, number), shard)
+            indices.append(index)
+            start = header.stop
+        super().__init__(LocalFiles([tar_path(folder, n) for n in range(len(indices))]), indices, channels)
+        if not len(self):
+            raise DamagedShardError(folder / ABOUT, "it has no images")
+        for index in indices:
+            self.left_out.merge(index.left_out)
+        self.classes, self.digest = self.about.classes, self.about.digest
+        if self.classes:
+            self.labels = np.concatenate([index.labels for index in indices])
+            if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+                raise DamagedShardError(folder / ABOUT, f"labels lie outside the {len(self.classes)} classes")
+        if self.about.settings.channels < channels:
+            self.notes = ("what was prepared is grey",)
+
+    def key(self, index: int) -> str:
+        shard, row = self._place(index)
+        return os.fsdecode(self._indices[shard].names[row])
+
+    def fingerprint(self) -> str:
+        return self.digest
+
+    def verify(self, log: Log) -> None:
+        with log.progress("verify", len(self.about.shards)) as bar:
+            for number, shard in enumerate(self.about.shards):
+                check_digest(tar_path(self.folder, number), shard)
+                bar.update(number + 1)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether `smalti prepare` has written this folder, or begun to."""
+    return (folder / ABOUT).is_file() or index_path(folder, 0).is_file()
+
+
+def refuse_pack(folder: Path) -> None:
+    """Refuse a folder that an earlier version has prepared.
+
+    Raises:
+        DataError: it is one; the fix is the command that prepares the same images.
+    """
+    if not (folder / _PACK).is_file() and not (folder / "part-00000.index").is_file():
+        return
+    words = ["smalti", "prepare", "DATA", "--out", f"{folder}-shards"]
+    try:
+        made = from_json(Settings, json.loads(_read(folder / _PACK))["settings"], _PACK)
+        words[2] = made.data
+        words += ["--side", str(made.side), "--encoding", made.encoding, "--channels", str(made.channels)]
+        words += [] if made.quality is None else ["--quality", str(made.quality)]
+        words += [] if made.limit is None else ["--limit", str(made.limit)]
+    except (DataError, UsageError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # it is refused all the same
+    cause = "an earlier smalti has written it, and this one reads and writes tar shards"
+    raise DataError(f"{folder} is a pack", cause=cause, fix=f"prepare the images again: {shlex.join(words)}")
+
+
+def tar_path(folder: Path, number: int) -> Path:
+    """The images of a shard."""
+    return folder / f"shard-{number:05d}.tar"
+
+
+def index_path(folder: Path, number: int) -> Path:
+    """The index of a shard."""
+    return folder / f"shard-{number:05d}.index"
+
+
+def digest_of(classes: tuple[str, ...], shards: tuple[ShardDigest, ...]) -> str:
+    """The digest of the content of all shards."""
+    return sha256(json.dumps([classes, [(shard.sha256, shard.index_sha256) for shard in shards]]).encode())
+
+
+def read_about(folder: Path) -> About:
+    """prepared.json.
+
+    Raises:
+        DataError: there is none, it cannot be read, is damaged, or is of another version.
+    """
+    path = folder / ABOUT
+    if not path.exists():
+        cause, fix = f"it has no {ABOUT}", "run the same smalti prepare again"
+        raise DataError(f"{folder} is not finished", cause=cause, fix=fix)
+    about = _parse(About, _read(path), path, "smalti_prepared")
+    if digest_of(about.classes, about.shards) != about.digest:
+        raise DamagedShardError(path, "classes and shards differ from the digest")
+    if about.images != sum(shard.images for shard in about.shards) or min(about.images, about.unreadable) < 0:
+        raise DamagedShardError(path, "the number of images is not that of its shards")
+    return about
+
+
+def read_index(path: Path) -> tuple[Header, ShardIndex]:
+    """The index of a shard.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or is of another version.
+    """
+    line, _, body = _read(path).partition(b"\n")
+    header = _parse(Header, line, path, "smalti_shard")
+    if sha256(body) != header.shard.index_sha256:
+        raise DamagedShardError(path, "it differs from its digest")
+    left_out = LeftOut()
+    if header.unreadable:
+        left_out.add(UNREADABLE, os.fsencode(header.unreadable[0][1]), len(header.unreadable))
+    try:
+        index = ShardIndex.of_body(body, header.shard.images if header.start >= 0 else -1, (), left_out)
+    except ValueError as error:
+        raise DamagedShardError(path, str(error)) from error
+    if not (_divides(index.names.ends, len(index.names.joined)) and _inside(index, header.shard.bytes)):
+        raise DamagedShardError(path, "images or names lie outside the shard")
+    return header, index
+
+
+def check_size(path: Path, shard: ShardDigest) -> None:
+    """Look at the size of a .tar, which takes no time.
+
+    Raises:
+        DataError: it is not there, cannot be read, or has another size.
+    """
+    try:
+        about = path.stat()
+    except FileNotFoundError as error:
+        raise DamagedShardError(path, "it is missing") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if about.st_size != shard.bytes or not stat.S_ISREG(about.st_mode):
+        raise DamagedShardError(path, f"it has {about.st_size} bytes, not {shard.bytes}")
+
+
+def check_digest(path: Path, shard: ShardDigest) -> None:
+    """Read the whole of a .tar and compare it with its digest.
+
+    Raises:
+        DataError: it is not there, cannot be read, or differs.
+    """
+    check_size(path, shard)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if found != shard.sha256:
+        raise DamagedShardError(path, "it differs from its digest")
+
+
+def _divides(ends: NDArray[np.uint64], length: int) -> bool:
+    """Whether `ends` cut a stretch of `length` into pieces, in order."""
+    return int(ends[-1] if len(ends) else 0) == length and bool((ends[1:] >= ends[:-1]).all())
+
+
+def _inside(index: ShardIndex, length: int) -> bool:
+    """Whether every image lies within the first `length` bytes."""
+    if not len(index.offsets):
+        return length >= 0
+    return int(index.offsets.max()) <= length < 1 << 63 and bool((index.sizes <= length - index.offsets).all())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
+            raise DamagedShardError(path, f"no file, or more than {_MAX_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read {path}", cause=error.strerror or str(error))
+
+
+def _parse(kind: type[T], text: bytes, path: Path, version: str) -> T:
+    try:
+        value: Any = json.loads(text)
+        found = value[version]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedShardError(path, f"no JSON object with {version}") from error
+    if found != VERSION:
+        cause = f"its format is {str(found)[:20]}, and this smalti reads {VERSION}"
+        raise DataError(f"cannot read {path}", cause=cause, fix="prepare it again, or use another version of smalti")
+    try:
+        return from_json(kind, value, path.name)
+    except (UsageError, RecursionError) as error:
+        raise DamagedShardError(path, str(error)[:200]) from error

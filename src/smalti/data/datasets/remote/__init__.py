@@ -1,1 +1,0 @@
-"""Large files, here or at an address."""

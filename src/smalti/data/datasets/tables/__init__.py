@@ -1,1 +1,0 @@
-"""Data sets in Parquet and Arrow files."""

@@ -1,1 +1,0 @@
-"""Prepared data sets: written by `smalti prepare`, read by memory map."""

@@ -1,0 +1,220 @@
+"""Writing a prepared data set: shard by shard, so that a killed run goes on after the last whole shard."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from smalti import __version__
+from smalti.core.errors import DataError, UsageError
+from smalti.core.files import make_folder, write_json
+from smalti.core.folder_lock import only_writer
+from smalti.core.log import Log
+from smalti.data.bad_files import LeftOutFiles
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.prepared import (
+    ABOUT,
+    BAD_FILES,
+    VERSION,
+    About,
+    DamagedShardError,
+    Header,
+    Settings,
+    check_digest,
+    digest_of,
+    index_path,
+    read_about,
+    read_index,
+    refuse_pack,
+    tar_path,
+)
+from smalti.data.reading import each, even_sample
+from smalti.data.shard_writer import Form, ShardWriter, make_record, writing
+
+SHARD_BYTES = 256 << 20
+_TOO_MANY = "remove them, or raise --max-bad-fraction; smalti check names them all"
+_OWN = re.compile(r"shard-\d{5,}\.(tar|index)|prepared\.json|bad_files\.jsonl")
+_UNFINISHED = re.compile(rf"\.({_OWN.pattern})(\.[0-9a-f]{{32}})?")
+
+
+class Written(NamedTuple):
+    """A finished data set, and how many of its shards were written now."""
+
+    about: About
+    written: int
+
+
+def write_shards(
+    source: ImageDataset,
+    folder: Path,
+    settings: Settings,
+    log: Log,
+    max_bad_fraction: float = 0.01,
+    shard_bytes: int = SHARD_BYTES,
+) -> Written:
+    """Write the images of a source into `folder`, or go on with what was begun there under the same settings.
+
+    Args:
+        max_bad_fraction: share of unreadable images above which it stops.
+        shard_bytes: a shard is closed when it has so many or more.
+
+    Raises:
+        UsageError: the folder holds something else, or was prepared with other settings.
+        DataError: too many images cannot be read.
+        OutputError: the folder cannot be written, or another process is writing it.
+    """
+    make_folder(folder)
+    _require_own(folder)
+    with only_writer(folder):
+        headers = _whole_shards(folder, settings, log)
+        positions = even_sample(len(source), settings.limit)
+        about = _finished(folder, headers, len(positions))
+        if about is not None:
+            return Written(about, 0)
+        _clear(folder, len(headers))
+        kept, found = len(headers), [entry[1:] for header in headers for entry in header.unreadable]
+        bad = LeftOutFiles(len(positions), folder / BAD_FILES, max_bad_fraction, _TOO_MANY, found)
+        _Writing(source, folder, settings, headers, shard_bytes).go_on(positions, bad, log)
+        bad.finish(log)
+        return Written(_close(folder, settings, source.classes, headers), len(headers) - kept)
+
+
+@dataclass
+class _Writing:
+    """A data set being written; `headers` are those of its whole shards."""
+
+    source: ImageDataset
+    folder: Path
+    settings: Settings
+    headers: list[Header]
+    shard_bytes: int
+
+    @property
+    def done(self) -> int:
+        """How many positions the whole shards have dealt with."""
+        return self.headers[-1].stop if self.headers else 0
+
+    def begin(self) -> ShardWriter:
+        """The next shard."""
+        return ShardWriter(self.folder, len(self.headers), self.done, self.settings)
+
+    def go_on(self, positions: Sequence[int], bad: LeftOutFiles, log: Log) -> None:
+        """Write what is missing. A shard is closed when the next image comes, so bad files at its end belong to it."""
+        if self.done == len(positions):
+            return
+        made, shard = self.settings, self.begin()
+        form, missing = Form(made.side, made.encoding, made.quality or 0, made.channels), positions[self.done :]
+        try:
+            with each(lambda position: make_record(self.source, position, form), missing, log, "prepare") as records:
+                for position, record in records:
+                    if isinstance(record, DataError):
+                        shard.refuse(position, self.source.name(position), record.cause)
+                        bad.add(*shard.unreadable[-1][1:])
+                        continue
+                    if shard.size >= self.shard_bytes:
+                        self.headers.append(shard.finish())
+                        shard = self.begin()
+                    shard.add(position, record)
+            self.headers.append(shard.finish())
+        finally:
+            shard.discard()
+
+
+def _require_own(folder: Path) -> None:
+    """Never write among other things: a folder of photographs, say.
+
+    Raises:
+        UsageError: something else lies there.
+        DataError: an earlier version has prepared it.
+    """
+    refuse_pack(folder)
+    for entry in sorted(folder.iterdir()):
+        if not entry.name.startswith(".") and not _OWN.fullmatch(entry.name):
+            cause = f"{entry.name} is not what smalti prepare writes"
+            raise UsageError(f"{folder} is not empty", cause=cause, fix="choose another --out")
+
+
+def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
+    """The shards that are there, up to the first that is not as it was written; each is read and compared in full.
+
+    Raises:
+        UsageError: they were made under other settings.
+        DataError: one cannot be read, or is of another version: this is no reason to throw it away.
+    """
+    about = _sound_about(folder)
+    if about is not None:
+        about.settings.require(settings, folder)
+    headers, damage = _headers(folder)
+    for header in headers:
+        header.settings.require(settings, folder)
+    whole: list[Header] = []
+    with log.progress("verify", len(headers)) as bar:
+        for number, header in enumerate(headers):
+            try:
+                check_digest(tar_path(folder, number), header.shard)
+                if header.start != (whole[-1].stop if whole else 0):
+                    raise DamagedShardError(index_path(folder, number), "it does not follow the shard before")
+            except DamagedShardError as error:
+                damage = error
+                break
+            whole.append(header)
+            bar.update(len(whole))
+    if whole:
+        images = sum(header.shard.images for header in whole)
+        log.say(f"{folder}: {images} images are there already, shards 0 to {len(whole) - 1}")
+    if damage is not None:
+        log.say(f"{damage.what}; {damage.cause}; it is written again, with all that follows")
+    return whole
+
+
+def _headers(folder: Path) -> tuple[list[Header], DamagedShardError | None]:
+    """Those of the indices that are there, up to the first damaged one."""
+    headers: list[Header] = []
+    while (path := index_path(folder, len(headers))).exists():
+        try:
+            headers.append(read_index(path)[0])
+        except DamagedShardError as error:
+            return headers, error
+    return headers, None
+
+
+def _finished(folder: Path, headers: Sequence[Header], total: int) -> About | None:
+    """What prepared.json says, where it is there and true of shards that deal with `total` images."""
+    about = _sound_about(folder)
+    if about is None or not headers or headers[-1].stop != total:
+        return None
+    return about if about.shards == tuple(header.shard for header in headers) else None
+
+
+def _sound_about(folder: Path) -> About | None:
+    """prepared.json, where it is there and sound."""
+    if not (folder / ABOUT).exists():
+        return None
+    try:
+        return read_about(folder)
+    except DamagedShardError:
+        return None
+
+
+def _clear(folder: Path, kept: int) -> None:
+    """Remove prepared.json first, then what follows the shards to keep and what a killed run left behind.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    keep = {path(folder, number) for number in range(kept) for path in (tar_path, index_path)}
+    with writing(folder):
+        (folder / ABOUT).unlink(missing_ok=True)
+        for entry in folder.iterdir():
+            if entry not in keep and (_OWN.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name)):
+                entry.unlink()
+
+
+def _close(folder: Path, settings: Settings, classes: tuple[str, ...], headers: Sequence[Header]) -> About:
+    """Write prepared.json: from now on the data set is whole."""
+    shards = tuple(header.shard for header in headers)
+    counts = (sum(shard.images for shard in shards), sum(len(header.unreadable) for header in headers))
+    about = About(VERSION, __version__, digest_of(classes, shards), settings, *counts, classes, shards)
+    write_json(folder / ABOUT, asdict(about))
+    return about

@@ -1,0 +1,377 @@
+"""A prepared data set: read back as it was written, by whatever threads or processes; damaged ones are refused."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smalti.core.errors import DataError
+from smalti.core.files import sha256, write_json
+from smalti.core.log import Log
+from smalti.data import npy
+from smalti.data.datasets.folder import Folder
+from smalti.data.datasets.prepared import Prepared, digest_of, read_index
+from smalti.data.write_shards import write_shards
+from tests.contracts import check_dataset
+from tests.data.prepared import SHARD, fill, raw_settings
+from tests.data.test_listing import peak_of
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty pictures in two classes, one of them unreadable."""
+    root = fill(tmp_path / "photos" / "cats", 10).parent
+    fill(root / "dogs", 10, first=10)
+    (root / "cats" / "003.png").write_text("no image")
+    return root
+
+
+@pytest.fixture
+def packed(photos: Path, tmp_path: Path) -> Path:
+    """What is prepared of them, in several shards."""
+    source = Folder(photos, 3)
+    write_shards(source, tmp_path / "shards", raw_settings(source), Log(), 0.1, SHARD)
+    return tmp_path / "shards"
+
+
+def test_a_prepared_data_set_has_the_images_names_and_labels_of_its_source(photos: Path, packed: Path) -> None:
+    source, made = Folder(photos, 3), Prepared(packed, 3)
+    check_dataset(made)
+    readable = [position for position in range(20) if position != 3]
+    assert len(made) == 19
+    assert len(made.about.shards) > 2
+    assert made.kind == "prepared"
+    assert made.classes == source.classes == ("cats", "dogs")
+    for index, position in enumerate(readable):
+        expected, found = source.shrunk(position, 16), made[index]
+        assert np.array_equal(expected.image, found.image)
+        assert (expected.key, expected.label) == (found.key, found.label)
+        assert made.length(index) == len(made.read(index))
+    assert made.name(0) == f"{packed}/shard-00000.tar/cats/000.png"
+    assert made.left_out.as_dict() == {
+        "unreadable when it was prepared": {"count": 1, "first": str(photos / "cats" / "003.png")}
+    }
+    assert made.notes == ()
+
+
+def test_a_prepared_data_set_without_classes_has_no_labels_and_odd_names_survive(tmp_path: Path) -> None:
+    root = fill(tmp_path / "photos", 3)
+    (root / "000.png").rename(root / "\udcff\n.png")
+    source = Folder(root, 1)
+    write_shards(source, tmp_path / "shards", raw_settings(source), Log())
+    made = Prepared(tmp_path / "shards", 1)
+    assert (made.labels, made.classes, made[0].label) == (None, (), -1)
+    assert {made.key(index) for index in range(3)} == {"001.png", "002.png", "\udcff\n.png"}
+
+
+def test_colours_are_those_asked_for_when_reading(packed: Path, photos: Path, tmp_path: Path) -> None:
+    assert Prepared(packed, 1)[0].image.shape[2] == 1
+    source = Folder(photos, 1)
+    write_shards(source, tmp_path / "grey", raw_settings(source, channels=1), Log(), 0.1)
+    assert Prepared(tmp_path / "grey", 3)[0].image.shape[2] == 3
+    assert Prepared(tmp_path / "grey", 3).notes == ("what was prepared is grey",)
+
+
+def test_the_fingerprint_is_that_of_the_content_alone(photos: Path, packed: Path, tmp_path: Path) -> None:
+    moved = photos.rename(tmp_path / "elsewhere")
+    source = Folder(moved, 3)
+    write_shards(source, tmp_path / "again", raw_settings(source), Log(), 0.1, SHARD)
+    assert Prepared(tmp_path / "again", 3).fingerprint() == Prepared(packed, 3).fingerprint()
+    fill(moved / "dogs", 1, first=77)
+    source = Folder(moved, 3)
+    write_shards(source, tmp_path / "more", raw_settings(source), Log(), 0.1, SHARD)
+    assert Prepared(tmp_path / "more", 3).fingerprint() != Prepared(packed, 3).fingerprint()
+
+
+def test_it_can_be_sent_to_another_process_after_it_was_read(packed: Path) -> None:
+    made = Prepared(packed, 3)
+    before = [made.read(index) for index in range(len(made))]
+    sent = pickle.dumps(made)
+    assert before[0] not in sent
+    copy = pickle.loads(sent)
+    assert [copy.read(index) for index in range(len(copy))] == before
+
+
+def test_many_threads_may_read(packed: Path) -> None:
+    expected = [Prepared(packed, 3).read(index) for index in range(19)]
+    made = Prepared(packed, 3)
+    order = [index * 7 % 19 for index in range(19)] * 20
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(made.read, order)) == [expected[index] for index in order]
+
+
+def test_an_unfinished_data_set_is_refused(packed: Path) -> None:
+    (packed / "prepared.json").unlink()
+    message = r"shards is not finished; it has no prepared\.json; run the same smalti prepare again"
+    with pytest.raises(DataError, match=message):
+        Prepared(packed, 3)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_shard_is_named_when_opened_or_verified(packed: Path) -> None:
+    flip(packed / "shard-00001.tar")
+    made = Prepared(packed, 3)  # sizes are right, and nothing more is looked at
+    with pytest.raises(
+        DataError, match=r"shard-00001\.tar is damaged; it differs from its digest; run the same smalti p"
+    ):
+        made.verify(Log())
+    flip(packed / "shard-00001.tar")
+    made.verify(Log())
+    size = (packed / "shard-00001.tar").stat().st_size
+    cut(packed / "shard-00001.tar")
+    with pytest.raises(DataError, match=rf"shard-00001\.tar is damaged; it has {size - 1} bytes, not {size}"):
+        Prepared(packed, 3)
+    (packed / "shard-00001.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-00001\.tar is damaged; it is missing"):
+        Prepared(packed, 3)
+    (packed / "shard-00001.tar").mkdir()
+    with pytest.raises(DataError, match=r"shard-00001\.tar is damaged"):
+        Prepared(packed, 3)
+
+
+def test_a_shard_that_shrinks_or_goes_while_it_is_read_is_an_error_and_no_crash(packed: Path) -> None:
+    made = Prepared(packed, 3)
+    made.read(0)
+    os.truncate(packed / "shard-00000.tar", 0)
+    with pytest.raises(DataError, match=r"cannot read .*shard-00000\.tar/cats/000\.png; the shard has become shorter"):
+        made.read(0)
+    os.truncate(packed / "shard-00001.tar", 0)
+    with pytest.raises(DataError, match=r"cannot read .*shard-00001\.tar/cats/002\.png; the shard has become shorter"):
+        made.read(made.about.shards[0].images)
+    (packed / "shard-00002.tar").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*shard-00002\.tar/.*; No such file"):
+        made.read(made.about.shards[0].images + made.about.shards[1].images)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_index_is_named(packed: Path, damage: Callable[[Path], None]) -> None:
+    damage(packed / "shard-00001.index")
+    with pytest.raises(DataError, match=r"shard-00001\.index"):
+        Prepared(packed, 3)
+
+
+def test_shards_of_another_are_refused(packed: Path, tmp_path: Path) -> None:
+    source = Folder(fill(tmp_path / "other", 20), 3)
+    write_shards(source, tmp_path / "strange", raw_settings(source), Log(), shard_bytes=SHARD)
+    for path in (tmp_path / "strange").glob("shard-00001.*"):
+        path.replace(packed / path.name)
+    with pytest.raises(
+        DataError, match=r"shard-00001\.index is damaged; it is not the one that prepared\.json speaks of"
+    ):
+        Prepared(packed, 3)
+
+
+@pytest.mark.parametrize("name", ["prepared.json", "shard-00000.index"])
+def test_a_later_format_is_refused_by_its_number(packed: Path, name: str) -> None:
+    line, _, body = (packed / name).read_bytes().replace(b"\n", b"\n" if "index" in name else b" ").partition(b"\n")
+    field = "smalti_shard" if "index" in name else "smalti_prepared"
+    (packed / name).write_bytes(json.dumps(json.loads(line) | {field: 2}).encode() + b"\n" + body)
+    message = (
+        rf"cannot read .*{name}; its format is 2, and this smalti reads 1; prepare it again, or use another version"
+    )
+    with pytest.raises(DataError, match=message):
+        Prepared(packed, 3)
+
+
+def forge(folder: Path, change: Change, body: Callable[[bytes], bytes] = bytes) -> None:
+    """Change the first index and make every digest and count fit again, as someone who means harm would."""
+    path = folder / "shard-00000.index"
+    line, _, old = path.read_bytes().partition(b"\n")
+    header, about = json.loads(line), json.loads((folder / "prepared.json").read_bytes())
+    new = body(old)
+    header["shard"]["index_sha256"] = sha256(new)
+    change(header)
+    path.write_bytes(json.dumps(header).encode() + b"\n" + new)
+    about["shards"][0] = header["shard"]
+    about["settings"] = header["settings"]
+    shards = [(shard["sha256"], shard["index_sha256"]) for shard in about["shards"]]
+    about["images"] = sum(shard["images"] for shard in about["shards"])
+    about["digest"] = sha256(json.dumps([about["classes"], shards]).encode())
+    (folder / "prepared.json").write_text(json.dumps(about))
+
+
+def numbers(kind: str, start: int, *values: int) -> Callable[[bytes], bytes]:
+    """Put numbers into the arrays."""
+    new = np.array(values, kind).tobytes()
+    return lambda body: body[:start] + new + body[start + len(new) :]
+
+
+def shard(**fields: Any) -> Change:
+    return lambda header: header["shard"].update(fields)
+
+
+def field(**fields: Any) -> Change:
+    return lambda header: header.update(fields)
+
+
+def count_of(packed: Path) -> int:
+    return read_index(packed / "shard-00000.index")[0].shard.images
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shard(images=2**62), r"shard-00000\.index is damaged; no room for 4611686018427387904 images"),
+        (shard(images=10**30), r"shard-00000\.index is damaged; no room for 1000000000000000000"),
+        (shard(images=-1), r"shard-00000\.index is damaged; no room for -1 images"),
+        (shard(bytes=-5), r"shard-00000\.index is damaged; images or names lie outside the shard"),
+        (shard(bytes=2**64), r"shard-00000\.index is damaged; images or names lie outside the shard"),
+        (field(start=-1), r"shard-00000\.index is damaged; no room for"),
+        (field(start=3), r"shard-00000\.index is damaged; it is not the one that prepared\.json speaks of"),
+        (field(start=1.0), r"shard-00000\.index is damaged; .*start is 1\.0, expected int"),
+        (field(start=True), r"shard-00000\.index is damaged; .*start is True, expected int"),
+        (
+            field(unreadable=[["x", 1, 2]]),
+            r"shard-00000\.index is damaged; .*unreadable\[0\]\[0\] is 'x', expected int",
+        ),
+        (field(unreadable={"a": 1}), r"shard-00000\.index is damaged; .*expected a list"),
+        (field(more=1), r"shard-00000\.index is damaged; unknown field shard-00000\.index\.more"),
+        (lambda header: header.pop("start"), r"shard-00000\.index is damaged; shard-00000\.index\.start is missing"),
+        (lambda header: header["settings"].update(encoding="exec"), r"is damaged; .*encoding is 'exec'"),
+        (lambda header: header["settings"].update(kind="Other"), r"is damaged; .*is a Other, expected a Settings"),
+    ],
+)
+def test_a_hostile_header_is_a_data_error(packed: Path, change: Change, message: str) -> None:
+    forge(packed, change)
+    with pytest.raises(DataError, match=message):
+        Prepared(packed, 3)
+
+
+def test_hostile_arrays_are_a_data_error(packed: Path) -> None:
+    count, untouched = count_of(packed), (packed / "shard-00000.index").read_bytes()
+    about = (packed / "prepared.json").read_bytes()
+    cases = [
+        (numbers("<u8", 8 * count, 2**63), "images or names lie outside"),
+        (numbers("<i8", 8 * count, -1), "images or names lie outside"),
+        (numbers("<u8", 8 * count, 10**9), "images or names lie outside"),
+        (numbers("<u4", 16 * count, 2**32 - 1), "images or names lie outside"),
+        (numbers("<u8", 8 * (count - 1), 10**9), "images or names lie outside"),
+        (numbers("<u8", 0, 2**64 - 1), "images or names lie outside"),
+        (lambda body: body[: 24 * count], "images or names lie outside"),
+        (lambda body: body[: 24 * count - 1], "no room for"),
+        (numbers("<i4", 20 * count, 2), "labels lie outside the 2 classes"),
+        (numbers("<i4", 20 * count, -1), "labels lie outside the 2 classes"),
+        (numbers("<i4", 20 * count, -(2**31)), "labels lie outside the 2 classes"),
+    ]
+    for body, message in cases:
+        (packed / "shard-00000.index").write_bytes(untouched)
+        (packed / "prepared.json").write_bytes(about)
+        forge(packed, lambda header: None, body)
+        with pytest.raises(DataError, match=f"is damaged; {message}"):
+            Prepared(packed, 3)
+
+
+def test_names_are_names_only_and_never_opened(packed: Path, tmp_path: Path) -> None:
+    count = count_of(packed)
+    (tmp_path / "secret").write_text("secret")
+    forge(
+        packed, lambda header: None, lambda body: body[: 24 * count] + b"../secret".ljust(len(body) - 24 * count, b"x")
+    )
+    made = Prepared(packed, 3)
+    assert made.key(0).startswith("../secret")
+    assert made.read(0).startswith(npy.MAGIC)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"images": 10**12}, "the number of images is not that of its shards"),
+        ({"unreadable": -1}, "the number of images is not that of its shards"),
+        ({"digest": "0"}, "classes and shards differ from the digest"),
+        ({"classes": ["a"]}, "classes and shards differ from the digest"),
+        ({"classes": "ab"}, "classes is 'ab', expected a list"),
+        ({"shards": [{"name": "../../x"}]}, r"unknown field prepared\.json\.shards\[0\]\.name"),
+        ({"shards": 5}, "shards is 5, expected a list"),
+        ({"smalti_prepared": 1.0}, "smalti_prepared is 1.0, expected int"),
+    ],
+)
+def test_a_hostile_description_is_a_data_error(packed: Path, fields: dict[str, Any], message: str) -> None:
+    about = json.loads((packed / "prepared.json").read_bytes())
+    (packed / "prepared.json").write_text(json.dumps(about | fields))
+    with pytest.raises(DataError, match=rf"prepared\.json is damaged; .*{message}"):
+        Prepared(packed, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "1", "null", '"smalti_prepared"', "{}", "[" * 100_000, "1" * 10_000, "\x00"]
+)
+def test_what_is_no_description_is_a_data_error(packed: Path, text: str) -> None:
+    (packed / "prepared.json").write_text(text)
+    with pytest.raises(DataError, match=r"prepared\.json is damaged; no JSON object with smalti_prepared"):
+        Prepared(packed, 3)
+
+
+def test_a_prepared_data_set_of_nothing_is_a_data_error(packed: Path) -> None:
+    about = json.loads((packed / "prepared.json").read_bytes())
+    about |= {"shards": [], "images": 0, "digest": digest_of(tuple(about["classes"]), ())}
+    write_json(packed / "prepared.json", about)
+    with pytest.raises(DataError, match=r"prepared\.json is damaged; it has no images"):
+        Prepared(packed, 3)
+
+
+@given(st.sampled_from(["prepared.json", "shard-00001.index"]), st.data())
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_happens_to_a_small_file_the_data_set_is_right_or_refused(packed: Path, name: str, data: Any) -> None:
+    whole = (packed / name).read_bytes()
+    place, cut_out = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 9))
+    changed = whole[:place] + data.draw(st.binary(max_size=3)) + whole[place + cut_out :]
+    (packed / name).write_bytes(changed)
+    try:
+        opened, refusal = Prepared(packed, 3), ""
+    except DataError as error:
+        opened, refusal = None, str(error)
+    (packed / name).write_bytes(whole)
+    if opened is None:
+        assert re.search(r"prepared\.json|shard-0000[01]\.(index|tar)", refusal)
+    else:
+        assert opened.about.digest == Prepared(packed, 3).about.digest
+        assert opened[18].label == 1
+
+
+MANY = """
+from pathlib import Path
+from smalti.data.datasets.prepared import Prepared, Settings
+from smalti.data.shard_writer import Record
+from smalti.data.shard_writer import ShardWriter
+from smalti.data.write_shards import _close
+
+folder = Path(sys.argv[1])
+settings, headers = Settings("/data", "folder", 16, "raw", None, 3, None, 100_000, ""), []
+for number in range(4):
+    writer = ShardWriter(folder, number, 25_000 * number, settings)
+    for index in range(25_000):
+        writer.add(25_000 * number + index, Record(b"x", 0, f"n{number:08d}/n{number:08d}_{index:06d}.JPEG"))
+    headers.append(writer.finish())
+_close(folder, settings, ("a",), headers)
+
+
+def work():
+    opened = Prepared(folder, 3)
+    assert len(opened) == 100_000
+    return opened
+"""
+
+
+def test_a_hundred_thousand_images_cost_less_than_fifteen_megabytes(tmp_path: Path) -> None:
+    """1 000 000: less than 150 MB."""
+    assert peak_of(MANY, str(tmp_path)) < 15_000_000
