@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 
-from smalti.functional.codebook import Codebook, drawn_codes, followed, nearest, revived, started, steps_unused
+from smalti.functional.codebook import (
+    Codebook,
+    drawn_codes,
+    followed,
+    greatest,
+    nearest,
+    revived,
+    started,
+    steps_unused,
+)
 from tests import oracles
 
 
@@ -118,3 +127,10 @@ def test_drawn_codes_are_different_and_in_use() -> None:
 @pytest.mark.parametrize("most", [0, 3])
 def test_no_codes_are_drawn_from_nothing(most: int) -> None:
     assert len(drawn_codes(torch.zeros(0, dtype=torch.int64), 1, most)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(scores=st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, float("nan")]), min_size=40, max_size=40), min_size=1))
+def test_the_greatest_is_the_first_of_several_as_argmax_says(dtype: torch.dtype, scores: list[list[float]]) -> None:
+    rows = torch.tensor(scores).to(dtype)
+    assert torch.equal(greatest(rows), rows.argmax(-1))

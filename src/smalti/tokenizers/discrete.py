@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from smalti.functional.codebook import greatest
 from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
 from smalti.tokenizers.trunk import float32
 
@@ -73,7 +74,7 @@ def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[
     rows, weight = features.permute(0, 2, 3, 1), to_logits.weight[:, :, 0, 0]
     with float32(features):
         parts = rows.float().flatten(0, 2).split(_POSITIONS)
-        return torch.cat([F.linear(part, weight, to_logits.bias).argmax(1) for part in parts]).view(rows.shape[:3])
+        return torch.cat([greatest(F.linear(part, weight, to_logits.bias)) for part in parts]).view(rows.shape[:3])
 
 
 @torch.no_grad()
