@@ -1,13 +1,17 @@
 """One step of pretraining, from a batch in memory to updated weights, against the usual ways to write it.
 
-    python benchmarks/pretrain_step.py --json                # ViT-B/16, 224 x 224, 75 of 196 patches masked, batch 16
+    python benchmarks/pretrain_step.py --json                # ViT-B/16, 224 x 224, batch 16
     python benchmarks/pretrain_step.py --model tiny --json   # ViT-Tiny, 32 x 32, patch 4, batch 256
+    python benchmarks/pretrain_step.py --decoder linear --json
 
-Ours is what `smalti pretrain` trains: `runs.pretrain.prepare` makes it, with compiled blocks. Its peers have the same
-sizes: transformers' BeitForMaskedImageModeling (extra `interop`), in bf16 autocast and in float32, and a plain network
-in bf16 autocast, eager and under torch.compile. A step is forward, backward, clipping and AdamW (fused for all), under
-stochastic depth. Peers get images that are normalised already; visual tokens are given, except `with_tokens` (ViT-Tiny
-only), where both sides run the same tokenizer first.
+Ours is what `smalti pretrain` trains: `runs.pretrain.prepare` makes it, with compiled blocks. With `--decoder linear`
+it is BEiT as published, 75 of 196 patches masked; otherwise the encoder sees a quarter of the patches, and half of the
+others are predicted by a block of cross-attention, 512 wide. Its peers have the same sizes: transformers'
+BeitForMaskedImageModeling (extra `interop`) in bf16 autocast and in float32, a plain network of that kind in bf16
+autocast, eager and under torch.compile, and transformers' ViTMAEForPreTraining, which sees a quarter of the patches too
+and has its own decoder. A step is forward, backward, clipping and AdamW (fused for all), under stochastic depth (but
+for MAE, which has none). Peers get images that are normalised already; visual tokens are given, except `with_tokens`
+(ViT-Tiny only), where both sides run the same tokenizer first.
 
 All run in one process in turn, the order swapped from round to round, each time after a 2048 x 2048 x 2048 product in
 bf16: the peak that `peak_fraction` is a share of. Ratios are medians over the rounds of a peer's time divided by ours.
@@ -23,6 +27,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from printing import print_figures
@@ -30,11 +35,13 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Tokenizer
+from smalti.core.rng import fold
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data, TrainingData
 from smalti.data.tokens.tokens import Tokenized, tokenized
 from smalti.data.transforms.views import NO_JITTER
-from smalti.functional.masking import Blockwise
+from smalti.functional.masking import Blockwise, Random, mask_index
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 from smalti.runs.pretrain import Pretrain, prepare
 from smalti.tokenizers.dvae import DVAE
@@ -47,38 +54,75 @@ Step = Callable[[Batch], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A network, what is masked from it, its tokenizer, and how many images a step sees."""
+    """A network, what is masked from it, its tokenizer, and how many images a step sees.
+
+    Attributes:
+        masking: of ours with a linear decoder, and of the peers that have mask tokens in the encoder.
+        decoder: of ours; with cross-attention three quarters of the patches are masked, each by itself.
+    """
 
     backbone: ViT
     masking: Blockwise
     tokenizer: DVAE
     batch_size: int
+    decoder: Linear | CrossAttention
 
     def flops(self) -> float:
         """Multiplications and additions of matrix products in one step, forward and twice that backward, for an image.
 
-        They are those of ours, whose last block does only what masked patches and [S] need; peers have a few more.
-        Patch embedding needs no gradient of its input. Softmax, normalisation and the like do not count.
+        They are those of ours. Patch embedding needs no gradient of its input. Softmax, normalisation and the like do
+        not count.
         """
+        vit, patches = self.backbone, self.backbone.grid[0] * self.backbone.grid[1]
+        embed = 2 * patches * vit.patch_size**2 * vit.in_chans * vit.embed_dim
+        if isinstance(self.decoder, Linear):
+            return 3 * self._flops_linear() + 2 * embed
+        return 3 * self._flops_visible(self.decoder) + 2 * embed
+
+    def _flops_linear(self) -> float:
+        """Forward: blocks of all positions, of which the last does only what masked patches and [S] need; the head."""
         vit, masked = self.backbone, self.masking.count(self.backbone.grid)
-        patches, width = vit.grid[0] * vit.grid[1], vit.embed_dim
-        every, few = patches + 1, masked + 1
-        blocks = sum(
-            2 * width**2 * (3 * every + (1 + 2 * vit.mlp_ratio) * wanted) + 4 * wanted * every * width
-            for wanted in [*[every] * (vit.depth - 1), few]
+        every = vit.grid[0] * vit.grid[1] + 1
+        blocks = (vit.depth - 1) * block_flops(vit, every, every) + block_flops(vit, every, masked + 1)
+        return blocks + 2 * masked * vit.embed_dim * self.tokenizer.vocab_size
+
+    def _flops_visible(self, decoder: CrossAttention) -> float:
+        """Forward: blocks of visible patches and [S], the decoder, the head at predicted patches."""
+        vit, width = self.backbone, decoder.width or self.backbone.embed_dim
+        masked = VISIBLE.count(vit.grid)
+        seen, asked = vit.grid[0] * vit.grid[1] - masked + 1, round(decoder.predicted * masked)
+        products = asked * (2 + 2 * decoder.mlp_ratio) + 2 * seen  # q, proj, MLP of queries; k, v of what is read
+        block = 2 * width**2 * products + 4 * asked * seen * width
+        head = 2 * asked * width * self.tokenizer.vocab_size
+        return (
+            vit.depth * block_flops(vit, seen, seen) + 2 * seen * vit.embed_dim * width + decoder.depth * block + head
         )
-        embed = 2 * patches * vit.patch_size**2 * vit.in_chans * width
-        head = 2 * masked * width * self.tokenizer.vocab_size
-        return 3 * (blocks + head) + 2 * embed
+
+
+def block_flops(vit: ViT, every: int, wanted: int) -> float:
+    """Forward pass of a block of the encoder that has `every` position and computes outputs for those `wanted`."""
+    width = vit.embed_dim
+    return 2 * width**2 * (3 * every + (1 + 2 * vit.mlp_ratio) * wanted) + 4 * wanted * every * width
+
+
+VISIBLE = Random(ratio=0.75)
+"""What is masked where the encoder sees visible patches alone."""
 
 
 CASES = {
-    "base": Case(ViT(), Blockwise(75 / 196), DVAE(vocab_size=8192, stride=8), 16),
+    "base": Case(
+        ViT(),
+        Blockwise(75 / 196),
+        DVAE(vocab_size=8192, stride=8),
+        16,
+        CrossAttention(width=512, num_heads=8, predicted=0.5),
+    ),
     "tiny": Case(
         ViT(img_size=(32, 32), patch_size=4, embed_dim=192, depth=12, num_heads=3),
         Blockwise(),
         DVAE(vocab_size=1024, stride=4),
         256,
+        CrossAttention(),
     ),
 }
 
@@ -158,6 +202,24 @@ def transformers_loss(vit: ViT, vocab_size: int) -> tuple[nn.Module, Callable[[B
     return model, loss
 
 
+def mae_loss(vit: ViT) -> tuple[nn.Module, Callable[[Batch, Tensor], Tensor]]:
+    """MAE's pretraining in transformers, with its decoder as published (512 wide, eight blocks), and its loss."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = ViTMAEConfig(
+        hidden_size=vit.embed_dim,
+        num_hidden_layers=vit.depth,
+        num_attention_heads=vit.num_heads,
+        intermediate_size=int(vit.embed_dim * vit.mlp_ratio),
+        layer_norm_eps=1e-6,
+        image_size=vit.img_size[0],
+        patch_size=vit.patch_size,
+        norm_pix_loss=True,
+    )
+    model = ViTMAEForPreTraining(config).train()
+    return model, lambda _, image: model(image).loss
+
+
 def usual_step(model: nn.Module, loss: Callable[[Batch, Tensor], Tensor], dtype: torch.dtype) -> Step:
     """The step that a training script makes of a model."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05, fused=True)
@@ -187,6 +249,7 @@ def transformers_step(case: Case, dtype: torch.dtype) -> Step:
 
 PEERS: dict[str, Callable[[Case, bool], Step]] = {
     "transformers_bf16": lambda case, _: transformers_step(case, torch.bfloat16),
+    "transformers_mae_bf16": lambda case, _: usual_step(*mae_loss(case.backbone), torch.bfloat16),
     "eager_bf16": lambda case, _: plain_step(case, compiled=False),
     "transformers_fp32": lambda case, _: transformers_step(case, torch.float32),
     "compiled_bf16": lambda case, compiled: plain_step(case, compiled=compiled),
@@ -201,7 +264,8 @@ def ours(case: Case, compute: Compute, compiled: bool) -> tuple[Trainer, Tokeniz
     config = Pretrain(
         data=Data(side=vit.img_size[0]),
         backbone=vit,
-        masking=case.masking,
+        masking=case.masking if isinstance(case.decoder, Linear) else VISIBLE,
+        decoder=case.decoder,
         jitter=NO_JITTER,
         plan=Plan(batch_size=rows),
         compile="on" if compiled else "off",
@@ -218,7 +282,7 @@ def contenders(case: Case, against: list[str], compute: Compute, compiled: bool)
     trainer, batches = ours(case, compute, compiled)
     raw, tokenizer = batches.batches(0), batches.tokenizer
     given = tokenized(raw, tokenizer, compute)
-    usual = replace(given, image=given.image.float() / 127.5 - 1)
+    usual = with_blocks(replace(given, image=given.image.float() / 127.5 - 1), case)
     peers = {name: PEERS[name](case, compiled) for name in against}
     steps: dict[str, Callable[[], object]] = {"smalti": partial(trainer.train_step, given, compute, with_metrics=False)}
     for name, step in peers.items():
@@ -231,6 +295,14 @@ def contenders(case: Case, against: list[str], compute: Compute, compiled: bool)
             with_tokens(usual, raw.image, tokenizer, compute)
         )
     return steps
+
+
+def with_blocks(batch: Batch, case: Case) -> Batch:
+    """The batch with the masks of those that have mask tokens in the encoder."""
+    grid = case.backbone.grid
+    mask = case.masking(fold(0, np.arange(len(batch.key))), grid)
+    index, weight = (torch.from_numpy(values) for values in mask_index(mask, case.masking.count(grid)))
+    return replace(batch, mask=torch.from_numpy(mask), mask_index=index, mask_weight=weight)
 
 
 def with_tokens(batch: Batch, image: Tensor, tokenizer: Tokenizer, compute: Compute) -> Batch:
@@ -292,6 +364,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, help="blocks; 12 unless given")
     parser.add_argument("--against", nargs="*", choices=tuple(PEERS), help="peers; all of base, the last of tiny")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--decoder", choices=("linear", "cross-attention"), default="cross-attention", help="of ours")
     parser.add_argument("--compile", choices=("on", "off"), default="on", help="off: nothing is compiled")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of ours")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -311,11 +384,13 @@ def main() -> None:
         case,
         batch_size=options.batch or case.batch_size,
         backbone=replace(case.backbone, depth=options.depth or case.backbone.depth),
+        decoder=Linear() if options.decoder == "linear" else case.decoder,
     )
     compute = choose_compute("cpu", options.precision)
     names = ["torch", *(["transformers"] if any(n.startswith("transformers") for n in options.against) else [])]
     result = compare(case, options, compute) | {
         "model": options.model,
+        "decoder": options.decoder,
         "batch": case.batch_size,
         "rounds": options.rounds,
         "precision": str(compute.dtype).removeprefix("torch."),

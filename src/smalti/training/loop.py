@@ -126,7 +126,7 @@ def _step_or_skip(
 ) -> tuple[StepOutput, Tensor] | None:
     """One step; None where it was non-finite and is skipped."""
     try:
-        return trainer.train_step(batch, compute, with_metrics=plan.logs(trainer.step + 1))
+        return trainer.train_step(batch, compute, plan.logs(trainer.step + 1))
     except NotFiniteError as failure:
         if trainer.skipped < plan.skip_nonfinite:
             trainer.skip_step()

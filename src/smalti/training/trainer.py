@@ -99,7 +99,7 @@ class Trainer:
         self.skipped = 0
         self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
 
-    def train_step(self, batch: Batch, compute: Compute, *, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
+    def train_step(self, batch: Batch, compute: Compute, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
         """One optimiser step.
 
         Args:
