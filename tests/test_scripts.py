@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -127,3 +129,12 @@ def test_a_reference_is_made_of_a_run_folder(
     script("reference_curve").main()
     assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'small.json'}\n")
     assert from_json(Reference, json.loads((tmp_path / "small.json").read_text())) == made
+
+
+@pytest.mark.docs
+def test_the_way_of_an_image_is_drawn_as_it_is() -> None:
+    drawn = subprocess.run([sys.executable, str(SCRIPTS / "flow.py")], capture_output=True, text=True, check=True)
+    page = (SCRIPTS.parent / "ARCHITECTURE.md").read_text()
+    assert (
+        page.partition("<!-- flow:begin -->\n```\n")[2].partition("\n```\n<!-- flow:end -->")[0] == drawn.stdout.strip()
+    )
