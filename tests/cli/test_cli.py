@@ -300,7 +300,7 @@ def test_explain_shows_the_fields_of_another_kind(capsys: pytest.CaptureFixture[
     fields = {row["name"]: row for row in about["pretrain"]["fields"]}
     assert (fields["target"]["value"], fields["target"]["origin"]) == ("pixels", "command line")
     assert (fields["target.error"]["value"], fields["target.error"]["origin"]) == ("mse", "command line")
-    assert (fields["masking"]["value"], fields["masking"]["origin"]) == ("blockwise", "default")
+    assert (fields["masking"]["value"], fields["masking"]["origin"]) == ("random", "recipe")
 
 
 @pytest.mark.parametrize("flags", [["--data=photos"], ["--data", "photos"], ["--data.path", "photos"]])

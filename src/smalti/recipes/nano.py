@@ -1,12 +1,16 @@
 """Small grey pictures, 28 x 28: what `smalti demo` runs on the embedded images.
 
 Hardware: two CPU cores. Time: 10 minutes for both stages with the steps that the demo chooses.
+Measured: 2 850 steps of `pretrain` in 226 seconds of a core give 86.1 % by the linear probe and 80.4 % by k-NN (8 000
+    labelled images); with mask tokens in the encoder and 40 % masked in blocks, 2 000 steps in 258 seconds give 84.3
+    and 78.4 (docs/log.md, 2026-11-29).
 """
 
 from smalti.data.load import Data
 from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
-from smalti.functional.masking import Blockwise
+from smalti.functional.masking import Random
+from smalti.models.decoder import CrossAttention
 from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.demo import Demo
@@ -34,7 +38,7 @@ def train_tokenizer() -> TrainTokenizer:
 
 
 def pretrain() -> Pretrain:
-    """A ViT of 0.2 M parameters, 40 % of 7 x 7 patches masked."""
+    """A ViT of 0.2 M parameters that sees a quarter of 7 x 7 patches."""
     return Pretrain(
         data=DATA,
         backbone=ViT(
@@ -48,7 +52,8 @@ def pretrain() -> Pretrain:
             init="xavier",
             pos_init="sincos",
         ),
-        masking=Blockwise(ratio=0.4),
+        masking=Random(ratio=0.75),
+        decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.6, 1.0)),
         jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
