@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from smalti.core.errors import CheckpointError
-from smalti.functional.positions import resize_positions
-from smalti.functional.rel_pos import resize_table
+from smalti.functional.positions import resize_positions, resize_table
 from smalti.models.resolution import load_resized, resized
 from smalti.models.vit import VisionTransformer, ViT
 

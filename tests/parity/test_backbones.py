@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.functional.losses import masked_token_loss
-from smalti.functional.positions import resize_positions
-from smalti.functional.rel_pos import geometric_places, num_rows, resize_table
+from smalti.functional.positions import geometric_places, num_rows, resize_positions, resize_table
 from smalti.models import presets
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.functional.rel_pos import num_rows
+from smalti.functional.positions import num_rows
 from smalti.models import presets
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.resolution import load_resized

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.rng import permutation
 from smalti.evaluation.token_sample import constant
-from smalti.functional.kmeans import kmeans
+from smalti.functional.codebook import kmeans
 from smalti.functional.patches import patchify, unpatchify
 from smalti.models.vit import as_unit_range
 

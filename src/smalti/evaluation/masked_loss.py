@@ -8,8 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, StepOutput
-from smalti.functional.copy_baseline import copying, nearest_visible
-from smalti.functional.metrics import entropy
+from smalti.functional.metrics import copying, entropy, nearest_visible
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels, masked_tokens
 

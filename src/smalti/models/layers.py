@@ -9,7 +9,7 @@ from smalti.core.contracts import Grid
 from smalti.functional.gelu import gelu
 from smalti.functional.noise import uniform_noise
 from smalti.functional.patches import rows
-from smalti.functional.rel_pos import bias_between, bias_rows, num_rows, position_bias, relative_position_index
+from smalti.functional.positions import bias_between, bias_rows, num_rows, position_bias, relative_position_index
 
 
 class PatchEmbed(nn.Module):

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
-from smalti.functional.positions import resize_positions
-from smalti.functional.rel_pos import num_rows, resize_table
+from smalti.functional.positions import num_rows, resize_positions, resize_table
 from smalti.models.vit import VisionTransformer
 
 

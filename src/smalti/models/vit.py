@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid
-from smalti.functional.positions import sincos_2d
-from smalti.functional.rel_pos import bias_between
+from smalti.functional.positions import bias_between, sincos_2d
 from smalti.models.initialisation import Init, initialise
 from smalti.models.layers import Block, PatchEmbed, RelativePositionBias, drop_path_keep
 

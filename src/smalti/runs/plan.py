@@ -17,7 +17,7 @@ from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
-from smalti.functional.vocabulary import vocabulary_for
+from smalti.functional.codebook import vocabulary_for
 from smalti.models.memory_estimate import num_parameters
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.pretrain import Pretrain

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import setting
-from smalti.functional.kmeans import kmeans
+from smalti.functional.codebook import kmeans
 from smalti.tokenizers.discrete import best_codes
 from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_trunk, set_conv
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.functional.scalar_quantization import bounded, ids_of, rounded, values_of
+from smalti.functional.codebook import bounded, ids_of, rounded, values_of
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.trunk import drawn, require_trunk
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smalti.functional.quantize import straight_through
+from smalti.functional.gumbel_relaxation import straight_through
 from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, float32, set_conv
 
 

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import Codebook, followed, nearest, revived, started
-from smalti.functional.kmeans import kmeans
+from smalti.functional.codebook import Codebook, followed, kmeans, nearest, revived, started
 from smalti.functional.metrics import entropy
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.trunk import drawn, float32, require_trunk
