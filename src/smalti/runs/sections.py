@@ -21,10 +21,9 @@ from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
 from smalti.evaluation.inpainting import Inpainting, inpaint, paint
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
-from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
-from smalti.report.pictures import mask_overlay, tile_row
+from smalti.report.pictures import Card, atlas, mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
 from smalti.runs.online_knn import ONLINE

@@ -24,8 +24,7 @@ from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
-from smalti.tokenizers.discrete import relax, split
-from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.dvae import DiscreteVAE, relax, split
 from smalti.tokenizers.quantised import Quantised
 from smalti.training.targets import Tokens
 
