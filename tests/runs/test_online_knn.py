@@ -12,7 +12,7 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.evaluation.features import extract
-from smalti.evaluation.knn import leave_one_out_accuracy
+from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.models.vit import ViT
 from smalti.runs.models import load_model
 from smalti.runs.online_knn import Online, OnlineProbe, online_probe

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from smalti.models import vit
 from smalti.models.vit import ViT
-from smalti.training.compilation import compile_blocks
+from smalti.core.compute import compile_blocks
 
 paper = ViT(img_size=(16, 24), patch_size=4, embed_dim=32, depth=3, num_heads=4, drop_path_rate=0.2)
 released = vit.released(paper)

@@ -8,8 +8,7 @@ from smalti.core.contracts import Tokenizer
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.tokens.tokens import encode
-from smalti.evaluation.kmeans_baseline import fit_kmeans_baseline
-from smalti.evaluation.token_sample import constant, token_sample
+from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, token_sample
 from smalti.functional.metrics import CodebookUse, codebook_use
 
 _TOKENS_A_CODE, _FEWEST_WINDOW = 12, 20_000

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
-from smalti.core.allocator import keep_freed_memory
+from smalti.core.compute import keep_freed_memory
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.core.rng import Stream, fold

@@ -13,7 +13,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.memory import InMemoryDataset
 from smalti.data.load import Data
 from smalti.evaluation.features import Pooling, extract
-from smalti.evaluation.knn import leave_one_out_accuracy
+from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import ViT
 

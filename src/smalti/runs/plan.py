@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
@@ -23,7 +23,6 @@ from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.compilation import Compile
 from smalti.training.training_plan import Plan
 
 _LOOKED_AT = 64

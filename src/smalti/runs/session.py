@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from smalti import __version__
-from smalti.core.compute import Compute, choose_compute
+from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batches, Evaluation
 from smalti.core.errors import DataError
@@ -30,7 +30,6 @@ from smalti.runs.training_run import TrainingRun
 from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import fit
 from smalti.training.profiling import Profiled
-from smalti.training.run_environment import RunEnvironment
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 

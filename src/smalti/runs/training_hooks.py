@@ -13,8 +13,7 @@ from smalti.runs.folder import RunFolder
 from smalti.runs.reference_curve import ReferenceComparison
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import RunHooks
-from smalti.training.nonfinite import NotFiniteError
-from smalti.training.nonfinite_dump import write_dump
+from smalti.training.nonfinite import NotFiniteError, write_dump
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
