@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Tokenizer
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, TrainingData
-from smalti.data.tokens.tokens import Tokenized, tokenized
+from smalti.data.tokens import Tokenized, tokenized
 from smalti.data.transforms.views import NO_JITTER
 from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT

@@ -25,7 +25,7 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, InMemoryData, read_source
 from smalti.evaluation.reconstruction import evaluate_tokenizer

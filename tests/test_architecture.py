@@ -38,6 +38,7 @@ ROWS_OF_DATA = [
     {"load", "write_shards"},
     {"loader"},
     {"tokens", "label_maps"},
+    {"token_cache"},
 ]
 SEEDED = {
     "models/vit.py",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.supervised import (
     accuracies,
     by_class,

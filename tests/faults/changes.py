@@ -33,7 +33,7 @@ def spikes() -> None:
     """Some steps compute a hundred times their loss, as a bad batch may make it."""
     whole = Trainer._gradients
 
-    def gradients(trainer: Trainer, *arguments: Any) -> Any:
+    def gradients(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         output = whole(trainer, *arguments, **named)
         return output._replace(loss_sum=output.loss_sum * (100 if trainer.step + 1 in SPIKES else 1))
 
@@ -111,7 +111,7 @@ def dies_in_the_third_part() -> None:
 def dies_after_an_epoch() -> None:
     """A08: its last step is done and not saved yet, and the checkpoint before is written."""
 
-    def save(trainer: Trainer, *arguments: Any) -> None:
+    def save(trainer: Trainer, *arguments: Any, **named: Any) -> None:
         if trainer.step == 6:
             written()
             die()

@@ -9,7 +9,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.token_sample import fit_kmeans_baseline, some_images
 from smalti.functional.metrics import CodebookUse
 from smalti.runs.collapse_check import faults, gate

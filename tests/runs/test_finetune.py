@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, TrainingData
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.models.mim import build_mim

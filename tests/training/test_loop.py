@@ -15,7 +15,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.core.errors import NumericError, StoppedError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler
 from smalti.data.transforms.views import RandomResizedCrop, TwoViews
 from smalti.functional.masking import mask_index

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from smalti.core.contracts import Batch
-from smalti.functional.pixel_classes import VOID, pixel_nats
+from smalti.functional.losses import pixel_nats
+from smalti.functional.metrics import VOID
 from smalti.models.segmenter import MultiLevel, build_segmenter
 from smalti.models.vit import ViT
 from smalti.training.objectives import Segment

@@ -11,7 +11,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_interval, share_interval
 from smalti.evaluation.probe import Features, LinearProbe, Scale, Split, fit_linear, fit_ridge, knn_accuracy, scale_of

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, StepOutput
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import RunImages
-from smalti.data.tokens.tokens import TokenizedOnce, encode, token_view
+from smalti.data.tokens import TokenizedOnce, encode, token_view
 from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.metrics import copying, entropy, nearest_visible

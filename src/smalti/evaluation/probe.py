@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
 from smalti.data.splits import by_lot
 from smalti.evaluation.features import Layer, Pooling, extract

@@ -15,8 +15,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import Box, Crop, TwoViews, WholeImage
-from smalti.functional.metrics import average_precision, hits
-from smalti.functional.pixel_classes import class_ious, mean_iou, pixel_accuracy, pixel_confusion
+from smalti.functional.metrics import average_precision, class_ious, hits, mean_iou, pixel_accuracy, pixel_confusion
 
 _FEW = 5
 

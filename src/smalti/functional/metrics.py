@@ -1,9 +1,12 @@
-"""Metrics of reconstructions, codebooks and predictions, and the copy baseline. Entropies are in nats."""
+"""Metrics of reconstructions, codebooks, predictions and segmentations, and the copy baseline. Entropies are in nats.
+
+Void pixels, which have no class, are ignored everywhere.
+"""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
@@ -185,3 +188,35 @@ def copying(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaselin
     right = torch.special.xlogy(hits, low + (1 - low) * share).sum()
     wrong = torch.special.xlogy(misses, (1 - low) * share).sum()
     return CopyBaseline(-float(right + wrong) / total, low, float(hits.sum()) / total)
+
+
+VOID = 255
+"""The value of pixels without a class in a label map."""
+
+
+def pixel_confusion(
+    predicted: Integer[Tensor, "*B H W"], label_map: Integer[Tensor, "*B H W"], num_classes: int
+) -> Int[Tensor, "classes classes"]:
+    """Confusion matrix: the number of pixels of each true class (row) with each predicted class (column)."""
+    known = label_map != VOID
+    pairs = label_map[known].long() * num_classes + predicted[known].long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_ious(table: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes"]:
+    """Intersection over union of each class, in [0, 1]; NaN for a class that neither occurs nor is predicted.
+
+    Reference: Everingham et al. 2010 (PASCAL VOC), §4.2.3: TP / (TP + FN + FP).
+    """
+    right = table.diagonal().double()
+    return right / (table.sum(0) + table.sum(1) - right)
+
+
+def mean_iou(table: Int[Tensor, "classes classes"]) -> float:
+    """Mean IoU over the classes that occur or are predicted, from the confusion matrix of all images together."""
+    return float(class_ious(table).nanmean())
+
+
+def pixel_accuracy(table: Int[Tensor, "classes classes"]) -> float:
+    """The share of pixels with the right class, in [0, 1]."""
+    return float(table.diagonal().sum() / table.sum())

@@ -12,8 +12,7 @@ from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.splits import label_names, shown_labels

@@ -7,7 +7,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
-from smalti.data.tokens.tokens import encode
+from smalti.data.tokens import encode
 from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, token_sample
 from smalti.functional.metrics import CodebookUse, codebook_use
 

@@ -9,8 +9,7 @@ import torch
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.load import AnyImages, Data, TrainingData, read_source
 from smalti.data.splits import few_labels, put_aside

@@ -10,7 +10,7 @@ from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy

@@ -14,9 +14,9 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset, embedded_photographs
+from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import InMemoryData
-from smalti.data.tokens.tokens import tokenized
+from smalti.data.tokens import tokenized
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
 from smalti.evaluation.inpainting import Inpainting, inpaint, paint

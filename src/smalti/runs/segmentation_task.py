@@ -29,7 +29,7 @@ from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import confusion_on, ious_by_name, predict, scores_of
-from smalti.functional.pixel_classes import VOID
+from smalti.functional.metrics import VOID
 from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segmenter
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page

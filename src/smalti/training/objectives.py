@@ -20,13 +20,13 @@ from smalti.functional.losses import (
     kl_weight,
     label_nats,
     marginal_entropy,
+    pixel_nats,
     reconstruction_loss,
     weights_of_equal_images,
 )
-from smalti.functional.metrics import codes_seen, hits
+from smalti.functional.metrics import VOID, codes_seen, hits
 from smalti.functional.noise import uniform_noise
 from smalti.functional.patches import rows
-from smalti.functional.pixel_classes import VOID, pixel_nats
 from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel

@@ -37,8 +37,7 @@ from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.names import LeftOut
-from smalti.data.datasets.tar import IndexedTars
-from smalti.data.datasets.tar_index import ShardIndex
+from smalti.data.datasets.tar import IndexedTars, ShardIndex
 
 T = TypeVar("T")
 Encoding: TypeAlias = Literal["jpeg", "raw"]
