@@ -31,8 +31,8 @@ from smalti.data.load import Data, InMemoryData, read_source
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
-from smalti.runs.collapse_check import gate
 from smalti.runs.folder import is_run, read_config
+from smalti.runs.pretraining_checks import gate
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, prepare

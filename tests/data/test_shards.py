@@ -18,10 +18,12 @@ from PIL import Image
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets import tar as shards
+from smalti.data.datasets import tar_index
 from smalti.data.datasets.data_files import LocalFiles, cache_folder
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM
 from smalti.data.datasets.open import open_source
-from smalti.data.datasets.tar import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE, Shards, expand
+from smalti.data.datasets.tar import Shards, expand
+from smalti.data.datasets.tar_index import BAD_LABEL, DAMAGED, DUPLICATE, LEADS_OUT, SECOND, TOO_LARGE
 from smalti.data.datasets.tar_members import CUT_OFF, IRREGULAR, SPARSE, DamagedTarError, Member, members
 from tests.contracts import check_dataset
 from tests.data.test_listing import peak_of
@@ -402,7 +404,7 @@ def test_h19_an_index_is_rebuilt_when_anything_about_it_is_different(
     # The same cache file under another root does not speak for another shard.
     other = put(tmp_path / "b" / "0.tar", ("b.png", png(6)))
     assert keys(shards_at([other], 1)) == ["0.tar/b.png"]
-    monkeypatch.setattr(shards.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(tar_index.os, "geteuid", lambda: 12345)
     built.clear()
     shards_at([path], 1)
     assert built == ["0.tar"], "another user's index is not trusted"
@@ -439,7 +441,7 @@ def test_a_shard_that_shrinks_or_goes_while_it_is_used_is_a_bad_image(tmp_path: 
 
 INDEX = """
 from pathlib import Path
-from smalti.data.datasets.tar import build_index
+from smalti.data.datasets.tar_index import build_index
 
 def work():
     path = Path(sys.argv[1])

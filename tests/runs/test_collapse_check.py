@@ -12,7 +12,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.token_sample import fit_kmeans_baseline, some_images
 from smalti.functional.metrics import CodebookUse
-from smalti.runs.collapse_check import faults, gate
+from smalti.runs.pretraining_checks import faults, gate
 from tests.small_runs import metrics, pictures, pretrain, train_tokenizer, weights
 from tests.test_contracts import GreyLevels
 

@@ -24,8 +24,7 @@ from smalti.runs import finetune as run
 from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config
-from smalti.runs.label_splits import Shares, divide
-from smalti.runs.model_selection import Best, Measured
+from smalti.runs.model_selection import Best, Measured, Shares, divide
 from smalti.runs.models import load_finetuned
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer

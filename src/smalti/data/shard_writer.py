@@ -22,7 +22,7 @@ from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.names import NONE, LeftOut, NamesBuilder
 from smalti.data.datasets.prepared import VERSION, Encoding, Header, Settings, ShardDigest, index_path, tar_path
-from smalti.data.datasets.tar import ShardIndex
+from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
 from smalti.data.decode import orientation
 

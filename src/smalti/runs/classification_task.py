@@ -28,8 +28,7 @@ from smalti.evaluation.supervised import (
 )
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
-from smalti.runs.label_splits import Given, Labelled, Shares, divide, read_labelled
-from smalti.runs.model_selection import Measured
+from smalti.runs.model_selection import Given, Labelled, Measured, Shares, divide, read_labelled
 from smalti.training.objectives import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100

@@ -15,7 +15,7 @@ from smalti.core.log import Log
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.label_splits import Given
+from smalti.runs.model_selection import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer

@@ -34,8 +34,7 @@ from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segment
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
 from smalti.report.pictures import label_colours, tile_row
-from smalti.runs.label_splits import Given, Labelled, Shares
-from smalti.runs.model_selection import Measured
+from smalti.runs.model_selection import Given, Labelled, Measured, Shares
 from smalti.training.objectives import Segment
 
 _MOST_CLASSES = 254

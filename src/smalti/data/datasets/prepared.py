@@ -37,7 +37,8 @@ from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.names import LeftOut
-from smalti.data.datasets.tar import IndexedTars, ShardIndex
+from smalti.data.datasets.tar import IndexedTars
+from smalti.data.datasets.tar_index import ShardIndex
 
 T = TypeVar("T")
 Encoding: TypeAlias = Literal["jpeg", "raw"]
