@@ -26,6 +26,12 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 
 _WORTH_IT = 1.5
 """bf16 is chosen where its matrix products are at least this much faster than fp32, which pays for the conversions."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`."""
+_NEVER = 2**31 - 1
+Compile: TypeAlias = Literal["auto", "on", "off"]
+_PAYS_FROM = 2000
+"""Number of steps from which `auto` compiles; that takes half a minute, and steps are about 1.4 times as fast."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,6 @@ def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.05, rounds:
     return 2 * size**3 * torch.get_num_threads() * best / 1e9
 
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt`."""
-_NEVER = 2**31 - 1
-
-
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory in this process, for the next tensor of the same size.
 
@@ -142,12 +143,6 @@ def peak_memory() -> int:
     """Peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-Compile: TypeAlias = Literal["auto", "on", "off"]
-
-_PAYS_FROM = 2000
-"""Number of steps from which `auto` compiles; that takes half a minute, and steps are about 1.4 times as fast."""
 
 
 def should_compile(wanted: Compile, steps: int, device: torch.device) -> bool:

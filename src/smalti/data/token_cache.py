@@ -40,6 +40,9 @@ VERSION = 1
 """To be raised by whoever changes the pixels of a view, or the files of a token cache."""
 
 _SHOWN = 12
+MAX_VOCAB = 65535
+KEY, BAD_FILES = "key.json", "bad_files.jsonl"
+_MOST_OPEN = 8
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,6 @@ def _shown(fields: dict[str, Any], name: str) -> str:
     """A value for people; of a digest the beginning."""
     text = str(fields.get(name, "nothing"))
     return text if len(text) <= 5 * _SHOWN else f"{text[:_SHOWN]}..."
-
-
-MAX_VOCAB = 65535
-KEY, BAD_FILES = "key.json", "bad_files.jsonl"
-_MOST_OPEN = 8
 
 
 class TokenCache:

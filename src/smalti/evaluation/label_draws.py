@@ -12,6 +12,10 @@ from torch import Tensor
 from smalti.core.rng import fold_one
 from smalti.data.splits import few_labels
 
+Interval: TypeAlias = tuple[float, float]
+_NORMAL = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -43,12 +47,6 @@ BUDGETS = (
     Budget("1 %", share=0.01),
     Budget("10 %", share=0.1),
 )
-
-
-Interval: TypeAlias = tuple[float, float]
-
-_NORMAL = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
 
 
 def share_interval(share: float, count: int) -> Interval:

@@ -26,6 +26,9 @@ from smalti.training.masked_batches import MaskedViews
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels, SoftTokens, masked_tokens
 
+_HELD_OUT_IMAGES = 5000
+"""Held-out images the loss is measured on, at most."""
+
 
 def evaluate_mim(
     objective: MaskedImageModeling, batches: Callable[[int], Batch], num_batches: int, compute: Compute
@@ -123,10 +126,6 @@ def _copied(batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     tokens, masked = masked_tokens(batch), batch.mask_weight > 0
     same = tokens == batch.ids.gather(1, nearest_visible(batch.mask, batch.mask_index, grid))
     return tokens[masked & same].cpu(), tokens[masked & ~same].cpu()
-
-
-_HELD_OUT_IMAGES = 5000
-"""Held-out images the loss is measured on, at most."""
 
 
 def measure(

@@ -22,6 +22,16 @@ from smalti.models.vit import VisionTransformer, as_unit_range
 _TEMPERATURE = 0.07
 _CHUNK = 1000
 """Images per batch of similarities."""
+Scale: TypeAlias = tuple[Tensor, Tensor]
+"""Mean and standard deviation of every feature."""
+L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
+"""Strongest first, as each fit starts from the previous solution."""
+_SELECTION_IMAGES = 6000
+_RIDGE = 0.1
+FEW_LABELS = 0.01
+_QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
+"""What the demo chooses from."""
+Features = Mapping[Layer, Float[Tensor, "_ _"]]
 
 
 def knn_accuracy(
@@ -77,10 +87,6 @@ class LinearProbe:
         """Share of images classified right, in [0, 1]."""
         scores = (features - self.mean) / self.std @ self.weight + self.bias
         return float((scores.argmax(1) == labels).double().mean())
-
-
-Scale: TypeAlias = tuple[Tensor, Tensor]
-"""Mean and standard deviation of every feature."""
 
 
 def scale_of(features: Float[Tensor, "n F"]) -> Scale:
@@ -155,15 +161,6 @@ def fit_linear(
     return LinearProbe(mean, std, weight, bias.detach())
 
 
-L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
-"""Strongest first, as each fit starts from the previous solution."""
-_SELECTION_IMAGES = 6000
-_RIDGE = 0.1
-FEW_LABELS = 0.01
-_QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
-"""What the demo chooses from."""
-
-
 @dataclass(frozen=True)
 class Split:
     """Positions of the training images for fitting classifiers, and of those for choices (validation)."""
@@ -199,9 +196,6 @@ class ProbeResult:
     knn_layer: int
     knn_pooling: str
     validation: Mapping[str, float]
-
-
-Features = Mapping[Layer, Float[Tensor, "_ _"]]
 
 
 def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, split: Split) -> ProbeResult:

@@ -18,6 +18,8 @@ from smalti.data.transforms.views import Box, Crop, TwoViews, WholeImage
 from smalti.functional.metrics import average_precision, class_ious, hits, mean_iou, pixel_accuracy, pixel_confusion
 
 _FEW = 5
+_AT_ONCE = 8
+"""Images to read at a time, and windows per batch."""
 
 
 @torch.no_grad()
@@ -79,10 +81,6 @@ def mean_precision(found: list[float | None]) -> float:
     """Mean average precision over the labels that some image has, in [0, 1]."""
     known = [value for value in found if value is not None]
     return sum(known) / max(len(known), 1)
-
-
-_AT_ONCE = 8
-"""Images to read at a time, and windows per batch."""
 
 
 def windows(share: float, height: int, width: int) -> list[tuple[int, int, int, int]]:

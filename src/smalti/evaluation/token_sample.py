@@ -22,6 +22,10 @@ SAMPLE_TOKENS = 200_000
 
 _IMAGES = 2000
 """Images of a sample that is read for a look."""
+_POINTS_A_CODE, _ITERATIONS = 4, 2
+"""Greater values change the perplexity by a few per cent, and increase the time in proportion."""
+_PATCHES = 2048
+"""Patches per batch of distances to all centres."""
 
 
 def token_sample(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> Tensor:
@@ -51,12 +55,6 @@ def some_images(images: ImageDataset, side: int, count: int = _IMAGES) -> UInt8[
     if images.pixels is not None:
         return images.pixels[even_sample(len(images), count)]
     return some_squares(images, count, side)
-
-
-_POINTS_A_CODE, _ITERATIONS = 4, 2
-"""Greater values change the perplexity by a few per cent, and increase the time in proportion."""
-_PATCHES = 2048
-"""Patches per batch of distances to all centres."""
 
 
 @dataclass

@@ -24,6 +24,10 @@ from smalti.core.rng import permutation
 FEWEST, MOST = 64, 8192
 _SEEN = 500
 """Visual tokens of the training images per code, each image counted once."""
+_MOST_DISTANCES = 1 << 25
+"""Distances in memory at a time: 128 MB."""
+_MARGIN = 1e-3
+"""Distance that numbers keep from the outermost rounding boundaries."""
 
 
 def vocabulary_for(num_images: int, tokens_an_image: int) -> int:
@@ -45,10 +49,6 @@ def vocabulary_for(num_images: int, tokens_an_image: int) -> int:
     require(num_images >= 1 and tokens_an_image >= 1, f"{num_images} images of {tokens_an_image} tokens")
     codes = num_images * tokens_an_image // _SEEN
     return min(max(1 << codes.bit_length() >> 1, FEWEST), MOST)
-
-
-_MOST_DISTANCES = 1 << 25
-"""Distances in memory at a time: 128 MB."""
 
 
 def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterations: int = 10) -> Float[Tensor, "k P"]:
@@ -172,10 +172,6 @@ def drawn_codes(ids: Int[Tensor, "n"], step: int, most: int) -> Int[Tensor, "k"]
     walk = ids.cpu().numpy()[permutation(0, step, len(ids))]
     _, met = np.unique(walk, return_index=True)
     return torch.from_numpy(walk[np.sort(met)[:most]]).to(ids.device)
-
-
-_MARGIN = 1e-3
-"""Distance that numbers keep from the outermost rounding boundaries."""
 
 
 def bounded(x: Float[Tensor, "*B d"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:

@@ -15,6 +15,9 @@ from torch import Tensor
 from smalti.functional.losses import kl_to_uniform
 from smalti.functional.noise import gumbel_noise
 
+_NUMBERS = 1 << 20
+"""Logits that are processed at a time; those of one position at least."""
+
 
 def gumbel_softmax(
     logits: Float[Tensor, "*B V"], gumbel: Float[Tensor, "*B V"], temperature: Float[Tensor, ""] | float
@@ -40,10 +43,6 @@ def straight_through(values: Float[Tensor, "*B"], points: Float[Tensor, "*B"]) -
     Reference: Bengio, Léonard and Courville 2013; van den Oord et al. 2017, §3.2.
     """
     return points + (values - points).detach()
-
-
-_NUMBERS = 1 << 20
-"""Logits that are processed at a time; those of one position at least."""
 
 
 class RelaxedTokens(NamedTuple):

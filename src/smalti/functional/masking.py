@@ -17,6 +17,10 @@ from smalti.core.rng import Keys, fold, quarters
 
 MaskRows: TypeAlias = NDArray[Any]
 """B masks: bit j of `rows[i, b]` says whether mask b covers the patch in row i and column j."""
+MOST_BLOCKS = 100
+"""After so many blocks, which happens where hardly any block fits the grid, the rest is masked in reading order."""
+_BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
+"""The fastest values: a mask has four blocks on average, and some thousand masks fit into a processor's cache."""
 
 
 def integers(width: int) -> np.dtype[Any]:
@@ -82,13 +86,6 @@ def _beginnings(grid: Grid) -> tuple[MaskRows, int]:
     along_rows, along_columns = num - row * width, (num - row + height - 1) // height
     in_row = np.concatenate([along_rows, along_columns], axis=1)
     return _lowest(np.clip(in_row, 0, width), integers(width)), length
-
-
-MOST_BLOCKS = 100
-"""After so many blocks, which happens where hardly any block fits the grid, the rest is masked in reading order."""
-
-_BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
-"""The fastest values: a mask has four blocks on average, and some thousand masks fit into a processor's cache."""
 
 
 @dataclass(frozen=True)

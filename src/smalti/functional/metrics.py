@@ -11,6 +11,8 @@ from torch import Tensor
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+VOID = 255
+"""The value of pixels without a class in a label map."""
 
 
 def psnr(images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
@@ -188,10 +190,6 @@ def copying(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaselin
     right = torch.special.xlogy(hits, low + (1 - low) * share).sum()
     wrong = torch.special.xlogy(misses, (1 - low) * share).sum()
     return CopyBaseline(-float(right + wrong) / total, low, float(hits.sum()) / total)
-
-
-VOID = 255
-"""The value of pixels without a class in a label map."""
 
 
 def pixel_confusion(

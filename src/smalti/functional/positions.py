@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_EXTRA = 3
+"""Rows at the end of a table: [S] attends to a patch, a patch to [S], [S] to itself."""
+
 
 def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float = 0.1) -> Float[Tensor, "N {dim}"]:
     """Sines and cosines of row and column at dim/4 frequencies, from 2 to 1/50 radians per patch.
@@ -39,10 +42,6 @@ def resize_positions(
     table = pos_embed[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
     resized = F.interpolate(table, size=new, mode="bicubic", align_corners=False)
     return torch.cat([pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
-
-
-_EXTRA = 3
-"""Rows at the end of a table: [S] attends to a patch, a patch to [S], [S] to itself."""
 
 
 def num_rows(grid: tuple[int, int]) -> int:

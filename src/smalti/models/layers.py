@@ -14,6 +14,8 @@ from smalti.functional.noise import uniform_noise
 from smalti.functional.patches import rows
 from smalti.functional.positions import bias_between, bias_rows, num_rows, position_bias, relative_position_index
 
+Init: TypeAlias = Literal["uniform", "trunc1", "trunc2", "width", "xavier"]
+
 
 class PatchEmbed(nn.Module):
     """Normalise pixels, cut the image into patches and project each to width D: E x^p of BEiT §2.2.
@@ -191,9 +193,6 @@ def drop_path_keep(key: Int[Tensor, "B"], depth: int, rate: float) -> Float[Tens
     p = torch.linspace(0, rate, depth, device=key.device)[:, None, None]
     draws = uniform_noise(key, 2 * depth, stream=1).t().reshape(depth, 2, -1)
     return ((draws >= p) / (1 - p))[..., None, None]
-
-
-Init: TypeAlias = Literal["uniform", "trunc1", "trunc2", "width", "xavier"]
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from smalti.models.vit import VisionTransformer, ViT
 _POOLED = (1, 2, 3, 6)
 """Rows and columns to which the coarsest map is pooled."""
 _IN_A_GROUP = 8
+_SHARES = (1 / 3, 1 / 2, 2 / 3, 1)
+"""The blocks to read, as shares of the depth: 4, 6, 8 and 12 of 12, and 8, 12, 16 and 24 of 24, as released."""
 
 
 def level_norm(channels: int) -> nn.GroupNorm:
@@ -93,10 +95,6 @@ class UPerHead(nn.Module):
 
 def _scaled(part: Float[Tensor, "B C h w"], like: Float[Tensor, "B _C H W"]) -> Float[Tensor, "B C H W"]:
     return F.interpolate(part, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-_SHARES = (1 / 3, 1 / 2, 2 / 3, 1)
-"""The blocks to read, as shares of the depth: 4, 6, 8 and 12 of 12, and 8, 12, 16 and 24 of 24, as released."""
 
 
 @dataclass(frozen=True)

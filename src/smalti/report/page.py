@@ -11,6 +11,9 @@ from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
+_NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
+"""A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
+
 
 def template(name: str) -> Template:
     """A file of `smalti.report`, as `page.html`. Whatever it is given is escaped, unless the template says `safe`."""
@@ -27,10 +30,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-_NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
-"""A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _SEEN, _ALWAYS_MASKED = 232, 40
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
 _GAP = 4
 """White pixels between the pictures of a sheet."""
+_MOST_DEAD = 200
+"""Numbers of codes that do not occur, listed at most."""
 
 
 def tile_row(
@@ -139,10 +141,6 @@ def png(picture: Picture) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-_MOST_DEAD = 200
-"""Numbers of codes that do not occur, listed at most."""
 
 
 @dataclass(frozen=True)

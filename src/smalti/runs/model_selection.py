@@ -27,6 +27,9 @@ from smalti.training.trainer import Trainer
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 Given: TypeAlias = AnyImages
 """Images whose classes are those of whole images, or of pixels."""
+Choose: TypeAlias = Literal["best", "last"]
+_BEST = "best"
+_STAGE = "validation"
 
 
 class Labelled(NamedTuple):
@@ -128,12 +131,6 @@ def read_labelled(
     every = classes + tuple(name for name in images.classes if name not in classes)
     place = torch.tensor([every.index(name) for name in images.classes])
     return InMemoryDataset(images.images, place[images.labels], every)
-
-
-Choose: TypeAlias = Literal["best", "last"]
-
-_BEST = "best"
-_STAGE = "validation"
 
 
 class Measured(NamedTuple):

@@ -50,6 +50,9 @@ _FIX = (
     "train it again with more --relaxation.spread, a smaller --tokenizer.vocab-size, more images or more --plan.steps, "
     "or go on all the same with --accept-tokenizer"
 )
+ONLINE = "knn"
+"""The figure in metrics.jsonl."""
+_POOLINGS: tuple[Pooling, ...] = ("mean",)
 
 
 def gate(
@@ -98,11 +101,6 @@ def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
         than = "codes" if enough else "codes that k-means uses"
         found.append(f"less than half of the {than} are used")
     return found
-
-
-ONLINE = "knn"
-"""The figure in metrics.jsonl."""
-_POOLINGS: tuple[Pooling, ...] = ("mean",)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
 T = TypeVar("T", bound=TrainingRun)
+_RUN = ("config.json", "data.json", "bad_files.jsonl")
+"""What a bundle has of the run."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +227,6 @@ def seconds_per_step(
             trainer.train_step(batches(step).to(compute.device), compute)
             times.append(clock() - began)
     return sorted(times[warm:])[steps // 2]
-
-
-_RUN = ("config.json", "data.json", "bad_files.jsonl")
-"""What a bundle has of the run."""
 
 
 @dataclass(frozen=True)

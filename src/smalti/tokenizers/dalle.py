@@ -25,6 +25,10 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer, require_tokens
 from smalti.tokenizers.trunk import float32
 
 Kernels: TypeAlias = tuple[int, int, int, int]
+_POSITIONS = 256
+"""Positions whose logits `encode` computes at a time."""
+_SHORTLIST = 8
+"""Codes per position whose logits are computed again in float32, since bf16 has only three digits."""
 
 
 class Conv(nn.Conv2d):
@@ -77,12 +81,6 @@ def groups(n_in: int, widths: Sequence[int], depth: int, kernels: Kernels, resam
         layers[f"group_{level + 1}"] = nn.Sequential(OrderedDict(blocks))
         n_in = width
     return nn.Sequential(OrderedDict(layers))
-
-
-_POSITIONS = 256
-"""Positions whose logits `encode` computes at a time."""
-_SHORTLIST = 8
-"""Codes per position whose logits are computed again in float32, since bf16 has only three digits."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ from smalti.tokenizers.dvae import DiscreteVAE, relax, split
 from smalti.tokenizers.quantised import Quantised
 from smalti.training.targets import Tokens
 
+_TOKENS = Tokens()
+_TOP = 5
+
 
 @dataclass(frozen=True)
 class Relaxation:
@@ -172,9 +175,6 @@ class QuantisedObjective(Objective):
             self._seen = None
 
 
-_TOKENS = Tokens()
-
-
 class MaskedImageModeling(Objective):
     """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images.
 
@@ -215,9 +215,6 @@ def some_masked(batch: Batch, share: float) -> Batch:
         mask_weight=batch.mask_weight.gather(1, drawn),
         scores=None if batch.scores is None else rows(batch.scores, drawn),
     )
-
-
-_TOP = 5
 
 
 class Classify(Objective):

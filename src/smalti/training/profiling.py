@@ -9,6 +9,9 @@ from smalti.core.contracts import Batch, Batches
 from smalti.core.log import Log
 
 _DATA = "reading images (more --data.num-workers, or smalti prepare)"
+_WARM = 3
+"""Steps before the first that is recorded, which compile and allocate memory."""
+_ROWS = 12
 
 
 class StepTimer:
@@ -39,11 +42,6 @@ class StepTimer:
         tokens = max(self.on_batches / total - data, 0.0)
         verdict = max((1 - data - tokens, "computing"), (data, _DATA), (tokens, "tokenizing"))[1]
         return f"data wait {data:.0%}, bound by {verdict}"
-
-
-_WARM = 3
-"""Steps before the first that is recorded, which compile and allocate memory."""
-_ROWS = 12
 
 
 class Profiled:

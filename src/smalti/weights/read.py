@@ -19,6 +19,31 @@ from smalti.weights.source import SourceWeights
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _DISTRIBUTED = ".metadata"
+_LEFT_OF_TIMM = ("head.", "fc_norm.")
+_OF_TIMM = {".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
+_OF_PRETRAINING = {"mask_token": "mask_token", "lm_head.weight": "head.weight", "lm_head.bias": "head.bias"}
+_LEFT_OF_HUGGINGFACE = ("pooler.", "classifier.", "decoder.")
+_QKV = ("query", "key", "value")
+_OF_HUGGINGFACE = {
+    "embeddings.mask_token": "mask_token",
+    "lm_head.": "head.",
+    "embeddings.cls_token": "backbone.cls_token",
+    "embeddings.position_embeddings": "backbone.pos_embed",
+    "embeddings.patch_embeddings.projection.": "backbone.patch_embed.proj.",
+    "encoder.relative_position_bias.": "backbone.rel_pos_bias.",
+    "layernorm.": "backbone.norm.",
+}
+_OF_HUGGINGFACE_BLOCKS = {
+    "encoder.layer.": "backbone.blocks.",
+    "attention.attention.relative_position_bias.": "attn.",
+    "attention.attention.": "attn.",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "lambda_": "gamma_",
+}
 
 
 def read_source(place: str) -> SourceWeights:
@@ -89,11 +114,6 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-_LEFT_OF_TIMM = ("head.", "fc_norm.")
-_RENAMED = {".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
-_OF_PRETRAINING = {"mask_token": "mask_token", "lm_head.weight": "head.weight", "lm_head.bias": "head.bias"}
-
-
 def is_timm(weights: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of timm."""
     return "blocks.0.norm1.weight" in weights
@@ -110,34 +130,10 @@ def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(_LEFT_OF_TIMM) or name.endswith("relative_position_index"):
             continue
         renamed = name
-        for theirs, ours in _RENAMED.items():
+        for theirs, ours in _OF_TIMM.items():
             renamed = renamed.replace(theirs, ours)
         result[_OF_PRETRAINING.get(name, f"backbone.{renamed}")] = value
     return result
-
-
-_LEFT_OF_HUGGINGFACE = ("pooler.", "classifier.", "decoder.")
-_QKV = ("query", "key", "value")
-_ELSEWHERE = {
-    "embeddings.mask_token": "mask_token",
-    "lm_head.": "head.",
-    "embeddings.cls_token": "backbone.cls_token",
-    "embeddings.position_embeddings": "backbone.pos_embed",
-    "embeddings.patch_embeddings.projection.": "backbone.patch_embed.proj.",
-    "encoder.relative_position_bias.": "backbone.rel_pos_bias.",
-    "layernorm.": "backbone.norm.",
-}
-_IN_BLOCKS = {
-    "encoder.layer.": "backbone.blocks.",
-    "attention.attention.relative_position_bias.": "attn.",
-    "attention.attention.": "attn.",
-    "attention.output.dense": "attn.proj",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "lambda_": "gamma_",
-}
 
 
 def is_huggingface(weights: Mapping[str, Tensor]) -> bool:
@@ -165,7 +161,7 @@ def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
         bare = name.removeprefix("beit.").removeprefix("vit.")
         if bare.startswith(_LEFT_OF_HUGGINGFACE) or bare.endswith("relative_position_index"):
             continue
-        for theirs, ours in (_IN_BLOCKS if bare.startswith("encoder.layer.") else _ELSEWHERE).items():
+        for theirs, ours in (_OF_HUGGINGFACE_BLOCKS if bare.startswith("encoder.layer.") else _OF_HUGGINGFACE).items():
             bare = bare.replace(theirs, ours)
         result[bare] = value
     return _joined(result)

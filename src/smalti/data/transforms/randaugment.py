@@ -24,6 +24,7 @@ from smalti.models.vit import as_unit_range
 
 _FILL = (124.0, 116.0, 104.0)
 """Where nothing of the image is left: ImageNet's mean, as in timm."""
+Level = NDArray[np.float64]
 
 
 def autocontrast(levels: Tensor, amount: Tensor) -> Tensor:
@@ -165,9 +166,6 @@ def _looked_up(levels: Tensor, table: Float[Tensor, "B C 256"]) -> Tensor:
     """The entry of every level, fractions left off, cut to 0 to 255."""
     entries = table.floor().clamp(0, 255).to(levels.dtype)
     return entries.gather(2, levels.flatten(2).long()).reshape(levels.shape)
-
-
-Level = NDArray[np.float64]
 
 
 class Operation(NamedTuple):
