@@ -23,7 +23,7 @@ from PIL import Image
 from printing import print_figures
 from torch import Tensor
 
-from smalti.core.allocator import keep_freed_memory
+from smalti.core.compute import keep_freed_memory
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles

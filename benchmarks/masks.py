@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from smalti.core.allocator import keep_freed_memory
+from smalti.core.compute import keep_freed_memory
 from smalti.core.contracts import Masking
 from smalti.core.rng import Stream, fold
 from smalti.functional.masking import Blockwise, Random, Rolled

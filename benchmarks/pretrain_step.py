@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.rng import fold
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, TrainingData
-from smalti.data.tokens.tokens import Tokenized, tokenized
+from smalti.data.tokens import Tokenized, tokenized
 from smalti.data.transforms.views import NO_JITTER
 from smalti.functional.masking import Blockwise, Random, mask_index
 from smalti.models.decoder import CrossAttention, Linear

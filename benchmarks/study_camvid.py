@@ -26,9 +26,9 @@ from smalti.core.config import to_json
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop
-from smalti.evaluation.segmentation import ious_by_name, scores_of
+from smalti.evaluation.supervised import ious_by_name, scores_of
 from smalti.functional.masking import Blockwise
-from smalti.functional.pixel_classes import pixel_confusion
+from smalti.functional.metrics import pixel_confusion
 from smalti.models.segmenter import Linear, MultiLevel
 from smalti.models.vit import ViT
 from smalti.recipes import small

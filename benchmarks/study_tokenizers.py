@@ -25,14 +25,14 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, InMemoryData, read_source
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.recipes import fsq, kmeans, random_projection, small, vq
-from smalti.runs.collapse_check import gate
 from smalti.runs.folder import is_run, read_config
+from smalti.runs.pretraining_checks import gate
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, prepare

@@ -15,7 +15,7 @@ from smalti.core.config import from_json, require, to_json
 from smalti.evaluation.reference_curves import FLAT_PATCH, Reference, thinned, vocab_size_of
 from smalti.runs.folder import RunFolder
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.reference_curve import setup_of
+from smalti.runs.pretraining_checks import setup_of
 from smalti.training.targets import Pixels, Tokens
 
 HOME = Path(__file__).parent.parent / "src" / "smalti" / "evaluation" / "references"

@@ -38,16 +38,16 @@ ROWS_OF_DATA = [
     {"load", "write_shards"},
     {"loader"},
     {"tokens", "label_maps"},
+    {"token_cache"},
 ]
 SEEDED = {
     "models/vit.py",
-    "models/initialisation.py",
+    "models/layers.py",
     "models/mim.py",
     "models/segmenter.py",
     "models/classifier.py",
     "tokenizers/dvae.py",
     "tokenizers/dalle.py",
-    "tokenizers/dalle_blocks.py",
     "tokenizers/trunk.py",
 }
 """Where weights are drawn: from torch's global generator, seeded and restored around the drawing."""

@@ -172,8 +172,7 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, is_run, read_config
-    from smalti.runs.resume import finished
+    from smalti.runs.folder import copy_run, finished, is_run, read_config
 
     folder = take_value(arguments, "--resume")
     if folder is not None:

@@ -13,7 +13,7 @@ from tests.small_runs import CPU, pictures
 
 from smalti.cli import main
 from smalti.core.compute import choose_compute
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import TrainingData
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -12,7 +12,7 @@ import pytest
 from smalti import __version__
 from smalti.cli import VERBS, main, recipe_names
 from smalti.functional.masking import Random
-from smalti.tokenizers.vq import VQ
+from smalti.tokenizers.quantised import VQ
 from smalti.training.targets import Pixels
 
 IMAGE, WIDTH = ["--backbone.img-size", "64", "48"], ["--backbone.embed-dim", "64"]

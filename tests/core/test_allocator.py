@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from smalti.core.allocator import keep_freed_memory, peak_memory
+from smalti.core.compute import keep_freed_memory, peak_memory
 
 _COUNT_FAULTS = """
 import resource, sys
 import numpy as np
-from smalti.core.allocator import keep_freed_memory
+from smalti.core.compute import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit("no glibc")
 def faults():

@@ -14,12 +14,11 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, RunImages, TrainingData
 from smalti.data.loader import Loader, Sampler, open_view_source
-from smalti.data.tokens.token_cache import CachedTokens, TokenCache
-from smalti.data.tokens.token_key import token_key
-from smalti.data.tokens.tokens import CHUNK, Tokenized
+from smalti.data.token_cache import CachedTokens, TokenCache, token_key
+from smalti.data.tokens import CHUNK, Tokenized
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.functional.masking import Random
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import open_source
 from smalti.data.datasets.prepared import Prepared
 from smalti.data.write_shards import write_shards

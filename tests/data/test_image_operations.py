@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from smalti.data.transforms import image_operations as operations
+from smalti.data.transforms import randaugment as operations
 
 Picture: TypeAlias = Image.Image
 FILL = (124, 116, 104)

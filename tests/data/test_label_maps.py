@@ -10,7 +10,7 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data.label_maps import Numbering, count_classes, read_class_names, read_ids
-from smalti.functional.pixel_classes import VOID
+from smalti.functional.metrics import VOID
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
 FIX = "write PNGs of 8-bit grey, the class of each pixel"

@@ -17,8 +17,8 @@ from PIL import Image
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import Folder
-from smalti.data.datasets.memory import InMemoryDataset, embedded
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, InMemoryData, affordable, split_held_out
 from smalti.data.reading import each, in_order

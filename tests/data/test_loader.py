@@ -9,7 +9,7 @@ import torch
 
 from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Stream, fold
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.masking import Blockwise, Random

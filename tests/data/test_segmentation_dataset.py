@@ -15,7 +15,7 @@ from smalti.core.log import Log
 from smalti.data.label_maps import Numbering, SegmentationDataset, SegmentationViewSource, cut, open_pairs, seen
 from smalti.data.loader import Loader, Sampler, ViewSource
 from smalti.data.transforms.views import NO_JITTER, Box, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
-from smalti.functional.pixel_classes import VOID
+from smalti.functional.metrics import VOID
 from tests import oracles
 from tests.contracts import check_dataset
 from tests.small_runs import scenes

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from smalti.core.errors import DataError
+from smalti.data.datasets.dataset import InMemoryDataset, embedded, embedded_photographs
 from smalti.data.datasets.folder import FileList, Files, Folder
 from smalti.data.datasets.lists import read_list
-from smalti.data.datasets.memory import InMemoryDataset, embedded, embedded_photographs
 from smalti.data.decode import decode
 from tests.contracts import check_dataset
 from tests.data.test_listing import peak_of

@@ -8,7 +8,7 @@ import torch
 
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data
 from smalti.data.reading import measured, statistics
 from tests.small_runs import flat_pictures

@@ -20,10 +20,9 @@ from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data
-from smalti.data.tokens.token_cache import KEY, TokenCache
-from smalti.data.tokens.token_key import TokenKey, digest, token_key
+from smalti.data.token_cache import KEY, TokenCache, TokenKey, digest, token_key
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.tokenizers.dvae import DVAE
 from tests.small_runs import flat_pictures
@@ -355,8 +354,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from smalti.core.config import from_json
-from smalti.data.tokens.token_cache import TokenCache
-from smalti.data.tokens.token_key import TokenKey
+from smalti.data.token_cache import TokenCache
+from smalti.data.token_cache import TokenKey
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 cache = TokenCache(folder, from_json(TokenKey, json.loads((folder / "key.json").read_text())))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
-from smalti.data.tokens.tokens import CHUNK, Scorer, Tokenized, TokenizedOnce, encode, scored, tokenized
+from smalti.data.tokens import CHUNK, Scorer, Tokenized, TokenizedOnce, encode, scored, tokenized
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.test_contracts import GreyLevels
 

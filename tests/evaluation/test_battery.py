@@ -12,11 +12,8 @@ from torch import Tensor
 from smalti.core.errors import UsageError
 from smalti.evaluation.battery import FEW_L2_STRENGTHS, L2_STRENGTHS, Battery, BatteryResult
 from smalti.evaluation.features import Layer
-from smalti.evaluation.intervals import mean_interval, share_interval
-from smalti.evaluation.knn import knn_accuracy
-from smalti.evaluation.label_draws import BUDGETS
-from smalti.evaluation.linear import fit_linear, scale_of
-from smalti.evaluation.probe import Split
+from smalti.evaluation.label_draws import BUDGETS, mean_interval, share_interval
+from smalti.evaluation.probe import Split, fit_linear, knn_accuracy, scale_of
 
 NUM, CLASSES = 300, 3
 LAYERS: tuple[Layer, ...] = ((1, "cls"), (1, "mean"), (2, "both"))

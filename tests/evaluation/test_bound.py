@@ -16,7 +16,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
 from smalti.core.rng import fold, signed
 from smalti.evaluation.bound import PRIORS, TwoStageBound, describe, table_of, two_stage_bound
-from smalti.evaluation.masked_loss import evaluate_mim
+from smalti.evaluation.pretraining import evaluate_mim
 from smalti.functional.masking import Random, mask_index
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.evaluation.classification import (
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.evaluation.supervised import (
     accuracies,
     by_class,
     class_scores,

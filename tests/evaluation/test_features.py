@@ -9,7 +9,7 @@ import torch
 
 from smalti.core.compute import Compute
 from smalti.core.errors import OutputError
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import POOLINGS, extract, pool
 from smalti.models.vit import ViT
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.evaluation.intervals import mean_interval, share_interval, student_quantile
+from smalti.evaluation.label_draws import mean_interval, share_interval, student_quantile
 from tests import oracles
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from smalti.evaluation.kmeans_baseline import NearestPatch, fit_kmeans_baseline
+from smalti.evaluation.token_sample import NearestPatch, fit_kmeans_baseline
 from smalti.functional.patches import patchify
 from tests.contracts import check_tokenizer
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smalti.evaluation.knn import knn_accuracy, leave_one_out_accuracy
+from smalti.evaluation.probe import knn_accuracy, leave_one_out_accuracy
 from tests import oracles
 
 
@@ -85,5 +85,5 @@ def test_leaving_one_out_an_image_has_no_vote_for_itself() -> None:
 def test_leaving_one_out_in_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = clouds(70, 0)
     whole = leave_one_out_accuracy(x, labels)
-    monkeypatch.setattr("smalti.evaluation.knn._CHUNK", 32)
+    monkeypatch.setattr("smalti.evaluation.probe._CHUNK", 32)
     assert leave_one_out_accuracy(x, labels) == whole

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge, scale_of
+from smalti.evaluation.probe import LinearProbe, fit_linear, fit_ridge, scale_of
 from tests import oracles
 
 Fit: TypeAlias = Callable[..., LinearProbe]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.evaluation.intervals import student_quantile
-from smalti.evaluation.knn import knn_accuracy
-from smalti.evaluation.linear import fit_linear, scale_of
+from smalti.evaluation.label_draws import student_quantile
+from smalti.evaluation.probe import fit_linear, knn_accuracy, scale_of
 
 linear_model: Any = pytest.importorskip("sklearn.linear_model")
 neighbors: Any = pytest.importorskip("sklearn.neighbors")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.evaluation.kmeans_baseline import NearestPatch, fit_kmeans_baseline
 from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.token_sample import NearestPatch, fit_kmeans_baseline
 from smalti.tokenizers.dvae import DVAE
 from tests.test_contracts import GreyLevels
 

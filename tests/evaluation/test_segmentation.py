@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.data.label_maps import Numbering, open_pairs
-from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of, windows
-from smalti.functional.pixel_classes import VOID
+from smalti.evaluation.supervised import confusion_on, ious_by_name, predict, scores_of, windows
+from smalti.functional.metrics import VOID
 from tests.small_runs import scenes
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)

@@ -19,7 +19,7 @@ from smalti.cli import main
 from smalti.core.errors import CheckpointError, SmaltiError
 from smalti.core.files import write_folder
 from smalti.training.checkpoint import read_checkpoint
-from smalti.training.nonfinite_dump import read_dump
+from smalti.training.nonfinite import read_dump
 from smalti.weights.read import read_source
 from smalti.weights.saved_network import read_network, read_state_dict
 from tests.faults.trial import save

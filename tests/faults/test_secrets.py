@@ -15,8 +15,8 @@ from smalti.core.contracts import Batch
 from smalti.core.log import Log
 from smalti.recipes import nano
 from smalti.runs.folder import create, writing
+from smalti.runs.session import TrainingHooks
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.runs.training_hooks import TrainingHooks
 from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from tests.small_runs import CPU, flat_pictures, pretrain, train_tokenizer

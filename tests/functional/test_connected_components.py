@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from smalti.functional.connected_components import component_sizes
+from smalti.functional.masking import component_sizes
 from tests import oracles
 
 

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given
 
 from smalti.core.rng import fold
-from smalti.functional.copy_baseline import copying, nearest_visible
 from smalti.functional.masking import Blockwise, mask_index
-from smalti.functional.metrics import entropy
+from smalti.functional.metrics import copying, entropy, nearest_visible
 from tests import oracles
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)

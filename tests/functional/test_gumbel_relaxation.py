@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.functional import gumbel_relaxation as relaxation
-from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
+from smalti.functional.gumbel_relaxation import RelaxedTokens, gumbel_softmax, relaxed_tokens, straight_through
 from smalti.functional.losses import kl_to_uniform
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax, straight_through
 from tests import oracles
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]

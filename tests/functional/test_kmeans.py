@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given
 
-from smalti.functional.kmeans import kmeans
+from smalti.functional.codebook import kmeans
 
 
 def squared(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.functional.pixel_classes import VOID, class_ious, mean_iou, pixel_accuracy, pixel_confusion, pixel_nats
+from smalti.functional.losses import pixel_nats
+from smalti.functional.metrics import VOID, class_ious, mean_iou, pixel_accuracy, pixel_confusion
 from tests import oracles
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 
 from smalti.core.rng import fold, signed
+from smalti.functional.gumbel_relaxation import gumbel_softmax, straight_through
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax, straight_through
 from tests import oracles
 
 

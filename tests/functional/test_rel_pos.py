@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.functional.rel_pos import (
+from smalti.functional.positions import (
     bias_rows,
     geometric_places,
     num_rows,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from smalti.functional.scalar_quantization import bounded, ids_of, rounded, values_of
+from smalti.functional.codebook import bounded, ids_of, rounded, values_of
 from tests import oracles
 
 LEVELS = [(4,), (3,), (8, 5, 5, 5), (7, 5, 5), (3, 3, 6), (8, 8, 5)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from smalti.core.errors import UsageError
-from smalti.functional.vocabulary import vocabulary_for
+from smalti.functional.codebook import vocabulary_for
 
 
 @given(st.integers(1, 10**8), st.integers(1, 1024))

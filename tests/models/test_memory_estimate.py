@@ -10,12 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smalti.models import presets
+from smalti.models import vit
 from smalti.models.memory_estimate import training_memory
 from smalti.models.vit import ViT
 
 SMALL = ViT(img_size=(32, 24), patch_size=4, embed_dim=64, depth=4, num_heads=4, drop_path_rate=0.0)
-RELEASED = presets.released(SMALL)
+RELEASED = vit.released(SMALL)
 OTHERS = dataclasses.replace(SMALL, positions="block_relative", mlp_ratio=2.5, num_heads=8, in_chans=1)
 BATCH = 16
 
@@ -99,11 +99,11 @@ def test_the_worst_moment_of_the_backward_pass_is_activations_and_gradients(chec
 
 def test_weights_gradients_and_moments_are_in_float32() -> None:
     size = 4 * 85_798_656
-    assert training_memory(presets.base(), 1, torch.bfloat16)[:3] == (size, size, 2 * size)
+    assert training_memory(vit.base(), 1, torch.bfloat16)[:3] == (size, size, 2 * size)
 
 
 def test_activations_grow_with_the_batch_and_fall_with_checkpointing() -> None:
-    base = presets.base()
+    base = vit.base()
     once, twice = (training_memory(base, batch, torch.float32).activations for batch in (8, 16))
     assert twice == 2 * once
     assert training_memory(dataclasses.replace(base, grad_checkpointing=True), 8, torch.float32).activations < once / 5

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from smalti.core.errors import CheckpointError
-from smalti.functional.positions import resize_positions
-from smalti.functional.rel_pos import resize_table
-from smalti.models.resolution import load_resized, resized
+from smalti.functional.positions import resize_positions, resize_table
 from smalti.models.vit import VisionTransformer, ViT
+from smalti.training.init_weights import load_resized, resized
 
 OLD = ViT(img_size=(12, 20), patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VARIANTS: list[dict[str, Any]] = [

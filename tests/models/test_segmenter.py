@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from smalti.core.errors import UsageError
-from smalti.models.pyramid import FeaturePyramid, UPerHead, level_norm
-from smalti.models.segmenter import Linear, MultiLevel, as_map, build_segmenter
+from smalti.models.segmenter import FeaturePyramid, Linear, MultiLevel, UPerHead, as_map, build_segmenter, level_norm
 from smalti.models.vit import ViT
 
 CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=4, num_heads=2, init="xavier", drop_path_rate=0.5)

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.functional.losses import masked_token_loss
-from smalti.functional.positions import resize_positions
-from smalti.functional.rel_pos import geometric_places, num_rows, resize_table
-from smalti.models import presets
+from smalti.functional.positions import geometric_places, num_rows, resize_positions, resize_table
+from smalti.models import vit
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 
@@ -94,7 +93,7 @@ def of_timm(config: ViT) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("config", [PAPER, presets.released(PAPER), ViT(**vars(PAPER) | BLOCKS)])
+@pytest.mark.parametrize("config", [PAPER, vit.released(PAPER), ViT(**vars(PAPER) | BLOCKS)])
 def test_features_gradients_and_training_are_those_of_timm(config: ViT) -> None:
     ours, theirs = drawn(config).backbone, of_timm(config)
     theirs.load_state_dict(ours.state_dict())  # strict: the names are timm's
@@ -169,7 +168,7 @@ def of_transformers(config: ViT) -> nn.Module:
 
 
 def test_masked_image_modeling_is_that_of_transformers() -> None:
-    config = presets.released(ViT(**vars(PAPER) | {"img_size": (16, 16)}))  # its tables of other shapes are transposed
+    config = vit.released(ViT(**vars(PAPER) | {"img_size": (16, 16)}))  # its tables of other shapes are transposed
     ours, theirs = drawn(config), of_transformers(config)
     theirs.load_state_dict(transformers_names(dict(ours.named_parameters())))
     images, rng = pictures(config), torch.Generator().manual_seed(3)

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smalti.models import presets
+from smalti.models import vit
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.training.init_weights import init_from_weights
 from smalti.weights.read import read_source
 
 PAPER = ViT(img_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=4)
-RELEASED = presets.released(PAPER)
+RELEASED = vit.released(PAPER)
 BLOCKS = ViT(**vars(RELEASED) | {"positions": "block_relative"})
 VOCABULARY = 19
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))

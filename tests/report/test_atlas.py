@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from smalti.report.atlas import Card, atlas
+from smalti.report.pictures import Card, atlas
 from tests.report.reading import pictures_in
 
 

@@ -6,10 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
-from smalti.report.pictures import tile_row
+from smalti.report.pictures import Card, atlas, tile_row
 
 NASTY = "<script>alert('1')</script>\" onload=\"x"
 VOID = {"meta", "link", "img"}

@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from smalti.report.atlas import Card, atlas
 from smalti.report.charts import by_layer, curve
-from smalti.report.pictures import mask_overlay, share_map, sheet, tile_row, token_map
+from smalti.report.pictures import Card, atlas, mask_overlay, share_map, sheet, tile_row, token_map
 from tests.report.reading import NASTY, pictures_in, texts_of
 
 

@@ -9,11 +9,10 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
-from smalti.evaluation.kmeans_baseline import fit_kmeans_baseline
-from smalti.evaluation.token_sample import some_images
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.evaluation.token_sample import fit_kmeans_baseline, some_images
 from smalti.functional.metrics import CodebookUse
-from smalti.runs.collapse_check import faults, gate
+from smalti.runs.pretraining_checks import faults, gate
 from tests.small_runs import metrics, pictures, pretrain, train_tokenizer, weights
 from tests.test_contracts import GreyLevels
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, TrainingData
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.models.mim import build_mim
@@ -24,8 +24,7 @@ from smalti.runs import finetune as run
 from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config
-from smalti.runs.label_splits import Shares, divide
-from smalti.runs.model_selection import Best, Measured
+from smalti.runs.model_selection import Best, Measured, Shares, divide
 from smalti.runs.models import load_finetuned
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.cli import main
 from smalti.core.errors import CheckpointError
-from smalti.models import presets
+from smalti.models import vit
 from smalti.models.vit import ViT
 from smalti.weights.read import read_source
 from tests.other_names import as_huggingface, as_released, as_timm_vit, drawn, huggingface_config
@@ -99,7 +99,7 @@ def test_weights_of_timm_in_a_folder_or_a_file(root: Path, tmp_path: Path, name:
 
 
 def test_a_masked_image_model_of_transformers(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    released = presets.released(SMALL)
+    released = vit.released(SMALL)
     there = drawn(released)
     head = {"lm_head.weight": torch.ones(16, 16), "lm_head.bias": torch.ones(16)}
     save_file(as_huggingface(there, "", **head), tmp_path / "model.safetensors")

@@ -12,10 +12,10 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.evaluation.features import extract
-from smalti.evaluation.knn import leave_one_out_accuracy
+from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.models.vit import ViT
 from smalti.runs.models import load_model
-from smalti.runs.online_knn import Online, OnlineProbe, online_probe
+from smalti.runs.pretraining_checks import Online, OnlineProbe, online_probe
 from tests.small_runs import (
     flat_pictures,
     interrupted_before,

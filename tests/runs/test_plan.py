@@ -15,7 +15,7 @@ from smalti.cli import main as smalti
 from smalti.core.compute import Compute
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import embedded
+from smalti.data.datasets.dataset import embedded
 from smalti.data.datasets.open import open_source
 from smalti.recipes import base, nano, small, tiny
 from smalti.runs import dry_run as dry

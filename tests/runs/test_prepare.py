@@ -15,8 +15,8 @@ from PIL import Image
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.dataset import embedded
 from smalti.data.datasets.folder import Folder
-from smalti.data.datasets.memory import embedded
 from smalti.data.datasets.open import open_source
 from smalti.data.datasets.prepared import Prepared
 from smalti.data.load import Data

@@ -15,8 +15,8 @@ from smalti.evaluation.reference_curves import FLAT_PATCH, Reference, Setup
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
-from smalti.runs import reference_curve as beside
-from smalti.runs.reference_curve import ReferenceComparison, setup_of
+from smalti.runs import pretraining_checks as beside
+from smalti.runs.pretraining_checks import ReferenceComparison, setup_of
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.training_plan import Plan

@@ -181,7 +181,7 @@ def test_a_step_that_cannot_be_kept_still_says_what_happened(
 
         raise OutputError(f"cannot write {path}", cause="No space left on device")
 
-    monkeypatch.setattr("smalti.training.nonfinite_dump.write_folder", full)
+    monkeypatch.setattr("smalti.training.nonfinite.write_folder", full)
     with broken_at(monkeypatch, {0}):
         assert train_tokenizer(photos, tmp_path / "run", 1, *CPU) == 5
     *_, before, last = capsys.readouterr().err.splitlines()

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from smalti.cli import main
-from smalti.core.compute import Compute, Device, Precision
+from smalti.core.compute import Compute, Device, Precision, RunEnvironment
 from smalti.core.files import read_folder, write_folder
 from smalti.core.folder_lock import only_writer
 from smalti.runs import session
-from smalti.training.run_environment import RunEnvironment
 from tests.small_runs import (
     interrupted_before,
     metrics,

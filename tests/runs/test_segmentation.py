@@ -21,7 +21,7 @@ from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.models.segmenter import Segmenter
 from smalti.runs import segmentation_task as segmentation
-from smalti.runs.label_splits import Shares
+from smalti.runs.model_selection import Shares
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 from smalti.training.trainer import Trainer

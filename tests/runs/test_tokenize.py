@@ -20,7 +20,7 @@ from smalti.core.config import to_json
 from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
-from smalti.data.tokens.tokens import Tokenized
+from smalti.data.tokens import Tokenized
 from smalti.models.vit import ViT
 from smalti.recipes import tiny
 from smalti.runs.pretrain import Pretrain

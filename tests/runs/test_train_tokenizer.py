@@ -16,9 +16,8 @@ from smalti.recipes import fsq, kmeans, random_projection, vq
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, build_objective
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.fsq import FSQ
+from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
-from smalti.tokenizers.vq import VQ, VectorQuantised
 from tests.small_runs import CPU, interrupted_before, metrics, newest_checkpoint, pictures, pretrain, result, weights
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)

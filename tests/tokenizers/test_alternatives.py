@@ -12,10 +12,9 @@ from smalti.core.errors import DataError, UsageError
 from smalti.functional.metrics import psnr
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.fsq import FSQ
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection, whitening
-from smalti.tokenizers.vq import VQ, VectorQuantised
 from tests import oracles
 from tests.contracts import check_tokenizer
 

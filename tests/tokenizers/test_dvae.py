@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from smalti.core.errors import UsageError
-from smalti.tokenizers import discrete
-from smalti.tokenizers.discrete import split
-from smalti.tokenizers.dvae import DVAE
+from smalti.tokenizers import dvae
+from smalti.tokenizers.dvae import DVAE, split
 from tests.contracts import check_tokenizer
 
 SMALL = DVAE(vocab_size=16, stride=4, in_chans=3, width=8, depth=1)
@@ -38,7 +37,7 @@ def test_decoding_ids_is_decoding_their_one_hot_vectors() -> None:
 def test_tokens_are_found_for_some_positions_at_a_time_and_are_the_most_likely_ones() -> None:
     config = DVAE(vocab_size=40, stride=4, width=8, depth=1)
     tokenizer, pictures = config.build(), images(config, num=12)
-    assert discrete._POSITIONS < 12 * 8 * 4
+    assert dvae._POSITIONS < 12 * 8 * 4
     with torch.no_grad():
         assert torch.equal(tokenizer.encode(pictures), tokenizer.logits(pictures).argmax(1))
 

@@ -11,7 +11,7 @@ from smalti.core.contracts import Batch
 from smalti.core.rng import fold, signed
 from smalti.models.classifier import build_classifier
 from smalti.models.vit import ViT
-from smalti.training.supervised import Classify, ClassifySeveral, class_shares
+from smalti.training.objectives import Classify, ClassifySeveral, class_shares
 from tests import oracles
 
 CONFIG = ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier", drop_path_rate=0.5)

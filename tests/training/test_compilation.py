@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from smalti.training import compilation
-from smalti.training.compilation import Compile, should_compile
+from smalti.core import compute
+from smalti.core.compute import Compile, should_compile
 
 CPU = torch.device("cpu")
 
@@ -20,5 +20,5 @@ def test_what_is_asked_for_is_done(wanted: Compile, expected: bool) -> None:
 def test_auto_compiles_long_runs_where_there_is_a_compiler(
     monkeypatch: pytest.MonkeyPatch, steps: int, compiler: bool, expected: bool
 ) -> None:
-    monkeypatch.setattr(compilation, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(compute, "has_compiler", lambda: compiler)
     assert should_compile("auto", steps, CPU) is expected

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch._dynamo.utils import counters
 
-from smalti.models import presets
+from smalti.models import vit
 from smalti.models.vit import ViT
-from smalti.training.compilation import compile_blocks
+from smalti.core.compute import compile_blocks
 
 paper = ViT(img_size=(16, 24), patch_size=4, embed_dim=32, depth=3, num_heads=4, drop_path_rate=0.2)
-released = presets.released(paper)
+released = vit.released(paper)
 variants = {
     "paper": paper,
     "released": released,

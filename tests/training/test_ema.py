@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from smalti.training.ema import EMA
+from smalti.training.optim import EMA
 
 
 def test_the_average_follows_the_equation() -> None:

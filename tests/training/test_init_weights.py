@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.functional.rel_pos import num_rows
-from smalti.models import presets
+from smalti.functional.positions import num_rows
+from smalti.models import vit
 from smalti.models.mim import MaskedImageModel, build_mim
-from smalti.models.resolution import load_resized
 from smalti.models.vit import ViT
-from smalti.training.init_weights import init_from_weights
-from smalti.weights.huggingface import from_huggingface
+from smalti.training.init_weights import init_from_weights, load_resized
+from smalti.weights.read import from_huggingface, from_timm
 from smalti.weights.source import SourceWeights
-from smalti.weights.timm import from_timm
 from tests.other_names import (
     VOCABULARY,
     as_huggingface,
@@ -28,7 +26,7 @@ from tests.other_names import (
 )
 
 PAPER = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2)
-RELEASED = presets.released(PAPER)
+RELEASED = vit.released(PAPER)
 CLASSIFIER = replace(RELEASED, positions="block_relative")
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

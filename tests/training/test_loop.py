@@ -15,12 +15,13 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.core.errors import NumericError, StoppedError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler
 from smalti.data.transforms.views import RandomResizedCrop, TwoViews
 from smalti.functional.masking import mask_index
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
+from smalti.training.checkpoint import read_checkpoint
 from smalti.training.loop import RunHooks, fit
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import AdamW
@@ -306,7 +307,7 @@ def test_a_frozen_warm_up_resumes_bit_by_bit_on_both_sides_of_its_end(stop: int,
         left.train_step(batches()(step), CPU)
     left.save(tmp_path)
     resumed = warming_up(3)
-    resumed.restore(tmp_path)
+    resumed.load_state(read_checkpoint(tmp_path), str(tmp_path))
     assert len(resumed.optimizer.state) == (2 if stop <= 3 else 4)
     assert same(weights(run(resumed)), weights(whole))
 
@@ -366,7 +367,7 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(
     reference = weights(run(trainer(ema_decay=ema_decay, objective=objective)))
     run(trainer(ema_decay=ema_decay, objective=objective), steps=stop).save(tmp_path)
     resumed = trainer(ema_decay=ema_decay, objective=objective)
-    resumed.restore(tmp_path)
+    resumed.load_state(read_checkpoint(tmp_path), str(tmp_path))
     assert resumed.step == stop
     assert same(weights(run(resumed)), reference)
 

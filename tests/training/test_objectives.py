@@ -10,9 +10,9 @@ import torch
 from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
+from smalti.functional.gumbel_relaxation import gumbel_softmax
 from smalti.functional.losses import marginal_entropy, reconstruction_loss
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax
 from smalti.models.vit import ViT
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE

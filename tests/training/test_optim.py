@@ -12,8 +12,8 @@ from smalti.core.errors import UsageError
 from smalti.models.classifier import build_classifier
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
+from smalti.training.objectives import Classify
 from smalti.training.optim import AdamW, DecayRule, is_decayed, layer_of
-from smalti.training.supervised import Classify
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 

@@ -9,9 +9,7 @@ import torch
 
 from smalti.core.contracts import Batch
 from smalti.core.rng import fold, signed
-from smalti.tokenizers.fsq import FSQ
-from smalti.tokenizers.quantised import Quantised
-from smalti.tokenizers.vq import VQ, VectorQuantised
+from smalti.tokenizers.quantised import FSQ, VQ, Quantised, VectorQuantised
 from smalti.training.objectives import QuantisedObjective
 from tests import oracles
 

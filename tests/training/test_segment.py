@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from smalti.core.contracts import Batch
-from smalti.functional.pixel_classes import VOID, pixel_nats
+from smalti.functional.losses import pixel_nats
+from smalti.functional.metrics import VOID
 from smalti.models.segmenter import MultiLevel, build_segmenter
 from smalti.models.vit import ViT
-from smalti.training.supervised import Segment
+from smalti.training.objectives import Segment
 from smalti.training.trainer import means, summed
 
 VIT = ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.0, init="xavier")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smalti.training.spikes import Spikes
+from smalti.training.trainer import Spikes
 
 
 def fed(losses: list[float]) -> list[str]:

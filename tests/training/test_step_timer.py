@@ -6,7 +6,7 @@ import pytest
 
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
-from smalti.training.step_timer import StepTimer
+from smalti.training.profiling import StepTimer
 
 
 class Made:

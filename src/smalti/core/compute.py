@@ -1,19 +1,37 @@
-"""The device and the number format of a run; on a CPU the faster format is found by timing both."""
+"""What a run computes with: device, number format, compiler, memory, threads and processes.
 
+On a CPU the faster number format is found by timing both.
+"""
+
+import ctypes
+import logging
+import resource
+import shutil
+import sys
+import sysconfig
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
 import torch
+from torch import nn
 
-from smalti.core.allocator import keep_freed_memory
 from smalti.core.errors import UsageError
+from smalti.core.ranks import world_size
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 
 _WORTH_IT = 1.5
 """bf16 is chosen where its matrix products are at least this much faster than fp32, which pays for the conversions."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`."""
+_NEVER = 2**31 - 1
+Compile: TypeAlias = Literal["auto", "on", "off"]
+_PAYS_FROM = 2000
+"""Number of steps from which `auto` compiles; that takes half a minute, and steps are about 1.4 times as fast."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     """Resolve `auto`: the best available device, and bf16 where its matrix products are 1.5 times as fast as fp32.
 
     On a CPU, matrix products in both formats are timed, for at most two seconds, and freed memory is kept for the next
-    step (`core/allocator.py`). On a GPU, bf16 is chosen where the device supports it.
+    step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device supports it.
 
     Raises:
         UsageError: the named device is not available.
@@ -100,3 +118,74 @@ def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.05, rounds:
             products, spent = products + 1, time.process_time() - began
         best = max(best, products / spent)
     return 2 * size**3 * torch.get_num_threads() * best / 1e9
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory in this process, for the next tensor of the same size.
+
+    Every training step frees and allocates the same large tensors. By default glibc returns such blocks to the
+    operating system at once and gets them back as pages that must be zeroed: 7 to 12 % of a step on a CPU, a fifth of
+    loading a batch. With this setting the process stays at its peak memory until it ends.
+
+    Returns:
+        Whether the setting was accepted; only glibc on Linux has it.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def should_compile(wanted: Compile, steps: int, device: torch.device) -> bool:
+    """Resolve `auto`: True for runs that are long enough, on a CPU only where there is a C++ compiler."""
+    if wanted != "auto":
+        return wanted == "on"
+    return steps >= _PAYS_FROM and (device.type == "cuda" or (device.type == "cpu" and has_compiler()))
+
+
+def has_compiler() -> bool:
+    """Whether there are a C++ compiler and Python's headers, which torch.compile needs on a CPU."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.exists() and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile each block in place, for fixed shapes; compilation takes place in the first step."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that a CPU has no CUDA
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+@dataclass(frozen=True)
+class RunEnvironment:
+    """Numbers of threads and processes, saved in checkpoints; with others, the bits of a resumed run differ."""
+
+    threads: int
+    world_size: int
+
+    @staticmethod
+    def now() -> "RunEnvironment":
+        """Those of this process; call it in the main thread, as torch's thread count in a new thread may differ."""
+        return RunEnvironment(torch.get_num_threads(), world_size())
+
+    def differences(self, now: "RunEnvironment", *, on_cpu: bool) -> list[str]:
+        """Messages that say what has changed; threads are compared only where computation is on a CPU."""
+        told = []
+        if on_cpu and self.threads != now.threads:
+            told.append(f"{_counted(self.threads, 'thread')} then, {now.threads} now (OMP_NUM_THREADS)")
+        if self.world_size != now.world_size:
+            told.append(f"{_counted(self.world_size, 'process', 'es')} then, {now.world_size} now")
+        return told
+
+
+def _counted(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}{'' if number == 1 else plural}"

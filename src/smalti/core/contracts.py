@@ -68,7 +68,7 @@ class Batch:
         scores: the tokenizer's logits over the V visual tokens at `mask_index`, for soft targets.
         label: class of each image.
         target: what a classifier should predict where that is not one class: in [0, 1] for each class.
-        label_map: class of each pixel, or void (`functional/pixel_classes.py`).
+        label_map: class of each pixel, or void (`functional/metrics.py`).
     """
 
     image: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"]

@@ -27,7 +27,7 @@ from smalti.data.loader import SampledBatch, Views, colours
 from smalti.data.reading import each, even_sample
 from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
-from smalti.functional.pixel_classes import VOID
+from smalti.functional.metrics import VOID
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FIX = "write PNGs of 8-bit grey, the class of each pixel"

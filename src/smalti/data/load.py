@@ -16,9 +16,8 @@ from smalti.core.log import Log
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import permutation
 from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.memory import InMemoryDataset, embedded
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.remote import shown
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square

@@ -11,13 +11,10 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Layer, Pooling, extract
-from smalti.evaluation.intervals import Interval, mean_interval, share_interval
-from smalti.evaluation.knn import knn_accuracy
-from smalti.evaluation.label_draws import BUDGETS, Budget
-from smalti.evaluation.linear import LinearProbe, Scale, fit_linear, fit_ridge, scale_of
-from smalti.evaluation.probe import Features, Split
+from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_interval, share_interval
+from smalti.evaluation.probe import Features, LinearProbe, Scale, Split, fit_linear, fit_ridge, knn_accuracy, scale_of
 
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 FEW_L2_STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
-from smalti.data.tokens.tokens import token_view
+from smalti.data.tokens import token_view
 from smalti.evaluation.likelihood import (
     BITS_OF_8_BIT_PIXELS,
     Distortion,

@@ -14,7 +14,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Backbone, Grid
 from smalti.core.errors import OutputError
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import physical_memory
 
 Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]

@@ -1,21 +1,29 @@
-"""A quick probe of frozen features: layers are chosen on validation images, and the test images are used once."""
+"""Classifiers on frozen features, k-NN and linear; and a quick probe of every layer.
+
+The quick probe chooses layers on validation images, and uses the test images once.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
 from smalti.data.splits import by_lot
 from smalti.evaluation.features import Layer, Pooling, extract
-from smalti.evaluation.knn import knn_accuracy
-from smalti.evaluation.linear import LinearProbe, fit_linear, fit_ridge
 from smalti.models.vit import VisionTransformer, as_unit_range
 
+_TEMPERATURE = 0.07
+_CHUNK = 1000
+"""Images per batch of similarities."""
+Scale: TypeAlias = tuple[Tensor, Tensor]
+"""Mean and standard deviation of every feature."""
 L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
 """Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
@@ -23,6 +31,134 @@ _RIDGE = 0.1
 FEW_LABELS = 0.01
 _QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
 """What the demo chooses from."""
+Features = Mapping[Layer, Float[Tensor, "_ _"]]
+
+
+def knn_accuracy(
+    train: Float[Tensor, "n F"],
+    train_labels: Int[Tensor, "n"],
+    test: Float[Tensor, "m F"],
+    test_labels: Int[Tensor, "m"],
+    k: int = 20,
+) -> float:
+    """Accuracy of classifying test images by a vote of their `k` most similar training images, in [0, 1].
+
+    Similarity is the cosine of standardised features; the weight of a vote is exp(similarity / 0.07).
+
+    Reference: Wu et al. 2018 (instance discrimination), as used by DINO.
+    """
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    bank, queries = (F.normalize((x - mean) / std, dim=1) for x in (train, test))
+    hits = 0
+    for start in range(0, len(queries), _CHUNK):
+        voted = _vote(queries[start : start + _CHUNK] @ bank.t(), train_labels, k)
+        hits += int((voted == test_labels[start : start + _CHUNK]).sum())
+    return hits / len(test)
+
+
+def leave_one_out_accuracy(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], k: int = 20) -> float:
+    """k-NN accuracy where each image is classified by all others, so no separate test images are needed."""
+    bank = F.normalize((features - features.mean(0)) / features.std(0).clamp_min(1e-6), dim=1)
+    hits = 0
+    for start in range(0, len(bank), _CHUNK):
+        similarity = bank[start : start + _CHUNK] @ bank.t()
+        similarity.diagonal(start).fill_(-torch.inf)
+        hits += int((_vote(similarity, labels, k) == labels[start : start + _CHUNK]).sum())
+    return hits / len(bank)
+
+
+def _vote(similarity: Float[Tensor, "m n"], labels: Int[Tensor, "n"], k: int) -> Int[Tensor, "m"]:
+    """The class with the most votes of the `k` most similar; a similarity of minus infinity gives no vote."""
+    nearest_similarity, nearest = similarity.topk(min(k, len(labels)), dim=1)
+    votes = F.one_hot(labels[nearest], int(labels.max()) + 1) * (nearest_similarity / _TEMPERATURE).exp()[..., None]
+    return votes.sum(1).argmax(1)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted classifier: logits = standardised features · weight + bias."""
+
+    mean: Float[Tensor, "F"]
+    std: Float[Tensor, "F"]
+    weight: Float[Tensor, "F classes"]
+    bias: Float[Tensor, "classes"]
+
+    def accuracy(self, features: Float[Tensor, "m F"], labels: Int[Tensor, "m"]) -> float:
+        """Share of images classified right, in [0, 1]."""
+        scores = (features - self.mean) / self.std @ self.weight + self.bias
+        return float((scores.argmax(1) == labels).double().mean())
+
+
+def scale_of(features: Float[Tensor, "n F"]) -> Scale:
+    """Mean and standard deviation of the features; constant features become zero and not NaN."""
+    return features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+
+
+def fit_ridge(
+    features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], l2: float, *, scale: Scale | None = None
+) -> LinearProbe:
+    """Ridge regression on one-hot labels in closed form, a fast classifier to compare layers.
+
+    Args:
+        features: one row per image.
+        labels: classes 0, 1, ...
+        l2: strength of the regularisation, relative to the unit variance of standardised features.
+        scale: for standardisation; None for that of `features`.
+    """
+    mean, std = scale or scale_of(features)
+    x = (features - mean) / std
+    target = F.one_hot(labels, int(labels.max()) + 1).to(x.dtype)
+    bias = target.mean(0)
+    if len(x) < x.shape[1]:  # the same solution by a smaller system of equations
+        gram = x @ x.t() / len(x) + l2 * torch.eye(len(x), dtype=x.dtype)
+        return LinearProbe(mean, std, x.t() @ torch.linalg.solve(gram, target - bias) / len(x), bias)
+    gram = x.t() @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
+    return LinearProbe(mean, std, torch.linalg.solve(gram, x.t() @ (target - bias) / len(x)), bias)
+
+
+def fit_linear(
+    features: Float[Tensor, "n F"],
+    labels: Int[Tensor, "n"],
+    l2: float,
+    *,
+    scale: Scale | None = None,
+    start: LinearProbe | None = None,
+    max_iter: int = 100,
+) -> LinearProbe:
+    """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
+
+    The problem is preconditioned: it is solved for Lᵀ·weight, where L·Lᵀ is the curvature at equal probabilities of
+    all classes. Features are strongly correlated, and this takes some fifty iterations instead of hundreds.
+
+    Args:
+        features: one row per image.
+        labels: classes 0, 1, ...
+        l2: strength of the regularisation; the bias is not regularised.
+        scale: for standardisation; None for that of `features`.
+        start: the initial weights, as of a fit with stronger regularisation; None for zero.
+        max_iter: the most L-BFGS iterations.
+    """
+    mean, std = scale or scale_of(features)
+    x = (features - mean) / std
+    num_classes = int(labels.max()) + 1
+    spread = (1 - 1 / num_classes) / num_classes
+    lower = torch.linalg.cholesky(x.t() @ x * (spread / len(x)) + l2 * torch.eye(x.shape[1], dtype=x.dtype))
+    scaled = torch.zeros(x.shape[1], num_classes) if start is None else lower.t() @ start.weight
+    bias = torch.zeros(num_classes) if start is None else start.bias.clone()
+    for parameter in (scaled, bias):
+        parameter.requires_grad_()
+    optimizer = torch.optim.LBFGS([scaled, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        weight = torch.linalg.solve_triangular(lower.t(), scaled, upper=True)
+        loss = F.cross_entropy(torch.addmm(bias, x, weight), labels) + 0.5 * l2 * weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    weight = torch.linalg.solve_triangular(lower.t(), scaled.detach(), upper=True)
+    return LinearProbe(mean, std, weight, bias.detach())
 
 
 @dataclass(frozen=True)
@@ -60,9 +196,6 @@ class ProbeResult:
     knn_layer: int
     knn_pooling: str
     validation: Mapping[str, float]
-
-
-Features = Mapping[Layer, Float[Tensor, "_ _"]]
 
 
 def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, split: Split) -> ProbeResult:

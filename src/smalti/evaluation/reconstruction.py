@@ -8,9 +8,8 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
-from smalti.evaluation.kmeans_baseline import fit_kmeans_baseline
 from smalti.evaluation.likelihood import Bound, Posterior, Quantiser, measure_bound, soft_psnr
-from smalti.evaluation.token_sample import constant, token_sample
+from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, token_sample
 from smalti.functional.metrics import CodebookUse, codebook_use, psnr, ssim
 from smalti.models.vit import as_unit_range
 

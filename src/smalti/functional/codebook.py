@@ -1,8 +1,15 @@
-"""Learned codebooks of unit vectors, updated by exponential moving averages (EMA) of the points assigned to each code.
+"""Codebooks: their size, their start by k-means, codes that follow the points assigned to them, and FSQ without one.
 
-Every function is pure. Points are those of the whole step; in a distributed run they are gathered from all ranks.
+Learned codes are unit vectors, updated by exponential moving averages (EMA) of their points: those of the whole step,
+which in a distributed run are gathered from all ranks. Every function is pure.
+
+Finite scalar quantisation (FSQ) rounds each of d numbers to one of a few levels. Numbers are scaled to [-1, 1]: a
+dimension with L levels has the values (k - ⌊L/2⌋) / ⌊L/2⌋ for k = 0 ... L - 1.
+
+Reference: Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, 2023, §3.1 and appendix A.1.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +18,71 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smalti.core.config import require
 from smalti.core.rng import permutation
+
+FEWEST, MOST = 64, 8192
+_SEEN = 500
+"""Visual tokens of the training images per code, each image counted once."""
+_MOST_DISTANCES = 1 << 25
+"""Distances in memory at a time: 128 MB."""
+_MARGIN = 1e-3
+"""Distance that numbers keep from the outermost rounding boundaries."""
+
+
+def vocabulary_for(num_images: int, tokens_an_image: int) -> int:
+    """The greatest power of two that leaves 500 visual tokens of the training images per code.
+
+    Args:
+        num_images: training images.
+        tokens_an_image: N, visual tokens per image.
+
+    Returns:
+        V, in [64, 8192].
+
+    Example:
+        >>> vocabulary_for(10_000, 64)
+        1024
+
+    Reference: BEiT §2.1.2 uses 8192, with 250 million images.
+    """
+    require(num_images >= 1 and tokens_an_image >= 1, f"{num_images} images of {tokens_an_image} tokens")
+    codes = num_images * tokens_an_image // _SEEN
+    return min(max(1 << codes.bit_length() >> 1, FEWEST), MOST)
+
+
+def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterations: int = 10) -> Float[Tensor, "k P"]:
+    """The centres of `k` clusters.
+
+    Args:
+        points: n ≥ 1; where there are fewer than k distinct points, centres repeat.
+        k: number of centres.
+        order: a permutation of [0, n), which is the source of randomness; its first k points are the initial centres.
+        iterations: rounds of assignment and averaging. In each, the empty centres move to those points that are
+            farthest from their centres, each to a different one.
+    """
+    centres = points[order[torch.arange(k) % len(points)]].clone()
+    for _ in range(iterations):
+        distance, nearest = _assign(points, centres)
+        counts = torch.bincount(nearest, minlength=k)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = sums / counts.clamp_min(1)[:, None]
+        empty = (counts == 0).nonzero()[:, 0]
+        farthest = distance.topk(min(len(empty), len(points))).indices
+        centres[empty[: len(farthest)]] = points[farthest]
+    return centres
+
+
+def _assign(points: Tensor, centres: Tensor) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+    """Squared distance to the nearest centre of each point, and its index, computed in parts to bound memory."""
+    parts = [_to_centres(part, centres) for part in points.split(max(1, _MOST_DISTANCES // len(centres)))]
+    return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
+
+
+def _to_centres(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    squared = points.square().sum(1, keepdim=True) - 2 * points @ centres.t() + centres.square().sum(1)
+    nearest = squared.min(dim=1)
+    return nearest.values, nearest.indices
 
 
 class Codebook(NamedTuple):
@@ -101,3 +172,43 @@ def drawn_codes(ids: Int[Tensor, "n"], step: int, most: int) -> Int[Tensor, "k"]
     walk = ids.cpu().numpy()[permutation(0, step, len(ids))]
     _, met = np.unique(walk, return_index=True)
     return torch.from_numpy(walk[np.sort(met)[:most]]).to(ids.device)
+
+
+def bounded(x: Float[Tensor, "*B d"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
+    """Squash numbers by tanh into the range that rounds to exactly L values in each dimension.
+
+    With an even L the range is half a level off centre, so that zero is still one of the values and maps to itself.
+
+    Args:
+        x: any numbers.
+        levels: L of each of the d dimensions, 3 or more.
+    """
+    count = torch.tensor(levels, dtype=x.dtype, device=x.device)
+    half = (count - 1) * (1 - _MARGIN) / 2
+    offset = 0.5 * (count % 2 == 0)
+    return (torch.tanh(x + torch.atanh(offset / half)) * half - offset) / (count // 2)
+
+
+def rounded(x: Float[Tensor, "*B d"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
+    """The nearest level of each bounded number."""
+    half = torch.tensor(levels, dtype=x.dtype, device=x.device) // 2
+    return torch.round(x * half) / half
+
+
+def ids_of(values: Float[Tensor, "*B d"], levels: Sequence[int]) -> Int[Tensor, "*B"]:
+    """The index of each code, in [0, product of `levels`); the first dimension varies fastest."""
+    count = torch.tensor(levels, device=values.device)
+    digits = torch.round(values * (count // 2)).long() + count // 2
+    return (digits * _places(count)).sum(-1)
+
+
+def values_of(ids: Int[Tensor, "*B"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
+    """The inverse of `ids_of`."""
+    count = torch.tensor(levels, device=ids.device)
+    digits = ids[..., None] // _places(count) % count
+    return (digits - count // 2).float() / (count // 2)
+
+
+def _places(count: Int[Tensor, "d"]) -> Int[Tensor, "d"]:
+    """The place value of each dimension."""
+    return count.cumprod(0) // count

@@ -1,4 +1,4 @@
-"""The Gumbel-softmax bottleneck of a discrete VAE, from features to codebook vectors, with its own backward pass.
+"""Gumbel-softmax and the straight-through gradient; the bottleneck of a discrete VAE, with its own backward pass.
 
 With 8192 codes the logits of a batch are larger than all its other activations together. With autograd, logits, noise,
 sample, log-probabilities and their gradients are ten such tensors. Here two are kept (logits and sample, in the number
@@ -8,15 +8,41 @@ format of the codebook); all others are computed for a few positions at a time, 
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.functional.losses import kl_to_uniform
 from smalti.functional.noise import gumbel_noise
-from smalti.functional.quantize import gumbel_softmax
 
 _NUMBERS = 1 << 20
 """Logits that are processed at a time; those of one position at least."""
+
+
+def gumbel_softmax(
+    logits: Float[Tensor, "*B V"], gumbel: Float[Tensor, "*B V"], temperature: Float[Tensor, ""] | float
+) -> Float[Tensor, "*B V"]:
+    """A relaxed sample of the categorical distribution softmax(logits): softmax((logits + g) / τ).
+
+    Args:
+        logits: unnormalised log-probabilities of the V codes.
+        gumbel: independent standard Gumbel noise of the same shape (an input, so that a step can be repeated exactly).
+        temperature: τ > 0; as τ falls to 0 the sample becomes one-hot.
+
+    Returns:
+        Non-negative weights of the codes, summing to 1; gradients flow through them (no straight-through).
+
+    Reference: Jang et al. 2017, eq. 2; Maddison et al. 2017; BEiT §2.1.2; DALL-E, appendix A.2.
+    """
+    return F.softmax((logits + gumbel) / temperature, dim=-1)
+
+
+def straight_through(values: Float[Tensor, "*B"], points: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """`values` in the forward pass; in the backward pass the gradient goes to `points`, as if they were the output.
+
+    Reference: Bengio, Léonard and Courville 2013; van den Oord et al. 2017, §3.2.
+    """
+    return points + (values - points).detach()
 
 
 class RelaxedTokens(NamedTuple):

@@ -1,12 +1,14 @@
-"""The losses of both stages, in nats."""
+"""The losses of both stages and of fine-tuning, in nats."""
 
 import math
 from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
+
+from smalti.functional.metrics import VOID
 
 LAPLACE_EPSILON = 0.1
 """Pixels are mapped from [0, 1] to [ε, 1 - ε] before the logit (DALL-E, appendix A.3)."""
@@ -188,6 +190,22 @@ def label_nats(
     """
     smoothed = (1 - smoothing) * target + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").mean(1)
+
+
+def pixel_nats(
+    scores: Float[Tensor, "B classes H W"], label_map: Integer[Tensor, "B H W"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy of the class of every pixel: -Σ ln p(class of pixel).
+
+    Args:
+        scores: logits of the classes at each pixel.
+        label_map: class of each pixel, or `VOID`.
+
+    Returns:
+        The sum over pixels that are not void, in nats, and the number of those pixels.
+    """
+    nats = F.cross_entropy(scores.float(), label_map.long(), ignore_index=VOID, reduction="sum")
+    return nats, (label_map != VOID).sum().to(nats.dtype)
 
 
 def patch_error(

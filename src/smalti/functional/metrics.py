@@ -1,13 +1,18 @@
-"""Metrics of reconstructions, codebooks and predictions. Entropies are in nats."""
+"""Metrics of reconstructions, codebooks, predictions and segmentations, and the copy baseline. Entropies are in nats.
+
+Void pixels, which have no class, are ignored everywhere.
+"""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+VOID = 255
+"""The value of pixels without a class in a label map."""
 
 
 def psnr(images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
@@ -127,3 +132,89 @@ def codes_seen(ids: Int[Tensor, "*B"], vocab_size: int) -> tuple[Float[Tensor, "
     """
     seen = torch.zeros(vocab_size, device=ids.device).scatter_(0, ids.flatten(), 1.0).sum()
     return seen, torch.full_like(seen, min(vocab_size, ids.numel()))
+
+
+def nearest_visible(mask: Bool[Tensor, "B N"], index: Int[Tensor, "B K"], grid: tuple[int, int]) -> Int[Tensor, "B K"]:
+    """The visible patch nearest to each of the patches in `index` by Manhattan distance, the first of several.
+
+    Args:
+        mask: True where masked; every image has at least one visible patch.
+        index: flat positions in [0, N).
+        grid: rows and columns.
+
+    Returns:
+        Flat positions of visible patches, in [0, N).
+    """
+    number = torch.arange(mask.shape[1], device=mask.device)
+    row, column = number // grid[1], number % grid[1]
+    steps = (row[:, None] - row).abs() + (column[:, None] - column).abs()
+    order = steps * len(number) + number  # by distance, then by number
+    return order[index].masked_fill(mask[:, None], order.numel() * 2).min(-1).values % len(number)
+
+
+class CopyBaseline(NamedTuple):
+    """Metrics of the copy baseline.
+
+    Attributes:
+        nats: cross-entropy of λ·1[z = neighbour] + (1-λ)·unigram(z), in nats per masked patch.
+        weight: the λ in [0, 1] that minimises it.
+        accuracy: share of masked patches whose token is the neighbour's, in [0, 1].
+    """
+
+    nats: float
+    weight: float
+    accuracy: float
+
+
+def copying(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaseline:
+    """The mixture of the neighbour's token and the unigram distribution, both fitted to these same patches.
+
+    -ln p(z) is -ln(λ + (1-λ) u(z)) where the neighbour has the token z, else -ln((1-λ) u(z)), where u(z) is the share
+    of z among the masked patches. The mean is convex in λ and minimised by bisection of its derivative. At λ = 0 it is
+    the unigram entropy, which it therefore never exceeds.
+
+    Args:
+        hits: number of masked patches with each token whose neighbour has the same token.
+        misses: number of masked patches with each token whose neighbour has another one.
+    """
+    hits, misses = hits.double(), misses.double()
+    total = float((hits + misses).sum())
+    if not hits.any():
+        return CopyBaseline(float(entropy(misses)), 0.0, 0.0)
+    share = (hits + misses) / total
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        weight = (low + high) / 2
+        gain = (hits * (1 - share) / (weight + (1 - weight) * share)).sum() - misses.sum() / (1 - weight)
+        low, high = (weight, high) if gain > 0 else (low, weight)
+    right = torch.special.xlogy(hits, low + (1 - low) * share).sum()
+    wrong = torch.special.xlogy(misses, (1 - low) * share).sum()
+    return CopyBaseline(-float(right + wrong) / total, low, float(hits.sum()) / total)
+
+
+def pixel_confusion(
+    predicted: Integer[Tensor, "*B H W"], label_map: Integer[Tensor, "*B H W"], num_classes: int
+) -> Int[Tensor, "classes classes"]:
+    """Confusion matrix: the number of pixels of each true class (row) with each predicted class (column)."""
+    known = label_map != VOID
+    pairs = label_map[known].long() * num_classes + predicted[known].long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_ious(table: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes"]:
+    """Intersection over union of each class, in [0, 1]; NaN for a class that neither occurs nor is predicted.
+
+    Reference: Everingham et al. 2010 (PASCAL VOC), §4.2.3: TP / (TP + FN + FP).
+    """
+    right = table.diagonal().double()
+    return right / (table.sum(0) + table.sum(1) - right)
+
+
+def mean_iou(table: Int[Tensor, "classes classes"]) -> float:
+    """Mean IoU over the classes that occur or are predicted, from the confusion matrix of all images together."""
+    return float(class_ious(table).nanmean())
+
+
+def pixel_accuracy(table: Int[Tensor, "classes classes"]) -> float:
+    """The share of pixels with the right class, in [0, 1]."""
+    return float(table.diagonal().sum() / table.sum())

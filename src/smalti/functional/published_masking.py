@@ -9,8 +9,18 @@ from numpy.typing import NDArray
 
 from smalti.core.contracts import Grid
 from smalti.core.rng import Keys, fold, quarters
-from smalti.functional.mask_rows import MaskRows, everything, first, nothing, rectangles, size
-from smalti.functional.masking import MOST_BLOCKS, Blocks, inside, place
+from smalti.functional.masking import (
+    MOST_BLOCKS,
+    Blocks,
+    MaskRows,
+    everything,
+    first,
+    inside,
+    nothing,
+    place,
+    rectangles,
+    size,
+)
 
 _TRIES = 10
 """Failed tries in a row after which the released code stops adding blocks to a mask."""

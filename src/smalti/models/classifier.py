@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smalti.models.initialisation import Init, initialise
+from smalti.models.layers import Init, initialise
 from smalti.models.vit import VisionTransformer, ViT
 
 Pooling: TypeAlias = Literal["mean", "cls"]

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid, Masking
 from smalti.functional.positions import sincos_2d
-from smalti.models.initialisation import Init, initialise
-from smalti.models.layers import Mlp, attend
+from smalti.models.layers import Init, Mlp, attend, initialise
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from smalti.functional.patches import rows, visible_index
 from smalti.models.decoder import CrossAttention, CrossAttentionDecoder, Linear
-from smalti.models.initialisation import Init, initialise
+from smalti.models.layers import Init, initialise
 from smalti.models.vit import VisionTransformer, ViT
 
 _LINEAR = Linear()

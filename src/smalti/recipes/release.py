@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from smalti.data.transforms.views import ColorJitter
 from smalti.functional.published_masking import Release
-from smalti.models.presets import released
+from smalti.models.vit import released
 from smalti.recipes import paper
 from smalti.runs.pretrain import Pretrain
 

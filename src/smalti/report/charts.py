@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from smalti.report.templates import template
+from smalti.report.page import template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,13 +1,35 @@
-"""One HTML page that needs nothing else: no script, no font, no request. It can be mailed, archived and printed."""
+"""One HTML page that needs nothing else: no script, no font, no request. It can be mailed, archived and printed.
+
+Its HTML and CSS are files of this package, which are read as Jinja2 templates.
+"""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
-from smalti.report.templates import template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 _NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
 """A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
+
+
+def template(name: str) -> Template:
+    """A file of `smalti.report`, as `page.html`. Whatever it is given is escaped, unless the template says `safe`."""
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FunctionLoader(lambda name: (resources.files("smalti.report") / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.splits import label_names, shown_labels
 from smalti.data.transforms.batch_transforms import Change, Mixing
 from smalti.data.transforms.views import TwoViews
-from smalti.evaluation.classification import (
+from smalti.evaluation.supervised import (
     accuracies,
     class_scores,
     confusion,
@@ -29,9 +28,8 @@ from smalti.evaluation.classification import (
 )
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
-from smalti.runs.label_splits import Given, Labelled, Shares, divide, read_labelled
-from smalti.runs.model_selection import Measured
-from smalti.training.supervised import Classify, ClassifySeveral
+from smalti.runs.model_selection import Given, Labelled, Measured, Shares, divide, read_labelled
+from smalti.training.objectives import Classify, ClassifySeveral
 
 _MOST_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""

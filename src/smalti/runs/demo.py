@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute, has_compiler
 from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log
@@ -26,7 +26,6 @@ from smalti.runs.sections import percent, pretrain_sections, probe_section, toke
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.training.compilation import Compile, has_compiler
 from smalti.training.targets import Pixels
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from smalti.core.allocator import peak_memory
-from smalti.core.compute import Compute
+from smalti.core.compute import Compute, peak_memory
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import EMBEDDED

@@ -17,9 +17,8 @@ from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
-from smalti.runs.finetuned import describe_finetuned, measure_finetuned
 from smalti.runs.folder import is_run, read_config, read_kind
-from smalti.runs.models import load_model
+from smalti.runs.models import describe_finetuned, load_model, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
 from smalti.training.objectives import MaskedImageModeling

@@ -20,8 +20,7 @@ from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
-from smalti.runs.label_splits import Given, Labelled, Shares
-from smalti.runs.model_selection import Best, Choose, Measured, read_chosen
+from smalti.runs.model_selection import Best, Choose, Given, Labelled, Measured, Shares, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session

@@ -9,12 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
-from smalti.core.allocator import keep_freed_memory
+from smalti.core.compute import keep_freed_memory
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.core.rng import Stream, fold
-from smalti.functional.connected_components import component_sizes
-from smalti.functional.masking import Blockwise, Random, Rolled
+from smalti.functional.masking import Blockwise, Random, Rolled, component_sizes
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.report.charts import curve
 from smalti.report.page import Section, table

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
@@ -17,13 +17,12 @@ from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
-from smalti.functional.vocabulary import vocabulary_for
+from smalti.functional.codebook import vocabulary_for
 from smalti.models.memory_estimate import num_parameters
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.compilation import Compile
 from smalti.training.training_plan import Plan
 
 _LOOKED_AT = 64

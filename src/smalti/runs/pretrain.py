@@ -18,10 +18,8 @@ from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
-from smalti.runs.collapse_check import gate
 from smalti.runs.folder import holds_run, read_config
-from smalti.runs.online_knn import Online, online_probe
-from smalti.runs.reference_curve import ReferenceComparison, comparison_of
+from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, is_tokenizer, target_tokenizer
 from smalti.runs.training_run import BackboneRun
@@ -97,7 +95,7 @@ def main(
 
     Raises:
         UsageError: the tokenizer has no posterior, and the target asks for it.
-        RefusedError: the tokenizer has collapsed (`collapse_check.py`), and `accept_tokenizer` is not set.
+        RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)

@@ -15,12 +15,11 @@ from smalti.core.log import Log
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.label_splits import Given
+from smalti.runs.model_selection import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.training.nonfinite import Numbers, first_not_finite
-from smalti.training.nonfinite_dump import DumpStep, numbers_as_json, read_dump
+from smalti.training.nonfinite import DumpStep, Numbers, first_not_finite, numbers_as_json, read_dump
 from smalti.training.trainer import Trainer
 
 _Run: TypeAlias = Pretrain | TrainTokenizer | Finetune

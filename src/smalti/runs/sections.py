@@ -14,22 +14,19 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
-from smalti.data.datasets.memory import InMemoryDataset, embedded_photographs
+from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import InMemoryData
-from smalti.data.tokens.tokens import tokenized
+from smalti.data.tokens import tokenized
 from smalti.evaluation.bound import table_of
-from smalti.evaluation.codebook_survey import survey
-from smalti.evaluation.inpainting import Inpainting, inpaint, paint
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
-from smalti.report.atlas import Card, atlas
+from smalti.evaluation.samples import Inpainting, inpaint, paint, survey
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
-from smalti.report.pictures import mask_overlay, tile_row
+from smalti.report.pictures import Card, atlas, mask_overlay, tile_row
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
-from smalti.runs.online_knn import ONLINE
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.reference_curve import ReferenceComparison
+from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
 from smalti.runs.tokenizers import load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.targets import Pixels

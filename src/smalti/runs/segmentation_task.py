@@ -28,15 +28,14 @@ from smalti.data.reading import even_sample
 from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
 from smalti.data.transforms.views import TwoViews
-from smalti.evaluation.segmentation import confusion_on, ious_by_name, predict, scores_of
-from smalti.functional.pixel_classes import VOID
+from smalti.evaluation.supervised import confusion_on, ious_by_name, predict, scores_of
+from smalti.functional.metrics import VOID
 from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segmenter
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
 from smalti.report.pictures import label_colours, tile_row
-from smalti.runs.label_splits import Given, Labelled, Shares
-from smalti.runs.model_selection import Measured
-from smalti.training.supervised import Segment
+from smalti.runs.model_selection import Given, Labelled, Measured, Shares
+from smalti.training.objectives import Segment
 
 _MOST_CLASSES = 254
 _SHOWN = 12

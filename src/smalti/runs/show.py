@@ -12,12 +12,12 @@ from torch import Tensor
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
-from smalti.data.datasets.memory import InMemoryDataset, embedded
+from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
-from smalti.data.tokens.tokens import encode
+from smalti.data.tokens import encode
 from smalti.report.page import Section
 from smalti.report.pictures import png, sheet, tile_row, token_map
 from smalti.runs.folder import read_config, read_kind

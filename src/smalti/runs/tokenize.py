@@ -16,8 +16,8 @@ from smalti.core.contracts import Batch
 from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.loader import Loader
-from smalti.data.tokens.token_cache import BAD_FILES, TokenCache
-from smalti.data.tokens.tokens import encode, token_view
+from smalti.data.token_cache import BAD_FILES, TokenCache
+from smalti.data.tokens import encode, token_view
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer

@@ -11,7 +11,7 @@ from smalti.core.errors import CheckpointError, SmaltiError, UsageError
 from smalti.core.files import read_folder
 from smalti.core.tensors import tensors_of
 from smalti.data.load import Data
-from smalti.data.tokens.tokens import Scorer
+from smalti.data.tokens import Scorer
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE, DallETokenizer

@@ -23,11 +23,9 @@ from smalti.runs.session import Session
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.tokenizers.fsq import FSQ
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.tokenizers.quantised import Quantised
+from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
-from smalti.tokenizers.vq import VQ
 from smalti.training.checkpoint import write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
 from smalti.training.trainer import Trainer

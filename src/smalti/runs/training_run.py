@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from smalti.core.compute import Device, Precision
+from smalti.core.compute import Compile, Device, Precision, compile_blocks, should_compile
 from smalti.core.config import require, setting
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import Data
@@ -17,7 +17,6 @@ from smalti.data.transforms.views import RandomResizedCrop
 from smalti.distributed.process_group import Ranks
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import Checkpoint, read_checkpoint
-from smalti.training.compilation import Compile, compile_blocks, should_compile
 from smalti.training.optim import AdamW
 from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source

@@ -15,8 +15,7 @@ from torch import Tensor
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.rng import fold, signed
-from smalti.functional.codebook import greatest
-from smalti.functional.kmeans import kmeans
+from smalti.functional.codebook import greatest, kmeans
 from smalti.functional.noise import uniform_noise
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens

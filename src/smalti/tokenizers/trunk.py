@@ -1,7 +1,7 @@
-"""The common encoder and decoder of dvae.py, vq.py and fsq.py, at the resolution of the tokens.
+"""The common encoder and decoder of dvae.py and quantised.py, at the resolution of the tokens.
 
 encoder  patch embedding -> residual 3x3 blocks
-...      the bottleneck, from feature vector to token and back: dvae.py, vq.py, fsq.py
+...      the bottleneck, from feature vector to token and back: dvae.py, quantised.py
 decoder  residual 3x3 blocks -> mean and log-scale of a logit-Laplace distribution for every pixel of the patch
 """
 

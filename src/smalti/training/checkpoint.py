@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti import __version__
+from smalti.core.compute import RunEnvironment
 from smalti.core.config import from_json
 from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
 from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
@@ -25,7 +26,6 @@ from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
 from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
-from smalti.training.run_environment import RunEnvironment
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -21,7 +21,7 @@ from smalti.core.errors import OutputError
 from smalti.core.log import Log
 from smalti.distributed.signals import noted
 from smalti.training.nonfinite import NotFiniteError
-from smalti.training.step_timer import StepTimer
+from smalti.training.profiling import StepTimer
 from smalti.training.trainer import Trainer, means
 from smalti.training.training_plan import Plan
 

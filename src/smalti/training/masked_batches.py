@@ -12,13 +12,11 @@ from smalti.core.config import require
 from smalti.core.contracts import Batch, Batches, Masking
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
-from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.memory import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler, open_view_source
-from smalti.data.tokens.token_cache import CachedTokens, TokenCache
-from smalti.data.tokens.token_key import token_key
-from smalti.data.tokens.tokens import Tokenized, chunk_for
+from smalti.data.token_cache import CachedTokens, TokenCache, token_key
+from smalti.data.tokens import Tokenized, chunk_for
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.models.vit import ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer

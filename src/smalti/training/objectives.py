@@ -1,9 +1,13 @@
-"""Objectives without labels: discrete VAEs and quantised tokenizers (stage one), masked image modeling (stage two)."""
+"""Objectives: discrete VAEs and quantised tokenizers (stage one), masked image modeling (stage two), fine-tuning.
+
+Fine-tuning learns one class or several labels per image, or the class of every pixel.
+"""
 
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
@@ -12,22 +16,29 @@ from smalti.distributed.collectives import all_gather, all_reduce_mean
 from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
+    class_nats,
     kl_weight,
+    label_nats,
     marginal_entropy,
+    pixel_nats,
     reconstruction_loss,
     weights_of_equal_images,
 )
-from smalti.functional.metrics import codes_seen
+from smalti.functional.metrics import VOID, codes_seen, hits
 from smalti.functional.noise import uniform_noise
 from smalti.functional.patches import rows
 from smalti.functional.schedules import Cosine, Ramp
+from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
+from smalti.models.segmenter import Segmenter
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
-from smalti.tokenizers.discrete import relax, split
-from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.dvae import DiscreteVAE, relax, split
 from smalti.tokenizers.quantised import Quantised
 from smalti.training.targets import Tokens
+
+_TOKENS = Tokens()
+_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -164,9 +175,6 @@ class QuantisedObjective(Objective):
             self._seen = None
 
 
-_TOKENS = Tokens()
-
-
 class MaskedImageModeling(Objective):
     """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images.
 
@@ -207,3 +215,73 @@ def some_masked(batch: Batch, share: float) -> Batch:
         mask_weight=batch.mask_weight.gather(1, drawn),
         scores=None if batch.scores is None else rows(batch.scores, drawn),
     )
+
+
+class Classify(Objective):
+    """Cross-entropy with the class of each image, or with the distribution over classes of a mixed image.
+
+    Metrics: top-1 `accuracy` and `top5`; the class of a mixed image is that with the greatest share.
+
+    Reference: released code, engine_for_finetuning.py.
+    """
+
+    def __init__(self, model: ImageClassifier, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model: ImageClassifier = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        scores = self.model(batch.image, batch.key if self.training else None)
+        target = class_shares(batch, scores.shape[1])
+        nats = class_nats(scores, target, self.label_smoothing)
+        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_tensor(len(nats))
+        within = {"accuracy": right[..., 0], "top5": right.any(-1)}
+        return StepOutput(nats.sum(), count, {name: (found.sum(), count) for name, found in within.items()})
+
+
+def class_shares(batch: Batch, num_classes: int) -> Float[Tensor, "B classes"]:
+    """The target distribution over the classes: that of mixed images, else one-hot labels."""
+    if batch.target is not None:
+        return batch.target
+    assert batch.label is not None
+    return F.one_hot(batch.label, num_classes).float()
+
+
+class ClassifySeveral(Objective):
+    """Binary cross-entropy of every label, in `target`. Metric: `accuracy`, the share of labels predicted right."""
+
+    def __init__(self, model: ImageClassifier, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model: ImageClassifier = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.target is not None
+        scores = self.model(batch.image, batch.key if self.training else None)
+        nats = label_nats(scores, batch.target, self.label_smoothing)
+        right = ((scores.detach() > 0) == (batch.target > 0.5)).float()
+        count = nats.new_tensor(len(nats))
+        return StepOutput(nats.sum(), count, {"accuracy": (right.sum(), count * right.shape[1])})
+
+
+class Segment(Objective):
+    """Cross-entropy of the class of every pixel that is not void, plus that of the auxiliary head if there is one.
+
+    Metric: `pixel_accuracy`, the share of those pixels with the right class.
+
+    Reference: released code, semantic_segmentation/: weight 0.4 for the auxiliary head.
+    """
+
+    def __init__(self, model: Segmenter, auxiliary: float = 0.0) -> None:
+        super().__init__()
+        self.model: Segmenter = model
+        self.auxiliary = auxiliary
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        assert batch.label_map is not None
+        scores, *others = self.model.all_scores(batch.image, batch.key if self.training else None)
+        nats, count = pixel_nats(scores, batch.label_map)
+        for other in others:
+            nats = nats + self.auxiliary * pixel_nats(other, batch.label_map)[0]
+        right = (scores.detach().argmax(1) == batch.label_map) & (batch.label_map != VOID)
+        return StepOutput(nats, count, {"pixel_accuracy": (right.sum().to(torch.float32), count)})

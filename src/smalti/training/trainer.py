@@ -1,7 +1,9 @@
-"""One step of training, and the state that steps change."""
+"""One step of training, the state that steps change, and detection of loss spikes, which often precede divergence."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,14 +21,17 @@ from smalti.distributed.collectives import (
     full_tensors,
     local_shard,
 )
-from smalti.training.checkpoint import Checkpoint, Weights, load_weights, read_checkpoint_on_rank0, write_checkpoint
-from smalti.training.ema import EMA
+from smalti.training.checkpoint import Checkpoint, Weights, load_weights, write_checkpoint
 from smalti.training.nonfinite import NotFiniteError, Numbers
-from smalti.training.optim import AdamW
+from smalti.training.optim import EMA, AdamW
 from smalti.training.parallel import Parallel, shard, strategy_for
-from smalti.training.spikes import Spikes
 from smalti.training.training_plan import Plan
 
+_LOSSES_KEPT = 100
+_ENOUGH_LOSSES = 20
+"""Number of losses before the first one can count as a spike."""
+_DEVIATIONS = 10
+_SHARE_OF_MEDIAN = 0.1
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """The state of AdamW for each parameter."""
 _SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
@@ -205,14 +210,6 @@ class Trainer:
             state |= {_ROLLBACKS: torch.tensor(self.rollbacks), _LOSSES: losses}
         return full_tensors(state)
 
-    def restore(self, run: Path) -> None:
-        """Load the newest whole checkpoint; training continues as if it had not been interrupted.
-
-        Raises:
-            CheckpointError: there is none, or its weights do not fit.
-        """
-        self.load_state(read_checkpoint_on_rank0(run), str(run))
-
     def load_state(self, checkpoint: Checkpoint, where: str) -> None:
         """Load the state of a checkpoint; `where` it is from appears in error messages."""
         state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", "count", *_MOMENTS)}
@@ -268,3 +265,35 @@ def means(output: StepOutput) -> dict[str, float]:
     """Mean loss and metrics as numbers, by name."""
     values = {"loss": float((output.loss_sum / output.weight).detach())}
     return values | {name: float(amount / count) for name, (amount, count) in output.metrics.items()}
+
+
+class Spikes:
+    """Keeps the last 100 logged losses, and warns when a loss is far above them.
+
+    Far means above their median by ten times their median absolute deviation (about seven standard deviations of normal
+    noise), and by a tenth of the median. With roll-backs the losses are part of a checkpoint; otherwise a resumed run
+    starts to collect again.
+    """
+
+    def __init__(self, losses: Sequence[float] = ()) -> None:
+        self._losses: deque[float] = deque(losses, maxlen=_LOSSES_KEPT)
+
+    @property
+    def losses(self) -> list[float]:
+        """The losses that are kept, oldest first."""
+        return list(self._losses)
+
+    def note(self, step: int, loss: float) -> str:
+        """A warning about the loss of a step; empty where it is no spike."""
+        before = list(self._losses)
+        self._losses.append(loss)
+        if len(before) < _ENOUGH_LOSSES:
+            return ""
+        usual = median(before)
+        deviation = median(abs(one - usual) for one in before)
+        if loss <= usual + max(_DEVIATIONS * deviation, _SHARE_OF_MEDIAN * abs(usual)):
+            return ""
+        return (
+            f"warning: the loss jumps to {loss:.4g} at step {step}; the median of the last {len(before)} logged is"
+            f" {usual:.4g}; should it not come back, lower --optimiser.lr"
+        )

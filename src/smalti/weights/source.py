@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.functional.rel_pos import num_rows
+from smalti.functional.positions import num_rows
 from smalti.models.vit import ViT
 
 _POSITIONS = "backbone.pos_embed"

@@ -9,10 +9,9 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
 from smalti.data.datasets.data_files import LocalFiles
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
-from smalti.data.datasets.memory import embedded
 from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote import RemoteFiles, check_address, shown, suffix_of

@@ -192,9 +192,9 @@ class _Builder:
         labels = np.array(self.labels.ids, np.int32)
         firsts = _first_of_each(names)
         if len(firsts) < len(names):
-            kept, is_rank0 = NamesBuilder(), np.zeros(len(names), np.bool_)
-            is_rank0[firsts] = True
-            for position, first in enumerate(is_rank0):
+            kept, is_first = NamesBuilder(), np.zeros(len(names), np.bool_)
+            is_first[firsts] = True
+            for position, first in enumerate(is_first):
                 if first:
                     kept.add(names[position])
                 else:

@@ -1,4 +1,9 @@
-"""RandAugment: a few operations on each image, drawn from a list, all about equally strong."""
+"""RandAugment: a few operations on each image, drawn from a list, all about equally strong.
+
+Operations work on whole batches, in 8-bit grey levels as Pillow computes them. Levels are float tensors B C H W of
+whole numbers, 0 to 255; an amount is a number for each image. Brightness, contrast, posterise, solarise, invert,
+autocontrast and equalise are one table of 256 entries for each channel of each image.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,17 +11,161 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.rng import Keys, Stream, fold, uniform
-from smalti.data.transforms import image_operations as operations
 from smalti.data.transforms.batch_transforms import keys_of
 from smalti.models.vit import as_unit_range
 
+_FILL = (124.0, 116.0, 104.0)
+"""Where nothing of the image is left: ImageNet's mean, as in timm."""
 Level = NDArray[np.float64]
+
+
+def autocontrast(levels: Tensor, amount: Tensor) -> Tensor:
+    """Stretch each channel to 0 to 255; a channel of one level stays."""
+    low, high = levels.amin((2, 3))[..., None], levels.amax((2, 3))[..., None]
+    scale = (255 / (high - low).double()).nan_to_num(posinf=1.0)
+    stretched = torch.where(high > low, _all(levels) * scale - low * scale, _all(levels))
+    return _looked_up(levels, stretched)
+
+
+def equalize(levels: Tensor, amount: Tensor) -> Tensor:
+    """Spread the levels of each channel so that each is about equally frequent."""
+    flat = levels.flatten(2).long()
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=levels.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat))
+    last = counts.gather(2, flat.amax(2, keepdim=True))
+    step = (counts.sum(2, keepdim=True) - last) // 255
+    table = (step // 2 + counts.cumsum(2) - counts) // step.clamp_min(1)
+    return _looked_up(levels, torch.where(step > 0, table.double(), _all(levels)))
+
+
+def invert(levels: Tensor, amount: Tensor) -> Tensor:
+    """The negative."""
+    return 255 - levels
+
+
+def posterize(levels: Tensor, amount: Tensor) -> Tensor:
+    """Keep the upper bits of every level: `amount` of them, 0 to 8."""
+    width = torch.exp2(8 - amount)[:, None, None, None]
+    return (levels / width).floor() * width
+
+
+def solarize(levels: Tensor, amount: Tensor) -> Tensor:
+    """Invert the levels from the threshold `amount` on."""
+    return torch.where(levels >= amount[:, None, None, None], 255 - levels, levels)
+
+
+def solarize_add(levels: Tensor, amount: Tensor) -> Tensor:
+    """Add `amount` to the levels below 128."""
+    return torch.where(levels < 128, (levels + amount[:, None, None, None]).clamp(max=255), levels)
+
+
+def brightness(levels: Tensor, amount: Tensor) -> Tensor:
+    """0 is black, 1 the image."""
+    return blend(torch.zeros_like(levels), levels, amount)
+
+
+def contrast(levels: Tensor, amount: Tensor) -> Tensor:
+    """0 is the mean grey of the image everywhere, 1 the image."""
+    mean = (grey(levels).double().mean((1, 2, 3), keepdim=True) + 0.5).floor().to(levels.dtype)
+    return blend(mean.expand_as(levels), levels, amount)
+
+
+def color(levels: Tensor, amount: Tensor) -> Tensor:
+    """0 is the image in grey, 1 the image; grey images stay."""
+    return blend(grey(levels).expand_as(levels), levels, amount)
+
+
+def sharpness(levels: Tensor, amount: Tensor) -> Tensor:
+    """0 is a smooth image, 1 the image. The outermost pixels stay."""
+    kernel = torch.ones(3, 3, device=levels.device)
+    kernel[1, 1] = 5
+    inner = F.conv2d(levels.flatten(0, 1)[:, None], kernel[None, None])
+    smooth = levels.clone()
+    smooth[..., 1:-1, 1:-1] = (inner / 13 + 0.5).floor().unflatten(0, levels.shape[:2])[:, :, 0]
+    return blend(smooth, levels, amount)
+
+
+def rotate(levels: Tensor, amount: Tensor) -> Tensor:
+    """Turn the image around its middle, `amount` degrees against the clock."""
+    height, width = levels.shape[-2:]
+    turn = torch.deg2rad(amount)
+    cos, sin = turn.cos(), turn.sin()
+    right = width / 2 - cos * width / 2 + sin * height / 2
+    down = height / 2 - sin * width / 2 - cos * height / 2
+    return transformed(levels, torch.stack([cos, -sin, right, sin, cos, down], 1))
+
+
+def shear_x(levels: Tensor, amount: Tensor) -> Tensor:
+    """Shift each row to the left, `amount` pixels for each row above it."""
+    return transformed(levels, _matrix(amount, 1))
+
+
+def shear_y(levels: Tensor, amount: Tensor) -> Tensor:
+    """Shift each column up, `amount` pixels for each column left of it."""
+    return transformed(levels, _matrix(amount, 3))
+
+
+def translate_x(levels: Tensor, amount: Tensor) -> Tensor:
+    """Shift the image to the left by a share of its width."""
+    return transformed(levels, _matrix(amount * levels.shape[-1], 2))
+
+
+def translate_y(levels: Tensor, amount: Tensor) -> Tensor:
+    """Shift the image up by a share of its height."""
+    return transformed(levels, _matrix(amount * levels.shape[-2], 5))
+
+
+def transformed(levels: Tensor, matrix: Float[Tensor, "B 6"]) -> Tensor:
+    """Read each pixel (x, y) from (a·x + b·y + c, d·x + e·y + f), bilinear; what lies outside is filled."""
+    height, width = levels.shape[-2:]
+    rows, columns = (torch.arange(length, device=levels.device) + 0.5 for length in (height, width))
+    a, b, c, d, e, f = matrix[..., None, None].unbind(1)
+    x = a * columns + b * rows[:, None] + c
+    y = d * columns + e * rows[:, None] + f
+    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
+    read = F.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
+    fill = torch.tensor(_FILL, device=levels.device)
+    fill = grey(fill[None, :, None, None]) if levels.shape[1] == 1 else fill[None, :, None, None]
+    return torch.where(inside, read.round(), fill)
+
+
+def blend(other: Tensor, levels: Tensor, amount: Tensor) -> Tensor:
+    """`other` at 0, the image at 1, and what lies beyond; cut to 0 to 255, fractions left off."""
+    return (other + amount[:, None, None, None] * (levels - other)).clamp(0, 255).floor()
+
+
+def grey(levels: Tensor) -> Tensor:
+    """ITU-R 601 in whole numbers, B 1 H W."""
+    if levels.shape[1] == 1:
+        return levels
+    red, green, blue = levels.split(1, dim=1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()
+
+
+def _matrix(amount: Tensor, place: int) -> Float[Tensor, "B 6"]:
+    """The image as it is, but for one entry."""
+    matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=amount.device).repeat(len(amount), 1)
+    matrix[:, place] = amount
+    return matrix
+
+
+def _all(levels: Tensor) -> Float[Tensor, "256"]:
+    return torch.arange(256, device=levels.device, dtype=torch.float64)
+
+
+def _looked_up(levels: Tensor, table: Float[Tensor, "B C 256"]) -> Tensor:
+    """The entry of every level, fractions left off, cut to 0 to 255."""
+    entries = table.floor().clamp(0, 255).to(levels.dtype)
+    return entries.gather(2, levels.flatten(2).long()).reshape(levels.shape)
 
 
 class Operation(NamedTuple):
@@ -35,21 +184,21 @@ def _none(level: Level, sign: Level) -> Level:
 
 
 OPERATIONS = (
-    Operation(operations.autocontrast, _none),
-    Operation(operations.equalize, _none),
-    Operation(operations.invert, _none),
-    Operation(operations.rotate, lambda level, sign: 30 * level * sign),
-    Operation(operations.posterize, lambda level, sign: 4 - np.floor(4 * level)),
-    Operation(operations.solarize, lambda level, sign: 256 - np.floor(256 * level)),
-    Operation(operations.solarize_add, lambda level, sign: np.floor(110 * level)),
-    Operation(operations.color, _enhance),
-    Operation(operations.contrast, _enhance),
-    Operation(operations.brightness, _enhance),
-    Operation(operations.sharpness, _enhance),
-    Operation(operations.shear_x, lambda level, sign: 0.3 * level * sign),
-    Operation(operations.shear_y, lambda level, sign: 0.3 * level * sign),
-    Operation(operations.translate_x, lambda level, sign: 0.45 * level * sign),
-    Operation(operations.translate_y, lambda level, sign: 0.45 * level * sign),
+    Operation(autocontrast, _none),
+    Operation(equalize, _none),
+    Operation(invert, _none),
+    Operation(rotate, lambda level, sign: 30 * level * sign),
+    Operation(posterize, lambda level, sign: 4 - np.floor(4 * level)),
+    Operation(solarize, lambda level, sign: 256 - np.floor(256 * level)),
+    Operation(solarize_add, lambda level, sign: np.floor(110 * level)),
+    Operation(color, _enhance),
+    Operation(contrast, _enhance),
+    Operation(brightness, _enhance),
+    Operation(sharpness, _enhance),
+    Operation(shear_x, lambda level, sign: 0.3 * level * sign),
+    Operation(shear_y, lambda level, sign: 0.3 * level * sign),
+    Operation(translate_x, lambda level, sign: 0.45 * level * sign),
+    Operation(translate_y, lambda level, sign: 0.45 * level * sign),
 )
 
 

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from smalti.core.allocator import keep_freed_memory
+from smalti.core.compute import keep_freed_memory
 from smalti.core.errors import DataError
 from smalti.data.workers.jobs import Bad, Job, render_row
 from smalti.data.workers.ring import IDLE, STARTING, Chunk, Reply, Slots

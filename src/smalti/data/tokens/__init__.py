@@ -1,1 +1,0 @@
-"""Visual tokens: made live, kept in a cache, read again."""

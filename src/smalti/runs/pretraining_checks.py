@@ -1,0 +1,241 @@
+"""How pretraining is checked: its tokenizer before it begins, features while it runs, its loss beside a run of ours.
+
+A collapsed tokenizer teaches nothing, so it is refused before hours are spent on it. Features are checked by k-NN on a
+few labelled images, and the loss by the nearest of the reference curves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smalti.core.compute import Compute
+from smalti.core.config import require, setting
+from smalti.core.contracts import Masking, Tokenizer
+from smalti.core.errors import DataError, RefusedError
+from smalti.core.log import Log
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.load import Data
+from smalti.data.tokens import encode
+from smalti.evaluation.features import Pooling, extract
+from smalti.evaluation.probe import leave_one_out_accuracy
+from smalti.evaluation.reference_curves import (
+    DecoderName,
+    Masks,
+    Reference,
+    Setup,
+    TargetName,
+    nearest,
+    references,
+    standing,
+)
+from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, token_sample
+from smalti.functional.masking import Random
+from smalti.functional.metrics import CodebookUse, codebook_use
+from smalti.models.decoder import CrossAttention, Linear
+from smalti.models.mim import MaskedImageModel
+from smalti.models.vit import ViT
+from smalti.training.targets import Pixels, SoftTokens, Tokens
+from smalti.training.training_plan import Plan
+
+_TOKENS_A_CODE, _FEWEST_WINDOW = 12, 20_000
+_LEAST_PERPLEXITY, _LEAST_USED = 0.6, 0.5
+_ENOUGH_A_CODE = 10
+"""With so many tokens a code, a codebook that is used evenly shows all of its codes."""
+_FEWEST = 100
+"""With so many tokens the ratio of two perplexities is known to about 15 %; with fewer there is no verdict."""
+_FIX = (
+    "train it again with more --relaxation.spread, a smaller --tokenizer.vocab-size, more images or more --plan.steps, "
+    "or go on all the same with --accept-tokenizer"
+)
+ONLINE = "knn"
+"""The figure in metrics.jsonl."""
+_POOLINGS: tuple[Pooling, ...] = ("mean",)
+
+
+def gate(
+    tokenizer: Tokenizer, held_out: Tensor, train: Tensor, compute: Compute, log: Log, *, accept: bool = False
+) -> None:
+    """Let a tokenizer pass, or refuse it: see `faults`. Seconds; nothing of the run depends on it.
+
+    Args:
+        held_out, train: images as the tokenizer is going to see them, B C H W; the second ones fit the yardstick.
+        accept: say what is wrong, and let it pass.
+
+    Raises:
+        RefusedError: it has collapsed; what was measured, and what to change.
+    """
+    seen = token_sample(held_out, tokenizer.stride, max(_FEWEST_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
+    keep = ~constant(seen, tokenizer.stride)
+    yardstick = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
+    if yardstick is None or int(keep.sum()) < _FEWEST:
+        log.say(f"tokenizer: {int(keep.sum())} held-out tokens are too few to judge it by")
+        return
+    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in seen.split(1024)])
+    use = codebook_use(ids, tokenizer.vocab_size, keep)
+    kmeans = codebook_use(yardstick.encode(seen).flatten(1), tokenizer.vocab_size, keep)
+    measured = (
+        f"{use.used:.1%} of {tokenizer.vocab_size} codes and a perplexity of {use.perplexity:.1f} on {use.tokens} "
+        f"held-out tokens, where k-means on the same patches has {kmeans.used:.1%} and {kmeans.perplexity:.1f}"
+    )
+    found = faults(use, kmeans, tokenizer.vocab_size)
+    if found and not accept:
+        raise RefusedError(f"the tokenizer has collapsed: {' and '.join(found)}", cause=f"it has {measured}", fix=_FIX)
+    log.say(f"tokenizer: {measured}" + (f"; collapsed, and accepted: {' and '.join(found)}" if found else ""))
+
+
+def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
+    """What speaks against a tokenizer; nothing where it may pass.
+
+    Its perplexity must be 0.6 of that of k-means at least. Both are counted on the same patches, so the rule holds for
+    few tokens too, where neither can be high. Half of the codes must be used. With fewer than ten tokens a code even a
+    perfect codebook does not show all of its codes, so there it is half of those that k-means uses on these patches.
+    """
+    found = []
+    if use.perplexity < _LEAST_PERPLEXITY * kmeans.perplexity:
+        found.append(f"its perplexity is {use.perplexity / kmeans.perplexity:.2f} of k-means' (least: 0.6)")
+    enough = use.tokens >= _ENOUGH_A_CODE * vocab_size
+    if use.used < _LEAST_USED * (1.0 if enough else kmeans.used):
+        than = "codes" if enough else "codes that k-means uses"
+        found.append(f"less than half of the {than} are used")
+    return found
+
+
+@dataclass(frozen=True)
+class Online:
+    """Labelled images that the backbone is measured on while it trains; none by default."""
+
+    data: str = setting("", "labelled DATA, as a folder of class folders; empty: no evaluation while training")
+    every: int = setting(500, "steps")
+    limit: int = setting(2000, "labelled images at most, an even sample")
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"online.every is {self.every}", "use at least 1")
+        require(self.limit >= 2, f"online.limit is {self.limit}", "use at least 2")
+
+
+class OnlineProbe:
+    """k-NN of each labelled image by all others, of the block that is best for it: no figure to quote.
+
+    It works on a copy of the network, never compiled and never in training mode, so training cannot notice.
+    """
+
+    def __init__(self, every: int, backbone: ViT, images: InMemoryDataset, compute: Compute) -> None:
+        self.every, self.images, self.compute = every, images, compute
+        self.copy = backbone.build().to(compute.device)
+        self.copy.requires_grad_(False)
+        self.copy.eval()
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        assert isinstance(model, MaskedImageModel)
+        self.copy.load_state_dict(model.backbone.state_dict())
+        features = extract(self.copy, self.images, self.compute, poolings=_POOLINGS, dtype=torch.float16)
+        accuracies = [leave_one_out_accuracy(x, self.images.labels) for x in features.values()]
+        return {ONLINE: max(accuracies)}
+
+
+def online_probe(config: Online, backbone: ViT, data: Data, compute: Compute, log: Log) -> OnlineProbe | None:
+    """The evaluation that is asked for, on images read as those of the run; None where none is.
+
+    Raises:
+        DataError: the images have no labels.
+        UsageError: the backbone sees images that are not square.
+    """
+    if not config.data:
+        return None
+    height, width = backbone.img_size
+    require(height == width, f"online evaluation needs square images, and these are {height}x{width}", "leave it out")
+    images = replace(data, path=config.data, side=height, limit=config.limit).load(log).train
+    if len(images.classes) < 2:
+        fix = "put the images into one folder a class"
+        raise DataError(f"no labels in {config.data}", cause="--online.data needs some", fix=fix)
+    return OnlineProbe(config.every, backbone, images, compute)
+
+
+@dataclass(frozen=True)
+class ReferenceComparison:
+    """Says where a run lies beside a reference when both have seen as many images. It changes nothing of training.
+
+    Attributes:
+        baseline: of this run, as `Reference.baseline`; the entropy of the tokens of some training images, shown whole.
+    """
+
+    reference: Reference
+    setup: Setup
+    baseline: float
+    batch_size: int
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> str:
+        """For the progress line; with soft targets the loss against hard tokens is compared."""
+        images = step * self.batch_size
+        theirs = self.reference.gain(images)
+        if theirs is None:
+            return "beyond the reference" if images > self.reference.images[-1] else ""
+        gain = self.baseline - values.get("hard", values["loss"])
+        return f"reference {self.baseline - theirs:.3f} ({standing(gain, theirs, self.setup.target)})"
+
+    def loss_at(self, step: int) -> float | None:
+        """The loss of the reference, moved so that its baseline is this run's."""
+        theirs = self.reference.gain(step * self.batch_size)
+        return None if theirs is None else self.baseline - theirs
+
+    def describe(self) -> str:
+        """Which run it is, and what is otherwise here."""
+        differing = ", ".join(self.setup.differences(self.reference.setup)) or "the same settings"
+        moved = (
+            f", moved to the unigram entropy here, {self.baseline:.3f} nats" if self.setup.target == "tokens" else ""
+        )
+        return f"{self.reference.name}, a run of ours on {self.reference.data}{moved}; here (and there): {differing}"
+
+    def describe_end(self, measured: Mapping[str, Any]) -> str:
+        """Both runs at their ends, each on its own held-out images."""
+        reference, ended = self.reference, f"reference {self.reference.name} ended"
+        after = f"on its held-out images, after {reference.setup.num_images} images; here it is"
+        if self.setup.target == "tokens":
+            gain = measured["unigram_entropy_nats"] - measured["loss_nats"]
+            said = f"{ended} {reference.held_out_gain:.3f} nats below the unigram entropy {after} {gain:.3f}"
+        else:
+            said = f"{ended} at a loss of {reference.held_out_loss:.3f} {after} {measured['pixel_loss']:.3f}"
+        return f"{said} after {self.setup.num_images}"
+
+
+def comparison_of(
+    target: Tokens | SoftTokens | Pixels,
+    backbone: ViT,
+    masking: Masking,
+    decoder: Linear | CrossAttention,
+    plan: Plan,
+    vocab_size: int | None,
+    baseline: float,
+) -> ReferenceComparison | None:
+    """The run with its nearest reference; None where there is none.
+
+    Args:
+        baseline: as of `ReferenceComparison`.
+    """
+    setup = setup_of(target, backbone, masking, decoder, plan, vocab_size)
+    reference = None if setup is None else nearest(setup, references())
+    if setup is None or reference is None:
+        return None
+    return ReferenceComparison(reference, setup, baseline, plan.batch_size)
+
+
+def setup_of(
+    target: Tokens | SoftTokens | Pixels,
+    backbone: ViT,
+    masking: Masking,
+    decoder: Linear | CrossAttention,
+    plan: Plan,
+    vocab_size: int | None,
+) -> Setup | None:
+    """What is compared of a run; None for pixels whose errors have other units than those of the references."""
+    if isinstance(target, Pixels) and target != Pixels():
+        return None
+    rows, columns = backbone.grid
+    name: TargetName = "pixels" if isinstance(target, Pixels) else "tokens"
+    masked, images = masking.count(backbone.grid), plan.steps * plan.batch_size
+    masks: Masks = "random" if isinstance(masking, Random) else "blocks"
+    kind: DecoderName = "linear" if isinstance(decoder, Linear) else "cross-attention"
+    return Setup(name, vocab_size, rows * columns, masked, backbone.embed_dim, backbone.depth, images, masks, kind)
