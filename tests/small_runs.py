@@ -131,10 +131,10 @@ def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """Ctrl-C as soon as `step` steps are done."""
     whole = Trainer.train_step
 
-    def train_step(trainer: Trainer, *arguments: Any) -> Any:
+    def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         if trainer.step == step:
             raise KeyboardInterrupt
-        return whole(trainer, *arguments)
+        return whole(trainer, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)

@@ -57,12 +57,12 @@ def inject(fault: str) -> None:
         return
     whole_step = Trainer.train_step
 
-    def train_step(trainer: Trainer, batch: Any, compute: Any) -> Any:
+    def train_step(trainer: Trainer, batch: Any, compute: Any, **named: Any) -> Any:
         if trainer.step == int(when[0]):
             if what == "nan":
                 batch = replace(batch, image=torch.full(batch.image.shape, float("nan")))
             happen(what)
-        return whole_step(trainer, batch, compute)
+        return whole_step(trainer, batch, compute, **named)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
 

@@ -23,8 +23,7 @@ from smalti.runs.folder import RunFolder
 from smalti.runs.session import Session
 from smalti.training import checkpoint
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint
-from smalti.training.spikes import Spikes
-from smalti.training.trainer import Trainer
+from smalti.training.trainer import Spikes, Trainer
 
 SPIKES = (24, 31, 35)
 """Steps whose loss jumps."""
@@ -35,7 +34,7 @@ def spikes() -> None:
     whole = Trainer._gradients
 
     def gradients(trainer: Trainer, *arguments: Any) -> Any:
-        output = whole(trainer, *arguments)
+        output = whole(trainer, *arguments, **named)
         return output._replace(loss_sum=output.loss_sum * (100 if trainer.step + 1 in SPIKES else 1))
 
     Trainer._gradients = gradients  # type: ignore[method-assign]
@@ -45,9 +44,9 @@ def slow() -> None:
     """A step takes a tenth of a second at least."""
     whole = Trainer.train_step
 
-    def train_step(trainer: Trainer, *arguments: Any) -> Any:
+    def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         time.sleep(0.1)
-        return whole(trainer, *arguments)
+        return whole(trainer, *arguments, **named)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
 
@@ -67,11 +66,11 @@ def dies_before(step: int) -> Callable[[], None]:
     def change() -> None:
         whole = Trainer.train_step
 
-        def train_step(trainer: Trainer, *arguments: Any) -> Any:
+        def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
             if trainer.step == step:
                 written()
                 die()
-            return whole(trainer, *arguments)
+            return whole(trainer, *arguments, **named)
 
         written = _noted_writer()
         Trainer.train_step = train_step  # type: ignore[method-assign]
@@ -116,7 +115,7 @@ def dies_after_an_epoch() -> None:
         if trainer.step == 6:
             written()
             die()
-        whole(trainer, *arguments)
+        whole(trainer, *arguments, **named)
 
     whole, written = Trainer.save, _noted_writer()
     Trainer.save = save  # type: ignore[method-assign]
@@ -246,10 +245,10 @@ def no_number_is_no_error() -> None:
                     parameter.grad.fill_(float("nan"))
         return output
 
-    def train_step(trainer: Trainer, *arguments: Any) -> Any:
+    def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         torch.isfinite = finite_to_the_step  # type: ignore[assignment]
         try:
-            return step(trainer, *arguments)
+            return step(trainer, *arguments, **named)
         finally:
             torch.isfinite = isfinite  # type: ignore[assignment]
 

@@ -41,10 +41,10 @@ def before_step(step: int, happens: Callable[[], None], monkeypatch: pytest.Monk
     """Let something happen, once, when `step` steps are done."""
     train_step, to_come = Trainer.train_step, [happens]
 
-    def watched(trainer: Trainer, *arguments: Any) -> Any:
+    def watched(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         if trainer.step == step and to_come:
             to_come.pop()()
-        return train_step(trainer, *arguments)
+        return train_step(trainer, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", watched)

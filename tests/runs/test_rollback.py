@@ -68,9 +68,9 @@ def test_the_batches_go_on_where_the_run_is(
     seen: list[tuple[int, tuple[int, ...]]] = []
     whole = Trainer.train_step
 
-    def look(trainer: Trainer, batch: Any, *arguments: Any) -> Any:
+    def look(trainer: Trainer, batch: Any, *arguments: Any, **named: Any) -> Any:
         seen.append((trainer.step, tuple(batch.key.tolist())))
-        return whole(trainer, batch, *arguments)
+        return whole(trainer, batch, *arguments, **named)
 
     monkeypatch.setattr(Trainer, "train_step", look)
     assert pretrain(photos, tokenizer, tmp_path / "run", STEPS, *ONCE) == 0
@@ -88,10 +88,10 @@ def test_a_checkpoint_that_a_signal_asked_for_changes_nothing(
     assert pretrain(photos, tokenizer, tmp_path / "whole", STEPS, *ONCE) == 0
     whole = Trainer.train_step
 
-    def with_signal(trainer: Trainer, *arguments: Any) -> Any:
+    def with_signal(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         if trainer.step in (20, 21, 22):
             signal.raise_signal(number)
-        return whole(trainer, *arguments)
+        return whole(trainer, *arguments, **named)
 
     monkeypatch.setattr(Trainer, "train_step", with_signal)
     run = tmp_path / "run"

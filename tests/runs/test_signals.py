@@ -34,9 +34,9 @@ from smalti.training.trainer import Trainer
 
 whole, pause, from_step = Trainer.train_step, float(sys.argv[1]), int(sys.argv[2])
 
-def train_step(trainer, *arguments):
+def train_step(trainer, *arguments, **named):
     time.sleep(pause if trainer.step >= from_step else 0)
-    return whole(trainer, *arguments)
+    return whole(trainer, *arguments, **named)
 
 if __name__ == "__main__":
     Trainer.train_step = train_step
