@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import in_process
@@ -9,6 +10,7 @@ import pytest
 from tests.small_runs import CPU, pictures
 
 from smalti.cli import main
+from smalti.runs import session
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pretrain_cifar10.py"
 
@@ -22,6 +24,7 @@ def test_it_leaves_a_result_and_a_log(
     assert main(["train-tokenizer", "kmeans", *CPU, "--tokenizer.vocab-size", "32", *tokenizer]) == 0
     call = [sys.executable, str(SCRIPT), "--cifar10", str(tmp_path / "images"), "--no-compile", "--no-probes"]
     call += ["--tokenizer", str(tmp_path / "tokenizer"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(session, "seconds_per_step", partial(session.seconds_per_step, steps=1))
     in_process.run([*call, "--minutes", "0.001"], monkeypatch, capsys)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert {"loss_nats", "unigram_entropy_nats", "bits_saved_per_token", "bound", "config"} <= set(result)
