@@ -33,7 +33,7 @@ def spikes() -> None:
     """Some steps compute a hundred times their loss, as a bad batch may make it."""
     whole = Trainer._gradients
 
-    def gradients(trainer: Trainer, *arguments: Any) -> Any:
+    def gradients(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         output = whole(trainer, *arguments, **named)
         return output._replace(loss_sum=output.loss_sum * (100 if trainer.step + 1 in SPIKES else 1))
 
@@ -46,6 +46,17 @@ def slow() -> None:
 
     def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
         time.sleep(0.1)
+        return whole(trainer, *arguments, **named)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def hangs() -> None:
+    """The fourth step takes ten minutes."""
+    whole = Trainer.train_step
+
+    def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
+        time.sleep(600 if trainer.step == 3 else 0)
         return whole(trainer, *arguments, **named)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
@@ -111,7 +122,7 @@ def dies_in_the_third_part() -> None:
 def dies_after_an_epoch() -> None:
     """A08: its last step is done and not saved yet, and the checkpoint before is written."""
 
-    def save(trainer: Trainer, *arguments: Any) -> None:
+    def save(trainer: Trainer, *arguments: Any, **named: Any) -> None:
         if trainer.step == 6:
             written()
             die()
@@ -260,6 +271,7 @@ def no_number_is_no_error() -> None:
 CHANGES: dict[str, Callable[[], None]] = {
     "spikes": spikes,
     "slow": slow,
+    "hangs": hangs,
     "nohup": nohup,
     "dies before step 1": dies_before(1),
     "dies before step 11": dies_before(11),
