@@ -7,10 +7,14 @@ install_import_hook(["smalti.functional", "smalti.models", "smalti.evaluation", 
 
 import signal  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.faults.kills import Nursery
 
 settings.register_profile("smalti", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("smalti")
@@ -30,6 +34,15 @@ def _ctrl_c_is_heard() -> None:
     """A shell starts what runs in its background with Ctrl-C ignored, and processes of the tests would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Nursery]":
+    """What forks runs as processes of their own, none of which imports torch again."""
+    from tests.faults.kills import nursery
+
+    with nursery(tmp_path_factory.mktemp("nursery")) as begun:
+        yield begun
 
 
 @pytest.fixture

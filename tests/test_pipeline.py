@@ -1,10 +1,12 @@
 """The whole story on small pictures: tokenizer, pretraining, measurement, report; interrupted, and as the demo."""
 
+import io
 import json
 import math
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from tests.small_runs import (
 
 CHECKPOINT = {"model.safetensors", "state.safetensors", "state.json", "MANIFEST.json"}
 TOKENIZER_STEPS, PRETRAIN_STEPS = 20, 80
+FEW = [*CPU, "--draws", "2"]
+"""Probes of frozen features with few draws, and below with few vectors a layer."""
+FEWEST = [*FEW, "--poolings", "mean"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     assert train_tokenizer(made.photos, made.tokenizer, TOKENIZER_STEPS) == 0
     assert pretrain(made.photos, made.tokenizer, made.backbone, PRETRAIN_STEPS) == 0
     return made
+
+
+@pytest.fixture(scope="module")
+def evaluated(story: Story) -> dict[str, Any]:
+    """What `evaluate` says of the backbone on the images of its run."""
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(["evaluate", str(story.backbone), str(story.photos), *FEW, "--json"]) == 0
+    value: dict[str, Any] = json.loads(printed.getvalue().splitlines()[-1])
+    return value
 
 
 def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -116,11 +130,10 @@ def test_pretraining_measures_the_bound_before_and_after(story: Story) -> None:
     assert found["loss_nats"] + masked == pytest.approx(metrics(story.backbone)[0]["loss"], abs=0.5)
 
 
-def test_evaluate_measures_a_backbone_as_its_own_run_did(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(story.backbone), str(story.photos), *CPU, "--json"]) == 0
-    found, at_the_end = json_of(capsys), result(story.backbone)
-    assert found["loss_nats"] == pytest.approx(at_the_end["loss_nats"])
-    assert found["bound"] == pytest.approx(at_the_end["bound"])
+def test_evaluate_measures_a_backbone_as_its_own_run_did(story: Story, evaluated: dict[str, Any]) -> None:
+    at_the_end = result(story.backbone)
+    assert evaluated["loss_nats"] == pytest.approx(at_the_end["loss_nats"])
+    assert evaluated["bound"] == pytest.approx(at_the_end["bound"])
 
 
 def test_evaluate_of_a_backbone_needs_no_labels(
@@ -142,7 +155,7 @@ def test_evaluate_probes_a_backbone_whose_tokenizer_is_gone(
     shutil.copytree(story.backbone, tmp_path / "run")
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace(str(story.tokenizer), "gone"))
-    assert main(["evaluate", str(tmp_path / "run"), str(story.photos), *CPU, "--json"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), str(story.photos), *FEWEST, "--json"]) == 0
     said = capsys.readouterr()
     assert "no loss and no bound: the tokenizer of the run is no longer in gone" in said.err
     assert "bound" not in json.loads(said.out.splitlines()[-1])
@@ -156,9 +169,8 @@ def test_without_a_density_there_are_rates_and_no_bound(story: Story, tmp_path: 
     assert bound["trained_rate_bits_per_dim"] > 0
 
 
-def test_evaluate_probes_a_backbone(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(story.backbone), str(story.photos), *CPU, "--json"]) == 0
-    found = json_of(capsys)
+def test_evaluate_probes_a_backbone(evaluated: dict[str, Any]) -> None:
+    found = evaluated
     assert all(0 <= found[key] <= 1 for key in ("linear", "knn"))
     assert found["layer"] in range(3)
     assert set(found["validation"]) == {f"{block} {pooling}" for block in (1, 2) for pooling in ("cls", "mean", "both")}
@@ -173,7 +185,7 @@ def test_evaluate_takes_official_test_images(
     pictures(tmp_path / "train")
     shutil.copytree(story.photos / "down", tmp_path / "test" / "down")
     place = [str(tmp_path / "train"), "--test", str(tmp_path / "test")] if given else [str(tmp_path)]
-    assert main(["evaluate", str(story.backbone), *place, *CPU, "--json"]) == 0
+    assert main(["evaluate", str(story.backbone), *place, *FEWEST, "--json"]) == 0
     said = capsys.readouterr()
     count = len(list((tmp_path / "test" / "down").iterdir()))
     assert f"32 training and {count} test images of 2 classes" in said.err
@@ -335,7 +347,7 @@ def test_the_demo_twice_moves_the_first_one_aside(tmp_path: Path) -> None:
 def test_the_runs_of_a_demo_are_runs_like_any_other(tmp_path: Path, story: Story) -> None:
     out = tmp_path / "demo"
     assert demo(out, "--data", str(story.photos)) == 0
-    assert main(["evaluate", str(out / "pretrain"), str(story.photos), *CPU]) == 0
+    assert main(["evaluate", str(out / "pretrain"), str(story.photos), *FEWEST]) == 0
     assert main(["report", str(out / "tokenizer"), str(out / "pretrain"), "--out", str(tmp_path / "page.html")]) == 0
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import in_process
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,16 +27,16 @@ def streets(folder: Path, count: int) -> None:
         Image.fromarray(ids).save(folder / "masks" / f"{number:02d}.png")
 
 
-def test_a_cell_is_run_once_from_a_backbone_that_is_pretrained_for_it(tmp_path: Path) -> None:
+def test_a_cell_is_run_once_from_a_backbone_that_is_pretrained_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for part, count in (("train", 70), ("val", 2), ("test", 2)):
         streets(tmp_path / "images" / part, count)
     call = [sys.executable, str(STUDY), "--camvid", str(tmp_path / "images"), "--steps", "1", "--json"]
     call += ["--cell", "linear-kmeans-20k-200", "--cell", "constant"]
     call += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results")]
-    printed = []
-    for _ in range(2):
-        done = subprocess.run(call, capture_output=True, text=True, check=True)
-        printed.append(json.loads(done.stdout.splitlines()[-1]))
+    first = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    printed = [json.loads(said.splitlines()[-1]) for said in (first, in_process.run(call, monkeypatch, capsys))]
     assert printed[0] == printed[1]
     cell = printed[0]["linear-kmeans-20k-200"]
     assert cell == json.loads((tmp_path / "results" / "linear-kmeans-20k-200.json").read_text())

@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import in_process
 import pytest
 from tests.small_runs import pictures
 
@@ -13,13 +13,10 @@ STUDY = Path(__file__).parents[2] / "benchmarks" / "study_tokenizers.py"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "tokenizers"
 
 
-def study(folder: Path, *options: str) -> dict[str, Any]:
+def command(folder: Path, *options: str) -> list[str]:
     """The cell vq-1024 on the images in `folder`, which keeps what comes of it."""
     call = [sys.executable, str(STUDY), "--cifar10", str(folder / "images"), "--cell", "vq-1024", "--json"]
-    call += ["--runs", str(folder / "runs"), "--out", str(folder / "results"), *options]
-    done = subprocess.run(call, capture_output=True, text=True, check=True)
-    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return results
+    return [*call, "--runs", str(folder / "runs"), "--out", str(folder / "results"), *options]
 
 
 @pytest.fixture
@@ -29,12 +26,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_cell_takes_as_many_steps_as_it_is_told(folder: Path) -> None:
-    assert study(folder, "--steps", "3")["vq-1024"]["steps"] == 3
+def test_a_cell_takes_as_many_steps_as_it_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = in_process.run(command(folder, "--steps", "3"), monkeypatch, capsys)
+    assert json.loads(said.splitlines()[-1])["vq-1024"]["steps"] == 3
 
 
-def test_a_cell_is_run_once_and_measured_on_the_test_images(folder: Path) -> None:
-    printed = [study(folder, "--minutes", "0.001") for _ in range(2)]
+def test_a_cell_is_run_once_and_measured_on_the_test_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = command(folder, "--minutes", "0.001")
+    first = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    printed = [json.loads(said.splitlines()[-1]) for said in (first, in_process.run(call, monkeypatch, capsys))]
     assert printed[0] == printed[1]
     cell = printed[0]["vq-1024"]
     assert cell == json.loads((folder / "results" / "vq-1024.json").read_text())

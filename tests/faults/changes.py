@@ -51,6 +51,17 @@ def slow() -> None:
     Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
+def hangs() -> None:
+    """The fourth step takes ten minutes."""
+    whole = Trainer.train_step
+
+    def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
+        time.sleep(600 if trainer.step == 3 else 0)
+        return whole(trainer, *arguments, **named)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
 def nohup() -> None:
     """As the program of that name."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -260,6 +271,7 @@ def no_number_is_no_error() -> None:
 CHANGES: dict[str, Callable[[], None]] = {
     "spikes": spikes,
     "slow": slow,
+    "hangs": hangs,
     "nohup": nohup,
     "dies before step 1": dies_before(1),
     "dies before step 11": dies_before(11),

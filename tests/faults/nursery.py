@@ -10,12 +10,15 @@ import signal
 import sys
 
 import torch
+import torch._dynamo  # by every optimiser
+import tyro  # noqa: F401
 
 from smalti.cli import main
-from smalti.runs import finetune, pretrain, train_tokenizer
+from smalti.recipes import tiny
+from smalti.runs import finetune, pretrain, sections, train_tokenizer
 from tests.faults.changes import CHANGES
 
-WARM = (finetune.main, pretrain.main, train_tokenizer.main)
+WARM = (finetune.main, pretrain.main, sections, tiny, train_tokenizer.main)
 """What runs import is here already."""
 
 

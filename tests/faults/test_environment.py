@@ -46,7 +46,7 @@ def commands(folder: Path) -> list[list[str]]:
         ["tokenize", photos, *pretraining, "--out", f"{folder}/cache"],
         ["pretrain", "tiny", *pretraining, "--data", photos, "--out", run],
         ["evaluate", tokenizer, photos, *CPU],
-        ["evaluate", run, photos, *CPU],
+        ["evaluate", run, photos, *CPU, "--draws", "2", "--poolings", "mean"],
         ["show", run, f"{photos}/across/00.png", "--out", f"{folder}/show.html", *CPU],
         ["report", tokenizer, run],
         ["masks", "--out", f"{folder}/masks.html"],

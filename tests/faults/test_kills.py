@@ -1,19 +1,12 @@
 """Real kills at any time, several in a row: what a run ends in is what it would have ended in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import KINDS, MORE_KINDS, Nursery, Whole, World, nursery, trial
+from tests.faults.kills import KINDS, MORE_KINDS, Nursery, Whole, World, trial
 
 KILLS = 5
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with nursery(tmp_path_factory.mktemp("nursery")) as begun:
-        yield begun
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,11 @@
 """Runs that are killed at a certain place, and runs with one guarantee less, which have to end in other bits."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import Nursery, Whole, World, end_of, go_on, nursery
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with nursery(tmp_path_factory.mktemp("nursery")) as begun:
-        yield begun
+from tests.faults.kills import Nursery, Whole, World, end_of, go_on
 
 
 @pytest.fixture(scope="module")

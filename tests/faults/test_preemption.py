@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,9 @@ from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.distributed.signals import TerminatedError, noted, terminating
 from smalti.runs import check, train_tokenizer
-from tests.faults.kills import ROOT, Nursery, Whole, World, end_of, go_on, nursery
+from tests.faults.kills import ROOT, Nursery, Whole, World, end_of, go_on
 from tests.small_runs import TOKENIZER_FLAGS, metrics, newest_checkpoint, result, weights
 from tests.small_runs import train_tokenizer as train
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with nursery(tmp_path_factory.mktemp("nursery")) as begun:
-        yield begun
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,12 @@ from smalti.runs.plan import Candidate, PlanAhead, Survey
 from tests.small_runs import flat_pictures, pictures
 
 CPU = Compute(torch.device("cpu"), torch.float32)
+ON_CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
+"""The number format is given, or both would be timed first."""
 TINY, SMALL, BASE, NANO = (Stages(one.train_tokenizer(), one.pretrain()) for one in (tiny, small, base, nano))
 RECIPES = {"tiny": Candidate(TINY), "small": Candidate(SMALL, 10_000), "base": Candidate(BASE, 100_000)}
+SOURCE = embedded("test")
+"""Nothing of it is looked at where dry runs are replaced."""
 MANY = Survey(images=1_000_000, train=950_000, shorter_side=375, looked_at=64, unreadable=0)
 
 
@@ -57,7 +61,7 @@ def choice(
     monkeypatch.setattr(plan, "dry_run", dry_run)
     compute = Compute(torch.device(device), torch.float32)
     config = PlanAhead("photos", hours=hours, device="cpu")
-    return plan.choose(config, embedded("test"), survey, RECIPES, compute, Log())[0], tried
+    return plan.choose(config, SOURCE, survey, RECIPES, compute, Log())[0], tried
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ def test_a_plan_for_real_images_is_two_commands_that_parse(
     photos = pictures(tmp_path / "photos", per_class=10, side=70)
     (photos / "across" / "bad.png").write_text("no image")
     monkeypatch.chdir(tmp_path)
-    assert smalti(["plan", str(photos), "--hours", "0.1", "--device", "cpu", "--compile", "off", "--json"]) == 0
+    assert smalti(["plan", str(photos), "--hours", "0.1", *ON_CPU, "--json"]) == 0
     *printed, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
     assert (result["images"], result["train"], result["shorter_side"], result["unreadable"]) == (21, 19, 70, 1)
@@ -258,7 +262,7 @@ def test_a_plan_for_real_images_is_two_commands_that_parse(
 
 @pytest.mark.usefixtures("quick")
 def test_a_plan_for_the_embedded_images_is_the_recipe_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
-    assert smalti(["plan", "embedded", "--hours", "0.01", "--device", "cpu", "--compile", "off"]) == 0
+    assert smalti(["plan", "embedded", "--hours", "0.01", *ON_CPU]) == 0
     printed = capsys.readouterr().out
     assert "images        20000, of them 20000 to learn from; shorter side 28\n" in printed
     assert "recipe        nano: 28 x 28 pixels, patches of 4\n" in printed
