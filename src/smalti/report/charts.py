@@ -83,9 +83,9 @@ def by_layer(
     width: int = 450,
     height: int = 250,
 ) -> str:
-    """Accuracy by layer, one line a network (or network and pooling).
+    """Accuracy by layer, with one line for each network (or network and pooling).
 
-    Lines and not bars, for bars must start at zero, where two points of accuracy cannot be seen.
+    Lines are used because bars must start at zero, which hides differences of two points of accuracy.
 
     Args:
         rows: for each layer its label and accuracies in [0, 1] by name; a name may be missing in some layers.
@@ -131,7 +131,7 @@ def _quiet_style(content: object) -> AbstractContextManager[None]:
 
 
 def _empty_chart(xlabel: str, ylabel: str, width: int, height: int) -> "tuple[Figure, Axes]":
-    """A base line and faint horizontal rules. Margins are fixed: the reader's font is not known here."""
+    """Axes with a base line and faint horizontal rules. Margins are fixed: the reader's font is unknown."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -174,7 +174,7 @@ def _draw_level(axes: "Axes", name: str, value: float, points: Float[np.ndarray,
 
 
 def _thinned(line: Float[np.ndarray, "2 n"]) -> Float[np.ndarray, "2 m"]:
-    """Means of runs of neighbours, at most 400 of them. A run with a value that is not finite becomes a gap."""
+    """Average neighbouring points into at most 400 groups. A group with a value that is not finite becomes a gap."""
     line = np.where(np.isfinite(line), line, np.nan)
     n = line.shape[1]
     starts = np.arange(0, n, max(1, -(-n // _MOST_POINTS)))

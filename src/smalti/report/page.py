@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: no script, no font, no request. It can be mailed, archived and printed.
+"""One self-contained HTML page: no script, no font, no request. It can be mailed, archived and printed.
 
 Its HTML and CSS are files of this package, which are read as Jinja2 templates.
 """

@@ -81,13 +81,13 @@ def mask_overlay(
 
 
 def share_map(share: Float[np.ndarray, "n h w"] | Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 1"]:
-    """Masks, or shares of masks, as one pixel a patch: light grey where nothing is masked, dark where all is."""
+    """Masks, or shares of masks in [0, 1], one pixel a patch: light grey for unmasked, dark for always masked."""
     grey: UInt8[np.ndarray, "n h w"] = np.rint(_SEEN + (_ALWAYS_MASKED - _SEEN) * share).astype(np.uint8)
     return grey[..., None]
 
 
 def token_map(ids: Int[np.ndarray, "n h w"], stride: int = 1) -> UInt8[np.ndarray, "n _H _W 3"]:
-    """Every visual token as a colour, `stride` pixels wide. A number has the same colour in every picture.
+    """Every visual token as a coloured square, `stride` pixels wide. An id has the same colour in every picture.
 
     Hues go round by the golden angle, so that neighbouring numbers look different; with thousands of codes some look
     alike. A colour has no meaning beyond its number.
@@ -132,7 +132,7 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
 
 
 def data_uri(picture: Picture) -> str:
-    """A PNG inside the page itself."""
+    """A picture as a data URI with its PNG file."""
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
@@ -145,7 +145,7 @@ def png(picture: Picture) -> bytes:
 
 @dataclass(frozen=True)
 class Card:
-    """A visual token: what it paints, the share of the positions it takes, and patches that are typical of it."""
+    """A visual token: its decoded patch, the share of positions that have it, and typical patches."""
 
     number: int
     share: float

@@ -1,1 +1,1 @@
-"""L8: one module a verb: its configuration and `main(config)`. The only place where parts meet."""
+"""L8: one module for each command, with its configuration and `main(config)`. Only this layer combines the others."""

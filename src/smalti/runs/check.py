@@ -1,4 +1,4 @@
-"""`smalti check`: what is in a data set, before hours are spent on it."""
+"""`smalti check`: inspect a data set before training on it."""
 
 from array import array
 from collections import Counter
@@ -46,7 +46,7 @@ class Check:
 
 
 class Seen(NamedTuple):
-    """What is remembered of an image."""
+    """What is recorded of an image."""
 
     label: int
     format: str
@@ -61,7 +61,7 @@ class Seen(NamedTuple):
 
 
 def main(config: Check) -> dict[str, Any]:
-    """Look at every image; nothing is written."""
+    """Read every image; nothing is written."""
     log = Log()
     source = open_source(config.data, config.channels, log, config.follow_links)
     source.verify(log)
@@ -89,7 +89,7 @@ def _look(source: ImageDataset, position: int, side: int) -> Seen:
 
 
 class Tally:
-    """Everything counted so far: some 60 bytes an image."""
+    """All counts so far; takes about 60 bytes for each image."""
 
     def __init__(self, channels: int) -> None:
         self.formats, self.modes, self.labels = Counter[str](), Counter[str](), Counter[int]()
@@ -126,7 +126,7 @@ class Tally:
         """What was counted, as plain JSON values."""
         exact, hashes = equal_rows(_pairs(self.digests)), _pairs(self.hashes).copy()
         for group in exact:
-            hashes[group[1:]] = 0  # named already
+            hashes[group[1:]] = 0  # already reported
         near = near_rows(hashes, distance)
         mean = self.total / max(self.pixels, 1)
         std = np.sqrt(np.maximum(self.squares / max(self.pixels, 1) - np.square(mean), 0))
@@ -154,14 +154,14 @@ def _pairs(numbers: "array[int]") -> NDArray[np.uint64]:
 
 
 def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
-    """What is known without looking at the images."""
+    """What is known without reading the images."""
     about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
     about |= {"digest": source.digest} if source.digest else {}
     return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes)}
 
 
 def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:
-    """Least, median and greatest width and height, and how many images have a shorter side in each range."""
+    """Minimum, median and maximum width and height, and how many images have their shorter side in each range."""
     if not len(sizes):
         return {"width": None, "height": None, "shorter_side": {}}
     shorter = sizes.min(1)
@@ -173,7 +173,7 @@ def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result as a short table; names are shown so that they cannot steer a terminal."""
+    """The result as a short table; names are escaped so that they cannot control the terminal."""
     sizes, bad = result["sizes"], result["unreadable"]
     part = f", {result['checked']} looked at" if result["checked"] < result["images"] else ""
     rows = [("images", f"{result['images']} ({result['kind']}){part}"), ("unreadable", str(bad["count"]))]

@@ -1,4 +1,4 @@
-"""Classification as a task of `smalti finetune`: network, objective, batches and what is measured."""
+"""Classification as a task of `smalti finetune`: network, objective, batches and metrics."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,47 +49,47 @@ class Classification:
 
     @property
     def score(self) -> str:
-        """The number that decides which weights are best."""
+        """The name of the score that selects the weights."""
         return "mean_average_precision" if self.multi_label else "accuracy"
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """What the network has an output for, of the classes that a source names."""
+        """The names of the network's outputs, given the class names of a data source."""
         return label_names(classes) if self.multi_label else classes
 
     def open(self, data: Data, log: Log, bad_files: Path) -> RunImages:
-        """The images of DATA, some of them held out."""
+        """The images of DATA, some of which are held out."""
         return data.open(log, bad_files)
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
-        """What to learn from, to choose on, and to be judged on; see `labelled.divide`."""
+        """The training, validation and test images; see `model_selection.divide`."""
         return divide(given, data, test, shares, log, self.outputs, validation_data)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> InMemoryDataset:
-        """All images of a DATA, to measure a network with these outputs on.
+        """All images of a DATA, to evaluate a network with these outputs.
 
         Raises:
-            DataError: it has no labels, or others.
+            DataError: the images have no labels, or other labels.
         """
         return read_labelled(path, "measured on", data, outputs, self.outputs, log)
 
     def view_source(
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
-        """Shows the images that a run learns from."""
+        """The source of training views."""
         return open_view_source(images, views, data, batch_size, device)
 
     def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> ImageClassifier:
-        """A network with freshly drawn weights."""
+        """A network with randomly initialised weights."""
         return build_classifier(backbone, len(outputs), self.pooling, seed)
 
     def objective(self, model: nn.Module) -> Classify | ClassifySeveral:
-        """What is minimised."""
+        """The training objective."""
         assert isinstance(model, ImageClassifier)
         kind = ClassifySeveral if self.multi_label else Classify
         return kind(model, self.label_smoothing)
 
     def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
-        """What is done to a batch last."""
+        """The last changes made to each batch."""
         names = self.outputs(classes)
         several = (partial(_with_labels, table=shown_labels(classes, names)),) if self.multi_label else ()
         return (*several, *((partial(self.mixing, num_classes=len(names)),) if self.mixing.on else ()))
@@ -102,7 +102,7 @@ class Classification:
         size: tuple[int, int],
         compute: Compute,
     ) -> Measured:
-        """What a network with these outputs is worth."""
+        """Evaluate a network with these outputs."""
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
             table = confusion(scores, images.all_labels())

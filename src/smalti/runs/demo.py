@@ -1,4 +1,4 @@
-"""`smalti demo`: the whole story in minutes. Both stages on real images, then what the network has learned."""
+"""`smalti demo`: both stages on real images in minutes, then an evaluation of the network."""
 
 import itertools
 import re
@@ -79,7 +79,7 @@ class Demo:
 
 
 def main(config: Demo) -> dict[str, Any]:
-    """Random networks and pixels, tokenizer, BEiT, the pretrained network, report."""
+    """Evaluate random networks and pixels, train tokenizer and BEiT, evaluate the network, write the report."""
     clock = Clock()
     require_place(Path(config.out).expanduser())
     _move_aside(Path(config.out).expanduser())
@@ -102,7 +102,7 @@ def main(config: Demo) -> dict[str, Any]:
 
 
 class Clock:
-    """How long the demo has been running."""
+    """Measures how long the demo has been running."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()
@@ -166,11 +166,11 @@ def _tokenizer(config: Demo, images: InMemoryData, compute: Compute, clock: Cloc
 def _pretrain(
     config: Demo, images: InMemoryData, compute: Compute, clock: Clock, log: Log, probe_seconds: float
 ) -> dict[str, Any]:
-    """Stage two, with the time that measuring does not need."""
+    """Stage two, in the time that is not needed for the evaluation."""
     run = replace(
         config.pretrain,
         tokenizer=f"{config.out}/tokenizer",
-        accept_tokenizer=True,  # a demo shows what there is; that it has collapsed is said on the console
+        accept_tokenizer=True,  # a demo goes on with a collapsed tokenizer; the console reports it
         out=f"{config.out}/pretrain",
         compile=_compile(config, compute),
     )
@@ -185,20 +185,20 @@ def _pretrain(
 
 
 def _compile(config: Demo, compute: Compute) -> Compile:
-    """Compiled blocks in all but short demos, where there is a compiler."""
+    """Compile the blocks in all but short demos, if there is a compiler."""
     if config.pretrain.compile != "auto":
         return config.pretrain.compile
     return "on" if config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps" else "off"
 
 
 def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) -> int:
-    """Steps that fit between now and `end`, in seconds since the start, as measured on this machine."""
+    """The number of steps, timed on this machine, that fit before `end`, in seconds since the start."""
     step = measure()
     return max(_FEWEST_STEPS, int((end - clock.elapsed()) / step))
 
 
 def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
-    """The same network without training, in both initialisations, and no network at all; seconds for one network."""
+    """Probes of the untrained network in both initialisations and of raw pixels; the seconds that one network takes."""
     log.say("measuring random networks and raw pixels")
     backbone, seed, images = config.pretrain.backbone, config.pretrain.seed, _labelled(config, images)
     paper = replace(backbone, init="uniform", pos_init="uniform")
@@ -210,7 +210,7 @@ def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -
 
 
 def _pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
-    """What the backbone is worth now."""
+    """Probes of the pretrained backbone."""
     log.say("measuring the pretrained network")
     backbone = load_model(f"{config.out}/pretrain", compute).backbone
     return {_PRETRAINED: asdict(probe_backbone(backbone, _labelled(config, images), compute))}
@@ -224,7 +224,7 @@ def _labelled(config: Demo, images: InMemoryData) -> InMemoryData:
 
 
 def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> dict[str, Any]:
-    """Everything measured. `probe.random` is the better of the random networks, number by number."""
+    """All results. For each figure, `probe.random` is the better of the random networks."""
     result: dict[str, Any] = {"tokenizer": tokenizer, "mim": mim}
     if probes:
         random = [probes[_RANDOM_PAPER], probes[_RANDOM_USED]]
@@ -235,7 +235,7 @@ def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> d
 
 
 def _write_report(config: Demo, result: dict[str, Any], images: InMemoryData, compute: Compute) -> None:
-    """report.html in the demo's folder."""
+    """Write report.html to the demo's folder."""
     sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
     sections += pretrain_sections(f"{config.out}/pretrain", compute, images)
     sections += tokenizer_sections(f"{config.out}/tokenizer", compute, images)

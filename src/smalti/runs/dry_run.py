@@ -1,4 +1,4 @@
-"""How long the steps of both stages take on this machine, found by making some on a few images. No run is written."""
+"""Time the steps of both stages on this machine by running some on a few images. No run folder is written."""
 
 import time
 from dataclasses import dataclass, replace
@@ -34,14 +34,14 @@ class Stages(NamedTuple):
 
 @dataclass(frozen=True)
 class DryRun:
-    """What was measured.
+    """The measurements of a dry run.
 
     Attributes:
-        stages: what was run, with batches in as many parts as the memory of the device asks for.
+        stages: the stages as run, with each batch split into as many parts as the device memory requires.
         tokenizer_step, pretrain_step: seconds of an optimiser step.
-        reading: seconds to read and shrink one image, all cores together.
-        memory: bytes of main memory at most, without the images.
-        device_memory: bytes of the accelerator's memory at most; None where there is none.
+        reading: seconds to read and resize one image, using all cores.
+        memory: peak bytes of main memory, without the images.
+        device_memory: peak bytes of accelerator memory; None if there is no accelerator.
     """
 
     stages: Stages
@@ -53,7 +53,7 @@ class DryRun:
 
 
 def glance(stages: Stages, source: ImageDataset, compute: Compute) -> float:
-    """About how long a pretraining step takes, in seconds: at most, since small batches are not the fastest."""
+    """An upper estimate of the seconds of a pretraining step: small batches are not the most efficient."""
     run = stages.pretrain
     images, size = few(source, run.data), run.plan.batch_size
     small = min(_GLANCE_IMAGES, size)
@@ -64,7 +64,7 @@ def glance(stages: Stages, source: ImageDataset, compute: Compute) -> float:
 
 
 def dry_run(stages: Stages, source: ImageDataset, compute: Compute, expected: float) -> DryRun:
-    """Some steps of both stages on real images.
+    """Run some steps of both stages on real images.
 
     Args:
         expected: seconds of a pretraining step, from `glance`.
@@ -88,7 +88,7 @@ def dry_run(stages: Stages, source: ImageDataset, compute: Compute, expected: fl
 def fitting(
     run: Pretrain, images: InMemoryData, tokenizer: ImageTokenizer, compute: Compute, num_steps: int
 ) -> tuple[Pretrain, float]:
-    """The run with its batches in so many parts that they fit the accelerator, and seconds of a step."""
+    """The run with batches split so that they fit the accelerator's memory, and the seconds of a step."""
     run = replace(run, plan=replace(run.plan, repeat=True))
     while True:
         try:
@@ -100,7 +100,7 @@ def fitting(
 
 
 def few(source: ImageDataset, data: Data) -> InMemoryData:
-    """Some of the images of `data`, which is open, in memory; unreadable ones are left out."""
+    """Load some images of `data`, opened as `source`, into memory; unreadable ones are left out."""
     some = replace(data, limit=_IMAGES, max_bad_fraction=1.0, on_bad_image="replace")
     if data.path == EMBEDDED:
         return some.load(Log())

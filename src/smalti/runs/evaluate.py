@@ -1,4 +1,4 @@
-"""`smalti evaluate`: what a tokenizer, a backbone or a fine-tuned network is worth on labelled or unlabelled images."""
+"""`smalti evaluate`: evaluate a tokenizer, a backbone or a fine-tuned network on labelled or unlabelled images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -52,7 +52,7 @@ class Evaluate:
 
 
 def main(config: Evaluate) -> dict[str, Any]:
-    """Measure and print; nothing is written."""
+    """Evaluate and print; nothing is written."""
     log = Log()
     compute = choose_compute(config.device, config.precision)
     kind = read_kind(config.model)
@@ -80,7 +80,7 @@ def main(config: Evaluate) -> dict[str, Any]:
 def _measure_stages(
     trained_on: Pretrain, model: MaskedImageModel, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
-    """Loss and bound, as at the end of the run; nothing where its tokenizer is gone."""
+    """Loss and bound, as at the end of the run; empty if its tokenizer no longer exists."""
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
         log.say(f"no loss and no bound: the tokenizer of the run is no longer in {trained_on.tokenizer}")
         return {}
@@ -95,7 +95,7 @@ def _measure_stages(
 def _measure_backbone(
     config: Evaluate, backbone: VisionTransformer, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
-    """What frozen features are worth."""
+    """Probes of the frozen features."""
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
@@ -106,7 +106,7 @@ def _measure_backbone(
 
 
 def describe_tokenizer(result: Mapping[str, Any]) -> str:
-    """The figures as plain text; what a tokenizer does not have is a dash."""
+    """The figures as plain text, with a dash for those that a tokenizer does not have."""
     lines = [
         f"on {result['window_tokens']} held-out tokens whose patch is not constant"
         f" ({result['constant_share']:.1%} of all patches are)",
@@ -147,7 +147,7 @@ def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str
 
 
 def _load(config: Evaluate, trained_on: Data, log: Log) -> InMemoryData:
-    """The images asked for, in the size and colours that the model was trained on."""
+    """The requested images, in the size and colour mode that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
     data = replace(trained_on, path=config.images, held_out=held_out, limit=None)
     train, test = official_splits(config.images, config.test)

@@ -1,4 +1,4 @@
-"""`smalti explain`: every field of a recipe, its unit, where its value comes from, and what it amounts to."""
+"""`smalti explain`: every field of a recipe, its unit, the origin of its value, and what follows from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
     """Print a recipe.
 
     Args:
-        configs: for each verb the configuration as the recipe has it, and as the command line made it.
+        configs: for each command, the configuration of the recipe, and the one after command-line flags.
     """
     result = {verb: explain(before, after) for verb, (before, after) in configs.items()}
     for verb, about in result.items():
@@ -62,7 +62,7 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
 
 
 def _memory_mb(config: Config) -> dict[str, float]:
-    """What a backbone needs (`training_memory`); nothing is tried."""
+    """The memory that a backbone needs (`training_memory`), computed without running it."""
     if isinstance(config, TrainTokenizer):
         return {}
     vit, seen = config.backbone, None

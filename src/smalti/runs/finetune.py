@@ -1,4 +1,4 @@
-"""`smalti finetune`: a backbone and a head learn from labels; what is best on validation images is tested once."""
+"""`smalti finetune`: train a backbone and a head on labels; the weights best on validation are tested once."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,11 +71,11 @@ class Finetune(BackboneRun):
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
 
     def read_weights(self, run: Path) -> Checkpoint:
-        """The weights that were chosen."""
+        """The selected weights."""
         return read_chosen(run, self.choose)
 
     def divided(self, given: Given, log: Log) -> Labelled:
-        """What to learn from, to choose on, and to be judged on."""
+        """The training, validation and test images."""
         shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
         return self.task.divide(given, self.data, self.test, self.validation_data, shares, log)
 
@@ -88,28 +88,28 @@ def main(
     images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
-    """Train, choose on validation images, test once.
+    """Train, select the weights on validation images, and test them once.
 
     Args:
-        resume: go on with the run in `config.out`.
-        allow_inexact: also where it cannot go on bit for bit.
-        images: the images of `config.data`, where they are in memory already; `held_out` is the test, unless there is
+        resume: resume the run in `config.out`.
+        allow_inexact: resume even if that is not possible bit for bit.
+        images: the images of `config.data`, if they are in memory already; `held_out` is the test set, unless there is
             `config.test`.
-        compute: where to compute, where that is settled already.
+        compute: where to compute, if that is already decided.
 
     Returns:
         The result, as written to result.json.
 
     Raises:
         DataError: there are no labels.
-        CheckpointError: there are no weights in `config.init`, or of no network that is known.
+        CheckpointError: `config.init` has no weights, or those of an unknown network.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 
 def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dict[str, Any]:
-    """The run, in a folder that nobody else writes."""
+    """The run, in a run folder that this process has locked."""
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     parts = config.divided(given, session.log)
     outputs = config.task.outputs(parts.classes)
@@ -130,7 +130,7 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
 
 
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
-    """The result of the run, from the weights that it has chosen."""
+    """The result of the run, measured with the selected weights."""
     task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
     chosen = config.read_weights(session.folder.path)
     model = task.build(config.backbone, outputs)
@@ -150,7 +150,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
 
 
 def describe(result: dict[str, Any], score: str) -> str:
-    """One line: how good it is, and on what."""
+    """One line: the score, and the images it was measured on."""
     return (
         f"step {result['chosen_step']} of {result['steps']}: {score} {result[f'validation_{score}']:.1%} on"
         f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"
@@ -161,7 +161,7 @@ def describe(result: dict[str, Any], score: str) -> str:
 def prepare(
     config: Finetune, parts: Labelled, compute: Compute, log: Log | None = None, source: SourceWeights | None = None
 ) -> tuple[Trainer, Batches]:
-    """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
+    """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
     plan, images, task = config.plan, parts.train, config.task
     plan.require_images(len(images.train))
     model = task.build(config.backbone, task.outputs(parts.classes), config.seed).to(compute.device)
@@ -179,10 +179,10 @@ def prepare(
 
 
 def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
-    """The weights at `init`. The head of a run of finetune comes along where it names the same.
+    """The weights at `init`. The head of a fine-tuning run is loaded too if its outputs are the same.
 
     Raises:
-        UsageError: it is a run of another kind.
+        UsageError: `init` is a run of another kind.
     """
     run = _run_at(config.init) if holds_run(config.init) else None
     same = isinstance(run, Finetune) and RunFolder(Path(config.init).expanduser()).read_classes() == outputs
@@ -193,7 +193,7 @@ def _run_at(init: str) -> "Pretrain | Finetune":
     """The configuration of the run to start from.
 
     Raises:
-        UsageError: it has no backbone.
+        UsageError: that run has no backbone.
     """
     kind = read_kind(init)
     if kind == Finetune.__name__:

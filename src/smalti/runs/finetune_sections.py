@@ -1,4 +1,4 @@
-"""What there is to show of a fine-tuning run: loss, validation score, and the numbers of its result."""
+"""Report sections of a fine-tuning run: loss, validation score, and the figures of its result."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ _SCORES = {
 
 
 def finetune_sections(run: str, compute: Compute) -> list[Section]:
-    """The loss, how good the weights were on validation images, and what the chosen ones are worth on the test."""
+    """The loss, the validation scores, and the test scores of the selected weights."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
     score, charts = f"validation_{config.task.score}", ""
     if (loss := series_of(folder, "loss"))[0]:
@@ -40,7 +40,7 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
 
 
 def finetune_comparison(runs: Sequence[str]) -> Section:
-    """Several runs: their losses in one chart, their validation scores in another for each kind of score, one table."""
+    """Compare runs: a chart of the losses, a chart for each kind of validation score, and one table."""
     found = {Path(run).name: (read_config(run, Finetune), RunFolder(Path(run).expanduser())) for run in runs}
     losses = {name: line for name, (_, folder) in found.items() if (line := series_of(folder, "loss"))[0]}
     charts = curve(losses, xlabel="step", ylabel="training loss, nats") if losses else ""
@@ -56,7 +56,7 @@ def finetune_comparison(runs: Sequence[str]) -> Section:
 
 
 def _facts(config: Finetune, folder: RunFolder) -> list[tuple[str, str]]:
-    """What it began with, how much it has seen, and what was chosen of it."""
+    """The initial weights, the amount of training, and the selected weights."""
     result = folder.read_result()
     few = f"{config.labels_per_class} a class" if config.labels_per_class else f"{config.label_share:.0%}"
     facts = [("init", config.init or "drawn"), ("labels", few)]
@@ -67,7 +67,7 @@ def _facts(config: Finetune, folder: RunFolder) -> list[tuple[str, str]]:
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    """Every score of the chosen weights on both kinds of images; nothing where the run has not finished."""
+    """Validation and test scores of the selected weights; empty if the run has not finished."""
     rows = [
         [text, *(_cell(result, f"{part}_{key}", form) for part in ("validation", "test"))]
         for key, (text, form) in _SCORES.items()
@@ -77,7 +77,7 @@ def _scores(result: Mapping[str, Any]) -> str:
 
 
 def _tested(result: Mapping[str, Any]) -> dict[str, str]:
-    """The same in one row, by heading."""
+    """The same scores as one table row, by heading."""
     return {
         f"{part}: {text}": _cell(result, f"{part}_{key}", form)
         for part in ("validation", "test")

@@ -1,6 +1,6 @@
-"""The folder of a run: configuration, images it is of, metrics, checkpoints, result, report, unreadable files.
+"""The run folder: configuration, identity of the images, metrics, checkpoints, result, report, unreadable files.
 
-A run in it goes on bit for bit where nothing has changed that matters, or is found to have nothing left to do.
+A run resumes bit for bit if nothing relevant has changed, or is found to be finished.
 """
 
 import json
@@ -36,7 +36,7 @@ _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRIC
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside a run folder. Of processes that train together rank 0 alone writes there."""
+    """Paths inside a run folder. In distributed training only rank 0 writes there."""
 
     path: Path
 
@@ -53,23 +53,23 @@ class RunFolder:
         return self.path / "report.html"
 
     def write_config(self, config: object) -> None:
-        """Keep the configuration that rebuilds the run, but not the password or signature of an address in it."""
+        """Write the configuration that rebuilds the run, without passwords or signatures in its addresses."""
         self._write(_CONFIG, {"smalti": __version__, "config": _public(to_json(config))})
 
     def write_data(self, data: dict[str, Any]) -> None:
-        """Keep what says whether images are the same."""
+        """Write the data that identifies the images of the run."""
         self._write(_DATA, data)
 
     def read_data(self) -> dict[str, Any] | None:
-        """What `write_data` has kept; None before the run began."""
+        """The data that `write_data` wrote; None before the run started."""
         return _read_json(self.path / _DATA)
 
     def write_classes(self, classes: tuple[str, ...]) -> None:
-        """Keep what the outputs of a classifier stand for."""
+        """Write the class names of a classifier's outputs."""
         self._write(_CLASSES, list(classes))
 
     def read_classes(self) -> tuple[str, ...]:
-        """What `write_classes` has kept; empty where that is nothing."""
+        """The class names that `write_classes` wrote; empty if there are none."""
         path = self.path / _CLASSES
         return tuple(json.loads(path.read_bytes())) if path.exists() else ()
 
@@ -77,28 +77,28 @@ class RunFolder:
         self._write(_RESULT, result)
 
     def read_result(self) -> dict[str, Any]:
-        """The result of a finished run; empty where it has not finished."""
+        """The result of a finished run; empty if it has not finished."""
         return _read_json(self.path / _RESULT) or {}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every recorded line."""
+        """All lines of metrics.jsonl."""
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that are about to be repeated, and a last line that was cut off."""
+        """Remove the lines of steps that will be repeated, and a truncated last line."""
         if self.metrics.exists() and is_rank0():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
             write_bytes(self.metrics, "".join(kept).encode())
 
     def require_ours(self) -> None:
-        """Before something is written while a run goes on: nobody has removed the folder or taken it over.
+        """Check, before writing during a run, that the folder still exists and still belongs to this run.
 
         Raises:
-            LockError: another run has taken its place.
-            OutputError: it was removed.
+            LockError: the folder now belongs to another run.
+            OutputError: the folder was removed.
         """
         if not is_rank0():
             return
@@ -117,12 +117,12 @@ class RunFolder:
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """Be the one that writes a run folder, which is created. What runs that were killed left unfinished is removed.
+    """Create a run folder and lock it for writing. Unfinished files of killed runs are removed.
 
-    Of several ranks the first is the one.
+    With several ranks, the first one holds the lock.
 
     Raises:
-        LockError: another process is; it is named.
+        LockError: another process, which the message names, holds the lock.
         OutputError: the folder cannot be written.
     """
     path = Path(out).expanduser()
@@ -130,7 +130,7 @@ def writing(out: str) -> Iterator[None]:
         yield
         return
     try:
-        path.mkdir(parents=True, exist_ok=True)  # the lock proves that it can be written
+        path.mkdir(parents=True, exist_ok=True)  # taking the lock proves that the folder is writable
     except OSError as error:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
     if who := open_to_others(path):
@@ -143,10 +143,10 @@ def writing(out: str) -> Iterator[None]:
 
 
 def create(out: str, config: object) -> RunFolder:
-    """A fresh run folder that holds the resolved configuration.
+    """A new run folder that contains the resolved configuration.
 
     Raises:
-        UsageError: the folder already holds something.
+        UsageError: the folder is not empty.
         OutputError: it cannot be written.
     """
     path = Path(out).expanduser()
@@ -159,15 +159,15 @@ def create(out: str, config: object) -> RunFolder:
 
 
 def reopen(out: str, config: object) -> RunFolder:
-    """The folder of a run that goes on, perhaps with a changed configuration."""
+    """The folder of a resumed run, whose configuration may have changed."""
     return _with_config(Path(out).expanduser(), config)
 
 
 def copy_run(run: str, out: str) -> None:
-    """Copy a run, whole or not at all, to go on with it elsewhere; nothing is written where it was.
+    """Copy a run, completely or not at all, to resume it elsewhere; the original folder is not written to.
 
     Raises:
-        UsageError: there is something already.
+        UsageError: the destination exists already.
         OutputError: it cannot be written.
     """
     source, path = Path(run).expanduser(), Path(out).expanduser()
@@ -182,7 +182,7 @@ def is_run(out: str) -> bool:
 
 
 def holds_run(model: str) -> bool:
-    """Whether a folder's config.json is one of ours, and not that of another program."""
+    """Whether the config.json of a folder was written by smalti and not by another program."""
     try:
         return "smalti" in json.loads((Path(model).expanduser() / _CONFIG).read_bytes())
     except (OSError, ValueError, TypeError):
@@ -190,7 +190,7 @@ def holds_run(model: str) -> bool:
 
 
 def forget_unstarted(out: str) -> None:
-    """Take the configuration of a run that failed before its first step away again; the list of bad files stays."""
+    """Remove the configuration of a run that failed before its first step; the list of unreadable files stays."""
     path = Path(out).expanduser()
     started = {_CONFIG, _BAD_FILES, _DATA, _CLASSES}
     if is_rank0() and is_run(out) and {entry.name for entry in path.iterdir()} <= started:
@@ -215,7 +215,7 @@ def read_config(model: str, cls: type[T]) -> T:
 
 
 def _public(value: Any) -> Any:
-    """JSON values without what may be secret in an address."""
+    """JSON values without the parts of addresses that may be secret."""
     if isinstance(value, dict):
         return {name: _public(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -224,7 +224,7 @@ def _public(value: Any) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is no file."""
+    """The JSON object in a file; None if there is no file."""
     try:
         found = json.loads(path.read_bytes()) if path.exists() else None
     except (OSError, ValueError, RecursionError) as error:
@@ -259,7 +259,7 @@ def _read_config(model: str) -> dict[str, Any]:
 
 
 def changes(before: object, now: object) -> list[tuple[Field, str]]:
-    """Each field that differs, and `optimiser.lr 0.001 -> 0.002`; the run folder itself may have moved."""
+    """Each field that differs, with text such as `optimiser.lr 0.001 -> 0.002`; the run folder may have moved."""
     configs = [{field.name: field for field in leaves(config)} for config in (before, now)]
     found = []
     for name, field in (configs[0] | configs[1]).items():
@@ -271,13 +271,13 @@ def changes(before: object, now: object) -> list[tuple[Field, str]]:
 
 
 def require_same_settings(run: str, before: object, now: object, allow_inexact: bool) -> None:
-    """Say what differs in the settings of a run that goes on.
+    """Report what differs in the settings of a resumed run.
 
-    Which fields may differ is said where they are defined (`core.config.Resume`); whether images are others is found
-    out from the images themselves.
+    The definition of a field says whether it may differ (`core.config.Resume`); whether the images differ is determined
+    from the images themselves.
 
     Raises:
-        UsageError: it is more than how long, how often and from where; and that is not allowed.
+        UsageError: more differs than durations, intervals and paths, and that is not allowed.
     """
     rolls_back = getattr(getattr(before, "plan", None), "rollback", 0) > 0
     free = {"free"} if rolls_back else {"free", "free_without_rollback"}
@@ -288,7 +288,7 @@ def require_same_settings(run: str, before: object, now: object, allow_inexact: 
 
 
 def require_exact(run: str, differing: list[str], allow_inexact: bool) -> None:
-    """Stop a run that would not go on bit for bit.
+    """Stop a run that would not resume bit for bit.
 
     Raises:
         UsageError: something differs, and that is not allowed.
@@ -304,12 +304,12 @@ def require_exact(run: str, differing: list[str], allow_inexact: bool) -> None:
 
 
 def finished(run: str, before: Any, now: Any) -> dict[str, Any] | None:
-    """The result of a run that has nothing to do any more; None where it has, as where its last checkpoint is damaged.
+    """The result of a finished run; None if steps remain, as when its last checkpoint is damaged.
 
-    What is fitted and not trained has 0 steps.
+    Models that are fitted and not trained have 0 steps.
 
     Raises:
-        CheckpointError: all of them are.
+        CheckpointError: all of its checkpoints are damaged.
     """
     path = Path(run).expanduser()
     try:
@@ -321,6 +321,6 @@ def finished(run: str, before: Any, now: Any) -> dict[str, Any] | None:
     if read_checkpoint(path).step != result["steps"]:
         return None
     with suppress(LockError, OutputError), writing(run):
-        pass  # it may have been killed after its result, and before its lock was gone
+        pass  # it may have been killed after writing its result, before its lock was released
     Log().say(f"{run}: already complete at step {result['steps']}")
     return result

@@ -31,10 +31,10 @@ def main(config: ImportTokenizer) -> dict[str, Any]:
     """Read, check and write the tokenizer.
 
     Returns:
-        Its configuration, how many parameters it has, and the digests of the files it came from.
+        Its configuration, how many parameters it has, and the digests of the source files.
 
     Raises:
-        UsageError: the folder to write already holds something.
+        UsageError: the output folder is not empty.
         CheckpointError: the files are not the two halves of a DALL-E tokenizer, are damaged, or ask for anything else.
     """
     out = Path(config.out).expanduser()

@@ -1,4 +1,4 @@
-"""`smalti masks`: what a masking covers: how much, where, in which pieces, and what it costs."""
+"""`smalti masks`: statistics of a masking: how much it covers, where, in which connected pieces, and its cost."""
 
 import time
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Masks:
 
     @property
     def masking(self) -> Masked:
-        """What draws the masks."""
+        """The masking that draws the masks."""
         return _KINDS[self.variant](self.ratio, num_masked=self.count)
 
 
@@ -70,7 +70,7 @@ class Seen(NamedTuple):
 
 
 def main(config: Masks) -> dict[str, Any]:
-    """Draw, count, print; write the page or the picture where one is wanted.
+    """Draw masks, count and print; write the page or the picture if one is wanted.
 
     Returns:
         `requested` patches; `mean`, `std`, `min`, `max` of what is masked and its `histogram` (patches -> share of
@@ -91,7 +91,7 @@ def main(config: Masks) -> dict[str, Any]:
 
 
 def look(config: Masks) -> Seen:
-    """Draw all masks, some at a time, and count."""
+    """Draw all masks in batches, and count."""
     grid, patches = config.grid, config.grid[0] * config.grid[1]
     masked, coverage, seconds = np.zeros(patches + 1), np.zeros(patches), 0.0
     first = np.zeros((0, patches), np.bool_)
@@ -124,10 +124,10 @@ def look(config: Masks) -> Seen:
 
 
 def _draw(config: Masks) -> Iterator[tuple[Bool[np.ndarray, "B N"], float]]:
-    """Masks, and the seconds of processor time they took."""
+    """Yield batches of masks (True where masked), each with the processor time in seconds that it took."""
     masking, grid = config.masking, config.grid
     some = max(1, min(_AT_ONCE, _PATCHES_AT_ONCE // (grid[0] * grid[1])))
-    masking(fold(config.seed, np.arange(1)), grid)  # what is computed once for a grid
+    masking(fold(config.seed, np.arange(1)), grid)  # run what is computed only once for a grid before timing
     for start in range(0, config.draws, some):
         keys = fold(config.seed, np.arange(start, min(start + some, config.draws)), Stream.MASK)
         began = time.process_time()

@@ -1,6 +1,6 @@
-"""Model selection: the labelled images to learn from, to choose on and to be judged on; which weights are used.
+"""Model selection: the labelled images for training, validation and test, and which weights are used.
 
-The weights are those that were best on the images to choose on, or the last.
+The selected weights are those with the best validation score, or the last.
 """
 
 import copy
@@ -33,11 +33,11 @@ _STAGE = "validation"
 
 
 class Labelled(NamedTuple):
-    """No image is in two of the three.
+    """Training, validation and test images. No image is in two of the three.
 
     Attributes:
-        train: what the network learns from, with what is held out of it for choices in `held_out`.
-        test: looked at once, at the end.
+        train: the training images; its `held_out` is the validation images.
+        test: the test images, used once, at the end.
     """
 
     train: Given
@@ -45,7 +45,7 @@ class Labelled(NamedTuple):
 
     @property
     def validation(self) -> ImageDataset:
-        """What choices are made on."""
+        """The validation images."""
         return self.train.held_out
 
     @property
@@ -55,11 +55,11 @@ class Labelled(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """How labelled images are divided.
+    """How labelled images are split.
 
     Attributes:
-        validation: share of the images to learn from that is put aside.
-        labels, per_class: as of `few_labels`.
+        validation: share of the training images that is held out for validation.
+        labels, per_class: as in `few_labels`.
     """
 
     validation: float
@@ -77,17 +77,17 @@ def divide(
     outputs: Outputs = tuple,
     validation: str = "",
 ) -> Labelled:
-    """Put validation images aside, then keep as many labels as are asked for.
+    """Hold out validation images, then keep as many labels as are asked for.
 
     Args:
-        images: of `data`.
-        test: DATA of other images to be judged on. What `data` holds out is then for validation, and nothing is put
-            aside beside it; else what `data` holds out is the test.
-        validation: DATA of other images to make choices on; nothing is put aside for that then.
-        outputs: what is to be learned, of the classes that a source names; all of them, or the labels in their names.
+        images: the images of `data`.
+        test: DATA of separate test images. The held-out images of `data` are then for validation, and nothing else is
+            held out; otherwise the held-out images of `data` are the test set.
+        validation: DATA of separate validation images; no training images are then held out for validation.
+        outputs: maps class names to output names: all of the classes, or the labels in their names.
 
     Raises:
-        DataError: there are no labels, or images that are given apart show other classes.
+        DataError: there are no labels, or the separate images have other classes.
     """
     classes = images.train.classes
     if len(outputs(classes)) < 2:
@@ -101,7 +101,7 @@ def divide(
         learn, aside = put_aside(len(learn), shares.validation, shares.seed)
         chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
     labels = images.train.all_labels().numpy()
-    labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn from all alike
+    labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
     if images.bad_files is None:
@@ -112,12 +112,12 @@ def divide(
 def read_labelled(
     path: str, role: str, data: Data, classes: tuple[str, ...], outputs: Outputs, log: Log
 ) -> InMemoryDataset:
-    """All images of another DATA, of the embedded ones those for the test; their classes numbered as in `classes`.
+    """All images of another DATA (of the embedded data set, its test images), with classes numbered as in `classes`.
 
-    Other combinations of the same labels come after these.
+    New combinations of the same labels are numbered after these.
 
     Raises:
-        DataError: what one of their classes stands for is not there.
+        DataError: one of their classes needs an output that does not exist.
     """
     data = replace(data, path=path, limit=None)
     if path == EMBEDDED:
@@ -134,28 +134,28 @@ def read_labelled(
 
 
 class Measured(NamedTuple):
-    """What a network is worth on some images.
+    """The scores of a network on some images.
 
     Attributes:
-        scores: single numbers, to choose by.
-        details: what there is to say of each class beside them, as JSON values.
+        scores: scalar scores, by name; one of them selects the weights.
+        details: further results for each class, as JSON values.
     """
 
     scores: dict[str, float]
     details: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as in result.json."""
+        """Scores and details, as in result.json."""
         return self.scores | self.details
 
 
 @dataclass(frozen=True)
 class Best:
-    """Measures weights as they are saved, and keeps the best of them in best/. Scores are in metrics.jsonl.
+    """Evaluates the weights at each save, and keeps the best in best/. Scores are written to metrics.jsonl.
 
     Attributes:
-        measure: what a network is worth on validation images.
-        by: the score that is to be large.
+        measure: evaluates a network on the validation images.
+        by: the score to maximise.
     """
 
     folder: RunFolder
@@ -164,10 +164,10 @@ class Best:
     by: str
 
     def look(self, trainer: Trainer) -> None:
-        """Measure the weights as they are now; of equally good ones the last are kept."""
+        """Evaluate the current weights; of equally good ones the last are kept."""
         best = self.folder.path / _BEST
         remove_leftovers(best / FOLDER)
-        for folder in (best / FOLDER).glob("step-*"):  # of a run that went on from an older checkpoint, otherwise
+        for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
             if int(folder.name.removeprefix("step-")) > trainer.step:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
@@ -186,5 +186,5 @@ class Best:
 
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:
-    """The weights that a finished run has chosen."""
+    """The selected weights of a finished run."""
     return read_checkpoint(run / _BEST if choose == "best" else run)

@@ -1,4 +1,4 @@
-"""The trained network in a run folder, frozen; what a fine-tuned one is worth on other labelled images."""
+"""Load the frozen trained network of a run folder; evaluate a fine-tuned one on other labelled images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from smalti.training.checkpoint import load_frozen, read_checkpoint
 
 
 def load_model(run: str, compute: Compute) -> MaskedImageModel:
-    """That of a pretraining run, with mask token and head."""
+    """The network of a pretraining run, with mask token and head."""
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
     return load_frozen(
@@ -25,17 +25,17 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
 
 
 def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
-    """That of a fine-tuning run, with the weights that it has chosen."""
+    """The network of a fine-tuning run, with its selected weights."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
     model = config.task.build(config.backbone, folder.read_classes())
     return load_frozen(model, config.read_weights(folder.path).model, run, compute.device)
 
 
 def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict[str, Any]:
-    """The chosen network on all images of a DATA; keys as those of `test_` in the result of a run, and `images`.
+    """Evaluate the selected network on all images of a DATA; keys as those of `test_` in a result, and `images`.
 
     Raises:
-        DataError: the images have no labels, or others than the run has learned.
+        DataError: the images have no labels, or labels that the run was not trained on.
     """
     config, outputs = read_config(run, Finetune), RunFolder(Path(run).expanduser()).read_classes()
     shown = config.task.read(images, config.data, outputs, log)
@@ -46,7 +46,7 @@ def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict
 
 
 def describe_finetuned(result: Mapping[str, Any]) -> str:
-    """The scores in a line, and one line for each class."""
+    """The scores in one line, then one line for each class."""
     scores = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if isinstance(value, float))
     classes = next(value.items() for value in result.values() if isinstance(value, dict))
     lines = (f"  {printable(name):<28} {'-' if score is None else f'{score:.1%}':>7}" for name, score in classes)

@@ -1,4 +1,4 @@
-"""`smalti plan`: from the images and this machine to two commands, and to what they are going to take."""
+"""`smalti plan`: propose two commands for the given images and this machine, and estimate what they will take."""
 
 import math
 import shlex
@@ -58,14 +58,14 @@ class PlanAhead:
 
 
 class Candidate(NamedTuple):
-    """A recipe to choose from, and how many images it is meant for, at least."""
+    """A candidate recipe, and the minimum number of images it is meant for."""
 
     stages: Stages
     least_images: int = 0
 
 
 class Survey(NamedTuple):
-    """What there is: images, those to learn from, shorter side of the usual one, and of how many looked at were bad."""
+    """The number of images and of training images, their typical shorter side, and how many of those read were bad."""
 
     images: int
     train: int
@@ -75,7 +75,7 @@ class Survey(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Optimiser steps of both stages in the time there is, and of a full pretraining."""
+    """Optimiser steps of both stages that fit the time, and those of a full pretraining."""
 
     tokenizer: int
     pretrain: int
@@ -83,10 +83,10 @@ class Steps(NamedTuple):
 
 
 def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, Any]:
-    """Look at some images, make some steps, and say what to run. No run is written.
+    """Read some images, run some steps, and propose what to run. No run folder is written.
 
     Args:
-        recipes: what to choose from, by name, the smallest first.
+        recipes: the candidates by name, the smallest first.
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
@@ -105,7 +105,7 @@ def look(source: ImageDataset, log: Log) -> Survey:
     """How many images there are, and how large.
 
     Raises:
-        DataError: none that was looked at can be read, or there are fewer than two.
+        DataError: none of the sampled images can be read, or there are fewer than two.
     """
     positions = even_sample(len(source), _LOOKED_AT)
     with each(lambda position: min(source[position].image.shape[:2]), positions, log, "look") as each_side:
@@ -128,7 +128,7 @@ def choose(
     compute: Compute,
     log: Log,
 ) -> tuple[str, DryRun, Steps]:
-    """The largest recipe that suits the images and makes enough steps in the time, else the smallest."""
+    """The largest recipe that suits the images and fits enough steps into the time; otherwise the smallest."""
     for name, (start, least_images) in reversed(list(recipes.items())):
         smallest, stages = name == next(iter(recipes)), fitted(start, config, survey)
         too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
@@ -148,7 +148,7 @@ def choose(
 
 
 def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
-    """A recipe with a codebook and batches that suit the number of images."""
+    """A recipe with codebook size and batch size adapted to the number of images."""
     tokenizer, pretrain = start
     assert isinstance(tokenizer.tokenizer, DVAE)
     rows, columns = pretrain.backbone.grid
@@ -168,7 +168,7 @@ def _of(config: PlanAhead, data: Data) -> Data:
 
 
 def _filled(plan: Plan, num_images: int) -> Plan:
-    """The batch of a recipe, halved until there are as many images."""
+    """The plan with its batch size halved until there are that many images."""
     size = plan.batch_size
     while size > max(num_images, 1):
         size //= 2
@@ -176,7 +176,7 @@ def _filled(plan: Plan, num_images: int) -> Plan:
 
 
 def affordable_steps(hours: float, survey: Survey, measured: DryRun) -> Steps:
-    """Steps of both stages in the time there is; pretraining is never longer than in full."""
+    """Steps of both stages that fit the time; pretraining never exceeds its full length."""
     tokenizer, pretrain = measured.stages
     seconds = _SPENT_ON_STEPS * 3600 * hours
     if tokenizer.data.fits(survey.images):  # each stage reads them once, before its first step
@@ -190,10 +190,10 @@ def affordable_steps(hours: float, survey: Survey, measured: DryRun) -> Steps:
 
 
 def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> list[list[str]]:
-    """The two command lines, as words.
+    """The two command lines, as lists of arguments.
 
     Args:
-        start: the recipe as it is: what differs from it is a flag.
+        start: the unchanged recipe; each difference from it becomes a flag.
     """
     data, recipe, codes = ["--data", config.data], result["recipe"], str(result["vocab_size"])
     first = ["smalti", "train-tokenizer", recipe, *data, "--out", "runs/tokenizer", "--tokenizer.vocab-size", codes]
@@ -207,7 +207,7 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
 
 
 def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
-    """How long, in which batches, and for which batch the learning rate is meant, where that is another one."""
+    """Flags for length and batches, and for the batch size that the learning rate refers to, if that differs."""
     flags = ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
     if about["batch_size"] != run.plan.batch_size and run.optimiser.lr_batch_size is None:
         flags += ["--optimiser.lr-batch-size", str(run.plan.batch_size)]
@@ -221,7 +221,7 @@ def _unless(default: str, flag: str, value: str) -> list[str]:
 def proposed(
     config: PlanAhead, survey: Survey, name: str, measured: DryRun, steps: Steps, compute: Compute
 ) -> dict[str, Any]:
-    """What is proposed, as plain JSON values, without the commands."""
+    """The proposal as plain JSON values, without the commands."""
     tokenizer, pretrain = measured.stages
     assert isinstance(tokenizer.tokenizer, DVAE)
     vit, step = pretrain.backbone, measured.pretrain_step
@@ -256,7 +256,7 @@ def proposed(
 
 
 def _warnings(config: PlanAhead, survey: Survey, result: Mapping[str, Any], reading: float) -> list[str]:
-    """What speaks against it."""
+    """Warnings about the proposal."""
     found, run = [], result["pretrain"]
     if survey.train < _FEW_IMAGES:
         found.append(f"{survey.train} images to learn from: below some thousands there is little to be learned")

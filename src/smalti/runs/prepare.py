@@ -1,4 +1,4 @@
-"""`smalti prepare`: a data set made small once, as tar shards that are read fast from slow disks."""
+"""`smalti prepare`: resize a data set once and store it as tar shards, which are read fast from slow disks."""
 
 import os
 import time
@@ -43,7 +43,7 @@ class Prepare:
 
 
 def main(config: Prepare) -> dict[str, Any]:
-    """Write the shards, go on with them, or verify that they are done."""
+    """Write the shards, resume writing them, or verify that they are complete."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
     source = open_source(config.data, config.channels, log, config.follow_links)
@@ -85,7 +85,7 @@ def _say(source: ImageDataset, log: Log) -> None:
 
 
 def _whole(data: str) -> str:
-    """DATA as it is called from everywhere, without the secrets of an address."""
+    """DATA in a form valid from any working directory, without the secrets of an address."""
     if is_remote(data):
         return shown(data)
     return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))

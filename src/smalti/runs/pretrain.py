@@ -55,8 +55,8 @@ class Pretrain(BackboneRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.masking.count(self.backbone.grid)  # raises where there are not that many patches to mask
-        self.decoder.num_visible(self.masking, self.backbone.grid)  # raises where it cannot be said
+        self.masking.count(self.backbone.grid)  # raises if the grid has fewer patches than are to be masked
+        self.decoder.num_visible(self.masking, self.backbone.grid)  # raises if the number is not determined
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         frozen = f"freeze_backbone_steps is {self.freeze_backbone_steps}"
         require(self.freeze_backbone_steps >= 0, frozen, "use at least 0")
@@ -74,12 +74,12 @@ class Pretrain(BackboneRun):
         require(not (self.tokenizer and pixels), "pixels are predicted without a tokenizer", "leave --tokenizer out")
 
     def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
-        """The run beside its nearest reference (`comparison_of`), where that is wanted."""
+        """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
         kind = (self.target, self.backbone, self.masking, self.decoder)
         return comparison_of(*kind, self.plan, vocab_size, baseline) if self.reference else None
 
     def views(self, tokenizer: ImageTokenizer | None) -> MaskedViews:
-        """How the run sees images."""
+        """The views of images that the run uses."""
         return MaskedViews(self.crop, self.jitter, self.masking, self.backbone, tokenizer, self.seed, self.num_views)
 
 
@@ -91,10 +91,10 @@ def main(
     images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
-    """Train, save, measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
+    """Train, save, and measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
     Raises:
-        UsageError: the tokenizer has no posterior, and the target asks for it.
+        UsageError: the target needs a posterior, and the tokenizer has none.
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
@@ -102,7 +102,7 @@ def main(
 
 
 def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:
-    """The run, in a folder that nobody else writes."""
+    """The run, in a run folder that this process has locked."""
     compute, log = session.compute, session.log
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
@@ -121,7 +121,7 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
 def _looked_at(
     config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session
 ) -> ReferenceComparison | None:
-    """Refuse a collapsed tokenizer, and find the run of ours that is nearest, where one is wanted and there is one."""
+    """Refuse a collapsed tokenizer, and find the nearest reference run, if one is wanted and exists."""
     compute, vocab_size, baseline = session.compute, None, FLAT_PATCH
     if tokenizer is not None:
         views = config.views(tokenizer)
@@ -165,7 +165,7 @@ def prepare(
     log: Log | None = None,
     source: SourceWeights | None = None,
 ) -> tuple[Trainer, Batches]:
-    """A trainer at step 0, with drawn weights or those of `source`, and the batches it is going to see."""
+    """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
     plan, views, log = config.plan, config.views(tokenizer), log or Log()
     plan.require_images(len(images.train))
     model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder).to(compute.device)
@@ -186,8 +186,8 @@ def prepare(
 def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:
     """The weights at `init_from`.
 
-    The head of a run comes along where it predicts the same: the tokens of the same tokenizer, or pixels likewise.
-    That of another program comes along where it has as many outputs as there are visual tokens.
+    The head of a smalti run is loaded too if it predicts the same: tokens of the same tokenizer, or also pixels.
+    That of another program is loaded if it has as many outputs as there are visual tokens.
     """
     run = read_config(config.init_from, Pretrain) if holds_run(config.init_from) else None
     if run is None:

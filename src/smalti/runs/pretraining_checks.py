@@ -1,6 +1,6 @@
-"""How pretraining is checked: its tokenizer before it begins, features while it runs, its loss beside a run of ours.
+"""Checks of pretraining: the tokenizer before it starts, features during it, and its loss against a reference run.
 
-A collapsed tokenizer teaches nothing, so it is refused before hours are spent on it. Features are checked by k-NN on a
+A collapsed tokenizer is useless as a target, so it is refused before training. Features are checked by k-NN on a
 few labelled images, and the loss by the nearest of the reference curves.
 """
 
@@ -58,14 +58,14 @@ _POOLINGS: tuple[Pooling, ...] = ("mean",)
 def gate(
     tokenizer: Tokenizer, held_out: Tensor, train: Tensor, compute: Compute, log: Log, *, accept: bool = False
 ) -> None:
-    """Let a tokenizer pass, or refuse it: see `faults`. Seconds; nothing of the run depends on it.
+    """Accept or refuse a tokenizer (see `faults`). It takes seconds and does not affect the run.
 
     Args:
-        held_out, train: images as the tokenizer is going to see them, B C H W; the second ones fit the yardstick.
-        accept: say what is wrong, and let it pass.
+        held_out, train: images (B, C, H, W) as the tokenizer will see them; the k-means baseline is fitted to `train`.
+        accept: report the faults, but accept the tokenizer.
 
     Raises:
-        RefusedError: it has collapsed; what was measured, and what to change.
+        RefusedError: it has collapsed; the message says what was measured and what to change.
     """
     seen = token_sample(held_out, tokenizer.stride, max(_FEWEST_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
     keep = ~constant(seen, tokenizer.stride)
@@ -87,7 +87,7 @@ def gate(
 
 
 def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
-    """What speaks against a tokenizer; nothing where it may pass.
+    """The faults of a tokenizer; empty if it is accepted.
 
     Its perplexity must be 0.6 of that of k-means at least. Both are counted on the same patches, so the rule holds for
     few tokens too, where neither can be high. Half of the codes must be used. With fewer than ten tokens a code even a
@@ -117,9 +117,9 @@ class Online:
 
 
 class OnlineProbe:
-    """k-NN of each labelled image by all others, of the block that is best for it: no figure to quote.
+    """k-NN accuracy of each labelled image by all others, for the best block: not a figure to report.
 
-    It works on a copy of the network, never compiled and never in training mode, so training cannot notice.
+    It uses a copy of the network, never compiled and never in training mode, so it does not affect training.
     """
 
     def __init__(self, every: int, backbone: ViT, images: InMemoryDataset, compute: Compute) -> None:
@@ -137,11 +137,11 @@ class OnlineProbe:
 
 
 def online_probe(config: Online, backbone: ViT, data: Data, compute: Compute, log: Log) -> OnlineProbe | None:
-    """The evaluation that is asked for, on images read as those of the run; None where none is.
+    """The configured evaluation, on images read in the same way as those of the run; None if there is none.
 
     Raises:
         DataError: the images have no labels.
-        UsageError: the backbone sees images that are not square.
+        UsageError: the input images of the backbone are not square.
     """
     if not config.data:
         return None
@@ -156,10 +156,10 @@ def online_probe(config: Online, backbone: ViT, data: Data, compute: Compute, lo
 
 @dataclass(frozen=True)
 class ReferenceComparison:
-    """Says where a run lies beside a reference when both have seen as many images. It changes nothing of training.
+    """Compares a run with a reference after the same number of images. It does not affect training.
 
     Attributes:
-        baseline: of this run, as `Reference.baseline`; the entropy of the tokens of some training images, shown whole.
+        baseline: that of this run, as `Reference.baseline`; the entropy of the tokens of some whole training images.
     """
 
     reference: Reference
@@ -168,7 +168,7 @@ class ReferenceComparison:
     batch_size: int
 
     def __call__(self, step: int, values: Mapping[str, float]) -> str:
-        """For the progress line; with soft targets the loss against hard tokens is compared."""
+        """Text for the progress line; with soft targets the loss against hard tokens is compared."""
         images = step * self.batch_size
         theirs = self.reference.gain(images)
         if theirs is None:
@@ -177,12 +177,12 @@ class ReferenceComparison:
         return f"reference {self.baseline - theirs:.3f} ({standing(gain, theirs, self.setup.target)})"
 
     def loss_at(self, step: int) -> float | None:
-        """The loss of the reference, moved so that its baseline is this run's."""
+        """The loss of the reference, shifted so that its baseline equals that of this run."""
         theirs = self.reference.gain(step * self.batch_size)
         return None if theirs is None else self.baseline - theirs
 
     def describe(self) -> str:
-        """Which run it is, and what is otherwise here."""
+        """Which run the reference is, and how this run differs from it."""
         differing = ", ".join(self.setup.differences(self.reference.setup)) or "the same settings"
         moved = (
             f", moved to the unigram entropy here, {self.baseline:.3f} nats" if self.setup.target == "tokens" else ""
@@ -190,7 +190,7 @@ class ReferenceComparison:
         return f"{self.reference.name}, a run of ours on {self.reference.data}{moved}; here (and there): {differing}"
 
     def describe_end(self, measured: Mapping[str, Any]) -> str:
-        """Both runs at their ends, each on its own held-out images."""
+        """The final figures of both runs, each on its own held-out images."""
         reference, ended = self.reference, f"reference {self.reference.name} ended"
         after = f"on its held-out images, after {reference.setup.num_images} images; here it is"
         if self.setup.target == "tokens":
@@ -210,10 +210,10 @@ def comparison_of(
     vocab_size: int | None,
     baseline: float,
 ) -> ReferenceComparison | None:
-    """The run with its nearest reference; None where there is none.
+    """The comparison of a run with its nearest reference; None if there is none.
 
     Args:
-        baseline: as of `ReferenceComparison`.
+        baseline: as in `ReferenceComparison`.
     """
     setup = setup_of(target, backbone, masking, decoder, plan, vocab_size)
     reference = None if setup is None else nearest(setup, references())
@@ -230,7 +230,7 @@ def setup_of(
     plan: Plan,
     vocab_size: int | None,
 ) -> Setup | None:
-    """What is compared of a run; None for pixels whose errors have other units than those of the references."""
+    """The compared settings of a run; None for pixels whose errors are in other units than those of the references."""
     if isinstance(target, Pixels) and target != Pixels():
         return None
     rows, columns = backbone.grid

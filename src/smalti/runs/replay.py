@@ -1,4 +1,4 @@
-"""`smalti replay`: compute a step that stopped a run once more, and find where it goes wrong."""
+"""`smalti replay`: repeat the step that stopped a run, and find where it fails."""
 
 import shutil
 import tempfile
@@ -34,11 +34,11 @@ class Replay:
 
 
 def main(config: Replay) -> dict[str, Any]:
-    """Forward and backward of the step, twice: as it was, and watched, without compiled blocks.
+    """Run forward and backward of the step twice: as in the run, and then with checks, without compiled blocks.
 
     Raises:
-        CheckpointError: the bundle is none, or damaged.
-        DataError: the images are not those that the run was learning from.
+        CheckpointError: the folder is not a bundle, or is damaged.
+        DataError: the images are not those that the run was trained on.
         RefusedError: the numbers differ from those of the run.
     """
     bundle, log = Path(config.bundle).expanduser(), Log()
@@ -72,7 +72,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def _run(bundle: str) -> _Run:
-    """The configuration of the run; the token cache is left out: a cached token is a live token."""
+    """The configuration of the run; the token cache is left out, since cached tokens equal computed ones."""
     if read_kind(bundle) == Pretrain.__name__:
         return replace(read_config(bundle, Pretrain), token_cache="")
     if read_kind(bundle) == Finetune.__name__:
@@ -85,7 +85,7 @@ def _uncompiled(run: _Run) -> _Run:
 
 
 def _open(run: _Run, bundle: Path, log: Log) -> Given:
-    """The images of the run, without those that must not be opened again; nothing is written into the bundle."""
+    """The images of the run, without those that must not be opened again; nothing is written to the bundle."""
     folder = RunFolder(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         bad_files = Path(scratch) / folder.bad_files.name
@@ -102,7 +102,7 @@ def _rebuilt(run: _Run, images: Given, compute: Compute, capture: DumpStep) -> t
     """The trainer as it was before the step, and the batch of the step.
 
     Raises:
-        DataError: other images are shown: one that could be read then cannot be read now, or the other way round.
+        DataError: the batch has other images: one that could be read then cannot be read now, or vice versa.
     """
     trainer, batches = _prepared(run, images, compute)
     trainer.load_state(capture.before, "the bundle")
@@ -123,7 +123,7 @@ def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batc
 
 
 def _computed(trainer: Trainer, batch: Batch, compute: Compute) -> Numbers:
-    """What forward and backward of the step say."""
+    """The results of forward and backward of the step."""
     trainer.optimizer.zero_grad(set_to_none=True)
     output, norm = trainer.gradients(batch, compute)
     return Numbers.of(trainer.objective.model, output.loss_sum / output.weight, norm)

@@ -39,7 +39,7 @@ class Report:
 
 
 def main(config: Report) -> dict[str, Any]:
-    """Write the page; pictures are made from each run's own held-out images."""
+    """Write the page; its pictures show each run's own held-out images."""
     if not config.runs:
         raise UsageError("no runs given", fix="smalti report RUN...")
     target = Path(config.out).expanduser() if config.out else RunFolder(Path(config.runs[0]).expanduser()).report
@@ -54,14 +54,14 @@ def main(config: Report) -> dict[str, Any]:
 
 
 def _run_sections(run: str, compute: Compute) -> list[Section]:
-    """What there is to show of a run."""
+    """The report sections of one run."""
     probes = RunFolder(Path(run).expanduser()).read_result().get("probe", {}).get("all")
     sections = [probe_section(probes)] if probes else []
     return sections + [section for part in _parts(run) for section in _SHOWN[read_kind(part)](part, compute)]
 
 
 def _comparisons(runs: list[str]) -> list[Section]:
-    """A section for each kind of which there are several runs."""
+    """A comparison section for each kind of run that occurs more than once."""
     kinds = {kind: [run for run in runs if read_kind(run) == kind] for kind in _SHOWN}
     return [
         finetune_comparison(several) if kind == Finetune.__name__ else comparison_section(kind, several)
@@ -71,7 +71,7 @@ def _comparisons(runs: list[str]) -> list[Section]:
 
 
 def _parts(run: str) -> list[str]:
-    """The training runs that a folder holds: itself, or both stages of a demo."""
+    """The training runs in a folder: the folder itself, or both stages of a demo."""
     if read_kind(run) in _SHOWN:
         return [run]
     inside = [str(Path(run) / stage) for stage in ("pretrain", "tokenizer") if is_run(str(Path(run) / stage))]

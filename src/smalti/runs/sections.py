@@ -1,4 +1,4 @@
-"""What there is to show of a run: curves, pictures and tables, as sections of a page."""
+"""Report sections of a run: curves, pictures and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +71,7 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
 
 
 def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute) -> Section:
-    """The most frequent codes with their typical patches, and those that do not occur."""
+    """The most frequent codes with typical patches, and the codes that do not occur."""
     found = survey(tokenizer, held_out, compute)
     cards = [Card(c.number, c.share, to_pixels(c.prototype[None])[0], to_pixels(c.examples)) for c in found.codes]
     return Section(
@@ -83,7 +83,7 @@ def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute) -> Secti
 
 
 def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute) -> Section:
-    """Pictures of another kind: the public-domain photographs inside the package."""
+    """Results on images of another kind: the public-domain photographs in the package."""
     images = replace(config.data, path=str(embedded_photographs()), limit=None).load(Log())
     both = torch.cat([images.train.images, images.held_out.images])
     painted = tokenizer.decode(tokenizer.encode(both.to(compute.device)))
@@ -97,13 +97,13 @@ def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute)
 
 
 def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
-    """The loss against its baselines, and what the network fills in."""
+    """The loss with its baselines, and the network's predictions for masked patches."""
     config, folder = read_config(run, Pretrain), RunFolder(Path(run).expanduser())
     held_out = (config.data.load(Log()) if images is None else images).held_out
     columns, note = filled_in(run, held_out, compute, _PICTURES)
     result, pixels = folder.read_result(), isinstance(config.target, Pixels)
     name, key = ("patches of one colour", "flat_pixel_loss") if pixels else ("unigram entropy", "unigram_entropy_nats")
-    # With soft targets the training loss is another quantity than these.
+    # With soft targets the training loss is not comparable with these.
     level = (name, result[key]) if key in result and "soft_loss_nats" not in result else None
     ylabel = "error per masked patch" if pixels else "nats per masked patch"
     loss, beside = series_of(folder, "loss"), _beside(config, result)
@@ -134,7 +134,7 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
 
 
 def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison | None:
-    """A finished run and the nearest one of ours; None where there is none, or the training loss is another one."""
+    """A finished run with its nearest reference; None if there is none or the training loss is not comparable."""
     pixels = isinstance(config.target, Pixels)
     baseline = FLAT_PATCH if pixels else result.get("unigram_entropy_nats")
     vocab_size = None if pixels else vocab_size_of(result)
@@ -146,7 +146,7 @@ def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison 
 def _reference(
     beside: ReferenceComparison, steps: Sequence[float]
 ) -> tuple[dict[str, tuple[list[float], list[float]]], str]:
-    """The curve of the reference at these steps, and what it is; neither where they have seen fewer or more images."""
+    """The curve of the reference at these steps, and its description; both empty outside its range of images."""
     known = {step: loss for step in steps if (loss := beside.loss_at(int(step))) is not None}
     if not known:
         return {}, ""
@@ -155,7 +155,7 @@ def _reference(
 
 
 def _bound(result: Mapping[str, Any]) -> list[Section]:
-    """Both stages as a model of images, where that was measured."""
+    """Both stages evaluated as a generative model of images, if that was measured."""
     if "bound" not in result:
         return []
     header, *rows = table_of(result["bound"])
@@ -173,7 +173,7 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 
 
 def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
-    """The first images whole, masked in parts, and as the network fills them in; what there is to see."""
+    """The first images, their masked versions and the network's completions, with a description."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     batch = config.views(tokenizer).held_out_batch(held_out, np.arange(min(count, len(held_out))))
@@ -196,7 +196,7 @@ def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int)
 
 
 def completed(seen: Inpainting, patch_size: int) -> Columns:
-    """Pictures of a completion by the heading above them."""
+    """The pictures of a completion, by column heading."""
     original = to_pixels(seen.original)
     return {
         "original": original,
@@ -207,7 +207,7 @@ def completed(seen: Inpainting, patch_size: int) -> Columns:
 
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
-    """Several runs of one kind: their losses in one chart, their results in one table."""
+    """Compare runs of one kind: a chart of their losses and a table of their results."""
     folders = {Path(run).name: RunFolder(Path(run).expanduser()) for run in runs}
     names = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
     results = {name: folder.read_result() for name, folder in folders.items()}
@@ -221,7 +221,7 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
 
 
 def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
-    """Accuracies of frozen features, network by network, and by layer."""
+    """Probe accuracies of frozen features, by network and by layer."""
     header = ["frozen features", "k-NN", "linear probe", "linear, 1 % of labels", "best layer"]
     body = [
         [name, *(percent(row[key]) for key in ("knn", "linear", "linear_few")), f"{row['layer']} ({row['pooling']})"]
@@ -303,18 +303,18 @@ def _layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def series_of(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of what some lines of metrics.jsonl record; the others, of another stage, are passed over."""
+    """Steps and values of one metric in metrics.jsonl; lines without it, from another stage, are skipped."""
     lines = [line for line in folder.read_metrics() if name in line]
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def scale_of(width: int) -> int:
-    """Screen pixels for a pixel: small images are shown about 112 pixels wide."""
+    """Screen pixels for each image pixel: small images are shown about 112 pixels wide."""
     return max(1, round(112 / width))
 
 
 def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:
-    """uint8 pictures, channels last, of images that are uint8 or in [0, 1]."""
+    """Convert images (n, C, H, W), uint8 or float in [0, 1], to uint8 pictures with channels last."""
     pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().to(torch.uint8)
     array: UInt8[np.ndarray, "n H W C"] = pixels.cpu().permute(0, 2, 3, 1).numpy()
     return array

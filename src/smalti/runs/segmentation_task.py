@@ -1,4 +1,4 @@
-"""Semantic segmentation as a task of `smalti finetune`: network, objective, images and masks, and what is measured."""
+"""Semantic segmentation as a task of `smalti finetune`: network, objective, images and masks, and metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,19 +72,19 @@ class Segmentation:
 
     @property
     def multi_label(self) -> bool:
-        """An image shows any number of classes, so they are not counted out by class."""
+        """An image shows any number of classes, so images are not selected by class."""
         return True
 
     @property
     def score(self) -> str:
-        """The number that decides which weights are best."""
+        """The name of the score that selects the weights."""
         return "mean_iou"
 
     def open(self, data: Data, log: Log, bad_files: Path) -> TrainingData[SegmentationDataset, SegmentationDataset]:
-        """All images of DATA with their masks; `divide` puts some aside.
+        """All images of DATA with their masks; `divide` holds some out.
 
         Raises:
-            DataError: an image or a mask is missing or cannot be read, or they do not fit.
+            DataError: an image or a mask is missing or cannot be read, or they do not match.
         """
         pairs = self._pairs(data.path, data, data.limit)
         present = pairs.present(log)
@@ -102,10 +102,10 @@ class Segmentation:
         return TrainingData(scenes, scenes.select(np.arange(0)))
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
-        """Put aside what is not given apart, then keep as many images as are asked for.
+        """Hold out the sets that are not given separately, then keep as many images as are asked for.
 
         Raises:
-            DataError: there are too few images, or those that are given apart do not fit.
+            DataError: there are too few images, or the separate ones do not match.
         """
         whole = given.train
         learn, aside = np.arange(len(whole)), np.arange(0)
@@ -130,7 +130,7 @@ class Segmentation:
         """All images and masks of another folder, with the same classes.
 
         Raises:
-            DataError: one of them is missing or cannot be read, or they do not fit.
+            DataError: one of them is missing or cannot be read, or they do not match.
         """
         pairs = self._pairs(path, data, None)
         return _numbered(pairs, pairs.present(log), Numbering(self.void, len(outputs)), outputs)
@@ -143,24 +143,24 @@ class Segmentation:
     def view_source(
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
-        """Shows the images that a run learns from."""
+        """The source of training views."""
         return SegmentationViewSource(images.train, views)
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """What the network has an output for: all classes."""
+        """The names of the network's outputs: all classes."""
         return classes
 
     def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> Segmenter:
-        """A network with freshly drawn weights."""
+        """A network with randomly initialised weights."""
         return build_segmenter(backbone, len(outputs), self.head, seed)
 
     def objective(self, model: nn.Module) -> Segment:
-        """What is minimised."""
+        """The training objective."""
         assert isinstance(model, Segmenter)
         return Segment(model, self.head.auxiliary)
 
     def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
-        """What is done to a batch last: nothing."""
+        """The last changes made to each batch: none."""
         return ()
 
     def measure(
@@ -171,7 +171,7 @@ class Segmentation:
         size: tuple[int, int],
         compute: Compute,
     ) -> Measured:
-        """What a network with these outputs is worth."""
+        """Evaluate a network with these outputs."""
         found = confusion_on(model, images, size, self.window, compute)
         return Measured(scores_of(found), ious_by_name(found, outputs))
 
@@ -183,7 +183,7 @@ class Segmentation:
         size: tuple[int, int],
         compute: Compute,
     ) -> None:
-        """Some images with their truth and what the network says."""
+        """Write a page of some images with their ground truth and the network's predictions."""
         shown = images.select(np.array(even_sample(len(images), _SHOWN)))
         scenes = [shown[index] for index in range(len(shown))]
         predicted = predict(model, [scene.image for scene in scenes], size, self.window, compute)
@@ -205,10 +205,10 @@ class Segmentation:
 def _numbered(
     pairs: SegmentationDataset, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
 ) -> SegmentationDataset:
-    """The pairs as scenes, once all ids in their masks are known.
+    """The pairs with their mask ids as class numbers, once all ids in the masks are known.
 
     Raises:
-        DataError: an id is no class, or all of them are void.
+        DataError: an id belongs to no class, or all ids are void.
     """
     if present.keys() == {numbering.void}:
         raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")

@@ -1,6 +1,6 @@
-"""What the training verbs have in common: a folder, a log, where to compute, and what is done between two steps.
+"""What the training commands share: run folder, log, compute settings, and hooks that run between two steps.
 
-Between its steps a run saves, measures, keeps a step that failed, and goes back after a loss that jumped.
+The hooks save checkpoints, evaluate, keep a step that failed, and roll back after a jump of the loss.
 """
 
 import math
@@ -43,11 +43,11 @@ _RUN = ("config.json", "data.json", "bad_files.jsonl")
 
 @dataclass(frozen=True)
 class Session:
-    """Where a run lives and computes.
+    """The run folder of a training run, and where it computes.
 
     Attributes:
-        resumed: it goes on from a checkpoint. Where there is none yet, it begins anew.
-        allow_inexact: it may go on otherwise than it began.
+        resumed: the run resumes from a checkpoint. If there is none yet, it starts from the beginning.
+        allow_inexact: the run may resume under conditions that differ from those at its start.
     """
 
     folder: RunFolder
@@ -62,12 +62,12 @@ class Session:
     def open(
         config: TrainingRun, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
     ) -> Iterator["Session"]:
-        """Meet the other ranks, and create the run folder or take up the one that is there, which nobody else writes.
+        """Connect to the other ranks, then create or reopen the run folder and lock it against other writers.
 
         Raises:
-            UsageError: its settings were others, and it may not go on otherwise.
-            LockError: another process is writing it.
-            DistributedError: they are others on another rank.
+            UsageError: the settings have changed, and an inexact resume is not allowed.
+            LockError: another process is writing to the folder.
+            DistributedError: the settings differ on another rank.
         """
         with process_group(config.ranks, config.device), writing(config.out):
             yield Session._open(config, resume, compute, allow_inexact)
@@ -87,23 +87,23 @@ class Session:
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
     def settled(self, config: T, images: AnyImages | None = None) -> T:
-        """The same, with device, number format and place of the images as they were decided: a run that goes on must
-        not decide anew."""
+        """The configuration with device, number format and storage of the images as decided: a resumed run must
+        not decide them again."""
         data = config.data if images is None else config.data.settled(images)
         return replace(config, data=data, device=self.compute.device_kind, precision=self.compute.precision)
 
     def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
-        """Keep the settled configuration, and what the outputs of a classifier stand for, where the run is new."""
+        """For a new run, write the settled configuration and the class names of a classifier's outputs."""
         if not self.resumed:
             self.folder.write_config(config)
             if classes:
                 self.folder.write_classes(classes)
 
     def same_images(self, source: ImageDataset) -> None:
-        """Note what the run learns from.
+        """Record which images the run is trained on.
 
         Raises:
-            DataError: it goes on, and the images are not those it began with.
+            DataError: the run is resumed, and the images are not those it started with.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
         require_same("data set", found | {"memory": "stream" if source.pixels is None else "resident"})
@@ -129,7 +129,7 @@ class Session:
         evaluation: Evaluation | None = None,
         beside: ReferenceComparison | None = None,
     ) -> None:
-        """Run the loop, saving into the folder, from where the run was left; `profile` steps are recorded.
+        """Run the training loop from where the run stopped, and save to the run folder; `profile` steps are profiled.
 
         Args:
             look, evaluation, beside: as of `TrainingHooks`.
@@ -155,10 +155,10 @@ class Session:
         self.folder.require_ours()
 
     def _restore(self, trainer: Trainer) -> None:
-        """Take up the newest whole checkpoint.
+        """Restore the newest complete checkpoint.
 
         Raises:
-            UsageError: it was written under other conditions, and the run may not go on otherwise.
+            UsageError: it was written under other conditions, and an inexact resume is not allowed.
         """
         run = str(self.folder.path)
         checkpoint, now = read_checkpoint_on_rank0(self.folder.path), RunEnvironment.now()
@@ -170,7 +170,7 @@ class Session:
         trainer.load_state(checkpoint, run)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write result.json. What came out as no number is said, and null there: the weights are finite."""
+        """Write result.json. Values that are not finite are reported and written as null: the weights are finite."""
         unknown = list(_not_finite(result))
         if unknown:
             self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
@@ -194,7 +194,7 @@ def _with_null(value: Any) -> Any:
 
 
 def _program() -> dict[str, str | int]:
-    """What else must be the same on all ranks, for sums to be made in the same order."""
+    """What else must be equal on all ranks, so that sums are computed in the same order."""
     return {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
@@ -211,12 +211,12 @@ def seconds_per_step(
     steps: int = 12,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """The usual time of a training step on this machine, in seconds. Trainer and batches are used up by it.
+    """The median time of a training step on this machine, in seconds. Trainer and batches cannot be used afterwards.
 
-    The first steps (compilation, first touches of memory) do not count; of the others the median does.
+    The first steps are excluded, because they include compilation and first accesses to memory.
 
     Args:
-        clock: `time.process_time` counts what the processor did for this process alone.
+        clock: returns seconds; `time.process_time` counts only the processor time of this process.
     """
     warm = 3
     times = []
@@ -231,12 +231,12 @@ def seconds_per_step(
 
 @dataclass(frozen=True)
 class TrainingHooks(RunHooks):
-    """Those of a run in a folder.
+    """The hooks of a run that has a run folder.
 
     Attributes:
-        look: called before every save that `plan` asks for; it must leave the trainer as it is.
-        evaluation: measures `trainer.trained`; its figures have lines of their own in metrics.jsonl.
-        beside: the run that the loss is compared with.
+        look: called before every save that `plan` asks for; it must not change the trainer.
+        evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
+        beside: the reference run that the loss is compared with.
     """
 
     folder: RunFolder
@@ -249,16 +249,16 @@ class TrainingHooks(RunHooks):
     beside: ReferenceComparison | None = None
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint on the thread beside training."""
+        """Write a checkpoint in a background thread."""
         plan = self.plan
         planned = trainer.step == plan.scheduled(trainer.step) or trainer.step == plan.steps
-        if self.look is not None and planned:  # and not where a signal asks: an interrupted run looks as often
+        if self.look is not None and planned:  # not on a signal: an interrupted run calls it as often
             self.look(trainer)
         keep = plan.scheduled(trainer.step) if plan.rollback else None
         trainer.save(self.folder.path, partial(self.writer.write, keep=keep))
 
     def keep_failed(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
-        """Keep a step in the run folder, with all that `smalti replay` needs: the images of all ranks."""
+        """Save a failed step in the run folder with all that `smalti replay` needs: the images of all ranks."""
         before = trainer.checkpoint()
         batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
         return Path(from_rank0(lambda: str(self._keep(before, batch, failure))))
@@ -270,7 +270,7 @@ class TrainingHooks(RunHooks):
         return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
 
     def roll_back(self, trainer: Trainer) -> str:
-        """Go back to the newest checkpoint that was due before this step, whatever signals have asked for since."""
+        """Go back to the newest checkpoint that was due before this step; saves requested by signals do not count."""
         self.writer.wait()
         try:
             checkpoint = read_checkpoint_on_rank0(self.folder.path, until=self.plan.scheduled(trainer.step - 1))
@@ -283,11 +283,11 @@ class TrainingHooks(RunHooks):
         )
 
     def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
-        """Figures of the weights, every so many steps and at the end."""
+        """Evaluate the weights, at a fixed interval of steps and at the end."""
         if self.evaluation is None or (trainer.step % self.evaluation.every and trainer.step < self.plan.steps):
             return {}
         return self.evaluation(trainer.trained)
 
     def remark(self, step: int, values: Mapping[str, float]) -> str:
-        """Where the loss lies beside that of the other run."""
+        """How the loss compares with that of the reference run."""
         return "" if self.beside is None else self.beside(step, values)

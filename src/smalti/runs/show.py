@@ -1,4 +1,4 @@
-"""`smalti show`: what a tokenizer, or a backbone with its tokenizer, makes of images, in pictures."""
+"""`smalti show`: pictures of the output of a tokenizer, or of a backbone with its tokenizer, for images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ def main(config: Show) -> dict[str, Any]:
 
     Raises:
         DataError: an image cannot be read.
-        OutputError: the file cannot be written; found before anything is computed.
+        OutputError: the file cannot be written; this is checked before anything is computed.
     """
     target = Path(config.out).expanduser()
     require_place(target)
@@ -87,7 +87,7 @@ def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str],
 
 
 def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
-    """Original | masked | tokenizer | predicted; of a model of pixels without the third."""
+    """Original | masked | tokenizer | predicted; without the third for a model that predicts pixels."""
     pixels, names = read_images(config, read_config(config.model, Pretrain).data)
     images = InMemoryDataset(pixels, torch.full((len(pixels),), -1))
     columns, note = filled_in(config.model, images, compute, len(pixels))
@@ -95,7 +95,7 @@ def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str],
 
 
 def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str]]:
-    """The centre squares of all images that are named, in the size the model was trained on, and what to call them."""
+    """The centre squares of all named images, in the size that the model was trained on, and their captions."""
     pictures: list[UInt8[np.ndarray, "s s C"]] = []
     names: list[str] = []
     for place in config.images:

@@ -1,4 +1,4 @@
-"""`smalti tokenize`: the visual tokens of a pretraining run computed beforehand, for it and for others like it."""
+"""`smalti tokenize`: compute the visual tokens of a pretraining run, and of similar runs, in advance."""
 
 import time
 from collections.abc import Iterator
@@ -50,25 +50,25 @@ class Tokenize(Pretrain):
 
     @staticmethod
     def of(config: Pretrain) -> "Tokenize":
-        """The views of a pretraining run."""
+        """The cache configuration for the views of a pretraining run."""
         return Tokenize(**{f.name: getattr(config, f.name) for f in fields(Pretrain)})
 
     @property
     def folder(self) -> Path:
-        """The cache."""
+        """The cache folder."""
         return Path(self.token_cache or self.out).expanduser()
 
     @property
     def num_epochs(self) -> int:
-        """How many views of every image are wanted."""
+        """The number of views wanted of each image."""
         return self.epochs or self.num_views or 1
 
 
 def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
-    """Compute what is missing. It may be interrupted at any time and goes on when called again.
+    """Compute the missing tokens. It may be interrupted at any time and continues when called again.
 
     Raises:
-        DataError: the folder holds something else, or a cache that does not fit.
+        DataError: the folder contains something else, or a cache that does not match.
         OutputError: it cannot be written.
     """
     require(bool(config.token_cache or config.out), "no folder for the visual tokens", "use --out CACHE")
@@ -90,11 +90,11 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
 
 
 class Filled:
-    """Fills a cache and counts.
+    """Fills a cache and counts the views.
 
     Attributes:
-        already: views whose ids were there.
-        computed: views whose ids have been added.
+        already: views whose ids were in the cache.
+        computed: views whose ids were added.
         unreadable: views of images that cannot be read; a run shows others instead and tokenises those live.
     """
 
@@ -114,7 +114,7 @@ class Filled:
                     bar.update(self.already + self.computed + self.unreadable, f"epoch {epoch}")
 
     def result(self, num_epochs: int, seconds: float) -> dict[str, Any]:
-        """What was done, as plain JSON values. `bytes` are those of all ids that are there."""
+        """What was done, as plain JSON values. `bytes` is the size of all ids in the cache."""
         key, views = self.cache.key, self.already + self.computed
         return {
             "cache": str(self.cache.folder),
@@ -151,7 +151,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def _batches(loader: Loader, epoch: int, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """The given images in blocks, in order, as they are seen in an epoch."""
+    """Yield blocks of the images at `positions`, in order, with their views in an epoch."""
     blocks = [positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK)]
     rows = [loader.order.rows(block, np.full_like(block, epoch)) for block in blocks]
     for number, block in enumerate(blocks):

@@ -1,4 +1,4 @@
-"""The tokenizer in a folder: of a run of train-tokenizer, or imported."""
+"""Load the tokenizer in a folder, whether trained by `smalti train-tokenizer` or imported."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     """The tokenizer in a folder that `smalti import` wrote, frozen.
 
     Raises:
-        CheckpointError: the folder is not whole, or its weights do not fit its configuration.
+        CheckpointError: the folder is incomplete, or its weights do not fit its configuration.
     """
     try:
         files = read_folder(Path(folder).expanduser())
@@ -51,7 +51,7 @@ def target_tokenizer(run: str, target: Tokens | SoftTokens | Pixels, compute: Co
     """The tokenizer that a target needs; none for pixels.
 
     Raises:
-        UsageError: it has no posterior, and the target asks for it.
+        UsageError: the target needs a posterior, and the tokenizer has none.
     """
     if isinstance(target, Pixels):
         return None
@@ -66,19 +66,19 @@ def target_tokenizer(run: str, target: Tokens | SoftTokens | Pixels, compute: Co
 
 
 def input_of(run: str, tokenizer: ImageTokenizer) -> Data:
-    """How the tokenizer of a folder sees images."""
+    """The image settings of the tokenizer in a folder."""
     if read_kind(run) == DallE.__name__:
         return Data(channels=tokenizer.config.in_chans, side=112)
     return read_config(run, TrainTokenizer).data
 
 
 def has_density(run: str) -> bool:
-    """Whether p(x|z) of the tokenizer in a folder was trained as a density, and not as an error of pixels."""
+    """Whether p(x|z) of the tokenizer in a folder was trained as a density, and not as a pixel error."""
     return read_kind(run) == DallE.__name__ or read_config(run, TrainTokenizer).likelihood == "logit_laplace"
 
 
 def is_tokenizer(run: str, tokenizer: ImageTokenizer, compute: Compute) -> bool:
-    """Whether the tokenizer of a folder is this one, by its weights; not where it is gone or there was none."""
+    """Whether the tokenizer of a folder has the same weights as this one; False if it no longer or never existed."""
     try:
         theirs, ours = load_tokenizer(run, compute).state_dict(), tokenizer.state_dict()
     except SmaltiError:

@@ -67,7 +67,7 @@ class TrainTokenizer(TrainingRun):
 
     @property
     def planned_steps(self) -> int:
-        """Optimiser steps: none for tokenizers that are fitted to some images, and not trained."""
+        """Optimiser steps; 0 for tokenizers that are fitted to some images and not trained."""
         return 0 if isinstance(self.tokenizer, KMeansPatches | RandomProjection) else self.plan.steps
 
 
@@ -79,13 +79,13 @@ def main(
     images: InMemoryData | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
-    """Train, save, measure on held-out images. Baselines are fitted instead; `plan` and `optimiser` are then not used.
+    """Train, save, evaluate on held-out images. Baselines are fitted, without `plan` and `optimiser`.
 
     Args:
-        resume: go on with the run in `config.out`; from step 0 where it has saved nothing yet.
-        allow_inexact: also with other settings, threads or processes than it began with.
-        images: the images of `config.data`, where they are in memory already.
-        compute: where to compute, where that is settled already.
+        resume: resume the run in `config.out`; from step 0 if it has saved nothing yet.
+        allow_inexact: resume even if settings, threads or processes have changed.
+        images: the images of `config.data`, if they are in memory already.
+        compute: where to compute, if that is already decided.
 
     Returns:
         The result, as written to result.json.
@@ -95,7 +95,7 @@ def main(
 
 
 def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
-    """The run, in a folder that nobody else writes."""
+    """The run, in a run folder that this process has locked."""
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given)
@@ -135,7 +135,7 @@ def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTo
 
 
 def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:
-    """A trainer at step 0, and the batches it is going to see."""
+    """A trainer at step 0, and its training batches."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
     views, share = TwoViews(config.crop, (side, side), jitter=config.jitter), plan.batch_size // world_size()
@@ -157,10 +157,10 @@ def start(config: TrainTokenizer, images: AnyImages) -> ImageTokenizer:
 
 
 def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Objective:
-    """What is minimised while this kind of tokenizer is trained.
+    """The training objective of this kind of tokenizer.
 
     Raises:
-        UsageError: nothing is; it is fitted.
+        UsageError: it has none, because it is fitted.
     """
     if isinstance(tokenizer, DiscreteVAE | DallETokenizer):
         return DiscreteVAEObjective(tokenizer, config.relaxation, config.plan.steps, config.likelihood)

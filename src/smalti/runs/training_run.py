@@ -1,4 +1,4 @@
-"""What every training run has, whatever it trains."""
+"""Configuration that all training runs share."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -64,31 +64,31 @@ class BackboneRun(TrainingRun):
         )
 
     def compile_blocks(self, blocks: Iterable[nn.Module], device: torch.device) -> None:
-        """Compile blocks in place, where that is wanted or pays."""
+        """Compile blocks in place, if that is requested or worthwhile."""
         if should_compile(self.compile, self.plan.steps, device):
             compile_blocks(blocks)
 
     def normalised(self, images: ImageDataset) -> Self:
-        """The same, with the pixel mean and standard deviation that `normalisation` asks for."""
+        """The configuration with the pixel mean and standard deviation that `normalisation` asks for."""
         if self.normalisation is None:
             return self
         mean, std = statistics(self.normalisation, images, self.data.channels, self.data.side)
         return replace(self, backbone=replace(self.backbone, mean=mean, std=std), normalisation=None)
 
     def read_weights(self, run: Path) -> Checkpoint:
-        """What a run with this configuration has learned."""
+        """The trained weights of a run with this configuration."""
         return read_checkpoint(run)
 
     def source(self, init: str, run: "BackboneRun | None", same_outputs: bool) -> SourceWeights:
         """The weights at `init` to start from, which fit the backbone.
 
         Args:
-            run: the configuration of the run there; None where they are of another program.
-            same_outputs: the head says the same as here, so it comes along.
+            run: the configuration of that run; None if the weights are from another program.
+            same_outputs: the head has the same outputs as here, so it is loaded too.
 
         Raises:
-            UsageError: the configured backbone is another one.
-            CheckpointError: there are no weights, or of no network that is known.
+            UsageError: the configured backbone differs.
+            CheckpointError: there are no weights, or those of an unknown network.
         """
         if run is None:
             source = read_source(init)
