@@ -1,1 +1,1 @@
-"""L4: from a pile of images to batches."""
+"""L4: from image datasets to batches."""

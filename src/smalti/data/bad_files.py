@@ -1,6 +1,7 @@
-"""Images that cannot be read: each named once, on the console and in bad_files.jsonl, and not too many of them.
+"""Unreadable images: each is reported once, on the console and in bad_files.jsonl; too many of them are an error.
 
-What is read once, into memory or by `smalti prepare`, leaves them out; what is streamed shows others in their place.
+A dataset that is read once, into memory or by `smalti prepare`, leaves them out; a streamed dataset shows other images
+in their place.
 """
 
 import json
@@ -28,8 +29,8 @@ class LeftOutFiles:
 
     Args:
         path: the file that lists them.
-        fix: what to do about too many.
-        found: by an earlier part of the same pass.
+        fix: advice in the error for too many.
+        found: those found by an earlier part of the same pass.
     """
 
     def __init__(
@@ -39,19 +40,19 @@ class LeftOutFiles:
         self.most, self.found = max(1.0, max_fraction * total), list(found)
 
     def add(self, path: str, reason: str) -> None:
-        """Note one more.
+        """Record one more.
 
         Raises:
-            DataError: that are too many.
+            DataError: there are now too many.
         """
         self.found.append((path, reason))
         self._require_few()
 
     def finish(self, log: Log) -> None:
-        """List what was found, and say so.
+        """Write the list of unreadable images, and report it.
 
         Raises:
-            DataError: that are too many.
+            DataError: there are too many.
         """
         if self.found:
             self._require_few()
@@ -67,14 +68,14 @@ class LeftOutFiles:
         return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
 
     def write(self) -> None:
-        """List what was found so far."""
+        """Write the list of unreadable images found so far."""
         if self.path is not None and is_rank0():
             lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.found)
             write_bytes(self.path, "".join(lines).encode())
 
 
 class BadFiles:
-    """Counts images that cannot be read, over a run and all its continuations."""
+    """Counts unreadable images over a run, including every time it is resumed."""
 
     def __init__(
         self,
@@ -96,10 +97,10 @@ class BadFiles:
                 self.quarantined.add(item.position)
 
     def add(self, bad: Sequence[Bad], seen: int) -> None:
-        """Note what came up while `seen` images were shown; all ranks know what one of them found.
+        """Record unreadable images found while `seen` images were shown; what one rank finds is known to all ranks.
 
         Raises:
-            DataError: there are too many, or none is wanted.
+            DataError: there are too many, or none is allowed.
         """
         if world_size() > 1:
             bad = [Bad(*item) for items in all_gather_json(list(bad)) for item in items]
@@ -135,7 +136,7 @@ class BadFiles:
 
 
 def _earlier(path: Path | None) -> list[Bad]:
-    """What an earlier part of this run found; a last line that was cut off does not count."""
+    """Unreadable images found by an earlier part of this run; a truncated last line is ignored."""
     if path is None or not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]

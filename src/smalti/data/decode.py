@@ -1,4 +1,4 @@
-"""Image files to arrays: the right way up, 8 bits, one or three channels. What is no sound image is one DataError."""
+"""Decode image files to upright uint8 arrays with one or three channels. An invalid image raises DataError."""
 
 import math
 import os
@@ -35,8 +35,8 @@ MAX_BYTES = 512 << 20
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
 
-# Pillow's readers, called by what a file begins with. Image.open would do that too, but it reports large images through
-# the filter for warnings, which all threads share.
+# Pillow's readers, by the first bytes of a file. Image.open chooses them too, but it reports large images through the
+# warning filter, which all threads share.
 _READERS: dict[type[ImageFile], tuple[bytes, ...]] = {
     JpegImageFile: (b"\xff\xd8\xff",),
     PngImageFile: (b"\x89PNG\r\n\x1a\n",),
@@ -49,19 +49,19 @@ _READERS: dict[type[ImageFile], tuple[bytes, ...]] = {
 FORMATS = tuple(str(reader.format) for reader in _READERS)
 _OTHER_KINDS = dict.fromkeys((b"<!DO", b"<!do", b"<htm", b"<HTM"), "HTML") | dict.fromkeys((b"<svg", b"<?xm"), "SVG")
 _OTHER_KINDS |= {b"%PDF": "PDF", b"%!PS": "PostScript", b"PK\3\4": "ZIP", b"\x7fELF": "a program", b"8BPS": "Photoshop"}
-_OTHER_KINDS |= {b"ftyp": "AVIF or HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}  # these stand at byte 4
-_PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # of libjpeg's warnings
+_OTHER_KINDS |= {b"ftyp": "AVIF or HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}  # found at byte 4
+_PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # in libjpeg's warnings
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
 _MAY_TURN = (b"Exif\0\0", b"tiff:Orientation")
 
 
 class _RefusedError(Exception):
-    """What is wrong with a file, without its name."""
+    """What is wrong with a file; the message leaves out the file name."""
 
 
 class Header(NamedTuple):
-    """What a file says of its image: format and mode as Pillow calls them; an `.npy` file is an `array`."""
+    """Header data of an image file: format and mode as named by Pillow; the format of an `.npy` file is `array`."""
 
     format: str
     mode: str
@@ -78,8 +78,8 @@ def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArra
         shorter_side: where given, shrink so that the shorter side has this many pixels (never enlarge).
 
     Returns:
-        H x W x channels, uint8. Rotated as the EXIF tag says; 16-bit values scaled, not clipped; transparency laid on
-        white; the first frame of an animation; colour profiles not applied.
+        (H, W, channels), uint8. Rotated as the EXIF tag says; 16-bit values scaled, not clipped; transparency blended
+        onto white; the first frame of an animation; colour profiles not applied.
 
     Raises:
         DataError: the file cannot be read, is no image of a known format, is damaged, or is beyond a limit (bytes,
@@ -96,31 +96,37 @@ def read_file(path: Path) -> bytes:
     """
     try:
         return _read(path)
-    except (OSError, ValueError, _RefusedError) as error:  # ValueError: a name with a zero byte
+    except (OSError, ValueError, _RefusedError) as error:  # ValueError: a null byte in the name
         raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
 
 
 def decode_bytes(data: bytes, name: str, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:
-    """Read an image from the bytes of its file, as `decode` does.
+    """Decode an image from the bytes of its file, as `decode` does.
 
     Raises:
-        DataError: as for `decode`; it says `name`.
+        DataError: as for `decode`; the message contains `name`.
     """
     if shorter_side is None:
         return decode_scaled(data, name, channels, lambda height, width: 1.0)
-    # twice what is kept: the resize to come is then as good as from all pixels
+    # twice the final size: the resize that follows is then as good as from all pixels
     pixels = decode_scaled(data, name, channels, lambda height, width: 2 * shorter_side / min(height, width))
     return _shrink(pixels, shorter_side)
 
 
 def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8]:
-    """Read an image at its full size or, where its format can do that at less cost, at a fraction of it.
+    """Decode an image at full size or, where its format makes that cheaper, at a fraction of it.
 
     Args:
-        least: from height and width of the upright image to the smallest scale that will do, 1 being the full size.
+        data: the bytes of the file.
+        name: name of the file in messages.
+        channels: 1 for grey, 3 for RGB.
+        least: returns, for height and width of the upright image, the smallest scale that suffices; 1 is full size.
+
+    Returns:
+        (H, W, channels), uint8.
 
     Raises:
-        DataError: as for `decode`; it says `name`.
+        DataError: as for `decode`; the message contains `name`.
     """
     try:
         pixels = _plain_jpeg(data, channels, least)
@@ -130,7 +136,7 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
             return _array(data, channels, least)
         with _open(data) as image:
             _check_size(*image.size)
-            # Only a JPEG can be read at a fraction; other formats may say how they lie after their pixels.
+            # Only a JPEG can be decoded at a fraction; other formats may store their orientation after the pixels.
             if not isinstance(image, JpegImageFile):
                 image.load()
             turn = orientation(image)
@@ -170,7 +176,7 @@ def _read(path: Path) -> bytes:
 
 
 def _open(data: bytes) -> ImageFile:
-    """The reader for this content; it has read the header and no pixels yet."""
+    """The Pillow reader for this content, with the header read and no pixels decoded yet."""
     if not data:
         raise _RefusedError("the file is empty")
     for reader, beginnings in _READERS.items():
@@ -188,7 +194,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _array(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8]:
-    """The pixels of an `.npy` file, in full."""
+    """The pixels of an `.npy` file at full size."""
     height, width, stored = npy.shape(data)
     _check_size(width, height)
     least(height, width)
@@ -200,9 +206,9 @@ def _array(data: bytes, channels: int, least: Callable[[int, int], float]) -> ND
 
 
 def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8] | None:
-    """A JPEG that says nothing about how it lies, without Pillow's look at its header; None: any other file.
+    """Decode a JPEG that has no orientation, without parsing its header with Pillow; None for any other file.
 
-    Damage is left to the long way, which knows what to say about it.
+    Damaged files are left to the slower path through Pillow, which reports what is wrong.
     """
     if simplejpeg is None or not data.startswith(_READERS[JpegImageFile]):
         return None
@@ -221,7 +227,7 @@ def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) 
 
 
 def _end_of_header(data: bytes) -> int:
-    """Where the pixels of a JPEG begin; its end where the segments before them are not in order."""
+    """Offset of the pixel data of a JPEG; the length of the file where the segments before it are malformed."""
     place = 2
     while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xff", b""):
         if data[place + 1] == _START_OF_SCAN:
@@ -231,7 +237,7 @@ def _end_of_header(data: bytes) -> int:
 
 
 def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Width and height that are enough."""
+    """Width and height of an image scaled by `scale`, as a decoding target."""
     return math.ceil(size[0] * min(scale, 1.0)), math.ceil(size[1] * min(scale, 1.0))
 
 
@@ -241,7 +247,7 @@ def _turbo(data: bytes, channels: int, least: tuple[int, int]) -> NDArray[np.uin
 
 
 def _fast_jpeg(data: bytes, image: ImageFile, channels: int, least: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """A common JPEG by libjpeg-turbo, of at least the given width and height; None: a case for Pillow."""
+    """Decode a common JPEG with libjpeg-turbo to at least the given width and height; None where Pillow is needed."""
     if simplejpeg is None or not isinstance(image, JpegImageFile) or image.mode not in ("L", "RGB"):
         return None
     try:
@@ -255,23 +261,23 @@ def _fast_jpeg(data: bytes, image: ImageFile, channels: int, least: tuple[int, i
 def _any_format(image: ImageFile, channels: int, least: tuple[int, int]) -> NDArray[np.uint8]:
     if least != image.size:
         image.draft(None, least)  # JPEG only
-    image.load()  # does nothing where that has been done
+    image.load()  # does nothing if already loaded
     pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Wide values to 8 bits, transparency to white."""
+    """Convert wider values to 8 bits, and blend transparency onto white."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scaled(np.asarray(image)))
     if not image.has_transparency_data:
-        return image.convert("RGB") if image.mode == "LAB" else image  # LAB has no direct way to grey
+        return image.convert("RGB") if image.mode == "LAB" else image  # LAB cannot be converted to grey directly
     colours = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
 
 
 def _scaled(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """16 bits by 1/257. Wider integers and floats have no agreed white, so their greatest value becomes 255."""
+    """Scale 16-bit values by 1/257. Wider integers and floats have no defined white: their maximum becomes 255."""
     if not np.isfinite(values).all():
         raise _RefusedError("values that are not finite")
     top = float(values.max())
@@ -291,7 +297,7 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
 
 
 def orientation(image: ImageFile) -> int:
-    """How the EXIF tag of a file asks to turn it: 1, as it is, to 8."""
+    """The EXIF orientation of a file, 1 (upright) to 8."""
     try:
         turn = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF is common and says nothing about the pixels

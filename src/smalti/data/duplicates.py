@@ -1,4 +1,4 @@
-"""Copies: the same file twice (its digest), and nearly the same picture twice (a hash of what it shows)."""
+"""Duplicates: identical files (by digest), and nearly identical images (by a perceptual hash)."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ _MAX_BAND = 4096
 
 
 def digest(data: bytes) -> tuple[int, int]:
-    """The first half of a SHA-256, as two numbers of 64 bits."""
+    """The first half of the SHA-256 of `data`, as two 64-bit numbers."""
     both = hashlib.sha256(data).digest()
     return int.from_bytes(both[:8], "big"), int.from_bytes(both[8:16], "big")
 
 
 def difference_hash(image: NDArray[np.uint8]) -> tuple[int, int]:
-    """In an 8 x 8 grid, whether the picture gets brighter from left to right, and from top to bottom: 64 bits each.
+    """In an 8 x 8 grid, whether the image gets brighter from left to right, and from top to bottom: 64 bits each.
 
-    They stay the same, or nearly, when a picture is saved in another format, quality or size. Both are needed: in one
-    alone, pictures of a thing on a plain ground are all alike. A single colour gives zeros.
+    They stay the same, or nearly, when an image is saved in another format, quality or size. Both are needed: with one
+    alone, images of an object on a plain background are all alike. A single colour gives zeros.
     """
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
     wide, high = (np.asarray(picture.resize(size, Image.Resampling.BOX)) for size in ((9, 8), (8, 9)))
@@ -34,7 +34,7 @@ def _bits(flags: NDArray[np.bool_]) -> int:
 
 
 def equal_rows(rows: NDArray[np.uint64]) -> list[list[int]]:
-    """The places of equal rows, where there are at least two; in the order of the first."""
+    """Groups of at least two indices of equal rows, sorted by their first index."""
     order = np.lexsort(rows.T[::-1])
     ends = np.flatnonzero((rows[order[1:]] != rows[order[:-1]]).any(1)) + 1
     lengths = np.diff(np.concatenate([[0], ends, [len(rows)]]))
@@ -44,10 +44,10 @@ def equal_rows(rows: NDArray[np.uint64]) -> list[list[int]]:
 
 
 def near_rows(rows: NDArray[np.uint64], distance: int) -> list[list[int]]:
-    """The places of difference hashes joined by steps of at most `distance` bits (0 to 3) in either number.
+    """Groups of indices of difference hashes linked by steps of at most `distance` bits (0 to 3) in either number.
 
-    Pictures of a single colour are no copies of each other. Two numbers that differ in at most 3 of 64 bits agree in
-    one of four bands of 16; so only those that share a band are compared.
+    Images of a single colour are not duplicates of each other. Two numbers that differ in at most 3 of 64 bits agree in
+    at least one of four bands of 16 bits; so only hashes that share a band are compared.
     """
     places = np.flatnonzero(rows.any(1))
     values, which = np.unique(rows[places], axis=0, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Photographs with the class of every pixel: images and masks by the same names; one crop and one mirror for both."""
+"""Semantic segmentation datasets: images and masks with the same names; both get the same crop and mirror."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -42,18 +42,18 @@ _Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Numbering:
-    """From the ids in files to classes: all ids up to the last one but void, in order.
+    """Maps the ids in mask files to class numbers: all ids up to the last one except void, in order.
 
     Attributes:
-        void: the id of pixels without a class; they count nowhere.
-        num_classes: how many ids are classes.
+        void: the id of pixels without a class; they are ignored everywhere.
+        num_classes: number of ids that are classes.
     """
 
     void: int
     num_classes: int
 
     def __call__(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-        """The label map: classes, and VOID."""
+        """The label map of a mask of ids: class numbers, and VOID."""
         table = np.arange(256) - (np.arange(256) > self.void)
         table[self.void] = VOID
         label_map: UInt8[np.ndarray, "H W"] = table.astype(np.uint8)[ids]
@@ -63,7 +63,7 @@ class Numbering:
         """Refuse an id that is neither a class nor void.
 
         Raises:
-            DataError: it is; `name` is the file that it stands in.
+            DataError: the id is neither; `name` is the file that contains it.
         """
         if number != self.void and number - (number > self.void) >= self.num_classes:
             cause = f"there are {self.num_classes} classes, and {self.void} is void"
@@ -72,19 +72,20 @@ class Numbering:
 
 
 def count_classes(present: Iterable[int], void: int) -> int:
-    """How many classes there are where the ids in `present` occur: all up to the greatest, void left out."""
+    """Number of classes, given the ids that occur: all ids up to the greatest one, except void."""
     last = max((number for number in present if number != void), default=-1)
     return last + 1 - (void < last)
 
 
 def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """The ids of a mask as they stand in its file.
+    """The ids of a mask as stored in its file.
 
     Args:
+        path: the mask file.
         size: height and width of its image.
 
     Raises:
-        DataError: it cannot be read, is no PNG of 8-bit grey, or has another size.
+        DataError: the file cannot be read, is no PNG of 8-bit grey, or has another size.
     """
     data = read_file(path)
     if not data.startswith(_SIGNATURE):
@@ -96,7 +97,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
         mask = PngImageFile(BytesIO(data))
         width, height = mask.size
         ids = np.array(mask) if (height, width) == size else None
-    except Exception as error:  # decoders raise many kinds: all mean a bad file
+    except Exception as error:  # decoders raise many types: all mean a bad file
         raise DataError(f"cannot read {path}", cause=f"damaged: {str(error) or type(error).__name__}") from error
     if ids is None:
         cause = f"the mask has {width}x{height} pixels, its image {size[1]}x{size[0]}"
@@ -105,7 +106,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
 
 
 def _not_ids(data: bytes) -> str:
-    """Why the values of a PNG are no ids of 8 bits, by its header; empty where they are, or where it is cut off."""
+    """Why the values of a PNG are not 8-bit ids, by its header; empty where they are, or where it is truncated."""
     about = data[_DEPTH : _COLOURS + 1]
     if len(about) < 2:
         return ""
@@ -114,10 +115,10 @@ def _not_ids(data: bytes) -> str:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """A name a line, in the order of ids, void left out.
+    """Read class names from a file with one name per line, in the order of ids, without void.
 
     Raises:
-        DataError: it cannot be read, or a name stands there twice.
+        DataError: the file cannot be read, or contains a name twice.
     """
     try:
         lines = read_file(path).decode("utf-8")
@@ -133,12 +134,12 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 class SegmentationDataset(Subset):
-    """Images of a folder and, by the same names in another folder, masks: the class of every pixel.
+    """Images in one folder and, with the same names in another folder, masks with the class of every pixel.
 
-    Both are read whenever they are looked at; any two images may differ in size. A sample has a label map, no label.
+    Both are read from disk at every access; images may differ in size. A sample has a label map and no label.
 
     Args:
-        numbering: which ids in masks stand for which classes; None: not known yet, and label maps hold the ids.
+        numbering: maps ids in masks to classes; None: not known yet, and label maps contain the ids.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class SegmentationDataset(Subset):
         return NONE
 
     def mask(self, index: int) -> Path:
-        """The file of a mask."""
+        """The path of the mask at a position."""
         return self.masks / Path(self.key(index)).with_suffix(".png")
 
     def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
@@ -170,21 +171,21 @@ class SegmentationDataset(Subset):
         return SegmentationDataset(self.whole, self.positions[positions], self.masks, self.numbering, self.classes)
 
     def numbered(self, numbering: Numbering, classes: tuple[str, ...]) -> "SegmentationDataset":
-        """The same, with ids as classes."""
+        """The same dataset, with ids mapped to classes by `numbering`."""
         return SegmentationDataset(self.whole, self.positions, self.masks, numbering, classes)
 
     def fingerprint(self) -> str:
-        """A digest of the names and lengths of images and masks."""
+        """A digest of the names and file sizes of images and masks."""
         digest = hashlib.sha256(super().fingerprint().encode())
         for index in range(len(self)):
             digest.update(f"{self.mask(index).stat().st_size}\n".encode())
         return digest.hexdigest()
 
     def present(self, log: Log) -> dict[int, Path]:
-        """The ids that occur, and a mask that each stands in. Every pair is read: nothing is found wrong later.
+        """The ids that occur, each with a mask that contains it. Every pair is read, so that errors are found here.
 
         Raises:
-            DataError: the first that cannot be read, or does not fit.
+            DataError: for the first pair that cannot be read or does not match.
         """
 
         def ids_of(index: int) -> NDArray[np.uint8]:
@@ -204,7 +205,7 @@ class SegmentationDataset(Subset):
 def open_pairs(
     root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None
 ) -> SegmentationDataset:
-    """The images of one folder inside `root`, with their masks in another one.
+    """The images of the folder `images` in `root`, with their masks in the folder `masks`.
 
     Raises:
         DataError: a folder or a mask is missing.
@@ -223,7 +224,7 @@ def open_pairs(
 
 
 class View(NamedTuple):
-    """What is seen of a scene."""
+    """The view of an image and its label map."""
 
     image: Float[Tensor, "C h w"]
     label_map: UInt8[Tensor, "h w"]
@@ -231,7 +232,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SegmentationViewSource:
-    """Shows scenes, which threads read from the disk while the network computes."""
+    """Views of images with label maps, which threads read from disk while the network computes."""
 
     scenes: ImageDataset
     views: TwoViews
@@ -239,12 +240,12 @@ class SegmentationViewSource:
     begun: dict[_Key, "Future[View]"] = field(default_factory=dict)
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
-        """Let the threads begin with these."""
+        """Let the threads start on these batches."""
         for task in (task for rows in batches for task in _tasks(rows)):
             self._begin(task)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self.threads.shutdown(cancel_futures=True)
 
     def __call__(self, rows: SampledBatch) -> Views:
@@ -268,7 +269,7 @@ def _tasks(rows: SampledBatch) -> list[_Key]:
 
 
 def seen(scene: Sample, views: TwoViews, key: np.uint64) -> View:
-    """A scene as its key has it seen: pixels bicubic, classes by the nearest pixel; colours change the pixels alone."""
+    """View of an image for a key: pixels bicubic, label map by nearest neighbour; jitter changes pixels only."""
     assert scene.label_map is not None
     keys: Keys = np.array([key])
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
@@ -283,7 +284,14 @@ def seen(scene: Sample, views: TwoViews, key: np.uint64) -> View:
 
 
 def cut(label_map: UInt8[np.ndarray, "H W"], box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """What lies nearest to the centre of each pixel of the crop that `resample` makes of the image."""
+    """Nearest-neighbour crop of a label map, aligned with the crop that `resample` makes of the image.
+
+    Args:
+        label_map: class of every pixel.
+        box: top, left, height and width as shares of the image.
+        flip: whether to mirror.
+        size: height and width of the result in pixels.
+    """
     rows = _nearest(box[0], box[2], label_map.shape[0], size[0])
     columns = _nearest(box[1], box[3], label_map.shape[1], size[1])
     return label_map[np.ix_(rows, columns[::-1] if flip else columns)]

@@ -1,4 +1,4 @@
-"""DATA as given on the command line, to images in memory or images that are streamed; test images of their own."""
+"""Loads DATA as given on the command line, as in-memory or streamed datasets; also separate test sets."""
 
 import os
 import time
@@ -35,12 +35,12 @@ Memory: TypeAlias = Literal["auto", "resident", "stream"]
 
 @dataclass(frozen=True)
 class TrainingData(Generic[Train, HeldOut]):
-    """What a run learns from and what it is judged on; no image is in both.
+    """The training images and the held-out images of a run; no image is in both.
 
     Attributes:
-        train: images in memory, or such as are read again in every epoch because they are too many for it.
+        train: images in memory, or streamed: read again in every epoch because they do not fit in memory.
         held_out: images in memory, or with masks.
-        bad_files: where images that cannot be read are noted while they are streamed; None of images in memory.
+        bad_files: records unreadable images while streaming; None for images in memory.
     """
 
     train: Train
@@ -95,10 +95,10 @@ class Data:
 
         Args:
             log: for progress and a line about unreadable files.
-            bad_files: where to list them, a JSON object a line.
+            bad_files: file in which to list them, one JSON object per line.
 
         Raises:
-            DataError: nothing there, too few images, or too many that cannot be read.
+            DataError: no images, too few images, or too many that cannot be read.
         """
         if self.path == EMBEDDED:
             return self.load(log)
@@ -117,18 +117,18 @@ class Data:
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
     def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
-        """Read everything into memory. Arguments and errors as of `open`."""
+        """Read all images into memory. Arguments and errors as in `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
         source = self._source(log)
         return split_held_out(read_source(source, self, log, bad_files), self.held_out)
 
     def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
-        """Where those of the images that cannot be read are noted while they are streamed."""
+        """The record of unreadable images while `train` is streamed."""
         return BadFiles(len(train), train.name, log, path, self.max_bad_fraction, self.on_bad_image)
 
     def settled(self, images: AnyImages) -> "Data":
-        """The same, with `memory` as it was decided: a run that goes on elsewhere must not decide otherwise."""
+        """The same, with `memory` set as decided: a run resumed on another machine must not decide differently."""
         if images.bad_files is not None:
             return replace(self, memory="stream")
         return self if images.train.pixels is None else replace(self, memory="resident")
@@ -142,13 +142,13 @@ class Data:
         return source
 
     def fits(self, count: int) -> bool:
-        """Whether so many images are kept in memory."""
+        """Whether `count` images are kept in memory."""
         if self.memory != "auto":
             return self.memory == "resident"
         return count * self.channels * self.side**2 <= physical_memory() / local_world_size() / 4
 
     def _fitted(self, images: InMemoryDataset) -> InMemoryDataset:
-        """The embedded images in the asked-for size and number."""
+        """The embedded images in the requested size and number."""
         chosen = images if self.limit is None else images.select(np.arange(min(self.limit, len(images))))
         pixels = chosen.images
         if pixels.shape[-1] != self.side:
@@ -158,8 +158,8 @@ class Data:
 
 
 def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
-    """Decode a dataset into memory with one thread a core; unreadable images are listed and left out."""
-    if source.pixels is not None:  # there already
+    """Decode a dataset into memory with one thread per core; unreadable images are listed and left out."""
+    if source.pixels is not None:  # already in memory
         return InMemoryDataset(source.pixels, source.all_labels(), source.classes)
     positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
@@ -183,21 +183,21 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
 
 
 def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
-    """Put a share of the images aside, chosen by a hash of their position.
+    """Hold out a share of the images, chosen by a hash of their position.
 
-    The others are shuffled once, so that the first thousand, from which a tokenizer starts, are of all classes.
+    The others are shuffled once, so that the first thousand, used to initialise a tokenizer, are of all classes.
     """
     train, aside = put_aside(_at_least_two(len(images)), share, 0)
     return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
 def official_splits(path: str, test: str) -> tuple[str, str]:
-    """Where the training images are and where the official test images; the second is empty where there are none.
+    """Locations of the training images and of the official test images; the second is empty where there are none.
 
-    A folder with the folders train/ and test/ in it has both; else `test` is DATA of its own.
+    A folder that contains the folders train/ and test/ has both; else `test` is separate DATA.
 
     Raises:
-        UsageError: the embedded images have theirs already.
+        UsageError: `test` is given for the embedded images, which have their own test images.
     """
     require(
         not test or path != EMBEDDED, f"test images {test}, and the embedded ones have their own", "leave --test out"
@@ -209,10 +209,10 @@ def official_splits(path: str, test: str) -> tuple[str, str]:
 
 
 def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
-    """Both parts in memory, with the same numbers for the same classes.
+    """Training and test images in memory, with the same class numbers.
 
     Raises:
-        DataError: as of `Data.load`, or the test images have no labels or classes of their own.
+        DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
     """
     log.say(f"training images from {train}, test images from {test}")
     learnt, judged = (
@@ -222,7 +222,7 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
 
 
 def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:
-    """The test images with the class numbers of the training images, by name."""
+    """The test images with the class numbers of the training images, matched by class name."""
     if not classes:
         return test
     if not test.classes:
@@ -244,7 +244,7 @@ def _at_least_two(length: int) -> int:
 
 
 def physical_memory() -> int:
-    """Bytes of memory of this machine; 8 GiB where it does not say."""
+    """Bytes of memory of this machine; 8 GiB where that is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -252,7 +252,7 @@ def physical_memory() -> int:
 
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
-    """How many images can be decoded in about `seconds`, from a trial on a few of them; at least 64."""
+    """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
     source = open_source(data.path, data.channels, follow=data.follow_links)
 
     def look(position: int) -> Square | DataError:

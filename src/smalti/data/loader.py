@@ -1,4 +1,4 @@
-"""From a dataset to batches: which images a step sees, their views, their masks."""
+"""Sampler and loader: which images are in the batch of a step, their views and their masks."""
 
 import os
 import time
@@ -31,13 +31,14 @@ _MOST_WORKERS = 16
 
 @dataclass(frozen=True, eq=False)
 class SampledBatch:
-    """The images of a batch and what all randomness about them is drawn from.
+    """The images of a batch, by position, and the keys from which all their randomness is drawn.
 
     Attributes:
-        index: position of each image in its source.
-        epoch: how often each image has been seen before.
-        keys: of masks and noise; another one in every epoch.
-        view_epoch, view_keys: of crop, mirror and colours. The same as `epoch` and `keys`, unless views are cycled.
+        index: position of each image in its source, (B,).
+        epoch: how often each image has been seen before, (B,).
+        keys: random keys of masks and noise, (B,), uint64; different in every epoch.
+        view_epoch, view_keys: epoch and random keys of crop, mirror and jitter, both (B,). The same as `epoch` and
+            `keys`, unless views are cycled.
     """
 
     index: NDArray[np.int64]
@@ -49,13 +50,13 @@ class SampledBatch:
 
 @dataclass(frozen=True)
 class Sampler:
-    """An endless stream of images, permutation after permutation: step s takes the images s·B to (s+1)·B of it.
+    """Samples images without end, one permutation after another: step s takes the images s·B to (s+1)·B.
 
     Every image is seen equally often, whatever the batch size.
 
     Attributes:
-        length: images in the source.
-        batch_size: images in a step, over all processes.
+        length: number of images in the source.
+        batch_size: number of images in a step, over all processes.
         part: which of how many equal parts of every batch is wanted, counted from 0; together they are the batch.
         num_views: views an image has; each is shown again every `num_views` epochs. None: a new one every epoch.
     """
@@ -76,7 +77,7 @@ class Sampler:
         )
 
     def __call__(self, step: int) -> SampledBatch:
-        """The images of one step, counted from 0."""
+        """The images of one step; steps are counted from 0."""
         rank, world = self.part
         share = self.batch_size // world
         start = step * self.batch_size + rank * share
@@ -86,7 +87,7 @@ class Sampler:
         return self.rows(index, epoch)
 
     def rows(self, index: NDArray[np.int64], epoch: NDArray[np.int64]) -> SampledBatch:
-        """The given images as they are seen in the given epochs."""
+        """The given images with their keys in the given epochs; both are (B,)."""
         view_epoch = epoch if self.num_views is None else epoch % self.num_views
         return SampledBatch(index, epoch, fold(self.seed, epoch, index), view_epoch, fold(self.seed, view_epoch, index))
 
@@ -100,7 +101,7 @@ class Stopwatch:
     """Adds up the time spent inside `with`.
 
     Attributes:
-        seconds: so far.
+        seconds: total so far.
     """
 
     def __init__(self) -> None:
@@ -114,10 +115,10 @@ class Stopwatch:
 
 
 class Views(NamedTuple):
-    """Both views of a batch, B C H W, uint8 or float in [0, 1]; which images are shown, and their labels.
+    """Both views of a batch, (B, C, H, W), uint8 or float in [0, 1]; the positions of its images, and their labels.
 
     Attributes:
-        label_map: the class of every pixel, where classes are those of pixels.
+        label_map: the class of every pixel, for datasets with a class per pixel.
     """
 
     image: Tensor
@@ -129,26 +130,26 @@ class Views(NamedTuple):
 
 @runtime_checkable
 class ViewSource(Protocol):
-    """Shows images. Randomness comes from `rows.view_keys` alone."""
+    """Makes the views of a batch. Randomness comes only from `rows.view_keys`."""
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
-        """These are going to be asked for next, in this order."""
+        """Announce the batches that will be requested next, in this order."""
         ...
 
     def __call__(self, rows: SampledBatch) -> Views: ...
 
     def close(self) -> None:
-        """End what works in the background."""
+        """Stop the background workers."""
         ...
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches in an order, with views and masks that depend on its seed alone.
+    """Batches whose order, views and masks depend only on the seed of the order.
 
     Attributes:
         masking, grid: what to mask; None where nothing is masked.
-        ahead: batches to announce to the source of views beyond the one that is asked for.
+        ahead: number of batches to prefetch beyond the requested one.
     """
 
     view_source: ViewSource
@@ -159,18 +160,18 @@ class Loader:
     watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step, counted from 0."""
+        """The batch of one step; steps are counted from 0."""
         with self.watch:
             self.view_source.prefetch([self.order(step + later) for later in range(self.ahead + 1)])
             return self.at(self.order(step))
 
     @property
     def waited(self) -> float:
-        """Seconds that making batches has kept the caller waiting."""
+        """Seconds the caller has waited for batches to be made."""
         return self.watch.seconds
 
     def close(self) -> None:
-        """End what works in the background."""
+        """Stop the background workers."""
         self.view_source.close()
 
     def at(self, rows: SampledBatch) -> Batch:
@@ -189,7 +190,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class InMemoryViewSource:
-    """Shows images that are in memory: crop, scale and mirror as two matrix products for the whole batch."""
+    """Views of images in memory: crop, resize and mirror as two matrix products for the whole batch."""
 
     source: ImageDataset
     views: TwoViews
@@ -198,14 +199,14 @@ class InMemoryViewSource:
         """Nothing to prepare."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to stop."""
 
     def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
         assert self.source.pixels is not None, "these images are not in memory"
         images, label = self.source.pixels[chosen], self.source.labels_at(rows.index)
         crop = views.crop(rows.view_keys, *images.shape[-2:])
-        unmirrored = torch.zeros(len(images), dtype=torch.bool)  # the resampling mirrors
+        unmirrored = torch.zeros(len(images), dtype=torch.bool)  # `resample` mirrors
         if views.jitter_when == "before_crop":
             images = recolour(images, *colours(views, rows.view_keys, images), unmirrored)
         shown = [resample(images, crop, views.size)]
@@ -218,10 +219,11 @@ class InMemoryViewSource:
 
 
 def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour matrix of each image and its offset.
+    """The jitter of each image: colour matrix (B, C, C) and offset (B, C, 1).
 
     Args:
-        images: what contrast turns around the mean grey of; of two views of a crop the smaller will do.
+        keys: random keys of the views, (B,).
+        images: (B, C, H, W); contrast is relative to their mean grey. Of two views of a crop, the smaller suffices.
     """
     factors = torch.from_numpy(views.jitter(keys)).to(images.device, torch.float32)
     return colour_matrix(factors, channel_means(images))
@@ -237,7 +239,7 @@ def _masked(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
 
 @dataclass(frozen=True)
 class StreamedViewSource:
-    """Shows images as workers render them: 8-bit pixels, mirrored and recoloured as a batch on the device."""
+    """Views rendered by workers as uint8 pixels; mirror and jitter are applied to the batch on the device."""
 
     source: ImageDataset
     views: TwoViews
@@ -246,11 +248,11 @@ class StreamedViewSource:
     device: torch.device
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
-        """Let the workers begin with these."""
+        """Let the workers start on these batches."""
         self.renderer.prefetch([_task(rows) for rows in batches])
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self.renderer.close()
 
     def __call__(self, rows: SampledBatch) -> Views:
@@ -269,7 +271,7 @@ class StreamedViewSource:
             shown = [recolour(view, *change, flip) for view in shown]
         else:
             shown = [mirrored(view, flip) for view in shown]
-        index = torch.from_numpy(rendered.shown.copy())  # the slot is used again
+        index = torch.from_numpy(rendered.shown.copy())  # the slot of the buffer is reused
         return Views(shown[0], shown[1] if len(shown) > 1 else None, index, label)
 
 
@@ -280,11 +282,11 @@ def _task(rows: SampledBatch) -> Task:
 def open_view_source(
     images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
 ) -> ViewSource:
-    """Shows the images that a run learns from.
+    """The view source of the training images.
 
     Args:
-        batch_size: images of a batch in this process.
-        device: where mirror and colours of streamed images are computed.
+        batch_size: images per batch in this process.
+        device: where mirror and jitter of streamed images are computed.
     """
     if images.bad_files is None:
         return InMemoryViewSource(images.train, views)
@@ -308,6 +310,6 @@ def _renderer(render: Render, bad: BadFiles, data: Data, batch_size: int, device
 
 
 def default_workers(device: torch.device) -> int:
-    """Of this process's cores a quarter where the network needs them too, else all but one."""
+    """Number of workers: a quarter of this process's cores where the network also needs them, else all but one."""
     cores = max(1, (os.cpu_count() or 1) // local_world_size())
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))

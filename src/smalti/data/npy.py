@@ -1,4 +1,4 @@
-"""Pixels as the bytes of an `.npy` file, without NumPy's own reader: it evaluates what the header says."""
+"""Pixels as the bytes of an `.npy` file, without NumPy's own reader, because that evaluates the header."""
 
 import re
 
@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 MAGIC = b"\x93NUMPY\x01\x00"
-_START = 128  # of the pixels; NumPy pads its headers to a multiple of 64 bytes
+_START = 128  # offset of the pixels; NumPy pads its headers to a multiple of 64 bytes
 _HEADER = re.compile(rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9}), ([13])\), \} *\n")
 
 
 def encode(pixels: UInt8[np.ndarray, "H W C"]) -> bytes:
-    """The file that `numpy.save` writes of an image with C = 1 or 3."""
+    """The bytes that `numpy.save` writes for an image with C = 1 or 3."""
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {pixels.shape}, }}".encode()
     length = _START - len(MAGIC) - 2
     return MAGIC + length.to_bytes(2, "little") + header.ljust(length - 1) + b"\n" + pixels.tobytes()
@@ -21,7 +21,7 @@ def shape(data: bytes) -> tuple[int, int, int]:
     """H, W and C of a file that `encode` could have written.
 
     Raises:
-        ValueError: it is another one, or has more or fewer bytes than its header says.
+        ValueError: `encode` could not have written it, or it has more or fewer bytes than its header says.
     """
     found = _HEADER.fullmatch(data, len(MAGIC) + 2, _START)
     if found is None:
@@ -33,5 +33,5 @@ def shape(data: bytes) -> tuple[int, int, int]:
 
 
 def decode(data: bytes) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels; raises what `shape` does."""
+    """The pixels; raises ValueError as `shape` does."""
     return np.frombuffer(data, np.uint8, offset=_START).reshape(shape(data)).copy()

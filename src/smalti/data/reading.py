@@ -1,4 +1,4 @@
-"""Many images at once, on one thread a core, what cannot be read set apart: as squares, or as statistics of pixels."""
+"""Reads many images with one thread per core, as squares or for pixel statistics; unreadable ones are separated."""
 
 import os
 import warnings
@@ -31,7 +31,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Square(NamedTuple):
-    """The centre of an image as a square, H W C, and its label."""
+    """The centre square of an image, (H, W, C), uint8, and its label."""
 
     pixels: NDArray[np.uint8]
     label: int
@@ -41,10 +41,10 @@ class Square(NamedTuple):
 def each(
     look: Callable[[int], T], positions: Sequence[int], log: Log, title: str
 ) -> Iterator[Iterable[tuple[int, T | DataError]]]:
-    """Look at images on one thread a core, with progress: each position with what was found there, or what is wrong.
+    """Call `look` for images with one thread per core, with progress: yields positions with the result or the error.
 
-    A context, so that its threads end where it is left, also early: a generator ends when it is collected as garbage,
-    which may be on one of these threads.
+    This is a context manager, so that its threads stop on exit, even an early one: a generator would end only when it
+    is garbage collected, which may happen on one of these threads.
     """
     with (
         warnings.catch_warnings(),
@@ -68,13 +68,13 @@ def _counted(results: Iterable[tuple[int, T | DataError]], bar: Bar) -> Iterator
 
 
 def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
-    """`map` on threads, at most `ahead` items ahead of whoever takes the results: a million do not fill the memory."""
+    """`map` on threads, at most `ahead` items ahead of the consumer, so that many results do not fill the memory."""
     for start in range(0, len(items), ahead):
         yield from threads.map(function, items[start : start + ahead])
 
 
 def attempt(look: Callable[[int], T], position: int) -> T | DataError:
-    """What is found at a position, or what is wrong there."""
+    """The result of `look` for a position, or its DataError."""
     try:
         return look(position)
     except DataError as error:
@@ -82,7 +82,7 @@ def attempt(look: Callable[[int], T], position: int) -> T | DataError:
 
 
 def even_sample(length: int, limit: int | None) -> list[int]:
-    """At most `limit` positions of `length`, evenly spread."""
+    """At most `limit` evenly spaced positions below `length`."""
     return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
 
 
@@ -97,7 +97,7 @@ def read_square(source: ImageDataset, position: int, side: int) -> Square:
 
 
 def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The centre square of H W C pixels, scaled to `side`."""
+    """The centre square of pixels (H, W, C), resized to (`side`, `side`, C), uint8."""
     height, width = image.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
@@ -108,7 +108,7 @@ def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
-    """About `count` images as squares: the first resident ones, or readable stored ones, evenly spread."""
+    """About `count` images as squares: the first resident ones, or readable stored ones, evenly spaced."""
     if images.pixels is not None:
         return images.pixels[:count]
     positions = even_sample(len(images), count)
@@ -123,11 +123,11 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
     """Mean and standard deviation of every channel.
 
     Args:
-        images: those to learn from; at most 10 000 of them are looked at.
-        side: pixels; the centre square is scaled to this first.
+        images: the training images; at most 10 000 of them are read.
+        side: the centre square is first resized to this many pixels.
 
     Raises:
-        UsageError: ImageNet's statistics for images that have not three channels.
+        UsageError: ImageNet's statistics for images that do not have three channels.
     """
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
@@ -139,7 +139,7 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
 
 
 def measured(images: torch.Tensor) -> Statistics:
-    """Of uint8 images, B C H W; four digits, so that the last bits of a sum do not matter."""
+    """Statistics of uint8 images (B, C, H, W), rounded to four digits, so that the last bits of a sum do not matter."""
     total, squares, count = torch.zeros(images.shape[1]).double(), torch.zeros(images.shape[1]).double(), 0
     for part in images.split(256):
         pixels = part.double() / 255

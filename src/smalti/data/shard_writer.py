@@ -1,4 +1,4 @@
-"""Writing one shard: what is stored of an image; a tar archive that gets its name when it is whole, then its index."""
+"""Writes one shard: encoded images in a tar archive, which gets its final name when complete, then its index."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ _END = bytes(2 * BLOCK)
 
 
 class Form(NamedTuple):
-    """How images are stored: shorter side in pixels at most, `quality` of a JPEG from 1 to 100."""
+    """How images are stored: maximum of the shorter side in pixels, JPEG `quality` from 1 to 100."""
 
     side: int
     encoding: Encoding
@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An image as it is stored."""
+    """An image as stored in a shard."""
 
     data: bytes
     label: int
@@ -56,21 +56,21 @@ class Record(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What the name of its file ends with."""
+        """The suffix of its file name."""
         return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
 
 
 def make_record(source: ImageDataset, position: int, form: Form) -> Record:
-    """Read an image of a source, shrink it where it is larger than asked, never enlarge it, and encode it.
+    """Read an image of a source, shrink it where it is larger than `form` allows (never enlarge), and encode it.
 
-    A JPEG file that is upright and small enough is kept byte for byte: encoding it again could only make it worse. An
-    image of a few pixels, of which a JPEG would be larger than they are, is stored raw.
+    A JPEG file that is upright and small enough is kept byte for byte: encoding it again could only lose quality.
+    An image so small that its JPEG would be larger than its pixels is stored raw.
 
     Raises:
         DataError: it cannot be read or decoded, or is too long for a JPEG.
     """
     data = source.read(position)
-    sample = source.decoded(position, data, form.side)  # whole, so that what is kept has been seen to be sound
+    sample = source.decoded(position, data, form.side)  # decoded in full, to verify what is stored
     if form.encoding == "raw":
         return Record(npy.encode(sample.image), sample.label, sample.key)
     if _is_fit(data, form):
@@ -83,7 +83,7 @@ def make_record(source: ImageDataset, position: int, form: Form) -> Record:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """A JPEG file of H x W x channels: 4:2:0, or grey. Which bytes depends on the library that is there."""
+    """Encode pixels (H, W, channels), uint8, as JPEG: 4:2:0, or grey. The bytes depend on the installed library."""
     grey = pixels.shape[2] == 1
     if simplejpeg is not None:
         sampling = "Gray" if grey else _SUBSAMPLING
@@ -103,7 +103,7 @@ def _is_fit(data: bytes, form: Form) -> bool:
 
 
 class ShardWriter:
-    """Takes images one by one; some 30 bytes and the name of each stay in memory."""
+    """Appends images one by one; about 30 bytes and the name of each stay in memory."""
 
     def __init__(self, folder: Path, number: int, start: int, settings: Settings) -> None:
         self.path, self.index_path = tar_path(folder, number), index_path(folder, number)
@@ -131,11 +131,11 @@ class ShardWriter:
             self._write(member(f"{position:09d}.cls", b"%d" % record.label))
 
     def refuse(self, position: int, path: str, reason: str) -> None:
-        """Note that an image of DATA cannot be read."""
+        """Record that an image of DATA cannot be read."""
         self.unreadable.append((position, path, reason))
 
     def finish(self) -> Header:
-        """Flush everything to the disk; the shard counts from now on.
+        """Flush everything to disk; the shard is complete from now on.
 
         Raises:
             OutputError: it cannot be written.
@@ -155,7 +155,7 @@ class ShardWriter:
         return header
 
     def discard(self) -> None:
-        """Remove what has not been finished."""
+        """Remove the unfinished shard."""
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
@@ -169,7 +169,7 @@ class ShardWriter:
 
 
 def member(name: str, data: bytes) -> bytes:
-    """A file of a tar archive (ustar), the same bytes whenever and by whomever it is written.
+    """A member of a tar archive (ustar); its bytes do not depend on the time or the user.
 
     Args:
         name: at most 100 ASCII characters.
@@ -184,7 +184,7 @@ def member(name: str, data: bytes) -> bytes:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say what cannot be written, and that nothing is lost."""
+    """Report that `path` cannot be written, and that nothing is lost."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which labelled images are for what: put aside, or learned from with few labels; and labels that stand together."""
+"""Splits of labelled images: held out, or a training subset with few labels; and classes made of several labels."""
 
 import numpy as np
 import torch
@@ -12,16 +12,16 @@ SEPARATOR = "|"
 
 
 def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
-    """All positions in an order that is drawn, the same one for the same seed."""
+    """A random permutation of all positions, the same for the same seed."""
     return np.argsort(fold(seed, np.arange(num_images), Stream.SPLIT), kind="stable")
 
 
 def put_aside(
     num_images: int, share: float, seed: int, most: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to learn from, and a share of them, `most` at most, to choose on or to be judged on.
+    """Positions of training images, and of a share of the images, at most `most`, held out for validation or testing.
 
-    At least one each; the same for the same seed.
+    Each part has at least one image; the split is the same for the same seed.
     """
     order = by_lot(num_images, seed)
     aside = min(max(1, round(share * num_images)), num_images - 1, num_images if most is None else most)
@@ -31,12 +31,14 @@ def put_aside(
 def few_labels(
     labels: NDArray[np.integer], positions: NDArray[np.int64], share: float, per_class: int | None, seed: int
 ) -> NDArray[np.int64]:
-    """Some of the positions, evenly over the classes: fewer labels are a part of more, for the same seed.
+    """A subset of the positions, even over the classes; with the same seed, a smaller subset is part of a larger one.
 
     Args:
-        labels: the class of every image, also of those that `positions` leaves out.
-        share: of the images of each class, at least one; counted on `labels`, and at most what `positions` has.
-        per_class: so many of each class instead.
+        labels: the class of every image, including those not in `positions`.
+        positions: positions to choose from.
+        share: share of the images of each class, at least one; counted on `labels`, limited to those in `positions`.
+        per_class: number of images of each class, instead of a share.
+        seed: of the random choice.
     """
     order = positions[np.argsort(fold(seed, positions, Stream.LABELS), kind="stable")]
     chosen = []
@@ -52,7 +54,7 @@ def label_names(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def shown_labels(classes: tuple[str, ...], names: tuple[str, ...]) -> Float[Tensor, "classes names"]:
-    """For each class 1 where it has the label, else 0."""
+    """For each class and label name, 1 where the class has the label, else 0."""
     place = {name: number for number, name in enumerate(names)}
     table = torch.zeros(len(classes), len(names))
     for row, text in enumerate(classes):

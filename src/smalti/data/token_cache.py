@@ -1,11 +1,11 @@
-"""A folder of visual tokens that were computed once, for later runs and other networks on the same views.
+"""Cache of visual tokens in a folder: computed once, for later runs and other networks on the same views.
 
     key.json            what the tokens depend on; a run with another key is refused
-    ids-00000.u16       epoch 0 of the views: a row for each image, little-endian; 0: not there yet, else token + 1
+    ids-00000.u16       epoch 0 of the views: a row for each image, uint16 little-endian; 0: missing, else token + 1
 
-A new file is empty, and a row that a crash has torn holds a 0, so there is nothing to repair. Several processes may
-fill a cache at once: they write the same values. Files are read and written without a memory map, because a map ends
-the process where the disk is full or the file is cut short.
+A new file is empty, and a row partly written at a crash contains a 0, so there is nothing to repair. Several processes
+may fill a cache at once: they write the same values. Files are read and written without a memory map, because a map
+kills the process if the disk is full or the file is truncated.
 """
 
 import hashlib
@@ -47,24 +47,24 @@ _MOST_OPEN = 8
 
 @dataclass(frozen=True)
 class TokenKey:
-    """All that can change a visual token of a view, but for epoch and image.
+    """Everything that can change a visual token of a view, except epoch and image.
 
-    The number of cycled views is not among it: view v of an image is the same, however many there are.
+    The number of cycled views is not part of it: view v of an image is the same, however many there are.
 
     Attributes:
         tokenizer: digest of its weights and configuration.
-        vocab_size: visual tokens.
-        num_patches: visual tokens of an image.
+        vocab_size: number of visual tokens in the vocabulary.
+        num_patches: number of visual tokens per image.
         data: digest of the images.
-        num_images: how many there are.
+        num_images: number of images.
         memory: crops are cut from squares in memory, or from whole pictures.
         channels, side: of the images; side is None where they are streamed.
         views: crop, sizes and colours.
         seed: what views are drawn from.
         device, dtype, mode: where, in which number format and how the tokenizer computes.
-        chunk: images it is given at a time.
+        chunk: number of images it is given at a time.
         torch, numpy, decoder: versions of what computes pixels and tokens; decoder is None where pixels are in memory.
-        version: of smalti's own part in it.
+        version: of the part computed by smalti.
     """
 
     tokenizer: str
@@ -106,7 +106,7 @@ def token_key(
     compute: Compute,
     chunk: int = CHUNK,
 ) -> TokenKey:
-    """The key of a run. Of images in memory all pixels are read, of others all names."""
+    """The key of a run. All pixels are read of images in memory, all names of other images."""
     pixels = source.pixels
     height, width = views.size if views.token_size is None else views.token_size
     return TokenKey(
@@ -137,7 +137,7 @@ def digest(tokenizer: ImageTokenizer) -> str:
 
 
 def _device(device: torch.device) -> str:
-    """The kind of processor: another one rounds otherwise."""
+    """The type of processor: other types may round differently."""
     if device.type == "cpu":
         return f"cpu {torch.backends.cpu.get_cpu_capability()}"
     return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
@@ -160,7 +160,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(fields: dict[str, Any], name: str) -> str:
-    """A value for people; of a digest the beginning."""
+    """A value as shown in messages; only the beginning of a digest."""
     text = str(fields.get(name, "nothing"))
     return text if len(text) <= 5 * _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -169,11 +169,11 @@ class TokenCache:
     """Visual tokens by epoch of the view and position of the image."""
 
     def __init__(self, folder: Path, key: TokenKey) -> None:
-        """Open a cache, or begin one where the folder is missing or empty.
+        """Open a cache, or create one where the folder is missing or empty.
 
         Raises:
-            DataError: it is there for another key, or is none.
-            OutputError: it cannot be begun.
+            DataError: the cache has another key, or the folder is not a cache.
+            OutputError: it cannot be created.
             UsageError: the vocabulary is too large.
         """
         require(
@@ -187,7 +187,7 @@ class TokenCache:
     def lookup(
         self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"]
     ) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B"]]:
-        """The ids of some views, and which of the rows are there; the others mean nothing.
+        """The ids of some views, and which of the rows are cached; the other rows are undefined.
 
         Raises:
             DataError: a file is damaged or cannot be read.
@@ -196,7 +196,7 @@ class TokenCache:
         for run in _runs(view_epoch, index):
             rows = found[run].view(np.uint8).reshape(-1)
             data = self._read(int(view_epoch[run.start]), int(index[run.start]), len(rows))
-            whole = len(data) // 2 * 2  # half a number would be another number
+            whole = len(data) // 2 * 2  # half a uint16 would be read as another number
             rows[:whole] = np.frombuffer(data, np.uint8, whole)
             if (found[run] > self.key.vocab_size).any():
                 cause = f"it holds visual tokens beyond the {self.key.vocab_size} that there are"
@@ -204,17 +204,17 @@ class TokenCache:
         return found.astype(np.int64) - 1, np.asarray(found.all(1))
 
     def store(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
-        """Keep the ids of some views.
+        """Store the ids of some views.
 
         Raises:
-            OutputError: a file cannot be written. What was kept before stays valid.
+            OutputError: a file cannot be written. Rows stored before stay valid.
         """
         stored = (ids + 1).astype("<u2")
         for run in _runs(view_epoch, index):
             self._write(int(view_epoch[run.start]), int(index[run.start]), stored[run].tobytes())
 
     def missing(self, view_epoch: int, block: int = 8192) -> NDArray[np.int64]:
-        """The images of an epoch whose ids are not there."""
+        """Positions of the images of an epoch whose ids are not cached."""
         positions = np.arange(self.key.num_images)
         parts = [positions[start : start + block] for start in range(0, len(positions), block)]
         return np.concatenate([part[~self.lookup(np.full_like(part, view_epoch), part)[1]] for part in parts])
@@ -224,12 +224,12 @@ class TokenCache:
         return self.folder / f"ids-{view_epoch:05d}.u16"
 
     def close(self) -> None:
-        """Give back the open files; they are opened again when needed."""
+        """Close the open files; they are opened again when needed."""
         while self._open:
             os.close(self._open.popitem()[1])
 
     def _read(self, epoch: int, index: int, length: int) -> bytes:
-        """What is there of `length` bytes from the row of an image on."""
+        """Up to `length` bytes of the file, beginning at the row of an image."""
         try:
             return os.pread(self._file(epoch, os.O_RDONLY), length, index * self._row)
         except FileNotFoundError:
@@ -247,7 +247,7 @@ class TokenCache:
             raise OutputError(f"cannot write {self.path(epoch)}", cause=error.strerror or str(error)) from error
 
     def _file(self, epoch: int, flags: int) -> int:
-        """The descriptor of an epoch's file; the longest open one makes room for it."""
+        """The descriptor of an epoch's file; the one open longest is closed to make room."""
         found = self._open.get((epoch, flags))
         if found is None:
             if len(self._open) == _MOST_OPEN:
@@ -262,14 +262,14 @@ class TokenCache:
 
 
 def _runs(epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Iterator[slice]:
-    """Parts that lie side by side in one file."""
+    """Slices of rows that are contiguous in one file."""
     apart = np.flatnonzero((np.diff(index) != 1) | (np.diff(epoch) != 0)) + 1
     ends = [0, *apart.tolist(), len(index)]
     return (slice(start, stop) for start, stop in pairwise(ends) if stop > start)
 
 
 def _agree(folder: Path, key: TokenKey) -> None:
-    """Compare the key with the one that is there, or write it."""
+    """Compare the key with the stored one, or write it if there is none."""
     path = folder / KEY
     if not path.exists():
         make_folder(folder)
@@ -306,9 +306,9 @@ def _damaged(path: Path, cause: str) -> DataError:
 
 @dataclass
 class CachedTokens:
-    """Batches with `ids`, equal bit for bit to those of `Tokenized`. What is missing is computed and kept.
+    """Batches with `ids`, equal bit for bit to those of `Tokenized`. Missing rows are computed and stored.
 
-    Where the cache cannot be written, that is said once and the run goes on.
+    If the cache cannot be written, this is reported once and the run continues.
     """
 
     loader: Loader
@@ -328,18 +328,18 @@ class CachedTokens:
 
     @property
     def waited(self) -> float:
-        """Seconds spent until images were there; reading or computing their tokens does not count."""
+        """Seconds spent waiting for images, without reading or computing their tokens."""
         return self.loader.waited
 
     def close(self) -> None:
-        """End what works in the background."""
+        """Stop the background workers."""
         self.loader.close()
         self.cache.close()
 
     def with_ids(self, batch: Batch, rows: SampledBatch) -> Batch:
         """The batch of the given images, on the device."""
         ids, present = self.cache.lookup(rows.view_epoch, rows.index)
-        as_asked = batch.index.numpy() == rows.index  # not another image in the place of an unreadable one
+        as_asked = batch.index.numpy() == rows.index  # not replaced for an unreadable one
         if missing := np.flatnonzero(~(present & as_asked)).tolist():
             view = token_view(batch)[missing].to(self.compute.device)
             found = encode(view, self.tokenizer, self.compute, self.cache.key.chunk)

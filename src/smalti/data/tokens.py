@@ -19,24 +19,24 @@ _SCORED = 16
 
 @runtime_checkable
 class Scorer(Tokenizer, Protocol):
-    """A tokenizer that has a posterior: q(z|x) = softmax of its scores."""
+    """A tokenizer with a posterior: q(z|x) = softmax of its scores."""
 
     def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
-        """Scores of every visual token at every position."""
+        """Scores of every visual token at every position, for images (B, C, H, W)."""
         ...
 
 
 def chunk_for(batch_size: int) -> int:
-    """Images that a tokenizer is given at a time in a run with such batches."""
+    """Number of images given to a tokenizer at a time in a run with this batch size."""
     return min(CHUNK, batch_size)
 
 
 @torch.no_grad()
 def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CHUNK) -> Int[Tensor, "B N"]:
-    """The visual tokens of images on the device, B C H W.
+    """The visual tokens of images (B, C, H, W) on the device.
 
-    The tokenizer always sees `chunk` of them, the last one repeated: sums are then made in one order, whatever the size
-    of the batch, and so ids can be kept and used in other batches.
+    The tokenizer is always given `chunk` images, padded by repeating the last one: sums are then in the same order for
+    every batch size, so that ids can be cached and used in other batches.
     """
     with compute.autocast():
         return torch.cat([tokenizer.encode(_filled(part, chunk)).flatten(1)[: len(part)] for part in view.split(chunk)])
@@ -46,7 +46,7 @@ def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CH
 def scored(
     view: Tensor, tokenizer: Scorer, index: Int[Tensor, "B K"], compute: Compute
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B K V"]]:
-    """The visual tokens of images on the device, and the scores of all of them at the positions `index`."""
+    """The visual tokens of images (B, C, H, W) on the device, and the scores of the vocabulary at positions `index`."""
     ids, scores = [], []
     for part, masked in zip(view.split(_SCORED), index.split(_SCORED), strict=True):
         with compute.autocast():
@@ -57,18 +57,18 @@ def scored(
 
 
 def token_view(batch: Batch) -> Tensor:
-    """What the tokenizer looks at."""
+    """The view that the tokenizer encodes."""
     return batch.image if batch.token_image is None else batch.token_image
 
 
 def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int = CHUNK) -> Batch:
-    """The batch on the device, with the `ids` that a frozen tokenizer finds in the token view of each crop."""
+    """The batch on the device, with the `ids` of the token view from a frozen tokenizer."""
     batch = batch.to(compute.device)
     return replace(batch, ids=encode(token_view(batch), tokenizer, compute, chunk))
 
 
 def with_scores(batch: Batch, tokenizer: Scorer, compute: Compute) -> Batch:
-    """The same, and with the `scores` of its masked patches."""
+    """As `tokenized`, and with the `scores` of the masked patches."""
     batch = batch.to(compute.device)
     assert batch.mask_index is not None
     ids, scores = scored(token_view(batch), tokenizer, batch.mask_index, compute)
@@ -77,7 +77,7 @@ def with_scores(batch: Batch, tokenizer: Scorer, compute: Compute) -> Batch:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Batches with `ids`, and with `scores` where the tokenizer is to be asked for its posterior."""
+    """Batches with `ids`, and with `scores` where the posterior of the tokenizer is needed."""
 
     batches: Batches
     tokenizer: Tokenizer
@@ -94,17 +94,17 @@ class Tokenized:
 
     @property
     def waited(self) -> float:
-        """Seconds spent until images were there; tokenizing them does not count."""
+        """Seconds spent waiting for images, without tokenizing them."""
         return self.batches.waited
 
     def close(self) -> None:
-        """End what works in the background."""
+        """Stop the background workers."""
         self.batches.close()
 
 
 @dataclass(frozen=True)
 class TokenizedOnce(Tokenized):
-    """The same, where batches are asked for again: their ids are kept, and the tokenizer works once."""
+    """As `Tokenized`, for batches that are requested repeatedly: ids are kept, so each is tokenized once."""
 
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
@@ -119,6 +119,6 @@ class TokenizedOnce(Tokenized):
 
 
 def _filled(part: Tensor, chunk: int) -> Tensor:
-    """The images, and the last one again until there are `chunk`."""
+    """The images, padded to `chunk` by repeating the last one."""
     wanting = chunk - len(part)
     return torch.cat([part, part[-1:].expand(wanting, -1, -1, -1)]) if wanting else part

@@ -1,4 +1,4 @@
-"""Writing a prepared data set: shard by shard, so that a killed run goes on after the last whole shard."""
+"""Writes a prepared dataset shard by shard, so that a killed run resumes after the last complete shard."""
 
 import re
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _UNFINISHED = re.compile(rf"\.({_OWN.pattern})(\.[0-9a-f]{{32}})?")
 
 
 class Written(NamedTuple):
-    """A finished data set, and how many of its shards were written now."""
+    """A finished dataset, and how many of its shards this run wrote."""
 
     about: About
     written: int
@@ -53,14 +53,14 @@ def write_shards(
     max_bad_fraction: float = 0.01,
     shard_bytes: int = SHARD_BYTES,
 ) -> Written:
-    """Write the images of a source into `folder`, or go on with what was begun there under the same settings.
+    """Write the images of a source into `folder`, or resume an earlier run with the same settings.
 
     Args:
-        max_bad_fraction: share of unreadable images above which it stops.
-        shard_bytes: a shard is closed when it has so many or more.
+        max_bad_fraction: share of unreadable images above which writing stops.
+        shard_bytes: a shard is closed when it has at least this many bytes.
 
     Raises:
-        UsageError: the folder holds something else, or was prepared with other settings.
+        UsageError: the folder contains other files, or was prepared with other settings.
         DataError: too many images cannot be read.
         OutputError: the folder cannot be written, or another process is writing it.
     """
@@ -82,7 +82,7 @@ def write_shards(
 
 @dataclass
 class _Writing:
-    """A data set being written; `headers` are those of its whole shards."""
+    """A dataset being written; `headers` are those of its complete shards."""
 
     source: ImageDataset
     folder: Path
@@ -92,15 +92,15 @@ class _Writing:
 
     @property
     def done(self) -> int:
-        """How many positions the whole shards have dealt with."""
+        """Number of positions covered by the complete shards."""
         return self.headers[-1].stop if self.headers else 0
 
     def begin(self) -> ShardWriter:
-        """The next shard."""
+        """The writer of the next shard."""
         return ShardWriter(self.folder, len(self.headers), self.done, self.settings)
 
     def go_on(self, positions: Sequence[int], bad: LeftOutFiles, log: Log) -> None:
-        """Write what is missing. A shard is closed when the next image comes, so bad files at its end belong to it."""
+        """Write the missing positions. A shard is closed at the next image, so bad files at its end belong to it."""
         if self.done == len(positions):
             return
         made, shard = self.settings, self.begin()
@@ -122,11 +122,11 @@ class _Writing:
 
 
 def _require_own(folder: Path) -> None:
-    """Never write among other things: a folder of photographs, say.
+    """Refuse to write into a folder with other files, such as photographs.
 
     Raises:
-        UsageError: something else lies there.
-        DataError: an earlier version has prepared it.
+        UsageError: the folder contains other files.
+        DataError: the folder was prepared by an earlier version.
     """
     refuse_pack(folder)
     for entry in sorted(folder.iterdir()):
@@ -136,11 +136,11 @@ def _require_own(folder: Path) -> None:
 
 
 def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
-    """The shards that are there, up to the first that is not as it was written; each is read and compared in full.
+    """The existing shards, up to the first that is not as written; each is read and verified in full.
 
     Raises:
         UsageError: they were made under other settings.
-        DataError: one cannot be read, or is of another version: this is no reason to throw it away.
+        DataError: one cannot be read, or is of another version: this is no reason to delete it.
     """
     about = _sound_about(folder)
     if about is not None:
@@ -169,7 +169,7 @@ def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
 
 
 def _headers(folder: Path) -> tuple[list[Header], DamagedShardError | None]:
-    """Those of the indices that are there, up to the first damaged one."""
+    """The headers of the existing indices, up to the first damaged one."""
     headers: list[Header] = []
     while (path := index_path(folder, len(headers))).exists():
         try:
@@ -180,7 +180,7 @@ def _headers(folder: Path) -> tuple[list[Header], DamagedShardError | None]:
 
 
 def _finished(folder: Path, headers: Sequence[Header], total: int) -> About | None:
-    """What prepared.json says, where it is there and true of shards that deal with `total` images."""
+    """The content of prepared.json, if it exists and matches shards that cover `total` images."""
     about = _sound_about(folder)
     if about is None or not headers or headers[-1].stop != total:
         return None
@@ -188,7 +188,7 @@ def _finished(folder: Path, headers: Sequence[Header], total: int) -> About | No
 
 
 def _sound_about(folder: Path) -> About | None:
-    """prepared.json, where it is there and sound."""
+    """The content of prepared.json, if it exists and is valid."""
     if not (folder / ABOUT).exists():
         return None
     try:
@@ -198,10 +198,10 @@ def _sound_about(folder: Path) -> About | None:
 
 
 def _clear(folder: Path, kept: int) -> None:
-    """Remove prepared.json first, then what follows the shards to keep and what a killed run left behind.
+    """Remove prepared.json first, then the shards after the first `kept` and the leftovers of a killed run.
 
     Raises:
-        OutputError: it cannot be removed.
+        OutputError: a file cannot be removed.
     """
     keep = {path(folder, number) for number in range(kept) for path in (tar_path, index_path)}
     with writing(folder):
@@ -212,7 +212,7 @@ def _clear(folder: Path, kept: int) -> None:
 
 
 def _close(folder: Path, settings: Settings, classes: tuple[str, ...], headers: Sequence[Header]) -> About:
-    """Write prepared.json: from now on the data set is whole."""
+    """Write prepared.json, which marks the dataset as complete."""
     shards = tuple(header.shard for header in headers)
     counts = (sum(shard.images for shard in shards), sum(len(header.unreadable) for header in headers))
     about = About(VERSION, __version__, digest_of(classes, shards), settings, *counts, classes, shards)

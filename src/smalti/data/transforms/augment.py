@@ -1,12 +1,12 @@
-"""Views of images: cropped, scaled, mirrored and recoloured, as a whole batch or, by a data worker, one by one.
+"""Views of images: crop, resize, mirror and colour jitter, for a whole batch at once or, in a data worker, per image.
 
 A batch is resampled in two matrix products. Resampling is linear and separable: out = R · image · Cᵀ, with one row
-matrix R and one column matrix C a sample; the crop box, the filter (with anti-aliasing when shrinking, as Pillow does)
-and the mirror are all in the matrices. Brightness, contrast and saturation are one 3 x 4 matrix a sample and one clamp:
+matrix R and one column matrix C per sample; the crop box, the filter (with anti-aliasing when shrinking, as in Pillow)
+and the mirror are all in the matrices. Brightness, contrast and saturation are one 3 x 4 matrix per sample and a clamp:
 
-    out = b·c·(s·x + (1 - s)·g(x)) + (1 - c)·b·m        g(x): grey of a pixel, m: mean grey of the image
+    out = b·c·(s·x + (1 - s)·g(x)) + (1 - c)·b·m        g(x): grey value of a pixel, m: mean grey of the image
 
-is what Pillow's three enhancers give in any order, before they round and clamp.
+This is what Pillow's three enhancers compute, in any order, if they did not round and clamp.
 """
 
 from collections.abc import Sequence
@@ -28,26 +28,26 @@ from smalti.data.transforms.views import Box, Crop, TwoViews
 Filter: TypeAlias = Literal["bicubic", "lanczos"]
 
 _CACHED = 1 << 18
-"""Bytes that stay in a processor's cache from one operation to the next."""
+"""Bytes of data that stay in the CPU cache from one operation to the next."""
 
 _GREY = (0.299, 0.587, 0.114)
-"""ITU-R 601, as Pillow converts to grey."""
+"""ITU-R 601 weights of R, G and B, as Pillow uses them to convert to grey."""
 
 _TORCH_HAS = {"bicubic": True, "lanczos": hasattr(torch.ops.aten, "_upsample_lanczos2d_aa")}
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
 def resample(images: Tensor, crop: Crop, size: tuple[int, int], filter: Filter = "bicubic") -> Float[Tensor, "B C h w"]:
-    """Cut each image's box and scale it to `size`.
+    """Crop each image to its box, resize the crop to `size`, and mirror it where asked.
 
     Args:
-        images: B C H W, uint8 or float in [0, 1].
-        crop: a box and a mirror for each image.
+        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
+        crop: a box and a mirror flag for each image.
         size: height and width of the result in pixels.
         filter: bicubic (a = -0.5) for the patch view, lanczos (a = 3) for the token view, as the released code has it.
 
     Returns:
-        Float in [0, 1].
+        (B, C, h, w), float in [0, 1].
     """
     height, width = images.shape[-2:]
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images
@@ -60,7 +60,12 @@ def resample(images: Tensor, crop: Crop, size: tuple[int, int], filter: Filter =
 
 
 def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, filter: Filter) -> Tensor:
-    """B x size_out x size_in weights that read `length` pixels from `start` on; every row sums to 1."""
+    """Weights (B, size_out, size_in) that resample `length` pixels beginning at `start`; every row sums to 1.
+
+    Args:
+        start: (B,), float, in pixels.
+        length: (B,), float, in pixels.
+    """
     step = (length / size_out)[:, None, None]
     centre = start[:, None, None] + (torch.arange(size_out, device=start.device)[:, None] + 0.5) * step
     distance = (torch.arange(size_in, device=start.device) + 0.5 - centre) / step.clamp_min(1.0)
@@ -82,26 +87,26 @@ def _lanczos(x: Tensor, a: float = 3.0) -> Tensor:
 def colour_matrix(
     factors: Float[Tensor, "B 3"], mean: Float[Tensor, "B C"]
 ) -> tuple[Float[Tensor, "B C C"], Float[Tensor, "B C 1"]]:
-    """Matrix and offset for images with values in [0, 1].
+    """Matrix and offset that change the colours of images with values in [0, 1].
 
     Args:
-        factors: of brightness, contrast and saturation.
-        mean: mean of each channel over the image that contrast turns around.
+        factors: factors of brightness, contrast and saturation, in this order; 1 changes nothing.
+        mean: mean of each channel in [0, 1]; contrast scales the distance from its grey value.
     """
     channels = mean.shape[1]
     brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
     grey = torch.tensor(_GREY if channels == 3 else (1.0,), device=mean.device)
     mixed = saturation * torch.eye(channels, device=mean.device) + (1 - saturation) * grey.expand(channels, channels)
-    # Not mean @ grey: a product of matrices may round an image otherwise when others are beside it.
+    # Not mean @ grey: a matrix product may round an image's result differently depending on the rest of the batch.
     level = ((1 - contrast) * brightness)[..., 0] * (mean * grey).sum(1, keepdim=True)
     return brightness * contrast * mixed, level.expand(-1, channels)[..., None]
 
 
 def channel_means(images: Tensor) -> Float[Tensor, "B C"]:
-    """Mean of every channel of each image, in [0, 1].
+    """Mean of each channel of each image, in [0, 1].
 
     Args:
-        images: B C H W, uint8 or float in [0, 1].
+        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
     """
     means = torch.cat([images[part].float().mean((2, 3)) for part in _parts(images)])
     return means / 255 if images.dtype == torch.uint8 else means
@@ -110,7 +115,14 @@ def channel_means(images: Tensor) -> Float[Tensor, "B C"]:
 def recolour(
     images: Tensor, matrix: Float[Tensor, "B C C"], offset: Float[Tensor, "B C 1"], flip: Bool[Tensor, "B"]
 ) -> Float[Tensor, "B C H W"]:
-    """Apply a colour matrix and an offset to each image, B C H W, clamp to [0, 1], and mirror some of them."""
+    """Apply a colour matrix and an offset to each image, clamp to [0, 1], and mirror the images where `flip` is true.
+
+    Args:
+        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
+        matrix: from `colour_matrix`.
+        offset: from `colour_matrix`.
+        flip: which images are mirrored.
+    """
     scaled = matrix / 255 if images.dtype == torch.uint8 else matrix
     result = torch.empty(images.shape, device=images.device)
     for part in _parts(images):
@@ -120,7 +132,7 @@ def recolour(
 
 
 def mirrored(images: Tensor, flip: Bool[Tensor, "B"]) -> Tensor:
-    """A copy, B C H W, with some of the images mirrored."""
+    """A copy of the images (B, C, H, W), any dtype, with those mirrored where `flip` is true."""
     result = torch.empty_like(images)
     for part in _parts(images):
         result[part] = _mirrored(images[part], flip[part])
@@ -134,7 +146,7 @@ def _mirrored(images: Tensor, flip: Bool[Tensor, "B"]) -> Tensor:
 
 
 def _parts(images: Tensor) -> list[slice]:
-    """On a CPU, so many images at a time as stay in its cache; elsewhere all at once."""
+    """Slices of the batch: on a CPU each has as many images as fit in its cache; elsewhere one slice has all."""
     an_image = 4 * images[0].numel()
     step = max(1, _CACHED // an_image) if images.device.type == "cpu" else len(images)
     return [slice(start, start + step) for start in range(0, len(images), step)]
@@ -142,9 +154,10 @@ def _parts(images: Tensor) -> list[slice]:
 
 @dataclass(frozen=True)
 class Render:
-    """Reads, decodes, crops and scales an image of `source`. Mirror and colours are left to the whole batch.
+    """Reads, decodes, crops and resizes an image of `source`. Mirror and jitter are applied later, to the whole batch.
 
-    Pixels that the crop does not need in full are decoded at a fraction of their resolution, where that loses nothing.
+    Jitter with `before_crop` is the exception: it is applied here. Where the crop does not need the full resolution and
+    nothing is lost, the image is decoded at a fraction of it.
     """
 
     source: ImageDataset
@@ -152,7 +165,7 @@ class Render:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the views: channels, height, width."""
+        """Shape (channels, height, width) of each view."""
         sizes = [self.views.size] if self.views.token_size is None else [self.views.size, self.views.token_size]
         return tuple((self.source.channels, *size) for size in sizes)
 
@@ -160,14 +173,19 @@ class Render:
         return len(self.source)
 
     def name(self, position: int) -> str:
-        """Where an image is, for people."""
+        """The path or name of an image, for messages."""
         return self.source.name(position)
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
         """Write the views of an image into `out`.
 
+        Args:
+            position: position of the image in `source`.
+            key: random key of the view.
+            out: one array (C, h, w), uint8, for each of `shapes`.
+
         Raises:
-            DataError: it cannot be read.
+            DataError: the image cannot be read.
         """
         views, box = self.views, (0.0, 0.0, 1.0, 1.0)
 
@@ -187,7 +205,7 @@ class Render:
 
 
 def _cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-    """The box, in whole pixels and of at least one."""
+    """The box of pixels (H, W, C), rounded to whole pixels, at least 1 x 1."""
     height, width = pixels.shape[:2]
     tall, wide = max(round(box[2] * height), 1), max(round(box[3] * width), 1)
     top, left = min(round(box[0] * height), height - tall), min(round(box[1] * width), width - wide)
@@ -195,7 +213,7 @@ def _cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
 
 
 def _resize(pixels: NDArray[np.uint8], out: NDArray[np.uint8], filter: Filter) -> None:
-    """Scale H W C to the size of `out`, C h w, with anti-aliasing."""
+    """Resize pixels (H, W, C) to the size of `out` (C, h, w), with anti-aliasing."""
     if _TORCH_HAS[filter]:  # eight times as fast as Pillow, and at most two grey levels away
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         torch.from_numpy(out).copy_(F.interpolate(image, out.shape[1:], mode=filter, antialias=True)[0])

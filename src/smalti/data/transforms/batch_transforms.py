@@ -1,4 +1,4 @@
-"""Batches whose images are changed further after crop, mirror and colours: erased, or mixed with others."""
+"""Batch augmentations applied after crop, mirror and jitter: random erasing, mixup and CutMix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from smalti.functional.noise import uniform_noise
 from smalti.models.vit import as_unit_range
 
 _RECTANGLES, _SHARES = 10, 32
-"""Draws of an erased rectangle, and of the share of a mixed image, of which the first that fits is taken."""
+"""Number of draws of an erased rectangle, and of the share λ of a mixed image; the first draw that fits is used."""
 
 _NOISE = 2
-"""The stream of a key's noise: 0 are Gumbel draws, 1 is drop path."""
+"""Number of the noise stream drawn from a key; 0 is used for Gumbel noise, 1 for drop path."""
 
 Change: TypeAlias = Callable[[Batch], Batch]
-"""A function of the batch alone, all its randomness drawn from `keys_of`."""
+"""A function of the batch only; all its random numbers are drawn from `keys_of`."""
 
 
 @dataclass(frozen=True)
 class Changed:
-    """Batches on the device, with every change made in turn."""
+    """Batches moved to the device, with every change applied in order."""
 
     batches: Batches
     changes: tuple[Change, ...]
@@ -43,16 +43,16 @@ class Changed:
 
     @property
     def waited(self) -> float:
-        """Seconds that images have kept the caller waiting."""
+        """Seconds the caller has waited for images."""
         return self.batches.waited
 
     def close(self) -> None:
-        """End what works in the background."""
+        """Stop the background workers."""
         self.batches.close()
 
 
 def keys_of(batch: Batch) -> Keys:
-    """The key of each image, to draw from."""
+    """The random key of each image: (B,), uint64."""
     return batch.key.cpu().numpy().view(np.uint64)
 
 
@@ -76,7 +76,7 @@ class Erasing:
         require(0 < self.ratio[0] <= self.ratio[1], f"an erased ratio of {self.ratio}", "use 0 < low <= high")
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with changed images, float in [0, 1]."""
+        """The batch with changed images: (B, C, H, W), float in [0, 1]."""
         boxes = self.boxes(keys_of(batch), *batch.image.shape[-2:])
         rows = torch.from_numpy(np.flatnonzero(boxes[:, 2] > 0)).to(batch.image.device)
         if len(rows) == 0:
@@ -92,7 +92,7 @@ class Erasing:
         return replace(batch, image=images)
 
     def boxes(self, keys: Keys, height: int, width: int) -> NDArray[np.int64]:
-        """Top, left, height and width in pixels for each key; all 0 where nothing is erased."""
+        """Top, left, height and width in pixels for each key: (B, 4); all 0 where nothing is erased."""
         keys = fold(keys, Stream.ERASE)
         draws = uniform(keys, 4 * _RECTANGLES).reshape(len(keys), _RECTANGLES, 4)
         area = height * width * (self.area[0] + draws[..., 0] * (self.area[1] - self.area[0]))
@@ -138,7 +138,7 @@ class Mixing:
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def __call__(self, batch: Batch, num_classes: int) -> Batch:
-        """The batch with mixed images and with `target`."""
+        """The batch with mixed images (B, C, H, W), float in [0, 1], and mixed `target` (B, num_classes), float."""
         assert batch.label is not None
         images = as_unit_range(batch.image)
         height, width = images.shape[-2:]
@@ -152,7 +152,7 @@ class Mixing:
         )
 
     def kept(self, keys: Keys, height: int, width: int) -> NDArray[np.float64]:
-        """How much of the image itself is at each pixel: B x `height` x `width`, or B x 1 x 1 where nothing is cut."""
+        """Weight of the image itself at each pixel, in [0, 1]: (B, height, width), or (B, 1, 1) without CutMix."""
         mixed, kind, down, right = uniform(fold(keys, Stream.MIX), 4).T
         cut = kind < (self.switch if self.mixup and self.cutmix else float(self.cutmix > 0))
         alpha = np.where(cut, self.cutmix, self.mixup)
@@ -166,10 +166,14 @@ class Mixing:
 
 
 def beta(keys: Keys, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One draw from Beta(α, α) for each key, α at most 1.
+    """One draw from Beta(α, α) for each key: (B,), float64 in [0, 1].
 
-    x / (x + y) for x = u^(1/α) and y = v^(1/α), of the first of 32 pairs that has x + y <= 1, as each has with a
-    probability of 1/2 or more. Where none has, 1/2.
+    The draw is x / (x + y) with x = u^(1/α) and y = v^(1/α), for the first of 32 pairs (u, v) with x + y <= 1. Each
+    pair satisfies this with probability 1/2 or more; if none does, the draw is 1/2.
+
+    Args:
+        keys: (B,), uint64.
+        alpha: (B,), α of each draw, at most 1.
 
     Reference: Jöhnk 1964.
     """
@@ -182,7 +186,12 @@ def beta(keys: Keys, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _inside(centre: NDArray[np.float64], half: NDArray[np.float64], length: int) -> NDArray[np.bool_]:
-    """B x `length`: which pixels of a side are in the box around `centre`; both are shares of the side."""
+    """Which pixels of a side of `length` pixels lie in the box: (B, length).
+
+    Args:
+        centre: (B,), centre of the box as a share of the side.
+        half: (B,), half the length of the box as a share of the side.
+    """
     pixel = np.arange(length)
     middle, reach = np.floor(centre * length)[:, None], np.floor(half * length)[:, None]
     return (pixel >= middle - reach) & (pixel < middle + reach)

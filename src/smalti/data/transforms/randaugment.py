@@ -1,8 +1,8 @@
-"""RandAugment: a few operations on each image, drawn from a list, all about equally strong.
+"""RandAugment: a few operations on each image, drawn from a list, all of about the same strength.
 
-Operations work on whole batches, in 8-bit grey levels as Pillow computes them. Levels are float tensors B C H W of
-whole numbers, 0 to 255; an amount is a number for each image. Brightness, contrast, posterise, solarise, invert,
-autocontrast and equalise are one table of 256 entries for each channel of each image.
+Operations work on whole batches, with 8-bit levels as Pillow computes them. `levels` is a float tensor (B, C, H, W) of
+whole numbers in [0, 255]; `amount` is a float tensor (B,), one number per image. Autocontrast and equalize are lookup
+tables of 256 entries for each channel of each image.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from smalti.data.transforms.batch_transforms import keys_of
 from smalti.models.vit import as_unit_range
 
 _FILL = (124.0, 116.0, 104.0)
-"""Where nothing of the image is left: ImageNet's mean, as in timm."""
+"""RGB fill for pixels outside the image: ImageNet's mean, as in timm."""
 Level = NDArray[np.float64]
 
 
 def autocontrast(levels: Tensor, amount: Tensor) -> Tensor:
-    """Stretch each channel to 0 to 255; a channel of one level stays."""
+    """Stretch each channel to the range 0 to 255; a channel with a single level is unchanged."""
     low, high = levels.amin((2, 3))[..., None], levels.amax((2, 3))[..., None]
     scale = (255 / (high - low).double()).nan_to_num(posinf=1.0)
     stretched = torch.where(high > low, _all(levels) * scale - low * scale, _all(levels))
@@ -36,7 +36,7 @@ def autocontrast(levels: Tensor, amount: Tensor) -> Tensor:
 
 
 def equalize(levels: Tensor, amount: Tensor) -> Tensor:
-    """Spread the levels of each channel so that each is about equally frequent."""
+    """Equalize the histogram of each channel: levels become about equally frequent."""
     flat = levels.flatten(2).long()
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=levels.device)
     counts.scatter_add_(2, flat, torch.ones_like(flat))
@@ -47,44 +47,44 @@ def equalize(levels: Tensor, amount: Tensor) -> Tensor:
 
 
 def invert(levels: Tensor, amount: Tensor) -> Tensor:
-    """The negative."""
+    """Replace every level by 255 - level."""
     return 255 - levels
 
 
 def posterize(levels: Tensor, amount: Tensor) -> Tensor:
-    """Keep the upper bits of every level: `amount` of them, 0 to 8."""
+    """Keep the `amount` highest bits of every level, 0 to 8."""
     width = torch.exp2(8 - amount)[:, None, None, None]
     return (levels / width).floor() * width
 
 
 def solarize(levels: Tensor, amount: Tensor) -> Tensor:
-    """Invert the levels from the threshold `amount` on."""
+    """Invert the levels that are at least `amount`."""
     return torch.where(levels >= amount[:, None, None, None], 255 - levels, levels)
 
 
 def solarize_add(levels: Tensor, amount: Tensor) -> Tensor:
-    """Add `amount` to the levels below 128."""
+    """Add `amount` to the levels below 128; clamp to 255."""
     return torch.where(levels < 128, (levels + amount[:, None, None, None]).clamp(max=255), levels)
 
 
 def brightness(levels: Tensor, amount: Tensor) -> Tensor:
-    """0 is black, 1 the image."""
+    """Scale brightness: amount 0 gives black, 1 the image."""
     return blend(torch.zeros_like(levels), levels, amount)
 
 
 def contrast(levels: Tensor, amount: Tensor) -> Tensor:
-    """0 is the mean grey of the image everywhere, 1 the image."""
+    """Scale contrast: amount 0 gives the mean grey of the image everywhere, 1 the image."""
     mean = (grey(levels).double().mean((1, 2, 3), keepdim=True) + 0.5).floor().to(levels.dtype)
     return blend(mean.expand_as(levels), levels, amount)
 
 
 def color(levels: Tensor, amount: Tensor) -> Tensor:
-    """0 is the image in grey, 1 the image; grey images stay."""
+    """Scale saturation: amount 0 gives the image in grey, 1 the image; grey images are unchanged."""
     return blend(grey(levels).expand_as(levels), levels, amount)
 
 
 def sharpness(levels: Tensor, amount: Tensor) -> Tensor:
-    """0 is a smooth image, 1 the image. The outermost pixels stay."""
+    """Scale sharpness: amount 0 gives a smoothed image, 1 the image. The border pixels are unchanged."""
     kernel = torch.ones(3, 3, device=levels.device)
     kernel[1, 1] = 5
     inner = F.conv2d(levels.flatten(0, 1)[:, None], kernel[None, None])
@@ -94,7 +94,7 @@ def sharpness(levels: Tensor, amount: Tensor) -> Tensor:
 
 
 def rotate(levels: Tensor, amount: Tensor) -> Tensor:
-    """Turn the image around its middle, `amount` degrees against the clock."""
+    """Rotate the image around its centre, `amount` degrees counterclockwise."""
     height, width = levels.shape[-2:]
     turn = torch.deg2rad(amount)
     cos, sin = turn.cos(), turn.sin()
@@ -124,7 +124,12 @@ def translate_y(levels: Tensor, amount: Tensor) -> Tensor:
 
 
 def transformed(levels: Tensor, matrix: Float[Tensor, "B 6"]) -> Tensor:
-    """Read each pixel (x, y) from (a·x + b·y + c, d·x + e·y + f), bilinear; what lies outside is filled."""
+    """Affine transform: output pixel (x, y) is read bilinearly at (a·x + b·y + c, d·x + e·y + f); outside is filled.
+
+    Args:
+        levels: (B, C, H, W), float, whole numbers in [0, 255].
+        matrix: a, b, c, d, e, f for each image, in pixels.
+    """
     height, width = levels.shape[-2:]
     rows, columns = (torch.arange(length, device=levels.device) + 0.5 for length in (height, width))
     a, b, c, d, e, f = matrix[..., None, None].unbind(1)
@@ -139,12 +144,12 @@ def transformed(levels: Tensor, matrix: Float[Tensor, "B 6"]) -> Tensor:
 
 
 def blend(other: Tensor, levels: Tensor, amount: Tensor) -> Tensor:
-    """`other` at 0, the image at 1, and what lies beyond; cut to 0 to 255, fractions left off."""
+    """Interpolate or extrapolate: amount 0 gives `other`, 1 the image. Clamped to [0, 255] and rounded down."""
     return (other + amount[:, None, None, None] * (levels - other)).clamp(0, 255).floor()
 
 
 def grey(levels: Tensor) -> Tensor:
-    """ITU-R 601 in whole numbers, B 1 H W."""
+    """ITU-R 601 grey level: (B, 1, H, W), float, whole numbers in [0, 255]."""
     if levels.shape[1] == 1:
         return levels
     red, green, blue = levels.split(1, dim=1)
@@ -152,7 +157,7 @@ def grey(levels: Tensor) -> Tensor:
 
 
 def _matrix(amount: Tensor, place: int) -> Float[Tensor, "B 6"]:
-    """The image as it is, but for one entry."""
+    """The identity transform with the entry at `place` (0 to 5) set to `amount` (B,)."""
     matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=amount.device).repeat(len(amount), 1)
     matrix[:, place] = amount
     return matrix
@@ -163,13 +168,13 @@ def _all(levels: Tensor) -> Float[Tensor, "256"]:
 
 
 def _looked_up(levels: Tensor, table: Float[Tensor, "B C 256"]) -> Tensor:
-    """The entry of every level, fractions left off, cut to 0 to 255."""
+    """The table entry of every level, rounded down and clamped to [0, 255]: (B, C, H, W)."""
     entries = table.floor().clamp(0, 255).to(levels.dtype)
     return entries.gather(2, levels.flatten(2).long()).reshape(levels.shape)
 
 
 class Operation(NamedTuple):
-    """What is done, and how much of it at a level from 0 to 1 and for a sign of -1 or 1."""
+    """An operation, and the function from level (0 to 1) and sign (-1 or 1) to its amount."""
 
     change: Callable[[Tensor, Tensor], Tensor]
     amount: Callable[[Level, Level], Level]
@@ -224,7 +229,7 @@ class RandAugment:
         require(0 <= self.probability <= 1, f"a probability of operations of {self.probability}", "use 0 to 1")
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with changed images, float in [0, 1]."""
+        """The batch with changed images: (B, C, H, W), float in [0, 1]."""
         if self.operations == 0:
             return batch
         levels = as_unit_range(batch.image).mul(255).round()
@@ -239,7 +244,7 @@ class RandAugment:
         return replace(batch, image=levels / 255)
 
     def drawn(self, keys: Keys, turn: int) -> tuple[NDArray[np.int64], Level, Level]:
-        """For each key which operation, -1 for none; its level in [0, 1]; and a sign."""
+        """For each key, arrays (B,): number of the operation, -1 for none; its level in [0, 1]; its sign, -1 or 1."""
         kind, applied, sign, radius, angle = uniform(fold(keys, Stream.AUGMENT, turn), 5).T
         normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)
         level = np.clip(self.magnitude + self.spread * normal, 0, 10) / 10

@@ -1,4 +1,4 @@
-"""How a sample is shown: which part of the image, mirrored or not, in which colours. Drawn once, for both views."""
+"""Random view parameters of a sample: crop box, mirror and colour jitter. Drawn once, shared by both views."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,19 @@ from smalti.core.rng import Keys, Stream, fold, fold_one, uniform, uniform_one
 _ATTEMPTS = 10
 
 Box: TypeAlias = tuple[float, float, float, float]
-"""Top, left, height and width as shares of the image."""
+"""Top, left, height and width as shares of the image height and width, in [0, 1]."""
 
 _WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Where to look: `box` is B x 4 (top, left, height, width) as shares of the image, `flip` mirrors it."""
+    """Crops of a batch.
+
+    Attributes:
+        box: (B, 4), top, left, height and width as shares of the image, in [0, 1].
+        flip: (B,), whether the crop is mirrored.
+    """
 
     box: NDArray[np.float64]
     flip: NDArray[np.bool_]
@@ -45,7 +50,7 @@ class RandomResizedCrop:
         require(0 <= self.flip <= 1, f"a flip probability of {self.flip}", "use 0 to 1")
 
     def __call__(self, keys: Keys, height: int, width: int) -> Crop:
-        """Draw a crop for each key, of images of `height` x `width` pixels."""
+        """Draw a crop for each of the keys (B,), uint64, of images of `height` x `width` pixels."""
         draws = uniform(fold(keys, Stream.CROP), 4 * _ATTEMPTS).reshape(len(keys), _ATTEMPTS, 4)
         area = height * width * (self.scale[0] + draws[..., 0] * (self.scale[1] - self.scale[0]))
         low, high = np.log(self.ratio)
@@ -66,7 +71,7 @@ class RandomResizedCrop:
         return Crop(np.where(fits.any(axis=1)[:, None], chosen, np.array(_WHOLE)), self.flips(keys))
 
     def one(self, key: int, height: int, width: int) -> Box:
-        """The same box for one key, up to rounding, without the price of small arrays."""
+        """The same box for one key, up to rounding, without the overhead of small arrays."""
         key, (low, high) = fold_one(key, Stream.CROP), (math.log(bound) for bound in self.ratio)
         for attempt in range(_ATTEMPTS):
             size, shape, down, right = (uniform_one(key, 4 * attempt + draw) for draw in range(4))
@@ -78,23 +83,23 @@ class RandomResizedCrop:
         return _WHOLE
 
     def flips(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of the samples are mirrored."""
+        """Which of the samples are mirrored: (B,)."""
         return uniform(fold(keys, Stream.FLIP), 1)[:, 0] < self.flip
 
 
 @dataclass(frozen=True)
 class WholeImage:
-    """The image as it is: for evaluation."""
+    """The whole image, not mirrored: for evaluation."""
 
     def __call__(self, keys: Keys, height: int, width: int) -> Crop:
         return Crop(np.tile(_WHOLE, (len(keys), 1)), self.flips(keys))
 
     def one(self, key: int, height: int, width: int) -> Box:
-        """All of it."""
+        """The box of the whole image."""
         return _WHOLE
 
     def flips(self, keys: Keys) -> NDArray[np.bool_]:
-        """None of them."""
+        """False for every key: (B,)."""
         return np.zeros(len(keys), np.bool_)
 
 
@@ -119,11 +124,11 @@ class ColorJitter:
 
     @property
     def strengths(self) -> tuple[float, float, float]:
-        """Of brightness, contrast and saturation."""
+        """Jitter strengths of brightness, contrast and saturation."""
         return self.brightness, self.contrast, self.saturation
 
     def __call__(self, keys: Keys) -> NDArray[np.float64]:
-        """Factors of brightness, contrast and saturation for each key: B x 3."""
+        """Factors of brightness, contrast and saturation for each key: (B, 3), float64 in [0, 2]."""
         return 1 + np.array(self.strengths) * (2 * uniform(fold(keys, Stream.JITTER), 3) - 1)
 
 
@@ -146,7 +151,7 @@ class TwoViews:
 
     @property
     def jitter_when(self) -> Literal["never", "before_crop", "after_crop"]:
-        """When colours are changed."""
+        """When colour jitter is applied."""
         if not any(self.jitter.strengths):
             return "never"
         return "before_crop" if self.jitter.before_crop else "after_crop"
