@@ -1,1 +1,1 @@
-"""Where images lie: one protocol, and one file for each kind of place."""
+"""Datasets: one protocol, and one module for each storage format."""

@@ -32,7 +32,7 @@ _MAX_JSON = 64 << 20
 
 @dataclass(frozen=True)
 class ArrowFiles:
-    """The files of one split: tables, and tables of row numbers where the data set is a selection of their rows."""
+    """The files of one split: tables, and tables of row indices where the dataset is a selection of their rows."""
 
     data: list[Path]
     indices: list[Path]
@@ -40,7 +40,7 @@ class ArrowFiles:
 
 
 class Arrow(TableDataset):
-    """The rows of Arrow files, in their order or in that of an indices mapping. Nothing is copied until it is read."""
+    """The rows of Arrow files, in file order or in that of an indices mapping. Nothing is copied until it is read."""
 
     kind = "huggingface"
 
@@ -105,10 +105,10 @@ class Arrow(TableDataset):
 
 
 def open_table(path: Path) -> Any:
-    """An Arrow file, a stream or of the file format, by memory map: a pyarrow table that takes next to no memory.
+    """Memory-map an Arrow file (stream or file format) as a pyarrow table, which takes almost no memory.
 
     Raises:
-        DataError: it is damaged, cut off, or compressed, so that it could not be read from the middle.
+        DataError: it is damaged, truncated, or compressed, which rules out random access.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -123,7 +123,11 @@ def open_table(path: Path) -> Any:
 
 
 def _batches(whole: Any) -> Iterator[Any]:
-    """The record batches of an Arrow file, none of them copied."""
+    """Yield the record batches of an Arrow file without copying.
+
+    Args:
+        whole: a pyarrow buffer with the content of the file.
+    """
     import pyarrow as pa
 
     if whole[:6].to_pybytes() == b"ARROW1":
@@ -153,7 +157,7 @@ def _add_labels(labels: ColumnLabels, column: Any, path: Path) -> None:
 
 
 def _checked(column: Any, path: Path) -> Any:
-    """The bytes of an image column, after a look at its offsets: a wrong one would read outside of the file."""
+    """The bytes of an image column, with validated offsets: a wrong one would read outside of the file."""
     import pyarrow as pa
 
     try:
@@ -165,7 +169,7 @@ def _checked(column: Any, path: Path) -> Any:
 
 
 def _order(paths: list[Path], rows: int) -> NDArray[np.int64] | None:
-    """The rows that an indices mapping selects."""
+    """The row indices that an indices mapping selects, int64, shape (n,), each in 0..rows-1; None without a mapping."""
     if not paths:
         return None
     parts = [open_table(path).column(0).to_numpy().astype(np.int64) for path in paths]
@@ -181,10 +185,10 @@ def is_dataset(folder: Path) -> bool:
 
 
 def arrow_files(folder: Path) -> ArrowFiles:
-    """What belongs to a data set; of several splits, the one to train on.
+    """The files of a dataset; of several splits, those of the training split.
 
     Raises:
-        DataError: a description that cannot be read, or no split that is clearly meant.
+        DataError: a JSON description cannot be read, or the training split is not clear.
     """
     if (folder / _DICT).is_file():
         splits = _read_json(folder / _DICT).get("splits")
@@ -200,7 +204,7 @@ def arrow_files(folder: Path) -> ArrowFiles:
 
 
 def _named(folder: Path, entries: Any) -> list[Path]:
-    """Files that a description names; they lie in its folder, wherever else it says."""
+    """The files that a JSON description names; they are looked for in its folder, whatever path it gives."""
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries or ()]
     if not all(_is_name(name) for name in names):
         raise DataError(f"cannot read {folder / _STATE}", cause="a file it names is none of its folder")

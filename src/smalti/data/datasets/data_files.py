@@ -1,4 +1,4 @@
-"""Large files that hold many images, opened by number, wherever they are; the folder for what is kept of them."""
+"""Large files that hold many images, local or remote, opened by number; the cache folder for indices and copies."""
 
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from smalti.core.log import Log
 
 
 class FileVersion(NamedTuple):
-    """What a file is known by as long as its content is the same."""
+    """Identifies a file with its content: a change of the content changes it."""
 
     path: str
     size: int
@@ -22,12 +22,12 @@ class FileVersion(NamedTuple):
 
 
 class DataFiles(ABC):
-    """Files by number. No file stays open: a source that holds one can be sent to another process.
+    """Files by number. No file stays open, so a dataset that holds this object can be sent to another process.
 
     Attributes:
-        names: what each is called, for people.
-        sizes: bytes of each.
-        in_order: each is fetched before it is read, so that going from one to another and back may be slow.
+        names: a readable name of each file, for messages.
+        sizes: the size of each file in bytes.
+        in_order: whether a file is fetched whole before it is read, so that switching between files may be slow.
     """
 
     names: tuple[str, ...]
@@ -39,22 +39,22 @@ class DataFiles(ABC):
 
     @abstractmethod
     def open(self, number: int) -> FileIO:
-        """A file, unbuffered; the caller closes it.
+        """Open a file, unbuffered; the caller closes it.
 
         Raises:
-            OSError, DataError: it cannot be had.
+            OSError, DataError: it cannot be opened.
         """
 
     @abstractmethod
     def peek(self, number: int) -> IOBase:
-        """The same file for reading a small part of it, which may cost less; raises what `open` does."""
+        """Open a file to read a small part of it, which may cost less than `open`; it raises the same errors."""
 
     @abstractmethod
     def version(self, number: int) -> FileVersion:
-        """What the index of a file is kept under."""
+        """The key under which the index of a file is cached."""
 
     def relative(self, name: str) -> str:
-        """A name, or something inside a file of that name, without what all files have in common."""
+        """A file's name, or that of an entry inside it, relative to the common folder of all files."""
         start = self._common
         return name[len(start) :] if name.startswith(start) else os.path.relpath(name, start)
 
@@ -65,11 +65,11 @@ class DataFiles(ABC):
 
 
 class LocalFiles(DataFiles):
-    """Files of this machine.
+    """Files on this machine.
 
     Raises:
-        DataError: one does not exist.
-        OSError: one cannot be looked at.
+        DataError: a file does not exist.
+        OSError: the size of a file cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path], what: str = "shard") -> None:
@@ -92,19 +92,19 @@ class LocalFiles(DataFiles):
 
 
 def cache_folder() -> Path:
-    """Where indices of shards and copies of remote files are kept: `SMALTI_CACHE`, or the system's place for caches."""
+    """The folder for indices of shards and copies of remote files: `SMALTI_CACHE`, or in the user's cache folder."""
     if own := os.environ.get("SMALTI_CACHE"):
         return Path(own).expanduser()
     place = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    # Without a home there is none: what is kept in a place that everybody knows could be anybody's.
+    # Without a home folder there is no cache: anybody could write to a shared, well-known folder.
     return Path(os.devnull if place.startswith("~") else place) / "smalti"
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Make a folder of the cache; the cache itself is made for this user alone.
+    """Create a folder inside the cache folder; the latter is created with access for this user only.
 
     Raises:
-        OSError: it cannot be.
+        OSError: it cannot be created.
     """
     cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

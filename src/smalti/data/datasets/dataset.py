@@ -1,4 +1,4 @@
-"""What every dataset is: encoded images by position, with labels and names; those on a disk; images in memory."""
+"""The dataset protocol: encoded images by index, with labels and names; base classes for disk and memory."""
 
 import hashlib
 import json
@@ -23,17 +23,17 @@ from smalti.data.decode import decode_bytes
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """Random access to images, the same every time. A class that has the five abstract methods has all others.
+    """Deterministic random access to images. A subclass implements the five abstract methods and inherits the others.
 
     Attributes:
-        kind: what DATA was, in a word.
-        channels: of decoded images, 1 grey or 3 RGB.
-        classes: names by class number; empty where there are no labels.
-        left_out: what lies beside the images and was not taken.
-        notes: what a user should know before training, a sentence each.
-        digest: of the content, where that was recorded when it was written.
-        pixels: all images, where they are in memory and of one size: uint8, n C H W.
-        in_order: other orders than that from the first to the last are slow: to be read into memory, or prepared.
+        kind: the kind of DATA, in a word.
+        channels: the channels of decoded images, 1 (grey) or 3 (RGB).
+        classes: class names by class number; empty if there are no labels.
+        left_out: files that were found beside the images and skipped.
+        notes: what a user should know before training, one sentence each.
+        digest: the digest of the content, if one was recorded when the dataset was written, else empty.
+        pixels: all images, if they are in memory and of one size: uint8, (n, C, H, W), 0 to 255; else None.
+        in_order: whether only sequential reading is fast; such a dataset should be read into memory or prepared.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class ImageDataset(Protocol):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The file of an image as it is; of pixels in memory, an `.npy` file.
+        """The encoded bytes of an image file; for pixels in memory, those of an `.npy` file.
 
         Raises:
             DataError: it cannot be read.
@@ -58,30 +58,37 @@ class ImageDataset(Protocol):
 
     @abstractmethod
     def label(self, index: int) -> int:
-        """The class number of an image, -1 where it has none."""
+        """The class number of an image, -1 if it has none."""
 
     @abstractmethod
     def key(self, index: int) -> str:
-        """What the image is called within this dataset."""
+        """The name of an image within this dataset."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Where the image is, for people."""
+        """A readable location of an image, for messages."""
 
     def labels_at(self, indices: NDArray[np.int64]) -> Int[Tensor, "B"]:
-        """The class numbers of several images."""
+        """The class numbers of several images, -1 for none.
+
+        Args:
+            indices: int64, shape (B,).
+
+        Returns:
+            int64, shape (B,).
+        """
         return torch.tensor([self.label(index) for index in indices.tolist()], dtype=torch.int64)
 
     def all_labels(self) -> Int[Tensor, "n"]:
-        """The class numbers of all images."""
+        """The class numbers of all n images, int64, shape (n,); -1 for none."""
         return self.labels_at(np.arange(len(self)))
 
     def length(self, index: int) -> int:
-        """Bytes of an image's file where that is cheap to know, else 0."""
+        """The size of an image's file in bytes if that is cheap to find out, else 0."""
         return 0
 
     def fingerprint(self) -> str:
-        """A digest of all names, labels and lengths; the same wherever the same files lie."""
+        """A digest of all names, labels and file sizes; it does not depend on where the files are stored."""
         digest = hashlib.sha256(repr(self.classes).encode(errors="surrogateescape"))
         for index in range(len(self)):
             line = f"{self.key(index)}\0{self.length(index)}\0{self.label(index)}\n"
@@ -89,26 +96,35 @@ class ImageDataset(Protocol):
         return digest.hexdigest()
 
     def verify(self, log: Log) -> None:
-        """Read everything and compare it with the digests that were recorded, where there are any.
+        """Read all files and compare them with the recorded digests, if there are any.
 
         Raises:
-            DataError: a file is damaged; it says which.
+            DataError: a file is damaged; the message says which.
         """
         return
 
     def select(self, positions: NDArray[np.int64]) -> "ImageDataset":
-        """Some of the images, in the given order."""
+        """A subset of the images, in the given order.
+
+        Args:
+            positions: indices of the images, int64, shape (m,).
+        """
         return Subset(self, positions)
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index, None)
 
     def shrunk(self, index: int, shorter_side: int) -> Sample:
-        """The same image, decoded to a shorter side of about `shorter_side` pixels at less cost."""
+        """The sample at `index`, decoded at reduced cost to a shorter side of about `shorter_side` pixels."""
         return self._sample(index, shorter_side)
 
     def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
-        """An image of which the bytes have been read already.
+        """Decode an image whose bytes have been read already.
+
+        Args:
+            index: the index of the image, for its name and label.
+            data: the encoded bytes, as `read` returns them.
+            shorter_side: the shorter side to decode to, in pixels, approximately; None for full size.
 
         Raises:
             DataError: it cannot be decoded.
@@ -122,10 +138,10 @@ class ImageDataset(Protocol):
 
 
 class StoredDataset(ImageDataset):
-    """Images on a disk. A subclass says where the bytes are.
+    """Images stored in files. A subclass implements where the bytes are.
 
     Attributes:
-        labels: a class number for each image; None where `classes` is empty.
+        labels: the class number of each image, int32, shape (n,); None if `classes` is empty.
     """
 
     labels: NDArray[np.int32] | None = None
@@ -135,7 +151,7 @@ class StoredDataset(ImageDataset):
 
 
 class Subset(ImageDataset):
-    """Some of the images of another dataset, in the given order."""
+    """A subset of another dataset, in the order of `positions` (int64, shape (m,))."""
 
     def __init__(self, whole: ImageDataset, positions: NDArray[np.int64]) -> None:
         self.whole, self.positions = whole, positions
@@ -165,12 +181,12 @@ class Subset(ImageDataset):
 
 
 class InMemoryDataset(ImageDataset):
-    """Images of one size, held in memory: what small-image training reads, a whole batch at a time.
+    """Images of one size, held in memory; small-image training reads them a whole batch at a time.
 
     Args:
-        images: n C H W, uint8, C = 1 or 3.
-        labels: n class numbers, -1 where there is none.
-        classes: names by class number.
+        images: uint8, (n, C, H, W), 0 to 255, C = 1 or 3.
+        labels: class numbers, integer, shape (n,); -1 for none.
+        classes: class names by class number.
     """
 
     kind = "embedded"
@@ -195,7 +211,7 @@ class InMemoryDataset(ImageDataset):
         return self.labels[torch.from_numpy(indices)]
 
     def key(self, index: int) -> str:
-        """Its number: there is no file."""
+        """The index as a string, since there is no file."""
         return str(index)
 
     def name(self, index: int) -> str:
@@ -210,7 +226,7 @@ class InMemoryDataset(ImageDataset):
         return digest.hexdigest()
 
     def with_channels(self, channels: int) -> "InMemoryDataset":
-        """Grey images, repeated without a copy where RGB is wanted."""
+        """The same grey images with `channels` channels; for RGB the grey channel is repeated without a copy."""
         return InMemoryDataset(self.images.expand(-1, channels, -1, -1), self.labels, self.classes)
 
     def select(self, positions: Int[Tensor, "m"] | NDArray[np.int64]) -> "InMemoryDataset":
@@ -219,7 +235,7 @@ class InMemoryDataset(ImageDataset):
 
 
 def embedded(split: str) -> InMemoryDataset:
-    """The labelled images inside the package: 20 000 (`train`) or 5 000 (`test`) of Fashion-MNIST, 28 x 28 grey."""
+    """The labelled images in the package: 20 000 (`train`) or 5 000 (`test`) of Fashion-MNIST, 28 x 28 grey."""
     folder = resources.files("smalti.data") / "embedded"
     about = json.loads((folder / "fashion-mnist.json").read_text())
     packed = (folder / about["splits"][split]["file"]).read_bytes()
@@ -230,5 +246,5 @@ def embedded(split: str) -> InMemoryDataset:
 
 
 def embedded_photographs() -> Path:
-    """The folder of public-domain photographs inside the package, for pictures."""
+    """The folder of public-domain photographs in the package, for pictures."""
     return Path(str(resources.files("smalti.data") / "embedded" / "photographs"))

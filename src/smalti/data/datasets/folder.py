@@ -1,4 +1,4 @@
-"""Images that are files of their own: a folder, walked in an order that is the same everywhere, or a list of paths."""
+"""Images in separate files: those below a folder, in an order that is the same on every machine, or a list of paths."""
 
 import os
 import stat
@@ -32,14 +32,14 @@ SEEN = "folder already read under another name"
 
 
 class Found(NamedTuple):
-    """A file below the folder, by its path relative to it; `left_out` says why it is not taken, if it is not."""
+    """A file below the folder, by its relative path; `left_out` is the reason why it is skipped, empty if it is not."""
 
     name: bytes
     left_out: str = ""
 
 
 class _Level(NamedTuple):
-    """A folder being walked: what is left of it, last comes first."""
+    """A folder being scanned: its remaining entries in reverse order, so that the next one is the last."""
 
     prefix: bytes
     files: list[bytes]
@@ -48,7 +48,7 @@ class _Level(NamedTuple):
 
 @contextmanager
 def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
-    """Progress towards an unknown end: call what this gives with the count so far, as often as you like."""
+    """Show progress where the total is unknown: yields a function to call with the count so far, at any rate."""
     shown, every = time.monotonic(), 0.2 if log.console.is_terminal else 10.0
     status = log.console.status("") if log.console.is_terminal else None
 
@@ -67,13 +67,13 @@ def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
 
 
 def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
-    """Every file below `root`; the images in sorted order, whatever order the file system has.
+    """Yield every file below `root`; the images in sorted order, whatever the order of the file system.
 
-    Folders are never opened twice (device and inode), so no arrangement of links multiplies the data. Nothing is
-    opened but folders: a FIFO called x.jpg cannot hang the walk. Memory: the names of one folder at a time.
+    No folder is listed twice (by device and inode), so links cannot multiply the data. Only folders are opened: a FIFO
+    called x.jpg cannot hang the scan. Memory: the names of one folder at a time.
 
     Raises:
-        OSError: a folder that cannot be listed.
+        OSError: a folder cannot be listed.
     """
     top = os.fsencode(root)
     real_top = os.path.realpath(top)
@@ -99,7 +99,7 @@ def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
 
 
 def _list(path: bytes, level: _Level, real_top: bytes, follow: FollowLinks) -> Iterator[Found]:
-    """Fill `level` with a folder's images and folders; yield what is left out."""
+    """Fill `level` with a folder's images and sub-folders; yield the entries that are skipped."""
     with os.scandir(path) as entries:
         for entry in entries:
             kind = _kind(entry, real_top, follow)
@@ -114,7 +114,7 @@ def _list(path: bytes, level: _Level, real_top: bytes, follow: FollowLinks) -> I
 
 
 def _kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) -> str:
-    """`file`, `folder`, or why the entry is left out."""
+    """`file`, `folder`, or the reason why the entry is skipped."""
     if is_system(entry.name):
         return SYSTEM
     if entry.is_symlink():
@@ -150,7 +150,7 @@ def _identity(path: bytes) -> tuple[int, int]:
 
 
 def twins(classes: Iterable[str]) -> list[tuple[str, ...]]:
-    """Class names that differ in nothing but case or Unicode normal form: likely one class, spelled twice."""
+    """Groups of class names that differ only in case or Unicode normal form: likely one class, spelled differently."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         alike[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())].append(name)
@@ -158,7 +158,7 @@ def twins(classes: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 class Files(StoredDataset):
-    """Images that are files of their own, named relative to one folder."""
+    """Images in separate files, named by their paths relative to one folder."""
 
     def __init__(self, root: Path, names: Names, channels: int) -> None:
         self.root, self.names, self.channels = root, names, channels
@@ -168,7 +168,7 @@ class Files(StoredDataset):
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """The path of an image."""
         return self.root / self.key(index)
 
     def key(self, index: int) -> str:
@@ -190,8 +190,9 @@ class Files(StoredDataset):
 class Folder(Files):
     """A folder of image files, searched recursively, in sorted order.
 
-    Where every image lies in a sub-folder, the first level of sub-folders are the classes. What is hidden, made by the
-    system, or no regular file is left out and counted; so are links that lead out of the folder, unless all are wanted.
+    If every image is in a sub-folder, the sub-folders of the first level are the classes. Entries that are hidden, made
+    by the system, or not regular files are skipped and counted; so are links out of the folder, unless `follow` is
+    `all`.
     """
 
     kind = "folder"
@@ -229,7 +230,7 @@ class Folder(Files):
 
 
 class FileList(Files):
-    """The images that a list or CSV file names, in its order; relative paths start at the folder of the list."""
+    """The images that a list or CSV file names, in its order; paths are relative to the folder of the list."""
 
     kind = "list"
 
@@ -248,7 +249,7 @@ def _twin_notes(classes: Iterable[str]) -> Iterator[str]:
 
 
 def _empty_note(root: Path, filled: Collection[bytes]) -> Iterator[str]:
-    """Class folders that nothing was found in."""
+    """A note on class folders without images, if there are any."""
     with os.scandir(os.fsencode(root)) as entries:
         folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and not is_system(entry.name)]
     if empty := sorted(set(folders) - set(filled)):

@@ -1,4 +1,4 @@
-"""Lists of images: a text file with a path a line, or a CSV file with a column of paths and, optionally, of labels."""
+"""Lists of images: a text file with one path per line, or a CSV file with a column of paths and, optionally, labels."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ _REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Row(NamedTuple):
-    """An image of a list: where it stands, its path and its label."""
+    """An image of a list: its line number from 1, path and label, and the names of their columns."""
 
     line: int
     path: str
@@ -28,17 +28,17 @@ class Row(NamedTuple):
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path asks for a command or for the network: `pipe:`, `http://`, `s3://`."""
+    """Whether a path is a command or a network address: `pipe:`, `http://`, `s3://`."""
     return _REMOTE.match(path) is not None
 
 
 def read_list(path: Path) -> tuple[Names, Labels | None]:
-    """The paths of a list as they are written, and the labels where it has any.
+    """The paths of a list as they are written, and the labels if it has any.
 
-    The images are not looked at: one that is missing shows when it is read.
+    The images are not accessed: a missing one is noticed when it is read.
 
     Raises:
-        DataError: the list cannot be understood; the message names line and column.
+        DataError: the list cannot be parsed; the message names line and column.
     """
     names, labels = NamesBuilder(), Labels()
     try:
@@ -62,14 +62,14 @@ def read_list(path: Path) -> tuple[Names, Labels | None]:
 
 
 def _encoding(path: Path) -> str:
-    """UTF-8, or the UTF-16 that spreadsheets call Unicode text; the byte order mark is dropped."""
+    """The encoding: UTF-8, or UTF-16 (the "Unicode text" of spreadsheets); the byte order mark is dropped."""
     with open(path, "rb") as file:
         start = file.read(2)
     return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _text(file: TextIO, path: Path) -> Iterator[Row]:
-    """A path a line, or a path, white space and a label."""
+    """Yield the rows of a text file; each line is a path, or a path, white space and a label."""
     for number, line in enumerate(file, start=1):
         text = line.rstrip("\r\n")
         if not text.strip():
@@ -82,7 +82,7 @@ def _text(file: TextIO, path: Path) -> Iterator[Row]:
 
 
 def _table(file: TextIO, path: Path) -> Iterator[Row]:
-    """The rows below a header that names the columns; without a header, paths and then labels."""
+    """Yield the rows below a header that names the columns; without a header, paths come first, then labels."""
     first = file.readline()
     separator = "\t" if path.suffix.lower() == ".tsv" else ";" if first.count(";") > first.count(",") else ","
     header = next(csv.reader([first], delimiter=separator), [])

@@ -1,4 +1,4 @@
-"""Names and labels of a million images in little memory; which names are those of images, and what was left out."""
+"""Memory-efficient names and labels of millions of images; tests for image file names; counts of skipped files."""
 
 import os
 import re
@@ -19,14 +19,19 @@ _SYSTEM = frozenset(
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
 MAX_CLASSES = 100_000
 NONE = -1
-"""The label of an image that has none."""
+"""The label of an image without a label."""
 
 _MOST_SUFFIXES = 1000
-"""Numbered files (`scan.0001`, `scan.0002`) have as many suffixes as files; so many are told apart."""
+"""The most suffixes counted separately: numbered files (`scan.0001`, `scan.0002`) each have another one."""
 
 
 class Names:
-    """Many byte strings in one: a million cost their bytes and 8 more each."""
+    """A list of byte strings stored in one; each takes its own bytes and 8 more.
+
+    Args:
+        joined: the strings, concatenated.
+        ends: the offset in `joined` at which each string ends, uint64, shape (n,).
+    """
 
     def __init__(self, joined: bytes | bytearray | memoryview, ends: NDArray[np.uint64]) -> None:
         self.joined, self.ends = joined, ends
@@ -52,17 +57,17 @@ class NamesBuilder:
         return len(self.ends)
 
     def add(self, name: bytes) -> None:
-        """Append one."""
+        """Append a name."""
         self.joined += name
         self.ends.append(len(self.joined))
 
     def build(self) -> Names:
-        """What was collected, without a copy."""
+        """The collected names, without a copy."""
         return Names(self.joined, np.frombuffer(self.ends, np.uint64))
 
 
 class LeftOut:
-    """What was found and not taken: how often for each reason, and the first of each by name."""
+    """Counts the files that were found and skipped, by reason, with the alphabetically first name for each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -70,7 +75,7 @@ class LeftOut:
         self.suffixes: Counter[str] = Counter()
 
     def add(self, reason: str, name: bytes, count: int = 1) -> None:
-        """Count one, or as many as `count`, of which `name` is the first."""
+        """Count one skipped file, or `count` of them of which `name` is the first."""
         text = os.fsdecode(name)
         self.counts[reason] += count
         self.first[reason] = min(self.first.get(reason, text), text)
@@ -80,7 +85,7 @@ class LeftOut:
             self.suffixes[suffix if known else "other"] += count
 
     def merge(self, other: "LeftOut", prefix: str = "") -> None:
-        """Add what another place left out."""
+        """Add the counts of another `LeftOut`, with `prefix` put before its names."""
         for reason, count in other.counts.items():
             name = prefix + other.first[reason]
             self.counts[reason] += count
@@ -88,11 +93,11 @@ class LeftOut:
         self.suffixes.update(other.suffixes)
 
     def as_dict(self) -> dict[str, dict[str, int | str]]:
-        """For JSON."""
+        """The counts and first names by reason, for JSON."""
         return {reason: {"count": count, "first": self.first[reason]} for reason, count in sorted(self.counts.items())}
 
     def suffix_line(self) -> str:
-        """The commonest kinds of foreign files, as `3 .txt, 1 without extension`."""
+        """The three most frequent extensions of files that are not images, as `3 .txt, 1 without extension`."""
         common = self.suffixes.most_common(3)
         return ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in common)
 
@@ -101,7 +106,7 @@ class LeftOut:
 
 
 class Labels:
-    """Collects one label an image. Whole numbers are class numbers; anything else is a class name."""
+    """Collects one label per image. If all labels are whole numbers they are class numbers, else class names."""
 
     def __init__(self) -> None:
         self.ids, self.table = array("i"), dict[str, int]()
@@ -110,7 +115,7 @@ class Labels:
         """Append a label.
 
         Raises:
-            ValueError: a number out of range, or more classes than can be; the message says which.
+            ValueError: a number out of range, or more than `MAX_CLASSES` classes; the message says which.
         """
         if re.fullmatch(r"-?[0-9]+", text) and not (len(text) < 10 and 0 <= int(text) < MAX_CLASSES):
             raise ValueError(f"label {text[:20]} is out of range; class numbers are 0 to {MAX_CLASSES - 1}")
@@ -123,13 +128,21 @@ class Labels:
         self.ids.append(NONE)
 
     def build(self) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-        """A class number for each image, and the classes in order; no classes where any image has no label."""
+        """The class number of each image, int32, shape (n,), and the class names; see `resolve`."""
         ids = np.array(self.ids, np.int32)
         return resolve(ids, tuple(self.table))
 
 
 def resolve(ids: NDArray[np.int32], names: tuple[str, ...]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Number the classes: a number stands for itself, names are sorted."""
+    """Number the classes: labels that are all numbers keep their values, others are numbered by sorted name.
+
+    Args:
+        ids: for each image an index into `names`, or -1 for none; int32, shape (n,).
+        names: the different labels.
+
+    Returns:
+        The class numbers, int32, shape (n,), and the class names; all -1 and no names if any image has no label.
+    """
     if not names or bool((ids == NONE).any()):
         return np.full(len(ids), NONE, np.int32), ()
     if all(name.isdecimal() for name in names):
@@ -141,10 +154,10 @@ def resolve(ids: NDArray[np.int32], names: tuple[str, ...]) -> tuple[NDArray[np.
 
 
 def is_system(name: bytes) -> bool:
-    """Whether a file or folder of this name is hidden, or a by-product of an operating system or a NAS."""
+    """Whether a file or folder of this name is hidden, or made by an operating system or a NAS."""
     return name.startswith(b".") or name.lower() in _SYSTEM
 
 
 def has_image_suffix(name: bytes) -> bool:
-    """Whether the extension is one of an image."""
+    """Whether the name has the extension of an image file."""
     return os.path.splitext(name)[1].lower() in _SUFFIXES

@@ -1,4 +1,4 @@
-"""From DATA, as given on the command line, to a source."""
+"""Opens DATA, as given on the command line, as a dataset."""
 
 import contextlib
 import os
@@ -23,13 +23,19 @@ PARQUET, TAR = ".parquet", ".tar"
 
 
 def open_source(path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> ImageDataset:
-    """The images that DATA names, of several splits those to train on.
+    """Open the dataset that DATA names; of several splits, the training split.
 
-    DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, also at an address), a Hugging Face
-    data set, what `smalti prepare` wrote, or the embedded images.
+    DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, local or at an address), a Hugging
+    Face dataset, the output of `smalti prepare`, or the embedded images.
+
+    Args:
+        path: DATA.
+        channels: the channels of decoded images, 1 (grey) or 3 (RGB).
+        log: shows progress.
+        follow: which symbolic links to follow in a folder.
 
     Raises:
-        DataError: what is wrong with it, and what could be meant.
+        DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
     if path == EMBEDDED:
         return embedded("train").with_channels(channels)
@@ -65,7 +71,7 @@ def _open_remote(pattern: str, channels: int, log: Log | None) -> ImageDataset:
 
 
 def _open_files(paths: list[Path], channels: int, log: Log | None) -> ImageDataset:
-    """Large files of a pattern."""
+    """Open the Parquet files or tar shards of a pattern."""
     if all(path.suffix.lower() == PARQUET for path in paths):
         return Parquet(LocalFiles(paths, "file"), channels, log)
     return Shards(LocalFiles(paths), channels, log)
@@ -107,7 +113,7 @@ def _open_file(path: Path, channels: int, log: Log | None) -> ImageDataset:
 
 
 def _missing(path: Path) -> DataError:
-    """What does not exist; with a name close to it that does."""
+    """The error for a path that does not exist; it suggests a similar name that does."""
     with contextlib.suppress(OSError):
         if close := did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]):
             return DataError(f"no folder {path}", cause="it does not exist", fix=f"check --data: {close}")

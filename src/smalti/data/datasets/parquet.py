@@ -1,4 +1,4 @@
-"""Parquet files whose rows are images, read from the first to the last: input of `smalti prepare` and of memory."""
+"""Parquet files whose rows are images, for sequential reading: by `smalti prepare`, or into memory."""
 
 import os
 import re
@@ -30,10 +30,10 @@ from smalti.data.datasets.tables import (
 )
 
 BATCH_BYTES = 64 << 20
-"""Row groups above this are decoded in batches of about this size."""
+"""Row groups larger than this are decoded in batches of about this size."""
 
 _KEPT = 4
-"""Batches that stay decoded: threads that read in order are never further apart."""
+"""Decoded batches that are cached: threads that read in order are never further apart."""
 
 _SLIM_BYTES = 1000
 _MAX_ROWS, _MAX_BATCHES = 1 << 31, 10_000
@@ -44,17 +44,17 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 class _Batch(NamedTuple):
-    """Decoded images: the number of the first, and their cells."""
+    """Decoded rows: the index of the first image, and the cells of the image column."""
 
     start: int
     images: Any
 
 
 class Parquet(TableDataset):
-    """The images of Parquet files, in their order. Only the column of images and that of labels are ever read.
+    """The images of Parquet files, in file order. Only the image column and the label column are ever read.
 
-    Reading in order decodes every row group once; any other order gives the same images, and decodes most row groups
-    again for each.
+    Sequential reading decodes every row group once. Random access gives the same images, but decodes a row group again
+    for most of them.
     """
 
     kind = "parquet"
@@ -85,7 +85,7 @@ class Parquet(TableDataset):
                 raise without_bytes(places.names[0], self.columns.image, len(some))
 
     def _start(self) -> None:
-        """What belongs to one process: the reader of a row group, where it stands, and what it has read last."""
+        """Set up the state of one process: the reader of a row group, its position, the cache of decoded batches."""
         self._lock, self._kept = Lock(), deque[_Batch](maxlen=_KEPT)
         self._group, self._next = -1, 0
         self._reader: Iterator[Any] = iter(())
@@ -120,7 +120,7 @@ class Parquet(TableDataset):
         return int(np.searchsorted(self._first, position, side="right")) - 1
 
     def _read_on(self, position: int) -> None:
-        """Decode the next batch of the row group of an image, or, where that is behind, its first."""
+        """Decode the next batch of an image's row group, or its first batch if the reader is past the image."""
         import pyarrow as pa  # type: ignore[import-untyped]
 
         group = self._group_of(position)
@@ -137,10 +137,10 @@ class Parquet(TableDataset):
         self._next += len(images)
 
     def _batches(self, group: int) -> Iterator[Any]:
-        """The images of a row group, some at a time."""
+        """Yield the images of a row group in batches."""
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-        # Reading ahead happens on threads of Arrow, which abort the process if they want a Python file while it ends.
+        # No prefetch: Arrow's threads abort the process if they access a Python file while the process exits.
         with (
             self.places.open(int(self._files[group])) as raw,
             pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False) as file,
@@ -151,7 +151,7 @@ class Parquet(TableDataset):
 
 
 class _Index:
-    """Collects the row groups of all files, in their order: first row, rows of a batch, file, number in the file."""
+    """Collects, for each row group of all files in order: first row, rows per batch, file, number in the file."""
 
     def __init__(self) -> None:
         self.first, self.sizes, self.files, self.groups = array("q"), array("q"), array("i"), array("i")
@@ -160,7 +160,7 @@ class _Index:
         self.labels: ColumnLabels | None = None
 
     def add(self, places: DataFiles, number: int) -> None:
-        """Read what a file says about itself, and its labels."""
+        """Read the metadata and the labels of a file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -180,7 +180,7 @@ class _Index:
             raise DataError(f"{name} is another table than the first", cause=f"{cause}{self.columns.label}")
         before = self.rows
         for group in range(file.num_row_groups):
-            # Not `about.column(...)`: what it says of a damaged file can end the process.
+            # Not `about.column(...)`: on a damaged file it can crash the process.
             about = file.metadata.row_group(group)
             self._add_group(number, group, about.num_rows, max(about.total_byte_size, 0))
         if columns.label is not None and self.labels is not None:
@@ -204,13 +204,13 @@ class _Index:
 
 
 def parquet_files(root: Path, follow: FollowLinks = "inside") -> tuple[list[Path], tuple[str, ...]]:
-    """The Parquet files to read below a folder, sorted, and what is to be said about them; none where there are none.
+    """The Parquet files to read below a folder, sorted, and notes about them; both empty if there are none.
 
     The layout is that of the Hugging Face hub: splits are named by files (`data/train-00000-of-00002.parquet`) or
-    folders (`default/train/0000.parquet`). Files of no split are one data set.
+    folders (`default/train/0000.parquet`). Files of no split are one dataset.
 
     Raises:
-        DataError: several data sets, or several splits of which none is for training.
+        DataError: several datasets, or several splits of which none is for training.
     """
     files, outside = _find(root, follow)
     if not files:
@@ -232,7 +232,7 @@ def parquet_files(root: Path, follow: FollowLinks = "inside") -> tuple[list[Path
 
 
 def split_of(path: Path) -> tuple[str, str]:
-    """The split that a relative path names, as `train`, and the folder of its data set; both may be empty."""
+    """The split that a relative path names, as `train`, and the folder of its dataset; both may be empty."""
     if shard := _SHARD.fullmatch(path.stem):
         return _KEYWORDS.get(shard[1].lower(), shard[1]), path.parent.as_posix()
     for place in range(len(path.parts) - 1, -1, -1):

@@ -1,22 +1,22 @@
-"""The shards that `smalti prepare` writes: a data set made small once, as WebDataset archives with their index beside.
+"""The shards that `smalti prepare` writes: a dataset of images shrunk once, as WebDataset archives with indices.
 
 ```
-OUT/shard-00000.tar     of each image KEY.jpg or KEY.npy (H W C uint8), and KEY.cls with the number of its class where
+OUT/shard-00000.tar     for each image KEY.jpg or KEY.npy (uint8, H x W x C), and KEY.cls with its class number if
                         there are classes; KEY is the number of the image in DATA
-    shard-00000.index   a line of JSON (`Header`), then what `ShardIndex.body` gives: for the shard's n images,
+    shard-00000.index   a line of JSON (`Header`), then the output of `ShardIndex.body`: for the shard's n images,
                         little-endian and without gaps:
-                          n uint64  where each name ends in the names
-                          n uint64  where the image's bytes begin in the .tar
-                          n uint32  how many there are
+                          n uint64  the offset in the names at which each name ends
+                          n uint64  the offset of the image's bytes in the .tar
+                          n uint32  the number of bytes
                           n int32   labels: positions in `classes` of prepared.json, or -1
-                          the names in DATA, UTF-8, one after the other; other bytes of a name stay as they are
+                          the names in DATA, UTF-8, concatenated; bytes of a name that are not UTF-8 are kept
     shard-00001.tar ...
     prepared.json       `About`: settings, number of images, classes, size and digests of every shard
-    bad_files.jsonl     the images that could not be read, an object with path and reason a line; only where some are
+    bad_files.jsonl     the images that could not be read, one object with path and reason per line; only if any
 ```
 
-An index is written after its .tar and prepared.json after everything else, each whole or not at all: a shard counts
-only when its index is there and true, and the data set only when prepared.json is. Digests are SHA-256 in hexadecimal.
+An index is written after its .tar, and prepared.json after everything else, each atomically: a shard is valid only if
+its index exists and matches, and the dataset only if prepared.json does. Digests are SHA-256 in hexadecimal.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ _MAX_BYTES = 1 << 30
 
 
 class DamagedShardError(DataError):
-    """A file of a prepared data set that is not as it was written; writing it again is the remedy."""
+    """A file of a prepared dataset differs from what was written; it must be written again."""
 
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(f"{path} is damaged", cause=cause, fix="run the same smalti prepare again")
@@ -59,17 +59,17 @@ class DamagedShardError(DataError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is prepared and how; it is continued only under the same.
+    """What is prepared and how; an interrupted run can be continued only with the same settings.
 
     Attributes:
         data: DATA as an absolute path.
-        source: what DATA is, in a word.
-        side: the shorter side in pixels, at most.
-        quality: of JPEGs, 1 to 100; None where pixels are stored.
-        channels: 1 grey, 3 RGB.
-        limit: images at most, an even sample.
-        length: how many images are in DATA.
-        fingerprint: a digest of their names, labels and, where that is cheap to know, lengths.
+        source: the kind of DATA, in a word.
+        side: the maximum of the shorter side in pixels.
+        quality: the JPEG quality, 1 to 100; None if pixels are stored.
+        channels: 1 (grey) or 3 (RGB).
+        limit: the maximum number of images, evenly sampled.
+        length: the number of images in DATA.
+        fingerprint: a digest of their names, labels and, where cheap to find out, file sizes.
     """
 
     data: str
@@ -83,10 +83,10 @@ class Settings:
     fingerprint: str
 
     def require(self, wanted: "Settings", folder: Path) -> None:
-        """Refuse to go on with `folder`, which was begun under these settings, where others are wanted.
+        """Check that `folder`, which was started with these settings, is continued with the same.
 
         Raises:
-            UsageError: it names the first field that differs.
+            UsageError: the settings differ; the message names the first field that does.
         """
         for name in (field.name for field in fields(self)):
             was, now = getattr(self, name), getattr(wanted, name)
@@ -100,7 +100,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ShardDigest:
-    """An entry of prepared.json; its place in the list is the number in the names of its files."""
+    """The entry of a shard in prepared.json; its index in the list is the number in the shard's file names."""
 
     images: int
     bytes: int
@@ -113,9 +113,9 @@ class Header:
     """The first line of an index.
 
     Attributes:
-        settings: those of the whole data set.
-        start: how many images of DATA the shards before have dealt with, unreadable ones included.
-        shard: how many images this one holds, size and digest of its .tar, the digest of what follows this line.
+        settings: those of the whole dataset.
+        start: the number of images of DATA processed in earlier shards, unreadable ones included.
+        shard: the number of images in this shard, size and digest of its .tar, the digest of what follows this line.
         unreadable: position in DATA, path and reason of each image that could not be read.
     """
 
@@ -127,13 +127,13 @@ class Header:
 
     @property
     def stop(self) -> int:
-        """How many images of DATA this shard and those before it have dealt with."""
+        """The number of images of DATA processed in this and earlier shards, unreadable ones included."""
         return self.start + self.shard.images + len(self.unreadable)
 
 
 @dataclass(frozen=True)
 class About:
-    """What prepared.json says. `digest` stands for images, names, labels and classes, wherever they and DATA lie."""
+    """The content of prepared.json. `digest` covers images, names, labels and classes, not where they are stored."""
 
     smalti_prepared: int
     smalti: str
@@ -146,15 +146,15 @@ class About:
 
 
 class Prepared(IndexedTars):
-    """The images of a prepared data set, in the order of DATA, with their names and labels there.
+    """The images of a prepared dataset, in the order of DATA, with their names and labels in DATA.
 
-    Opening reads the indices and compares sizes; about 30 bytes an image and its name stay in memory.
+    Opening reads the indices and checks file sizes; about 30 bytes per image and its name stay in memory.
     """
 
     kind = "prepared"
 
     def __init__(self, folder: Path, channels: int) -> None:
-        """Open a folder.
+        """Open a prepared folder.
 
         Raises:
             DataError: it is not finished, is damaged, or cannot be read.
@@ -196,15 +196,15 @@ class Prepared(IndexedTars):
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `smalti prepare` has written this folder, or begun to."""
+    """Whether `smalti prepare` has written this folder, or started to."""
     return (folder / ABOUT).is_file() or index_path(folder, 0).is_file()
 
 
 def refuse_pack(folder: Path) -> None:
-    """Refuse a folder that an earlier version has prepared.
+    """Refuse a folder that was prepared by an earlier version of smalti.
 
     Raises:
-        DataError: it is one; the fix is the command that prepares the same images.
+        DataError: it was; the fix is the command that prepares the same images.
     """
     if not (folder / _PACK).is_file() and not (folder / "part-00000.index").is_file():
         return
@@ -216,18 +216,18 @@ def refuse_pack(folder: Path) -> None:
         words += [] if made.quality is None else ["--quality", str(made.quality)]
         words += [] if made.limit is None else ["--limit", str(made.limit)]
     except (DataError, UsageError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # it is refused all the same
+        pass  # the folder is refused even so
     cause = "an earlier smalti has written it, and this one reads and writes tar shards"
     raise DataError(f"{folder} is a pack", cause=cause, fix=f"prepare the images again: {shlex.join(words)}")
 
 
 def tar_path(folder: Path, number: int) -> Path:
-    """The images of a shard."""
+    """The path of the .tar of a shard."""
     return folder / f"shard-{number:05d}.tar"
 
 
 def index_path(folder: Path, number: int) -> Path:
-    """The index of a shard."""
+    """The path of the index of a shard."""
     return folder / f"shard-{number:05d}.index"
 
 
@@ -237,10 +237,10 @@ def digest_of(classes: tuple[str, ...], shards: tuple[ShardDigest, ...]) -> str:
 
 
 def read_about(folder: Path) -> About:
-    """prepared.json.
+    """Read and check prepared.json.
 
     Raises:
-        DataError: there is none, it cannot be read, is damaged, or is of another version.
+        DataError: it does not exist, cannot be read, is damaged, or is of another version.
     """
     path = folder / ABOUT
     if not path.exists():
@@ -255,7 +255,7 @@ def read_about(folder: Path) -> About:
 
 
 def read_index(path: Path) -> tuple[Header, ShardIndex]:
-    """The index of a shard.
+    """Read and check the index of a shard.
 
     Raises:
         DataError: it cannot be read, is damaged, or is of another version.
@@ -277,10 +277,10 @@ def read_index(path: Path) -> tuple[Header, ShardIndex]:
 
 
 def check_size(path: Path, shard: ShardDigest) -> None:
-    """Look at the size of a .tar, which takes no time.
+    """Check the size of a .tar without reading it.
 
     Raises:
-        DataError: it is not there, cannot be read, or has another size.
+        DataError: it does not exist, cannot be read, or has another size.
     """
     try:
         about = path.stat()
@@ -293,10 +293,10 @@ def check_size(path: Path, shard: ShardDigest) -> None:
 
 
 def check_digest(path: Path, shard: ShardDigest) -> None:
-    """Read the whole of a .tar and compare it with its digest.
+    """Read a whole .tar and compare it with its digest.
 
     Raises:
-        DataError: it is not there, cannot be read, or differs.
+        DataError: it does not exist, cannot be read, or differs.
     """
     check_size(path, shard)
     try:
@@ -309,12 +309,12 @@ def check_digest(path: Path, shard: ShardDigest) -> None:
 
 
 def _divides(ends: NDArray[np.uint64], length: int) -> bool:
-    """Whether `ends` cut a stretch of `length` into pieces, in order."""
+    """Whether `ends`, shape (n,), are non-decreasing offsets of which the last is `length`."""
     return int(ends[-1] if len(ends) else 0) == length and bool((ends[1:] >= ends[:-1]).all())
 
 
 def _inside(index: ShardIndex, length: int) -> bool:
-    """Whether every image lies within the first `length` bytes."""
+    """Whether the bytes of every image are within the first `length` bytes."""
     if not len(index.offsets):
         return length >= 0
     return int(index.offsets.max()) <= length < 1 << 63 and bool((index.sizes <= length - index.offsets).all())

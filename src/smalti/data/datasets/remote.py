@@ -1,4 +1,4 @@
-"""Files at an address (`https://`, `s3://`, ...): which are allowed, what is there, and how it is fetched."""
+"""Remote files (`https://`, `s3://`, ...): which addresses are allowed, their metadata, and their download."""
 
 import math
 import os
@@ -24,7 +24,7 @@ from smalti.data.datasets.tables import require_extra
 GIGABYTE = 10**9
 
 SCHEMES = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
-"""What is allowed, each with the library that fsspec needs for it."""
+"""The allowed URL schemes, each with the library that fsspec needs for it."""
 
 LOCALHOST = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 3
@@ -44,21 +44,21 @@ _VERSIONS = (
 
 
 class About(NamedTuple):
-    """What a server says of a file: its bytes, and a mark that changes with its content."""
+    """What a server reports of a file: its size in bytes, and a version string that changes with its content."""
 
     size: int
     version: str
 
 
 class RemoteFiles(DataFiles):
-    """Files at addresses, fetched whole into the cache folder when they are first read, for reading in order.
+    """Remote files, each fetched whole into the cache folder when it is first read, for sequential reading.
 
-    A copy is called by address, size and version: a file that changes on its server is another file here. The copies
-    of all data sets have at most `max_cache_bytes`, and those unused for longest go first; what is read in order needs
-    room for two.
+    A copy is named by address, size and version: a file that changes on its server gets a new copy. The copies of all
+    datasets take at most `max_cache_bytes`; the least recently used are removed first. Sequential reading needs room
+    for two files.
 
     Raises:
-        DataError: an address that is not allowed, a file that is not there, or one too large for the cache.
+        DataError: an address is not allowed, a file does not exist, or one is too large for the cache.
     """
 
     in_order = True
@@ -82,12 +82,12 @@ class RemoteFiles(DataFiles):
     def open(self, number: int) -> FileIO:
         path = self._copy(number)
         try:
-            for _ in range(ATTEMPTS):  # another process could remove it in between
+            for _ in range(ATTEMPTS):  # another process may remove the copy in between
                 with suppress(FileNotFoundError):
                     file = FileIO(path)
                     if time.time() - os.fstat(file.fileno()).st_mtime > 60:
                         with suppress(OSError):
-                            os.utime(path)  # it has been used
+                            os.utime(path)  # mark it as recently used
                     return file
                 make_cache_folder(self.folder)
                 with alone(self.folder):
@@ -100,7 +100,7 @@ class RemoteFiles(DataFiles):
 
     def peek(self, number: int) -> IOBase:
         if not self._copy(number).exists():
-            with suppress(Exception):  # a server that cannot give a part gives the whole
+            with suppress(Exception):  # if the server does not support partial reads, fetch the whole file
                 file = file_system(self.urls[number]).open(path_at(self.urls[number]), "rb", block_size=1 << 20)
                 file.seek(-8, os.SEEK_END)
                 if len(file.read(8)) == 8 and file.size == self.sizes[number]:
@@ -109,7 +109,7 @@ class RemoteFiles(DataFiles):
         return self.open(number)
 
     def version(self, number: int) -> FileVersion:
-        return FileVersion(os.path.realpath(self._copy(number)), self.sizes[number], 0)  # its name says the rest
+        return FileVersion(os.path.realpath(self._copy(number)), self.sizes[number], 0)  # the name has the version
 
     def _copy(self, number: int) -> Path:
         url, about = self.urls[number], self.about[number]
@@ -117,7 +117,7 @@ class RemoteFiles(DataFiles):
 
     def _fetch(self, number: int, path: Path) -> None:
         url, name, about = self.urls[number], self.names[number], self.about[number]
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # others may be here where there are no locks
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # others may write here if there are no locks
         try:
             make_room(self.folder, about.size, self.max_bytes)
             if time.monotonic() - self._said > _SAY_EVERY:
@@ -136,10 +136,12 @@ class RemoteFiles(DataFiles):
 
 
 def make_room(folder: Path, size: int, most: int) -> None:
-    """Remove the copies unused for longest, until `size` more bytes make `most` at most; nobody else writes there.
+    """Remove the least recently used copies, until `size` more bytes keep the total within `most` bytes.
+
+    The caller makes sure that no other process writes to `folder`.
 
     Raises:
-        DataError: the disk has no room.
+        DataError: the disk has too little free space.
     """
     if (free := shutil.disk_usage(folder).free) < size:
         raise DataError("", cause=f"{gigabytes(size)} needed, {gigabytes(free)} left on the disk of {folder}")
@@ -147,15 +149,15 @@ def make_room(folder: Path, size: int, most: int) -> None:
     total = sum(length for _, length, _ in files)
     for _, length, path in files:
         if total + size > most:
-            path.unlink()  # who reads it holds it open
+            path.unlink()  # a process that reads it has it open
             total -= length
 
 
 def max_cache_bytes() -> int:
-    """The bound of the copies: `SMALTI_CACHE_GB`, 20 where it is not set.
+    """The size limit of all copies in bytes: `SMALTI_CACHE_GB` gigabytes, 20 if it is not set.
 
     Raises:
-        DataError: it is no number.
+        DataError: it is not a number.
     """
     text = os.environ.get("SMALTI_CACHE_GB") or str(_DEFAULT_GIGABYTES)
     try:
@@ -165,15 +167,15 @@ def max_cache_bytes() -> int:
 
 
 def gigabytes(size: int) -> str:
-    """A size for people, as `1.5 GB` or `20 MB`."""
+    """A size in bytes as text, as `1.5 GB` or `20 MB`."""
     return f"{size / GIGABYTE:.3g} GB" if size >= GIGABYTE else f"{size / 1e6:.3g} MB"
 
 
 def check_address(url: str) -> None:
-    """Let the schemes of a fixed list pass, and plain http on this machine.
+    """Check that an address has a scheme of `SCHEMES`, or is plain http on this machine.
 
     Raises:
-        DataError: any other; a command (`pipe:`) is never run.
+        DataError: it has not; a command (`pipe:`) is never run.
     """
     try:
         scheme, host = scheme_of(url), urlsplit(url).hostname
@@ -187,27 +189,27 @@ def check_address(url: str) -> None:
 
 
 def scheme_of(url: str) -> str:
-    """What stands before the colon, as `https`."""
+    """The scheme of an address in lower case, as `https`."""
     return url.split(":", 1)[0].lower()
 
 
 def shown(text: str) -> str:
-    """An address, or a text with one, without what may be secret: password, signature."""
+    """An address, or a text with one, for messages: without password or signature, cut to 200 characters."""
     return without_secrets(text)[:200]
 
 
 def without_secrets(text: str) -> str:
-    """The same, as long as it is."""
+    """A text without the passwords and signatures of its addresses, at full length."""
     return re.sub(r"//[^/\s'\"]*@", "//", re.sub(r"[?#][^\s'\"]*", "", text))
 
 
 def suffix_of(url: str) -> str:
-    """The extension of the file at an address."""
+    """The extension of the file at an address, in lower case."""
     return Path(urlsplit(url).path).suffix.lower()
 
 
 def file_system(url: str) -> Any:
-    """The file system of an address. Only its scheme chooses: no chains (`zip::`), no settings from the address."""
+    """The fsspec file system of an address, by its scheme alone: no chains (`zip::`), no settings from the address."""
     import fsspec  # type: ignore[import-untyped]
 
     scheme = scheme_of(url)
@@ -215,17 +217,17 @@ def file_system(url: str) -> Any:
         return fsspec.filesystem(scheme)
     import aiohttp
 
-    # A shard may take longer than the five minutes that are the default; a minute of silence is too long.
+    # A shard may take longer than the default limit of five minutes; a minute without any data is too long.
     limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
     settings = {"timeout": limits, "trust_env": scheme == "https"}
     return fsspec.filesystem(scheme, get_client=_client, client_kwargs=settings)
 
 
 def check_redirect(from_url: str, to_url: str) -> None:
-    """Let a server send us on to an address of the same scheme that could have been given as well.
+    """Check that a redirect leads to an allowed address of the same scheme.
 
     Raises:
-        DataError: it does not; from https nothing leads to http, and from this machine nothing leads away by it.
+        DataError: it does not; https never redirects to http, and http on this machine never to another machine.
     """
     check_address(to_url)
     if scheme_of(to_url) != scheme_of(from_url):
@@ -234,7 +236,7 @@ def check_redirect(from_url: str, to_url: str) -> None:
 
 
 async def _client(**settings: Any) -> Any:
-    """A session of aiohttp that looks at redirects before it follows them."""
+    """An aiohttp session that checks redirects before it follows them."""
     import aiohttp
 
     async def look(session: Any, context: Any, about: Any) -> None:
@@ -247,15 +249,15 @@ async def _client(**settings: Any) -> Any:
 
 
 def path_at(url: str) -> str:
-    """An address as its file system writes it."""
+    """The path of an address within its file system."""
     return str(file_system(url)._strip_protocol(url))
 
 
 def ask(url: str, again: bool = False) -> About:
-    """What the server says of a file; `again`, not what it said before.
+    """Ask the server for the size and version of a file; `again` bypasses cached answers.
 
     Raises:
-        DataError: it is not there or cannot be reached, or its size is not known.
+        DataError: the file does not exist or cannot be reached, or its size is unknown.
     """
     with as_data_error(url):
         system = file_system(url)
@@ -269,10 +271,15 @@ def ask(url: str, again: bool = False) -> About:
 
 
 def download(url: str, path: Path, size: int) -> None:
-    """Fetch a file whole; what may pass is tried again.
+    """Download a whole file; errors that may be temporary are retried.
+
+    Args:
+        url: the address of the file.
+        path: where to write it.
+        size: the size in bytes that the server reported.
 
     Raises:
-        DataError: it cannot be fetched, or more comes than the `size` bytes that are promised.
+        DataError: it cannot be fetched, or the server sends more than `size` bytes.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -285,7 +292,7 @@ def download(url: str, path: Path, size: int) -> None:
 
 
 def _at_most(size: int) -> Any:
-    """What fsspec tells of its progress: it is stopped where a server does not stop by itself."""
+    """An fsspec progress callback that aborts a download of more than `size` bytes."""
     from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 
     class AtMost(Callback):  # type: ignore[misc]
@@ -299,13 +306,13 @@ def _at_most(size: int) -> Any:
 
 @contextmanager
 def as_data_error(url: str) -> Iterator[None]:
-    """Whatever a library for a kind of server raises, as one error."""
+    """Convert every exception of the libraries for remote access into a `DataError`."""
     try:
         yield
     except ImportError as error:
         fix = f"pip install {SCHEMES.get(scheme_of(url), 'aiohttp')}"
         raise DataError(f"cannot open {shown(url)}", cause=f"a library is missing: {error}", fix=fix) from error
-    except Exception as error:  # each kind of server has errors of its own
+    except Exception as error:  # each library has its own exceptions
         known = (error.__cause__ or error) if isinstance(error, FileNotFoundError) else error
         lines = str(known).splitlines() or [type(known).__name__]
         cause = f"it is not there, or cannot be reached: {shown(lines[0])}"

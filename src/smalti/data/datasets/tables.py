@@ -1,4 +1,4 @@
-"""What Parquet and Arrow files have in common: an image is a cell of a column, called by its file and row."""
+"""Common code for Parquet and Arrow files: an image is a cell of a column, named by its file and row."""
 
 import hashlib
 import importlib.util
@@ -22,7 +22,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "class_name", 
 
 
 class Columns(NamedTuple):
-    """The columns to read. `classes` are those the table names itself; without any they come from the values."""
+    """The columns to read. `classes` are the class names in the schema; if empty, classes come from the values."""
 
     image: str
     is_struct: bool
@@ -32,7 +32,7 @@ class Columns(NamedTuple):
 
     @property
     def leaf(self) -> str:
-        """The name under which the bytes of the images are stored."""
+        """The name of the column or struct field that holds the bytes of the images."""
         return f"{self.image}.bytes" if self.is_struct else self.image
 
 
@@ -45,7 +45,7 @@ class TableDataset(StoredDataset):
 
     @abstractmethod
     def place(self, index: int) -> tuple[int, int]:
-        """The file of an image, and its row there."""
+        """The number of an image's file, and its row in that file."""
 
     @abstractmethod
     def cell(self, index: int) -> Any:
@@ -73,7 +73,7 @@ class TableDataset(StoredDataset):
         return bytes(buffer.to_pybytes())
 
     def fingerprint(self) -> str:
-        """A digest of the files' names and sizes and of all labels; the same wherever the same files lie."""
+        """A digest of file names, file sizes and all labels; it does not depend on where the files are stored."""
         files = [
             (self.places.relative(name), size) for name, size in zip(self.places.names, self.places.sizes, strict=True)
         ]
@@ -83,16 +83,16 @@ class TableDataset(StoredDataset):
 
 
 def require_extra(module: str, what: str) -> None:
-    """Raise the one error for a library of the extra `data` that is not installed."""
+    """Raise a `DataError` if a library of the extra `data` is not installed; `what` is the file that needs it."""
     if importlib.util.find_spec(module) is None:
         raise DataError(f"cannot open {what}", cause=f"{module} is not installed", fix="pip install 'smalti[data]'")
 
 
 def find_columns(schema: Any, name: str) -> Columns:
-    """Choose from a pyarrow schema: by the features that Hugging Face datasets write into it, else by name and type.
+    """Choose the columns of a pyarrow schema by the Hugging Face features in its metadata, else by name and type.
 
     Raises:
-        DataError: no column holds the bytes of images; the message says which columns there are.
+        DataError: no column holds the bytes of images; the message lists the columns.
     """
     features = _features(schema)
     holding = [field.name for field in schema if _holds_bytes(field.type)]
@@ -117,14 +117,14 @@ def find_columns(schema: Any, name: str) -> Columns:
 
 
 def cells(column: Any) -> Any:
-    """The bytes of an image column, as a pyarrow array of binary; of a struct its field `bytes`."""
+    """The bytes of an image column, as a binary pyarrow array; for a struct column, its field `bytes`."""
     if not _is_struct(column.type):
         return column
     return column.flatten()[column.type.get_field_index("bytes")]
 
 
 class ColumnLabels:
-    """Collects the values of a label column, batch by batch; -1 and null are no label, as in Hugging Face datasets."""
+    """Collects the values of a label column, batch by batch; -1 and null mean no label, as in Hugging Face datasets."""
 
     def __init__(self, columns: Columns, name: str) -> None:
         self.columns, self.name = columns, name
@@ -135,7 +135,7 @@ class ColumnLabels:
         """Append a pyarrow array of numbers or names.
 
         Raises:
-            DataError: a number out of range, or more classes than can be.
+            DataError: a number out of range, or more than `MAX_CLASSES` classes.
         """
         import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -161,7 +161,7 @@ class ColumnLabels:
         return self.table.setdefault(str(value), len(self.table))
 
     def build(self) -> tuple[NDArray[np.int32] | None, tuple[str, ...], tuple[str, ...]]:
-        """A class number an image or none at all, the classes, and what is to be said about them."""
+        """The class numbers, int32, shape (n,), or None without a label for every image; the class names; notes."""
         if self.columns.label is None or not self.parts:
             return None, (), ()
         ids, names = np.concatenate(self.parts), tuple(self.table)
@@ -173,10 +173,14 @@ class ColumnLabels:
 
 
 def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...]]:
-    """Of the splits of a data set, each with a place where it is: the one to train on, and a note about the others.
+    """Choose the split to train on, and give a note about the others.
+
+    Args:
+        splits: a path for each split name.
+        where: the dataset, for messages.
 
     Raises:
-        DataError: there are several and none is called `train`, or none at all.
+        DataError: there are several splits and none is called `train`, or there is no split.
     """
     names = ", ".join(name or "files of no split" for name in sorted(splits)[:8])
     if TRAIN in splits and len(splits) > 1:
@@ -191,26 +195,26 @@ def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str,
 
 
 def without_bytes(name: str, column: str, rows: int) -> DataError:
-    """The error for a table that has no image in it at all."""
+    """The error for a table whose image column holds no bytes in any row."""
     cause = f"column {column} has no bytes in {rows} rows; tables that hold only the paths of files cannot be read"
     fix = "write it anew with Dataset.save_to_disk or push_to_hub, which put the images in"
     return DataError(f"no images in {name}", cause=cause, fix=fix)
 
 
 def why(error: Exception) -> str:
-    """What pyarrow or the system says is wrong, in one line."""
+    """The error message of pyarrow or the operating system, in one line."""
     return (
         getattr(error, "strerror", None) or f"damaged: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
     )
 
 
 def _known(columns: list[str], names: tuple[str, ...]) -> list[str]:
-    """Those of the columns that are called like one of `names`, in the order of `names`."""
+    """The columns whose name is in `names` (ignoring case), in the order of `names`."""
     return sorted((c for c in columns if c.lower() in names), key=lambda c: names.index(c.lower()))
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What Hugging Face datasets say about the columns; nothing where that is not what it should be."""
+    """The Hugging Face features of the columns from the schema metadata; empty if missing or malformed."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: about for name, about in features.items() if isinstance(about, dict)}

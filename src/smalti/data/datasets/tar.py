@@ -1,4 +1,4 @@
-"""Tar shards (the WebDataset layout) with random access: an index of offsets, made once and kept, and plain reads."""
+"""Tar shards (the WebDataset layout) with random access by an index of offsets, built once and cached."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 class IndexedTars(StoredDataset):
-    """Images in tar archives, by an index of offsets. Members are read where they lie, never extracted."""
+    """Images in tar archives, by an index of offsets. Members are read in place, never extracted."""
 
     def __init__(self, places: DataFiles, indices: Sequence[ShardIndex], channels: int) -> None:
         self.places, self.channels, self._indices = places, channels, indices
@@ -55,16 +55,16 @@ class IndexedTars(StoredDataset):
         return int(self._indices[shard].sizes[row])
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The shard of an image, and its row there."""
+        """The number of an image's shard, and its row in that shard's index."""
         position = range(len(self))[index]
         shard = int(np.searchsorted(self._ends, position, side="right"))
         return shard, position - int(self._ends[shard - 1] if shard else 0)
 
 
 class Shards(IndexedTars):
-    """The images of tar shards of any origin; the index is made when they are first opened, and kept.
+    """The images of tar shards of any origin; the index is built when they are first opened, and cached.
 
-    Files named alike up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label.
+    Files whose names are equal up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label.
     """
 
     kind = "shards"
@@ -88,10 +88,10 @@ class Shards(IndexedTars):
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths of a brace pattern: `{000..009}` counts, with as many digits, and `{a,b}` lists.
+    """Expand a brace pattern to paths: `{000..009}` is a range with that many digits, `{a,b}` a list.
 
     Raises:
-        DataError: a pattern that cannot be understood, or for more than 100 000 shards.
+        DataError: the pattern cannot be parsed, or gives more than 100 000 shards.
     """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     if any("{" in part or "}" in part for part in parts[::2]):
@@ -127,7 +127,7 @@ def _read_indices(places: DataFiles, log: Log) -> list[ShardIndex]:
 
 
 def _read_index(places: DataFiles, number: int) -> ShardIndex:
-    """From the cache, where the shard has not changed since."""
+    """The index of a shard, from the cache if the shard has not changed since."""
     name = places.names[number]
     try:
         version = places.version(number)
@@ -142,10 +142,10 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
 
 
 def _join_labels(indices: Sequence[ShardIndex]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Class numbers over all shards; each shard has counted its own."""
+    """Merge the labels of all shards, each of which has its own `label_names`; see `resolve`."""
     table: dict[str, int] = {}
     parts = []
     for index in indices:
         places = [table.setdefault(name, len(table)) for name in index.label_names]
-        parts.append(np.array([*places, NONE], np.int32)[index.labels])  # -1, no label, takes the last
+        parts.append(np.array([*places, NONE], np.int32)[index.labels])  # -1, no label, selects the last
     return resolve(np.concatenate(parts), tuple(table))

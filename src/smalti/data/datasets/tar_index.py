@@ -1,4 +1,4 @@
-"""The index of one tar shard: which images it holds and where their bytes are; kept in the user's cache folder."""
+"""The index of one tar shard: its images and the offsets of their bytes; kept in the user's cache folder."""
 
 import contextlib
 import json
@@ -32,12 +32,12 @@ from smalti.data.decode import EXTENSIONS, MAX_BYTES
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"
 ROW_BYTES = 24
-"""Of an image in the arrays of an index."""
+"""Bytes per image in the arrays of an index."""
 
 _KINDS = ("<u8", "<u8", "<u4", "<i4")
-"""Of these arrays: where each name ends, where the image's bytes begin, how many there are, its label."""
+"""The dtypes of these arrays: end of each name, offset of the image's bytes, their number, label."""
 _VERSION = 1
-"""Of the files in which indices are kept."""
+"""The format version of cached index files."""
 
 _LEFT_OUT = ("counts", "first", "suffixes")
 _MAX_HEADER = 64 << 20
@@ -49,7 +49,16 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The images of one shard: names, where their bytes are, and labels as numbers into `label_names`."""
+    """The n images of one shard.
+
+    Attributes:
+        names: the names of the images.
+        offsets: the offset of each image's bytes in the shard, uint64, shape (n,).
+        sizes: the number of bytes of each image, uint32, shape (n,).
+        labels: for each image an index into `label_names`, or -1 for none; int32, shape (n,).
+        label_names: the different labels.
+        left_out: the members that were skipped.
+    """
 
     names: Names
     offsets: NDArray[np.uint64]
@@ -59,17 +68,17 @@ class ShardIndex:
     left_out: LeftOut
 
     def body(self) -> list[memoryview]:
-        """The arrays and then the names, for a file; without copies, for an index may be as large as memory allows."""
+        """The bytes of the arrays and then of the names, to be written to a file; without copies, to save memory."""
         arrays: list[NDArray[Any]] = [self.names.ends, self.offsets, self.sizes, self.labels]
         plain = [array.astype(kind, copy=False) for kind, array in zip(_KINDS, arrays, strict=True) if len(array)]
         return [*(array.data.cast("B") for array in plain), memoryview(self.names.joined)]
 
     @staticmethod
     def of_body(body: bytes, count: int, label_names: tuple[str, ...], left_out: LeftOut) -> "ShardIndex":
-        """The index of `count` images whose `body` was written; the arrays are views of it.
+        """The inverse of `body`, for an index of `count` images; the arrays are views of `body`.
 
         Raises:
-            ValueError: there is no room for so many images.
+            ValueError: `body` is too short for `count` images.
         """
         if not 0 <= count * ROW_BYTES <= len(body):
             raise ValueError(f"no room for {count} images")
@@ -82,10 +91,15 @@ class ShardIndex:
 
 
 def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
-    """Read the headers of a shard, and the labels, which are files of their own (`.cls`).
+    """Build an index from the headers of a shard and its label files (`.cls`).
+
+    Args:
+        file: the shard, opened for reading.
+        length: its size in bytes.
+        path: its path, for messages.
 
     Raises:
-        DataError: the file is compressed, or no tar archive at all.
+        DataError: the file is compressed, or not a tar archive.
     """
     start = file.read(6)
     for magic, kind in _COMPRESSED.items():
@@ -104,9 +118,9 @@ def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
 
 
 def _samples(found: Iterator[Member], left_out: LeftOut) -> Iterator[list[Member]]:
-    """The members of each sample: neighbours whose names are the same up to the first dot.
+    """Yield the members of each sample: consecutive members whose names are equal up to the first dot.
 
-    What was read before the damage of an archive is handed on before the damage is.
+    In a damaged archive, the samples before the damage are yielded before the error is raised.
     """
     sample: list[Member] = []
     damage: DamagedTarError | None = None
@@ -129,7 +143,7 @@ def _samples(found: Iterator[Member], left_out: LeftOut) -> Iterator[list[Member
 
 
 def _odd(member: Member) -> str:
-    """Why a member is not used, whatever it holds."""
+    """The reason why a member is skipped; empty if it is used."""
     if member.left_out:
         return member.left_out
     if not is_inside(member.name):
@@ -145,13 +159,13 @@ def _odd(member: Member) -> str:
 
 
 def _key(member: Member) -> bytes:
-    """The name up to the first dot of its last part."""
+    """The key of a member's sample: its path up to the first dot of the file name."""
     folder, slash, last = plain(member.name).rpartition(b"/")
     return folder + slash + last.split(b".", 1)[0]
 
 
 def _suffix(name: bytes) -> bytes:
-    """What follows the first dot: `jpg`, `cls`, `seg.png`."""
+    """The part of the file name after the first dot, in lower case: `jpg`, `cls`, `seg.png`."""
     return name.rpartition(b"/")[2].partition(b".")[2].lower()
 
 
@@ -163,7 +177,7 @@ class _Builder:
         self.names, self.offsets, self.sizes = NamesBuilder(), array("Q"), array("I")
 
     def add(self, sample: list[Member]) -> None:
-        """Take the images of a sample; where one is called like the sample itself, `a.seg.png` is no image of it."""
+        """Add the images of a sample. If it has an image such as `a.png`, others such as `a.seg.png` are skipped."""
         images = [member for member in sample if has_image_suffix(member.name)]
         plainly = [member for member in images if b"." not in _suffix(member.name)]
         for image in images:
@@ -186,7 +200,7 @@ class _Builder:
         return self.labels.add_none()
 
     def build(self) -> ShardIndex:
-        """The index, of each name the first."""
+        """The index; of images with equal names, only the first is kept."""
         names = self.names.build()
         offsets, sizes = np.array(self.offsets, np.uint64), np.array(self.sizes, np.uint32)
         labels = np.array(self.labels.ids, np.int32)
@@ -204,15 +218,15 @@ class _Builder:
 
 
 def _first_of_each(names: Names) -> NDArray[np.int64]:
-    """Positions of the names that no earlier one equals, in order; 16 bytes a name."""
+    """Positions of the first occurrence of each name, ascending, int64, shape (m,); uses 16 bytes per name."""
     hashes = np.fromiter((hash(names[position]) for position in range(len(names))), np.int64, len(names))
     return np.sort(np.unique(hashes, return_index=True)[1])
 
 
 def load_index(version: FileVersion) -> ShardIndex | None:
-    """The index that was kept of a shard; None where there is none, a stale, a damaged or another user's one.
+    """The cached index of a shard; None if it is missing, stale, damaged or owned by another user.
 
-    It is a line of JSON and then `ShardIndex.body`, nothing that could run.
+    The file is a line of JSON and then `ShardIndex.body`; it contains nothing executable.
     """
     try:
         with open(_slot(version), "rb") as file:
@@ -233,7 +247,7 @@ def load_index(version: FileVersion) -> ShardIndex | None:
 
 
 def save_index(version: FileVersion, index: ShardIndex) -> None:
-    """Keep the index of a shard; a cache that cannot be written is done without."""
+    """Write the index of a shard to the cache; if the cache cannot be written, nothing is saved."""
     body, left_out = index.body(), {name: dict(getattr(index.left_out, name)) for name in _LEFT_OUT}
     about = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
     line = json.dumps(_identity(version) | about | {"sha256": sha256(*body)}).encode() + b"\n"
@@ -247,6 +261,6 @@ def _slot(version: FileVersion) -> Path:
 
 
 def _identity(version: FileVersion) -> dict[str, Any]:
-    """What must be the same for a kept index to count."""
+    """The header fields that must match for a cached index to be valid."""
     about = {"shard": version.path, "size": version.size, "mtime_ns": version.mtime_ns}
     return {"smalti_shard_index": _VERSION, **about, "extensions": sorted(EXTENSIONS)}

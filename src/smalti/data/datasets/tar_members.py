@@ -1,7 +1,7 @@
-"""The table of contents of a tar archive, read header by header; nothing is ever extracted.
+"""Lists the members of a tar archive, header by header; nothing is ever extracted.
 
-The standard library's reader keeps every member in memory and believes lengths that a header claims. This one reads
-numbers and names only, each header once, always forwards: a damaged or hostile archive ends it, it cannot hold it up.
+The standard library's reader keeps every member in memory and trusts the lengths in a header. This one reads only
+numbers and names, each header once, always forwards: a damaged or hostile archive can end it, but not make it hang.
 """
 
 import os
@@ -14,7 +14,7 @@ CUT_OFF = "cut off: the archive ends within it"
 SPARSE = "sparse file"
 IRREGULAR = "not a regular file"
 _MAX_EXTENDED = 1 << 20
-"""Bytes of a long name or an extended header; real ones have a few hundred."""
+"""The maximum size in bytes of a long name or an extended header; real ones have a few hundred."""
 
 _REGULAR = frozenset({b"0", b"\0", b"7"})
 _WITHOUT_DATA = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
@@ -22,11 +22,11 @@ _FOLDER = b"5"
 
 
 class DamagedTarError(Exception):
-    """A header that is none; what follows it cannot be found."""
+    """A header is invalid, so the members after it cannot be found."""
 
 
 class Member(NamedTuple):
-    """A file of the archive: where its bytes are, or why they are not to be used."""
+    """A file in the archive: offset and size of its bytes, and in `left_out` the reason if it must not be used."""
 
     name: bytes
     offset: int
@@ -41,7 +41,7 @@ class _Header(NamedTuple):
 
 
 class _Extended(NamedTuple):
-    """What a long-name or extended header says about the member after it."""
+    """The fields that a long-name or extended header sets for the member after it."""
 
     name: bytes | None = None
     size: int | None = None
@@ -49,10 +49,10 @@ class _Extended(NamedTuple):
 
 
 def members(file: BufferedIOBase, length: int) -> Iterator[Member]:
-    """Every member that is not a folder, in the order of the archive of `length` bytes.
+    """Yield every member that is not a folder, in the order of the archive of `length` bytes.
 
     Raises:
-        DamagedTarError: after the members before the damage.
+        DamagedTarError: the archive is damaged; raised after the members before the damage.
     """
     position, extended = 0, _Extended()
     while position < length:
@@ -95,7 +95,7 @@ def _parse(block: bytes, position: int) -> _Header:
     except ValueError as error:
         raise DamagedTarError(f"no header at byte {position}: {error}") from error
     unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    # Some old programs summed signed bytes.
+    # Some old programs computed the checksum with signed bytes.
     if claimed != unsigned and claimed != unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
         raise DamagedTarError(f"no header at byte {position}: wrong check sum")
     if size < 0:
@@ -107,7 +107,7 @@ def _parse(block: bytes, position: int) -> _Header:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or, for large values, two's complement behind a set bit."""
+    """Parse a number: octal digits or, if the highest bit is set (for large values), two's complement."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     if field[0] & 0x80:
@@ -135,7 +135,7 @@ def _content(file: BufferedIOBase, header: _Header, data: int) -> bytes:
 def _extend(before: _Extended, type: bytes, content: bytes, position: int) -> _Extended:
     if type == b"L":
         return before._replace(name=_text(content))
-    if type not in (b"x", b"X"):  # the name of a link's target, or defaults for all members: of no interest
+    if type not in (b"x", b"X"):  # a link's target, or defaults for all members: not needed
         return before
     fields = dict(_pax(content, position))
     try:
@@ -150,13 +150,13 @@ def _extend(before: _Extended, type: bytes, content: bytes, position: int) -> _E
 
 
 def _pax(content: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
-    """Records of `length key=value\\n`, where the length counts the whole record."""
+    """Yield the records `length key=value\\n`, where the length is that of the whole record in bytes."""
     start = 0
     while start < len(content):
         digits = content[start : start + 20].split(b" ", 1)[0]
         length = int(digits) if digits.isdigit() else 0
         record = content[start + len(digits) + 1 : max(start + length - 1, 0)]
-        if b"=" not in record or not 0 < length <= len(content) - start:  # a length of 0 would never end
+        if b"=" not in record or not 0 < length <= len(content) - start:  # a length of 0 would loop forever
             raise DamagedTarError(f"header at byte {position}: damaged extended header")
         key, value = record.split(b"=", 1)
         yield key, value
@@ -164,7 +164,7 @@ def _pax(content: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _after_sparse_map(file: BufferedIOBase, block: bytes, data: int, length: int) -> int:
-    """GNU's old sparse files go on with their map in further blocks before the data."""
+    """The offset after the sparse map, which old GNU sparse files continue in further blocks before the data."""
     more = block[482] != 0
     while more and data < length:
         more = _read(file, data, BLOCK)[504] != 0
@@ -178,5 +178,5 @@ def is_inside(name: bytes) -> bool:
 
 
 def plain(name: bytes) -> bytes:
-    """A member's path without `./`."""
+    """A member's path, normalized: without `./`."""
     return os.path.normpath(name) if name else b""

@@ -1,1 +1,1 @@
-"""Processes that render batches ahead of time, and may die."""
+"""Worker processes that render batches ahead of time; a worker that dies is replaced."""

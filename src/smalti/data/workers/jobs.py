@@ -1,4 +1,4 @@
-"""Rendering batches image by image, another image in the place of one that cannot be read; here, in this process."""
+"""Renders batches image by image, replacing images that cannot be read; `Inline` does so in this process."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -20,28 +20,38 @@ class Job(Protocol):
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the uint8 arrays that make up a row of a batch."""
+        """The shapes of the uint8 arrays that make up one row of a batch, without the batch axis."""
         ...
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         ...
 
     def name(self, position: int) -> str:
-        """Where an image is, for people."""
+        """A readable location of an image, for messages."""
         ...
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
-        """Fill all of `out`.
+        """Render an image into `out`, and fill all of it.
+
+        Args:
+            position: the index of the image.
+            key: the 64-bit random key of this row.
+            out: uint8 arrays with the shapes of `shapes`, values 0 to 255.
 
         Raises:
-            DataError: the image cannot be read. Every other exception is taken for a bug.
+            DataError: the image cannot be read. Every other exception is treated as a bug.
         """
         ...
 
 
 class Task(NamedTuple):
-    """A batch to render: which images, and a 64-bit key each."""
+    """A batch of B images to render.
+
+    Attributes:
+        positions: the index of each image, int64, shape (B,).
+        keys: the random key of each row, uint64, shape (B,).
+    """
 
     positions: NDArray[np.int64]
     keys: NDArray[np.uint64]
@@ -51,7 +61,10 @@ class Bad(NamedTuple):
     """An image that cannot be read.
 
     Attributes:
-        quarantined: reading it killed or hung a worker; it must never be opened again, also after a resume.
+        position: the index of the image.
+        reason: why it cannot be read.
+        quarantined: whether reading it killed or hung a worker; if so it must never be opened again, even after a
+            resume.
     """
 
     position: int
@@ -60,12 +73,13 @@ class Bad(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A batch.
+    """A rendered batch of B rows.
 
     Attributes:
-        arrays: one for each of the job's `shapes`, with a leading axis of rows; valid until the next call.
-        shown: which image each row shows; not the one asked for where that cannot be read.
-        bad: what came up on the way.
+        arrays: for each of the job's `shapes`, a uint8 array of shape (B, *shape); valid until the next call.
+        shown: the index of the image in each row, int64, shape (B,); differs from the task's where that image cannot be
+            read.
+        bad: unreadable images that were found meanwhile.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
@@ -74,30 +88,30 @@ class Rendered(NamedTuple):
 
 
 class Renderer(ABC):
-    """Renders batches. What it renders depends on the task and on what is quarantined alone."""
+    """Renders batches. The result depends only on the task and on which images are quarantined."""
 
     @abstractmethod
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        """These will be asked for next, in this order: begin with them."""
+        """Start rendering these tasks, which will be requested next, in this order."""
 
     @abstractmethod
     def __call__(self, task: Task) -> Rendered:
         """Render a batch.
 
         Raises:
-            DataError: an image and all those that could take its place cannot be read.
+            DataError: an image and all its replacement candidates cannot be read.
             RuntimeError: the job has a bug.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give back memory and processes; a second time does nothing."""
+        """Release memory and processes; calling it again does nothing."""
 
 
 def candidates(position: int, length: int) -> Iterator[int]:
-    """An image itself, then a hundred to try where it cannot be read: the same ones in every epoch, on every machine.
+    """Yield an image's index, then 100 replacement candidates, the same in every epoch and on every machine.
 
-    They are drawn by a hash of `position` from `length` images.
+    The candidates are drawn from `length` images by a hash of `position`.
     """
     yield position
     for attempt in range(_ATTEMPTS):
@@ -112,17 +126,21 @@ def render_row(
     avoid: Collection[int],
     opening: Callable[[int], None],
 ) -> tuple[int, list[Bad]]:
-    """Fill one row, if need be with another image; the key stays.
+    """Render one row; if the image cannot be read, render a replacement with the same key.
 
     Args:
-        avoid: images that must not be opened.
-        opening: is told which image comes next.
+        job: renders one image.
+        position: the index of the requested image.
+        key: the 64-bit random key of the row.
+        out: the uint8 arrays of the row, shaped as `job.shapes`; they are overwritten.
+        avoid: indices of images that must not be opened.
+        opening: called with the index of each image before it is opened.
 
     Returns:
-        The image that is shown, and those that could not be.
+        The index of the image in the row, and the images that could not be read.
 
     Raises:
-        DataError: none can be read.
+        DataError: neither the image nor any candidate can be read.
         RuntimeError: the job has a bug.
     """
     bad: list[Bad] = []
@@ -147,17 +165,17 @@ def render_row(
 
 
 class Inline(Renderer):
-    """Renders in this process: for small images, for debugging, and where processes are not to be had."""
+    """Renders in this process: for small images, for debugging, and where no worker processes can be started."""
 
     def __init__(self, job: Job, quarantined: Collection[int] = frozenset()) -> None:
         self._job, self._avoid = job, frozenset(quarantined)
         self._arrays: tuple[NDArray[np.uint8], ...] = ()
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        """Nothing can be done before it is asked for."""
+        """Does nothing: batches are rendered when they are requested."""
 
     def __call__(self, task: Task) -> Rendered:
-        """As `Renderer` says."""
+        """See `Renderer`."""
         rows = len(task.positions)
         if not self._arrays or len(self._arrays[0]) < rows:
             self._arrays = tuple(np.empty((rows, *shape), np.uint8) for shape in self._job.shapes)
@@ -172,9 +190,9 @@ class Inline(Renderer):
         return Rendered(arrays, shown, tuple(bad))
 
     def close(self) -> None:
-        """As `Renderer` says."""
+        """See `Renderer`."""
         self._arrays = ()
 
 
 def _nobody(position: int) -> None:
-    """Nobody needs to know which image is being opened."""
+    """The `opening` callback of `render_row` that does nothing."""

@@ -1,6 +1,6 @@
-"""Batches on their way: in shared memory that is used again, in the order in which they will be asked for.
+"""Batches being rendered: reusable slots in shared memory, and a queue in the order in which batches are requested.
 
-The memory has no name: its file is gone as soon as it is open, so that nothing stays however the processes end.
+The shared memory has no name: its file is deleted as soon as it is open, so nothing remains however the processes end.
 """
 
 import errno
@@ -23,20 +23,20 @@ from smalti.core.errors import DataError
 from smalti.data.workers.jobs import Bad, Rendered, Task
 
 IDLE, STARTING = -1, -2
-"""In the place of the image that a worker is reading."""
+"""Values of `Slots.reading` for a worker that is reading no image."""
 
 _CACHE_LINE = 64
 """Bytes."""
 
 _CHUNK = 8
-"""Rows: enough that messages cost little, few enough that workers end together."""
+"""Rows: large enough that messages cost little, small enough that workers finish at about the same time."""
 
 _CHUNKS = 8
-"""Of a batch for one worker at most; what waits in its pipe must fit there."""
+"""At most per batch and worker; the pending messages must fit in the worker's pipe."""
 
 
 class Layout(NamedTuple):
-    """How many batches of how many rows, the shapes of a row's arrays, and how many workers."""
+    """The number of slots, the rows of a slot, the shapes of a row's arrays, and the number of workers."""
 
     slots: int
     rows: int
@@ -45,14 +45,16 @@ class Layout(NamedTuple):
 
 
 class Slots:
-    """Memory for a few batches that a process shares with its workers: a worker that is sent this object sees the same.
+    """Shared memory for a few batches. A worker that receives this object (by pickling) sees the same memory.
 
     Attributes:
-        positions, keys: what is to be rendered, slots x rows.
-        shown: what each row shows, slots x rows.
-        wanted: whether somebody still waits for a slot.
-        reading: which image each worker is reading and since when (nanoseconds of the monotonic clock), workers x 2.
-        pixels: for each shape, slots x rows x shape.
+        positions: the index of the image to render in each row, int64, (slots, rows).
+        keys: the random key of each row, uint64, (slots, rows).
+        shown: the index of the image rendered in each row, int64, (slots, rows).
+        wanted: whether the batch in a slot is still needed, bool, (slots,).
+        reading: the index of the image each worker is reading, and since when in nanoseconds of the monotonic clock;
+            int64, (workers, 2).
+        pixels: for each shape, a uint8 array (slots, rows, *shape).
 
     Raises:
         DataError: there is not enough shared memory.
@@ -81,7 +83,7 @@ class Slots:
         return Slots, (self.layout, self.memory)
 
     def publish(self, worker: int, position: int) -> None:
-        """Say what a worker is doing from now on."""
+        """Record the image that a worker reads from now on, or `IDLE` or `STARTING`."""
         self.reading[worker, 1] = time.monotonic_ns()
         self.reading[worker, 0] = position
 
@@ -102,7 +104,7 @@ def _allocate(size: int) -> Array[c_ubyte]:
 
 
 class Chunk(NamedTuple):
-    """Rows of the batch in a slot, `start` to `stop`: what a worker is given."""
+    """The unit of work for a worker: rows `start` to `stop` (exclusive) of the batch in a slot."""
 
     slot: int
     start: int
@@ -110,7 +112,7 @@ class Chunk(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a worker says about a chunk when it is done. A failure is an error of the kinds of `render_row`."""
+    """A worker's answer when a chunk is done. `failure` is an error as `render_row` raises it."""
 
     bad: Sequence[Bad]
     failure: DataError | RuntimeError | None
@@ -118,14 +120,14 @@ class Reply(NamedTuple):
 
 @dataclass
 class Batch:
-    """A task on its way.
+    """A task being rendered.
 
     Attributes:
-        slot: where it is rendered; None: not yet.
-        waiting: chunks that nobody is working at.
-        running: how many chunks somebody is working at.
-        replies: what was said about those that are finished, by their first row.
-        dropped: nobody waits for it any more.
+        slot: the slot it is rendered in; None if it has none yet.
+        waiting: chunks not yet given to a worker.
+        running: the number of chunks given to workers and not yet returned.
+        replies: the replies for finished chunks, by first row.
+        dropped: whether the batch is no longer needed.
     """
 
     task: Task
@@ -137,12 +139,12 @@ class Batch:
 
     @property
     def done(self) -> bool:
-        """Whether every row has been dealt with."""
+        """Whether every chunk has been processed."""
         return self.slot is not None and not self.waiting and not self.running
 
 
 class Ring:
-    """Which batch is where in `slots`. A slot is used again only when nobody could still write to it."""
+    """Assigns batches to slots. A slot is reused only when no worker can still write to it."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
@@ -151,13 +153,13 @@ class Ring:
         self._in_use: Batch | None = None
 
     def add(self, task: Task) -> Batch:
-        """Put a task at the end, unless it is known."""
+        """Append a task to the queue, unless it is there already; return its batch."""
         if len(task.positions) > self._slots.layout.rows:
             raise ValueError(f"a batch of {len(task.positions)} rows where there is room for {self._slots.layout.rows}")
         return self._queue.setdefault(_identity(task), Batch(Task(task.positions.copy(), task.keys.copy())))
 
     def turn_to(self, task: Task) -> Batch:
-        """The batch of a task. What was to come before it is dropped, and all if it was not expected."""
+        """Return the batch of a task. Batches queued before it are dropped; all are dropped if it is not queued."""
         if self._in_use is not None:
             self._drop(self._in_use)
             self._in_use = None
@@ -166,7 +168,7 @@ class Ring:
         return self.add(task)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All chunks that can be worked at, of the earliest batch first; they count as given out."""
+        """Yield all chunks that can be rendered, earliest batch first; each then counts as given to a worker."""
         for batch in self._queue.values():
             if batch.slot is None:
                 if None not in self._placed:
@@ -177,7 +179,7 @@ class Ring:
                 yield batch.waiting.pop(0)
 
     def returned(self, chunk: Chunk, reply: Reply | None) -> None:
-        """A chunk has been worked at; None: in vain, so that it has to be given out again."""
+        """Record the reply for a chunk; None means that it was not rendered and must be given out again."""
         batch = self._placed[chunk.slot]
         assert batch is not None
         batch.running -= 1
@@ -188,10 +190,10 @@ class Ring:
         self._free_if_quiet(batch)
 
     def take(self, batch: Batch) -> Rendered:
-        """The pixels of a batch that is done; they stay until `turn_to`.
+        """Return a batch that is done; its pixels stay valid until the next `turn_to`.
 
         Raises:
-            DataError, RuntimeError: what was wrong with the first row that could not be rendered.
+            DataError, RuntimeError: the failure of the first row that could not be rendered.
         """
         del self._queue[_identity(batch.task)]
         self._in_use = batch
@@ -216,7 +218,7 @@ class Ring:
         batch.dropped = True
         batch.waiting.clear()
         if batch.slot is not None:
-            self._slots.wanted[batch.slot] = False  # workers skip what is left of it
+            self._slots.wanted[batch.slot] = False  # workers skip its remaining rows
             self._free_if_quiet(batch)
 
     def _free_if_quiet(self, batch: Batch) -> None:

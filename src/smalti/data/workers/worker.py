@@ -1,4 +1,4 @@
-"""A worker process: what runs in it, and as its parent sees it, begun, listened to, found dead or hung, ended."""
+"""A worker process: the code that runs in it, and `Child`, with which its parent starts, monitors and ends it."""
 
 import contextlib
 import multiprocessing
@@ -26,38 +26,45 @@ from smalti.data.workers.ring import IDLE, STARTING, Chunk, Reply, Slots
 
 FEWER = "use fewer --num-workers, a smaller batch, or --num-workers 0"
 _PRELOAD = ("smalti.data.workers.worker", "smalti.data.transforms.augment")
-"""Imported once, by the server that workers are forked from; what cannot be imported is left to the workers."""
+"""Modules that the fork server imports once for all workers; one that cannot be imported there is left to them."""
 
 _STARTING_TAKES = 600.0
-"""Seconds at most, where Python and torch come over a slow network."""
+"""Seconds a start may take at most, as when Python and torch are loaded over a slow network."""
 
 _ATTEMPTS, _PAUSE = 4, 0.5
-"""At starting a process, and seconds between them."""
+"""Attempts at starting a process, and the seconds between them."""
 
 _DYING_TAKES = 5.0
-"""Seconds at most, between the end of a worker's pipe and the news of how it ended."""
+"""Seconds at most between the end of a worker's pipe and its exit code."""
 
 _KILLING_TAKES = 5.0
-"""Seconds at most. A process that waits for a dead disk ends later, without running again."""
+"""Seconds to wait at most. A killed process that is blocked on a dead disk ends later, without running again."""
 
 _SERVER_DEAD = 255
-"""The exit code that multiprocessing reports where the server that could tell was killed as well."""
+"""The exit code that multiprocessing reports if the fork server, which knows the real one, was killed as well."""
 
 _SECOND_LOOK = 1.0
-"""Seconds. After a Ctrl-Z and fg, or when training paused, a worker seems to hang that only was not scheduled."""
+"""Seconds until a hang is confirmed: after Ctrl-Z and fg or a pause, a worker that was not scheduled looks hung."""
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 
 def work(pipe: Connection, job: Job, slots: Slots, worker: int, avoid: Collection[int]) -> None:
-    """Do what comes through the pipe, until the parent closes it or is gone.
+    """Process messages from the pipe until the parent closes it or ends.
 
-    That is chunks to render and numbers of images that must not be opened any more.
+    A message is a chunk to render, or the index of an image that must not be opened any more.
+
+    Args:
+        pipe: receives the messages, and sends a `Reply` for each chunk.
+        job: renders one image.
+        slots: the shared memory to render into.
+        worker: the index of this worker.
+        avoid: indices of images that must not be opened.
     """
     _settle_in()
     avoid = set(avoid)
     slots.publish(worker, IDLE)
-    with contextlib.suppress(EOFError, OSError):  # the parent does not listen any more
+    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
         while True:
             order: Chunk | int = pipe.recv()
             if isinstance(order, int):
@@ -88,20 +95,20 @@ def _render(chunk: Chunk, job: Job, slots: Slots, worker: int, avoid: Collection
 
 
 def _settle_in() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
-    with contextlib.suppress(OSError):  # standard output is for results
+    with contextlib.suppress(OSError):  # standard output is reserved for results
         os.dup2(2, 1)
-    with contextlib.suppress(OSError):  # where memory runs out, Linux shall take a worker, which can be replaced
+    with contextlib.suppress(OSError):  # when memory runs out, Linux should kill a worker, which can be replaced
         Path("/proc/self/oom_score_adj").write_text("500")
     keep_freed_memory()
-    if "torch" in sys.modules:  # the job has brought it
+    if "torch" in sys.modules:  # imported with the job
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker that hangs does not notice that its pipe was closed."""
+    """Exit when the parent ends; a worker that hangs would not notice that its pipe was closed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -112,10 +119,10 @@ class Death(NamedTuple):
     """The end of a worker.
 
     Attributes:
-        position: the image it was reading, or `IDLE` or `STARTING`.
-        how: what it did, to stand after "a data worker".
-        reason: why the image, if it is to blame, is not opened again.
-        certain: whether it is to blame at once.
+        position: the index of the image it was reading, or `IDLE` or `STARTING`.
+        how: how it ended, to follow "a data worker" in a message.
+        reason: if the image is the cause, why it is not opened again.
+        certain: whether one such death is enough to take the image for the cause.
     """
 
     position: int
@@ -125,10 +132,17 @@ class Death(NamedTuple):
 
 
 class Child:
-    """One worker.
+    """One worker process, as seen by its parent.
+
+    Args:
+        job: renders one image.
+        slots: the shared memory to render into.
+        index: the index of the worker.
+        avoid: indices of images that must not be opened.
+        timeout: seconds after which reading an image counts as hung.
 
     Attributes:
-        given: what it was given and has not answered yet, oldest first; it answers in this order.
+        given: chunks it was given and has not answered yet, oldest first; it answers in this order.
 
     Raises:
         DataError: no process can be started.
@@ -144,29 +158,29 @@ class Child:
             try:
                 self.process, self.pipe = _begin(job, slots, index, frozenset(avoid))
                 break
-            except (OSError, EOFError) as error:  # the server may have been killed as well; it is begun anew
+            except (OSError, EOFError) as error:  # the fork server may have been killed too; it is restarted
                 if attempt == _ATTEMPTS - 1:
                     raise DataError("cannot start a data worker", cause=str(error), fix=FEWER) from error
                 time.sleep(_PAUSE)
 
     @property
     def reading(self) -> int:
-        """The image that it is reading, or `IDLE` or `STARTING`; also after its death."""
+        """The index of the image it is reading, or `IDLE` or `STARTING`; still valid after its death."""
         return int(self._slots.reading[self.index, 0])
 
     def avoid(self, position: int) -> None:
-        """Have it never open an image any more."""
+        """Tell it never to open an image again."""
         self._tell(position)
 
     def give(self, chunk: Chunk) -> None:
-        """Have it render a chunk."""
+        """Give it a chunk to render."""
         if not self.given:
             self._heard = time.monotonic()
         self.given.append(chunk)
         self._tell(chunk)
 
     def answer(self) -> tuple[Chunk, Reply] | None:
-        """Wait for the next answer; None: it is dead."""
+        """Wait for the next reply; None if the worker is dead."""
         try:
             reply: Reply = self.pipe.recv()
         except (EOFError, OSError):
@@ -175,7 +189,7 @@ class Child:
         return self.given.popleft(), reply
 
     def patience(self) -> float:
-        """Seconds after which it should be looked at again. Not above 0: it hangs, as two looks say."""
+        """Seconds until it should be checked again; 0 or less means that it hangs, as two checks have found."""
         if not self.given:
             return self._timeout
         now, since = time.monotonic(), max(self._slots.reading[self.index, 1].item() / 1e9, self._heard)
@@ -187,10 +201,10 @@ class Child:
         return self._suspicion[1] - now
 
     def bury(self, hung: bool) -> Death:
-        """See to its end, after which it writes to no slot; `hung` says whether it has to be made.
+        """End the worker, so that it writes to no slot any more; `hung` says whether it must be killed.
 
         Raises:
-            DataError: it failed before it could do anything; so will all others.
+            DataError: it failed during startup; so will all others.
         """
         position, seconds = self.reading, self._timeout
         code = self.end(0.0 if hung else _DYING_TAKES)
@@ -200,7 +214,7 @@ class Child:
         return death(position, None if code == _SERVER_DEAD else code)
 
     def end(self, grace: float) -> int | None:
-        """Wait for its end, or make one; its exit code, negative for a signal."""
+        """Wait `grace` seconds for it to end, then kill it; return its exit code, negative for a signal."""
         self.process.join(grace)
         if self.process.exitcode is None:
             self.process.kill()
@@ -208,19 +222,20 @@ class Child:
         return self.process.exitcode
 
     def _tell(self, order: Chunk | int) -> None:
-        """Whether it is dead shows when it is listened to."""
+        """Send a message; errors are ignored, since `answer` finds out whether the worker is dead."""
         with contextlib.suppress(OSError):
             self.pipe.send(order)
 
 
 def death(position: int, code: int | None) -> Death:
-    """The end of a worker by itself.
+    """Describe the end of a worker that was not ended by its parent.
 
     Args:
-        code: how the process ended, negative for a signal; None: not known.
+        position: the index of the image it was reading, or `IDLE` or `STARTING`.
+        code: the exit code of the process, negative for a signal; None if unknown.
 
     Raises:
-        DataError: it failed before it could do anything; so will all others.
+        DataError: it failed during startup; so will all others.
     """
     if position == STARTING and code is not None and code >= 0:
         raise DataError(
@@ -237,7 +252,7 @@ def death(position: int, code: int | None) -> Death:
 
 
 def _begin(job: Job, slots: Slots, index: int, avoid: Collection[int]) -> tuple[BaseProcess, Connection]:
-    """A worker, and this end of its pipe."""
+    """Start a worker; return its process and the parent's end of its pipe."""
     with _signals_held():
         context = _context()
         here, there = context.Pipe()
@@ -249,7 +264,7 @@ def _begin(job: Job, slots: Slots, index: int, avoid: Collection[int]) -> tuple[
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    """Linux forks from a server that has torch and no threads; elsewhere, forking is not safe."""
+    """On Linux, fork from a server with torch loaded and no threads; elsewhere spawn, as forking is not safe."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -260,9 +275,9 @@ def _context() -> ForkServerContext | SpawnContext:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """A process that is started meanwhile never sees Ctrl-C, not even before it could say that it ignores it.
+    """Block SIGINT and SIGUSR1 for processes started in this context, also before they can ignore them themselves.
 
-    Nor SIGUSR1, which asks the parent for a checkpoint, and which some send to all processes of a job.
+    SIGINT is sent by Ctrl-C. SIGUSR1 asks the parent for a checkpoint, and some send it to all processes of a job.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

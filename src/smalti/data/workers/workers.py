@@ -1,7 +1,7 @@
-"""Worker processes that render batches ahead of time. A batch survives whatever happens to them, bit by bit.
+"""Worker processes that render batches ahead of time. A batch is the same, bit by bit, whatever happens to them.
 
-Chunks of the batches that are expected go to the worker with the least to do. A worker that dies or hangs is replaced
-and its chunks are given out again; an image that it died of is never opened again.
+Chunks of the queued batches go to the worker with the fewest pending chunks. A worker that dies or hangs is replaced
+and its chunks are given out again; an image that killed it is never opened again.
 """
 
 import os
@@ -17,25 +17,26 @@ from smalti.data.workers.ring import IDLE, STARTING, Layout, Ring, Slots
 from smalti.data.workers.worker import FEWER, Child, Death
 
 _STRIKES = 2
-"""Being read at so many SIGKILLs, an image is taken for their cause; at one, it may be that memory ran out."""
+"""SIGKILLs while reading an image until it is taken for their cause; a single one may mean that memory ran out."""
 
 _ENDING_TAKES = 1.0
-"""Seconds that all workers together have for their end before they are killed."""
+"""Seconds that all workers together have to exit before they are killed."""
 
 
 class Workers(Renderer):
-    """Renders on `num_workers` processes: a `Renderer`, with the results of `Inline`.
+    """A `Renderer` that uses `num_workers` processes; its results are those of `Inline`.
 
     Args:
-        batch_size: rows of a task at most.
-        num_workers: at least 1.
-        ahead: batches that are rendered while one is in use.
+        job: renders one image; it is sent to the workers.
+        batch_size: the maximum number of rows of a task.
+        num_workers: the number of processes, at least 1.
+        ahead: the number of batches to prefetch while one is in use.
         timeout: seconds after which reading an image counts as hung.
-        quarantined: images that must not be opened.
-        say: is told of workers that had to be replaced.
+        quarantined: indices of images that must not be opened.
+        say: called with a message for each worker that had to be replaced.
 
     Raises:
-        DataError: no shared memory, or no processes. When called, also: workers keep dying; all are ended then.
+        DataError: no shared memory, or no processes. When called, also if workers keep dying; all are ended then.
     """
 
     def __init__(
@@ -67,18 +68,18 @@ class Workers(Renderer):
 
     @property
     def pids(self) -> list[int | None]:
-        """The processes."""
+        """The process ids of the workers."""
         return [child.process.pid for child in self._children]
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        """As `Renderer` says. Tasks that are known already keep their place."""
+        """See `Renderer`. Tasks that are queued already keep their place."""
         with self._whole_or_closed():
             for task in tasks:
                 self._ring.add(task)
             self._give_out()
 
     def __call__(self, task: Task) -> Rendered:
-        """As `Renderer` says. A task that was not expected makes all others forgotten."""
+        """See `Renderer`. A task that is not queued drops all queued ones."""
         with self._whole_or_closed():
             batch = self._ring.turn_to(task)
             self._give_out()
@@ -89,7 +90,7 @@ class Workers(Renderer):
         return rendered._replace(bad=(*news, *rendered.bad))
 
     def close(self) -> None:
-        """End the processes; a second time does nothing."""
+        """End the processes; calling it again does nothing."""
         self._end()
 
     def __enter__(self) -> "Workers":
@@ -100,7 +101,7 @@ class Workers(Renderer):
 
     @contextmanager
     def _whole_or_closed(self) -> Iterator[None]:
-        """After an error halfway, or a Ctrl-C, nobody knows who is to do what."""
+        """Close on any error or Ctrl-C inside, as the state of queue and workers is then unknown."""
         if not self._end.alive:
             raise RuntimeError("these data workers are closed")
         try:
@@ -114,7 +115,7 @@ class Workers(Renderer):
             min(self._children, key=lambda child: len(child.given)).give(chunk)
 
     def _listen(self) -> None:
-        """Wait until something happens, and see to it."""
+        """Wait until a worker replies, dies or hangs, and handle it."""
         patience = min(child.patience() for child in self._children)
         ready = wait([child.pipe for child in self._children], max(patience, 0))
         for child in self._children.copy():
@@ -132,14 +133,14 @@ class Workers(Renderer):
         return Child(self._job, self._slots, index, self._avoid, self._timeout)
 
     def _replace(self, child: Child, hung: bool) -> None:
-        """Bury a worker, begin another one, and take back what it had to do."""
+        """End a dead or hung worker, start another one, and requeue its chunks."""
         self._judge(child.bury(hung))
         self._children[child.index] = self._child(child.index)
         for chunk in child.given:
             self._ring.returned(chunk, None)
 
     def _judge(self, one: Death) -> None:
-        """Say what happened to a worker; its image is not opened again where it is to blame.
+        """Report the end of a worker; quarantine the image it was reading if that is the cause.
 
         Raises:
             DataError: workers keep dying: more than five in a row, and more than two a worker, between two successes.
@@ -162,7 +163,7 @@ class Workers(Renderer):
 
 
 def _end_own(children: Sequence[Child], slots: Slots, owner: int) -> None:
-    """End workers, by asking, then by force; not in a process that was forked from the one that began them."""
+    """Ask workers to exit, then kill them; does nothing in a process forked from the one that started them."""
     if os.getpid() != owner:
         return
     slots.wanted[:] = False
