@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,19 +177,26 @@ class PlainMIM(nn.Module):
         return F.cross_entropy(self.head(x).flatten(0, 1), ids.gather(1, index).flatten())
 
 
+def transformers_sizes(vit: ViT) -> dict[str, Any]:
+    """The sizes of the backbone, as configurations of transformers call them."""
+    return {
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.num_heads,
+        "intermediate_size": int(vit.embed_dim * vit.mlp_ratio),
+        "layer_norm_eps": 1e-6,
+        "image_size": vit.img_size[0],
+        "patch_size": vit.patch_size,
+    }
+
+
 def transformers_loss(vit: ViT, vocab_size: int) -> tuple[nn.Module, Callable[[Batch, Tensor], Tensor]]:
     """The model of transformers with absolute positions and without layer scale, and its loss."""
     from transformers import BeitConfig, BeitForMaskedImageModeling
 
     config = BeitConfig(
         vocab_size=vocab_size,
-        hidden_size=vit.embed_dim,
-        num_hidden_layers=vit.depth,
-        num_attention_heads=vit.num_heads,
-        intermediate_size=int(vit.embed_dim * vit.mlp_ratio),
-        layer_norm_eps=1e-6,
-        image_size=vit.img_size[0],
-        patch_size=vit.patch_size,
+        **transformers_sizes(vit),
         use_mask_token=True,
         use_absolute_position_embeddings=True,
         layer_scale_init_value=0.0,
@@ -207,13 +215,7 @@ def mae_loss(vit: ViT) -> tuple[nn.Module, Callable[[Batch, Tensor], Tensor]]:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config = ViTMAEConfig(
-        hidden_size=vit.embed_dim,
-        num_hidden_layers=vit.depth,
-        num_attention_heads=vit.num_heads,
-        intermediate_size=int(vit.embed_dim * vit.mlp_ratio),
-        layer_norm_eps=1e-6,
-        image_size=vit.img_size[0],
-        patch_size=vit.patch_size,
+        **transformers_sizes(vit),
         norm_pix_loss=True,
     )
     model = ViTMAEForPreTraining(config).train()

@@ -52,8 +52,7 @@ def training_memory(config: ViT, batch_size: int, dtype: torch.dtype, num_patche
         num_patches: patches that the encoder sees; None: all of the grid.
     """
     tokens = 1 + (config.grid[0] * config.grid[1] if num_patches is None else num_patches)
-    with torch.device("meta"):
-        weights = _FLOAT32 * sum(parameter.numel() for parameter in config.build().parameters())
+    weights = _FLOAT32 * num_parameters(config)
     return Memory(weights, weights, 2 * weights, _activations(config, batch_size, dtype.itemsize, tokens))
 
 

@@ -19,7 +19,7 @@ from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
 from smalti.runs.folder import holds_run, read_config
-from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe
+from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, is_tokenizer, target_tokenizer
 from smalti.runs.training_run import BackboneRun
@@ -75,8 +75,8 @@ class Pretrain(BackboneRun):
 
     def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
         """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
-        kind = (self.target, self.backbone, self.masking, self.decoder)
-        return comparison_of(*kind, self.plan, vocab_size, baseline) if self.reference else None
+        setup = setup_of(self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size)
+        return comparison_of(setup, baseline, self.plan.batch_size) if self.reference else None
 
     def views(self, tokenizer: ImageTokenizer | None) -> MaskedViews:
         """The views of images that the run uses."""

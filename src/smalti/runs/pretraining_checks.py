@@ -201,25 +201,18 @@ class ReferenceComparison:
         return f"{said} after {self.setup.num_images}"
 
 
-def comparison_of(
-    target: Tokens | SoftTokens | Pixels,
-    backbone: ViT,
-    masking: Masking,
-    decoder: Linear | CrossAttention,
-    plan: Plan,
-    vocab_size: int | None,
-    baseline: float,
-) -> ReferenceComparison | None:
+def comparison_of(setup: Setup | None, baseline: float, batch_size: int) -> ReferenceComparison | None:
     """The comparison of a run with its nearest reference; None if there is none.
 
     Args:
+        setup: as `setup_of` says.
         baseline: as in `ReferenceComparison`.
+        batch_size: images per step.
     """
-    setup = setup_of(target, backbone, masking, decoder, plan, vocab_size)
     reference = None if setup is None else nearest(setup, references())
     if setup is None or reference is None:
         return None
-    return ReferenceComparison(reference, setup, baseline, plan.batch_size)
+    return ReferenceComparison(reference, setup, baseline, batch_size)
 
 
 def setup_of(
