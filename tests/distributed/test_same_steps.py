@@ -30,7 +30,7 @@ TOKENIZERS = {
 TARGETS = {
     "tokens": [],
     "accumulated": ["--plan.accumulate", "2", "--masking", "random", "--equal-images"],
-    "visible": ["--decoder", "cross-attention", "--decoder.predicted", "0.5"],
+    "visible": ["--decoder", "cross-attention", "--decoder.predicted", "0.5", "--masks-per-image", "2"],
     "visible-fsdp": ["--decoder", "cross-attention", "--decoder.mix-layers", "--parallel", "fsdp"],
     "fsdp": ["--parallel", "fsdp", "--ema-decay", "0.9"],
 }

@@ -191,9 +191,9 @@ def workers(world: World, run: Path) -> list[str]:
 
 
 def decoder(world: World, run: Path) -> list[str]:
-    """An encoder of visible patches, and a decoder that predicts half of the others; otherwise as `mim`."""
+    """An encoder of visible patches under two masks, a decoder that predicts half of the others; else as `mim`."""
     visible = ["--decoder", "cross-attention", "--decoder.depth", "2", "--decoder.predicted", "0.5"]
-    return [*mim(world, run), *visible, "--decoder.mix-layers", "--masking", "random"]
+    return [*mim(world, run), *visible, "--decoder.mix-layers", "--masking", "random", "--masks-per-image", "2"]
 
 
 def compiled(world: World, run: Path) -> list[str]:

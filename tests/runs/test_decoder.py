@@ -12,7 +12,7 @@ from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention
 from smalti.runs.pretrain import Pretrain
 from smalti.training.checkpoint import read_checkpoint
-from tests.small_runs import metrics, pictures, pretrain, result, train_tokenizer
+from tests.small_runs import PRETRAIN_FLAGS, metrics, pictures, pretrain, result, train_tokenizer
 
 VISIBLE = ["--decoder", "cross-attention"]
 
@@ -54,6 +54,8 @@ def test_the_bound_is_that_of_both_stages(plain: Path) -> None:
         ["--backbone.positions", "shared_relative", "--backbone.pos-init", "uniform", "--ema-decay", "0.9"],
         ["--backbone.positions", "block_relative", "--backbone.pos-init", "uniform", "--plan.accumulate", "2"],
         ["--masking", "random", "--masking.ratio", "0.75", "--data.memory", "stream"],
+        ["--masks-per-image", "4", "--target", "soft-tokens", "--plan.accumulate", "2"],
+        ["--masks-per-image", "2", "--data.memory", "stream", "--data.num-workers", "1"],
     ],
 )
 def test_what_can_be_combined(flags: list[str], photos: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_gradient_checkpointing_changes_nothing(photos: Path, tokenizer: Path, t
 
 
 def test_the_token_cache_changes_nothing(photos: Path, tokenizer: Path, tmp_path: Path) -> None:
-    flags = [*VISIBLE, "--num-views", "2"]
+    flags = [*VISIBLE, "--num-views", "2", "--masks-per-image", "2"]
     assert pretrain(photos, tokenizer, tmp_path / "live", 4, *flags) == 0
     assert pretrain(photos, tokenizer, tmp_path / "cached", 4, *flags, "--token-cache", str(tmp_path / "tokens")) == 0
     one, other = (read_checkpoint(tmp_path / name).model for name in ("live", "cached"))
@@ -91,6 +93,21 @@ def test_a_run_starts_from_another_with_its_decoder_or_without(
 def test_pictures_and_probes_come_from_the_same_model(photos: Path, plain: Path, tmp_path: Path) -> None:
     assert main(["show", str(plain), str(photos), "--out", str(tmp_path / "page.html")]) == 0
     assert "predicted" in (tmp_path / "page.html").read_text()
+
+
+def test_the_cache_that_tokenize_has_filled_is_used(
+    photos: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*PRETRAIN_FLAGS, "--masks-per-image", "2", "--seed", "0"]
+    given = ["--data", str(photos), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "tokens"), *flags]
+    assert main(["tokenize", str(photos), "--recipe", "tiny", *given[2:]]) == 0
+    monkeypatch.setattr("smalti.data.token_cache.encode", None)
+    assert pretrain(photos, tokenizer, tmp_path / "run", 3, *flags, "--token-cache", str(tmp_path / "tokens")) == 0
+
+
+def test_a_batch_holds_every_mask_of_an_image() -> None:
+    with pytest.raises(UsageError, match=r"masks_per_image is 3, and a batch has 256 images; use a divisor"):
+        Pretrain(masks_per_image=3)
 
 
 @pytest.mark.parametrize("masking", [Release(), Algorithm1()])

@@ -94,6 +94,10 @@ class Batch:
         slices = [slice(start, start + share) for start in range(0, len(self.image), share)]
         return [replace(self, **{name: value[some] for name, value in self._present().items()}) for some in slices]
 
+    def repeated(self, count: int) -> "Batch":
+        """The batch with every image `count` times, one after another."""
+        return replace(self, **{name: value.repeat_interleave(count, 0) for name, value in self._present().items()})
+
     def _present(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 

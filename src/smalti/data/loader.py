@@ -185,7 +185,7 @@ class Loader:
             label=pictures.label,
             label_map=pictures.label_map,
         )
-        return batch if self.masking is None else _masked(batch, self.masking, fold(rows.keys, Stream.MASK), self.grid)
+        return batch if self.masking is None else masked(batch, self.masking, fold(rows.keys, Stream.MASK), self.grid)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor
     return colour_matrix(factors, channel_means(images))
 
 
-def _masked(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
+def masked(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
+    """The batch with the masks that are drawn from `keys`, one for each image."""
     mask = masking(keys, grid)
     index, weight = mask_index(mask, masking.count(grid))
     return replace(

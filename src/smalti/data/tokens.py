@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Batches, Tokenizer
+from smalti.functional.patches import rows
 
 CHUNK = 64
 """Images that a tokenizer is given at a time, where there are that many."""
@@ -44,15 +45,21 @@ def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CH
 
 @torch.no_grad()
 def scored(
-    view: Tensor, tokenizer: Scorer, index: Int[Tensor, "B K"], compute: Compute
+    view: Tensor, tokenizer: Scorer, index: Int[Tensor, "B K"] | None, compute: Compute
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B K V"]]:
-    """The visual tokens of images (B, C, H, W) on the device, and the scores of the vocabulary at positions `index`."""
+    """The visual tokens of images (B, C, H, W) on the device, and the scores of the vocabulary at positions `index`.
+
+    Args:
+        index: positions in [0, N); None: all, in order.
+    """
     ids, scores = [], []
-    for part, masked in zip(view.split(_SCORED), index.split(_SCORED), strict=True):
+    for start in range(0, len(view), _SCORED):
+        part = view[start : start + _SCORED]
         with compute.autocast():
             logits = tokenizer.logits(_filled(part, min(_SCORED, len(view)))).flatten(2)[: len(part)]
         ids.append(logits.argmax(1))
-        scores.append(logits.gather(2, masked[:, None].expand(-1, logits.shape[1], -1)).transpose(1, 2))
+        by_position = logits.transpose(1, 2)
+        scores.append(by_position if index is None else rows(by_position, index[start : start + _SCORED]))
     return torch.cat(ids), torch.cat(scores)
 
 
@@ -68,9 +75,8 @@ def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int =
 
 
 def with_scores(batch: Batch, tokenizer: Scorer, compute: Compute) -> Batch:
-    """As `tokenized`, and with the `scores` of the masked patches."""
+    """As `tokenized`, and with the `scores` of the masked patches; without a mask, of all patches."""
     batch = batch.to(compute.device)
-    assert batch.mask_index is not None
     ids, scores = scored(token_view(batch), tokenizer, batch.mask_index, compute)
     return replace(batch, ids=ids, scores=scores)
 

@@ -48,6 +48,9 @@ class Pretrain(BackboneRun):
     equal_images: bool = setting(False, "each image counts the same; else each masked patch", "BEiT's code: patches")
     jitter: ColorJitter = ColorJitter()
     num_views: int | None = setting(None, "views of an image, in turn, so that a token cache pays; none: always new")
+    masks_per_image: int = setting(
+        1, "masks of a view, tokenized once; a batch counts each as an image", "data2vec 2.0"
+    )
     token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
     online: Online = Online()
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
@@ -58,6 +61,11 @@ class Pretrain(BackboneRun):
         self.masking.count(self.backbone.grid)  # raises if the grid has fewer patches than are to be masked
         self.decoder.num_visible(self.masking, self.backbone.grid)  # raises if the number is not determined
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
+        require(
+            self.masks_per_image >= 1 and self.plan.batch_size % self.masks_per_image == 0,
+            f"masks_per_image is {self.masks_per_image}, and a batch has {self.plan.batch_size} images",
+            "use a divisor of --plan.batch-size",
+        )
         frozen = f"freeze_backbone_steps is {self.freeze_backbone_steps}"
         require(self.freeze_backbone_steps >= 0, frozen, "use at least 0")
         require(
@@ -80,7 +88,16 @@ class Pretrain(BackboneRun):
 
     def views(self, tokenizer: ImageTokenizer | None) -> MaskedViews:
         """The views of images that the run uses."""
-        return MaskedViews(self.crop, self.jitter, self.masking, self.backbone, tokenizer, self.seed, self.num_views)
+        return MaskedViews(
+            self.crop,
+            self.jitter,
+            self.masking,
+            self.backbone,
+            tokenizer,
+            self.seed,
+            self.num_views,
+            self.masks_per_image,
+        )
 
 
 def main(
@@ -167,7 +184,7 @@ def prepare(
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
     plan, views, log = config.plan, config.views(tokenizer), log or Log()
-    plan.require_images(len(images.train))
+    plan.at_most(plan.batch_size // config.masks_per_image).require_images(len(images.train))
     model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder).to(compute.device)
     if source is not None:
         log.say(init_from_weights(model, source))

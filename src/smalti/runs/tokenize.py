@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
     log, compute = Log(), choose_compute(config.device, config.precision) if compute is None else compute
     tokenizer = load_tokenizer(config.tokenizer, compute)
     images = config.data.open(log, config.folder / BAD_FILES)
-    views, size = config.views(tokenizer), config.plan.batch_size
+    views = replace(config.views(tokenizer), masks_per_image=1)
+    size = config.plan.batch_size // config.masks_per_image
     with (
         closing(open_cache(config.folder, views, images.train, tokenizer, size, compute)) as cache,
         closing(views.training_loader(images, config.data, _BLOCK, compute.device)) as loader,

@@ -1,6 +1,6 @@
 """The batches of masked image modeling: both views of each image, a mask, and the tokens to be predicted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,14 @@ from smalti.core.config import require
 from smalti.core.contracts import Batch, Batches, Masking
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
+from smalti.core.rng import Stream, fold, signed
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import AnyImages, Data
-from smalti.data.loader import InMemoryViewSource, Loader, Sampler, open_view_source
+from smalti.data.loader import InMemoryViewSource, Loader, Sampler, masked, open_view_source
 from smalti.data.token_cache import CachedTokens, TokenCache, token_key
 from smalti.data.tokens import Tokenized, chunk_for
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.functional.patches import rows
 from smalti.models.vit import ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
@@ -34,6 +36,7 @@ class MaskedViews:
         tokenizer: the token view has one of its visual tokens for each patch; None where pixels are predicted.
         seed: of order, crops, colours and masks.
         num_views: views of an image to learn from, in turn; None: a new one in every epoch.
+        masks_per_image: masks of a view in a training batch, which counts each of them as one image.
     """
 
     crop: RandomResizedCrop
@@ -43,6 +46,7 @@ class MaskedViews:
     tokenizer: ImageTokenizer | None
     seed: int
     num_views: int | None = None
+    masks_per_image: int = 1
 
     @property
     def num_outputs(self) -> int:
@@ -57,10 +61,14 @@ class MaskedViews:
         return self._views(self.crop, self.jitter)
 
     def training_loader(self, images: AnyImages, data: Data, batch_size: int, device: torch.device) -> Loader:
-        """Batches of the images to learn from, without tokens; of several ranks each sees its part of them."""
-        view_source = open_view_source(images, self.training, data, batch_size // world_size(), device)
-        order = Sampler(len(images.train), batch_size, self.seed, (rank(), world_size()), self.num_views)
-        return Loader(view_source, order, self.masking, self.backbone.grid)
+        """Batches of the images to learn from, without tokens; of several ranks each sees its part of them.
+
+        With several masks per image a batch has its images once and without a mask (`SeveralMasks`).
+        """
+        num_images = batch_size // self.masks_per_image
+        view_source = open_view_source(images, self.training, data, num_images // world_size(), device)
+        order = Sampler(len(images.train), num_images, self.seed, (rank(), world_size()), self.num_views)
+        return Loader(view_source, order, self.masking if self.masks_per_image == 1 else None, self.backbone.grid)
 
     def held_out_loader(self, images: InMemoryDataset, batch_size: int) -> Loader:
         """Batches of held-out images, without tokens."""
@@ -86,6 +94,41 @@ class MaskedViews:
         return TwoViews(crop, size, None if token_size == size else token_size, jitter)
 
 
+@dataclass(frozen=True)
+class SeveralMasks:
+    """Batches of images under `count` masks each: every image appears `count` times in a row, tokenized once.
+
+    Each appearance has a key of its own, from which its mask and its noise are drawn.
+
+    Reference: Baevski et al. 2022 (data2vec 2.0), §3.2.
+
+    Attributes:
+        batches: the images once, without a mask; `scores`, where there are any, are those of all N patches.
+    """
+
+    batches: Batches
+    count: int
+    views: MaskedViews
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        once = self.batches(step)
+        keys = fold(once.key.cpu().numpy()[:, None], np.arange(self.count)).reshape(-1)
+        batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
+        batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
+        assert batch.mask_index is not None
+        return batch if batch.scores is None else replace(batch, scores=rows(batch.scores, batch.mask_index))
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for images."""
+        return self.batches.waited
+
+    def close(self) -> None:
+        """Stop the background workers."""
+        self.batches.close()
+
+
 def training_batches(
     views: MaskedViews,
     images: AnyImages,
@@ -103,15 +146,28 @@ def training_batches(
         posterior: also the scores of all visual tokens at masked patches.
         token_cache: a folder that keeps visual tokens; empty: none.
     """
-    tokenizer = views.tokenizer
-    if tokenizer is None or not token_cache:
-        loader = views.training_loader(images, data, batch_size, compute.device)
-        if tokenizer is None:
-            return loader
-        return Tokenized(loader, tokenizer, compute, chunk_for(batch_size), posterior)
-    cache = open_cache(Path(token_cache).expanduser(), views, images.train, tokenizer, batch_size, compute)
-    loader = views.training_loader(images, data, batch_size, compute.device)
-    return CachedTokens(loader, tokenizer, compute, cache, log)
+    batches = _unrepeated(views, images, data, batch_size, compute, log, posterior, token_cache)
+    return batches if views.masks_per_image == 1 else SeveralMasks(batches, views.masks_per_image, views)
+
+
+def _unrepeated(
+    views: MaskedViews,
+    images: AnyImages,
+    data: Data,
+    batch_size: int,
+    compute: Compute,
+    log: Log,
+    posterior: bool,
+    token_cache: str,
+) -> Batches:
+    tokenizer, device, num_images = views.tokenizer, compute.device, batch_size // views.masks_per_image
+    if tokenizer is None:
+        return views.training_loader(images, data, batch_size, device)
+    if not token_cache:
+        loader = views.training_loader(images, data, batch_size, device)
+        return Tokenized(loader, tokenizer, compute, chunk_for(num_images), posterior)
+    cache = open_cache(Path(token_cache).expanduser(), views, images.train, tokenizer, num_images, compute)
+    return CachedTokens(views.training_loader(images, data, batch_size, device), tokenizer, compute, cache, log)
 
 
 def open_cache(
@@ -122,7 +178,7 @@ def open_cache(
     batch_size: int,
     compute: Compute,
 ) -> TokenCache:
-    """The token cache in `folder`, for these views of the images to learn from, in runs with such batches.
+    """The token cache in `folder`, for these views of the images to learn from, in runs with so many in a batch.
 
     Raises:
         DataError: it is there for other views; the message names all that differs.

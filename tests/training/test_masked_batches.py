@@ -1,0 +1,74 @@
+"""Several masks of one view: what is shared between them, and what is drawn for each."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch
+from smalti.core.log import Log
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.load import Data, InMemoryData
+from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
+from smalti.functional.masking import Blockwise, Random
+from smalti.functional.published_masking import Release
+from smalti.models.vit import ViT
+from smalti.tokenizers.dvae import DVAE
+from smalti.training.masked_batches import MaskedViews, training_batches
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+VIT = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=1, num_heads=2)
+TOKENIZER = DVAE(vocab_size=16, stride=4, in_chans=3, width=8).build().eval()
+VIEWS = MaskedViews(RandomResizedCrop(), NO_JITTER, Random(ratio=0.5), VIT, TOKENIZER, seed=3)
+
+
+def images(count: int = 20) -> InMemoryData:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8)
+    held = InMemoryDataset(torch.from_numpy(pixels), torch.zeros(count, dtype=torch.int64))
+    return InMemoryData(held, held)
+
+
+def batch_of(views: MaskedViews, step: int, **options: Any) -> Batch:
+    return training_batches(views, images(), Data(side=16), 12, CPU, Log(), **options)(step)
+
+
+@pytest.mark.parametrize("masking", [Random(ratio=0.5), Blockwise(), Release()])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_view_is_shown_under_masks_that_differ(count: int, masking: Any) -> None:
+    views = replace(VIEWS, masking=masking)
+    several, once = (batch_of(replace(views, masks_per_image=n), 0) for n in (count, 1))
+    assert len(several.image) == 12
+    firsts = slice(None, None, count)
+    torch.testing.assert_close(several.image[firsts], once.image[: 12 // count], rtol=0, atol=0)
+    for name in ("image", "index", "ids"):
+        shown = getattr(several, name)
+        torch.testing.assert_close(shown, shown[firsts].repeat_interleave(count, 0), rtol=0, atol=0)
+    assert several.mask is not None
+    assert len(several.key.unique()) == 12
+    assert len({tuple(row) for row in several.mask.tolist()}) > 12 // count
+
+
+def test_the_ids_are_those_of_the_tokenizer_and_the_scores_those_of_masked_patches() -> None:
+    batch = batch_of(replace(VIEWS, masks_per_image=2), 1, posterior=True)
+    logits = TOKENIZER.logits(batch.image).flatten(2)
+    assert batch.scores is not None
+    assert batch.mask_index is not None
+    for row, index in enumerate(batch.mask_index):
+        torch.testing.assert_close(batch.scores[row], logits[row, :, index].t())
+    torch.testing.assert_close(batch.ids, logits.argmax(1), rtol=0, atol=0)
+
+
+def test_every_image_is_seen_equally_often() -> None:
+    views = replace(VIEWS, masks_per_image=3)
+    seen = torch.cat([batch_of(views, step).index for step in range(5)])
+    assert seen.bincount().tolist() == [3] * 20
+
+
+def test_the_same_step_is_the_same_batch() -> None:
+    views = replace(VIEWS, masks_per_image=2)
+    one, other = batch_of(views, 4), batch_of(views, 4)
+    for name, value in vars(one).items():
+        assert value is None or torch.equal(value, getattr(other, name))
