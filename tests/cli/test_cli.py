@@ -398,6 +398,7 @@ def test_explain_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> N
     assert "nano: train-tokenizer, " in printed
     assert "nano: pretrain, " in printed
     assert "optimiser.weight_decay" in printed
+    assert "  multiply-adds an image, 512 outputs, without the tokenizer: forward " in printed
     assert "memory of the backbone, MB: weights " in printed
 
 

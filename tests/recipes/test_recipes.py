@@ -9,7 +9,7 @@ import torch
 from smalti.cli import recipe_names
 from smalti.core.config import from_json, to_json
 from smalti.core.rng import fold
-from smalti.models.memory_estimate import num_parameters
+from smalti.models.cost_estimate import num_parameters
 from smalti.models.mim import build_mim
 from smalti.recipes import base, nano, paper, release, small, tiny
 from smalti.runs.pretrain import Pretrain

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.memory_estimate import num_parameters, training_memory
+from smalti.models.cost_estimate import num_parameters, pretraining_work, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
+from smalti.training.targets import Pixels
 
 Config = TrainTokenizer | Pretrain | Finetune
 
@@ -21,7 +22,9 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
     Args:
         configs: for each command, the configuration of the recipe, and the one after command-line flags.
     """
-    result = {verb: explain(before, after) for verb, (before, after) in configs.items()}
+    tokenizers = [after.tokenizer for _, after in configs.values() if isinstance(after, TrainTokenizer)]
+    vocab_size = tokenizers[0].vocab_size if tokenizers else None
+    result = {verb: explain(before, after, vocab_size) for verb, (before, after) in configs.items()}
     for verb, about in result.items():
         print(f"\n{recipe}: {verb.replace('_', '-')}, {about['num_parameters']:,} parameters\n")
         for row in about["fields"]:
@@ -35,14 +38,21 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
         if about["memory_mb"]:
             amounts = ", ".join(f"{name} {amount:,.1f}" for name, amount in about["memory_mb"].items())
             print(f"  memory of the backbone, MB: {amounts}")
+        if about["multiply_adds"]:
+            forward, training, outputs = about["multiply_adds"].values()
+            work = f"forward {forward / 1e6:,.1f} M, forward and backward {training / 1e6:,.1f} M"
+            print(f"  multiply-adds an image, {outputs} outputs, without the tokenizer: {work}")
     return {"recipe": recipe, **result}
 
 
-def explain(before: Config, after: Config) -> dict[str, Any]:
+def explain(before: Config, after: Config, vocab_size: int | None = None) -> dict[str, Any]:
     """One configuration as plain values.
 
+    Args:
+        vocab_size: visual tokens that a pretraining predicts, where they are known.
+
     Returns:
-        `fields`, `num_parameters`, `scaling` of the learning rate, `schedules`, `memory_mb`.
+        `fields`, `num_parameters`, `scaling` of the learning rate, `schedules`, `memory_mb`, `multiply_adds`.
     """
     fields = []
     was = {old.name: old for old in leaves(before)}
@@ -58,6 +68,7 @@ def explain(before: Config, after: Config) -> dict[str, Any]:
         "scaling": after.optimiser.scaling(after.plan.batch_size),
         "schedules": _schedules(after),
         "memory_mb": _memory_mb(after),
+        "multiply_adds": _multiply_adds(after, vocab_size),
     }
 
 
@@ -78,6 +89,16 @@ def _memory_mb(config: Config) -> dict[str, float]:
         "activations in fp32": full.activations / 1e6,
         "activations in bf16": short.activations / 1e6,
     }
+
+
+def _multiply_adds(config: Config, vocab_size: int | None) -> dict[str, int]:
+    """The multiply-adds an image of pretraining, without those of the tokenizer; `outputs` is the width of the head."""
+    if not isinstance(config, Pretrain):
+        return {}
+    vit = config.backbone
+    num_outputs = vit.in_chans * vit.patch_size**2 if isinstance(config.target, Pixels) else vocab_size or 1
+    work = pretraining_work(vit, config.masking, config.decoder, num_outputs)
+    return {"forward": work.forward, "training": work.training, "outputs": num_outputs}
 
 
 def _schedules(config: Config) -> dict[str, dict[int, float]]:

@@ -18,7 +18,7 @@ from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
 from smalti.functional.codebook import vocabulary_for
-from smalti.models.memory_estimate import num_parameters
+from smalti.models.cost_estimate import num_parameters, pretraining_work
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -227,6 +227,7 @@ def proposed(
     vit, step = pretrain.backbone, measured.pretrain_step
     batch_size, resident = pretrain.plan.batch_size, pretrain.data.fits(survey.images)
     in_memory = survey.images * pretrain.data.channels * pretrain.data.side**2 if resident else 0
+    work = pretraining_work(vit, pretrain.masking, pretrain.decoder, tokenizer.tokenizer.vocab_size)
     result: dict[str, Any] = {
         "data": config.data,
         **survey._asdict(),
@@ -244,7 +245,8 @@ def proposed(
         | {"hours": steps.tokenizer * measured.tokenizer_step / 3600},
         "pretrain": {"steps": steps.pretrain, "seconds_per_step": step}
         | {"batch_size": batch_size, "accumulate": pretrain.plan.accumulate}
-        | {"hours": steps.pretrain * step / 3600, "epochs": steps.pretrain * batch_size / survey.train},
+        | {"hours": steps.pretrain * step / 3600, "epochs": steps.pretrain * batch_size / survey.train}
+        | {"multiply_adds_per_image": work.training},
         "full": {"steps": steps.full, "hours": steps.full * step / 3600}
         | {"epochs": steps.full * batch_size / survey.train},
         "streamed": not resident,
@@ -297,6 +299,7 @@ def describe(result: Mapping[str, Any]) -> str:
         ),
         ("tokenizer", _stage(tokenizer)),
         ("pretraining", f"{_stage(run)}, {run['epochs']:.0f} epochs"),
+        ("", f"{run['multiply_adds_per_image'] / 1e6:,.0f} M multiply-adds an image, forward and backward"),
         ("in full", f"{full['steps']} steps, {full['epochs']:.0f} epochs: {full['hours']:.2g} hours"),
         ("memory", ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in bytes_of)),
     ]

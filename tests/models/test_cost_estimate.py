@@ -1,4 +1,4 @@
-"""The estimate of memory against what autograd keeps and what is alive."""
+"""The estimate of memory against what autograd keeps and what is alive, and the count of multiply-adds."""
 
 import dataclasses
 from typing import Any
@@ -10,8 +10,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from smalti.functional.masking import Blockwise, Random
 from smalti.models import vit
-from smalti.models.memory_estimate import training_memory
+from smalti.models.cost_estimate import pretraining_work, training_memory
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 
 SMALL = ViT(img_size=(32, 24), patch_size=4, embed_dim=64, depth=4, num_heads=4, drop_path_rate=0.0)
@@ -107,3 +109,28 @@ def test_activations_grow_with_the_batch_and_fall_with_checkpointing() -> None:
     once, twice = (training_memory(base, batch, torch.float32).activations for batch in (8, 16))
     assert twice == 2 * once
     assert training_memory(dataclasses.replace(base, grad_checkpointing=True), 8, torch.float32).activations < once / 5
+
+
+def block_work(queries: int, keys: int, width: int) -> int:
+    """Multiply-adds of a block with a feed-forward layer of 4 D: q, k and v, both products of attention, proj, MLP."""
+    return (2 * queries + 2 * keys) * width**2 + 2 * queries * keys * width + 8 * queries * width**2
+
+
+def test_the_work_of_visible_patches_follows_from_the_shapes() -> None:
+    num_patches, width, visible, masked = 48, 64, 12, 36
+    embedded = num_patches * 3 * 4**2 * width
+    encoder = SMALL.depth * block_work(1 + visible, 1 + visible, width)
+    for predicted, share in ((36, 1.0), (9, 0.25)):
+        decoder = (1 + visible) * width**2 + block_work(predicted, 1 + visible, width) + predicted * width * 100
+        work = pretraining_work(SMALL, Random(ratio=masked / num_patches), CrossAttention(predicted=share), 100)
+        assert work.forward == embedded + encoder + decoder
+        assert work.training == 3 * work.forward - embedded  # pixels have no gradient
+
+
+def test_the_work_of_mask_tokens_follows_from_the_shapes() -> None:
+    num_patches, width, masked = 48, 64, 19
+    embedded, whole = num_patches * 3 * 4**2 * width, block_work(1 + num_patches, 1 + num_patches, width)
+    last = block_work(1 + masked, 1 + num_patches, width)
+    last += (num_patches - masked) * width**2  # queries come from the same product as keys and values
+    work = pretraining_work(SMALL, Blockwise(ratio=0.4), Linear(), 100)
+    assert work.forward == embedded + (SMALL.depth - 1) * whole + last + masked * width * 100

@@ -1,10 +1,14 @@
-"""Before a network is built: its number of parameters, and an estimate of the memory for training a backbone."""
+"""Before a network is built: its parameters, its multiply-adds, and an estimate of the memory that training takes."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from smalti.core.contracts import Masking
+from smalti.models.decoder import CrossAttention, Linear
+from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 
 _FLOAT32 = 4
@@ -26,6 +30,18 @@ class Memory(NamedTuple):
     activations: int
 
 
+class Work(NamedTuple):
+    """Multiply-adds of matrix products and convolutions; all else of a Transformer is a few percent of them.
+
+    Attributes:
+        forward: of the forward pass.
+        training: of the forward and the backward pass.
+    """
+
+    forward: int
+    training: int
+
+
 @runtime_checkable
 class Buildable(Protocol):
     """The configuration of a network."""
@@ -37,6 +53,26 @@ def num_parameters(network: Buildable) -> int:
     """How many it is trained with; nothing is allocated. A bare backbone has neither mask token nor head."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in network.build().parameters())
+
+
+def pretraining_work(config: ViT, masking: Masking, decoder: Linear | CrossAttention, num_outputs: int) -> Work:
+    """Multiply-adds an image of masked image modeling, by torch's count of the operations; nothing is computed.
+
+    Args:
+        num_outputs: of the head for each masked patch: V visual tokens, or the numbers in a patch.
+    """
+    num_patches, num_masked = config.grid[0] * config.grid[1], masking.count(config.grid)
+    with torch.device("meta"):
+        model = build_mim(config, num_outputs, decoder=decoder)
+        index = torch.arange(num_masked)[None]
+        mask = torch.zeros(1, num_patches, dtype=torch.bool)
+        predicted = index[:, : max(1, round(decoder.predicted * num_masked))]
+        images = torch.zeros(1, config.in_chans, *config.img_size)
+        with FlopCounterMode(display=False) as counter:
+            output = model(images, mask, index, at=predicted)
+            forward = counter.get_total_flops()
+            output.sum().backward()
+            return Work(forward // 2, counter.get_total_flops() // 2)
 
 
 def training_memory(config: ViT, batch_size: int, dtype: torch.dtype, num_patches: int | None = None) -> Memory:
