@@ -40,7 +40,7 @@ from lightly_methods import (
 )
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
-from study import DataFiles, Row, go_on
+from study import DataFiles, Row, Study, go_on
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
@@ -52,7 +52,7 @@ from smalti.data.load import read_source
 from smalti.evaluation.battery import battery
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import main as finetune
-from smalti.runs.pretrain import prepare
+from smalti.runs.pretrain import Pretrain, prepare
 from smalti.runs.tokenizers import load_tokenizer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "peers"
@@ -60,18 +60,19 @@ BUDGETS = ("equal-images", "equal-time", "equal-time-both-stages")
 CELLS = {f"{method}-{budget}": (method, budget) for budget in BUDGETS for method in METHODS}
 
 
-def step_seconds(tokenizer: str, data: Path, compute: Compute, compiled: bool, rounds: int) -> dict[str, float]:
-    """Processor time of a step of our row of tokens and of each method, in turn: the median over rounds.
+def step_seconds(config: Pretrain, methods: Mapping[str, Method], compute: Compute, rounds: int) -> dict[str, float]:
+    """Processor time of a step of our pretraining and of each method, in turn: the median over rounds.
 
-    In turn, because on a busy machine the same step takes up to twice the time that it takes on a quiet one.
+    In turn, because on a busy machine the same step takes up to twice the time that it takes on a quiet one. Theirs are
+    compiled where ours is.
     """
-    config = replace(configuration(data, tokenizer, Path()), compile="on" if compiled else "off")
     images = config.data.load(Log())
-    trainer, batches = prepare(config, images, load_tokenizer(tokenizer, compute), compute)
+    trainer, batches = prepare(config, images, load_tokenizer(config.tokenizer, compute), compute)
+    compiled = config.compile != "off"
     steps: dict[str, Callable[[], Any]] = {
         "ours": lambda: trainer.train_step(batches(trainer.step), compute, with_metrics=False)
     }
-    steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in THEIRS.items()}
+    steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in methods.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 2):
         for name, step in steps.items():
@@ -88,11 +89,10 @@ def read_encoder(path: Path) -> VisionTransformer:
     return backbone.eval()
 
 
-def fine_tune(folder: Path, data: Path, steps: int, compute: Compute) -> dict[str, Any]:
-    """Fine-tuning with a tenth of the labels, those of our rows and with their recipe; one that was cut off goes on."""
-    init, out = str(folder / "encoder.safetensors"), folder / "finetune-10pct-0"
-    places, study = DataFiles(data, Path(), Path()), replace(STUDY, steps=steps)
-    config = study.finetuning(init, out, places, share=0.1, seed=SEED, layer_decay=Row().layer_decay)
+def fine_tune(init: Path, out: Path, data: Path, percent: int, study: Study, compute: Compute) -> dict[str, Any]:
+    """Fine-tuning of an encoder with those labels of our rows and with their recipe; one that was cut off goes on."""
+    places = DataFiles(data, Path(), Path())
+    config = study.finetuning(str(init), out, places, share=percent / 100, seed=SEED, layer_decay=Row().layer_decay)
     return go_on(replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD)), finetune, compute)
 
 
@@ -112,7 +112,8 @@ def run(
     test = read_source(open_source(str(data / "test"), OURS.data.channels), OURS.data, Log())
     encoder = read_encoder(folder / "encoder.safetensors")
     figures = {"frozen": battery(encoder, images.train, test, compute, SEED, STUDY.protocol).as_dict()}
-    figures["finetune-10pct-0"] = fine_tune(folder, data, finetune_steps, compute)
+    out, study = folder / "finetune-10pct-0", replace(STUDY, steps=finetune_steps)
+    figures["finetune-10pct-0"] = fine_tune(folder / "encoder.safetensors", out, data, 10, study, compute)
     versions = {"lightly": lightly.__version__, "timm": timm.__version__, "torch": torch.__version__}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "compute": compute.describe()}
     return json.loads(done.read_text()) | figures | versions | machine
@@ -186,7 +187,9 @@ def main() -> None:
     compute, compiled = choose_compute(precision=given.precision), not given.no_compile
     timed = given.out / "step-seconds.json"
     if given.tokenizer and not timed.exists():
-        write_json(timed, step_seconds(given.tokenizer, given.cifar10, compute, compiled, given.rounds))
+        config = configuration(given.cifar10, given.tokenizer, Path())
+        config = replace(config, compile="on" if compiled else "off")
+        write_json(timed, step_seconds(config, THEIRS, compute, given.rounds))
     both = 1 + given.tokenizer_seconds / given.seconds if given.seconds and given.tokenizer_seconds else None
     seconds = json.loads(timed.read_text()) if timed.exists() else {}
     for name in given.cell or CELLS:

@@ -4,6 +4,7 @@ They have the encoder of our rows of CIFAR-10 in timm's code, and see the same i
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,11 @@ _PIXELS = 3 * BACKBONE.patch_size**2
 class Peer(nn.Module):
     """What both methods have in common: `backbone`, which is kept, and `forward` from images to a guess.
 
-    `forward` returns what is predicted at masked tokens, and which these are: B K P and B K, counted with [S].
+    `forward` returns what is predicted at masked tokens, and which these are: B K P and B K, counted with [S]. `masked`
+    is their share.
     """
+
+    masked: float
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +56,9 @@ class MAE(Peer):
     Its decoder has 512 channels, 8 blocks and 16 heads for an encoder of 768 and 12: here in the same proportion.
     """
 
-    def __init__(self, width: int = 96, depth: int = 4, num_heads: int = 3) -> None:
+    def __init__(self, depth: int = 4, masked: float = 0.75, width: int = 96, num_heads: int = 3) -> None:
         super().__init__()
+        self.masked, self.depth = masked, depth
         num_patches = self.backbone.vit.patch_embed.num_patches
         self.decoder_embed = nn.Linear(BACKBONE.embed_dim, width)
         self.decoder = MaskedVisionTransformerDecoderTIMM(num_patches, width, depth, num_heads)
@@ -61,7 +66,7 @@ class MAE(Peer):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (len(images), self.backbone.sequence_length)
-        keep, masked = utils.random_token_mask(size, mask_ratio=0.75)
+        keep, masked = utils.random_token_mask(size, mask_ratio=self.masked)
         seen = self.decoder_embed(self.backbone.encode(images, idx_keep=keep))
         blank = seen.new_zeros(*size, seen.shape[-1])
         decoded = self.decoder(utils.set_at_index(blank, keep, seen), idx_mask=masked)
@@ -71,13 +76,14 @@ class MAE(Peer):
 class SimMIM(Peer):
     """The encoder sees mask tokens in squares of 2 x 2 patches, 10 of 16; one linear layer predicts."""
 
-    def __init__(self) -> None:
+    def __init__(self, masked: float = 0.6) -> None:
         super().__init__()
+        self.masked = masked
         self.head = nn.Linear(BACKBONE.embed_dim, _PIXELS)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (len(images), self.backbone.sequence_length)
-        _, masked = utils.random_grid_token_mask(size, mask_ratio=0.6, grid_size=2)
+        _, masked = utils.random_grid_token_mask(size, mask_ratio=self.masked, grid_size=2)
         return self.head(utils.get_at_index(self.backbone.encode(images, idx_mask=masked), masked)), masked
 
 
@@ -92,7 +98,7 @@ class Method:
         normalise: predict each patch less its mean, divided by its deviation, instead of pixels.
     """
 
-    build: type[Peer]
+    build: Callable[[], Peer]
     error: nn.Module
     lr: float
     betas: tuple[float, float]
@@ -117,20 +123,22 @@ class Training:
         seconds: of processor time that they took.
     """
 
-    def __init__(self, method: Method, images: InMemoryData, steps: int, compute: Compute, compiled: bool) -> None:
-        torch.manual_seed(SEED)
-        self.method, self.steps, self.compute = method, steps, compute
+    def __init__(
+        self, method: Method, images: InMemoryData, steps: int, compute: Compute, compiled: bool, seed: int = SEED
+    ) -> None:
+        torch.manual_seed(seed)
+        self.method, self.steps, self.compute, self.seed = method, steps, compute, seed
         self.model = method.build().to(compute.device)
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizer = adamw(self.model, method)
-        self.batches = Loader(InMemoryViewSource(images.train, VIEWS), Sampler(len(images.train), BATCH, SEED))
+        self.batches = Loader(InMemoryViewSource(images.train, VIEWS), Sampler(len(images.train), BATCH, seed))
         self.mean, self.std = (torch.tensor(value, device=compute.device)[:, None, None] for value in (MEAN, STD))
         self.done, self.losses, self.seconds = 0, list[float](), 0.0
 
     def step(self) -> None:
         """Do the next step."""
         began = time.process_time()
-        torch.manual_seed(SEED + self.done)  # lightly draws its masks from the global state
+        torch.manual_seed(self.seed + self.done)  # lightly draws its masks from the global state
         for group in self.optimizer.param_groups:
             group["lr"] = lr_of(self.method, self.done, self.steps)
         pixels = (self.batches(self.done).image.to(self.compute.device) - self.mean) / self.std
@@ -166,10 +174,16 @@ class Training:
 
 
 def pretrain(
-    method: Method, images: InMemoryData, steps: int, folder: Path, compute: Compute, compiled: bool = False
+    method: Method,
+    images: InMemoryData,
+    steps: int,
+    folder: Path,
+    compute: Compute,
+    compiled: bool = False,
+    seed: int = SEED,
 ) -> Training:
     """Train to the end, or go on in `folder` with what was cut off."""
-    training = Training(method, images, steps, compute, compiled)
+    training = Training(method, images, steps, compute, compiled, seed)
     if (folder / CHECKPOINTS).exists():
         training.load(folder)
     while training.done < steps:
@@ -184,8 +198,12 @@ def pretrain(
 
 def about(method: Method) -> dict[str, Any]:
     """The settings of a method."""
-    parts = {"network": method.build.__name__, "error": type(method.error).__name__, "normalise": method.normalise}
-    return parts | {"lr": method.lr * BATCH / 256, "betas": method.betas, "warmup": method.warmup, "batch_size": BATCH}
+    network = method.build()
+    parts = {"network": type(network).__name__, "masked": network.masked, "error": type(method.error).__name__}
+    if isinstance(network, MAE):
+        parts |= {"decoder_depth": network.depth}
+    parts |= {"normalise": method.normalise, "lr": method.lr * BATCH / 256, "betas": method.betas}
+    return parts | {"warmup": method.warmup, "batch_size": BATCH}
 
 
 def adamw(model: Peer, method: Method) -> torch.optim.AdamW:

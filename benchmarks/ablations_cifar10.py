@@ -1,0 +1,158 @@
+"""Which settings of an encoder of visible patches learn most? CIFAR-10, one setting changed at a time.
+
+    python benchmarks/ablations_cifar10.py --cifar10 FOLDER --tokenizers RUNS
+    python benchmarks/search_lightly.py --cifar10 FOLDER
+
+FOLDER holds train/ and test/, RUNS the run folders of study_tokenizers.py. Each variation is a pretraining of 150 000
+images, half of a row of study_cifar10.py, and a shorter battery on frozen features (`PROTOCOL`); its
+result is a file of docs/results/cifar10/ablations, and finished ones are left alone. The second command does the same
+for MAE of lightly, so that it is compared at a setting that was searched as ours was.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from study import DataFiles, Row
+from study_cifar10 import STUDY
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.files import write_json
+from smalti.core.log import Log
+from smalti.data.datasets.open import open_source
+from smalti.data.load import InMemoryData, read_source
+from smalti.data.transforms.views import RandomResizedCrop
+from smalti.evaluation.battery import battery
+from smalti.functional.masking import Random
+from smalti.models.decoder import CrossAttention
+from smalti.runs.models import load_model
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain import main as pretrain
+from smalti.training.targets import Pixels, Tokens
+
+HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "ablations"
+IMAGES = 150_000
+PROTOCOL = replace(STUDY.protocol, poolings=("2x2",), draws=1, selection_images=5000)
+"""Of a tenth of the time: the best pooling of every row of the study, layers chosen on fewer images, one draw."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What differs between two pretrainings; the first of `VARIATIONS` has none of it."""
+
+    target: Tokens | Pixels = Tokens()
+    tokenizer: str = "kmeans-1024"
+    ratio: float = 0.75
+    decoder: CrossAttention = CrossAttention()
+    lr: float = 2e-3
+    crop: float = 0.4
+    batch_size: int = 128
+    masks_per_image: int = 1
+
+    def pretraining(self, out: Path, places: DataFiles, images: int) -> Pretrain:
+        """The pretraining of the study with these settings."""
+        row = Row(self.target, Random(ratio=self.ratio), self.tokenizer, images, decoder=self.decoder)
+        config = STUDY.pretraining(row, out, places)
+        return replace(
+            config,
+            optimiser=replace(config.optimiser, lr=self.lr),
+            crop=RandomResizedCrop(scale=(self.crop, 1.0)),
+            plan=replace(config.plan, batch_size=self.batch_size, steps=images // self.batch_size),
+            masks_per_image=self.masks_per_image,
+            reference=False,
+        )
+
+
+VARIATIONS = {
+    "visible": Variation(),
+    "lr-4e-3": Variation(lr=4e-3),
+    "whitened-50": Variation(tokenizer="kmeans-1024-whitened-50"),
+    "predicted-50": Variation(decoder=CrossAttention(predicted=0.5)),
+    "whitened-100": Variation(tokenizer="kmeans-1024-whitened-100"),
+    "mixture": Variation(decoder=CrossAttention(mix_layers=True)),
+    "depth-2": Variation(decoder=CrossAttention(depth=2)),
+    "pixels": Variation(target=Pixels(), tokenizer=""),
+    "crop-20": Variation(crop=0.2),
+    "masked-60": Variation(ratio=0.6),
+    "masks-2": Variation(masks_per_image=2),
+    "batch-64": Variation(batch_size=64),
+    "crop-60": Variation(crop=0.6),
+    "masked-85": Variation(ratio=0.85),
+    "predicted-25": Variation(decoder=CrossAttention(predicted=0.25)),
+    "lr-1e-3": Variation(lr=1e-3),
+    "width-64": Variation(decoder=CrossAttention(width=64)),
+    "width-256": Variation(decoder=CrossAttention(width=256)),
+    "depth-4": Variation(decoder=CrossAttention(depth=4)),
+    "masks-4": Variation(masks_per_image=4),
+}
+
+
+def run(variation: Variation, out: Path, places: DataFiles, compute: Compute, images: InMemoryData) -> dict[str, Any]:
+    """Pretrain with a variation, and measure its frozen features."""
+    began = time.process_time()
+    config = variation.pretraining(out, places, IMAGES)
+    result = pretrain(config, images=images, compute=compute)
+    seconds = time.process_time() - began
+    test = read_source(open_source(str(places.images / "test"), 3), config.data, Log())
+    frozen = battery(load_model(str(out), compute).backbone, images.train, test, compute, 0, PROTOCOL)
+    found = {"variation": asdict(variation), "images": IMAGES, "processor_seconds": seconds, "frozen": frozen.as_dict()}
+    return found | {"loss_nats": result["loss_nats"], "compute": compute.describe(), "torch": torch.__version__}
+
+
+def table(results: Mapping[str, dict[str, Any]]) -> str:
+    """All finished variations as Markdown."""
+    lines = ["| | k-NN | linear probe | of block | linear, 10 % of labels | linear, 1 % | core-seconds |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, found in results.items():
+        frozen, few = found["frozen"], found["frozen"]["few"]
+        shares = (frozen["knn"], frozen["linear"], few["10 %"]["accuracy"], few["1 %"]["accuracy"])
+        knn, linear, tenth, hundredth = (f"{100 * share:.1f}" for share in shares)
+        block = f"{frozen['layer']} ({frozen['pooling']})"
+        lines.append(
+            f"| {name} | {knn} | {linear} | {block} | {tenth} | {hundredth} | {found['processor_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def finished(home: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The results that are there."""
+    paths = {name: home / f"{name}.json" for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def keep(home: Path, name: str, measured: Callable[[], dict[str, Any]]) -> None:
+    """Measure and write a result, unless it is there."""
+    target = home / f"{name}.json"
+    if not target.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        write_json(target, measured())
+        print(f"written: {target}", flush=True)
+
+
+def main() -> None:
+    """Run the variations that are not finished, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, required=True, help="a folder with train/ and test/")
+    parser.add_argument("--tokenizers", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--out", type=Path, default=HOME)
+    parser.add_argument("--variation", action="append", choices=list(VARIATIONS), help="these only")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    compute = choose_compute(precision=given.precision)
+    places = DataFiles(given.cifar10, given.tokenizers, given.runs)
+    images = STUDY.data(places).load(Log())
+    for name in given.variation or VARIATIONS:
+        out = given.runs / name
+        keep(given.out, name, lambda name=name, out=out: run(VARIATIONS[name], out, places, compute, images))
+    print(table(finished(given.out, VARIATIONS)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Variations of pretraining and the comparison at equal time: cells run once, and their means are of what is there."""
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tests.small_runs import CPU, pictures
+
+from smalti.cli import main
+from smalti.core.compute import choose_compute
+from smalti.core.log import Log
+from smalti.models.decoder import CrossAttention
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("ablations_cifar10")
+
+
+@pytest.fixture
+def equal_time(ablations: ModuleType) -> ModuleType:
+    pytest.importorskip("lightly")
+    return import_module("equal_time")
+
+
+def test_a_variation_is_pretrained_and_measured_once(
+    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for part, count in (("train", 70), ("test", 4)):
+        pictures(tmp_path / "images" / part, per_class=count, side=32)
+    tokenizer = ["--data", str(tmp_path / "images" / "train"), "--out", str(tmp_path / "kmeans-1024")]
+    small = ["--tokenizer.vocab-size", "8", "--tokenizer.stride", "4", "--tokenizer.in-chans", "3"]
+    assert (
+        main(["train-tokenizer", "kmeans", *CPU, *small, "--data.side", "32", "--data.channels", "3", *tokenizer]) == 0
+    )
+    backbone = replace(ablations.STUDY.backbone, embed_dim=16, depth=2, num_heads=2)
+    monkeypatch.setattr(ablations, "STUDY", replace(ablations.STUDY, backbone=backbone))
+    monkeypatch.setattr(ablations, "IMAGES", 128)
+    places = ablations.DataFiles(tmp_path / "images", tmp_path, tmp_path)
+    images, compute = ablations.STUDY.data(places).load(Log()), choose_compute("cpu", "fp32")
+    variation = ablations.Variation(masks_per_image=2, decoder=CrossAttention(predicted=0.5))
+    measured = 0
+
+    def measure() -> dict[str, Any]:
+        nonlocal measured
+        measured += 1
+        return dict(ablations.run(variation, tmp_path / "run", places, compute, images))
+
+    for _ in range(2):
+        ablations.keep(tmp_path / "out", "visible", measure)
+    assert measured == 1
+    found = ablations.finished(tmp_path / "out", ablations.VARIATIONS)
+    assert list(found) == ["visible"]
+    assert found["visible"]["variation"]["masks_per_image"] == 2
+    table = ablations.table(found).splitlines()
+    assert len(table) == 3
+    assert table[-1].startswith(f"| visible | {100 * found['visible']['frozen']['knn']:.1f} | ")
+
+
+def test_every_variation_has_a_name_for_a_file_and_differs_from_the_others(ablations: ModuleType) -> None:
+    variations = ablations.VARIATIONS
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz-0123456789") for name in variations)
+    assert len(set(variations.values())) == len(variations)
+
+
+def test_a_budget_becomes_steps_and_ours_pays_for_its_tokenizer(equal_time: ModuleType) -> None:
+    seconds = {"ours": 0.25, "mae": 0.2, "simmim": 0.5}
+    assert equal_time.steps_in(100 + equal_time.TOKENIZER_SECONDS, "ours", seconds) == 400
+    assert equal_time.steps_in(100, "mae", seconds) == 500
+    assert equal_time.steps_in(100, "simmim", seconds) == 200
+
+
+def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path: Path) -> None:
+    names = ("linear", "knn", "finetune_1pct", "finetune_10pct", "finetune_100pct")
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        cell = {name: accuracy for name in names} | {"seed": seed}
+        (tmp_path / f"816-mae-{seed}.json").write_text(json.dumps(cell))
+    found = equal_time.collected(tmp_path)
+    assert list(found) == ["816"]
+    assert list(found["816"]) == ["mae"]
+    assert found["816"]["mae"]["seeds"] == [0, 1]
+    assert found["816"]["mae"]["knn"] == pytest.approx(0.6)
+    low, high = found["816"]["mae"]["intervals"]["knn"]
+    assert low < 0.6 < high
