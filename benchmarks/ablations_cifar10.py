@@ -73,6 +73,9 @@ VARIATIONS = {
     "lr-4e-3": Variation(lr=4e-3),
     "whitened-50": Variation(tokenizer="kmeans-1024-whitened-50"),
     "predicted-50": Variation(decoder=CrossAttention(predicted=0.5)),
+    "whitened-lr-predicted": Variation(
+        tokenizer="kmeans-1024-whitened-50", lr=4e-3, decoder=CrossAttention(predicted=0.5)
+    ),
     "whitened-100": Variation(tokenizer="kmeans-1024-whitened-100"),
     "mixture": Variation(decoder=CrossAttention(mix_layers=True)),
     "depth-2": Variation(decoder=CrossAttention(depth=2)),
@@ -125,6 +128,11 @@ def finished(home: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
+def all_finished(home: Path) -> dict[str, dict[str, Any]]:
+    """Our variations that are there, then the settings of MAE."""
+    return finished(home, VARIATIONS) | finished(home, sorted(path.stem for path in home.glob("mae*.json")))
+
+
 def keep(home: Path, name: str, measured: Callable[[], dict[str, Any]]) -> None:
     """Measure and write a result, unless it is there."""
     target = home / f"{name}.json"
@@ -151,7 +159,7 @@ def main() -> None:
     for name in given.variation or VARIATIONS:
         out = given.runs / name
         keep(given.out, name, lambda name=name, out=out: run(VARIATIONS[name], out, places, compute, images))
-    print(table(finished(given.out, VARIATIONS)))
+    print(table(all_finished(given.out)))
 
 
 if __name__ == "__main__":

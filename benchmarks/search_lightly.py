@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import HOME, IMAGES, PROTOCOL, finished, keep, table
+from ablations_cifar10 import HOME, IMAGES, PROTOCOL, all_finished, keep, table
 from compare_lightly import read_encoder
 from lightly_methods import BATCH, MAE, METHODS, OURS, SEED, Method, about, pretrain
 from safetensors.torch import save_file
@@ -66,7 +66,7 @@ def main() -> None:
     images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
     for name in given.setting or SEARCH:
         keep(given.out, name, lambda name=name: run(SEARCH[name], given.runs / name, given.cifar10, compute, images))
-    print(table(finished(given.out, SEARCH)))
+    print(table(all_finished(given.out)))
 
 
 if __name__ == "__main__":

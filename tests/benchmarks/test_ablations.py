@@ -89,3 +89,10 @@ def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path
     assert found["816"]["mae"]["knn"] == pytest.approx(0.6)
     low, high = found["816"]["mae"]["intervals"]["knn"]
     assert low < 0.6 < high
+
+
+@pytest.mark.docs
+def test_the_table_of_the_page_is_that_of_the_files(ablations: ModuleType) -> None:
+    page = (ablations.HOME / "README.md").read_text()
+    shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
+    assert shown == ablations.table(ablations.all_finished(ablations.HOME))
