@@ -218,7 +218,7 @@ def test_tests_mirror_the_package() -> None:
 
 
 def test_the_package_itself_imports_none_of_its_modules() -> None:
-    """What it names under TYPE_CHECKING is for editors and mypy; `tests/test_api.py` compares it with what is public."""
+    """What it names under TYPE_CHECKING is for editors and mypy; `tests/test_api.py` compares it with `__all__`."""
     program = "import sys, smalti; print([name for name in sys.modules if name.startswith('smalti.')])"
     environment = os.environ | {"PYTHONPATH": str(SRC.parent)}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)

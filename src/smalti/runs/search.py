@@ -100,10 +100,11 @@ Line = list[dict[str, Any]]
 
 def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[dict[str, Any], list[Line]]:
     """The nearest images of every given one."""
-    network = network_of(config.model or features.about["model"], compute)
+    model = config.model or features.about["model"]
+    network = network_of(model, compute)
     if digest(network.backbone) != features.about["weights"]:
-        cause = f"they were made by another network, then in {features.about['model']}"
-        raise UsageError(f"{features.path} does not fit {config.model}", cause=cause, fix="give that one as --model")
+        cause = f"another network made them, which then was in {features.about['model']}"
+        raise UsageError(f"{features.path} has no features of {model}", cause=cause, fix="give that one as --model")
     queries = network.features(config.images, features.about["layer"], features.about["pooling"])
     similarity, rows = nearest(features, queries, config.count, compute.device)
     lines = [
