@@ -33,12 +33,6 @@ class Block(NamedTuple):
     features: NDArray[np.float32]
     bad: list[tuple[str, str]]
 
-    @staticmethod
-    def joined(blocks: list["Block"]) -> "Block":
-        """The rows of several, in their order."""
-        positions, features = (np.concatenate([block[column] for block in blocks]) for column in (0, 1))
-        return Block(positions, features, [item for block in blocks for item in block.bad])
-
 
 class Blocks:
     """The blocks of a data set in a folder.

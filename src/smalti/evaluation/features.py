@@ -114,7 +114,7 @@ def extract(
 def layer_features(
     backbone: Backbone, images: Tensor, compute: Compute, layer: int, pooling: Pooling
 ) -> Float[Tensor, "B F"]:
-    """The features of one layer as `extract` computes them, float32 on the CPU.
+    """The features of one layer as `extract` computes them, float32, on the device: nothing waits for it.
 
     Args:
         backbone: the frozen network.
@@ -126,7 +126,7 @@ def layer_features(
     pooled = []
     for batch in images.split(_most_images(backbone, images)):
         outputs, grid = _block_outputs(backbone, batch, compute)
-        pooled.append(pool(outputs[layer - 1].float(), pooling, grid).cpu())
+        pooled.append(pool(outputs[layer - 1].float(), pooling, grid))
     return torch.cat(pooled)
 
 
@@ -139,7 +139,9 @@ def _block_outputs(backbone: Backbone, images: Tensor, compute: Compute) -> tupl
     """The output of every block for images (B C H W), B S D each, and the grid of their patches."""
     grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
     with compute.autocast():
-        return backbone.encode(backbone.embed(images.to(compute.device)), grid, layers=True).layers, grid
+        return backbone.encode(
+            backbone.embed(images.to(compute.device, non_blocking=True)), grid, layers=True
+        ).layers, grid
 
 
 def _parts(pooling: str) -> tuple[str, ...]:

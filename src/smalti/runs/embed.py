@@ -185,34 +185,35 @@ def _require_alike(path: Path, there: dict[str, Any], here: dict[str, Any]) -> N
 
 
 def _compute(config: Embed, network: Network, about: dict[str, Any], blocks: Blocks, log: Log) -> None:
-    """Compute the missing blocks of this rank: of all blocks, each rank has as many, one after another."""
+    """Compute the missing ones among the blocks of this rank, which are consecutive, and as many as of any other."""
     own = range(rank() * blocks.count // world_size(), (rank() + 1) * blocks.count // world_size())
     missing = [number for number in own if not blocks.path(number).exists()]
     batches = [_batches(blocks.positions(number), config.batch_size) for number in missing]
     backbone, source = first_blocks(network.backbone, about["layer"]), blocks.source
-    reasons: dict[int, str] = {}
+    on_gpu, reasons = network.compute.device.type == "cuda", dict[int, str]()
     left_out = _left_out(source, None, config.max_bad_fraction)
     done, total = 0, sum(map(len, map(blocks.positions, missing)))
     with closing(_renderer(config, network, source, log)) as renderer, log.progress("embed", total) as bar:
         rendered = _render(renderer, [batch for block in batches for batch in block])
         for number, block in zip(missing, batches, strict=True):
-            rows = []
-            for index, found in zip(block, rendered, strict=False):
-                kept = found.shown == index  # in the place of an unreadable image another one is rendered
+            positions, features, bad = [], [], []
+            for wanted, found in zip(block, rendered, strict=False):
+                kept = found.shown == wanted  # in the place of an unreadable image another one is rendered
                 reasons |= {item.position: item.reason for item in found.bad}
+                bad += [(source.name(place), reasons.get(place, "unknown")) for place in wanted[~kept].tolist()]
                 pixels = torch.from_numpy(found.arrays[0][kept])
-                features = layer_features(backbone, pixels, network.compute, about["layer"], config.pooling)
-                bad = [(source.name(place), reasons.get(place, "unknown")) for place in index[~kept].tolist()]
-                for item in bad:
-                    left_out.add(*item)
-                rows.append(Block(index[kept], features.numpy(), bad))
-                done += len(index)
+                pixels = pixels.pin_memory() if on_gpu else pixels  # so that copying does not wait for the last batch
+                features.append(layer_features(backbone, pixels, network.compute, about["layer"], config.pooling))
+                positions.append(wanted[kept])
+                done += len(wanted)
                 bar.update(done)
-            blocks.store(number, Block.joined(rows))
+            for item in bad:
+                left_out.add(*item)
+            blocks.store(number, Block(np.concatenate(positions), torch.cat(features).cpu().numpy(), bad))
 
 
-def _batches(index: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    return [index[start : start + size] for start in range(0, len(index), size)]
+def _batches(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 def _renderer(config: Embed, network: Network, source: ImageDataset, log: Log) -> Renderer:
@@ -224,7 +225,7 @@ def _renderer(config: Embed, network: Network, source: ImageDataset, log: Log) -
 
 def _render(renderer: Renderer, batches: list[NDArray[np.int64]]) -> Iterator[Rendered]:
     """The pixels of each batch, valid until the next one is taken."""
-    tasks = [Task(index, np.zeros(len(index), np.uint64)) for index in batches]
+    tasks = [Task(positions, np.zeros(len(positions), np.uint64)) for positions in batches]
     for place, task in enumerate(tasks):
         renderer.prefetch(tasks[place : place + 1 + _AHEAD])
         yield renderer(task)

@@ -82,7 +82,7 @@ class Network:
         if not isinstance(images, Tensor | str | os.PathLike | Image.Image):
             parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)] or [images]
         found = [layer_features(self.backbone, self.preprocess(part), self.compute, layer, pooling) for part in parts]
-        return torch.cat(found)
+        return torch.cat(found).cpu()
 
     def preprocess(self, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
         """The centre of images in the size that the network takes; it normalises pixels itself.
