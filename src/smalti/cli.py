@@ -255,7 +255,7 @@ VERBS = {
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
-TOGETHER = ("embed",)
+TOGETHER = ("embed", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 

@@ -33,7 +33,7 @@ from smalti.data.loader import open_renderer
 from smalti.data.reading import CentreCrops
 from smalti.data.token_cache import digest
 from smalti.data.workers.jobs import Rendered, Renderer, Task
-from smalti.distributed.collectives import from_rank0, require_same
+from smalti.distributed.collectives import from_rank0, require_same, same_format
 from smalti.distributed.process_group import Ranks, barrier, process_group
 from smalti.evaluation.feature_blocks import BLOCK, Block, Blocks
 from smalti.evaluation.feature_files import NPY, PARQUET, open_features, write_features
@@ -102,7 +102,7 @@ def main(config: Embed) -> dict[str, Any]:
         require_extra("pyarrow", str(out))
     folder = out.with_name(f"{out.name}.parts")
     with process_group(config.ranks, config.device):
-        compute = choose_compute(config.device, from_rank0(lambda: _precision(config, folder)))
+        compute = same_format(choose_compute(config.device, _precision(config, folder)))
         network = network_of(config.model, compute)
         source = open_source(config.images, network.backbone.config.in_chans, log, config.follow_links)
         about = _about(config, network, source)
@@ -125,8 +125,8 @@ def _precision(config: Embed, folder: Path) -> Precision:
     """The number format; where it is chosen by speed, that of the blocks that are there."""
     if config.precision != "auto":
         return config.precision
-    there: Precision | None = _read_about(folder).get("precision")
-    return choose_compute(config.device, config.precision).precision if there is None else there
+    there: Precision = _read_about(folder).get("precision", config.precision)
+    return there
 
 
 def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, Any]:
