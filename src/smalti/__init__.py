@@ -36,7 +36,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {
+_VERBS = {
+    "train_tokenizer": "TrainTokenizer",
+    "pretrain": "Pretrain",
+    "finetune": "Finetune",
+    "evaluate": "Evaluate",
+    "prepare": "Prepare",
+    "tokenize": "Tokenize",
+    "embed": "Embed",
+    "search": "Search",
+}
+"""Verbs of the command line, each a function of its configuration: `main` of the module of its name in `runs`."""
+
+_WHERE = {config: f"runs.{verb}" for verb, config in _VERBS.items()} | {
     "SmaltiError": "core.errors",
     "Data": "data.load",
     "ViT": "models.vit",
@@ -46,19 +58,8 @@ _WHERE = {
     "load": "runs.network",
     "load_network": "runs.network",
     "load_tokenizer": "runs.network",
-    "TrainTokenizer": "runs.train_tokenizer",
-    "Pretrain": "runs.pretrain",
-    "Finetune": "runs.finetune",
-    "Evaluate": "runs.evaluate",
-    "Prepare": "runs.prepare",
-    "Tokenize": "runs.tokenize",
-    "Embed": "runs.embed",
-    "Search": "runs.search",
 }
-"""The module of every public name."""
-
-_VERBS = ("train_tokenizer", "pretrain", "finetune", "evaluate", "prepare", "tokenize", "embed", "search")
-"""Verbs of the command line, each a function of its configuration: `main` of the module of this name in `runs`."""
+"""The module of every other public name."""
 
 __all__ = [
     "Data",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -60,12 +60,8 @@ class Search:
         require(not self.out or suffix in (".html", ".htm"), f"cannot write '{self.out}'", "use a name in .html")
 
 
-class Found(NamedTuple):
-    """Images that were found: for each line of the page its pictures by column, and its caption."""
-
-    columns: dict[str, list[UInt8[np.ndarray, "H W C"]]]
-    captions: list[str]
-    note: str
+Line: TypeAlias = list[dict[str, Any]]
+"""Images that stand in a line of the page, as in the result."""
 
 
 def main(config: Search) -> dict[str, Any]:
@@ -86,16 +82,10 @@ def main(config: Search) -> dict[str, Any]:
     compute = choose_compute(config.device, config.precision)
     result, lines = _pairs(config, features, compute) if config.near_duplicates else _nearest(config, features, compute)
     if config.out:
-        found = _pictures(config, features, lines)
-        html = tile_row(found.columns, scale=1, captions=found.captions)
-        write_page(Path(config.out).expanduser(), features.path.name, found.note, [Section("Images", html)])
+        _write_page(config, features, lines)
         print(f"written: {config.out}")
         result["out"] = config.out
     return result
-
-
-Line = list[dict[str, Any]]
-"""Images of a line of the page, as in the result."""
 
 
 def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[dict[str, Any], list[Line]]:
@@ -143,22 +133,21 @@ def _caption(found: dict[str, Any]) -> str:
     return f"{found['similarity']:.4f}  {printable(found['key'])}{label}"
 
 
-def _pictures(config: Search, features: FeatureFile, lines: Sequence[Line]) -> Found:
-    """The pictures of the page, read from the data set once more."""
+def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
+    """Write the page, with the images read from the data set once more."""
     source = open_source(config.data or features.about["images"], 3, follow=config.follow_links)
-    shown = [[_picture(source, image) for image in line] for line in lines]
     captions = [" · ".join(map(_caption, line)) for line in lines]
+    columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
+    names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"
     if config.images:
-        columns = {"image": [square(decode(Path(image).expanduser(), 3), _SIDE) for image in config.images]}
-        names = [str(number) for number in range(1, len(shown[0]) + 1)]
-        note = f"The nearest of {features.count} images, best first: cosine of standardised features."
+        columns["image"] = [square(decode(Path(image).expanduser(), 3), _SIDE) for image in config.images]
         captions = [f"{image}: {caption}" for image, caption in zip(config.images, captions, strict=True)]
-    else:
-        columns, names = {}, ["one", "other"]
-        note = f"Pairs of {features.count} images with a similarity of {config.near_duplicates:g} or more."
+        names, note = [str(number) for number in range(1, len(lines[0]) + 1)], "The nearest, best first, of"
     for number, name in enumerate(names):
-        columns[name] = [line[number] for line in shown]
-    return Found(columns, captions, note)
+        columns[name] = [_picture(source, line[number]) for line in lines]
+    html = tile_row(columns, scale=1, captions=captions)
+    subtitle = f"{note} {features.count} images; cosine of standardised features."
+    write_page(Path(config.out).expanduser(), features.path.name, subtitle, [Section("Images", html)])
 
 
 def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "H W C"]:
