@@ -75,6 +75,8 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "pretrain",
         "finetune",
         "evaluate",
+        "embed",
+        "search",
         "show",
         "report",
         "import_tokenizer",

@@ -51,6 +51,8 @@ usage: smalti VERB [...] [--json] [--debug]
   finetune RECIPE --data DATA --init RUN --out RUN        classes of images or of pixels, from a pretrained backbone
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
+  embed MODEL DATA --out features.npy                     features of all images, a row each; or features.parquet
+  search FEATURES IMAGE... [--out PAGE.html]              the nearest images by their features; --near-duplicates 0.95
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN...                                           one offline HTML file
@@ -121,7 +123,7 @@ def _dispatch(arguments: list[str]) -> Result | None:
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
     module, config, call = VERBS[verb]
-    if world_size() > 1 and call is not _train:  # several processes can only train together
+    if world_size() > 1 and not (call is _train or verb in TOGETHER):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
     return call(verb, run, getattr(run, config), rest)
@@ -245,12 +247,16 @@ VERBS = {
     "finetune": Verb("finetune", "Finetune", _train),
     "import": Verb("import_tokenizer", "ImportTokenizer"),
     "evaluate": Verb("evaluate", "Evaluate"),
+    "embed": Verb("embed", "Embed"),
+    "search": Verb("search", "Search"),
     "show": Verb("show", "Show"),
     "masks": Verb("masks", "Masks"),
     "report": Verb("report", "Report"),
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
+TOGETHER = ("embed", "tokenize")
+"""Verbs that several processes can do together, beside those that train."""
 
 
 def recipe_names() -> list[str]:
