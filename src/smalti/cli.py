@@ -50,6 +50,8 @@ usage: smalti VERB [...] [--json] [--debug]
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   finetune RECIPE --data DATA --init RUN --out RUN        classes of images or of pixels, from a pretrained backbone
   import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
+  info MODEL                                              what a model is, its input, its results, its best layer
+  export MODEL --to timm --out FOLDER                     for timm, huggingface, unilm, onnx, torch-export; a bundle
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
@@ -172,12 +174,13 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, finished, is_run, read_config
+    from smalti.runs.folder import copy_run, finished, is_run, read_config, require_resumable
 
     folder = take_value(arguments, "--resume")
     if folder is not None:
         allow_inexact = take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
+        require_resumable(folder)
         config = parse(cls, before, arguments, f"{verb} --resume {folder}")
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
@@ -244,6 +247,8 @@ VERBS = {
     "pretrain": Verb("pretrain", "Pretrain", _train),
     "finetune": Verb("finetune", "Finetune", _train),
     "import": Verb("import_tokenizer", "ImportTokenizer"),
+    "info": Verb("info", "Info"),
+    "export": Verb("export", "Export"),
     "evaluate": Verb("evaluate", "Evaluate"),
     "show": Verb("show", "Show"),
     "masks": Verb("masks", "Masks"),
