@@ -174,13 +174,13 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, finished, is_run, read_config, require_resumable
+    from smalti.runs.folder import copy_run, finished, is_run, read_config, require_run
 
     folder = take_value(arguments, "--resume")
     if folder is not None:
         allow_inexact = take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
-        require_resumable(folder)
+        require_run(folder, fix="start a new run from it, with --init or --init-from")
         config = parse(cls, before, arguments, f"{verb} --resume {folder}")
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)

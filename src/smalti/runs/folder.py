@@ -190,11 +190,10 @@ def holds_run(model: str) -> bool:
         return False
 
 
-def require_resumable(run: str) -> None:
-    """Raise a UsageError where the folder is a bundle, which has weights but no state of the training."""
+def require_run(run: str, fix: str) -> None:
+    """Raise a UsageError where the folder is a bundle, which has weights but nothing of the training."""
     if read_bundle(Path(run).expanduser()) is not None:
-        cause = "it has no optimiser state"
-        raise UsageError(f"{run} is a bundle", cause=cause, fix="start a new run from it, with --init or --init-from")
+        raise UsageError(f"{run} is a bundle", cause="it has weights, but no state and no curves of a training", fix=fix)
 
 
 def forget_unstarted(out: str) -> None:
