@@ -12,7 +12,7 @@ from smalti.core.config import as_kind, require, setting, to_json
 from smalti.core.errors import UsageError
 from smalti.core.files import new_folder, require_place, write_bytes
 from smalti.data.load import Data
-from smalti.exporting import bundle, timm
+from smalti.exporting import bundle, huggingface, timm
 from smalti.exporting.card import Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, require_packages, sample_images
 from smalti.exporting.graphs import outputs
@@ -62,7 +62,10 @@ class _Target(NamedTuple):
     compare: Callable[[Subject, Path, Tensor], Pairs]
 
 
-_TARGETS = {"timm": _Target(timm.PACKAGES, timm.write, timm.compare)}
+_TARGETS = {
+    "timm": _Target(timm.PACKAGES, timm.write, timm.compare),
+    "huggingface": _Target(huggingface.PACKAGES, huggingface.write, huggingface.compare),
+}
 
 
 def main(config: Export) -> dict[str, Any]:

@@ -193,7 +193,9 @@ def holds_run(model: str) -> bool:
 def require_run(run: str, fix: str) -> None:
     """Raise a UsageError where the folder is a bundle, which has weights but nothing of the training."""
     if read_bundle(Path(run).expanduser()) is not None:
-        raise UsageError(f"{run} is a bundle", cause="it has weights, but no state and no curves of a training", fix=fix)
+        raise UsageError(
+            f"{run} is a bundle", cause="it has weights, but no state and no curves of a training", fix=fix
+        )
 
 
 def forget_unstarted(out: str) -> None:
