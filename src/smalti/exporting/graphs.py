@@ -1,6 +1,10 @@
 """The computations of a network as modules of one tensor in, some out; and its outputs for comparisons."""
 
-from typing import NamedTuple
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +13,8 @@ from smalti.core.errors import UsageError
 from smalti.exporting.subject import Network, Subject
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
+from smalti.tokenizers.dalle import DallETokenizer
+from smalti.tokenizers.dvae import DiscreteVAE
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 
@@ -45,6 +51,10 @@ class _Encoder(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> Tensor:
+        if isinstance(
+            self.tokenizer, DiscreteVAE | DallETokenizer
+        ):  # `encode` loops, as often as sizes say
+            return self.tokenizer.logits(images).argmax(1)
         return self.tokenizer.encode(images)
 
 
@@ -93,3 +103,67 @@ def outputs(network: Network, images: Tensor) -> dict[str, Tensor]:
     index = torch.arange(1, rows * columns, 2).expand(len(images), -1)
     mask = torch.zeros(len(images), rows * columns, dtype=torch.bool).scatter(1, index, True)
     return {"logits": network(images, mask, index)}
+
+
+def example_of(graph: Graph, subject: Subject) -> Tensor:
+    """An input of two images."""
+    shown = subject.preprocessing
+    if graph.input == "images":
+        return torch.zeros(2, shown.channels, *shown.size)
+    assert isinstance(subject.network, ImageTokenizer)
+    return torch.zeros(2, *(side // subject.network.stride for side in shown.size), dtype=torch.int64)
+
+
+def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any]]:
+    """Which axes of the input may have any length: the batch, and of tokenizers height and width."""
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if graph.sizes:
+        first = 2 if graph.input == "images" else 1
+        for axis, name in ((first, "height"), (first + 1, "width")):
+            dim = torch.export.Dim(name)
+            axes[axis] = graph.sizes * dim if graph.sizes > 1 else dim
+    return (axes,)
+
+
+@torch.no_grad()
+def compared(
+    subject: Subject, images: Tensor, run: Callable[[str, Tensor], Tensor | tuple[Tensor, ...]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The outputs of our graphs and of exported ones, for the images, for one alone, and where possible for wider ones.
+
+    Args:
+        run: the outputs of an exported graph, by its name, for its input.
+    """
+    pairs = {}
+    for name, graph in graphs(subject).items():
+        for text, batch in _batches(graph, images):
+            for output, ours, theirs in zip(
+                graph.outputs, _tuple(graph.module(batch)), _tuple(run(name, batch)), strict=True
+            ):
+                pairs[f"{output}{text}"] = (ours, theirs)
+        images = _tuple(graph.module(images))[0]  # the tokens that a decoder reads
+    return pairs
+
+
+def _batches(graph: Graph, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield "", images
+    yield " of one", images[:1]
+    if graph.sizes:
+        yield " of twice the width", torch.cat([images, images.flip(-1)], dim=-1)
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Without what exporters of torch warn of, which is about themselves."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

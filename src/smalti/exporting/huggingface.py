@@ -44,7 +44,7 @@ def architecture(subject: Subject) -> str:
     bare = config.positions == "absolute" and config.init_values is None
     if bare and isinstance(network, ImageClassifier) and network.pooling == "cls":
         return "ViTForImageClassification"
-    if bare and not isinstance(network, ImageClassifier | MaskedImageModel) and has_norm(network):
+    if bare and not isinstance(network, ImageClassifier | MaskedImageModel) and has_norm(subject.backbone):
         return "ViTModel"
     if config.grid[0] != config.grid[1]:
         raise UsageError(
@@ -80,7 +80,7 @@ _RESULTS = {
     "BeitModel": "features = model(**inputs).last_hidden_state  # [S], then the patches",
     "ViTForImageClassification": "logits = model(**inputs).logits",
     "BeitForImageClassification": "logits = model(**inputs).logits",
-    "BeitForMaskedImageModeling": "logits = model(**inputs, bool_masked_pos=mask).logits  # mask: batch x patches, bool",
+    "BeitForMaskedImageModeling": "logits = model(**inputs, bool_masked_pos=mask).logits  # mask: batch x patches",
 }
 _SNIPPET = """from transformers import AutoImageProcessor, {loads}
 
