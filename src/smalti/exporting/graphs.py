@@ -51,9 +51,7 @@ class _Encoder(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> Tensor:
-        if isinstance(
-            self.tokenizer, DiscreteVAE | DallETokenizer
-        ):  # `encode` loops, as often as sizes say
+        if isinstance(self.tokenizer, DiscreteVAE | DallETokenizer):  # `encode` loops, as often as sizes say
             return self.tokenizer.logits(images).argmax(1)
         return self.tokenizer.encode(images)
 

@@ -151,15 +151,16 @@ def _config(subject: Subject, name: str) -> dict[str, Any]:
 
 
 def _preprocessor(subject: Subject) -> dict[str, Any]:
-    """preprocessor_config.json: the shorter side is resized, then the centre is cut out."""
+    """preprocessor_config.json: the shorter side is resized, then the centre square is cut out."""
     shown = subject.preprocessing
     height, width = shown.size
+    square = height == width
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": max(height, width)},
+        "size": {"shortest_edge": height} if square else {"height": height, "width": width},
         "resample": _BICUBIC,
-        "do_center_crop": True,
+        "do_center_crop": square,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

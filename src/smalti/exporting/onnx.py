@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from smalti.exporting.certificate import Pairs
-from smalti.exporting.graphs import compared, dynamic_shapes, example_of, graphs, without_warnings
+from smalti.exporting.graphs import Graph, compared, dynamic_shapes, example_of, graphs, without_warnings
 from smalti.exporting.subject import Subject
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MOST_BYTES = 2**31 - 2**26
+"""Larger weights than a file of ONNX can have, with some room, are stored beside it."""
 
 
 def write(subject: Subject, folder: Path) -> str:
@@ -20,21 +22,28 @@ def write(subject: Subject, folder: Path) -> str:
     lines = [_BEGIN.format(shape=shape)]
     for name, graph in graphs(subject).items():
         with without_warnings():
-            torch.onnx.export(
+            program = torch.onnx.export(
                 graph.module,
                 (example_of(graph, subject),),
-                str(folder / f"{name}.onnx"),
                 dynamo=True,
                 input_names=[graph.input],
                 output_names=list(graph.outputs),
                 dynamic_shapes=dynamic_shapes(graph),
-                external_data=False,
                 verbose=False,
             )
+            assert program is not None
+            for part in (program.model.graph, *program.model.functions.values()):
+                for node in part:
+                    node.metadata_props.clear()  # the places of our source files
+            program.save(folder / f"{name}.onnx", external_data=_size(graph) > _MOST_BYTES)
         lines.append(f'{name} = onnxruntime.InferenceSession("FOLDER/{name}.onnx")')
         outputs = ", ".join(graph.outputs) if len(graph.outputs) > 1 else f"({graph.outputs[0]},)"
         lines.append(f'{outputs} = {name}.run(None, {{"{graph.input}": {graph.input}}})')
     return "\n".join(lines) + "\n"
+
+
+def _size(graph: Graph) -> int:
+    return sum(value.nbytes for value in graph.module.state_dict().values())
 
 
 _BEGIN = """import numpy as np

@@ -88,14 +88,15 @@ def write(subject: Subject, folder: Path) -> str:
         weights |= {"fc_norm.weight": width, "fc_norm.bias": 0 * width}
     save_file({name: value.contiguous().clone() for name, value in weights.items()}, folder / _WEIGHTS)
     write_json(folder / "config.json", _config(subject, made))
-    return _SNIPPET.format(call=made.call("FOLDER"))
+    last = tuple(range(max(config.depth - 3, 0), config.depth))
+    return _SNIPPET.format(call=made.call("FOLDER"), last=last)
 
 
 _SNIPPET = """import timm
 
 model = {call}.eval()
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # the same
-maps = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)  # feature maps of the last blocks
+maps = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True, out_indices={last})  # of blocks
 other = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=10)  # a new head
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 """

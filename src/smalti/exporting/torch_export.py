@@ -21,6 +21,9 @@ def write(subject: Subject, folder: Path) -> str:
             program = torch.export.export(
                 graph.module, (example_of(graph, subject),), dynamic_shapes=dynamic_shapes(graph)
             )
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # the places of our source files
+            program.example_inputs = None  # would be pickled
             torch.export.save(program, folder / f"{name}.pt2")
         lines.append(f'{name} = torch.export.load("FOLDER/{name}.pt2").module()')
         lines.append(f"{', '.join(graph.outputs)} = {name}({graph.input})")

@@ -12,7 +12,7 @@ from smalti.core.config import as_kind, require, setting, to_json
 from smalti.core.errors import UsageError
 from smalti.core.files import new_folder, require_place, write_bytes
 from smalti.data.load import Data
-from smalti.exporting import bundle, huggingface, onnx, timm, torch_export
+from smalti.exporting import bundle, huggingface, onnx, timm, torch_export, unilm
 from smalti.exporting.card import Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, require_packages, sample_images
 from smalti.exporting.graphs import outputs
@@ -66,6 +66,7 @@ _TARGETS = {
     "timm": _Target(timm.PACKAGES, timm.write, timm.compare),
     "onnx": _Target(onnx.PACKAGES, onnx.write, onnx.compare),
     "torch-export": _Target(torch_export.PACKAGES, torch_export.write, torch_export.compare),
+    "unilm": _Target(unilm.PACKAGES, unilm.write, unilm.compare),
     "huggingface": _Target(huggingface.PACKAGES, huggingface.write, huggingface.compare),
 }
 

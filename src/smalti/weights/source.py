@@ -92,7 +92,9 @@ class SourceWeights:
             raise CheckpointError(f"{self.where} has no {error.args[0]}", cause="it holds no backbone") from None
         width, channels, patch = projection.shape[:3]
         scaled, positions = "backbone.blocks.0.gamma_1" in self.weights, self.positions
-        shared_for_each = (positions, backbone.positions) == ("shared_relative", "block_relative")
+        as_wanted = (positions, backbone.positions) == ("shared_relative", "block_relative") or (
+            (positions, backbone.positions) == ("block_relative", "shared_relative") and self._equal_tables()
+        )
         return {
             "patch_size": patch,
             "in_chans": channels,
@@ -100,9 +102,14 @@ class SourceWeights:
             "depth": self.depth,
             "num_heads": self.heads or backbone.num_heads,
             "mlp_ratio": backbone.mlp_ratio if hidden == int(width * backbone.mlp_ratio) else hidden / width,
-            "positions": backbone.positions if shared_for_each else positions,
+            "positions": backbone.positions if as_wanted else positions,
             "init_values": (backbone.init_values or 0.1) if scaled else None,
         }
+
+    def _equal_tables(self) -> bool:
+        """Whether the blocks have the same table, as exports write one that all blocks share."""
+        first, *others = (value for name, value in self.weights.items() if name.endswith(_TABLE))
+        return all(torch.equal(value, first) for value in others)
 
     def grid_for(self, backbone: ViT) -> Grid:
         """Rows and columns of patches: `grid` if known, else those of `backbone` if the weights fit, else a square.
@@ -129,7 +136,8 @@ class SourceWeights:
         """The weights in the variant of `backbone`, at their own grid; the network computes the same function.
 
         - A bias of keys has no effect: it is dropped where `backbone` has none, and zero where only `backbone` has one.
-        - A relative position table that all blocks share is copied for each block where each has its own.
+        - A relative position table that all blocks share is copied for each block where each has its own, and equal
+          tables of all blocks become one where they share it.
         - A missing position of [S] is zero.
         """
         result = dict(self.weights)
@@ -139,6 +147,9 @@ class SourceWeights:
         if backbone.positions == "block_relative" and _SHARED_TABLE in result:
             table = result.pop(_SHARED_TABLE)
             result |= {f"backbone.blocks.{block}.attn.{_TABLE}": table for block in range(self.depth)}
+        if backbone.positions == "shared_relative" and _SHARED_TABLE not in result:
+            for block in range(self.depth):
+                result[_SHARED_TABLE] = result.pop(f"backbone.blocks.{block}.attn.{_TABLE}")
         for block in range(self.depth):
             result |= _biases(result, f"backbone.blocks.{block}.attn.", backbone)
         return result
