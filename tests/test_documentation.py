@@ -78,6 +78,8 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "show",
         "report",
         "import_tokenizer",
+        "info",
+        "export",
     ):
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())

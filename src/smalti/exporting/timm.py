@@ -133,8 +133,10 @@ def _config(subject: Subject, made: Architecture) -> dict[str, Any]:
 def compare(subject: Subject, folder: Path, images: torch.Tensor) -> Pairs:
     """The outputs of our network and of timm's, loaded in both ways."""
     timm, made = importlib.import_module("timm"), architecture(subject)
-    by_path = timm.create_model(made.name, checkpoint_path=str(folder / _WEIGHTS), **made.arguments).eval()
-    by_folder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    by_path = timm.create_model(made.name, checkpoint_path=str(folder / _WEIGHTS), **made.arguments)
+    by_folder = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    by_path.eval()
+    by_folder.eval()
     shown, network = subject.preprocessing.normalised(images), subject.network
     if isinstance(network, ImageClassifier):
         logits = network(images)

@@ -63,7 +63,8 @@ def _variant(subject: Subject) -> ViT:
 
 def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
     """The outputs of our network, and of one of the released variant into which the file is read back."""
-    again = _again(subject, read_tensors(folder / _WEIGHTS)).eval()
+    again = _again(subject, read_tensors(folder / _WEIGHTS))
+    again.eval()
     ours, theirs = (outputs(network, images) for network in (subject.network, again))
     return {name: (value, theirs[name]) for name, value in ours.items()}
 
