@@ -77,7 +77,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluate",
         "show",
         "report",
-        "import_tokenizer",
+        "import_model",
         "info",
         "export",
     ):

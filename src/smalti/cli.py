@@ -49,7 +49,7 @@ usage: smalti VERB [...] [--json] [--debug]
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   finetune RECIPE --data DATA --init RUN --out RUN        classes of images or of pixels, from a pretrained backbone
-  import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
+  import WEIGHTS --out MODEL                              of timm, transformers, unilm, lightly; DALL-E has two files
   info MODEL                                              what a model is, its input, its results, its best layer
   export MODEL --to timm --out FOLDER                     for timm, huggingface, unilm, onnx, torch-export; a bundle
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
@@ -246,7 +246,7 @@ VERBS = {
     "tokenize": Verb("tokenize", "Tokenize", _tokenize),
     "pretrain": Verb("pretrain", "Pretrain", _train),
     "finetune": Verb("finetune", "Finetune", _train),
-    "import": Verb("import_tokenizer", "ImportTokenizer"),
+    "import": Verb("import_model", "Import"),
     "info": Verb("info", "Info"),
     "export": Verb("export", "Export"),
     "evaluate": Verb("evaluate", "Evaluate"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smalti.core.files import write_json
-from smalti.exporting.card import Facts
+from smalti.exporting.card import IMPORTED, Facts
 from smalti.exporting.subject import Subject
 from smalti.training.bundle import write_bundle
 
@@ -20,7 +20,8 @@ def write(subject: Subject, facts: Facts, config: Any, step: int, folder: Path) 
         config: the configuration of the run as JSON values, which fits the weights.
         step: optimiser steps that the weights were trained.
     """
-    write_bundle(folder, config, step, facts.tokenizer, subject.weights())
+    source = facts.recipe.get(IMPORTED, "")
+    write_bundle(folder, config, step, facts.tokenizer, subject.weights(), source)
     write_json(folder / PREPROCESSOR, preprocessor(subject, facts.evaluation))
     if subject.classes:
         write_json(folder / _CLASSES, list(subject.classes))

@@ -8,6 +8,8 @@ from smalti import __version__
 from smalti.exporting.certificate import describe
 from smalti.exporting.subject import Subject
 
+IMPORTED = "imported from"
+"""The entry of a recipe that names the file of another program."""
 _RESULTS = {
     "loss_nats": "loss, nats a masked token",
     "unigram_entropy_nats": "unigram entropy, nats",
@@ -89,9 +91,10 @@ def card(subject: Subject, facts: Facts, target: str, snippet: str, certificate:
     """README.md."""
     shown = subject.preprocessing
     measured = facts.measured() or ["Nothing was measured."]
+    made = "imported" if IMPORTED in facts.recipe else "trained and exported"
     parts = [
         f"# {facts.name}",
-        f"A {subject.kind}, trained and exported by [smalti](https://pypi.org/project/smalti/) {__version__}.",
+        f"A {subject.kind}, {made} by [smalti](https://pypi.org/project/smalti/) {__version__}.",
         *("## Model", "\n".join(facts.lines())),
         *("## Measured", "\n".join(measured)),
         "## Input",

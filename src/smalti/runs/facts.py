@@ -9,7 +9,7 @@ from smalti.core.config import kind_name
 from smalti.core.errors import DataError, SmaltiError
 from smalti.data.token_cache import digest
 from smalti.exporting.bundle import EVALUATION
-from smalti.exporting.card import Facts
+from smalti.exporting.card import IMPORTED, Facts
 from smalti.exporting.subject import Subject
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
@@ -61,6 +61,9 @@ def tokenizer_digest(model: str, compute: Compute) -> str:
 
 def _recipe(model: str) -> dict[str, str]:
     """The settings that a reader asks for first."""
+    bundle = read_bundle(Path(model).expanduser())
+    if bundle is not None and bundle.source:
+        return {IMPORTED: bundle.source}
     configurations: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, Finetune, TrainTokenizer)}
     kind = configurations.get(read_kind(model))
     if kind is None:

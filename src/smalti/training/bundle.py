@@ -30,24 +30,29 @@ class Bundle:
         step: number of optimiser steps that the model was trained.
         sha256: digest of model.safetensors.
         tokenizer_sha256: digest of the tokenizer whose tokens were predicted; empty where there was none.
+        source: the file of another program that the weights were imported from; then settings of training mean nothing.
     """
 
     step: int
     sha256: str
     tokenizer_sha256: str = ""
+    source: str = ""
 
 
-def write_bundle(folder: Path, config: Any, step: int, tokenizer: str, weights: dict[str, Tensor]) -> None:
+def write_bundle(
+    folder: Path, config: Any, step: int, tokenizer: str, weights: dict[str, Tensor], source: str = ""
+) -> None:
     """Write weights and configuration of a model.
 
     Args:
         folder: exists already.
         config: that of the run, as JSON values.
         tokenizer: digest of the tokenizer whose tokens were predicted.
+        source: the file that the weights were imported from.
     """
     data = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
     write_bytes(folder / WEIGHTS, data)
-    about = {"smalti": __version__, "config": config, "bundle": to_json(Bundle(step, sha256(data), tokenizer))}
+    about = {"smalti": __version__, "config": config, "bundle": to_json(Bundle(step, sha256(data), tokenizer, source))}
     write_json(folder / CONFIG, about)
 
 

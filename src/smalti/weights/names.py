@@ -14,8 +14,11 @@ _LAYER_SCALE = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 """Ours and those of timm's VisionTransformer; its Beit has ours."""
 _OF_PRETRAINING = {"mask_token": "mask_token", "head.": "lm_head."}
 """Ours and those of the released pretraining code."""
-_LEFT_OF_TIMM = ("head.", "fc_norm.")
+_LEFT_OF_TIMM = ("head.", "fc_norm.", "decoder_")
 _LEFT_OF_HUGGINGFACE = ("pooler.", "classifier.", "decoder.")
+_FIRST_BLOCK = "blocks.0.norm1.weight"
+_CLASSIFIER = {"head.": "classifier.", "fc_norm.": "pooler.layernorm."}
+"""Those of a classifier of ours and of transformers; timm has ours."""
 _QKV = ("query", "key", "value")
 _HUGGINGFACE = {
     "mask_token": "embeddings.mask_token",
@@ -60,7 +63,45 @@ def _in_block(name: str, ours: str, theirs: str, names: Mapping[str, str]) -> st
 
 def is_timm(weights: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of timm or of the released code."""
-    return "blocks.0.norm1.weight" in weights
+    return _FIRST_BLOCK in weights
+
+
+def encoder_of(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The encoder by timm's names, and the names of all else, which is left out; all of it if there is no such encoder.
+
+    Training programs put a prefix before these names (`module.`, and lightly `backbone.vit.`). MAE has a decoder beside
+    the encoder, and a mask token that is the decoder's.
+    """
+    prefixes = [name.removesuffix(_FIRST_BLOCK) for name in weights if name.endswith(f".{_FIRST_BLOCK}")]
+    if not is_timm(weights) and len(prefixes) == 1:
+        inside = {name.removeprefix(prefixes[0]): name for name in weights if name.startswith(prefixes[0])}
+    else:
+        inside = {name: name for name in weights}
+    if any(name.startswith("decoder_") for name in inside):
+        inside = {name: full for name, full in inside.items() if not name.startswith(("decoder_", "mask_token"))}
+    left_out = tuple(name for name in weights if name not in inside.values())
+    return {name: weights[full] for name, full in inside.items()}, left_out
+
+
+def classifier_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Head and norm of the pooled patches of a classifier, by our names; empty where there is no head.
+
+    Args:
+        weights: by the names of timm, of the released code or of transformers.
+    """
+    theirs = _inverted(_CLASSIFIER) if is_huggingface(weights) else {name: name for name in _CLASSIFIER}
+    bare = {_without_prefix(name): value for name, value in weights.items()}
+    found = {_renamed(name, theirs): value for name, value in bare.items() if name.startswith(tuple(theirs))}
+    return found if "head.weight" in found else {}
+
+
+def unused(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of timm or transformers that are part of neither masked image model nor classifier."""
+    huggingface = is_huggingface(weights)
+    left = _LEFT_OF_HUGGINGFACE if huggingface else _LEFT_OF_TIMM
+    own = tuple(_CLASSIFIER.values() if huggingface else _CLASSIFIER) if classifier_of(weights) else ()
+    bare = ((name, _without_prefix(name)) for name in weights)
+    return tuple(name for name, short in bare if short.startswith(left) and not short.startswith(own))
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

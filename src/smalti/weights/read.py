@@ -16,6 +16,11 @@ from smalti.weights.source import SourceWeights
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _DISTRIBUTED = ".metadata"
+_STATISTICS = (
+    ("preprocessor_config.json", "", "image_mean", "image_std"),
+    ("config.json", "pretrained_cfg", "mean", "std"),
+)
+"""File, entry and names of transformers, and of timm."""
 
 
 def read_source(place: str) -> SourceWeights:
@@ -25,9 +30,10 @@ def read_source(place: str) -> SourceWeights:
         CheckpointError: there are none, they are damaged, or their names are neither those of timm nor of transformers.
     """
     path = _file(place)
-    weights = {name: value.float() for name, value in _read(path).items()}
+    weights, others = names.encoder_of({name: value.float() for name, value in _read(path).items()})
+    classifier, left_out = names.classifier_of(weights), (*others, *names.unused(weights))
     if names.is_timm(weights):
-        return SourceWeights(place, names.from_timm(weights))
+        return SourceWeights(place, names.from_timm(weights), classifier=classifier, left_out=left_out)
     if not names.is_huggingface(weights):
         named = f", but {min(weights)}" if weights else ""
         cause = f"it has no blocks.0 and no encoder.layer.0{named}"
@@ -36,11 +42,24 @@ def read_source(place: str) -> SourceWeights:
     config = _config(path.parent)
     try:
         grid, num_heads = grid_and_heads(config)
-        return SourceWeights(place, from_huggingface(weights, config), grid, num_heads)
+        return SourceWeights(place, from_huggingface(weights, config), grid, num_heads, classifier, left_out)
     except KeyError as error:
         raise CheckpointError(f"{place} has no {error.args[0]}", cause="it is not whole") from None
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error.what}", cause=error.cause, fix=error.fix) from None
+
+
+def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Pixel mean and standard deviation in a file of transformers or timm beside the weights; None: there is none."""
+    folder = _file(place).parent
+    for name, part, mean, std in _STATISTICS:
+        try:
+            found = json.loads((folder / name).read_bytes())
+            found = found[part] if part else found
+            return tuple(map(float, found[mean])), tuple(map(float, found[std]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _file(place: str) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from smalti.models.vit import ViT
 
 _POSITIONS = "backbone.pos_embed"
 _TABLE = "relative_position_bias_table"
+_HEAD_DIM = 64
 _SHARED_TABLE = f"backbone.rel_pos_bias.{_TABLE}"
 
 
@@ -27,12 +28,16 @@ class SourceWeights:
         weights: those of the backbone, and the mask token and the head, if there are any.
         grid: rows and columns of patches; None where they are to be inferred from the weights (`grid_for`).
         num_heads: attention heads; None where they are to be inferred, or unknown (`heads`).
+        classifier: its head and its norm of the pooled patches, by the names of `ImageClassifier`; often empty.
+        left_out: names in the file that belong to none of these.
     """
 
     where: str
     weights: Mapping[str, Tensor]
     grid: Grid | None = None
     num_heads: int | None = None
+    classifier: Mapping[str, Tensor] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def without_head(self) -> "SourceWeights":
         """The same weights without the head."""
@@ -63,6 +68,28 @@ class SourceWeights:
             named = " and ".join(kinds) or "none that is known"
             raise CheckpointError(f"the positions of {self.where}: {named}", cause="our backbone has one kind")
         return kinds[0]
+
+    def vit(self, num_heads: int | None = None) -> ViT:
+        """The configuration of the backbone, as far as the weights determine it; pixel mean and deviation they do not.
+
+        Args:
+            num_heads: attention heads where neither the weights nor a config.json tell; None: 64 channels a head, as in
+                every released ViT and BEiT.
+
+        Raises:
+            UsageError: the width is no multiple of 64, and `num_heads` is None.
+        """
+        usual = ViT()
+        fields = self._fields(usual) | {"pos_init": "uniform", "drop_path_rate": 0.0}
+        width, patch = fields["embed_dim"], fields["patch_size"]
+        heads = num_heads if self.heads is None else self.heads
+        if heads is None and width % _HEAD_DIM:
+            cause = f"weights do not tell it, and {width} channels are no multiple of {_HEAD_DIM}"
+            raise UsageError(f"the number of heads of {self.where} is unknown", cause=cause, fix="use --num-heads")
+        grid = self.grid_for(usual)
+        separate = "backbone.blocks.0.attn.q_bias" in self.weights
+        fields |= {"num_heads": heads or width // _HEAD_DIM, "k_bias": not separate}
+        return ViT(img_size=(patch * grid[0], patch * grid[1]), **fields)
 
     def require_fit(self, backbone: ViT) -> None:
         """Check that the weights have the shapes of a backbone.
