@@ -1,7 +1,8 @@
-"""ONNX and torch.export: any number of images, and of tokenizers any size, in files that name no place of ours."""
+"""ONNX and torch.export: any number of images, any size where that is possible, in files that name no place of ours."""
 
 import importlib.util
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 
 from smalti.core.errors import UsageError
 from smalti.exporting import onnx, torch_export
+from smalti.exporting.graphs import graphs
 from smalti.exporting.subject import Subject
 from smalti.models.segmenter import Linear
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.training.init_weights import load_resized
 from tests.exporting.networks import (
     BASE,
     BLOCKS,
@@ -56,7 +59,8 @@ def both(some: dict[str, Any], for_torch: tuple[str, ...]) -> list[Any]:
 @pytest.mark.parametrize(("config", "target"), both(BACKBONES, ("paper", "released")))
 def test_backbones(config: Any, target: Any, tmp_path: Path) -> None:
     snippet, pairs = exported(backbone(config), target, tmp_path)
-    assert set(pairs) == {"cls", "patches", "cls of one", "patches of one"}
+    sizes = ("", " of one") + ((" of twice the width",) if config.positions == "absolute" else ())
+    assert set(pairs) == {f"{output}{text}" for output in ("cls", "patches") for text in sizes}
     made = run(snippet)
     assert made["cls"].shape == (1, config.embed_dim)
     for path in tmp_path.iterdir():
@@ -83,6 +87,18 @@ def test_tokenizers(config: Any, target: Any, tmp_path: Path) -> None:
     assert pairs["tokens of twice the width"][0].shape == (16, 4, 8)
     assert len(np.unique(np.asarray(pairs["tokens"][0]))) > 1
     assert run(snippet)["images"].shape == (1, 3, 16, 16)
+
+
+def test_positions_for_another_size_are_those_of_a_resized_network() -> None:
+    subject = backbone(PAPER)
+    other = replace(PAPER, img_size=(24, 16)).build().eval()
+    load_resized(other, subject.backbone.state_dict(), PAPER.grid)
+    images = torch.rand(2, 3, 24, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        cls, patches = graphs(subject)["model"].module(images)
+        expected = other(images)
+    torch.testing.assert_close(cls, expected.cls, rtol=0, atol=1e-5)
+    torch.testing.assert_close(patches, expected.patches, rtol=0, atol=1e-5)
 
 
 def test_a_program_has_no_pickle(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.core.errors import UsageError
@@ -41,6 +42,27 @@ class _Features(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(images)
         return features.cls, features.patches
+
+
+class _FeaturesOfAnySize(nn.Module):
+    """The same with absolute positions, which are interpolated to the size of the images, as by `resize_positions`."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        backbone, size = self.backbone, self.backbone.patch_size
+        assert backbone.pos_embed is not None
+        tokens = backbone.embed(images)
+        table = backbone.pos_embed[:, 1:].unflatten(1, backbone.config.grid).permute(0, 3, 1, 2)
+        table = F.interpolate(table, (images.shape[2] // size, images.shape[3] // size), mode="bicubic")
+        cls = (backbone.cls_token + backbone.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
+        x = torch.cat([cls, tokens + table.flatten(2).transpose(1, 2)], dim=1)
+        for block in backbone.blocks:
+            x = block(x)
+        x = backbone.norm(x)
+        return x[:, 0], x[:, 1:]
 
 
 class _Encoder(nn.Module):
@@ -82,6 +104,8 @@ def graphs(subject: Subject) -> dict[str, Graph]:
             "decoder": Graph(_Decoder(network), "tokens", ("images",), 1),
         }
     if isinstance(network, VisionTransformer):
+        if network.pos_embed is not None:
+            return {"model": Graph(_FeaturesOfAnySize(network), "images", ("cls", "patches"), network.patch_size)}
         return {"model": Graph(_Features(network), "images", ("cls", "patches"))}
     return {"model": Graph(network, "images", ("logits",))}
 
@@ -127,24 +151,23 @@ def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any]]:
 def compared(
     subject: Subject, images: Tensor, run: Callable[[str, Tensor], Tensor | tuple[Tensor, ...]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The outputs of our graphs and of exported ones, for the images, for one alone, and where possible for wider ones.
+    """Our outputs and those of exported graphs, for the images, for one alone, and where possible for wider ones.
 
     Args:
         run: the outputs of an exported graph, by its name, for its input.
     """
-    pairs = {}
+    pairs, whole = {}, outputs(subject.network, images)
     for name, graph in graphs(subject).items():
-        for text, batch in _batches(graph, images):
-            for output, ours, theirs in zip(
-                graph.outputs, _tuple(graph.module(batch)), _tuple(run(name, batch)), strict=True
-            ):
-                pairs[f"{output}{text}"] = (ours, theirs)
-        images = _tuple(graph.module(images))[0]  # the tokens that a decoder reads
+        given = images if graph.input == "images" else whole[graph.input]
+        for output, theirs in zip(graph.outputs, _tuple(run(name, given)), strict=True):
+            pairs[output] = (whole[output], theirs)
+        for text, batch in _others(graph, given):
+            both = zip(graph.outputs, _tuple(graph.module(batch)), _tuple(run(name, batch)), strict=True)
+            pairs |= {f"{output}{text}": (ours, theirs) for output, ours, theirs in both}
     return pairs
 
 
-def _batches(graph: Graph, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-    yield "", images
+def _others(graph: Graph, images: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield " of one", images[:1]
     if graph.sizes:
         yield " of twice the width", torch.cat([images, images.flip(-1)], dim=-1)

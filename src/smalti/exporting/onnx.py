@@ -1,4 +1,4 @@
-"""Export to ONNX, with any batch size; of tokenizers, which are convolutions, with any image size too."""
+"""Export to ONNX, for any number of images and, where the network allows it, of any size."""
 
 import importlib
 from pathlib import Path
