@@ -23,6 +23,7 @@ ROWS = [
     {"data"},
     {"training"},
     {"evaluation"},
+    {"exporting"},
     {"report"},
     {"runs"},
     {"recipes"},

@@ -169,7 +169,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "smalti.runs.prepare.open_source",
         "smalti.runs.tokenize.load_tokenizer",
         "smalti.runs.pretrain.target_tokenizer",
-        "smalti.runs.import_tokenizer.read_dalle",
+        "smalti.runs.import_model.read_dalle",
         "smalti.runs.embed.network_of",
         "smalti.runs.search.open_features",
         "smalti.runs.show.read_kind",

@@ -139,6 +139,33 @@ def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
         raise OutputError(f"cannot copy {source} to {path}", cause=error.strerror or str(error)) from error
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write files into, which gets the name `path` when the block ends; if it fails, nothing is left.
+
+    Args:
+        path: must not exist, or be an empty folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = _temporary(path)
+    try:
+        _make_folders(path.parent)
+        temporary.mkdir()
+        yield temporary
+        for written in sorted(temporary.iterdir()):
+            with open(written, "rb") as file:
+                os.fsync(file.fileno())
+        _sync_folder(temporary)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder that others may be reading: it is renamed first, so under its name it is whole or absent."""
     leaving = _temporary(path)

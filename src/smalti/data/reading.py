@@ -168,13 +168,22 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
     Raises:
         UsageError: ImageNet's statistics for images that do not have three channels.
     """
+    if kind != "auto":
+        return fixed_statistics(kind, channels)
+    return measured(some_squares(images, _MOST_IMAGES, side))
+
+
+def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
+    """Mean and standard deviation of every channel, by name.
+
+    Raises:
+        UsageError: ImageNet's statistics for images that do not have three channels.
+    """
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
-    if kind == "imagenet":
-        if channels != 3:
-            raise UsageError(f"ImageNet's statistics for {channels} channel", fix="use --normalisation auto or half")
-        return _IMAGENET
-    return measured(some_squares(images, _MOST_IMAGES, side))
+    if channels != 3:
+        raise UsageError(f"ImageNet's statistics for {channels} channel", fix="use --normalisation auto or half")
+    return _IMAGENET
 
 
 def measured(images: torch.Tensor) -> Statistics:

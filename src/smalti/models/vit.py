@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
         )
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         where = None if visible is None else F.pad(visible + 1, (1, 0))  # [S] comes first
         if self.pos_embed is not None:
             x = x + (self.pos_embed if where is None else F.embedding(where, self.pos_embed[0]))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require
@@ -27,8 +27,8 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_kind
-from smalti.runs.models import load_finetuned, load_model
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.models import load_finetuned, load_pretrained
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import load_tokenizer as load_tokenizer_onto
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
@@ -45,14 +45,15 @@ class Network:
     """A trained network, in evaluation mode and without gradients.
 
     Attributes:
-        module: the network with its head: a masked image model, a classifier or a segmenter.
+        module: the network with its head: a masked image model, a classifier or a segmenter; a backbone has none.
         compute: where it is, and in which number format it computes.
         layer: the block whose features are taken where none is named, counted from 1: two thirds up a network that
-            masked image modeling without a decoder has trained, whose last blocks are busy with tokens; else the last.
+            masked image modeling without a decoder has trained, whose last blocks are busy with tokens; else the last,
+            also of a bundle that was cut after a block.
         classes: of a fine-tuned network, the name of each class.
     """
 
-    module: MaskedImageModel | ImageClassifier | Segmenter
+    module: VisionTransformer | MaskedImageModel | ImageClassifier | Segmenter
     compute: Compute
     layer: int
     classes: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class Network:
     @property
     def backbone(self) -> VisionTransformer:
         """The network without its head."""
-        return self.module.backbone
+        return self.module if isinstance(self.module, VisionTransformer) else self.module.backbone
 
     def features(
         self, images: Tensor | Picture | Sequence[Picture], layer: int | None = None, pooling: Pooling = "mean"
@@ -119,7 +120,7 @@ def load(
     """What a folder holds: a network of `pretrain` or `finetune`, or the tokenizer of `train-tokenizer` or `import`.
 
     Args:
-        model: a run folder.
+        model: a run folder, a bundle (`smalti export`), or what `smalti import` has written.
         device: where to compute.
         precision: number format of networks, as of the command line.
 
@@ -149,9 +150,10 @@ def network_of(run: str, compute: Compute) -> Network:
         return Network(tuned, compute, tuned.backbone.config.depth, RunFolder(Path(run).expanduser()).read_classes())
     if kind != Pretrain.__name__:
         raise UsageError(f"{run} is a {kind} run", cause="features are those of a pretrained or fine-tuned network")
-    model = load_model(run, compute)
-    depth = model.backbone.config.depth
-    return Network(model, compute, -(-2 * depth // 3) if isinstance(model.decoder_config, Linear) else depth)
+    model, linear = load_pretrained(run, compute), isinstance(read_config(run, Pretrain).decoder, Linear)
+    network = Network(model, compute, 0)
+    depth, whole = network.backbone.config.depth, isinstance(network.backbone.norm, nn.LayerNorm)
+    return replace(network, layer=-(-2 * depth // 3) if linear and whole else depth)
 
 
 def load_tokenizer(
