@@ -243,9 +243,15 @@ def test_a_new_folder_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "file").read_text() == "all of it"
 
 
-def test_a_new_folder_leaves_nothing_where_the_block_fails(tmp_path: Path) -> None:
-    for failure, seen in ((ValueError("no"), ValueError), (OSError(28, "full"), OutputError)):
-        with pytest.raises(seen), new_folder(tmp_path / "out") as folder:
+@pytest.mark.parametrize(("failure", "seen"), [(ValueError("no"), ValueError), (OSError(28, "full"), OutputError)])
+def test_a_new_folder_leaves_nothing_where_the_block_fails(
+    failure: Exception, seen: type[Exception], tmp_path: Path
+) -> None:
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as folder:
             (folder / "file").write_text("half of it")
             raise failure
-        assert list(tmp_path.iterdir()) == []
+
+    with pytest.raises(seen):
+        fill()
+    assert list(tmp_path.iterdir()) == []
