@@ -12,8 +12,10 @@ CLASSES = {
     "Data",
     "Embed",
     "Evaluate",
+    "Export",
     "Finetune",
     "ImageTokenizer",
+    "ImportModel",
     "Network",
     "Plan",
     "Prepare",
@@ -37,6 +39,8 @@ FUNCTIONS = {
     "prepare": "(config)",
     "embed": "(config)",
     "search": "(config)",
+    "export": "(config)",
+    "import_model": "(config)",
 }
 METHODS = {
     "Network.features": "(self, images, layer=None, pooling='mean')",

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from smalti.runs.embed import main as embed
     from smalti.runs.evaluate import Evaluate
     from smalti.runs.evaluate import main as evaluate
+    from smalti.runs.export import Export
+    from smalti.runs.export import main as export
     from smalti.runs.finetune import Finetune
     from smalti.runs.finetune import main as finetune
+    from smalti.runs.import_model import ImportModel
+    from smalti.runs.import_model import main as import_model
     from smalti.runs.network import Network, load, load_network, load_tokenizer
     from smalti.runs.prepare import Prepare
     from smalti.runs.prepare import main as prepare
@@ -45,6 +49,8 @@ _VERBS = {
     "tokenize": "Tokenize",
     "embed": "Embed",
     "search": "Search",
+    "export": "Export",
+    "import_model": "ImportModel",
 }
 """Verbs of the command line, each a function of its configuration: `main` of the module of its name in `runs`."""
 
@@ -65,8 +71,10 @@ __all__ = [
     "Data",
     "Embed",
     "Evaluate",
+    "Export",
     "Finetune",
     "ImageTokenizer",
+    "ImportModel",
     "Network",
     "Plan",
     "Prepare",
@@ -79,7 +87,9 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "export",
     "finetune",
+    "import_model",
     "load",
     "load_network",
     "load_tokenizer",

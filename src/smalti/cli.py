@@ -248,7 +248,7 @@ VERBS = {
     "tokenize": Verb("tokenize", "Tokenize", _tokenize),
     "pretrain": Verb("pretrain", "Pretrain", _train),
     "finetune": Verb("finetune", "Finetune", _train),
-    "import": Verb("import_model", "Import"),
+    "import": Verb("import_model", "ImportModel"),
     "info": Verb("info", "Info"),
     "export": Verb("export", "Export"),
     "evaluate": Verb("evaluate", "Evaluate"),

@@ -15,7 +15,7 @@ from smalti.core.errors import CheckpointError, UsageError
 from smalti.exporting import huggingface, timm, unilm
 from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
-from smalti.runs.import_model import Import
+from smalti.runs.import_model import ImportModel
 from smalti.runs.import_model import main as import_model
 from smalti.runs.models import load_subject
 from smalti.weights.names import to_released, to_timm
@@ -31,7 +31,7 @@ def saved(weights: dict[str, Tensor], path: Path) -> str:
 
 
 def imported(place: str, out: Path, **settings: Any) -> tuple[dict[str, Any], Subject]:
-    about = import_model(Import((place,), str(out), **settings))
+    about = import_model(ImportModel((place,), str(out), **settings))
     return about, load_subject(str(out), CPU)
 
 

@@ -1,6 +1,7 @@
 """`smalti.load`: what is in a run folder, and its features, which are those that `smalti evaluate` measures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import ViT
+from smalti.runs.export import Export
+from smalti.runs.export import main as export
 from smalti.runs.network import Network, load, load_network, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from tests.small_runs import finetune, pictures, pretrain, scenes, segment, train_tokenizer
@@ -81,7 +84,8 @@ def test_the_default_layer_is_two_thirds_up(
 
     config = ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=depth, num_heads=2)
     monkeypatch.setattr(module, "read_kind", lambda run: "Pretrain")
-    monkeypatch.setattr(module, "load_model", lambda run, compute: build_mim(config, 4))
+    monkeypatch.setattr(module, "load_pretrained", lambda run, compute: build_mim(config, 4))
+    monkeypatch.setattr(module, "read_config", lambda run, cls: cls())
     assert load_network("run", "cpu").layer == layer
 
 
@@ -182,3 +186,16 @@ def test_what_cannot_be_done_is_said_in_one_line(network: Network, runs: Path, t
         load_network(runs / "tokenizer")
     with pytest.raises(UsageError, match="is a Pretrain run; a TrainTokenizer run is needed"):
         load_tokenizer(runs / "beit")
+
+
+@pytest.mark.parametrize(("part", "layer", "default"), [("whole", None, 2), ("backbone", None, 2), ("auto", 1, 1)])
+def test_a_bundle_has_the_features_of_the_run(
+    part: Any, layer: int | None, default: int, runs: Path, network: Network, tmp_path: Path
+) -> None:
+    export(Export(str(runs / "beit"), "bundle", str(tmp_path / "bundle"), part, layer))
+    found = load_network(tmp_path / "bundle", "cpu")
+    assert found.layer == default
+    for block in range(1, default + 1):
+        torch.testing.assert_close(
+            found.features(files(runs), block), network.features(files(runs), block), rtol=0, atol=0
+        )

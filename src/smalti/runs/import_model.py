@@ -39,7 +39,7 @@ from smalti.weights.source import SourceWeights
 
 
 @dataclass(frozen=True)
-class Import:
+class ImportModel:
     """Which files, and where to. They are read without running anything in them."""
 
     files: tuple[str, ...]
@@ -56,7 +56,7 @@ class Import:
         require(len(self.files) in (1, 2), f"{len(self.files)} files", "give one of weights, or the two of DALL-E")
 
 
-def main(config: Import) -> dict[str, Any]:
+def main(config: ImportModel) -> dict[str, Any]:
     """Read, check and write the model.
 
     Returns:
@@ -74,7 +74,7 @@ def main(config: Import) -> dict[str, Any]:
     return _dalle(config, out) if len(config.files) == 2 else _network(config, out)
 
 
-def _dalle(config: Import, out: Path) -> dict[str, Any]:
+def _dalle(config: ImportModel, out: Path) -> dict[str, Any]:
     paths = [Path(file).expanduser() for file in config.files]
     tokenizer, weights = read_dalle(paths)
     sources = {path.name: sha256(path.read_bytes()) for path in paths}
@@ -84,7 +84,7 @@ def _dalle(config: Import, out: Path) -> dict[str, Any]:
     return {"out": config.out, "tokenizer": to_json(tokenizer), "parameters": parameters, "sources": sources}
 
 
-def _network(config: Import, out: Path) -> dict[str, Any]:
+def _network(config: ImportModel, out: Path) -> dict[str, Any]:
     place = config.files[0]
     source = read_source(place)
     vit = _normalised(source.vit(config.num_heads), place, config.normalisation)
