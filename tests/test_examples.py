@@ -1,6 +1,7 @@
 """Every example runs."""
 
 import runpy
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 import smalti
+from smalti.cli import main
 from smalti.recipes import tiny
-from tests.small_runs import flat_pictures, picture, pictures, result
+from tests.small_runs import finetune, flat_pictures, picture, pictures, pretrain, result, train_tokenizer
 from tests.test_documentation import blocks_of
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,52 @@ def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("tokenizer: PSNR ")
     assert printed[-1] == "features of a black image: (1, 96)"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders `photos`, `tokenizer`, `beit` and `classes`."""
+    folder = tmp_path_factory.mktemp("examples")
+    photos = pictures(folder / "photos")
+    assert train_tokenizer(photos, folder / "tokenizer", 2) == 0
+    assert pretrain(photos, folder / "tokenizer", folder / "beit", 2, "--accept-tokenizer") == 0
+    assert finetune(photos, folder / "beit", folder / "classes", 2) == 0
+    return folder
+
+
+def exported(run: Path, target: str, out: Path) -> str:
+    assert main(["export", str(run), "--to", target, "--out", str(out)]) == 0
+    return str(out)
+
+
+def test_feature_maps_with_timm(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    folder = exported(runs / "beit", "timm", tmp_path / "timm")
+    capsys.readouterr()
+    example = runpy.run_path(str(EXAMPLES / "features_with_timm.py"))
+    example["main"]([folder, str(runs / "photos" / "down" / "00.png")])
+    assert capsys.readouterr().out.splitlines() == ["features: (1, 16)", *["feature map: (1, 16, 4, 4)"] * 2]
+
+
+def test_classes_with_onnx(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = exported(runs / "classes", "onnx", tmp_path / "onnx")
+    capsys.readouterr()
+    example = runpy.run_path(str(EXAMPLES / "classify_with_onnx.py"))
+    example["main"]([folder, str(runs / "photos" / "down" / "00.png")])
+    assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()} == {"across", "down"}
+
+
+def test_fine_tuning_with_transformers(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for library in ("transformers", "accelerate"):
+        pytest.importorskip(library)
+    folder = exported(runs / "beit", "huggingface", tmp_path / "beit")
+    example = runpy.run_path(str(EXAMPLES / "finetune_with_transformers.py"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the Trainer
+        example["main"]([folder, str(runs / "photos"), "--out", str(tmp_path / "tuned"), "--steps", "2"])
+    assert "2 classes" in capsys.readouterr().out
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
 
 
 def python_of(page: str) -> Iterator[str]:

@@ -23,13 +23,18 @@ def write(subject: Subject, facts: Facts, config: Any, step: int, folder: Path) 
     source = facts.recipe.get(IMPORTED, "")
     write_bundle(folder, config, step, facts.tokenizer, subject.weights(), source)
     write_json(folder / PREPROCESSOR, preprocessor(subject, facts.evaluation))
-    if subject.classes:
-        write_json(folder / _CLASSES, list(subject.classes))
+    write_classes(subject, folder)
     if facts.result:
         write_json(folder / _RESULT, facts.result)
     if facts.evaluation is not None:
         write_json(folder / EVALUATION, facts.evaluation)
     return _USES[subject.kind]
+
+
+def write_classes(subject: Subject, folder: Path) -> None:
+    """Write the names of the outputs of a classifier or segmenter, in order; of others nothing."""
+    if subject.classes:
+        write_json(folder / _CLASSES, list(subject.classes))
 
 
 def preprocessor(subject: Subject, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:

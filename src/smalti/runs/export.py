@@ -89,6 +89,7 @@ def main(config: Export) -> dict[str, Any]:
     require_packages(target.packages, config.to)
     with new_folder(out) as folder:
         snippet = target.write(subject, folder)
+        bundle.write_classes(subject, folder)
         pairs = target.compare(subject, folder, sample_images(subject.preprocessing))
         certificate = certify(folder, config.to, pairs, target.packages)
         write_bytes(folder / "README.md", card(subject, facts, config.to, snippet, certificate))
