@@ -4,7 +4,6 @@ ViT has absolute positions, no LayerScale, a last norm, and classifies by [S]. B
 mean pooling, on square images only: it interpolates positions on the assumption of a square grid.
 """
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,9 @@ def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
     Raises:
         RefusedError: it does not find all weights under their names.
     """
-    transformers, name = importlib.import_module("transformers"), architecture(subject)
+    import transformers
+
+    name = architecture(subject)
     transformers.utils.logging.disable_progress_bar()
     model, told = getattr(transformers, name).from_pretrained(str(folder), output_loading_info=True)
     odd = sorted(key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told[kind])

@@ -1,6 +1,5 @@
 """Export to ONNX, for any number of images and, where the network allows it, of any size."""
 
-import importlib
 from pathlib import Path
 
 import torch
@@ -55,9 +54,10 @@ images = np.zeros(({shape}), np.float32)  # any number of images, in [0, 1]"""
 @torch.no_grad()
 def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
     """The outputs of our network and of onnxruntime."""
-    runtime = importlib.import_module("onnxruntime")
+    import onnxruntime
+
     sessions = {
-        name: runtime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
         for name in graphs(subject)
     }
 

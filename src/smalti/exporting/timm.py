@@ -1,6 +1,5 @@
 """Export for timm: its `VisionTransformer` for absolute positions, its `Beit` for relative ones."""
 
-import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,9 @@ def _config(subject: Subject, made: Architecture) -> dict[str, Any]:
 @torch.no_grad()
 def compare(subject: Subject, folder: Path, images: torch.Tensor) -> Pairs:
     """The outputs of our network and of timm's, loaded in both ways."""
-    timm, made = importlib.import_module("timm"), architecture(subject)
+    import timm
+
+    made = architecture(subject)
     by_path = timm.create_model(made.name, checkpoint_path=str(folder / _WEIGHTS), **made.arguments)
     by_folder = timm.create_model(f"local-dir:{folder}", pretrained=True)
     by_path.eval()

@@ -1,6 +1,5 @@
 """`smalti import`: weights of other programs as a MODEL, and the public DALL-E tokenizer from its two files."""
 
-import importlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -170,7 +169,9 @@ def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pa
     described = place / "config.json"
     if not described.is_file() or importlib.util.find_spec("transformers") is None:
         return pairs
-    transformers, settings = importlib.import_module("transformers"), json.loads(described.read_bytes())
+    import transformers
+
+    settings = json.loads(described.read_bytes())
     model = transformers.AutoModel.from_pretrained(str(place))
     model.eval()
     shown = model(subject.preprocessing.normalised(images)).last_hidden_state
