@@ -2,7 +2,7 @@
 # make test   lint, types, all tests that are not marked slow
 # make docs-check   figures of the documentation against the recorded results beside them
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
-# make parity the same weights in our networks and in those of timm and transformers, which it installs
+# make parity the same weights in our networks, in those of timm and transformers, and in ONNX; it installs these
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
 # TORCH=cpu           a small torch without CUDA (Linux; on macOS it always is)
@@ -30,7 +30,7 @@ docs-check: .venv/installed-dev
 	$(BIN)/pytest -m docs
 
 parity: .venv/installed-interop
-	$(BIN)/pytest tests/parity
+	$(BIN)/pytest tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py
 
 .venv/installed: pyproject.toml scripts/install.sh
 	@sh scripts/install.sh $(PYTHON) $(TORCH) .

@@ -22,8 +22,8 @@ from printing import print_figures
 from torch import Tensor
 
 from smalti.core.compute import Compute, choose_compute
-from smalti.runs.import_tokenizer import ImportTokenizer
-from smalti.runs.import_tokenizer import main as import_tokenizer
+from smalti.runs.import_model import ImportModel
+from smalti.runs.import_model import main as import_model
 from smalti.runs.tokenizers import load_dalle
 from smalti.tokenizers.dalle import DallETokenizer
 
@@ -38,7 +38,7 @@ def both(width: int, vocab_size: int, compute: Compute) -> tuple[torch.nn.Module
         for half, path in zip((encoder, decoder), paths, strict=True):
             torch.save(half, path)
         out = str(Path(folder) / "model")
-        import_tokenizer(ImportTokenizer((paths[0], paths[1]), out))
+        import_model(ImportModel((paths[0], paths[1]), out))
         return encoder.to(compute.device), load_dalle(out, compute)
 
 

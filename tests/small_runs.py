@@ -31,7 +31,9 @@ _PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat"]
 
 TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
 FINETUNE_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, "--validation", "0.25"]
-PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN]
+PUBLISHED = ["--decoder", "linear", "--masking", "blockwise", "--masking.ratio", "0.4"]
+"""BEiT as published, whatever the recipe has; a later flag wins."""
+PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, *PUBLISHED]
 DEMO_FLAGS = [
     *CPU,
     *(f"--tokenizer.{flag[2:]}" if flag.startswith("--") else flag for flag in [*_DATA, *_TOKENIZER, *_PLAN]),

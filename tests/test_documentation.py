@@ -75,9 +75,13 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "pretrain",
         "finetune",
         "evaluate",
+        "embed",
+        "search",
         "show",
         "report",
-        "import_tokenizer",
+        "import_model",
+        "info",
+        "export",
     ):
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())

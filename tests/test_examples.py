@@ -1,13 +1,23 @@
 """Every example runs."""
 
 import runpy
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.small_runs import flat_pictures, result
+import smalti
+from smalti.cli import main
+from smalti.recipes import tiny
+from tests.small_runs import finetune, flat_pictures, picture, pictures, pretrain, result, train_tokenizer
+from tests.test_documentation import blocks_of
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 
 
 def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +29,82 @@ def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("tokenizer: PSNR ")
     assert printed[-1] == "features of a black image: (1, 96)"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders `photos`, `tokenizer`, `beit` and `classes`."""
+    folder = tmp_path_factory.mktemp("examples")
+    photos = pictures(folder / "photos")
+    assert train_tokenizer(photos, folder / "tokenizer", 2) == 0
+    assert pretrain(photos, folder / "tokenizer", folder / "beit", 2, "--accept-tokenizer") == 0
+    assert finetune(photos, folder / "beit", folder / "classes", 2) == 0
+    return folder
+
+
+def exported(run: Path, target: str, out: Path) -> str:
+    assert main(["export", str(run), "--to", target, "--out", str(out)]) == 0
+    return str(out)
+
+
+def test_feature_maps_with_timm(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    folder = exported(runs / "beit", "timm", tmp_path / "timm")
+    capsys.readouterr()
+    example = runpy.run_path(str(EXAMPLES / "features_with_timm.py"))
+    example["main"]([folder, str(runs / "photos" / "down" / "00.png")])
+    assert capsys.readouterr().out.splitlines() == ["features: (1, 16)", *["feature map: (1, 16, 4, 4)"] * 2]
+
+
+def test_classes_with_onnx(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = exported(runs / "classes", "onnx", tmp_path / "onnx")
+    capsys.readouterr()
+    example = runpy.run_path(str(EXAMPLES / "classify_with_onnx.py"))
+    example["main"]([folder, str(runs / "photos" / "down" / "00.png")])
+    assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()} == {"across", "down"}
+
+
+def test_fine_tuning_with_transformers(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for library in ("transformers", "accelerate"):
+        pytest.importorskip(library)
+    folder = exported(runs / "beit", "huggingface", tmp_path / "beit")
+    example = runpy.run_path(str(EXAMPLES / "finetune_with_transformers.py"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the Trainer
+        example["main"]([folder, str(runs / "photos"), "--out", str(tmp_path / "tuned"), "--steps", "2"])
+    assert "2 classes" in capsys.readouterr().out
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
+def python_of(page: str) -> Iterator[str]:
+    return (block.code for block in blocks_of((ROOT / page).read_text()) if block.language == "python")
+
+
+def test_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What README and docs/embed.md say, as it stands there, with two steps and a network of 2 blocks."""
+    monkeypatch.chdir(tmp_path)
+    cpu = {"device": "cpu", "precision": "fp32"}
+    tokenizer, backbone = tiny.train_tokenizer(), tiny.pretrain()
+    tokenizer = replace(tokenizer, plan=replace(tokenizer.plan, steps=2, batch_size=16), **cpu)
+    backbone = replace(backbone, plan=replace(backbone.plan, steps=2, batch_size=16), accept_tokenizer=True, **cpu)
+    monkeypatch.setattr(tiny, "train_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(tiny, "pretrain", lambda: backbone)
+    photos = flat_pictures(tmp_path / "photos", 40)
+    for name in ("a.jpg", "b.jpg"):
+        picture(1, across=True).save(photos / name)
+        picture(1, across=True).save(name)
+
+    defined: dict[str, Any] = {}
+    (readme,) = (code for code in python_of("README.md") if "smalti.load" in code)
+    exec(readme, defined)
+    assert defined["features"].shape == (2, 96)
+    assert defined["tokens"].shape == (1, 8, 8)
+    for out in ("features.npy", "features.parquet"):
+        Path(out).unlink(missing_ok=True)
+        smalti.embed(smalti.Embed("runs/beit", str(pictures(tmp_path / Path(out).suffix, 3)), out, num_workers=0))
+    learnt, table, network = python_of("docs/embed.md")
+    for code in (*([learnt] if find_spec("sklearn") else []), table, network):
+        exec(code, defined)
+    assert defined["x"].shape == (6, 96)
+    assert defined["y"] == ["across"] * 3 + ["down"] * 3

@@ -49,8 +49,12 @@ usage: smalti VERB [...] [--json] [--debug]
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
   pretrain RECIPE --data DATA --tokenizer RUN --out RUN   stage two: masked image modeling
   finetune RECIPE --data DATA --init RUN --out RUN        classes of images or of pixels, from a pretrained backbone
-  import ENCODER.pkl DECODER.pkl --out MODEL              the public DALL-E tokenizer; nothing in the files is run
+  import WEIGHTS --out MODEL                              of timm, transformers, unilm, lightly; DALL-E has two files
+  info MODEL                                              what a model is, its input, its results, its best layer
+  export MODEL --to timm --out FOLDER                     for timm, huggingface, unilm, onnx, torch-export; a bundle
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
+  embed MODEL DATA --out features.npy                     features of all images, a row each; or features.parquet
+  search FEATURES IMAGE... [--out PAGE.html]              the nearest images by their features; --near-duplicates 0.95
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN...                                           one offline HTML file
@@ -121,7 +125,7 @@ def _dispatch(arguments: list[str]) -> Result | None:
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
     module, config, call = VERBS[verb]
-    if world_size() > 1 and call is not _train:  # several processes can only train together
+    if world_size() > 1 and not (call is _train or verb in TOGETHER):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
     return call(verb, run, getattr(run, config), rest)
@@ -172,12 +176,13 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, finished, is_run, read_config
+    from smalti.runs.folder import copy_run, finished, is_run, read_config, require_run
 
     folder = take_value(arguments, "--resume")
     if folder is not None:
         allow_inexact = take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
+        require_run(folder, fix="start a new run from it, with --init or --init-from")
         config = parse(cls, before, arguments, f"{verb} --resume {folder}")
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
@@ -243,14 +248,20 @@ VERBS = {
     "tokenize": Verb("tokenize", "Tokenize", _tokenize),
     "pretrain": Verb("pretrain", "Pretrain", _train),
     "finetune": Verb("finetune", "Finetune", _train),
-    "import": Verb("import_tokenizer", "ImportTokenizer"),
+    "import": Verb("import_model", "ImportModel"),
+    "info": Verb("info", "Info"),
+    "export": Verb("export", "Export"),
     "evaluate": Verb("evaluate", "Evaluate"),
+    "embed": Verb("embed", "Embed"),
+    "search": Verb("search", "Search"),
     "show": Verb("show", "Show"),
     "masks": Verb("masks", "Masks"),
     "report": Verb("report", "Report"),
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
+TOGETHER = ("embed", "tokenize")
+"""Verbs that several processes can do together, beside those that train."""
 
 
 def recipe_names() -> list[str]:

@@ -104,14 +104,13 @@ def take_flag(arguments: list[str], flag: str) -> bool:
 
 
 def take_value(arguments: list[str], flag: str, what: str = "FOLDER") -> str | None:
-    """Remove `flag VALUE` or `flag=VALUE` and return the value."""
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == flag:
-            following = arguments[place + 1 : place + 2]
-            given = value if equals else "".join(following)
-            if not given or given.startswith("--"):
-                raise UsageError(f"no value for {flag}", fix=f"use {flag} {what}")
-            del arguments[place : place + (1 if equals else 2)]
-            return given
-    return None
+    """Remove `flag VALUE` or `flag=VALUE` and return the value; the last one, where it is given several times."""
+    found = None
+    while (place := next((n for n, one in enumerate(arguments) if one.partition("=")[0] == flag), None)) is not None:
+        _, equals, value = arguments[place].partition("=")
+        given = value if equals else "".join(arguments[place + 1 : place + 2])
+        if not given or given.startswith("--"):
+            raise UsageError(f"no value for {flag}", fix=f"use {flag} {what}")
+        del arguments[place : place + (1 if equals else 2)]
+        found = given
+    return found

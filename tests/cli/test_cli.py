@@ -11,7 +11,10 @@ import pytest
 
 from smalti import __version__
 from smalti.cli import VERBS, main, recipe_names
+from smalti.flags import parse
 from smalti.functional.masking import Random
+from smalti.models.decoder import CrossAttention
+from smalti.runs.pretrain import Pretrain
 from smalti.tokenizers.quantised import VQ
 from smalti.training.targets import Pixels
 
@@ -425,3 +428,10 @@ def test_explain_takes_the_flags_of_either_stage(capsys: pytest.CaptureFixture[s
 def test_explain_refuses_what_neither_stage_knows(capsys: pytest.CaptureFixture[str]) -> None:
     line = error_of(["explain", "nano", "--backbone.depth", "5", "--backbone.width", "5"], 2, capsys)
     assert line.startswith("error: unknown option '--backbone.width'")
+
+
+def test_of_a_flag_that_is_given_twice_the_last_counts() -> None:
+    """As where a script appends the flags of its user to its own."""
+    flags = ["--decoder", "linear", "--seed", "1", "--decoder=cross-attention", "--seed", "2", "--decoder.depth", "3"]
+    found = parse(Pretrain, Pretrain(), flags, "pretrain")
+    assert (found.decoder, found.seed) == (CrossAttention(depth=3), 2)

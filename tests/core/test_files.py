@@ -12,6 +12,7 @@ from smalti.core.errors import CheckpointError, OutputError
 from smalti.core.files import (
     is_whole,
     make_folder,
+    new_folder,
     read_folder,
     remove_leftovers,
     sha256,
@@ -232,3 +233,25 @@ def test_make_folder_proves_that_it_can_be_written(tmp_path: Path) -> None:
 
 def test_sha256_of_the_empty_string() -> None:
     assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_new_folder_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a" / "b") as folder:
+        (folder / "file").write_text("all of it")
+        assert not (tmp_path / "a" / "b").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert (tmp_path / "a" / "b" / "file").read_text() == "all of it"
+
+
+@pytest.mark.parametrize(("failure", "seen"), [(ValueError("no"), ValueError), (OSError(28, "full"), OutputError)])
+def test_a_new_folder_leaves_nothing_where_the_block_fails(
+    failure: Exception, seen: type[Exception], tmp_path: Path
+) -> None:
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "file").write_text("half of it")
+            raise failure
+
+    with pytest.raises(seen):
+        fill()
+    assert list(tmp_path.iterdir()) == []

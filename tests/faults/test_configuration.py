@@ -14,10 +14,12 @@ from smalti.core.config import Field, from_json, kinds, leaves, require_finite, 
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.data.load import Data
 from smalti.recipes import nano
+from smalti.runs.embed import Embed
 from smalti.runs.evaluate import Evaluate
 from smalti.runs.folder import RunFolder, create, read_config, read_kind
 from smalti.runs.masks import Masks
 from smalti.runs.prepare import Prepare
+from smalti.runs.search import Search
 from smalti.runs.show import Show
 from smalti.runs.train_tokenizer import TrainTokenizer
 from tests.small_runs import CPU, flat_pictures, train_tokenizer
@@ -34,7 +36,7 @@ def configurations() -> Iterator[tuple[str, Any]]:
                     for name, kind in kinds(type(config), field.name).items():
                         yield f"{field.name}={name}", kind()
     yield from (("evaluate", Evaluate("m", "i")), ("masks", Masks()), ("prepare", Prepare("d", out="o")))
-    yield "show", Show("m", ("i",))
+    yield from (("show", Show("m", ("i",))), ("embed", Embed("m", "i", "o.npy")), ("search", Search("f", ("i",))))
 
 
 def numbers() -> dict[str, tuple[Any, Field]]:

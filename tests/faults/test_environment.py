@@ -47,6 +47,8 @@ def commands(folder: Path) -> list[list[str]]:
         ["pretrain", "tiny", *pretraining, "--data", photos, "--out", run],
         ["evaluate", tokenizer, photos, *CPU],
         ["evaluate", run, photos, *CPU, "--draws", "2", "--poolings", "mean"],
+        ["embed", run, photos, "--out", f"{folder}/features.npy", "--num-workers", "0", *CPU],
+        ["search", f"{folder}/features.npy", f"{photos}/across/00.png", "--out", f"{folder}/search.html", *CPU],
         ["show", run, f"{photos}/across/00.png", "--out", f"{folder}/show.html", *CPU],
         ["report", tokenizer, run],
         ["masks", "--out", f"{folder}/masks.html"],

@@ -26,7 +26,7 @@ def main(events: str) -> int:
     """Run what standard input says. Returns the greatest exit code."""
     import smalti.runs.demo
     import smalti.runs.evaluate
-    import smalti.runs.import_tokenizer
+    import smalti.runs.import_model
     import smalti.runs.report
     import smalti.runs.tokenize  # noqa: F401
     from smalti.cli import main

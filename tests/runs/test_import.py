@@ -11,7 +11,7 @@ from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import sha256
 from smalti.flags import parse
-from smalti.runs.import_tokenizer import ImportTokenizer, main
+from smalti.runs.import_model import ImportModel, main
 from smalti.runs.tokenizers import load_dalle
 from smalti.tokenizers.dalle import DallE
 from tests.contracts import check_tokenizer
@@ -22,9 +22,9 @@ SMALL = DallE(vocab_size=16, width=8, depth=1, code_width=4)
 CPU = Compute(torch.device("cpu"), torch.float32)
 
 
-def arguments(files: tuple[str, str], out: Path) -> ImportTokenizer:
+def arguments(files: tuple[str, str], out: Path) -> ImportModel:
     """As the command line would read them."""
-    return parse(ImportTokenizer, None, [*files, "--out", str(out)], "import")
+    return parse(ImportModel, None, [*files, "--out", str(out)], "import")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -56,21 +56,21 @@ def test_what_is_imported_is_what_was_published(zipped: bool, tmp_path: Path) ->
 def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> None:
     files = publish(SMALL.build(), tmp_path)
     with pytest.raises(UsageError, match=r"is not empty; an import never overwrites; choose another --out"):
-        main(ImportTokenizer(files, str(tmp_path)))
+        main(ImportModel(files, str(tmp_path)))
     with pytest.raises(UsageError, match="no folder to write; use --out MODEL"):
-        ImportTokenizer(files)
+        ImportModel(files)
     canary = tmp_path / "canary"
     (tmp_path / "decoder.pkl").write_bytes(pickled(Reduced(os.system, f"touch {canary}")))
     refusal = rf"decoder.pkl asks for {os.system.__module__}.system; this is no file of weights; nothing was run"
     with pytest.raises(CheckpointError, match=refusal):
-        main(ImportTokenizer(files, str(tmp_path / "model")))
+        main(ImportModel(files, str(tmp_path / "model")))
     assert not canary.exists()
     assert not (tmp_path / "model").exists()
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "model"
-    main(ImportTokenizer(publish(SMALL.build(), tmp_path), str(out)))
+    main(ImportModel(publish(SMALL.build(), tmp_path), str(out)))
     weights = bytearray((out / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (out / "model.safetensors").write_bytes(weights)
@@ -83,7 +83,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
 def test_an_imported_tokenizer_serves_both_verbs_that_need_one(tmp_path: Path) -> None:
     """Stride 8 on patches of 4: the token view is larger than the patch view."""
     photos, model = pictures(tmp_path / "photos"), tmp_path / "model"
-    main(ImportTokenizer(publish(SMALL.build(seed=3), tmp_path), str(model)))
+    main(ImportModel(publish(SMALL.build(seed=3), tmp_path), str(model)))
     assert pretrain(photos, model, tmp_path / "run", 2, "--token-cache", str(tmp_path / "cache")) == 0
     assert result(tmp_path / "run")["steps"] == 2
     again = pretrain(photos, model, tmp_path / "again", 2, "--token-cache", str(tmp_path / "cache"))

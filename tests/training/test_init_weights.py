@@ -13,7 +13,8 @@ from smalti.models import vit
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
 from smalti.training.init_weights import init_from_weights, load_resized
-from smalti.weights.read import from_huggingface, from_timm
+from smalti.weights.names import from_timm
+from smalti.weights.read import from_huggingface
 from smalti.weights.source import SourceWeights
 from tests.other_names import (
     VOCABULARY,

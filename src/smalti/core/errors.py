@@ -59,7 +59,7 @@ class DistributedError(SmaltiError):
 
 
 class RefusedError(SmaltiError):
-    """A run that is possible but pointless: pretraining with a collapsed tokenizer."""
+    """A result that would be worthless: of a collapsed tokenizer, or an export that computes something else."""
 
     exit_code = 9
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from smalti.core.errors import CheckpointError, OutputError
 
@@ -45,7 +45,18 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     Raises:
         OutputError: it cannot be written, or what is there is a link or a device.
     """
-    _with_retries(path, lambda: _write_bytes(path, parts))
+    _with_retries(path, lambda: _replace(path, lambda new: _write_new(new, parts)))
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """As `write_bytes`, for content that is too large for memory: `write` fills the new file.
+
+    It is called again after a transient error, each time with an empty file.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    _with_retries(path, lambda: _replace(path, lambda new: _fill_new(new, write)))
 
 
 def append(path: Path, data: bytes) -> None:
@@ -126,6 +137,33 @@ def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OutputError(f"cannot copy {source} to {path}", cause=error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write files into, which gets the name `path` when the block ends; if it fails, nothing is left.
+
+    Args:
+        path: must not exist, or be an empty folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = _temporary(path)
+    try:
+        _make_folders(path.parent)
+        temporary.mkdir()
+        yield temporary
+        for written in sorted(temporary.iterdir()):
+            with open(written, "rb") as file:
+                os.fsync(file.fileno())
+        _sync_folder(temporary)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -209,13 +247,14 @@ def _with_retries(path: Path, write: Callable[[], None]) -> None:
             time.sleep(pause)
 
 
-def _write_bytes(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def _replace(path: Path, write_new: Callable[[Path], None]) -> None:
+    """Put the file that `write_new` writes, under a temporary name, in the place of `path`."""
     temporary = _temporary(path)
     try:
         if not _is_ordinary(path):
             raise OSError(errno.EEXIST, _NOT_ORDINARY)
         _make_folders(path.parent)
-        _write_new(temporary, parts)
+        write_new(temporary)
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
@@ -292,6 +331,14 @@ def _write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _fill_new(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a new file, and flush it to the disk."""
+    with open(path, "xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write_all(handle: int, data: bytes | memoryview) -> None:

@@ -154,6 +154,18 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
         raise DataError(f"cannot read {name}", cause=f"damaged: {str(error) or type(error).__name__}") from error
 
 
+def from_pillow(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    try:
+        return np.ascontiguousarray(_upright(_any_format(image, channels, image.size), orientation(image)))
+    except Exception as error:  # as in `decode_scaled`
+        raise DataError("cannot read an image given by Pillow", cause=f"{error}" or type(error).__name__) from error
+
+
 def header_of(data: bytes) -> Header:
     """The header of a file that has been decoded already."""
     if data.startswith(npy.MAGIC):
@@ -258,7 +270,7 @@ def _fast_jpeg(data: bytes, image: ImageFile, channels: int, least: tuple[int, i
         return None
 
 
-def _any_format(image: ImageFile, channels: int, least: tuple[int, int]) -> NDArray[np.uint8]:
+def _any_format(image: Image.Image, channels: int, least: tuple[int, int]) -> NDArray[np.uint8]:
     if least != image.size:
         image.draft(None, least)  # JPEG only
     image.load()  # does nothing if already loaded
@@ -296,7 +308,7 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
     return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
 
 
-def orientation(image: ImageFile) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a file, 1 (upright) to 8."""
     try:
         turn = image.getexif().get(_ORIENTATION)

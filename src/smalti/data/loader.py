@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smalti.core.config import require
 from smalti.core.contracts import Batch, Grid, Masking
+from smalti.core.log import Log
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import Keys, Stream, fold, permutation, signed
 from smalti.data.bad_files import BadFiles
@@ -22,7 +23,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.transforms.augment import Render, channel_means, colour_matrix, mirrored, recolour, resample
 from smalti.data.transforms.views import TwoViews
-from smalti.data.workers.jobs import Inline, Renderer, Task
+from smalti.data.workers.jobs import Inline, Job, Renderer, Task
 from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
 
@@ -291,23 +292,26 @@ def open_view_source(
     """
     if images.bad_files is None:
         return InMemoryViewSource(images.train, views)
-    renderer = _renderer(Render(images.train, views), images.bad_files, data, batch_size, device)
-    return StreamedViewSource(images.train, views, renderer, images.bad_files, device)
+    bad = images.bad_files
+    renderer = open_renderer(Render(images.train, views), data, batch_size, device, bad.log, bad.quarantined)
+    return StreamedViewSource(images.train, views, renderer, bad, device)
 
 
-def _renderer(render: Render, bad: BadFiles, data: Data, batch_size: int, device: torch.device) -> Renderer:
+def open_renderer(
+    job: Job, data: Data, batch_size: int, device: torch.device, log: Log, quarantined: Collection[int] = ()
+) -> Renderer:
+    """What renders the images of a job, on worker processes or in this one.
+
+    Args:
+        batch_size: the most images of a batch.
+        quarantined: positions of images that must not be opened.
+    """
     num_workers = default_workers(device) if data.num_workers is None else data.num_workers
+    avoid = frozenset(quarantined)
     if num_workers == 0:
-        return Inline(render, quarantined=frozenset(bad.quarantined))
-    bad.log.say(f"data workers: {num_workers}")
-    return Workers(
-        render,
-        batch_size,
-        num_workers,
-        timeout=data.worker_timeout,
-        quarantined=frozenset(bad.quarantined),
-        say=bad.log.say,
-    )
+        return Inline(job, quarantined=avoid)
+    log.say(f"data workers: {num_workers}")
+    return Workers(job, batch_size, num_workers, timeout=data.worker_timeout, quarantined=avoid, say=log.say)
 
 
 def default_workers(device: torch.device) -> int:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -98,13 +99,51 @@ def read_square(source: ImageDataset, position: int, side: int) -> Square:
 
 def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The centre square of pixels (H, W, C), resized to (`side`, `side`, C), uint8."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
+    return centre_crop(image, (side, side))
+
+
+def centre_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The largest part in the centre of pixels (H, W, C) that has the shape of `size` (h, w), resized to it, uint8."""
+    top, left, tall, wide = centre_box(image.shape[0], image.shape[1], size)
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    box = (left, top, left + short, top + short)
-    scaled = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
-    return scaled.reshape(side, side, -1)
+    box = (left, top, left + wide, top + tall)
+    scaled = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+    return scaled.reshape(*size, -1)
+
+
+def centre_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, height and width, in pixels, of the part that `centre_crop` shows."""
+    tall, wide = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+@dataclass(frozen=True)
+class CentreCrops:
+    """Renders the centre of images in one size (height, width): a `Job` of data workers that needs no random key."""
+
+    source: ImageDataset
+    size: tuple[int, int]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape (channels, height, width) of an image."""
+        return ((self.source.channels, *self.size),)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, position: int) -> str:
+        """The path or name of an image, for messages."""
+        return self.source.name(position)
+
+    def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
+        """Write an image into `out[0]` (C, h, w).
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        pixels = self.source.shrunk(position, max(self.size)).image
+        out[0][:] = centre_crop(pixels, self.size).transpose(2, 0, 1)
 
 
 def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
@@ -129,13 +168,22 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
     Raises:
         UsageError: ImageNet's statistics for images that do not have three channels.
     """
+    if kind != "auto":
+        return fixed_statistics(kind, channels)
+    return measured(some_squares(images, _MOST_IMAGES, side))
+
+
+def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
+    """Mean and standard deviation of every channel, by name.
+
+    Raises:
+        UsageError: ImageNet's statistics for images that do not have three channels.
+    """
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
-    if kind == "imagenet":
-        if channels != 3:
-            raise UsageError(f"ImageNet's statistics for {channels} channel", fix="use --normalisation auto or half")
-        return _IMAGENET
-    return measured(some_squares(images, _MOST_IMAGES, side))
+    if channels != 3:
+        raise UsageError(f"ImageNet's statistics for {channels} channel", fix="use --normalisation auto or half")
+    return _IMAGENET
 
 
 def measured(images: torch.Tensor) -> Statistics:

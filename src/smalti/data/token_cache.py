@@ -34,6 +34,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import Loader, SampledBatch
 from smalti.data.tokens import CHUNK, encode, token_view
 from smalti.data.transforms.views import TwoViews
+from smalti.models.vit import VisionTransformer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 VERSION = 1
@@ -127,10 +128,10 @@ def token_key(
     )
 
 
-def digest(tokenizer: ImageTokenizer) -> str:
+def digest(network: ImageTokenizer | VisionTransformer) -> str:
     """SHA-256 over configuration and weights."""
-    found = hashlib.sha256(json.dumps(to_json(tokenizer.config), sort_keys=True).encode())
-    for name, value in sorted(tokenizer.state_dict().items()):
+    found = hashlib.sha256(json.dumps(to_json(network.config), sort_keys=True).encode())
+    for name, value in sorted(network.state_dict().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -93,15 +93,12 @@ def extract(
     Reference: BEiT, appendix on linear probes: the last layer of a masked image model is not the best one, so all
     layers are evaluated.
     """
-    tokens_of_one = math.prod(images.images.shape[-2:]) // backbone.patch_size**2
-    batch_size = min(batch_size, max(1, _MOST_TOKENS // tokens_of_one))
+    batch_size = min(batch_size, _most_images(backbone, images.images))
     wanted = dict.fromkeys(part for pooling in poolings for part in _parts(pooling))
     kept: dict[Layer, Tensor] = {}
     for start in range(0, len(images), batch_size):
-        batch = images.images[start : start + batch_size].to(compute.device)
-        grid = (batch.shape[-2] // backbone.patch_size, batch.shape[-1] // backbone.patch_size)
-        with compute.autocast():
-            outputs = backbone.encode(backbone.embed(batch), grid, layers=True).layers
+        batch = images.images[start : start + batch_size]
+        outputs, grid = _block_outputs(backbone, batch, compute)
         for number, tokens in enumerate(outputs, start=1):
             for part in wanted:
                 pooled = pool(tokens.float(), part, grid)
@@ -111,6 +108,40 @@ def extract(
                 limit = torch.finfo(dtype).max
                 kept[number, part][start : start + len(batch)] = pooled.clamp(-limit, limit).to(dtype)
     return LayerFeatures(kept, poolings)
+
+
+@torch.no_grad()
+def layer_features(
+    backbone: Backbone, images: Tensor, compute: Compute, layer: int, pooling: Pooling
+) -> Float[Tensor, "B F"]:
+    """The features of one layer as `extract` computes them, float32, on the device: nothing waits for it.
+
+    Args:
+        backbone: the frozen network.
+        images: B C H W, uint8 or float in [0, 1], of the size of the backbone.
+        compute: device and number format.
+        layer: the block, counted from 1.
+        pooling: how its output becomes a vector.
+    """
+    pooled = []
+    for batch in images.split(_most_images(backbone, images)):
+        outputs, grid = _block_outputs(backbone, batch, compute)
+        pooled.append(pool(outputs[layer - 1].float(), pooling, grid))
+    return torch.cat(pooled)
+
+
+def _most_images(backbone: Backbone, images: Tensor) -> int:
+    """How many images (B C H W) make a batch, at most."""
+    return max(1, _MOST_TOKENS * backbone.patch_size**2 // math.prod(images.shape[-2:]))
+
+
+def _block_outputs(backbone: Backbone, images: Tensor, compute: Compute) -> tuple[tuple[Tensor, ...], Grid]:
+    """The output of every block for images (B C H W), B S D each, and the grid of their patches."""
+    grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
+    with compute.autocast():
+        return backbone.encode(
+            backbone.embed(images.to(compute.device, non_blocking=True)), grid, layers=True
+        ).layers, grid
 
 
 def _parts(pooling: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ dimension with L levels has the values (k - ⌊L/2⌋) / ⌊L/2⌋ for k = 0 ...
 Reference: Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, 2023, §3.1 and appendix A.1.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -199,16 +200,16 @@ def ids_of(values: Float[Tensor, "*B d"], levels: Sequence[int]) -> Int[Tensor, 
     """The index of each code, in [0, product of `levels`); the first dimension varies fastest."""
     count = torch.tensor(levels, device=values.device)
     digits = torch.round(values * (count // 2)).long() + count // 2
-    return (digits * _places(count)).sum(-1)
+    return (digits * _places(levels, values.device)).sum(-1)
 
 
 def values_of(ids: Int[Tensor, "*B"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
     """The inverse of `ids_of`."""
     count = torch.tensor(levels, device=ids.device)
-    digits = ids[..., None] // _places(count) % count
+    digits = ids[..., None] // _places(levels, ids.device) % count
     return (digits - count // 2).float() / (count // 2)
 
 
-def _places(count: Int[Tensor, "d"]) -> Int[Tensor, "d"]:
+def _places(levels: Sequence[int], device: torch.device) -> Int[Tensor, "d"]:
     """The place value of each dimension."""
-    return count.cumprod(0) // count
+    return torch.tensor([math.prod(levels[:place]) for place in range(len(levels))], device=device)

@@ -4,6 +4,7 @@ Each size is the paper's variant, with absolute positions and no LayerScale; `re
 released code. The smaller ones are initialised differently, since the paper's range of weights suits width 768.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -150,7 +151,7 @@ class VisionTransformer(nn.Module):
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
         )
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         where = None if visible is None else F.pad(visible + 1, (1, 0))  # [S] comes first
         if self.pos_embed is not None:
             x = x + (self.pos_embed if where is None else F.embedding(where, self.pos_embed[0]))
@@ -187,6 +188,13 @@ def _residual_dtype(x: Tensor, training: bool) -> Tensor:
     if training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
     return x
+
+
+def first_blocks(backbone: VisionTransformer, depth: int) -> VisionTransformer:
+    """A copy of a network that ends after its first `depth` blocks; it has the final norm of the whole one."""
+    shorter = copy.deepcopy(backbone)
+    shorter.config, shorter.blocks = replace(backbone.config, depth=depth), shorter.blocks[:depth]
+    return shorter
 
 
 def as_unit_range(images: Tensor) -> Tensor:

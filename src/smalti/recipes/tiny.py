@@ -1,6 +1,8 @@
 """Photographs at 64 x 64: what `smalti demo --data FOLDER` runs, and where to start with a folder of your own.
 
 Hardware: two CPU cores. Time: 10 minutes for both stages in the demo; hours make it better.
+Measured: not this recipe yet. The network of the CIFAR-10 study has 55.0 % by k-NN and 61.4 % by the linear probe after
+    300 000 images; with mask tokens in the encoder 50.5 and 59.0, in nearly twice the time (docs/results/cifar10).
 """
 
 from dataclasses import replace
@@ -9,7 +11,8 @@ from smalti.data.load import Data
 from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
-from smalti.functional.masking import Blockwise
+from smalti.functional.masking import Random
+from smalti.models.decoder import CrossAttention
 from smalti.models.vit import ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.demo import Demo
@@ -37,7 +40,7 @@ def train_tokenizer() -> TrainTokenizer:
 
 
 def pretrain() -> Pretrain:
-    """A ViT of 0.5 M parameters, 40 % of 8 x 8 patches masked."""
+    """A ViT of 0.5 M parameters that sees a quarter of 8 x 8 patches."""
     return Pretrain(
         data=DATA,
         backbone=ViT(
@@ -50,7 +53,8 @@ def pretrain() -> Pretrain:
             init="xavier",
             pos_init="sincos",
         ),
-        masking=Blockwise(ratio=0.4),
+        masking=Random(ratio=0.75),
+        decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.5, 1.0)),
         jitter=NO_JITTER,
         optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),

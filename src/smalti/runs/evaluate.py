@@ -18,7 +18,7 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import is_run, read_config, read_kind
-from smalti.runs.models import describe_finetuned, load_model, measure_finetuned
+from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
 from smalti.training.objectives import MaskedImageModeling
@@ -68,10 +68,11 @@ def main(config: Evaluate) -> dict[str, Any]:
         return quality
     trained_on = read_config(config.model, Pretrain)
     images = _load(config, trained_on.data, log)
-    model = load_model(config.model, compute)
-    result = _measure_stages(trained_on, model, images, compute, log)
+    result, backbone = {}, load_pretrained(config.model, compute)
+    if isinstance(backbone, MaskedImageModel):
+        result, backbone = _measure_stages(trained_on, backbone, images, compute, log), backbone.backbone
     if len(images.train.classes) > 1:
-        result |= _measure_backbone(config, model.backbone, images, compute, log)
+        result |= _measure_backbone(config, backbone, images, compute, log)
     else:
         log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
     return result

@@ -21,6 +21,7 @@ from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.remote import without_secrets
+from smalti.training.bundle import read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import has_checkpoint, read_checkpoint
 
@@ -187,6 +188,14 @@ def holds_run(model: str) -> bool:
         return "smalti" in json.loads((Path(model).expanduser() / _CONFIG).read_bytes())
     except (OSError, ValueError, TypeError):
         return False
+
+
+def require_run(run: str, fix: str) -> None:
+    """Raise a UsageError where the folder is a bundle, which has weights but nothing of the training."""
+    if read_bundle(Path(run).expanduser()) is not None:
+        raise UsageError(
+            f"{run} is a bundle", cause="it has weights, but no state and no curves of a training", fix=fix
+        )
 
 
 def forget_unstarted(out: str) -> None:

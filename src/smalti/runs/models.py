@@ -4,24 +4,67 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from smalti.core.compute import Compute
+from smalti.core.errors import UsageError
 from smalti.core.log import Log, printable
+from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.segmenter import Segmenter
+from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import input_of, load_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dalle import DallE
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 
 
 def load_model(run: str, compute: Compute) -> MaskedImageModel:
-    """The network of a pretraining run, with mask token and head."""
+    """The network of a pretraining run, with mask token and head.
+
+    Raises:
+        UsageError: it is a bundle that holds the backbone alone.
+    """
+    found = load_pretrained(run, compute)
+    if isinstance(found, VisionTransformer):
+        raise UsageError(f"{run} is a backbone alone", cause="without the head nothing is predicted from it")
+    return found
+
+
+def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTransformer:
+    """The network of a pretraining run; of some bundles only its backbone, which may be without a final norm."""
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
-    return load_frozen(
-        build_mim(config.backbone, len(weights["head.bias"]), decoder=config.decoder), weights, run, compute.device
-    )
+    if "head.bias" in weights:
+        model = build_mim(config.backbone, len(weights["head.bias"]), decoder=config.decoder)
+        return load_frozen(model, weights, run, compute.device)
+    backbone = config.backbone.build()
+    if "backbone.norm.weight" not in weights:
+        backbone.norm = nn.Identity()
+    bare = {name.removeprefix("backbone."): value for name, value in weights.items()}
+    return load_frozen(backbone, bare, run, compute.device)
+
+
+def load_subject(model: str, compute: Compute) -> Subject:
+    """The network of any MODEL, with the names of its outputs.
+
+    Raises:
+        UsageError: the folder is of another verb.
+    """
+    kind = read_kind(model)
+    if kind == Pretrain.__name__:
+        return Subject(load_pretrained(model, compute))
+    if kind == Finetune.__name__:
+        return Subject(load_finetuned(model, compute), RunFolder(Path(model).expanduser()).read_classes())
+    if kind in (TrainTokenizer.__name__, DallE.__name__):
+        tokenizer = load_tokenizer(model, compute)
+        return Subject(tokenizer, side=input_of(model, tokenizer).side)
+    fix = "give a run of train-tokenizer, pretrain or finetune: those of a demo are inside its folder"
+    raise UsageError(f"{model} is a {kind} run", cause="there is no network in it", fix=fix)
 
 
 def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:

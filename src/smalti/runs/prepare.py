@@ -1,6 +1,5 @@
 """`smalti prepare`: resize a data set once and store it as tar shards, which are read fast from slow disks."""
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.lists import is_remote
-from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.open import lasting, open_source
 from smalti.data.datasets.prepared import Encoding, Settings
-from smalti.data.datasets.remote import shown
 from smalti.data.write_shards import write_shards
 
 
@@ -49,7 +46,7 @@ def main(config: Prepare) -> dict[str, Any]:
     source = open_source(config.data, config.channels, log, config.follow_links)
     _say(source, log)
     settings = Settings(
-        data=_whole(config.data),
+        data=lasting(config.data),
         source=source.kind,
         side=config.side,
         encoding=config.encoding,
@@ -82,13 +79,6 @@ def _say(source: ImageDataset, log: Log) -> None:
         log.say(f"note: {note}")
     if source.left_out.counts:
         log.say(f"left out: {source.left_out}")
-
-
-def _whole(data: str) -> str:
-    """DATA in a form valid from any working directory, without the secrets of an address."""
-    if is_remote(data):
-        return shown(data)
-    return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))
 
 
 def describe(result: dict[str, Any]) -> str:

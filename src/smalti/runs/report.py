@@ -11,7 +11,7 @@ from smalti.core.files import require_place
 from smalti.report.page import Section
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
-from smalti.runs.folder import RunFolder, is_run, read_kind
+from smalti.runs.folder import RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.sections import (
     comparison_section,
@@ -72,6 +72,7 @@ def _comparisons(runs: list[str]) -> list[Section]:
 
 def _parts(run: str) -> list[str]:
     """The training runs in a folder: the folder itself, or both stages of a demo."""
+    require_run(run, fix="see smalti info and smalti evaluate")
     if read_kind(run) in _SHOWN:
         return [run]
     inside = [str(Path(run) / stage) for stage in ("pretrain", "tokenizer") if is_run(str(Path(run) / stage))]

@@ -24,7 +24,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages
-from smalti.distributed.collectives import all_gather, from_rank0, require_same
+from smalti.distributed.collectives import all_gather, from_rank0, require_same, same_format
 from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import RunFolder, create, read_config, reopen, require_exact, require_same_settings, writing
 from smalti.runs.pretraining_checks import ReferenceComparison
@@ -79,7 +79,7 @@ class Session:
         if resumed:
             require_same_settings(config.out, read_config(config.out, type(config)), config, allow_inexact)
         folder = reopen(config.out, config) if resume else create(config.out, config)
-        chosen = _same_format(choose_compute(config.device, config.precision)) if compute is None else compute
+        chosen = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
         if resume and not resumed:
@@ -196,12 +196,6 @@ def _with_null(value: Any) -> Any:
 def _program() -> dict[str, str | int]:
     """What else must be equal on all ranks, so that sums are computed in the same order."""
     return {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def _same_format(chosen: Compute) -> Compute:
-    """The number format that rank 0 has found to be the fastest."""
-    narrow = from_rank0(lambda: chosen.dtype == torch.bfloat16)
-    return replace(chosen, dtype=torch.bfloat16 if narrow else torch.float32)
 
 
 def seconds_per_step(

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.compute import Compute, choose_compute
-from smalti.core.config import require, setting
+from smalti.core.config import leaves, require, setting
 from smalti.core.contracts import Batch
 from smalti.core.files import require_place
 from smalti.core.log import Log
+from smalti.core.ranks import rank, world_size
 from smalti.data.loader import Loader
 from smalti.data.token_cache import BAD_FILES, TokenCache
 from smalti.data.tokens import encode, token_view
+from smalti.distributed.collectives import require_same, same_format
+from smalti.distributed.process_group import barrier, process_group
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
@@ -73,25 +76,28 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
     """
     require(bool(config.token_cache or config.out), "no folder for the visual tokens", "use --out CACHE")
     require_place(config.folder)
-    log, compute = Log(), choose_compute(config.device, config.precision) if compute is None else compute
-    tokenizer = load_tokenizer(config.tokenizer, compute)
-    images = config.data.open(log, config.folder / BAD_FILES)
-    views = replace(config.views(tokenizer), masks_per_image=1)
-    size = config.plan.batch_size // config.masks_per_image
-    with (
-        closing(open_cache(config.folder, views, images.train, tokenizer, size, compute)) as cache,
-        closing(views.training_loader(images, config.data, _BLOCK, compute.device)) as loader,
-    ):
-        began = time.perf_counter()
-        filled = Filled(cache, loader, tokenizer, compute)
-        filled.fill(config.num_epochs, log)
-        result = filled.result(config.num_epochs, time.perf_counter() - began)
+    log = Log()
+    with process_group(config.ranks, config.device):
+        require_same("configuration", {field.name: field.value for field in leaves(config)})
+        compute = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
+        tokenizer = load_tokenizer(config.tokenizer, compute)
+        images = config.data.open(log, config.folder / BAD_FILES)
+        views = replace(config.views(tokenizer), masks_per_image=1)
+        size = config.plan.batch_size // config.masks_per_image
+        with (
+            closing(open_cache(config.folder, views, images.train, tokenizer, size, compute)) as cache,
+            closing(views.training_loader(images, config.data, world_size() * _BLOCK, compute.device)) as loader,
+        ):
+            began = time.perf_counter()
+            filled = Filled(cache, loader, tokenizer, compute)
+            filled.fill(config.num_epochs, log)
+            result = filled.result(config.num_epochs, time.perf_counter() - began)
     log.say(describe(result))
     return result
 
 
 class Filled:
-    """Fills a cache and counts the views.
+    """Fills a cache and counts the views; of several processes each computes a part of every block.
 
     Attributes:
         already: views whose ids were in the cache.
@@ -109,10 +115,14 @@ class Filled:
         with log.progress("tokenize", images * num_epochs) as bar:
             for epoch in range(num_epochs):
                 missing = self.cache.missing(epoch)
-                self.already += images - len(missing)
-                for block, batch in _batches(self.loader, epoch, missing):
+                barrier()  # else another process would have filled some before this one has looked
+                done = images * epoch + images - len(missing)
+                for wanted, block, batch in _batches(self.loader, epoch, missing):
                     self._add(epoch, block, batch)
-                    bar.update(self.already + self.computed + self.unreadable, f"epoch {epoch}")
+                    done += wanted
+                    bar.update(done, f"epoch {epoch}")
+                barrier()
+                self._count(epoch, len(missing))
 
     def result(self, num_epochs: int, seconds: float) -> dict[str, Any]:
         """What was done, as plain JSON values. `bytes` is the size of all ids in the cache."""
@@ -130,14 +140,20 @@ class Filled:
             "unreadable": self.unreadable,
         }
 
+    def _count(self, epoch: int, missing: int) -> None:
+        """Count the views of an epoch, of which so many were missing before."""
+        self.cache.close()  # files are opened again, so that what other machines have written is seen
+        left = len(self.cache.missing(epoch)) if missing else 0
+        self.already += self.cache.key.num_images - missing
+        self.computed += missing - left
+        self.unreadable += left
+
     def _add(self, epoch: int, block: NDArray[np.int64], batch: Batch) -> None:
         as_asked = batch.index.numpy() == block
         view = token_view(batch).to(self.compute.device)
         ids = encode(view, self.tokenizer, self.compute, self.cache.key.chunk).cpu().numpy()
         kept = block[as_asked]
         self.cache.store(np.full_like(kept, epoch), kept, ids[as_asked])
-        self.computed += len(kept)
-        self.unreadable += len(block) - len(kept)
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -151,10 +167,19 @@ def describe(result: dict[str, Any]) -> str:
     return f"{result['cache']}: {result['views']} {views} of {result['images']} images, {done}"
 
 
-def _batches(loader: Loader, epoch: int, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Yield blocks of the images at `positions`, in order, with their views in an epoch."""
-    blocks = [positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK)]
+def _batches(
+    loader: Loader, epoch: int, positions: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
+    """Yield this process's part of each block of the images at `positions`, with their views in an epoch.
+
+    With each comes how many images the whole block has. Processes tell each other what cannot be read, so all have as
+    many parts: where a block has fewer images than there are processes, some do its first image once more.
+    """
+    step = world_size() * _BLOCK
+    wholes = [positions[start : start + step] for start in range(0, len(positions), step)]
+    parts = (np.array_split(whole, world_size())[rank()] for whole in wholes)
+    blocks = [part if len(part) else whole[:1] for part, whole in zip(parts, wholes, strict=True)]
     rows = [loader.order.rows(block, np.full_like(block, epoch)) for block in blocks]
-    for number, block in enumerate(blocks):
+    for number, (whole, block) in enumerate(zip(wholes, blocks, strict=True)):
         loader.view_source.prefetch(rows[number : number + 1 + loader.ahead])
-        yield block, loader.at(rows[number])
+        yield len(whole), block, loader.at(rows[number])

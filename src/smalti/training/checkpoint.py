@@ -26,6 +26,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
 from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
+from smalti.training.bundle import read_bundle, read_bundle_weights
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -161,13 +162,15 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     The run may still be writing: where it removes a checkpoint during the call, the newer ones are read.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a bundle, which has one set of weights.
         until: the greatest step to accept; None for any.
 
     Raises:
         CheckpointError: there is none (the message names damaged ones), or the newest has another format.
     """
     damaged: list[str] = []
+    if (bundle := read_bundle(run)) is not None:
+        return Checkpoint(bundle.step, read_bundle_weights(run, bundle), {})
     found = _checkpoints(run)
     while found:
         step, folder = found.pop(0)

@@ -1,49 +1,26 @@
-"""Reading weights of timm and of Hugging Face's transformers from local files, without running code in them.
-
-Their names are turned into ours, which are nearly those of timm.
-"""
+"""Reading weights of timm and of Hugging Face's transformers from local files, without running code in them."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
 from smalti.core.tensors import read_tensors
+from smalti.weights import names
 from smalti.weights.saved_network import read_state_dict
 from smalti.weights.source import SourceWeights
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _DISTRIBUTED = ".metadata"
-_LEFT_OF_TIMM = ("head.", "fc_norm.")
-_OF_TIMM = {".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
-_OF_PRETRAINING = {"mask_token": "mask_token", "lm_head.weight": "head.weight", "lm_head.bias": "head.bias"}
-_LEFT_OF_HUGGINGFACE = ("pooler.", "classifier.", "decoder.")
-_QKV = ("query", "key", "value")
-_OF_HUGGINGFACE = {
-    "embeddings.mask_token": "mask_token",
-    "lm_head.": "head.",
-    "embeddings.cls_token": "backbone.cls_token",
-    "embeddings.position_embeddings": "backbone.pos_embed",
-    "embeddings.patch_embeddings.projection.": "backbone.patch_embed.proj.",
-    "encoder.relative_position_bias.": "backbone.rel_pos_bias.",
-    "layernorm.": "backbone.norm.",
-}
-_OF_HUGGINGFACE_BLOCKS = {
-    "encoder.layer.": "backbone.blocks.",
-    "attention.attention.relative_position_bias.": "attn.",
-    "attention.attention.": "attn.",
-    "attention.output.dense": "attn.proj",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "lambda_": "gamma_",
-}
+_STATISTICS = (
+    ("preprocessor_config.json", "", "image_mean", "image_std"),
+    ("config.json", "pretrained_cfg", "mean", "std"),
+)
+"""File, entry and names of transformers, and of timm."""
 
 
 def read_source(place: str) -> SourceWeights:
@@ -53,10 +30,11 @@ def read_source(place: str) -> SourceWeights:
         CheckpointError: there are none, they are damaged, or their names are neither those of timm nor of transformers.
     """
     path = _file(place)
-    weights = {name: value.float() for name, value in _read(path).items()}
-    if is_timm(weights):
-        return SourceWeights(place, from_timm(weights))
-    if not is_huggingface(weights):
+    weights, others = names.encoder_of({name: value.float() for name, value in _read(path).items()})
+    classifier, left_out = names.classifier_of(weights), (*others, *names.unused(weights))
+    if names.is_timm(weights):
+        return SourceWeights(place, names.from_timm(weights), classifier=classifier, left_out=left_out)
+    if not names.is_huggingface(weights):
         named = f", but {min(weights)}" if weights else ""
         cause = f"it has no blocks.0 and no encoder.layer.0{named}"
         fix = "give a ViT or BEiT of timm or transformers, or a pretraining run"
@@ -64,11 +42,24 @@ def read_source(place: str) -> SourceWeights:
     config = _config(path.parent)
     try:
         grid, num_heads = grid_and_heads(config)
-        return SourceWeights(place, from_huggingface(weights, config), grid, num_heads)
+        return SourceWeights(place, from_huggingface(weights, config), grid, num_heads, classifier, left_out)
     except KeyError as error:
         raise CheckpointError(f"{place} has no {error.args[0]}", cause="it is not whole") from None
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error.what}", cause=error.cause, fix=error.fix) from None
+
+
+def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Pixel mean and standard deviation in a file of transformers or timm beside the weights; None: there is none."""
+    folder = _file(place).parent
+    for name, part, mean, std in _STATISTICS:
+        try:
+            found = json.loads((folder / name).read_bytes())
+            found = found[part] if part else found
+            return tuple(map(float, found[mean])), tuple(map(float, found[std]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _file(place: str) -> Path:
@@ -114,39 +105,11 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def is_timm(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of timm."""
-    return "blocks.0.norm1.weight" in weights
-
-
-def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a `VisionTransformer` or a `Beit` under the names of `MaskedImageModel`.
-
-    Weights of the released pretraining code have the same names, and also a mask token and a head. A classifier and its
-    norm of the pooled patches are left out.
-    """
-    result = {}
-    for name, value in weights.items():
-        if name.startswith(_LEFT_OF_TIMM) or name.endswith("relative_position_index"):
-            continue
-        renamed = name
-        for theirs, ours in _OF_TIMM.items():
-            renamed = renamed.replace(theirs, ours)
-        result[_OF_PRETRAINING.get(name, f"backbone.{renamed}")] = value
-    return result
-
-
-def is_huggingface(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of transformers."""
-    return any(name.removeprefix("beit.").removeprefix("vit.").startswith("encoder.layer.0.") for name in weights)
-
-
 def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights of a BEiT or ViT under the names of `MaskedImageModel`.
+    """Weights of a BEiT or ViT under the names of `MaskedImageModel`; see `names.from_huggingface`.
 
-    The source may be a backbone, a masked image model or a classifier; the pooler, with its norm, and the classifier
-    are left out. The epsilon of norms is 1e-6, as in the released code, and not transformers' default of 1e-12, with
-    which BEiT was not trained.
+    The epsilon of norms is 1e-6, as in the released code, and not transformers' default of 1e-12, with which BEiT was
+    not trained.
 
     Args:
         weights: by their names in model.safetensors.
@@ -155,16 +118,19 @@ def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
     Raises:
         CheckpointError: the architecture differs from ours.
     """
-    _require_known(weights, config)
-    result = {}
-    for name, value in weights.items():
-        bare = name.removeprefix("beit.").removeprefix("vit.")
-        if bare.startswith(_LEFT_OF_HUGGINGFACE) or bare.endswith("relative_position_index"):
-            continue
-        for theirs, ours in (_OF_HUGGINGFACE_BLOCKS if bare.startswith("encoder.layer.") else _OF_HUGGINGFACE).items():
-            bare = bare.replace(theirs, ours)
-        result[bare] = value
-    return _joined(result)
+    kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
+    if kind not in ("beit", "vit"):
+        raise CheckpointError(f"config.json is of a model_type '{kind}'", cause="beit and vit are known")
+    if activation != "gelu":
+        raise CheckpointError(f"config.json has the hidden_act '{activation}'", cause="our backbone has gelu")
+    if {"beit.layernorm.weight", "layernorm.weight"} <= weights.keys():
+        cause = "our backbone has one; it was made with use_mean_pooling false"
+        raise CheckpointError("the weights have two last norms", cause=cause)
+    rows, columns = grid_and_heads(config)[0]
+    if rows != columns and any(name.endswith("relative_position_bias_table") for name in weights):
+        cause = "transformers has rows and columns of its tables in another order where they differ"
+        raise CheckpointError(f"relative positions on a grid of {rows}x{columns} patches", cause=cause)
+    return names.from_huggingface(weights)
 
 
 def grid_and_heads(config: Mapping[str, Any]) -> tuple[Grid, int]:
@@ -180,31 +146,3 @@ def grid_and_heads(config: Mapping[str, Any]) -> tuple[Grid, int]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         cause = "image_size, patch_size and num_attention_heads are needed"
         raise CheckpointError("config.json does not describe the network", cause=cause) from None
-
-
-def _require_known(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
-    if kind not in ("beit", "vit"):
-        raise CheckpointError(f"config.json is of a model_type '{kind}'", cause="beit and vit are known")
-    if activation != "gelu":
-        raise CheckpointError(f"config.json has the hidden_act '{activation}'", cause="our backbone has gelu")
-    if {"beit.layernorm.weight", "layernorm.weight"} <= weights.keys():
-        cause = "our backbone has one; it was made with use_mean_pooling false"
-        raise CheckpointError("the weights have two last norms", cause=cause)
-    rows, columns = grid_and_heads(config)[0]
-    if rows != columns and any(name.endswith("relative_position_bias_table") for name in weights):
-        cause = "transformers has rows and columns of its tables in another order where they differ"
-        raise CheckpointError(f"relative positions on a grid of {rows}x{columns} patches", cause=cause)
-
-
-def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with one matrix for queries, keys and values, and with one bias, or two where keys have none."""
-    result = dict(weights)
-    for layer in [name.removesuffix("query.weight") for name in weights if name.endswith("attn.query.weight")]:
-        result[f"{layer}qkv.weight"] = torch.cat([result.pop(f"{layer}{part}.weight") for part in _QKV])
-        if f"{layer}key.bias" in result:
-            result[f"{layer}qkv.bias"] = torch.cat([result.pop(f"{layer}{part}.bias") for part in _QKV])
-        elif f"{layer}query.bias" in result:
-            result[f"{layer}q_bias"] = result.pop(f"{layer}query.bias")
-            result[f"{layer}v_bias"] = result.pop(f"{layer}value.bias")
-    return result

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from smalti.models.vit import ViT
 
 _POSITIONS = "backbone.pos_embed"
 _TABLE = "relative_position_bias_table"
+_HEAD_DIM = 64
 _SHARED_TABLE = f"backbone.rel_pos_bias.{_TABLE}"
 
 
@@ -27,12 +28,16 @@ class SourceWeights:
         weights: those of the backbone, and the mask token and the head, if there are any.
         grid: rows and columns of patches; None where they are to be inferred from the weights (`grid_for`).
         num_heads: attention heads; None where they are to be inferred, or unknown (`heads`).
+        classifier: its head and its norm of the pooled patches, by the names of `ImageClassifier`; often empty.
+        left_out: names in the file that belong to none of these.
     """
 
     where: str
     weights: Mapping[str, Tensor]
     grid: Grid | None = None
     num_heads: int | None = None
+    classifier: Mapping[str, Tensor] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def without_head(self) -> "SourceWeights":
         """The same weights without the head."""
@@ -64,6 +69,28 @@ class SourceWeights:
             raise CheckpointError(f"the positions of {self.where}: {named}", cause="our backbone has one kind")
         return kinds[0]
 
+    def vit(self, num_heads: int | None = None) -> ViT:
+        """The configuration of the backbone, as far as the weights determine it; pixel mean and deviation they do not.
+
+        Args:
+            num_heads: attention heads where neither the weights nor a config.json tell; None: 64 channels a head, as in
+                every released ViT and BEiT.
+
+        Raises:
+            UsageError: the width is no multiple of 64, and `num_heads` is None.
+        """
+        usual = ViT()
+        fields = self._fields(usual) | {"pos_init": "uniform", "drop_path_rate": 0.0}
+        width, patch = fields["embed_dim"], fields["patch_size"]
+        heads = num_heads if self.heads is None else self.heads
+        if heads is None and width % _HEAD_DIM:
+            cause = f"weights do not tell it, and {width} channels are no multiple of {_HEAD_DIM}"
+            raise UsageError(f"the number of heads of {self.where} is unknown", cause=cause, fix="use --num-heads")
+        grid = self.grid_for(usual)
+        separate = "backbone.blocks.0.attn.q_bias" in self.weights
+        fields |= {"num_heads": heads or width // _HEAD_DIM, "k_bias": not separate}
+        return ViT(img_size=(patch * grid[0], patch * grid[1]), **fields)
+
     def require_fit(self, backbone: ViT) -> None:
         """Check that the weights have the shapes of a backbone.
 
@@ -92,7 +119,9 @@ class SourceWeights:
             raise CheckpointError(f"{self.where} has no {error.args[0]}", cause="it holds no backbone") from None
         width, channels, patch = projection.shape[:3]
         scaled, positions = "backbone.blocks.0.gamma_1" in self.weights, self.positions
-        shared_for_each = (positions, backbone.positions) == ("shared_relative", "block_relative")
+        as_wanted = (positions, backbone.positions) == ("shared_relative", "block_relative") or (
+            (positions, backbone.positions) == ("block_relative", "shared_relative") and self._equal_tables()
+        )
         return {
             "patch_size": patch,
             "in_chans": channels,
@@ -100,9 +129,14 @@ class SourceWeights:
             "depth": self.depth,
             "num_heads": self.heads or backbone.num_heads,
             "mlp_ratio": backbone.mlp_ratio if hidden == int(width * backbone.mlp_ratio) else hidden / width,
-            "positions": backbone.positions if shared_for_each else positions,
+            "positions": backbone.positions if as_wanted else positions,
             "init_values": (backbone.init_values or 0.1) if scaled else None,
         }
+
+    def _equal_tables(self) -> bool:
+        """Whether the blocks have the same table, as exports write one that all blocks share."""
+        first, *others = (value for name, value in self.weights.items() if name.endswith(_TABLE))
+        return all(torch.equal(value, first) for value in others)
 
     def grid_for(self, backbone: ViT) -> Grid:
         """Rows and columns of patches: `grid` if known, else those of `backbone` if the weights fit, else a square.
@@ -129,7 +163,8 @@ class SourceWeights:
         """The weights in the variant of `backbone`, at their own grid; the network computes the same function.
 
         - A bias of keys has no effect: it is dropped where `backbone` has none, and zero where only `backbone` has one.
-        - A relative position table that all blocks share is copied for each block where each has its own.
+        - A relative position table that all blocks share is copied for each block where each has its own, and equal
+          tables of all blocks become one where they share it.
         - A missing position of [S] is zero.
         """
         result = dict(self.weights)
@@ -139,6 +174,9 @@ class SourceWeights:
         if backbone.positions == "block_relative" and _SHARED_TABLE in result:
             table = result.pop(_SHARED_TABLE)
             result |= {f"backbone.blocks.{block}.attn.{_TABLE}": table for block in range(self.depth)}
+        if backbone.positions == "shared_relative" and _SHARED_TABLE not in result:
+            for block in range(self.depth):
+                result[_SHARED_TABLE] = result.pop(f"backbone.blocks.{block}.attn.{_TABLE}")
         for block in range(self.depth):
             result |= _biases(result, f"backbone.blocks.{block}.attn.", backbone)
         return result

@@ -57,6 +57,13 @@ def open_source(path: str, channels: int, log: Log | None = None, follow: Follow
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
 
 
+def lasting(data: str) -> str:
+    """DATA in a form valid from any working directory, without the secrets of an address."""
+    if is_remote(data):
+        return shown(data)
+    return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))
+
+
 def _open_remote(pattern: str, channels: int, log: Log | None) -> ImageDataset:
     check_address(pattern)
     urls = expand(pattern)

@@ -1,0 +1,64 @@
+"""The files of a bundle: weights and configuration (training/bundle.py), preprocessing, classes, results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smalti.core.files import write_json
+from smalti.exporting.card import IMPORTED, Facts
+from smalti.exporting.subject import Subject
+from smalti.training.bundle import write_bundle
+
+PREPROCESSOR, EVALUATION = "preprocessor.json", "evaluation.json"
+_CLASSES, _RESULT = "classes.json", "result.json"
+
+
+def write(subject: Subject, facts: Facts, config: Any, step: int, folder: Path) -> str:
+    """Write the bundle. Returns the commands that use it.
+
+    Args:
+        config: the configuration of the run as JSON values, which fits the weights.
+        step: optimiser steps that the weights were trained.
+    """
+    source = facts.recipe.get(IMPORTED, "")
+    write_bundle(folder, config, step, facts.tokenizer, subject.weights(), source)
+    write_json(folder / PREPROCESSOR, preprocessor(subject, facts.evaluation))
+    write_classes(subject, folder)
+    if facts.result:
+        write_json(folder / _RESULT, facts.result)
+    if facts.evaluation is not None:
+        write_json(folder / EVALUATION, facts.evaluation)
+    return _USES[subject.kind]
+
+
+def write_classes(subject: Subject, folder: Path) -> None:
+    """Write the names of the outputs of a classifier or segmenter, in order; of others nothing."""
+    if subject.classes:
+        write_json(folder / _CLASSES, list(subject.classes))
+
+
+def preprocessor(subject: Subject, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How images are prepared, and the layer and pooling that were best by the linear probe, where that is known."""
+    shown = subject.preprocessing
+    about = {
+        "height": shown.size[0],
+        "width": shown.size[1],
+        "channels": shown.channels,
+        "crop": "centre square",
+        "interpolation": shown.interpolation,
+        "rescale": 1 / 255,
+        "mean": shown.mean,
+        "std": shown.std,
+    }
+    best = {} if evaluation is None else {key: evaluation["pretrained"][key] for key in ("layer", "pooling")}
+    return about | {f"best_{key}": value for key, value in best.items()}
+
+
+_USES = {
+    "backbone": "smalti evaluate FOLDER labelled-images\nsmalti finetune RECIPE --data IMAGES --init FOLDER --out RUN",
+    "masked image model": "smalti evaluate FOLDER images\nsmalti show FOLDER image.jpg\n"
+    "smalti finetune RECIPE --data IMAGES --init FOLDER --out RUN",
+    "classifier": "smalti evaluate FOLDER labelled-images",
+    "segmenter": "smalti evaluate FOLDER images-with-masks",
+    "tokenizer": "smalti show FOLDER image.jpg\nsmalti pretrain RECIPE --data IMAGES --tokenizer FOLDER --out RUN",
+}

@@ -1,0 +1,147 @@
+"""`smalti export`: a model in the format of another program, or as a bundle; kept if it computes the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.config import as_kind, require, setting, to_json
+from smalti.core.errors import UsageError
+from smalti.core.files import new_folder, require_place, write_bytes
+from smalti.data.load import Data
+from smalti.exporting import bundle, huggingface, onnx, timm, torch_export, unilm
+from smalti.exporting.card import Facts, card
+from smalti.exporting.certificate import Pairs, certify, describe, require_packages, sample_images
+from smalti.exporting.graphs import outputs
+from smalti.exporting.subject import Subject
+from smalti.models.mim import MaskedImageModel
+from smalti.models.vit import VisionTransformer
+from smalti.runs.facts import facts_of
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import read_config, read_kind
+from smalti.runs.models import load_subject
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dalle import DallE
+from smalti.training.checkpoint import read_checkpoint
+
+
+@dataclass(frozen=True)
+class Export:
+    """Which model, or which part of it, and for what."""
+
+    model: str
+    """A run folder, a bundle, or an imported tokenizer."""
+    to: Literal["bundle", "timm", "huggingface", "unilm", "onnx", "torch-export"] = setting("bundle", "the format")
+    out: str = setting("", "the folder to write")
+    part: Literal["auto", "backbone", "whole"] = setting(
+        "auto", "the backbone alone, or with its head; auto: of pretraining the backbone, but in bundle and unilm"
+    )
+    layer: int | None = setting(None, "the last block to keep, without the final norm; none: the whole backbone")
+    evaluation: str = setting("", "a file with what smalti evaluate MODEL DATA --json has printed, for the model card")
+
+    def __post_init__(self) -> None:
+        require(bool(self.out), "no folder to write", "use --out FOLDER")
+        require(self.layer is None or self.part != "whole", "a layer, and the whole model", "leave one of them out")
+
+
+class _Target(NamedTuple):
+    """A format.
+
+    Attributes:
+        packages: that re-load it.
+        write: write it into a folder; returns the lines that load it from FOLDER.
+        compare: the outputs of the network and of what was written, for images in [0, 1].
+    """
+
+    packages: tuple[str, ...]
+    write: Callable[[Subject, Path], str]
+    compare: Callable[[Subject, Path, Tensor], Pairs]
+
+
+_TARGETS = {
+    "timm": _Target(timm.PACKAGES, timm.write, timm.compare),
+    "onnx": _Target(onnx.PACKAGES, onnx.write, onnx.compare),
+    "torch-export": _Target(torch_export.PACKAGES, torch_export.write, torch_export.compare),
+    "unilm": _Target(unilm.PACKAGES, unilm.write, unilm.compare),
+    "huggingface": _Target(huggingface.PACKAGES, huggingface.write, huggingface.compare),
+}
+
+
+def main(config: Export) -> dict[str, Any]:
+    """Write, re-load, compare, and only then give the folder its name.
+
+    Raises:
+        UsageError: the folder is not empty, the format has no such network, or its library is not installed.
+        RefusedError: the exported model computes something else; nothing is left.
+    """
+    out = Path(config.out).expanduser()
+    require_place(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", cause="an export never overwrites", fix="choose another --out")
+    compute = choose_compute("cpu", "fp32")
+    subject = _part(config, load_subject(config.model, compute))
+    facts = facts_of(config.model, subject, compute, config.evaluation)
+    target = _bundled(config.model, facts, compute) if config.to == "bundle" else _TARGETS[config.to]
+    require_packages(target.packages, config.to)
+    with new_folder(out) as folder:
+        snippet = target.write(subject, folder)
+        bundle.write_classes(subject, folder)
+        pairs = target.compare(subject, folder, sample_images(subject.preprocessing))
+        certificate = certify(folder, config.to, pairs, target.packages)
+        write_bytes(folder / "README.md", card(subject, facts, config.to, snippet, certificate))
+    print(snippet.replace("FOLDER", str(out)).strip())
+    print(f"written: {out}, a {subject.kind}; {describe(certificate)}")
+    return {"out": str(out), "kind": subject.kind, "parameters": facts.parameters, "certificate": certificate}
+
+
+def _part(config: Export, whole: Subject) -> Subject:
+    """The part of the model that is exported."""
+    if config.layer is not None:
+        return whole.cut(config.layer)
+    pretrained = isinstance(whole.network, MaskedImageModel) and config.to not in ("bundle", "unilm")
+    alone = config.part == "backbone" or (config.part == "auto" and pretrained)
+    return whole.alone() if alone else whole
+
+
+def _bundled(model: str, facts: Facts, compute: Compute) -> _Target:
+    """The format of a bundle, which also has files of the run."""
+
+    def write(subject: Subject, folder: Path) -> str:
+        return bundle.write(subject, facts, to_json(_config(model, subject)), _step(model), folder)
+
+    def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
+        again = load_subject(str(folder), compute)
+        ours, theirs = (outputs(network, images) for network in (subject.network, again.network))
+        return {name: (value, theirs[name]) for name, value in ours.items()}
+
+    return _Target((), write, compare)
+
+
+def _step(model: str) -> int:
+    """Optimiser steps that the weights were trained."""
+    path, kind = Path(model).expanduser(), read_kind(model)
+    if kind == Finetune.__name__:
+        return read_config(model, Finetune).read_weights(path).step
+    return 0 if kind == DallE.__name__ else read_checkpoint(path).step
+
+
+def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenizer:
+    """The configuration of a bundle: that of the run, without the places of its files."""
+    kind = read_kind(model)
+    if kind == DallE.__name__:
+        dalle = subject.network.config
+        assert isinstance(dalle, DallE)
+        return TrainTokenizer(tokenizer=dalle, data=Data(channels=dalle.in_chans, side=subject.side))
+    if kind == TrainTokenizer.__name__:
+        tokenizer = read_config(model, TrainTokenizer)
+        return replace(tokenizer, out="", data=replace(tokenizer.data, path=""))
+    run = read_config(model, Finetune if kind == Finetune.__name__ else Pretrain)
+    run = replace(run, out="", data=replace(run.data, path=""))
+    if isinstance(run, Finetune) and not isinstance(subject.network, VisionTransformer):
+        return replace(run, init="", test="", validation_data="", choose="last")
+    alone = replace(as_kind(run, Pretrain), backbone=subject.backbone.config)
+    return replace(alone, init_from="", freeze_backbone_steps=0, token_cache="")

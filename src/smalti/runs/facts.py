@@ -1,0 +1,106 @@
+"""What is known of a MODEL besides its weights, for `smalti info`, bundles and model cards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smalti.core.compute import Compute
+from smalti.core.config import kind_name
+from smalti.core.errors import DataError, SmaltiError
+from smalti.data.token_cache import digest
+from smalti.exporting.bundle import EVALUATION
+from smalti.exporting.card import IMPORTED, Facts
+from smalti.exporting.subject import Subject
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import load_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.training.bundle import read_bundle
+
+_FIGURES = ("linear", "knn", "layer", "pooling", "knn_layer", "knn_pooling")
+
+
+def facts_of(model: str, subject: Subject, compute: Compute, evaluation: str = "") -> Facts:
+    """The facts of a run folder, bundle or imported tokenizer.
+
+    Args:
+        subject: the network in it, or a part of that.
+        evaluation: a file with what `smalti evaluate --json` has printed; empty: that of the bundle or demo, if any.
+
+    Raises:
+        DataError: the file has no evaluation of a backbone.
+    """
+    path = Path(model).expanduser()
+    result = RunFolder(path).read_result()
+    counts = {name.replace("_", " "): value for name, value in result.items() if name.endswith("_images")}
+    parameters = sum(value.numel() for value in subject.network.parameters())
+    return Facts(
+        name=path.resolve().name,
+        parameters=parameters,
+        recipe=_recipe(model),
+        counts=counts,
+        tokenizer=tokenizer_digest(model, compute),
+        result=result,
+        evaluation=_read_evaluation(Path(evaluation)) if evaluation else _evaluation_beside(path),
+    )
+
+
+def tokenizer_digest(model: str, compute: Compute) -> str:
+    """SHA-256 of the tokenizer whose tokens a pretraining run predicts; empty where there is none, or no longer."""
+    bundle = read_bundle(Path(model).expanduser())
+    if bundle is not None:
+        return bundle.tokenizer_sha256
+    if read_kind(model) != Pretrain.__name__ or not read_config(model, Pretrain).tokenizer:
+        return ""
+    try:
+        return digest(load_tokenizer(read_config(model, Pretrain).tokenizer, compute))
+    except SmaltiError:
+        return ""
+
+
+def _recipe(model: str) -> dict[str, str]:
+    """The settings that a reader asks for first."""
+    bundle = read_bundle(Path(model).expanduser())
+    if bundle is not None and bundle.source:
+        return {IMPORTED: bundle.source}
+    configurations: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, Finetune, TrainTokenizer)}
+    kind = configurations.get(read_kind(model))
+    if kind is None:
+        return {}
+    config = read_config(model, kind)
+    parts = {"steps": f"{config.plan.steps:,}", "batch": f"{config.plan.batch_size:,} images"}
+    parts["learning rate"] = f"{config.optimiser.lr:g}, weight decay {config.optimiser.weight_decay:g}"
+    parts["seed"] = str(config.seed)
+    for name in ("target", "masking", "decoder", "task", "tokenizer"):
+        part = getattr(config, name, None)
+        if part is not None and not isinstance(part, str):
+            parts[name] = kind_name(type(part))
+    return {"trained by": f"smalti {kind_name(kind)}", **parts}
+
+
+def _evaluation_beside(path: Path) -> dict[str, Any] | None:
+    """The evaluation in a bundle, or in the demo that a run is part of."""
+    try:
+        if (path / EVALUATION).is_file():
+            found: dict[str, Any] = json.loads((path / EVALUATION).read_bytes())
+            return found
+        if path.resolve().name == "pretrain":
+            probe = json.loads((path.resolve().parent / "result.json").read_bytes())["probe"]
+            return {name: _figures(probe[name]) for name in ("pretrained", "random")}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.expanduser().read_text().strip().splitlines()[-1])
+        return {"pretrained": _figures({name: found[name] for name in _FIGURES})}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        fix = "write it with: smalti evaluate MODEL DATA --json > FILE"
+        raise DataError(f"no evaluation of a backbone in {path}", cause=str(error), fix=fix) from None
+
+
+def _figures(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in _FIGURES if name in found}

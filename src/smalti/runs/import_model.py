@@ -1,0 +1,182 @@
+"""`smalti import`: weights of other programs as a MODEL, and the public DALL-E tokenizer from its two files."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from smalti import __version__
+from smalti.core.compute import choose_compute
+from smalti.core.config import require, setting, to_json
+from smalti.core.errors import CheckpointError, UsageError
+from smalti.core.files import new_folder, require_place, sha256, write_bytes, write_folder
+from smalti.core.log import printable
+from smalti.data.load import Data
+from smalti.data.reading import fixed_statistics
+from smalti.exporting import bundle
+from smalti.exporting.card import IMPORTED, Facts, card
+from smalti.exporting.certificate import Pairs, certify, describe, sample_images
+from smalti.exporting.graphs import outputs
+from smalti.exporting.subject import Network, Subject
+from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
+from smalti.models.mim import build_mim
+from smalti.models.vit import VisionTransformer, ViT
+from smalti.runs.classification_task import Classification
+from smalti.runs.finetune import Finetune
+from smalti.runs.models import load_subject
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
+from smalti.weights.dalle import read_dalle
+from smalti.weights.read import pixel_statistics, read_source
+from smalti.weights.source import SourceWeights
+
+
+@dataclass(frozen=True)
+class ImportModel:
+    """Which files, and where to. They are read without running anything in them."""
+
+    files: tuple[str, ...]
+    """A file or folder of weights (timm, transformers, unilm, lightly); or encoder.pkl and decoder.pkl of DALL-E."""
+    out: str = setting("", "the folder to write, a MODEL")
+    num_heads: int | None = setting(None, "attention heads, where no file says them; none: one for 64 channels")
+    normalisation: Literal["auto", "half", "imagenet"] = setting(
+        "auto",
+        "pixel mean and deviation it was trained with; auto: those in a file beside the weights, else half (0.5)",
+    )
+
+    def __post_init__(self) -> None:
+        require(bool(self.out), "no folder to write", "use --out MODEL")
+        require(len(self.files) in (1, 2), f"{len(self.files)} files", "give one of weights, or the two of DALL-E")
+
+
+def main(config: ImportModel) -> dict[str, Any]:
+    """Read, check and write the model.
+
+    Returns:
+        `out`, `parameters`; of DALL-E its configuration and the digests of the files; of others `kind`, `backbone`,
+        `left_out` (names in the file that the model does not have) and `certificate`.
+
+    Raises:
+        UsageError: the output folder is not empty, or the weights do not tell all that is needed.
+        CheckpointError: a file is damaged, holds no network that is known, or asks for anything to be run.
+    """
+    out = Path(config.out).expanduser()
+    require_place(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", cause="an import never overwrites", fix="choose another --out")
+    return _dalle(config, out) if len(config.files) == 2 else _network(config, out)
+
+
+def _dalle(config: ImportModel, out: Path) -> dict[str, Any]:
+    paths = [Path(file).expanduser() for file in config.files]
+    tokenizer, weights = read_dalle(paths)
+    sources = {path.name: sha256(path.read_bytes()) for path in paths}
+    about = {"smalti": __version__, "config": to_json(tokenizer), "sources": sources}
+    write_folder(out, {IMPORTED_CONFIG: (json.dumps(about, indent=2) + "\n").encode(), IMPORTED_WEIGHTS: save(weights)})
+    parameters = sum(value.numel() for value in weights.values())
+    return {"out": config.out, "tokenizer": to_json(tokenizer), "parameters": parameters, "sources": sources}
+
+
+def _network(config: ImportModel, out: Path) -> dict[str, Any]:
+    place = config.files[0]
+    source = read_source(place)
+    vit = _normalised(source.vit(config.num_heads), place, config.normalisation)
+    subject, left_out = _loaded(source, vit)
+    name = Path(place).expanduser().resolve().name
+    parameters = sum(value.numel() for value in subject.network.parameters())
+    facts = Facts(name, parameters, {IMPORTED: printable(name)}, {}, "", {}, None)
+    with new_folder(out) as folder:
+        uses = bundle.write(subject, facts, to_json(_configuration(subject)), 0, folder)
+        images = sample_images(subject.preprocessing)
+        certificate = certify(folder, "bundle", _compared(subject, folder, Path(place).expanduser(), images), ())
+        write_bytes(folder / "README.md", card(subject, facts, "bundle", uses, certificate))
+    print(f"written: {out}, a {subject.kind}; {describe(certificate)}")
+    for line in left_out:
+        print(f"left out: {printable(line)}")
+    about = {"kind": subject.kind, "backbone": to_json(vit), "left_out": left_out, "certificate": certificate}
+    return {"out": config.out, "parameters": parameters} | about
+
+
+def _normalised(vit: ViT, place: str, kind: Literal["auto", "half", "imagenet"]) -> ViT:
+    """The backbone with the pixel mean and deviation that it was trained with."""
+    if kind == "auto":
+        found = pixel_statistics(place)
+        if found is not None:
+            return replace(vit, mean=found[0], std=found[1])
+        kind = "half"
+    mean, std = fixed_statistics(kind, vit.in_chans)
+    return replace(vit, mean=mean, std=std)
+
+
+def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
+    """The network with the weights, and the names of those that it does not have.
+
+    Raises:
+        CheckpointError: a weight is missing, or has another shape.
+    """
+    weights = source.as_configured(vit)
+    network, classes = _built(source, weights, vit)
+    prefix = "backbone." if isinstance(network, VisionTransformer) else ""
+    given = weights | dict(source.classifier)
+    own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+    wanted = network.state_dict()
+    for name, value in wanted.items():
+        if name not in own:
+            raise CheckpointError(f"{source.where} has no {name}", cause="it is not whole")
+        if own[name].shape != value.shape:
+            shapes = f"{tuple(own[name].shape)}, and {tuple(value.shape)} is expected"
+            raise CheckpointError(f"{name} of {source.where} has the shape {shapes}")
+    network.load_state_dict({name: own[name] for name in wanted})
+    unknown = [name for name in weights if name.removeprefix(prefix) not in wanted]
+    return Subject(network.eval().requires_grad_(False), classes), [*source.left_out, *unknown]
+
+
+def _built(source: SourceWeights, weights: Mapping[str, Tensor], vit: ViT) -> tuple[Network, tuple[str, ...]]:
+    """The network that the weights belong to, and the names of its classes: their numbers."""
+    if "head.weight" in source.classifier:
+        num_classes = len(source.classifier["head.weight"])
+        pooling: Pooling = "mean" if "fc_norm.weight" in source.classifier else "cls"
+        return build_classifier(vit, num_classes, pooling), tuple(map(str, range(num_classes)))
+    if {"head.weight", "mask_token"} <= weights.keys():
+        return build_mim(vit, len(weights["head.weight"])), ()
+    backbone = vit.build()
+    if "backbone.norm.weight" not in weights:
+        backbone.norm = nn.Identity()
+    return backbone, ()
+
+
+def _configuration(subject: Subject) -> Pretrain | Finetune:
+    """The configuration of a run that would have made the network; its settings of training mean nothing."""
+    vit = subject.backbone.config
+    data = Data(channels=vit.in_chans, side=vit.img_size[0])
+    if isinstance(subject.network, ImageClassifier):
+        return Finetune(data=data, backbone=vit, task=Classification(pooling=subject.network.pooling), choose="last")
+    return Pretrain(data=data, backbone=vit)
+
+
+@torch.no_grad()
+def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pairs:
+    """What the network computes, what the folder does, and, of a folder of transformers, what that library does."""
+    again = load_subject(str(folder), choose_compute("cpu", "fp32"))
+    ours, theirs = (outputs(network, images) for network in (subject.network, again.network))
+    pairs = {name: (value, theirs[name]) for name, value in ours.items()}
+    described = place / "config.json"
+    if not described.is_file() or importlib.util.find_spec("transformers") is None:
+        return pairs
+    import transformers
+
+    settings = json.loads(described.read_bytes())
+    model = transformers.AutoModel.from_pretrained(str(place))
+    model.eval()
+    shown = model(subject.preprocessing.normalised(images)).last_hidden_state
+    backbone = subject.backbone
+    features = backbone.encode(backbone.embed(images), backbone.config.grid, layers=True)
+    final = torch.cat([features.cls[:, None], features.patches], dim=1)
+    pooled = settings.get("model_type") == "beit" and settings.get("use_mean_pooling", True)  # its norm comes later
+    return pairs | {"features of transformers": (features.layers[-1] if pooled else final, shown)}

@@ -1,0 +1,83 @@
+"""A bundle: a folder with the weights of a trained model and its configuration, and nothing that training needs.
+
+Its config.json is that of a run, and has also an entry `bundle`, so that what reads a run reads a bundle too.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from smalti import __version__
+from smalti.core.config import from_json, to_json
+from smalti.core.errors import CheckpointError, SmaltiError
+from smalti.core.files import sha256, write_bytes, write_json
+from smalti.core.tensors import tensors_of
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_MAX_CONFIG = 2**20
+"""Bytes of a configuration that are read."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The entry in config.json.
+
+    Attributes:
+        step: number of optimiser steps that the model was trained.
+        sha256: digest of model.safetensors.
+        tokenizer_sha256: digest of the tokenizer whose tokens were predicted; empty where there was none.
+        source: the file of another program that the weights were imported from; then settings of training mean nothing.
+    """
+
+    step: int
+    sha256: str
+    tokenizer_sha256: str = ""
+    source: str = ""
+
+
+def write_bundle(
+    folder: Path, config: Any, step: int, tokenizer: str, weights: dict[str, Tensor], source: str = ""
+) -> None:
+    """Write weights and configuration of a model.
+
+    Args:
+        folder: exists already.
+        config: that of the run, as JSON values.
+        tokenizer: digest of the tokenizer whose tokens were predicted.
+        source: the file that the weights were imported from.
+    """
+    data = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+    write_bytes(folder / WEIGHTS, data)
+    about = {"smalti": __version__, "config": config, "bundle": to_json(Bundle(step, sha256(data), tokenizer, source))}
+    write_json(folder / CONFIG, about)
+
+
+def read_bundle(folder: Path) -> Bundle | None:
+    """The entry of a bundle; None where the folder is something else."""
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            return None
+        return from_json(Bundle, json.loads(path.read_bytes())["bundle"], where="bundle")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SmaltiError):
+        return None
+
+
+def read_bundle_weights(folder: Path, bundle: Bundle) -> dict[str, Tensor]:
+    """The weights of a bundle, by name.
+
+    Raises:
+        CheckpointError: they are missing, or are not those that were written.
+    """
+    try:
+        data = (folder / WEIGHTS).read_bytes()
+        if sha256(data) != bundle.sha256:
+            raise ValueError("it is not the file that was written")
+        return tensors_of(data)
+    except (OSError, ValueError) as error:
+        cause = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged", cause=cause, fix="export the model again") from error

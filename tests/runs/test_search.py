@@ -1,0 +1,155 @@
+"""`smalti search`: the nearest images of others, and near duplicates, as text, JSON and a page."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smalti.cli import main as smalti
+from tests.small_runs import CPU, picture, pictures, pretrain, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`photos`, one of which is there twice, `beit`, and its features as `f.npy` and `f.parquet`."""
+    folder = tmp_path_factory.mktemp("search")
+    photos = pictures(folder / "photos", 8)
+    shutil.copy(photos / "across/03.png", photos / "down/copy.png")
+    assert train_tokenizer(photos, folder / "tokenizer", 2) == 0
+    assert pretrain(photos, folder / "tokenizer", folder / "beit", 2, "--accept-tokenizer") == 0
+    for kind in ("npy", "parquet"):
+        out = ["--out", str(folder / f"f.{kind}"), "--num-workers", "0"]
+        assert smalti(["embed", str(folder / "beit"), str(photos), *CPU, *out]) == 0
+    return folder
+
+
+def search(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str, kind: str = "npy") -> tuple[str, Any]:
+    """What is printed, and the result."""
+    capsys.readouterr()
+    assert smalti(["search", str(runs / f"f.{kind}"), *arguments, *CPU, "--json"]) == 0
+    text, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    return text, json.loads(last)
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_the_nearest_image_is_the_image_itself(kind: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(runs / "photos/across/03.png")
+    text, found = search(runs, capsys, image, "--count", "4", kind=kind)
+    assert found["rows"] == 17
+    (nearest,) = found["nearest"]
+    assert nearest["image"] == image
+    similarities = [one["similarity"] for one in nearest["found"]]
+    assert similarities == sorted(similarities, reverse=True)
+    assert similarities[:2] == [pytest.approx(1, abs=1e-4)] * 2
+    first, second = nearest["found"][:2]
+    del first["similarity"], second["similarity"]
+    assert first == {"position": 3, "key": "across/03.png", "label": "across"}
+    assert second == {"position": 16, "key": "down/copy.png", "label": "down"}
+    lines = text.splitlines()
+    assert lines[0] == f"nearest to {image}, of 17:"
+    assert lines[1].split() == ["1.0000", "across/03.png", "(across)"]
+    assert len(lines) == 5
+
+
+def test_the_order_is_that_of_the_cosine_of_standardised_features(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smalti.runs.network import load_network
+
+    picture(99, across=True).save(tmp_path / "new.png")
+    _, found = search(runs, capsys, str(tmp_path / "new.png"), "--count", "17")
+    bank = np.load(runs / "f.npy").astype(np.float64)
+    query = load_network(runs / "beit", "cpu").features(tmp_path / "new.png").numpy()
+    mean, std = bank.mean(0), bank.std(0, ddof=1)
+    bank, query = (bank - mean) / std, (query - mean) / std
+    cosine = bank @ query[0] / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+    (nearest,) = found["nearest"]
+    positions = [one["position"] for one in nearest["found"]]
+    assert sorted(positions) == list(range(17))
+    assert cosine[positions] == pytest.approx(-np.sort(-cosine), abs=1e-4)
+    assert [one["similarity"] for one in nearest["found"]] == pytest.approx(cosine[positions], abs=1e-4)
+
+
+def test_near_duplicates_are_listed(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, found = search(runs, capsys, "--near-duplicates", "0.9999")
+    assert found["found"] == 1
+    assert [image["key"] for image in found["pairs"][0]] == ["across/03.png", "down/copy.png"]
+    assert text.splitlines() == [
+        "1.0000  across/03.png  down/copy.png",
+        "1 pairs of 17 images with a similarity of 0.9999 or more",
+    ]
+    text, found = search(runs, capsys, "--near-duplicates", "1e-9", "--count", "2")
+    assert len(found["pairs"]) == 2 < found["found"] == len(text.splitlines()) - 1
+
+
+def test_the_page_shows_the_images(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, page = str(runs / "photos/across/03.png"), tmp_path / "page.html"
+    _, found = search(runs, capsys, image, image, "--count", "3", "--out", str(page))
+    assert found["out"] == str(page)
+    html = page.read_text()
+    assert html.count("data:image/png") == 2 * 4
+    assert "down/copy.png" in html
+    search(runs, capsys, "--near-duplicates", "0.9999", "--out", str(page), kind="parquet")
+    assert page.read_text().count("data:image/png") == 2
+    search(runs, capsys, "--near-duplicates", "0.999", "--count", "1", "--out", str(page))
+    assert page.read_text().count("data:image/png") == 2
+
+
+def test_images_elsewhere_are_shown_and_changed_ones_are_not(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(runs / "photos", moved)
+    image, page = str(runs / "photos/down/01.png"), ["--out", str(tmp_path / "page.html")]
+    search(runs, capsys, image, *page, "--data", str(moved))
+    (moved / "across/00.png").unlink()
+    line = error_of(["search", str(runs / "f.npy"), image, *page, "--data", str(moved), *CPU], 3, capsys)
+    assert "the images have changed since their features were computed; image " in line
+
+
+def error_of(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert smalti(arguments) == code
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_another_network_is_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain(runs / "photos", runs / "tokenizer", tmp_path / "other", 1, "--accept-tokenizer") == 0
+    image, features = str(runs / "photos/down/01.png"), str(runs / "f.npy")
+    line = error_of(["search", features, image, "--model", str(tmp_path / "other"), *CPU], 2, capsys)
+    assert f"f.npy has no features of {tmp_path / 'other'}; another network made them, which then was in" in line
+    shutil.copytree(runs / "beit", tmp_path / "moved")
+    assert smalti(["search", features, image, "--model", str(tmp_path / "moved"), *CPU]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([], 2, "nothing to search for; give IMAGE, or --near-duplicates 0.95"),
+        (["a.png", "--near-duplicates", "0.9"], 2, "search for one of them at a time"),
+        (["--near-duplicates", "1.5"], 2, "near_duplicates is 1.5; use a similarity in (0, 1]"),
+        (["a.png", "--count", "0"], 2, "count is 0; use at least 1"),
+        (["a.png", "--out", "a.txt"], 2, "cannot write 'a.txt'; use a name in .html"),
+        (["none.png"], 3, "cannot read none.png"),
+    ],
+)
+def test_wrong_commands_are_said_in_one_line(
+    arguments: list[str], code: int, text: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert text in error_of(["search", str(runs / "f.npy"), *arguments, *CPU], code, capsys)
+
+
+def test_what_is_no_image_or_no_features_is_said_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "f.png")
+    assert "holds no features" in error_of(["search", str(tmp_path / "f.png"), "a.png"], 3, capsys)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    line = error_of(["search", str(runs / "f.npy"), str(tmp_path / "bad.png"), *CPU], 3, capsys)
+    assert "not an image in a format smalti knows" in line
