@@ -260,7 +260,7 @@ VERBS = {
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
-TOGETHER = ("embed", "tokenize")
+TOGETHER = ("embed", "evaluate", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 

@@ -121,3 +121,28 @@ def test_a_full_disk_is_named_before_anything_is_computed(monkeypatch: pytest.Mo
         f"no room for features in {tempfile.gettempdir()}; No space left on device;"
         " set TMPDIR to a larger disk, or give fewer images"
     )
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_each_rank_computes_its_batches_and_gets_the_others(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven images in batches of two: four batches, of which a fifth rank has none."""
+    backbone, whole = CONFIG.build(), images(7)
+    expected = extract(backbone, whole, CPU, 2)
+    order = [(layer, start) for layer in expected.kept for start in range(0, 7, 2)]
+    monkeypatch.setattr("smalti.evaluation.features.world_size", lambda: ranks)
+    for own in range(ranks):
+        sent: list[int] = []
+
+        def broadcast(source: int, rows: torch.Tensor, own: int = own, sent: list[int] = sent) -> None:
+            layer, start = order[len(sent)]
+            sent.append(source)
+            true = expected.kept[layer][start : start + 2]
+            if source == own:
+                torch.testing.assert_close(rows, true, rtol=0, atol=0)
+            rows.copy_(true)
+
+        monkeypatch.setattr("smalti.evaluation.features.rank", lambda own=own: own)
+        monkeypatch.setattr("smalti.evaluation.features.broadcast_from", broadcast)
+        found = extract(backbone, whole, CPU, 2, shared=True)
+        assert sent == [number % ranks for number in range(4)] * len(expected.kept)
+        assert all(torch.equal(value, expected.kept[layer]) for layer, value in found.kept.items())

@@ -112,6 +112,12 @@ def broadcast_tensors(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]
     return found
 
 
+def broadcast_from(source: int, rows: Tensor) -> None:
+    """Overwrite a CPU tensor with that of another rank."""
+    if world_size() > 1:
+        dist.broadcast(rows, source)
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded over ranks."""
     if world_size() == 1:

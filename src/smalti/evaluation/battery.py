@@ -142,6 +142,10 @@ class Battery:
         for name in ("k", "draws", "selection_images"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
 
+    def features(self, backbone: Backbone, images: InMemoryDataset, compute: Compute) -> Features:
+        """The features that are evaluated, in half precision; all ranks call this, and share the work."""
+        return extract(backbone, images, compute, poolings=self.poolings, dtype=torch.float16, shared=True)
+
     def __call__(
         self, train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, seed: int = 0
     ) -> BatteryResult:
@@ -265,8 +269,6 @@ def batteries(
     protocol: Battery = DEFAULT_BATTERY,
 ) -> Iterator[BatteryResult]:
     """The same for several seeds, which draw validation images and few labels; features are computed once."""
-    parts = [
-        extract(backbone, part, compute, poolings=protocol.poolings, dtype=torch.float16) for part in (train, test)
-    ]
+    parts = [protocol.features(backbone, part, compute) for part in (train, test)]
     for seed in seeds:
         yield protocol(parts[0], train.labels, parts[1], test.labels, seed)

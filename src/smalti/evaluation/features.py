@@ -14,8 +14,10 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Backbone, Grid
 from smalti.core.errors import OutputError
+from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import physical_memory
+from smalti.distributed.collectives import broadcast_from
 
 Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "both", "2x2")
@@ -79,6 +81,7 @@ def extract(
     *,
     poolings: Collection[Pooling] = POOLINGS,
     dtype: torch.dtype = torch.float32,
+    shared: bool = False,
 ) -> LayerFeatures:
     """Features of whole images, without the final norm, on the CPU; in a temporary file if memory is too small.
 
@@ -89,6 +92,8 @@ def extract(
         batch_size: the most images per batch; fewer where they are large.
         poolings: the poolings to compute.
         dtype: of the stored features; values beyond the range of float16 are clamped.
+        shared: all ranks call this with the same images, and each computes a part of the batches; all get the features
+            of one process, bit for bit.
 
     Reference: BEiT, appendix on linear probes: the last layer of a masked image model is not the best one, so all
     layers are evaluated.
@@ -96,7 +101,8 @@ def extract(
     batch_size = min(batch_size, _most_images(backbone, images.images))
     wanted = dict.fromkeys(part for pooling in poolings for part in _parts(pooling))
     kept: dict[Layer, Tensor] = {}
-    for start in range(0, len(images), batch_size):
+    starts, ranks = range(0, len(images), batch_size), world_size() if shared else 1
+    for start in starts[rank() % ranks :: ranks] or starts[:1]:  # more ranks than batches: the first one again
         batch = images.images[start : start + batch_size]
         outputs, grid = _block_outputs(backbone, batch, compute)
         for number, tokens in enumerate(outputs, start=1):
@@ -107,6 +113,9 @@ def extract(
                     kept[number, part] = _room(shape, dtype, len(outputs) * len(wanted))
                 limit = torch.finfo(dtype).max
                 kept[number, part][start : start + len(batch)] = pooled.clamp(-limit, limit).to(dtype)
+    for features in kept.values():
+        for number, start in enumerate(starts if ranks > 1 else ()):
+            broadcast_from(number % ranks, features[start : start + batch_size])
     return LayerFeatures(kept, poolings)
 
 

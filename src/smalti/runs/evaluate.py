@@ -1,6 +1,6 @@
 """`smalti evaluate`: evaluate a tokenizer, a backbone or a fine-tuned network on labelled or unlabelled images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,9 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.log import Log
 from smalti.data.load import Data, InMemoryData, load_splits, official_splits
-from smalti.evaluation.battery import Battery, battery
+from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.process_group import Ranks, process_group
+from smalti.evaluation.battery import Battery
 from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling
 from smalti.evaluation.pretraining import describe_loss, measure
@@ -42,6 +44,7 @@ class Evaluate:
     poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
         require(self.held_out is None or 0 < self.held_out < 1, f"held_out is {self.held_out}", "choose one in (0, 1)")
@@ -52,30 +55,48 @@ class Evaluate:
 
 
 def main(config: Evaluate) -> dict[str, Any]:
-    """Evaluate and print; nothing is written."""
+    """Evaluate and print; nothing is written. Ranks share the pass over the images; rank 0 does the rest."""
     log = Log()
-    compute = choose_compute(config.device, config.precision)
+    with process_group(config.ranks, config.device):
+        return _evaluated(config, same_format(choose_compute(config.device, config.precision)), log)
+
+
+def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     kind = read_kind(config.model)
     if kind == Finetune.__name__:
         require(config.held_out is None, "held_out: a fine-tuned network is measured on all images", "leave it out")
         train, test = official_splits(config.images, config.test)
-        found = measure_finetuned(config.model, test or train, compute, log)
-        print(describe_finetuned(found))
-        return found
+        return _by_rank0(lambda: measure_finetuned(config.model, test or train, compute, log), describe_finetuned)
     if kind != Pretrain.__name__:
-        quality = _measure_tokenizer(config, compute, log)
-        print(describe_tokenizer(quality))
-        return quality
+        return _by_rank0(lambda: _measure_tokenizer(config, compute, log), describe_tokenizer)
     trained_on = read_config(config.model, Pretrain)
     images = _load(config, trained_on.data, log)
     result, backbone = {}, load_pretrained(config.model, compute)
     if isinstance(backbone, MaskedImageModel):
-        result, backbone = _measure_stages(trained_on, backbone, images, compute, log), backbone.backbone
+        model, backbone = backbone, backbone.backbone
+        result = _by_rank0(lambda: _measure_stages(trained_on, model, images, compute, log), describe_stages)
     if len(images.train.classes) > 1:
         result |= _measure_backbone(config, backbone, images, compute, log)
     else:
         log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
     return result
+
+
+def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """What rank 0 measures and prints; others wait for it."""
+
+    def printed() -> dict[str, Any]:
+        found = measure()
+        if found:
+            print(describe(found))
+        return found
+
+    return from_rank0(printed)
+
+
+def describe_stages(measured: Mapping[str, Any]) -> str:
+    """Loss and bound."""
+    return "\n".join([describe_loss(measured), *([describe(measured["bound"])] if "bound" in measured else [])])
 
 
 def _measure_stages(
@@ -88,9 +109,7 @@ def _measure_stages(
     tokenizer = target_tokenizer(trained_on.tokenizer, trained_on.target, compute)
     objective, size = MaskedImageModeling(model, trained_on.target), trained_on.plan.micro_batch_size
     density = tokenizer is not None and has_density(trained_on.tokenizer)
-    measured = measure(objective, trained_on.views(tokenizer), images, size, compute, density=density)
-    print("\n".join([describe_loss(measured), *([describe(measured["bound"])] if "bound" in measured else [])]))
-    return measured
+    return measure(objective, trained_on.views(tokenizer), images, size, compute, density=density)
 
 
 def _measure_backbone(
@@ -101,9 +120,14 @@ def _measure_backbone(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
     protocol = Battery(config.poolings, config.validation, config.k, config.draws)
-    found = battery(backbone, images.train, images.held_out, compute, config.seed, protocol)
-    print(found.describe())
-    return found.as_dict()
+    train, test = (protocol.features(backbone, part, compute) for part in (images.train, images.held_out))
+
+    def judged() -> dict[str, Any]:
+        found = protocol(train, images.train.labels, test, images.held_out.labels, config.seed)
+        print(found.describe())
+        return found.as_dict()
+
+    return from_rank0(judged)
 
 
 def describe_tokenizer(result: Mapping[str, Any]) -> str:
