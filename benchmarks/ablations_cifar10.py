@@ -53,6 +53,7 @@ class Variation:
     crop: float = 0.4
     batch_size: int = 128
     masks_per_image: int = 1
+    seed: int = 0
 
     def pretraining(self, out: Path, places: DataFiles, images: int) -> Pretrain:
         """The pretraining of the study with these settings."""
@@ -64,6 +65,7 @@ class Variation:
             crop=RandomResizedCrop(scale=(self.crop, 1.0)),
             plan=replace(config.plan, batch_size=self.batch_size, steps=images // self.batch_size),
             masks_per_image=self.masks_per_image,
+            seed=self.seed,
             reference=False,
         )
 
@@ -76,6 +78,8 @@ VARIATIONS = {
     "whitened-lr-predicted": Variation(
         tokenizer="kmeans-1024-whitened-50", lr=4e-3, decoder=CrossAttention(predicted=0.5)
     ),
+    "visible-seed-1": Variation(seed=1),
+    "whitened-50-seed-1": Variation(tokenizer="kmeans-1024-whitened-50", seed=1),
     "whitened-100": Variation(tokenizer="kmeans-1024-whitened-100"),
     "mixture": Variation(decoder=CrossAttention(mix_layers=True)),
     "depth-2": Variation(decoder=CrossAttention(depth=2)),
