@@ -95,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             return _failed("out of memory; lower --plan.batch-size or --data.limit", EXIT_OUT_OF_MEMORY, debug)
+        if "determine home directory" in str(error) or "embedded null byte" in str(
+            error
+        ):  # of pathlib and of the system
+            return _failed("a path cannot be used; it has a ~ of an unknown user, or a NUL; check the paths", 2, debug)
         return _failed(
             f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
         )

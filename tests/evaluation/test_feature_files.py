@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -118,3 +120,32 @@ def test_a_file_that_cannot_be_finished_is_not_there(kind: str, tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         write_features(tmp_path / f"f.{kind}", broken, 2, ABOUT)
     assert not (tmp_path / f"f.{kind}").exists()
+
+
+@pytest.mark.parametrize("line", ["0,a", "0,a,b,c", "x,a,b", "-1,a,b", "0,a\0b,c", "", f"0,{'a' * 200_000},b"])
+def test_absurd_lines_are_refused(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.npy"
+    write_features(path, parts, 2, ABOUT)
+    (tmp_path / "f.rows.csv").write_text("position,key,label\n" + f"{line}\n" * 3)
+    refused(path)
+
+
+def test_a_description_that_is_too_deep_and_a_pipe_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.npy"
+    write_features(path, parts, 2, ABOUT)
+    (tmp_path / "f.about.json").write_text("[" * 200_000)
+    refused(path)
+    os.mkfifo(tmp_path / "g.npy")
+    assert "regular" in refused(tmp_path / "g.npy")
+
+
+@pytest.mark.parametrize("column", ["position", "key", "label", "features"])
+def test_columns_of_other_types_and_missing_ones_are_refused(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    write_features(path, parts, 2, ABOUT)
+    table = pq.read_table(path)
+    pq.write_table(table.drop([column]), path)
+    refused(path)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, pa.array([1.0] * len(table))), path)
+    refused(path)

@@ -251,3 +251,21 @@ def test_parts_without_a_library_for_the_released_code(runs: Path, tmp_path: Pat
     files = [(tmp_path / f"out{number}" / "model.safetensors").read_bytes() for number in range(2)]
     assert files[0] == files[1]
     assert "lm_head.weight" in load_file(tmp_path / "out0" / "model.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[" * 200_000, '{"pretrained": {"linear": "x"}}', '{"pretrained": []}'])
+def test_an_absurd_evaluation_in_a_bundle_is_none(
+    text: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(runs / "pretrain", tmp_path / "bundle") == 0
+    (tmp_path / "bundle" / "evaluation.json").write_text(text)
+    assert json_of("info", str(tmp_path / "bundle"), capsys=capsys)["evaluation"] is None
+
+
+def test_an_absurd_result_in_a_bundle_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(runs / "pretrain", tmp_path / "bundle") == 0
+    (tmp_path / "bundle" / "result.json").write_text('{"train_images": "many"}')
+    assert main(["info", str(tmp_path / "bundle")]) == 4
+    assert "a number of images is no number" in capsys.readouterr().err

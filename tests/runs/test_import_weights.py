@@ -146,3 +146,98 @@ def test_the_command_line_imports_and_other_verbs_take_what_it_wrote(
     assert pretrain(photos, tmp_path / "tokenizer", tmp_path / "run", 2, *init) == 0
     assert main(["info", str(model)]) == 0
     assert "imported from: beit.safetensors" in capsys.readouterr().out
+
+
+def _changed(folder: Path, file: str, **values: Any) -> None:
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+
+
+def test_a_folder_of_timm_is_not_taken_for_one_of_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    subject = backbone(replace(VARIANTS["paper"], mean=(0.5,), std=(0.5,)))
+    timm.write(subject, make_folder(tmp_path / "timm"))
+    heads = subject.backbone.config.num_heads
+    about, again = imported(str(tmp_path / "timm"), tmp_path / "model", num_heads=heads)
+    assert set(about["certificate"]["differences"]) == {"cls", "patches"}
+    same_features(subject, again)
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+HOSTILE: list[tuple[str, Any]] = [
+    ("image_size", 10**12),
+    ("image_size", 10**400),
+    ("image_size", "16"),
+    ("num_attention_heads", 0),
+    ("hidden_size", 10**6),
+    ("hidden_size", None),
+    ("num_hidden_layers", 10**9),
+    ("intermediate_size", -1),
+    ("num_channels", 10**9),
+    ("layer_norm_eps", "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE)
+def test_a_config_of_another_network_is_an_error_before_memory_is_taken(name: str, value: Any, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    huggingface.write(backbone(PAPER), make_folder(tmp_path / "theirs"))
+    _changed(tmp_path / "theirs", "config.json", **{name: value})
+    with pytest.raises(CheckpointError):
+        import_model(ImportModel((str(tmp_path / "theirs"),), str(tmp_path / "model")))
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_a_config_asks_to_run_fetch_or_read_is_ignored(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    theirs = make_folder(tmp_path / "theirs")
+    huggingface.write(backbone(PAPER), theirs)
+    (theirs / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Evil: pass\n")
+    evil: dict[str, Any] = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}, "dtype": "evil"}
+    evil |= {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel", "id2label": 3}
+    _changed(theirs, "config.json", **evil, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    (theirs / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
+    about, _ = imported(str(theirs), tmp_path / "model")
+    assert "features of transformers" in about["certificate"]["differences"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("patch_embed.proj.weight", (32, 48)),
+        ("patch_embed.proj.weight", (0, 3, 4, 4)),
+        ("patch_embed.proj.weight", (64000, 3, 4, 4)),
+        ("blocks.0.mlp.fc1.weight", ()),
+        ("blocks.0.attn.qkv.bias", ()),
+        ("pos_embed", (17,)),
+        ("blocks.0.attn.relative_position_bias_table", (7,)),
+        ("head.weight", ()),
+        ("head.weight", (0, 32)),
+    ],
+)
+def test_absurd_shapes_are_an_error(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    weights = to_timm(backbone(PAPER).network.state_dict(), layer_scale_modules=True) | {name: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=f"{name}|cls_token"):
+        import_model(ImportModel((saved(weights, tmp_path / "w.safetensors"),), str(tmp_path / "m"), num_heads=4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1j])
+def test_weights_that_are_no_real_numbers_are_an_error(value: complex, tmp_path: Path) -> None:
+    weights = to_timm(backbone(PAPER).network.state_dict(), layer_scale_modules=True)
+    weights["norm.weight"] = torch.full_like(weights["norm.weight"], 1) * value
+    with pytest.raises(CheckpointError, match=r"norm\.weight"):
+        import_model(ImportModel((saved(weights, tmp_path / "w.safetensors"),), str(tmp_path / "m"), num_heads=4))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200000, '{"pretrained_cfg": {"mean": [NaN], "std": [1]}}', '{"model_type": [1]}']
+)
+def test_an_absurd_config_beside_weights_of_timm_tells_nothing(text: str, tmp_path: Path) -> None:
+    timm.write(backbone(PAPER), make_folder(tmp_path / "timm"))
+    (tmp_path / "timm" / "config.json").write_text(text)
+    _, again = imported(str(tmp_path / "timm"), tmp_path / "model", num_heads=PAPER.num_heads)
+    assert again.preprocessing.mean == (0.5, 0.5, 0.5)

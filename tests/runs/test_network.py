@@ -1,5 +1,7 @@
 """`smalti.load`: what is in a run folder, and its features, which are those that `smalti evaluate` measures."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,19 @@ def test_a_bundle_has_the_features_of_the_run(
         torch.testing.assert_close(
             found.features(files(runs), block), network.features(files(runs), block), rtol=0, atol=0
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("depth", 10**9), ("embed_dim", 10**6), ("img_size", [10**6, 10**6]), ("img_size", [16, 4 * 10**200])],
+)
+def test_a_configuration_of_a_huge_network_takes_no_memory(
+    name: str, value: object, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "beit", tmp_path / "beit")
+    path = tmp_path / "beit" / "config.json"
+    about = json.loads(path.read_text())
+    about["config"]["backbone"][name] = value
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="larger network"):
+        load(tmp_path / "beit")

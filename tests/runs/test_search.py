@@ -153,3 +153,25 @@ def test_what_is_no_image_or_no_features_is_said_in_one_line(
     (tmp_path / "bad.png").write_bytes(b"no image")
     line = error_of(["search", str(runs / "f.npy"), str(tmp_path / "bad.png"), *CPU], 3, capsys)
     assert "not an image in a format smalti knows" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layer", "1"),
+        ("layer", 1.5),
+        ("model", 3),
+        ("model", None),
+        ("images", []),
+        ("pooling", "both"),
+        ("weights", 1),
+    ],
+)
+def test_absurd_descriptions_are_said_in_one_line(
+    name: str, value: Any, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in ("npy", "rows.csv", "about.json"):
+        shutil.copy(runs / f"f.{suffix}", tmp_path)
+    about = json.loads((tmp_path / "f.about.json").read_text())
+    (tmp_path / "f.about.json").write_text(json.dumps(about | {name: value}))
+    error_of(["search", str(tmp_path / "f.npy"), str(runs / "photos/across/03.png"), *CPU], 3, capsys)

@@ -102,10 +102,12 @@ def open_features(path: Path) -> FeatureFile:
     if path.suffix not in (NPY, PARQUET):
         raise DataError(f"{path} holds no features", cause="they are in a .npy or .parquet", fix=f"{_FIX} FILE")
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         return _Npy(path) if path.suffix == NPY else _Parquet(path)
     except OSError as error:
         raise DataError(f"cannot read {path}", cause=error.strerror or str(error), fix=f"{_FIX} {path}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise DataError(f"{path} holds no features of smalti", cause=str(error), fix=f"{_FIX} {path}") from error
 
 
@@ -118,6 +120,8 @@ class _Npy:
         if found is None:
             raise ValueError("it is no array of n x F float32")
         self.count, self.width = map(int, found.groups())
+        if self.width == 0:
+            raise ValueError("it has no columns")
         if size != _START + 4 * self.count * self.width:
             raise ValueError(f"it has {size} bytes, which are not {self.count} rows of {self.width} features")
         self._features = np.memmap(path, "<f4", "r", _START, (self.count, self.width))
@@ -143,8 +147,13 @@ class _Parquet:
         metadata = self._file.schema_arrow.metadata or {}
         self.about = dict(json.loads(metadata[b"smalti"]))
         self.count = self._file.metadata.num_rows
-        self.width = self._file.schema_arrow.field("features").type.list_size
+        schema = self._file.schema_arrow
+        self.width = getattr(schema.field("features").type, "list_size", 0)
+        if self.width < 1 or [schema.field(name).type for name in (*_COLUMNS, "features")] != _types(self.width):
+            raise ValueError("its columns are of other types")
         self._rows = self._file.read(columns=list(_COLUMNS))
+        if any(self._rows.column(name).null_count for name in ("position", "key")):
+            raise ValueError("a row has no position or no key")
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Float[Tensor, "m F"]]:
         before = 0
@@ -152,6 +161,8 @@ class _Parquet:
             skipped, before = max(0, start - before), before + len(batch)
             if before > start:
                 flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+                if len(flat) != len(batch) * self.width:
+                    raise DataError(f"{self.path} is damaged", cause="a row has no features", fix=f"{_FIX} FILE")
                 yield torch.from_numpy(np.array(flat).reshape(len(batch), -1)[skipped:])
 
     def row(self, number: int) -> Row:
@@ -200,8 +211,17 @@ def _read_csv(path: Path) -> Names:
         if tuple(next(lines, ())) != _COLUMNS:
             raise ValueError(f"{path.name} does not begin with {','.join(_COLUMNS)}")
         for line in lines:
+            if len(line) != len(_COLUMNS) or not re.fullmatch(r"[0-9]{1,18}", line[0]) or "\0" in "".join(line):
+                raise ValueError(f"line {lines.line_num} of {path.name} is no position, key and label")
             found.add("\0".join(line).encode())
     return found.build()
+
+
+def _types(width: int) -> list[Any]:
+    """Those of the columns of a Parquet file, in order."""
+    import pyarrow as pa
+
+    return [pa.int64(), pa.string(), pa.string(), pa.list_(pa.float32(), width)]
 
 
 def _fill_parquet(file: BinaryIO, parts: Iterable[Part], width: int, about: dict[str, Any]) -> None:
@@ -209,7 +229,7 @@ def _fill_parquet(file: BinaryIO, parts: Iterable[Part], width: int, about: dict
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = [pa.int64(), pa.string(), pa.string(), pa.list_(pa.float32(), width)]
+    types = _types(width)
     fields = [pa.field(name, kind) for name, kind in zip((*_COLUMNS, "features"), types, strict=True)]
     schema = pa.schema(fields, {"smalti": json.dumps(about)})
     with pq.ParquetWriter(file, schema, use_dictionary=["label"]) as writer:

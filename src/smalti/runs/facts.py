@@ -1,12 +1,13 @@
 """What is known of a MODEL besides its weights, for `smalti info`, bundles and model cards."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from smalti.core.compute import Compute
 from smalti.core.config import kind_name
-from smalti.core.errors import DataError, SmaltiError
+from smalti.core.errors import CheckpointError, DataError, SmaltiError
 from smalti.data.token_cache import digest
 from smalti.exporting.bundle import EVALUATION
 from smalti.exporting.card import IMPORTED, Facts
@@ -34,6 +35,8 @@ def facts_of(model: str, subject: Subject, compute: Compute, evaluation: str = "
     path = Path(model).expanduser()
     result = RunFolder(path).read_result()
     counts = {name.replace("_", " "): value for name, value in result.items() if name.endswith("_images")}
+    if not all(type(value) is int for value in counts.values()):
+        raise CheckpointError(f"the result in {path} is damaged", cause="a number of images is no number")
     parameters = sum(value.numel() for value in subject.network.parameters())
     return Facts(
         name=path.resolve().name,
@@ -83,12 +86,13 @@ def _evaluation_beside(path: Path) -> dict[str, Any] | None:
     """The evaluation in a bundle, or in the demo that a run is part of."""
     try:
         if (path / EVALUATION).is_file():
-            found: dict[str, Any] = json.loads((path / EVALUATION).read_bytes())
-            return found
+            found = json.loads((path / EVALUATION).read_bytes())
+            names = ("pretrained", "random") if "random" in found else ("pretrained",)
+            return {name: _figures(name, found[name]) for name in names}
         if path.resolve().name == "pretrain":
             probe = json.loads((path.resolve().parent / "result.json").read_bytes())["probe"]
-            return {name: _figures(probe[name]) for name in ("pretrained", "random")}
-    except (OSError, ValueError, KeyError, TypeError):
+            return {name: _figures(name, probe[name]) for name in ("pretrained", "random")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 
@@ -96,11 +100,20 @@ def _evaluation_beside(path: Path) -> dict[str, Any] | None:
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.expanduser().read_text().strip().splitlines()[-1])
-        return {"pretrained": _figures({name: found[name] for name in _FIGURES})}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        return {"pretrained": _figures("pretrained", {name: found[name] for name in _FIGURES})}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         fix = "write it with: smalti evaluate MODEL DATA --json > FILE"
         raise DataError(f"no evaluation of a backbone in {path}", cause=str(error), fix=fix) from None
 
 
-def _figures(found: dict[str, Any]) -> dict[str, Any]:
+def _figures(of: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation; ValueError where one is no figure, KeyError where one is missing."""
+    for name in _FIGURES[: 4 if of == "pretrained" else 2]:
+        value = found[name]
+        if name == "pooling":
+            fits = isinstance(value, str)
+        else:
+            fits = type(value) is int or (type(value) is float and math.isfinite(value))
+        if not fits:
+            raise ValueError(f"{name} is no figure")
     return {name: found[name] for name in _FIGURES if name in found}

@@ -24,6 +24,7 @@ from smalti.exporting.card import IMPORTED, Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, sample_images
 from smalti.exporting.graphs import outputs
 from smalti.exporting.subject import Network, Subject
+from smalti.exporting.transformers_source import last_hidden_state
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.mim import build_mim
 from smalti.models.vit import VisionTransformer, ViT
@@ -33,7 +34,8 @@ from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
 from smalti.weights.dalle import read_dalle
-from smalti.weights.read import pixel_statistics, read_source
+from smalti.weights.names import is_huggingface
+from smalti.weights.read import describing, pixel_statistics, read_source, read_weights
 from smalti.weights.source import SourceWeights
 
 
@@ -53,6 +55,7 @@ class ImportModel:
     def __post_init__(self) -> None:
         require(bool(self.out), "no folder to write", "use --out MODEL")
         require(len(self.files) in (1, 2), f"{len(self.files)} files", "give one of weights, or the two of DALL-E")
+        require(self.num_heads is None or self.num_heads >= 1, f"num_heads is {self.num_heads}", "use at least 1")
 
 
 def main(config: ImportModel) -> dict[str, Any]:
@@ -121,17 +124,19 @@ def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
         CheckpointError: a weight is missing, or has another shape.
     """
     weights = source.as_configured(vit)
-    network, classes = _built(source, weights, vit)
-    prefix = "backbone." if isinstance(network, VisionTransformer) else ""
+    with torch.device("meta"):  # which takes no memory: shapes are compared first
+        planned, _ = _built(source, weights, vit)
+    prefix = "backbone." if isinstance(planned, VisionTransformer) else ""
     given = weights | dict(source.classifier)
     own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
-    wanted = network.state_dict()
+    wanted = planned.state_dict()
     for name, value in wanted.items():
         if name not in own:
             raise CheckpointError(f"{source.where} has no {name}", cause="it is not whole")
         if own[name].shape != value.shape:
             shapes = f"{tuple(own[name].shape)}, and {tuple(value.shape)} is expected"
             raise CheckpointError(f"{name} of {source.where} has the shape {shapes}")
+    network, classes = _built(source, weights, vit)
     network.load_state_dict({name: own[name] for name in wanted})
     unknown = [name for name in weights if name.removeprefix(prefix) not in wanted]
     return Subject(network.eval().requires_grad_(False), classes), [*source.left_out, *unknown]
@@ -166,16 +171,11 @@ def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pa
     again = load_subject(str(folder), choose_compute("cpu", "fp32"))
     ours, theirs = (outputs(network, images) for network in (subject.network, again.network))
     pairs = {name: (value, theirs[name]) for name, value in ours.items()}
-    described = place / "config.json"
-    if not described.is_file() or importlib.util.find_spec("transformers") is None:
+    weights, settings = read_weights(str(place)), describing(str(place))
+    if settings is None or not is_huggingface(weights) or importlib.util.find_spec("transformers") is None:
         return pairs
-    import transformers
-
-    settings = json.loads(described.read_bytes())
-    model = transformers.AutoModel.from_pretrained(str(place))
-    model.eval()
-    shown = model(subject.preprocessing.normalised(images)).last_hidden_state
     backbone = subject.backbone
+    shown = last_hidden_state(settings, backbone.config, weights, subject.preprocessing.normalised(images))
     features = backbone.encode(backbone.embed(images), backbone.config.grid, layers=True)
     final = torch.cat([features.cls[:, None], features.patches], dim=1)
     pooled = settings.get("model_type") == "beit" and settings.get("use_mean_pooling", True)  # its norm comes later

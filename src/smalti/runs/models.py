@@ -1,19 +1,20 @@
 """Load the frozen trained network of a run folder; evaluate a fine-tuned one on other labelled images."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.core.errors import UsageError
+from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.log import Log, printable
 from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.segmenter import Segmenter
-from smalti.models.vit import VisionTransformer
+from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
@@ -21,6 +22,8 @@ from smalti.runs.tokenizers import input_of, load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.checkpoint import load_frozen, read_checkpoint
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def load_model(run: str, compute: Compute) -> MaskedImageModel:
@@ -40,13 +43,36 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
     if "head.bias" in weights:
-        model = build_mim(config.backbone, len(weights["head.bias"]), decoder=config.decoder)
-        return load_frozen(model, weights, run, compute.device)
-    backbone = config.backbone.build()
-    if "backbone.norm.weight" not in weights:
-        backbone.norm = nn.Identity()
+        return _frozen(
+            lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),
+            config.backbone,
+            weights,
+            run,
+            compute,
+        )
+
+    def backbone() -> VisionTransformer:
+        built = config.backbone.build()
+        if "backbone.norm.weight" not in weights:
+            built.norm = nn.Identity()
+        return built
+
     bare = {name.removeprefix("backbone."): value for name, value in weights.items()}
-    return load_frozen(backbone, bare, run, compute.device)
+    return _frozen(backbone, config.backbone, bare, run, compute)
+
+
+def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: str, compute: Compute) -> N:
+    """The frozen network with these weights. A configuration of far more weights takes no memory.
+
+    Raises:
+        CheckpointError: the configuration is of another network.
+    """
+    there = sum(value.numel() for value in weights.values())
+    blocks = vit.depth * vit.embed_dim**2 * (4 + 2 * vit.mlp_ratio)
+    positions = math.prod(vit.grid) * (vit.embed_dim if vit.positions == "absolute" else vit.num_heads)
+    if vit.depth > len(weights) or blocks + positions > there:
+        raise CheckpointError(f"the weights of {run} do not fit", cause="its config.json is of a larger network")
+    return load_frozen(build(), weights, run, compute.device)
 
 
 def load_subject(model: str, compute: Compute) -> Subject:
@@ -70,8 +96,8 @@ def load_subject(model: str, compute: Compute) -> Subject:
 def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """The network of a fine-tuning run, with its selected weights."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
-    model = config.task.build(config.backbone, folder.read_classes())
-    return load_frozen(model, config.read_weights(folder.path).model, run, compute.device)
+    outputs, weights = folder.read_classes(), config.read_weights(folder.path).model
+    return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
 def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def main(config: Search) -> dict[str, Any]:
         require_place(Path(config.out).expanduser())
     features = open_features(Path(config.features).expanduser())
     require(features.count > 0, f"{features.path} has no rows")
+    _require_described(features)
     compute = choose_compute(config.device, config.precision)
     result, lines = _pairs(config, features, compute) if config.near_duplicates else _nearest(config, features, compute)
     if config.out:
@@ -86,6 +87,16 @@ def main(config: Search) -> dict[str, Any]:
         print(f"written: {config.out}")
         result["out"] = config.out
     return result
+
+
+def _require_described(features: FeatureFile) -> None:
+    """Check what is said of the features, before it is used."""
+    for name, kind in (("model", str), ("weights", str), ("images", str), ("layer", int), ("pooling", str)):
+        if type(features.about.get(name)) is not kind:
+            cause = f"what it says of itself has no {name}"
+            raise DataError(
+                f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
+            )
 
 
 def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[dict[str, Any], list[Line]]:
@@ -96,6 +107,11 @@ def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[d
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {model}", cause=cause, fix="give that one as --model")
     queries = network.features(config.images, features.about["layer"], features.about["pooling"])
+    if queries.shape[1] != features.width:
+        cause = f"it has {features.width} of an image, and its layer and pooling give {queries.shape[1]}"
+        raise DataError(
+            f"{features.path} has other features than it says", cause=cause, fix="make it with smalti embed"
+        )
     similarity, rows = nearest(features, queries, config.count, compute.device)
     lines = [
         [_image(features, row, value) for row, value in zip(*line, strict=True)]
@@ -152,7 +168,7 @@ def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) ->
 
 def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "H W C"]:
     position = image["position"]
-    if position >= len(source) or text_of(source.key(position)) != image["key"]:
+    if not 0 <= position < len(source) or text_of(source.key(position)) != image["key"]:
         cause = f"image {position} is not {image['key']} any more"
         raise DataError("the images have changed since their features were computed", cause=cause, fix="see --data")
     return read_square(source, position, _SIDE).pixels

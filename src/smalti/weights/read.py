@@ -1,6 +1,7 @@
 """Reading weights of timm and of Hugging Face's transformers from local files, without running code in them."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from smalti.weights.saved_network import read_state_dict
 from smalti.weights.source import SourceWeights
 
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+_CONFIG = "config.json"
 _DISTRIBUTED = ".metadata"
 _STATISTICS = (
     ("preprocessor_config.json", "", "image_mean", "image_std"),
@@ -29,8 +31,7 @@ def read_source(place: str) -> SourceWeights:
     Raises:
         CheckpointError: there are none, they are damaged, or their names are neither those of timm nor of transformers.
     """
-    path = _file(place)
-    weights, others = names.encoder_of({name: value.float() for name, value in _read(path).items()})
+    weights, others = names.encoder_of(read_weights(place))
     classifier, left_out = names.classifier_of(weights), (*others, *names.unused(weights))
     if names.is_timm(weights):
         return SourceWeights(place, names.from_timm(weights), classifier=classifier, left_out=left_out)
@@ -39,7 +40,7 @@ def read_source(place: str) -> SourceWeights:
         cause = f"it has no blocks.0 and no encoder.layer.0{named}"
         fix = "give a ViT or BEiT of timm or transformers, or a pretraining run"
         raise CheckpointError(f"{place} has names of neither timm nor transformers", cause=cause, fix=fix)
-    config = _config(path.parent)
+    config = _config(place)
     try:
         grid, num_heads = grid_and_heads(config)
         return SourceWeights(place, from_huggingface(weights, config), grid, num_heads, classifier, left_out)
@@ -49,6 +50,32 @@ def read_source(place: str) -> SourceWeights:
         raise CheckpointError(f"{place}: {error.what}", cause=error.cause, fix=error.fix) from None
 
 
+def read_weights(place: str) -> dict[str, Tensor]:
+    """The weights in a file or folder by their names there, in float32.
+
+    Raises:
+        CheckpointError: there are none, they are damaged, or one is empty or has values that are not finite.
+    """
+    result = {}
+    for name, value in _read(_file(place)).items():
+        if value.is_complex():
+            raise CheckpointError(f"{place} has complex numbers in {name[:200]}", cause="no network we know has them")
+        result[name] = value.float()
+        if value.numel() == 0 or not result[name].isfinite().all():
+            cause = "it is empty" if value.numel() == 0 else "it has values that are not finite"
+            raise CheckpointError(f"{place} has a damaged {name[:200]}", cause=cause, fix="get the file again")
+    return result
+
+
+def describing(place: str) -> dict[str, Any] | None:
+    """The config.json beside the weights; None where there is none, or none that can be read."""
+    try:
+        found = json.loads((_file(place).parent / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Pixel mean and standard deviation in a file of transformers or timm beside the weights; None: there is none."""
     folder = _file(place).parent
@@ -56,9 +83,11 @@ def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] 
         try:
             found = json.loads((folder / name).read_bytes())
             found = found[part] if part else found
-            return tuple(map(float, found[mean])), tuple(map(float, found[std]))
-        except (OSError, ValueError, KeyError, TypeError):
+            means, deviations = (tuple(map(float, found[key])) for key in (mean, std))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
+        if all(map(math.isfinite, (*means, *deviations))) and all(value > 0 for value in deviations):
+            return means, deviations
     return None
 
 
@@ -92,15 +121,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read", cause=str(error), fix="get the file again") from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict):
+def _config(place: str) -> dict[str, Any]:
+    config = describing(place)
+    if config is None:
         raise CheckpointError(
-            f"no readable {path}", cause="weights of transformers do not describe themselves", fix="put it beside them"
+            f"no readable {_file(place).parent / _CONFIG}",
+            cause="weights of transformers do not describe themselves",
+            fix="put it beside them",
         )
     return config
 
@@ -140,9 +167,11 @@ def grid_and_heads(config: Mapping[str, Any]) -> tuple[Grid, int]:
         CheckpointError: config.json does not contain them.
     """
     try:
-        size, patch = config["image_size"], config["patch_size"]
+        size, patch, num_heads = (config[name] for name in ("image_size", "patch_size", "num_attention_heads"))
         height, width = size if isinstance(size, list) else (size, size)
-        return (int(height) // int(patch), int(width) // int(patch)), int(config["num_attention_heads"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        if not all(type(number) is int and number > 0 for number in (height, width, patch, num_heads)):
+            raise ValueError
+        return (height // patch, width // patch), num_heads
+    except (KeyError, TypeError, ValueError):
         cause = "image_size, patch_size and num_attention_heads are needed"
         raise CheckpointError("config.json does not describe the network", cause=cause) from None

@@ -18,6 +18,17 @@ _TABLE = "relative_position_bias_table"
 _HEAD_DIM = 64
 _SHARED_TABLE = f"backbone.rel_pos_bias.{_TABLE}"
 
+_DIMENSIONS = {
+    "patch_embed.proj.weight": 4,
+    "pos_embed": 3,
+    _TABLE: 2,
+    "qkv.weight": 2,
+    "fc1.weight": 2,
+    "head.weight": 2,
+    "bias": 1,
+}
+"""By the end of the name: those whose shapes say what the network is."""
+
 
 @dataclass(frozen=True)
 class SourceWeights:
@@ -38,6 +49,13 @@ class SourceWeights:
     num_heads: int | None = None
     classifier: Mapping[str, Tensor] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (*self.weights.items(), *self.classifier.items()):
+            wanted = next((count for end, count in _DIMENSIONS.items() if name.endswith(end)), value.ndim)
+            if value.ndim != wanted:
+                shape = f"the shape {tuple(value.shape)}, and {wanted} dimensions are expected"
+                raise CheckpointError(f"{name[:200]} of {self.where} has {shape}")
 
     def without_head(self) -> "SourceWeights":
         """The same weights without the head."""
@@ -144,10 +162,14 @@ class SourceWeights:
         Raises:
             CheckpointError: the number of positions does not belong to a square grid.
         """
-        if self.grid is not None:
-            return self.grid
         name, value = next((n, v) for n, v in self.weights.items() if n == _POSITIONS or n.endswith(_TABLE))
         rows = value.shape[1] if name == _POSITIONS else len(value)
+        if self.grid is not None:
+            patches = math.prod(self.grid)
+            if rows not in ((patches, 1 + patches) if name == _POSITIONS else (num_rows(self.grid),)):
+                what = f"{self.where} has no positions for the {self.grid[0]}x{self.grid[1]} patches of its config.json"
+                raise CheckpointError(what, cause=f"{name.removeprefix('backbone.')} has {rows} rows")
+            return self.grid
         if rows == (1 + math.prod(backbone.grid) if name == _POSITIONS else num_rows(backbone.grid)):
             return backbone.grid
         side = math.isqrt(rows) if name == _POSITIONS else (math.isqrt(max(rows - 3, 0)) + 1) // 2
