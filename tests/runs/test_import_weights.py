@@ -241,3 +241,10 @@ def test_an_absurd_config_beside_weights_of_timm_tells_nothing(text: str, tmp_pa
     (tmp_path / "timm" / "config.json").write_text(text)
     _, again = imported(str(tmp_path / "timm"), tmp_path / "model", num_heads=PAPER.num_heads)
     assert again.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_folder_of_another_program_is_no_model_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    huggingface.write(backbone(PAPER), tmp_path)
+    assert main(["info", str(tmp_path)]) == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"it holds weights of another program; smalti import {tmp_path} --out MODEL makes it one")

@@ -30,6 +30,7 @@ T = TypeVar("T")
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
 _MAX_CONFIG = 2**20
+_WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
 """Bytes of a configuration that are read; those of the largest recipe have 3000."""
 _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES)))
 """What only the run itself writes: not the report."""
@@ -256,10 +257,11 @@ def _read_config(model: str) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged", cause=f"a configuration has at most {_MAX_CONFIG} bytes")
         config = json.loads(path.read_bytes())["config"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        cause = "no readable config.json there"
-        raise CheckpointError(
-            f"{model or 'nothing'} is no run folder", cause=cause, fix="give the --out of a run"
-        ) from error
+        cause, fix = "no readable config.json there", "give the --out of a run"
+        foreign = isinstance(error, KeyError | FileNotFoundError)  # else it is damaged, whoever wrote it
+        if foreign and any(path.with_name(name).is_file() for name in _WEIGHTS_OF_OTHERS):
+            cause, fix = "it holds weights of another program", f"smalti import {model} --out MODEL makes it one"
+        raise CheckpointError(f"{model or 'nothing'} is no run folder", cause=cause, fix=fix) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is damaged", cause="config is not an object")
     if "kind" not in config:
