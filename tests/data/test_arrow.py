@@ -160,10 +160,10 @@ def test_bad_cells_are_bad_images(tmp_path: Path) -> None:
         ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "a file it names is none of its folder"),
         ("state.json", '{"_data_files": [{"filename": 3}]}', "a file it names is none of its folder"),
         ("state.json", '{"_data_files": [{"filename": "x.arrow"}]}', r"no file .*x\.arrow; it does not exist"),
-        ("dataset_dict.json", '{"splits": []}', "no images in .*; it names no splits; check --data"),
+        ("dataset_dict.json", '{"splits": []}', "no images in .*; it names no splits; check the path"),
         ("dataset_dict.json", '{"splits": ["../x"]}', "it names no splits"),
         ("dataset_dict.json", '{"splits": ["gone"]}', r"cannot list .*gone/state\.json; No such file"),
-        ("data-00000-of-00001.arrow", "nothing", r"cannot read .*arrow; damaged: .*; check --data"),
+        ("data-00000-of-00001.arrow", "nothing", r"cannot read .*arrow; damaged: .*; check the path"),
         ("data-00000-of-00001.arrow", "", r"cannot read .*arrow; damaged: "),
     ],
 )
@@ -181,7 +181,7 @@ def test_files_that_are_different_tables_are_refused(tmp_path: Path) -> None:
 
 
 def test_tables_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no images in .*; the table has no rows; check --data"):
+    with pytest.raises(DataError, match=r"no images in .*; the table has no rows; check the path"):
         opened(save_to_disk(tmp_path / "a", table([])))
     paths = pa.table({"image": pa.array([{"bytes": None, "path": "x.png"}], IMAGE)})
     with pytest.raises(DataError, match="column image has no bytes in 1 rows"):

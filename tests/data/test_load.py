@@ -265,13 +265,13 @@ def test_h02_what_is_no_data_is_a_data_error(tmp_path: Path, monkeypatch: pytest
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         ("", "no images given; use --data FOLDER, or --data embedded"),
-        (str(tmp_path / "nowhere"), "no folder .*nowhere; it does not exist; check --data$"),
-        ("nowhere", f"no folder nowhere; it does not exist; check --data; it is looked for in {tmp_path}$"),
-        (str(tmp_path / "emtpy"), "no folder .*emtpy; it does not exist; check --data: did you mean 'empty'?"),
+        (str(tmp_path / "nowhere"), "no folder .*nowhere; it does not exist; check the path$"),
+        ("nowhere", f"no folder nowhere; it does not exist; check the path; it is looked for in {tmp_path}$"),
+        (str(tmp_path / "emtpy"), "no folder .*emtpy; it does not exist; check the path: did you mean 'empty'?"),
         (str(tmp_path / "file.png"), "file.png is a file; DATA is a folder of images; give the folder it lies in"),
         (str(tmp_path / "file.zip"), "file.zip is a file; DATA is .* tar shards .*; unpack it into a folder"),
         (str(tmp_path / "file.npy"), r"file.npy is a file; DATA is a folder of images, a list of them \(.txt"),
-        (str(tmp_path / "pipe"), "pipe is neither a folder nor a file; not a regular file; check --data"),
+        (str(tmp_path / "pipe"), "pipe is neither a folder nor a file; not a regular file; check the path"),
         (str(tmp_path / "empty"), "no images in"),
     ):
         with pytest.raises(DataError, match=message):

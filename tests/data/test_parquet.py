@@ -141,7 +141,7 @@ def test_features_that_are_none_are_passed_over(tmp_path: Path, text: bytes) -> 
         ),
         (pa.table({"a": BYTES, "b": BYTES}), r"the columns are: a \(binary\), b \(binary\)"),
         (pa.table({}), "the columns are: none"),
-        (table([]), "no images in .*; the table has no rows; check --data"),
+        (table([]), "no images in .*; the table has no rows; check the path"),
         (
             pa.table({"image": pa.array([{"bytes": None, "path": "/etc/passwd"}], IMAGE)}),
             "no images in .*; column image has no bytes in 1 rows; tables that hold only the paths of files cannot "
@@ -272,7 +272,7 @@ def test_damage_is_a_data_error(tmp_path: Path) -> None:
     path.write_bytes(good[:200])
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet:13; damaged: "):
         source.read(13)
-    with pytest.raises(DataError, match=r"cannot read .*a\.parquet; damaged: .*; check --data"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet; damaged: .*; check the path"):
         opened(path)
     path.unlink()
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet:13; No such file or directory"):

@@ -274,7 +274,7 @@ def test_secrets_of_an_address_are_not_shown() -> None:
 
 
 def test_what_is_not_there_is_a_data_error(server: Server) -> None:
-    message = r"cannot open http.*/0\.tar; it is not there, or cannot be reached: 404.*; check --data"
+    message = r"cannot open http.*/0\.tar; it is not there, or cannot be reached: 404.*; check the path"
     with pytest.raises(DataError, match=message):
         open_source(f"{server.url}/0.tar", 1)
     with pytest.raises(DataError, match=r"cannot be reached: Cannot connect to host"):

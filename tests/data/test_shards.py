@@ -288,7 +288,10 @@ def test_old_headers_without_a_mark_are_read() -> None:
         (b"short", "is no tar archive; it ends within a header at byte 0"),
         (b"", "no images in .*; no member has an image's extension"),
         (bytes(10240), "no images in .*; no member has an image's extension"),
-        (tar_of(("a.txt", b""), ("b.txt", b"")), "no member has an image's extension; there are 2 .txt; check --data"),
+        (
+            tar_of(("a.txt", b""), ("b.txt", b"")),
+            "no member has an image's extension; there are 2 .txt; check the path",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["0.tar", "0.tar.gz"])

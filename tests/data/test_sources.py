@@ -107,7 +107,7 @@ def test_h05_h06_strange_names_are_read(tmp_path: Path) -> None:
 
 def test_h01_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
     message = (
-        r"no images in .*; no file there has an image's extension; found {}; looked for \.bmp .*\.webp; check --data"
+        r"no images in .*; no file there has an image's extension; found {}; looked for \.bmp .*\.webp; check the path"
     )
     with pytest.raises(DataError, match=message.format("nothing at all")):
         Folder(tmp_path, 1)
@@ -212,7 +212,7 @@ def test_h18_lists_of_many_makers_are_read(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "\n \n", "no images in .*a.txt; the list names none; check --data"),
+        ("a.txt", "\n \n", "no images in .*a.txt; the list names none; check the path"),
         ("a.csv", "", "a.csv line 1: no column of paths; the header is: nothing; name it one of path, file"),
         ("a.csv", "id,label\n1,2\n", "line 1: no column of paths; the header is: id, label; name it one of path"),
         ("a.csv", "id,pth\n1,a.png\n", "line 1: no column of paths; the header is: id, pth; did you mean 'path'?"),

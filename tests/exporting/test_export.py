@@ -202,7 +202,7 @@ def test_an_export_that_computes_something_else_leaves_nothing(
     message = error_of(
         *(9, "export", str(runs / "pretrain"), "--to", "unilm", "--out", str(tmp_path / "out")), capsys=capsys
     )
-    assert message.startswith("error: the export computes other logits than the model; they differ by")
+    assert message.startswith("error: what was written computes other logits than the model; they differ by")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -93,7 +93,7 @@ def certify(folder: Path, target: str, pairs: Pairs, packages: Sequence[str]) ->
     for name, difference in found.items():
         if not difference.relative <= difference.tolerance:
             raise RefusedError(
-                f"the export computes other {name} than the model",
+                f"what was written computes other {name} than the model",
                 cause=f"they differ by {difference.relative:.2g}, and {difference.tolerance:.2g} is accepted",
                 fix="nothing was written; report it with the versions of smalti, torch and the library",
             )

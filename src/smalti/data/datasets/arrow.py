@@ -67,7 +67,7 @@ class Arrow(TableDataset):
         self._ends = list(accumulate(map(len, self._images)))
         self._order = _order(files.indices, self._ends[-1])
         if not len(self):
-            raise DataError(f"no images in {first}", cause="the table has no rows", fix="check --data")
+            raise DataError(f"no images in {first}", cause="the table has no rows", fix="check the path")
         if all(images.null_count == len(images) for images in self._images):
             raise without_bytes(first, columns.image, len(self))
         ids, self.classes, notes = labels.build()
@@ -119,7 +119,7 @@ def open_table(path: Path) -> Any:
             schema = batches[0].schema if batches else pa.ipc.read_schema(whole)
             return pa.Table.from_batches(batches, schema)
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}", cause=why(error), fix="check --data") from error
+        raise DataError(f"cannot read {path}", cause=why(error), fix="check the path") from error
 
 
 def _batches(whole: Any) -> Iterator[Any]:
@@ -153,7 +153,7 @@ def _add_labels(labels: ColumnLabels, column: Any, path: Path) -> None:
         for chunk in column.chunks:
             labels.add(chunk)
     except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}", cause=why(error), fix="check --data") from error
+        raise DataError(f"cannot read {path}", cause=why(error), fix="check the path") from error
 
 
 def _checked(column: Any, path: Path) -> Any:
@@ -164,7 +164,7 @@ def _checked(column: Any, path: Path) -> Any:
         images = pa.chunked_array([cells(chunk) for chunk in column.chunks], None if column.chunks else pa.binary())
         images.validate(full=True)
     except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}", cause=why(error), fix="check --data") from error
+        raise DataError(f"cannot read {path}", cause=why(error), fix="check the path") from error
     return images
 
 

@@ -76,7 +76,7 @@ class LocalFiles(DataFiles):
         missing = [path for path in paths if not path.is_file()]
         if missing:
             text = f"no {what} {missing[0]}" + (f" (and {len(missing) - 1} more)" if missing[1:] else "")
-            raise DataError(text, cause="it does not exist or is no file", fix="check --data")
+            raise DataError(text, cause="it does not exist or is no file", fix="check the path")
         self.names = tuple(map(str, paths))
         self.sizes = tuple(path.stat().st_size for path in paths)
 

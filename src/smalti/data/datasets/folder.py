@@ -218,7 +218,7 @@ class Folder(Files):
             self.notes = (*_twin_notes(self.classes), *_empty_note(root, firsts))
 
     def _no_images(self) -> DataError:
-        left_out, fix = self.left_out, "check --data"
+        left_out, fix = self.left_out, "check the path"
         if left_out.counts[OUTSIDE]:
             fix = f"{left_out.counts[OUTSIDE]} links lead out of the folder: follow them with --data.follow-links all"
         elif left_out.suffixes[".tar"]:

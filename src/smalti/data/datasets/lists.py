@@ -53,7 +53,7 @@ def read_list(path: Path) -> tuple[Names, Labels | None]:
     except (csv.Error, UnicodeError) as error:
         raise DataError(f"cannot read {path}", cause=f"no table: {error}") from error
     if not len(names):
-        raise DataError(f"no images in {path}", cause="the list names none", fix="check --data")
+        raise DataError(f"no images in {path}", cause="the list names none", fix="check the path")
     if len(labels.ids) not in (0, len(names)):
         raise DataError(
             f"{path} has labels on {len(labels.ids)} of {len(names)} lines", fix="label all of them or none"

@@ -104,7 +104,7 @@ def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLink
 def _open_file(path: Path, channels: int, log: Log | None) -> ImageDataset:
     suffix = path.suffix.lower()
     if not path.is_file():
-        raise DataError(f"{path} is neither a folder nor a file", cause=IRREGULAR, fix="check --data")
+        raise DataError(f"{path} is neither a folder nor a file", cause=IRREGULAR, fix="check the path")
     if suffix in TEXT_SUFFIXES | TABLE_SUFFIXES:
         return FileList(path, channels)
     if ".tar" in (part.lower() for part in path.suffixes[-2:]) or suffix == ".tgz":
@@ -123,6 +123,6 @@ def _missing(path: Path) -> DataError:
     """The error for a path that does not exist; it suggests a similar name that does."""
     with contextlib.suppress(OSError):
         if close := did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]):
-            return DataError(f"no folder {path}", cause="it does not exist", fix=f"check --data: {close}")
+            return DataError(f"no folder {path}", cause="it does not exist", fix=f"check the path: {close}")
     where = "" if path.is_absolute() else f"; it is looked for in {Path.cwd()}"
-    return DataError(f"no folder {path}", cause="it does not exist", fix=f"check --data{where}")
+    return DataError(f"no folder {path}", cause="it does not exist", fix=f"check the path{where}")

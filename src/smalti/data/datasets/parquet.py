@@ -71,7 +71,7 @@ class Parquet(TableDataset):
         assert index.columns is not None
         assert index.labels is not None
         if not index.rows:
-            raise DataError(f"no images in {places.names[0]}", cause="the table has no rows", fix="check --data")
+            raise DataError(f"no images in {places.names[0]}", cause="the table has no rows", fix="check the path")
         self.columns = index.columns
         self.labels, self.classes, notes = index.labels.build()
         self.notes = (*self.columns.notes, *notes)
@@ -169,7 +169,7 @@ class _Index:
             with places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
                 self._add(file, number, name)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {name}", cause=why(error), fix="check --data") from error
+            raise DataError(f"cannot read {name}", cause=why(error), fix="check the path") from error
 
     def _add(self, file: Any, number: int, name: str) -> None:
         columns = find_columns(file.schema_arrow, name)

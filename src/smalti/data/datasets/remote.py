@@ -180,7 +180,7 @@ def check_address(url: str) -> None:
     try:
         scheme, host = scheme_of(url), urlsplit(url).hostname
     except ValueError as error:
-        raise DataError(f"cannot open {shown(url)}", cause=f"no address: {error}", fix="check --data") from error
+        raise DataError(f"cannot open {shown(url)}", cause=f"no address: {error}", fix="check the path") from error
     if scheme in SCHEMES or (scheme == "http" and host in LOCALHOST):
         return
     cause = "a command is never run" if scheme == "pipe" else f"{scheme}: is none of the addresses that are read"
@@ -316,4 +316,4 @@ def as_data_error(url: str) -> Iterator[None]:
         known = (error.__cause__ or error) if isinstance(error, FileNotFoundError) else error
         lines = str(known).splitlines() or [type(known).__name__]
         cause = f"it is not there, or cannot be reached: {shown(lines[0])}"
-        raise DataError(f"cannot open {shown(url)}", cause=cause, fix="check --data") from error
+        raise DataError(f"cannot open {shown(url)}", cause=cause, fix="check the path") from error

@@ -189,7 +189,7 @@ def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str,
     if len(splits) == 1:
         return next(iter(splits)), ()
     if not splits:
-        raise DataError(f"no images in {where}", cause="it names no splits", fix="check --data")
+        raise DataError(f"no images in {where}", cause="it names no splits", fix="check the path")
     fix = f"give one of them, as in --data {splits[max(splits)]}"
     raise DataError(f"several splits in {where}", cause=f"none is called 'train'; there are: {names}", fix=fix)
 

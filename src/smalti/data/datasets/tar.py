@@ -76,7 +76,7 @@ class Shards(IndexedTars):
         if not len(self):
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
-            raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check --data")
+            raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check the path")
         labels, self.classes = _join_labels(self._indices)
         self.labels = labels if self.classes else None
         if not self.classes and any(index.label_names for index in self._indices):

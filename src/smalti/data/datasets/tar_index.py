@@ -112,7 +112,7 @@ def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
             builder.add(sample)
     except DamagedTarError as error:
         if str(error).startswith(("no header at byte 0", "it ends within a header at byte 0")):
-            raise DataError(f"{path} is no tar archive", cause=str(error), fix="check --data") from error
+            raise DataError(f"{path} is no tar archive", cause=str(error), fix="check the path") from error
         builder.left_out.add(DAMAGED, os.fsencode(str(error)))
     return builder.build()
 
