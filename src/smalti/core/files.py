@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smalti.core.errors import CheckpointError, OutputError
+from smalti.core.errors import CheckpointError, OutputError, UsageError
 
 REPLACED = ".replaced"
 """Suffix of a folder while another one takes its place."""
@@ -193,6 +193,21 @@ def remove_leftovers(folder: Path, names: str = r".+") -> list[str]:
                 entry.unlink(missing_ok=True)
             removed.append(entry.name)
     return removed
+
+
+def require_new(folder: Path, what: str) -> None:
+    """Check that a folder can be written and that nothing is in it yet.
+
+    Args:
+        what: is written, for the message: `an export`.
+
+    Raises:
+        UsageError: the folder is not empty, or is something else.
+        OutputError: as `require_place`.
+    """
+    require_place(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty", cause=f"{what} never overwrites", fix="choose another --out")
 
 
 def require_place(path: Path) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import as_kind, require, setting, to_json
-from smalti.core.errors import UsageError
-from smalti.core.files import new_folder, require_place, write_bytes
+from smalti.core.files import new_folder, require_new, write_bytes
 from smalti.data.load import Data
 from smalti.exporting import bundle, huggingface, onnx, timm, torch_export, unilm
 from smalti.exporting.card import Facts, card
@@ -79,9 +78,7 @@ def main(config: Export) -> dict[str, Any]:
         RefusedError: the exported model computes something else; nothing is left.
     """
     out = Path(config.out).expanduser()
-    require_place(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty", cause="an export never overwrites", fix="choose another --out")
+    require_new(out, "an export")
     compute = choose_compute("cpu", "fp32")
     subject = _part(config, load_subject(config.model, compute))
     facts = facts_of(config.model, subject, compute, config.evaluation)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from smalti import __version__
 from smalti.core.compute import choose_compute
 from smalti.core.config import require, setting, to_json
-from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.files import new_folder, require_place, sha256, write_bytes, write_folder
+from smalti.core.errors import CheckpointError
+from smalti.core.files import new_folder, require_new, sha256, write_bytes, write_folder
 from smalti.core.log import printable
 from smalti.data.load import Data
 from smalti.data.reading import fixed_statistics
@@ -70,9 +70,7 @@ def main(config: ImportModel) -> dict[str, Any]:
         CheckpointError: a file is damaged, holds no network that is known, or asks for anything to be run.
     """
     out = Path(config.out).expanduser()
-    require_place(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty", cause="an import never overwrites", fix="choose another --out")
+    require_new(out, "an import")
     return _dalle(config, out) if len(config.files) == 2 else _network(config, out)
 
 
@@ -171,8 +169,9 @@ def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pa
     again = load_subject(str(folder), choose_compute("cpu", "fp32"))
     ours, theirs = (outputs(network, images) for network in (subject.network, again.network))
     pairs = {name: (value, theirs[name]) for name, value in ours.items()}
-    weights, settings = read_weights(str(place)), describing(str(place))
-    if settings is None or not is_huggingface(weights) or importlib.util.find_spec("transformers") is None:
+    settings = describing(str(place)) if importlib.util.find_spec("transformers") is not None else None
+    weights = {} if settings is None else read_weights(str(place))  # they are read again only where they are compared
+    if settings is None or not is_huggingface(weights):
         return pairs
     backbone = subject.backbone
     shown = last_hidden_state(settings, backbone.config, weights, subject.preprocessing.normalised(images))

@@ -146,28 +146,16 @@ def training_batches(
         posterior: also the scores of all visual tokens at masked patches.
         token_cache: a folder that keeps visual tokens; empty: none.
     """
-    batches = _unrepeated(views, images, data, batch_size, compute, log, posterior, token_cache)
+    tokenizer, num_images, cache = views.tokenizer, batch_size // views.masks_per_image, None
+    if tokenizer is not None and token_cache:
+        cache = open_cache(Path(token_cache).expanduser(), views, images.train, tokenizer, num_images, compute)
+    loader = views.training_loader(images, data, batch_size, compute.device)
+    batches: Batches = loader
+    if tokenizer is not None and cache is not None:
+        batches = CachedTokens(loader, tokenizer, compute, cache, log)
+    elif tokenizer is not None:
+        batches = Tokenized(loader, tokenizer, compute, chunk_for(num_images), posterior)
     return batches if views.masks_per_image == 1 else SeveralMasks(batches, views.masks_per_image, views)
-
-
-def _unrepeated(
-    views: MaskedViews,
-    images: AnyImages,
-    data: Data,
-    batch_size: int,
-    compute: Compute,
-    log: Log,
-    posterior: bool,
-    token_cache: str,
-) -> Batches:
-    tokenizer, device, num_images = views.tokenizer, compute.device, batch_size // views.masks_per_image
-    if tokenizer is None:
-        return views.training_loader(images, data, batch_size, device)
-    if not token_cache:
-        loader = views.training_loader(images, data, batch_size, device)
-        return Tokenized(loader, tokenizer, compute, chunk_for(num_images), posterior)
-    cache = open_cache(Path(token_cache).expanduser(), views, images.train, tokenizer, num_images, compute)
-    return CachedTokens(views.training_loader(images, data, batch_size, device), tokenizer, compute, cache, log)
 
 
 def open_cache(
