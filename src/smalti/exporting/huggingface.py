@@ -20,7 +20,7 @@ from smalti.exporting.subject import Subject, has_norm
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
-from smalti.weights.names import to_huggingface
+from smalti.weights.names import classifier_to_huggingface, to_huggingface
 
 PACKAGES = ("transformers", "torchvision")
 _WEIGHTS = "model.safetensors"
@@ -102,11 +102,7 @@ def _weights(subject: Subject, name: str) -> dict[str, Tensor]:
         return weights
     prefix = "vit." if name.startswith("ViT") else "beit."
     head = {key: ours.pop(key) for key in list(ours) if key.startswith(("head.", "fc_norm."))}
-    weights = to_huggingface(ours, prefix)
-    for key, value in head.items():
-        kind = key.rpartition(".")[2]
-        weights[f"beit.pooler.layernorm.{kind}" if key.startswith("fc_norm.") else f"classifier.{kind}"] = value
-    return weights
+    return to_huggingface(ours, prefix) | classifier_to_huggingface(head, prefix)
 
 
 def _config(subject: Subject, name: str) -> dict[str, Any]:

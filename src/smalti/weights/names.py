@@ -185,6 +185,12 @@ def to_huggingface(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
     return result
 
 
+def classifier_to_huggingface(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Head and norm of the pooled patches under the names of transformers; `prefix` is that of its backbone."""
+    renamed = {_renamed(name, _CLASSIFIER): value for name, value in weights.items()}
+    return {name if name.startswith("classifier.") else prefix + name: value for name, value in renamed.items()}
+
+
 def _without_prefix(name: str) -> str:
     return name.removeprefix("beit.").removeprefix("vit.")
 
