@@ -264,7 +264,7 @@ VERBS = {
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
-TOGETHER = ("embed", "evaluate", "tokenize")
+TOGETHER = ("embed", "evaluate", "prepare", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 

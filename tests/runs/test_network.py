@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smalti.cli import main
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log
@@ -24,6 +25,7 @@ from smalti.runs.export import Export
 from smalti.runs.export import main as export
 from smalti.runs.network import Network, load, load_network, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.training.checkpoint import read_checkpoint
 from tests.small_runs import finetune, pictures, pretrain, scenes, segment, train_tokenizer
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -70,6 +72,28 @@ def test_a_network_is_ready_for_use(
     assert found.layer == layer
     assert classes is None or found.classes == classes
     assert found.features(files(runs)[:3]).shape == (3, 16)
+
+
+@pytest.mark.parametrize("run", ["beit", "classes", "tokenizer"])
+def test_one_checkpoint_is_a_model(run: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights are those of its step, not the best or the last of the run, which gives it its configuration."""
+    newest = sorted((runs / run / "checkpoints").iterdir())[-1]
+    mended = shutil.copytree(runs / run, tmp_path / "run") / "checkpoints" / newest.name
+    found, whole = load(mended, "cpu"), load(runs / run, "cpu")
+    weights = read_checkpoint(mended).model
+    module = found if isinstance(found, ImageTokenizer) else found.module
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    if isinstance(whole, Network):
+        assert isinstance(found, Network)
+        assert (found.layer, found.classes) == (whole.layer, whole.classes)
+    assert main(["info", str(mended)]) == 0
+    assert main(["export", str(mended), "--to", "bundle", "--out", str(tmp_path / "bundle")]) == 0
+    (mended / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=f"damaged: {newest.name}"):
+        load(mended, "cpu")
+    with pytest.raises(CheckpointError, match="no run folder"):
+        load(mended.with_name("step-00000099"), "cpu")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_classifier_is_given_what_preprocess_returns(runs: Path) -> None:

@@ -1,7 +1,14 @@
-"""Writes a prepared dataset shard by shard, so that a killed run resumes after the last complete shard."""
+"""Writes a prepared dataset shard by shard, so that a killed run resumes after the last complete shard.
 
+Ranks share the reading and encoding; rank 0 writes what they send, in order, so the bytes are those of one process.
+"""
+
+import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +18,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
+from smalti.core.ranks import rank, world_size
 from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.prepared import (
@@ -29,10 +37,13 @@ from smalti.data.datasets.prepared import (
     refuse_pack,
     tar_path,
 )
-from smalti.data.reading import each, even_sample
-from smalti.data.shard_writer import Form, ShardWriter, make_record, writing
+from smalti.data.reading import attempt, each, even_sample
+from smalti.data.shard_writer import Form, Record, ShardWriter, make_record, writing
+from smalti.distributed.collectives import all_gather_json, from_rank0, gather_bytes
 
 SHARD_BYTES = 256 << 20
+_AT_ONCE = 128
+"""Images that a rank encodes before it sends them to rank 0."""
 _TOO_MANY = "remove them, or raise --max-bad-fraction; smalti check names them all"
 _OWN = re.compile(r"shard-\d{5,}\.(tar|index)|prepared\.json|bad_files\.jsonl")
 _UNFINISHED = re.compile(rf"\.({_OWN.pattern})(\.[0-9a-f]{{32}})?")
@@ -55,6 +66,8 @@ def write_shards(
 ) -> Written:
     """Write the images of a source into `folder`, or resume an earlier run with the same settings.
 
+    Only rank 0 calls this; the others call `encode_for_rank0` at the same time.
+
     Args:
         max_bad_fraction: share of unreadable images above which writing stops.
         shard_bytes: a shard is closed when it has at least this many bytes.
@@ -70,6 +83,7 @@ def write_shards(
         headers = _whole_shards(folder, settings, log)
         positions = even_sample(len(source), settings.limit)
         about = _finished(folder, headers, len(positions))
+        from_rank0(lambda: headers[-1].stop if headers else 0)
         if about is not None:
             return Written(about, 0)
         _clear(folder, len(headers))
@@ -78,6 +92,14 @@ def write_shards(
         _Writing(source, folder, settings, headers, shard_bytes).go_on(positions, bad, log)
         bad.finish(log)
         return Written(_close(folder, settings, source.classes, headers), len(headers) - kept)
+
+
+def encode_for_rank0(source: ImageDataset, settings: Settings, log: Log) -> None:
+    """What the other ranks do while rank 0 is in `write_shards`: read and encode their share of the missing images."""
+    done = from_rank0(int)
+    with _records(source, even_sample(len(source), settings.limit)[done:], settings, log) as records:
+        for _ in records:
+            raise AssertionError("rank 0 alone writes")
 
 
 @dataclass
@@ -103,10 +125,9 @@ class _Writing:
         """Write the missing positions. A shard is closed at the next image, so bad files at its end belong to it."""
         if self.done == len(positions):
             return
-        made, shard = self.settings, self.begin()
-        form, missing = Form(made.side, made.encoding, made.quality or 0, made.channels), positions[self.done :]
+        shard = self.begin()
         try:
-            with each(lambda position: make_record(self.source, position, form), missing, log, "prepare") as records:
+            with _records(self.source, positions[self.done :], self.settings, log) as records:
                 for position, record in records:
                     if isinstance(record, DataError):
                         shard.refuse(position, self.source.name(position), record.cause)
@@ -119,6 +140,60 @@ class _Writing:
             self.headers.append(shard.finish())
         finally:
             shard.discard()
+
+
+@contextmanager
+def _records(
+    source: ImageDataset, positions: Sequence[int], settings: Settings, log: Log
+) -> Iterator[Iterable[tuple[int, Record | DataError]]]:
+    """The encoded images at these positions, in order, or why one cannot be read; on rank 0, from all ranks."""
+    form = Form(settings.side, settings.encoding, settings.quality or 0, settings.channels)
+
+    def encode(position: int) -> Record:
+        return make_record(source, position, form)
+
+    if world_size() == 1:
+        with each(encode, positions, log, "prepare") as records:
+            yield records
+        return
+
+    def rounds() -> Iterator[tuple[int, Record | DataError]]:
+        for start in range(0, len(positions), _AT_ONCE * world_size()):
+            all_ranks = positions[start : start + _AT_ONCE * world_size()]
+            own = all_ranks[rank() * _AT_ONCE : (rank() + 1) * _AT_ONCE]
+            yield from zip(all_ranks, _gathered(list(threads.map(lambda at: attempt(encode, at), own))), strict=False)
+            bar.update(start + len(all_ranks))
+
+    with (
+        warnings.catch_warnings(),
+        log.progress("prepare", len(positions)) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
+        warnings.simplefilter("ignore")
+        yield rounds()
+
+
+def _gathered(own: Sequence[Record | DataError]) -> list[Record | DataError]:
+    """The records of all ranks, on rank 0; nothing on the others."""
+    about = [
+        {"what": found.what, "cause": found.cause}
+        if isinstance(found, DataError)
+        else {"label": found.label, "key": found.key, "size": len(found.data)}
+        for found in own
+    ]
+    described = all_gather_json(about)
+    found: list[Record | DataError] = []
+    data = gather_bytes(b"".join(record.data for record in own if isinstance(record, Record)))
+    for entries, stored in zip(described, data, strict=False):
+        start = 0
+        for entry in entries:
+            if "what" in entry:
+                found.append(DataError(entry["what"], cause=entry["cause"]))
+                continue
+            stop = start + entry["size"]
+            found.append(Record(stored[start:stop], entry["label"], entry["key"]))
+            start = stop
+    return found
 
 
 def _require_own(folder: Path) -> None:

@@ -81,6 +81,24 @@ def all_gather_json(value: Any) -> list[Any]:
     return [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
 
+def gather_bytes(own: bytes) -> list[bytes]:
+    """What every rank has, in order of rank, on rank 0; nothing on the others."""
+    if world_size() == 1:
+        return [own]
+    lengths = [int(length) for length in all_gather(torch.tensor([len(own)]))]
+    if not is_rank0():
+        if own:
+            dist.send(torch.frombuffer(bytearray(own), dtype=torch.uint8), 0)
+        return []
+    parts = [own]
+    for number, length in enumerate(lengths[1:], 1):
+        part = torch.empty(length, dtype=torch.uint8)
+        if length:
+            dist.recv(part, number)
+        parts.append(part.numpy().tobytes())
+    return parts
+
+
 def from_rank0(make: Callable[[], T]) -> T:
     """The JSON value that `make` returns on rank 0; the others wait for it without a timeout."""
     if world_size() == 1:

@@ -23,7 +23,7 @@ from smalti.core.ranks import is_rank0
 from smalti.data.datasets.remote import without_secrets
 from smalti.training.bundle import read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
-from smalti.training.checkpoint import has_checkpoint, read_checkpoint
+from smalti.training.checkpoint import has_checkpoint, is_checkpoint, read_checkpoint
 
 T = TypeVar("T")
 
@@ -211,6 +211,12 @@ def forget_unstarted(out: str) -> None:
             path.rmdir()
 
 
+def run_folder(model: str) -> RunFolder:
+    """The folder of a run, also where the model is one of its checkpoints."""
+    path = Path(model).expanduser()
+    return RunFolder(path.parent.parent if is_checkpoint(path) else path)
+
+
 def read_kind(model: str) -> str:
     """Which kind of run a folder holds, such as `Pretrain`."""
     return str(_read_config(model)["kind"])
@@ -251,7 +257,7 @@ def _with_config(path: Path, config: object) -> RunFolder:
 
 
 def _read_config(model: str) -> dict[str, Any]:
-    path = Path(model).expanduser() / _CONFIG
+    path = run_folder(model).path / _CONFIG
     try:
         if path.stat().st_size > _MAX_CONFIG:
             raise CheckpointError(f"{path} is damaged", cause=f"a configuration has at most {_MAX_CONFIG} bytes")

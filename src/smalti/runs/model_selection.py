@@ -21,7 +21,7 @@ from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.load import AnyImages, Data, TrainingData, read_source
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
-from smalti.training.checkpoint import FOLDER, Checkpoint, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import FOLDER, Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
 from smalti.training.trainer import Trainer
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -186,5 +186,5 @@ class Best:
 
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:
-    """The selected weights of a finished run."""
-    return read_checkpoint(run / _BEST if choose == "best" else run)
+    """The selected weights of a finished run; of one checkpoint those in it."""
+    return read_checkpoint(run / _BEST if choose == "best" and not is_checkpoint(run) else run)

@@ -16,7 +16,7 @@ from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import input_of, load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -85,7 +85,7 @@ def load_subject(model: str, compute: Compute) -> Subject:
     if kind == Pretrain.__name__:
         return Subject(load_pretrained(model, compute))
     if kind == Finetune.__name__:
-        return Subject(load_finetuned(model, compute), RunFolder(Path(model).expanduser()).read_classes())
+        return Subject(load_finetuned(model, compute), run_folder(model).read_classes())
     if kind in (TrainTokenizer.__name__, DallE.__name__):
         tokenizer = load_tokenizer(model, compute)
         return Subject(tokenizer, side=input_of(model, tokenizer).side)
@@ -95,8 +95,8 @@ def load_subject(model: str, compute: Compute) -> Subject:
 
 def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """The network of a fine-tuning run, with its selected weights."""
-    config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
-    outputs, weights = folder.read_classes(), config.read_weights(folder.path).model
+    config, outputs = read_config(run, Finetune), run_folder(run).read_classes()
+    weights = config.read_weights(Path(run).expanduser()).model
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
@@ -106,7 +106,7 @@ def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict
     Raises:
         DataError: the images have no labels, or labels that the run was not trained on.
     """
-    config, outputs = read_config(run, Finetune), RunFolder(Path(run).expanduser()).read_classes()
+    config, outputs = read_config(run, Finetune), run_folder(run).read_classes()
     shown = config.task.read(images, config.data, outputs, log)
     log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
     model = load_finetuned(run, compute)

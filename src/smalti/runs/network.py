@@ -27,7 +27,7 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.models import load_finetuned, load_pretrained
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import load_tokenizer as load_tokenizer_onto
@@ -120,7 +120,8 @@ def load(
     """What a folder holds: a network of `pretrain` or `finetune`, or the tokenizer of `train-tokenizer` or `import`.
 
     Args:
-        model: a run folder, a bundle (`smalti export`), or what `smalti import` has written.
+        model: a run folder, one of its checkpoints (RUN/checkpoints/step-...), a bundle (`smalti export`), or what
+            `smalti import` has written.
         device: where to compute.
         precision: number format of networks, as of the command line.
 
@@ -147,7 +148,7 @@ def network_of(run: str, compute: Compute) -> Network:
     kind = read_kind(run)
     if kind == Finetune.__name__:
         tuned = load_finetuned(run, compute)
-        return Network(tuned, compute, tuned.backbone.config.depth, RunFolder(Path(run).expanduser()).read_classes())
+        return Network(tuned, compute, tuned.backbone.config.depth, run_folder(run).read_classes())
     if kind != Pretrain.__name__:
         raise UsageError(f"{run} is a {kind} run", cause="features are those of a pretrained or fine-tuned network")
     model, linear = load_pretrained(run, compute), isinstance(read_config(run, Pretrain).decoder, Linear)

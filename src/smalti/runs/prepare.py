@@ -1,18 +1,21 @@
 """`smalti prepare`: resize a data set once and store it as tar shards, which are read fast from slow disks."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log, printable
+from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import lasting, open_source
 from smalti.data.datasets.prepared import Encoding, Settings
-from smalti.data.write_shards import write_shards
+from smalti.data.write_shards import encode_for_rank0, write_shards
+from smalti.distributed.collectives import from_rank0, require_same
+from smalti.distributed.process_group import Ranks, process_group
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Prepare:
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which it stops")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
         require(bool(self.out), "no folder to write", "use --out FOLDER")
@@ -41,11 +45,22 @@ class Prepare:
 
 def main(config: Prepare) -> dict[str, Any]:
     """Write the shards, resume writing them, or verify that they are complete."""
-    began, log = time.monotonic(), Log()
+    log = Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links)
-    _say(source, log)
-    settings = Settings(
+    with process_group(config.ranks, "cpu"):
+        source = open_source(config.data, config.channels, log, config.follow_links)
+        settings = _settings(config, source)
+        require_same("data set", asdict(settings))
+        if not is_rank0():
+            encode_for_rank0(source, settings, log)
+        result = from_rank0(lambda: _write(config, source, settings, log))
+    if is_rank0():
+        print(describe(result))
+    return result
+
+
+def _settings(config: Prepare, source: ImageDataset) -> Settings:
+    return Settings(
         data=lasting(config.data),
         source=source.kind,
         side=config.side,
@@ -56,9 +71,14 @@ def main(config: Prepare) -> dict[str, Any]:
         length=len(source),
         fingerprint=source.fingerprint(),
     )
+
+
+def _write(config: Prepare, source: ImageDataset, settings: Settings, log: Log) -> dict[str, Any]:
+    began = time.monotonic()
+    _say(source, log)
     about, written = write_shards(source, Path(config.out).expanduser(), settings, log, config.max_bad_fraction)
     size = sum(shard.bytes for shard in about.shards)
-    result = {
+    return {
         "out": config.out,
         "images": about.images,
         "classes": len(about.classes),
@@ -70,8 +90,6 @@ def main(config: Prepare) -> dict[str, Any]:
         "seconds": time.monotonic() - began,
         "digest": about.digest,
     }
-    print(describe(result))
-    return result
 
 
 def _say(source: ImageDataset, log: Log) -> None:

@@ -151,6 +151,11 @@ class BackgroundWriter:
             self._error = error
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint of a run: RUN/checkpoints/step-00001000."""
+    return path.parent.name == FOLDER and _NAME.fullmatch(path.name) is not None and path.is_dir()
+
+
 def has_checkpoint(run: Path) -> bool:
     """Whether a run has a checkpoint, which may be damaged."""
     return bool(_checkpoints(run))
@@ -162,7 +167,7 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     The run may still be writing: where it removes a checkpoint during the call, the newer ones are read.
 
     Args:
-        run: the run folder, or a bundle, which has one set of weights.
+        run: the run folder; or a bundle or one checkpoint, which have one set of weights.
         until: the greatest step to accept; None for any.
 
     Raises:
@@ -171,7 +176,7 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     damaged: list[str] = []
     if (bundle := read_bundle(run)) is not None:
         return Checkpoint(bundle.step, read_bundle_weights(run, bundle), {})
-    found = _checkpoints(run)
+    found = [(int(run.name.split("-")[1]), run)] if is_checkpoint(run) else _checkpoints(run)
     while found:
         step, folder = found.pop(0)
         if until is not None and step > until:
