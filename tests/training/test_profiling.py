@@ -65,8 +65,9 @@ def test_the_steps_after_the_first_three_are_recorded(tmp_path: Path, profiled: 
 
 def test_the_table_begins_with_what_takes_longest(tmp_path: Path) -> None:
     lines, _ = train(tmp_path, 3, 6)
-    assert lines[1].endswith("aten::mm")
+    assert any(line.endswith("aten::mm") for line in lines[1:-1])
     shares = [float(line.split("ms")[1].split("%")[0]) for line in lines[1:]]
+    assert shares[:-1] == sorted(shares[:-1], reverse=True)
     assert sum(shares) == pytest.approx(100, abs=len(shares))
     assert lines[-1].endswith("all other operations")
 
