@@ -47,6 +47,7 @@ BEST = Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(pre
 PEERS = {"mae": METHODS["mae-our-settings"], "simmim": METHODS["simmim-our-settings"]}
 TOKENIZER_SECONDS = 4.3
 """Of a core, for k-means (docs/results/tokenizers/kmeans-1024.json)."""
+TIMED = "step-seconds"
 _SHARES = (10, 1, 100)
 
 
@@ -54,6 +55,14 @@ def steps_in(budget: float, method: str, seconds: Mapping[str, float]) -> int:
     """The steps that a method has time for."""
     left = budget - TOKENIZER_SECONDS if method == "ours" else budget
     return round(left / seconds[method])
+
+
+def time_steps(home: Path, places: DataFiles, compute: Compute, rounds: int) -> dict[str, float]:
+    """Seconds of a step of each method, timed in turn in this process, or as they were timed before."""
+    config = replace(BEST.pretraining(Path(), places, BATCH * (rounds + 2)), compile="on")
+    keep(home, TIMED, lambda: step_seconds(config, PEERS, compute, rounds))
+    seconds: dict[str, float] = json.loads((home / f"{TIMED}.json").read_text())
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -76,15 +85,19 @@ class Cell:
 
     def measured(self) -> dict[str, Any]:
         """Pretrain, evaluate frozen features, and fine-tune with a tenth, a hundredth and all of the labels."""
+        found, init = self.frozen()
+        return found | {f"finetune_{percent}pct": self._finetuned(init, percent) for percent in _SHARES}
+
+    def frozen(self) -> tuple[dict[str, Any], Path]:
+        """Pretrain and evaluate frozen features; also where the network is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         init, seconds = self._ours() if self.method == "ours" else self._theirs()
         backbone = load_model(str(init), self.compute).backbone if self.method == "ours" else read_encoder(init)
         test = read_source(open_source(str(self.places.images / "test"), 3), STUDY.data(self.places), Log())
         frozen = battery(backbone, self.images.train, test, self.compute, 0, replace(STUDY.protocol, draws=3))
-        figures = {"linear": frozen.linear, "knn": frozen.knn}
-        figures |= {f"finetune_{percent}pct": self._finetuned(init, percent) for percent in _SHARES}
         counts = {"steps": self.steps, "images": self.steps * BATCH, "seed": self.seed}
-        return counts | {"processor_seconds": seconds, "frozen": frozen.as_dict()} | figures
+        figures = {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
+        return counts | {"processor_seconds": seconds} | figures, init
 
     def _ours(self) -> tuple[Path, float]:
         config = BEST.pretraining(self.folder / "pretrain", self.places, self.steps * BEST.batch_size)
@@ -139,10 +152,7 @@ def main() -> None:
     set_fused_attn(False)
     compute = choose_compute(precision=given.precision)
     places = DataFiles(given.cifar10, given.tokenizers, given.runs)
-    timed = given.out / "step-seconds.json"
-    config = replace(BEST.pretraining(Path(), places, 128 * (given.rounds + 2)), compile="on")
-    keep(given.out, timed.stem, lambda: step_seconds(config, PEERS, compute, given.rounds))
-    seconds = json.loads(timed.read_text())
+    seconds = time_steps(given.out, places, compute, given.rounds)
     images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
     for budget in given.budget or BUDGETS:
         for seed in given.seed or SEEDS:

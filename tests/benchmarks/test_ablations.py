@@ -91,6 +91,39 @@ def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path
     assert low < 0.6 < high
 
 
+@pytest.fixture
+def time_to_accuracy(equal_time: ModuleType) -> ModuleType:
+    return import_module("time_to_accuracy")
+
+
+def test_an_accuracy_is_reached_between_two_points(time_to_accuracy: ModuleType) -> None:
+    curve = {400: 0.60, 100: 0.50, 1600: 0.64}
+    assert time_to_accuracy.seconds_until(0.55, curve) == pytest.approx(200)  # half way, in the logarithm
+    assert time_to_accuracy.seconds_until(0.60, curve) == pytest.approx(400)
+    assert time_to_accuracy.seconds_until(0.62, curve) == pytest.approx(800)
+    assert time_to_accuracy.seconds_until(0.65, curve) is None
+    assert time_to_accuracy.seconds_until(0.45, curve) is None
+
+
+def test_the_ratio_of_times_is_that_of_the_curves(time_to_accuracy: ModuleType, tmp_path: Path) -> None:
+    for budget, method, seed, linear in (
+        *((400, "ours", 0, 0.60), (400, "ours", 1, 0.62), (1600, "ours", 0, 0.63)),
+        *((400, "mae", 0, 0.59), (1600, "mae", 0, 0.62), (400, "simmim", 0, 0.9)),
+    ):
+        folder = tmp_path / ("a" if budget == 400 else "b")
+        folder.mkdir(exist_ok=True)
+        (folder / f"{budget}-{method}-{seed}.json").write_text(json.dumps({"linear": linear}))
+    found = time_to_accuracy.collected(tmp_path / "a", tmp_path / "b")
+    assert found["curves"]["ours"] == pytest.approx({400: 0.61, 1600: 0.63})
+    assert found["seconds"] == pytest.approx({"ours": 800, "mae": 1600})
+    assert found["seconds_ratio_vs_mae"] == pytest.approx(0.5)
+    assert found["seeds"]["ours"] == {400: 2, 1600: 1}
+    time_to_accuracy.write(tmp_path / "out", found)
+    assert json.loads((tmp_path / "out.json").read_text())["seconds_ratio_vs_mae"] == pytest.approx(0.5)
+    assert "MAE (lightly)" in (tmp_path / "out.svg").read_text()
+    assert time_to_accuracy.collected(tmp_path)["seconds_ratio_vs_mae"] is None
+
+
 @pytest.mark.docs
 def test_the_table_of_the_page_is_that_of_the_files(ablations: ModuleType) -> None:
     page = (ablations.HOME / "README.md").read_text()

@@ -1,0 +1,118 @@
+"""How long each method takes to reach an accuracy on CIFAR-10: ours and MAE of lightly, in core-seconds.
+
+    python benchmarks/time_to_accuracy.py --cifar10 FOLDER --tokenizers RUNS --json
+    python benchmarks/time_to_accuracy.py --page --json     # from the files that are there, nothing is run
+
+Every point of a curve is a pretraining of its own, whose learning rate has come to its end; those of equal_time.py are
+points too. Folders, settings and core-seconds are those of equal_time.py. Between two points the accuracy of a linear
+probe is taken to be linear in the logarithm of time. A point is a file of docs/results/cifar10/time_to_accuracy;
+time_to_accuracy.json beside them has the curves and `seconds_ratio_vs_mae`, time_to_accuracy.svg is their plot.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from ablations_cifar10 import keep
+from equal_time import BUDGETS, Cell, steps_in, time_steps
+from equal_time import HOME as EQUAL_TIME
+from lightly_methods import OURS
+from plots import log_lines
+from study import DataFiles
+from timm.layers import set_fused_attn
+
+from smalti.core.compute import choose_compute
+from smalti.core.files import write_json
+from smalti.core.log import Log
+
+HOME = EQUAL_TIME.with_name("time_to_accuracy")
+TARGET = 0.62
+"""Accuracy of a linear probe of frozen features."""
+POINTS = (204, 408, *BUDGETS)
+"""Core-seconds."""
+METHODS = ("ours", "mae")
+
+
+def seconds_until(target: float, curve: Mapping[int, float]) -> float | None:
+    """Where a curve first reaches an accuracy; None where it does not, or is above it at its first point."""
+    for (before, low), (after, high) in pairwise(sorted(curve.items())):
+        if low < target <= high:
+            share = (target - low) / (high - low)
+            return math.exp(math.log(before) + share * math.log(after / before))
+    return None
+
+
+def collected(*homes: Path) -> dict[str, Any]:
+    """The curves, means over the seeds, and when each reaches the accuracy."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for home in homes:
+        for path in sorted(home.glob("*-*-*.json")):
+            budget, method, _ = path.stem.split("-")
+            if method in METHODS:
+                linear = json.loads(path.read_text())["linear"]
+                found.setdefault(method, {}).setdefault(int(budget), []).append(linear)
+    curves = {method: {budget: mean(values) for budget, values in points.items()} for method, points in found.items()}
+    seconds = {method: seconds_until(TARGET, curve) for method, curve in curves.items()}
+    ours, mae = (seconds.get(method) for method in METHODS)
+    ratio = None if ours is None or mae is None else ours / mae
+    seeds = {method: {budget: len(values) for budget, values in points.items()} for method, points in found.items()}
+    about = {"linear": TARGET, "seconds": seconds, "seconds_ratio_vs_mae": ratio}
+    return about | {"curves": curves, "seeds": seeds}
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """The figures, and the plot."""
+    write_json(out.with_suffix(".json"), found)
+    names = {"ours": "smalti", "mae": "MAE (lightly)"}
+    lines = {names[method]: {x: 100 * y for x, y in curve.items()} for method, curve in found["curves"].items()}
+    plot = log_lines(lines, "core-seconds of pretraining", "linear probe, %", names["mae"])
+    out.with_suffix(".svg").write_text(plot)
+
+
+def main() -> None:
+    """Run the points that are missing, and write the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
+    parser.add_argument("--tokenizers", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_accuracy"))
+    parser.add_argument("--out", type=Path, default=HOME)
+    parser.add_argument("--equal-time", type=Path, default=EQUAL_TIME, help="the folder of results of equal_time.py")
+    parser.add_argument("--points", type=int, nargs="+", default=POINTS, help="core-seconds")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--rounds", type=int, default=40, help="of timing a step")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
+    parser.add_argument("--page", action="store_true", help="run nothing")
+    parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
+    given = parser.parse_args()
+    if not given.page:
+        if given.cifar10 is None or given.tokenizers is None:
+            parser.error("--cifar10 and --tokenizers are required, or --page")
+        torch.set_num_threads(1)
+        set_fused_attn(False)
+        compute = choose_compute(precision=given.precision)
+        places = DataFiles(given.cifar10, given.tokenizers, given.runs)
+        seconds = time_steps(given.equal_time, places, compute, given.rounds)
+        images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
+        for seed in given.seed or (0,):
+            for budget in given.points:
+                for method in METHODS:
+                    name = f"{budget}-{method}-{seed}"
+                    if not (given.equal_time / f"{name}.json").exists():
+                        steps = steps_in(budget, method, seconds)
+                        cell = Cell(method, steps, seed, given.runs / name, places, images, compute)
+                        keep(given.out, name, lambda cell=cell: cell.frozen()[0])  # type: ignore[misc]
+                        write(given.out, collected(given.equal_time, given.out))
+    found = collected(given.equal_time, given.out)
+    write(given.out, found)
+    print(json.dumps(found, indent=None if given.json else 1))
+
+
+if __name__ == "__main__":
+    main()
