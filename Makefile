@@ -30,7 +30,7 @@ docs-check: .venv/installed-dev
 	$(BIN)/pytest -m docs
 
 parity: .venv/installed-interop
-	$(BIN)/pytest tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py
+	$(BIN)/pytest tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py tests/evaluation/test_neighbours.py
 
 .venv/installed: pyproject.toml scripts/install.sh
 	@sh scripts/install.sh $(PYTHON) $(TORCH) .

@@ -73,3 +73,27 @@ def test_one_row_has_no_pairs(tmp_path: Path) -> None:
     one = open_features(tmp_path / "f.npy")
     assert list(near_pairs(one, 0.1, CPU)) == []
     assert nearest(one, torch.ones(1, 2), 3, CPU)[1].tolist() == [[0]]
+
+
+def test_a_graph_finds_nearly_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(neighbours, "_CHUNK", 500)
+    values = np.random.default_rng(0).normal(size=(2000, 24)).astype(np.float32)
+    values[1500:] = values[:500] + 0.05 * values[500:1000]
+    rows = [Row(number, f"{number}.jpg", "") for number in range(len(values))]
+    write_features(tmp_path / "f.npy", lambda: [Part(rows, values)], 24, {})
+    features = open_features(tmp_path / "f.npy")
+    exact = {(pair.first, pair.second): pair.similarity for pair in near_pairs(features, 0.95, CPU)}
+    assert len(exact) >= 500
+    found = list(neighbours.near_pairs_by_graph(features, 0.95))
+    pairs = {(pair.first, pair.second) for pair in found}
+    assert len(pairs) == len(found)
+    assert pairs <= exact.keys()
+    assert len(pairs) >= 0.99 * len(exact)
+    assert all(abs(pair.similarity - exact[pair.first, pair.second]) < 1e-5 for pair in found)
+
+
+def test_a_graph_of_few_rows_is_exact(features: FeatureFile) -> None:
+    pytest.importorskip("faiss")
+    exact = {pair[1:] for pair in near_pairs(features, 0.01, CPU)}
+    assert {pair[1:] for pair in neighbours.near_pairs_by_graph(features, 0.01)} == exact

@@ -13,37 +13,21 @@ from safetensors.torch import load_file
 from smalti.cli import main
 from smalti.exporting import bundle, unilm
 from smalti.runs import evaluate
-from tests.small_runs import CPU, finetune, newest_checkpoint, pictures, pretrain, scenes, segment, train_tokenizer
-
-CROSSED = ["--masking", "random", "--decoder", "cross-attention"]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of each kind."""
-    place = tmp_path_factory.mktemp("runs")
-    data = pictures(place / "data")
-    assert train_tokenizer(data, place / "tokenizer", 2) == 0
-    assert pretrain(data, place / "tokenizer", place / "pretrain", 2, "--accept-tokenizer") == 0
-    assert pretrain(data, place / "tokenizer", place / "crossed", 2, "--accept-tokenizer", *CROSSED) == 0
-    assert finetune(data, place / "pretrain", place / "classes", 2) == 0
-    assert segment(scenes(place / "scenes"), place / "pretrain", place / "segments", 2) == 0
-    return place
-
+from tests.small_runs import CPU, finetune, newest_checkpoint, pretrain
 
 KINDS = {
     "tokenizer": "tokenizer",
-    "pretrain": "masked image model",
+    "beit": "masked image model",
     "crossed": "masked image model",
     "classes": "classifier",
-    "segments": "segmenter",
+    "scenes": "segmenter",
 }
 
 
 @pytest.fixture(scope="module")
 def measured(runs: Path) -> dict[str, Any]:
     """What `smalti evaluate --json` prints of the pretraining run."""
-    config = evaluate.Evaluate(str(runs / "pretrain"), str(runs / "data"), device="cpu", precision="fp32", draws=1)
+    config = evaluate.Evaluate(str(runs / "beit"), str(runs / "photos"), device="cpu", precision="fp32", draws=1)
     return evaluate.main(config)
 
 
@@ -77,12 +61,12 @@ def test_a_bundle_is_the_model(model: str, runs: Path, tmp_path: Path, capsys: p
     assert (found.pop("bundle"), run.pop("bundle")) == (True, False)
     assert found == run
     assert found["parameters"] > 0
-    assert (found["tokenizer_sha256"] is not None) == (model in ("pretrain", "crossed"))
+    assert (found["tokenizer_sha256"] is not None) == (model in ("beit", "crossed"))
 
 
 @pytest.mark.parametrize(
     ("model", "images"),
-    [("tokenizer", "data"), ("pretrain", "data/across"), ("classes", "data"), ("segments", "scenes")],
+    [("tokenizer", "photos"), ("beit", "photos/across"), ("classes", "photos"), ("scenes", "scenery")],
 )
 def test_a_bundle_is_measured_as_its_run_and_exported_again(
     model: str, images: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -108,6 +92,8 @@ def test_a_bundle_names_no_place_and_says_what_it_is(runs: Path, tmp_path: Path)
     card = (tmp_path / "bundle" / "README.md").read_text()
     for line in ("# classes", "A classifier, trained", "- steps: 2", "- train images: ", "16 x 16 pixels", "Licence"):
         assert line in card
+    for target in ("timm", "huggingface", "onnx"):
+        assert f"smalti export FOLDER --to {target} --out NEW" in card
     certificate = json.loads((tmp_path / "bundle" / "certificate.json").read_bytes())
     data = (tmp_path / "bundle" / "model.safetensors").read_bytes()
     assert certificate["sha256"]["model.safetensors"] == hashlib.sha256(data).hexdigest()
@@ -117,10 +103,10 @@ def test_a_bundle_names_no_place_and_says_what_it_is(runs: Path, tmp_path: Path)
 def test_a_cut_backbone_is_a_start(
     runs: Path, measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export(runs / "pretrain", tmp_path / "cut", "--layer", "1") == 0
+    assert export(runs / "beit", tmp_path / "cut", "--layer", "1") == 0
     assert export(runs / "classes", tmp_path / "alone", "--part", "backbone") == 0
     assert json_of("info", str(tmp_path / "cut"), capsys=capsys)["kind"] == "backbone"
-    data, depth = runs / "data", ["--backbone.depth", "1"]
+    data, depth = runs / "photos", ["--backbone.depth", "1"]
     found = json_of("evaluate", str(tmp_path / "cut"), str(data), *CPU, "--draws", "1", capsys=capsys)
     first = {name: value for name, value in measured["validation"].items() if name.startswith("1 ")}
     assert found["validation"] == pytest.approx(first)
@@ -134,7 +120,7 @@ def test_a_cut_backbone_is_a_start(
 
 
 def test_what_a_bundle_is_not(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(runs / "pretrain", tmp_path / "bundle") == 0
+    assert export(runs / "beit", tmp_path / "bundle") == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
     for arguments in (["pretrain", "--resume", str(tmp_path / "bundle")], ["report", str(tmp_path / "bundle")]):
         assert "is a bundle; it has weights, but no state" in error_of(2, *arguments, capsys=capsys)
@@ -145,7 +131,7 @@ def test_what_a_bundle_is_not(runs: Path, tmp_path: Path, capsys: pytest.Capture
 def test_a_damaged_bundle_is_refused(
     damage: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export(runs / "pretrain", tmp_path / "bundle") == 0
+    assert export(runs / "beit", tmp_path / "bundle") == 0
     path = tmp_path / "bundle" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -159,7 +145,7 @@ def test_the_evaluation_comes_along(
     runs: Path, measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "measured.json").write_text(f"a table\n{json.dumps(measured)}\n")
-    assert export(runs / "pretrain", tmp_path / "bundle", "--evaluation", str(tmp_path / "measured.json")) == 0
+    assert export(runs / "beit", tmp_path / "bundle", "--evaluation", str(tmp_path / "measured.json")) == 0
     preprocessor = json.loads((tmp_path / "bundle" / "preprocessor.json").read_bytes())
     assert (preprocessor["best_layer"], preprocessor["best_pooling"]) == (measured["layer"], measured["pooling"])
     assert f"| this model | {measured['knn']:.1%}" in (tmp_path / "bundle" / "README.md").read_text()
@@ -167,7 +153,7 @@ def test_the_evaluation_comes_along(
     assert again["pretrained"]["linear"] == measured["linear"]
     (tmp_path / "measured.json").write_text("{}")
     message = error_of(
-        *(3, "export", str(runs / "pretrain"), "--out", str(tmp_path / "other")),
+        *(3, "export", str(runs / "beit"), "--out", str(tmp_path / "other")),
         *("--evaluation", str(tmp_path / "measured.json")),
         capsys=capsys,
     )
@@ -177,7 +163,7 @@ def test_the_evaluation_comes_along(
 def test_a_demo_has_its_evaluation_beside_random_initialisation(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(runs / "pretrain", tmp_path / "demo" / "pretrain")
+    shutil.copytree(runs / "beit", tmp_path / "demo" / "pretrain")
     row = {"linear": 0.8, "knn": 0.7, "layer": 2, "pooling": "mean", "validation": {}}
     probe = {"pretrained": row, "random": {"linear": 0.6, "knn": 0.5, "linear_few": 0.1}}
     (tmp_path / "demo" / "result.json").write_text(json.dumps({"probe": probe}))
@@ -200,7 +186,7 @@ def test_an_export_that_computes_something_else_leaves_nothing(
 
     monkeypatch.setattr(unilm, "_again", wrong)
     message = error_of(
-        *(9, "export", str(runs / "pretrain"), "--to", "unilm", "--out", str(tmp_path / "out")), capsys=capsys
+        *(9, "export", str(runs / "beit"), "--to", "unilm", "--out", str(tmp_path / "out")), capsys=capsys
     )
     assert message.startswith("error: what was written computes other logits than the model; they differ by")
     assert list(tmp_path.iterdir()) == []
@@ -213,7 +199,7 @@ def test_a_write_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle, "write_bundle", full)
-    message = error_of(6, "export", str(runs / "pretrain"), "--out", str(tmp_path / "out"), capsys=capsys)
+    message = error_of(6, "export", str(runs / "beit"), "--out", str(tmp_path / "out"), capsys=capsys)
     assert "No space left on device" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -232,21 +218,21 @@ def test_what_is_refused(
     flags: list[str], message: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert message in error_of(2, "export", str(runs / "pretrain"), *out, *flags, capsys=capsys)
+    assert message in error_of(2, "export", str(runs / "beit"), *out, *flags, capsys=capsys)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_not_overwritten(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "note").write_text("mine")
-    message = error_of(2, "export", str(runs / "pretrain"), "--out", str(tmp_path), capsys=capsys)
+    message = error_of(2, "export", str(runs / "beit"), "--out", str(tmp_path), capsys=capsys)
     assert "an export never overwrites" in message
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
 def test_parts_without_a_library_for_the_released_code(runs: Path, tmp_path: Path) -> None:
     """And from a bundle as from a run."""
-    assert export(runs / "pretrain", tmp_path / "bundle") == 0
-    for number, model in enumerate((runs / "pretrain", tmp_path / "bundle")):
+    assert export(runs / "beit", tmp_path / "bundle") == 0
+    for number, model in enumerate((runs / "beit", tmp_path / "bundle")):
         assert export(model, tmp_path / f"out{number}", "--to", "unilm") == 0
     files = [(tmp_path / f"out{number}" / "model.safetensors").read_bytes() for number in range(2)]
     assert files[0] == files[1]
@@ -257,7 +243,7 @@ def test_parts_without_a_library_for_the_released_code(runs: Path, tmp_path: Pat
 def test_an_absurd_evaluation_in_a_bundle_is_none(
     text: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export(runs / "pretrain", tmp_path / "bundle") == 0
+    assert export(runs / "beit", tmp_path / "bundle") == 0
     (tmp_path / "bundle" / "evaluation.json").write_text(text)
     assert json_of("info", str(tmp_path / "bundle"), capsys=capsys)["evaluation"] is None
 
@@ -265,7 +251,7 @@ def test_an_absurd_evaluation_in_a_bundle_is_none(
 def test_an_absurd_result_in_a_bundle_is_refused(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export(runs / "pretrain", tmp_path / "bundle") == 0
+    assert export(runs / "beit", tmp_path / "bundle") == 0
     (tmp_path / "bundle" / "result.json").write_text('{"train_images": "many"}')
     assert main(["info", str(tmp_path / "bundle")]) == 4
     assert "a number of images is no number" in capsys.readouterr().err

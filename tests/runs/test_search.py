@@ -1,5 +1,6 @@
 """`smalti search`: the nearest images of others, and near duplicates, as text, JSON and a page."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -128,12 +129,25 @@ def test_another_network_is_refused(runs: Path, tmp_path: Path, capsys: pytest.C
     assert smalti(["search", features, image, "--model", str(tmp_path / "moved"), *CPU]) == 0
 
 
+def test_near_duplicates_by_a_graph(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["search", str(runs / "f.npy"), "--near-duplicates", "0.5", "--json", *CPU]
+    if importlib.util.find_spec("faiss") is None:
+        assert "approximate needs faiss, which is not installed" in error_of([*command, "--approximate"], 2, capsys)
+        return
+    found = []
+    for flags in ([], ["--approximate"]):
+        assert smalti([*command, *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["found"])
+    assert found[0] == found[1] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
         ([], 2, "nothing to search for; give IMAGE, or --near-duplicates 0.95"),
         (["a.png", "--near-duplicates", "0.9"], 2, "search for one of them at a time"),
         (["--near-duplicates", "1.5"], 2, "near_duplicates is 1.5; use a similarity in (0, 1]"),
+        (["a.png", "--approximate"], 2, "approximate without near_duplicates; the nearest images are exact"),
         (["a.png", "--count", "0"], 2, "count is 0; use at least 1"),
         (["a.png", "--out", "a.txt"], 2, "cannot write 'a.txt'; use a name in .html"),
         (["none.png"], 3, "cannot read none.png"),

@@ -28,7 +28,7 @@ def write(subject: Subject, facts: Facts, config: Any, step: int, folder: Path) 
         write_json(folder / _RESULT, facts.result)
     if facts.evaluation is not None:
         write_json(folder / EVALUATION, facts.evaluation)
-    return _USES[subject.kind]
+    return "\n".join([_USES[subject.kind], *(_ELSEWHERE[target] for target in _TARGETS[subject.kind])])
 
 
 def write_classes(subject: Subject, folder: Path) -> None:
@@ -54,6 +54,15 @@ def preprocessor(subject: Subject, evaluation: Mapping[str, Any] | None) -> dict
     return about | {f"best_{key}": value for key, value in best.items()}
 
 
+_ELSEWHERE = {
+    "timm": "smalti export FOLDER --to timm --out NEW         # for timm.create_model",
+    "huggingface": "smalti export FOLDER --to huggingface --out NEW  # for AutoModel.from_pretrained of transformers",
+    "onnx": "smalti export FOLDER --to onnx --out NEW         # for onnxruntime, without torch",
+}
+_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("backbone", "masked image model", "classifier"), ("timm", "huggingface", "onnx")),
+    **dict.fromkeys(("segmenter", "tokenizer"), ("onnx",)),
+}
 _USES = {
     "backbone": "smalti evaluate FOLDER labelled-images\nsmalti finetune RECIPE --data IMAGES --init FOLDER --out RUN",
     "masked image model": "smalti evaluate FOLDER images\nsmalti show FOLDER image.jpg\n"

@@ -1,5 +1,6 @@
 """`smalti search`: the images of a data set that are nearest to others by their features, and near duplicates."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from smalti.data.decode import decode
 from smalti.data.reading import read_square, square
 from smalti.data.token_cache import digest
 from smalti.evaluation.feature_files import FeatureFile, open_features, text_of
-from smalti.evaluation.neighbours import near_pairs, nearest
+from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
 from smalti.report.pictures import tile_row
 from smalti.runs.network import network_of
@@ -42,6 +43,7 @@ class Search:
     near_duplicates: float | None = setting(
         None, "list pairs with at least this similarity, up to 1, in place of IMAGE"
     )
+    approximate: bool = setting(False, "find near duplicates by a graph of faiss, which misses a few; for many images")
     count: int = setting(10, "nearest images of each, or pairs on the page and in the JSON")
     out: str = setting("", "a page (.html) of the images found; empty: none")
     data: str = setting("", "where the images of the page are; empty: where they were then")
@@ -54,6 +56,9 @@ class Search:
         require(bool(self.images) or pairs, "nothing to search for", "give IMAGE, or --near-duplicates 0.95")
         require(not (self.images and pairs), "IMAGE together with near_duplicates", "search for one of them at a time")
         near = self.near_duplicates
+        require(pairs or not self.approximate, "approximate without near_duplicates", "the nearest images are exact")
+        there = not self.approximate or importlib.util.find_spec("faiss") is not None
+        require(there, "approximate needs faiss, which is not installed", "pip install faiss-cpu")
         require(near is None or 0 < near <= 1, f"near_duplicates is {near}", "use a similarity in (0, 1]")
         require(self.count >= 1, f"count is {self.count}", "use at least 1")
         suffix = Path(self.out).suffix.lower()
@@ -130,7 +135,11 @@ def _pairs(config: Search, features: FeatureFile, compute: Compute) -> tuple[dic
     assert config.near_duplicates is not None
     first: list[Line] = []
     number = 0
-    for pair in near_pairs(features, config.near_duplicates, compute.device):
+    if config.approximate:
+        found = near_pairs_by_graph(features, config.near_duplicates)
+    else:
+        found = near_pairs(features, config.near_duplicates, compute.device)
+    for pair in found:
         number += 1
         line = [_image(features, row, pair.similarity) for row in (pair.first, pair.second)]
         print(f"{pair.similarity:.4f}  {printable(line[0]['key'])}  {printable(line[1]['key'])}")
