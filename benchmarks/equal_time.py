@@ -5,16 +5,19 @@
 FOLDER holds train/ and test/, RUNS the run folders of study_tokenizers.py. Every method runs at the best setting that
 its search found (ablations_cifar10.py, search_lightly.py), with three seeds of pretraining. On a busy machine the same
 step takes up to twice the time, so steps of all methods are timed in turn in one process (step-seconds.json), and a
-budget in core-seconds becomes a number of steps; ours pays for its tokenizer too. A cell is a file of
-docs/results/cifar10/equal_time, finished ones are left alone; equal_time.json beside them has the means over the seeds.
+budget in core-seconds becomes a number of steps; ours pays for its tokenizer too. What is known of a pretraining is a
+file of docs/results/cifar10/equal_time for its frozen features, and one for each share of labels that it was fine-tuned
+with; finished ones are left alone. equal_time.json beside them has the means over the seeds.
 """
 
 import argparse
 import json
 import statistics
-import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ TOKENIZER_SECONDS = 4.3
 """Of a core, for k-means (docs/results/tokenizers/kmeans-1024.json)."""
 TIMED = "step-seconds"
 _SHARES = (10, 1, 100)
+"""Per cent of the labels."""
 
 
 def steps_in(budget: float, method: str, seconds: Mapping[str, float]) -> int:
@@ -83,55 +87,60 @@ class Cell:
     images: InMemoryData
     compute: Compute
 
-    def measured(self) -> dict[str, Any]:
-        """Pretrain, evaluate frozen features, and fine-tune with a tenth, a hundredth and all of the labels."""
-        found, init = self.frozen()
-        return found | {f"finetune_{percent}pct": self._finetuned(init, percent) for percent in _SHARES}
-
-    def frozen(self) -> tuple[dict[str, Any], Path]:
-        """Pretrain and evaluate frozen features; also where the network is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        init, seconds = self._ours() if self.method == "ours" else self._theirs()
+    def frozen(self) -> dict[str, Any]:
+        """Pretrain, and evaluate frozen features."""
+        init = self.pretrained()
         backbone = load_model(str(init), self.compute).backbone if self.method == "ours" else read_encoder(init)
         test = read_source(open_source(str(self.places.images / "test"), 3), STUDY.data(self.places), Log())
         frozen = battery(backbone, self.images.train, test, self.compute, 0, replace(STUDY.protocol, draws=3))
         counts = {"steps": self.steps, "images": self.steps * BATCH, "seed": self.seed}
-        figures = {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
-        return counts | {"processor_seconds": seconds} | figures, init
+        return counts | {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
 
-    def _ours(self) -> tuple[Path, float]:
-        config = BEST.pretraining(self.folder / "pretrain", self.places, self.steps * BEST.batch_size)
-        began = time.process_time()
-        go_on(replace(config, seed=self.seed), pretrain_ours, self.compute)
-        return self.folder / "pretrain", time.process_time() - began
-
-    def _theirs(self) -> tuple[Path, float]:
+    def pretrained(self) -> Path:
+        """Where the network is; it is pretrained where it is not there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.method == "ours":
+            config = BEST.pretraining(self.folder / "pretrain", self.places, self.steps * BEST.batch_size)
+            go_on(replace(config, seed=self.seed), pretrain_ours, self.compute)
+            return self.folder / "pretrain"
         method, path = PEERS[self.method], self.folder / "encoder.safetensors"
-        training = pretrain(method, self.images, self.steps, self.folder, self.compute, compiled=True, seed=self.seed)
-        save_file(training.model.backbone.vit.state_dict(), path)
-        return path, training.seconds
+        if not path.exists():
+            trained = pretrain(method, self.images, self.steps, self.folder, self.compute, True, self.seed)
+            save_file(trained.model.backbone.vit.state_dict(), path)
+        return path
 
-    def _finetuned(self, init: Path, percent: int) -> float:
-        out, data = self.folder / f"finetune-{percent}pct", self.places.images
+    def finetuned(self, percent: int) -> dict[str, Any]:
+        """Accuracy on test images after fine-tuning with so many per cent of the labels."""
+        init, out, data = self.pretrained(), self.folder / f"finetune-{percent}pct", self.places.images
         if self.method != "ours":
-            return float(fine_tune(init, out, data, percent, STUDY, self.compute)["test_accuracy"])
-        config = STUDY.finetuning(str(init), out, self.places, share=percent / 100, seed=0, layer_decay=0.8)
-        return float(go_on(config, finetune, self.compute)["test_accuracy"])
+            found = fine_tune(init, out, data, percent, STUDY, self.compute)
+        else:
+            config = STUDY.finetuning(str(init), out, self.places, share=percent / 100, seed=0, layer_decay=0.8)
+            found = go_on(config, finetune, self.compute)
+        return {f"finetune_{percent}pct": float(found["test_accuracy"]), "seed": self.seed}
 
 
 def collected(home: Path) -> dict[str, dict[str, Any]]:
-    """The means over the seeds by budget and method, with 95 % intervals where there are several seeds."""
+    """The means over the seeds by budget and method, with 95 % intervals where there are several seeds.
+
+    `seeds` are those of the frozen features; a column of fine-tuning may have fewer, which `values` shows.
+    """
+    names = ["linear", "knn", *(f"finetune_{percent}pct" for percent in sorted(_SHARES))]
     tables: dict[str, dict[str, Any]] = {}
     for budget in BUDGETS:
         for method in ("ours", *PEERS):
-            cells = [json.loads(path.read_text()) for path in sorted(home.glob(f"{budget}-{method}-*.json"))]
-            if not cells:
-                continue
-            names = ["linear", "knn", *(f"finetune_{percent}pct" for percent in sorted(_SHARES))]
-            by_name = {name: [cell[name] for cell in cells] for name in names}
-            row: dict[str, Any] = {name: statistics.mean(values) for name, values in by_name.items()}
-            row["intervals"] = {name: mean_interval(values) for name, values in by_name.items()}
-            tables.setdefault(str(budget), {})[method] = row | {"seeds": [cell["seed"] for cell in cells]}
+            values: dict[str, list[float]] = defaultdict(list)
+            seeds = set[int]()
+            for path in sorted(home.glob(f"{budget}-{method}-*.json")):
+                cell = json.loads(path.read_text())
+                seeds |= {cell["seed"]} if "linear" in cell else set()
+                for name in filter(cell.__contains__, names):
+                    values[name].append(cell[name])
+            if values:
+                row: dict[str, Any] = {name: statistics.mean(found) for name, found in values.items()}
+                intervals = {name: mean_interval(found) for name, found in values.items()}
+                row |= {"intervals": intervals, "values": dict(values), "seeds": sorted(seeds)}
+                tables.setdefault(str(budget), {})[method] = row
     return tables
 
 
@@ -145,6 +154,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, action="append", choices=BUDGETS)
     parser.add_argument("--method", action="append", choices=["ours", *PEERS])
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
+    parser.add_argument("--labels", type=int, action="append", choices=_SHARES, help="per cent to fine-tune with")
+    parser.add_argument("--no-labels", action="store_true", help="frozen features alone")
     parser.add_argument("--rounds", type=int, default=40, help="of timing a step")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     given = parser.parse_args()
@@ -154,12 +165,26 @@ def main() -> None:
     places = DataFiles(given.cifar10, given.tokenizers, given.runs)
     seconds = time_steps(given.out, places, compute, given.rounds)
     images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
-    for budget in given.budget or BUDGETS:
-        for seed in given.seed or SEEDS:
-            for method in given.method or ("ours", *PEERS):
-                name, steps = f"{budget}-{method}-{seed}", steps_in(budget, method, seconds)
-                keep(given.out, name, Cell(method, steps, seed, given.runs / name, places, images, compute).measured)
-                write_json(given.out.with_suffix(".json"), collected(given.out))
+    shares = () if given.no_labels else given.labels or _SHARES
+    for budget, seed in product(given.budget or BUDGETS, given.seed or SEEDS):
+        cells = {
+            f"{budget}-{method}-{seed}": Cell(
+                method,
+                steps_in(budget, method, seconds),
+                seed,
+                given.runs / f"{budget}-{method}-{seed}",
+                places,
+                images,
+                compute,
+            )
+            for method in given.method or ("ours", *PEERS)
+        }
+        for name, cell in cells.items():
+            keep(given.out, name, cell.frozen)
+            write_json(given.out.with_suffix(".json"), collected(given.out))
+        for percent, (name, cell) in product(shares, cells.items()):
+            keep(given.out, f"{name}-{percent}", partial(cell.finetuned, percent))
+            write_json(given.out.with_suffix(".json"), collected(given.out))
     print(json.dumps(collected(given.out), indent=1))
 
 

@@ -54,9 +54,9 @@ def collected(*homes: Path) -> dict[str, Any]:
     found: dict[str, dict[int, list[float]]] = {}
     for home in homes:
         for path in sorted(home.glob("*-*-*.json")):
-            budget, method, _ = path.stem.split("-")
-            if method in METHODS:
-                linear = json.loads(path.read_text())["linear"]
+            budget, method, *_ = path.stem.split("-")
+            linear = json.loads(path.read_text()).get("linear")  # fine-tuning has none
+            if method in METHODS and linear is not None:
                 found.setdefault(method, {}).setdefault(int(budget), []).append(linear)
     curves = {method: {budget: mean(values) for budget, values in points.items()} for method, points in found.items()}
     seconds = {method: seconds_until(TARGET, curve) for method, curve in curves.items()}
@@ -107,7 +107,7 @@ def main() -> None:
                     if not (given.equal_time / f"{name}.json").exists():
                         steps = steps_in(budget, method, seconds)
                         cell = Cell(method, steps, seed, given.runs / name, places, images, compute)
-                        keep(given.out, name, lambda cell=cell: cell.frozen()[0])  # type: ignore[misc]
+                        keep(given.out, name, cell.frozen)
                         write(given.out, collected(given.equal_time, given.out))
     found = collected(given.equal_time, given.out)
     write(given.out, found)

@@ -78,10 +78,10 @@ def test_a_budget_becomes_steps_and_ours_pays_for_its_tokenizer(equal_time: Modu
 
 
 def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path: Path) -> None:
-    names = ("linear", "knn", "finetune_1pct", "finetune_10pct", "finetune_100pct")
     for seed, accuracy in enumerate((0.5, 0.7)):
-        cell = {name: accuracy for name in names} | {"seed": seed}
+        cell = {"linear": accuracy, "knn": accuracy, "seed": seed}
         (tmp_path / f"816-mae-{seed}.json").write_text(json.dumps(cell))
+    (tmp_path / "816-mae-1-10.json").write_text(json.dumps({"finetune_10pct": 0.4, "seed": 1}))
     found = equal_time.collected(tmp_path)
     assert list(found) == ["816"]
     assert list(found["816"]) == ["mae"]
@@ -89,6 +89,9 @@ def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path
     assert found["816"]["mae"]["knn"] == pytest.approx(0.6)
     low, high = found["816"]["mae"]["intervals"]["knn"]
     assert low < 0.6 < high
+    assert found["816"]["mae"]["finetune_10pct"] == 0.4
+    assert found["816"]["mae"]["values"]["finetune_10pct"] == [0.4]
+    assert "finetune_1pct" not in found["816"]["mae"]
 
 
 @pytest.fixture
