@@ -7,6 +7,7 @@ install_import_hook(["smalti.functional", "smalti.models", "smalti.evaluation", 
 
 import signal  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
@@ -43,6 +44,24 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Nursery]":
 
     with nursery(tmp_path_factory.mktemp("nursery")) as begun:
         yield begun
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each kind, of two steps: `tokenizer`, `beit`, `crossed` (the decoder) and `classes` learned from
+    `photos` (32 images of two classes), `scenes` (segmentation) from `scenery`. Who changes one works on a copy.
+    """
+    from tests.small_runs import finetune, pictures, pretrain, scenes, segment, train_tokenizer
+
+    crossed = ["--masking", "random", "--decoder", "cross-attention"]
+    place = tmp_path_factory.mktemp("runs")
+    photos = pictures(place / "photos")
+    assert train_tokenizer(photos, place / "tokenizer", 2) == 0
+    assert pretrain(photos, place / "tokenizer", place / "beit", 2, "--accept-tokenizer") == 0
+    assert pretrain(photos, place / "tokenizer", place / "crossed", 2, "--accept-tokenizer", *crossed) == 0
+    assert finetune(photos, place / "beit", place / "classes", 2) == 0
+    assert segment(scenes(place / "scenery"), place / "beit", place / "scenes", 2) == 0
+    return place
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import smalti
 from smalti.cli import main
 from smalti.recipes import tiny
-from tests.small_runs import finetune, flat_pictures, picture, pictures, pretrain, result, train_tokenizer
+from tests.small_runs import flat_pictures, picture, pictures, result
 from tests.test_documentation import blocks_of
 
 ROOT = Path(__file__).parent.parent
@@ -29,17 +29,6 @@ def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("tokenizer: PSNR ")
     assert printed[-1] == "features of a black image: (1, 96)"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders `photos`, `tokenizer`, `beit` and `classes`."""
-    folder = tmp_path_factory.mktemp("examples")
-    photos = pictures(folder / "photos")
-    assert train_tokenizer(photos, folder / "tokenizer", 2) == 0
-    assert pretrain(photos, folder / "tokenizer", folder / "beit", 2, "--accept-tokenizer") == 0
-    assert finetune(photos, folder / "beit", folder / "classes", 2) == 0
-    return folder
 
 
 def exported(run: Path, target: str, out: Path) -> str:

@@ -33,20 +33,10 @@ from smalti.runs import embed
 from smalti.runs.embed import Embed, main
 from smalti.runs.network import load_network
 from tests.distributed.started import started
-from tests.small_runs import CPU, finetune, flat_pictures, pictures, pretrain, train_tokenizer
+from tests.small_runs import CPU, finetune, flat_pictures, pictures
 
 ONE = Compute(torch.device("cpu"), torch.float32)
 KINDS = ("npy", "parquet")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders `photos` (32 images of two classes), `tokenizer` and `beit`."""
-    folder = tmp_path_factory.mktemp("embed")
-    photos = pictures(folder / "photos")
-    assert train_tokenizer(photos, folder / "tokenizer", 2) == 0
-    assert pretrain(photos, folder / "tokenizer", folder / "beit", 2, "--accept-tokenizer") == 0
-    return folder
 
 
 @pytest.fixture

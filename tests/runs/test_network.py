@@ -26,21 +26,8 @@ from smalti.runs.export import main as export
 from smalti.runs.network import Network, load, load_network, load_tokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import read_checkpoint
-from tests.small_runs import finetune, pictures, pretrain, scenes, segment, train_tokenizer
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders `photos`, `tokenizer`, `beit`, `classes` and `scenes`."""
-    folder = tmp_path_factory.mktemp("runs")
-    photos = pictures(folder / "photos")
-    assert train_tokenizer(photos, folder / "tokenizer", 2) == 0
-    assert pretrain(photos, folder / "tokenizer", folder / "beit", 2, "--accept-tokenizer") == 0
-    assert finetune(photos, folder / "beit", folder / "classes", 2) == 0
-    assert segment(scenes(folder / "scenery"), folder / "beit", folder / "scenes", 2) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
