@@ -12,6 +12,7 @@ from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
+from smalti.data.datasets.layout import read_layout
 from smalti.data.load import InMemoryData
 from smalti.data.loader import Loader, Sampler
 from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
@@ -36,7 +37,7 @@ class Finetune(BackboneRun):
     """Everything about a fine-tuning run."""
 
     test: str = setting(
-        "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
+        "", "labelled images to test on, once; empty: test/ of DATA. Without either data.held-out is the test"
     )
     validation_data: str = setting(
         "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
@@ -77,7 +78,8 @@ class Finetune(BackboneRun):
     def divided(self, given: Given, log: Log) -> Labelled:
         """The training, validation and test images."""
         shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
-        return self.task.divide(given, self.data, self.test, self.validation_data, shares, log)
+        test = self.test or read_layout(self.data.path, self.data.follow_links).test
+        return self.task.divide(given, self.data, test, self.validation_data, shares, log)
 
 
 def main(

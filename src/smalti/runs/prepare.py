@@ -8,9 +8,8 @@ from typing import Any
 from smalti.core.config import require, setting
 from smalti.core.files import require_place
 from smalti.core.log import Log, printable
-from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import lasting, open_source
+from smalti.data.datasets.open import lasting, open_noted
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.write_shards import write_shards
 
@@ -43,8 +42,7 @@ def main(config: Prepare) -> dict[str, Any]:
     """Write the shards, resume writing them, or verify that they are complete."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links)
-    _say(source, log)
+    source = open_noted(config.data, config.channels, log, config.follow_links)
     settings = Settings(
         data=lasting(config.data),
         source=source.kind,
@@ -72,13 +70,6 @@ def main(config: Prepare) -> dict[str, Any]:
     }
     print(describe(result))
     return result
-
-
-def _say(source: ImageDataset, log: Log) -> None:
-    for note in source.notes:
-        log.say(f"note: {note}")
-    if source.left_out.counts:
-        log.say(f"left out: {source.left_out}")
 
 
 def describe(result: dict[str, Any]) -> str:
