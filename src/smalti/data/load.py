@@ -21,6 +21,7 @@ from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, open_noted, open_source
 from smalti.data.datasets.remote import shown
+from smalti.data.duplicates import copies
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
 from smalti.data.splits import put_aside
 
@@ -114,7 +115,9 @@ class Data:
         train, aside = np.arange(len(positions)), np.arange(0)
         held_out = self._validation(source.classes, log, _MOST_HELD_OUT)
         if held_out is None:
-            train, aside = put_aside(_at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT)
+            train, aside = put_aside(
+                _at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT, copies(source.select(positions))
+            )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
             held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
@@ -195,11 +198,11 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
 
 
 def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
-    """Hold out a share of the images, chosen by a hash of their position.
+    """Hold out a share of the images, chosen by a hash of their position; copies are on the same side.
 
     The others are shuffled once, so that the first thousand, used to initialise a tokenizer, are of all classes.
     """
-    train, aside = put_aside(_at_least_two(len(images)), share, 0)
+    train, aside = put_aside(_at_least_two(len(images)), share, 0, groups=copies(images))
     return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 

@@ -9,8 +9,10 @@ import torch
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.log import Log
+from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.layout import read_layout
+from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, load_splits, official_splits
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
@@ -77,6 +79,7 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
         return _by_rank0(lambda: _measure_tokenizer(config, compute, log), describe_tokenizer)
     trained_on = read_config(config.model, Pretrain)
     images = _load(config, trained_on.data, log)
+    found = overlap(images.train, images.held_out)
     result, backbone = {}, load_pretrained(config.model, compute)
     if isinstance(backbone, MaskedImageModel):
         model, backbone = backbone, backbone.backbone
@@ -86,7 +89,9 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
         result |= _measure_backbone(config, backbone, images, chosen_on, compute, log)
     else:
         log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
-    return result
+    if found.shared and is_rank0():
+        print(found)
+    return result | {"test_overlap": found._asdict()}
 
 
 def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:

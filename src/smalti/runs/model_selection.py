@@ -18,6 +18,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, open_noted
+from smalti.data.duplicates import copies
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
@@ -99,7 +100,7 @@ def divide(
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        learn, aside = put_aside(len(learn), shares.validation, shares.seed)
+        learn, aside = put_aside(len(learn), shares.validation, shares.seed, groups=copies(images.train))
         chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
     labels = images.train.all_labels().numpy()
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
