@@ -326,7 +326,11 @@ def test_the_split_a_file_belongs_to(name: str, split: tuple[str, str]) -> None:
         (["a.parquet", "b/c.parquet"], [0, 1], ""),
         (["test.parquet"], [0], ""),
         (["train.parquet", "test.parquet", "x.parquet"], [0], "; there are also: files of no split, test"),
-        (["a/train/1.parquet", "a/train/0.parquet", "a/val/0.parquet"], [1, 0], "; there are also: validation"),
+        (
+            ["a/train/1.parquet", "a/train/0.parquet", "a/val/0.parquet"],
+            [1, 0],
+            "train is learned from, val is what results are of",
+        ),
     ],
 )
 def test_the_files_of_a_folder_that_are_read(tmp_path: Path, names: list[str], read: list[int], note: str) -> None:

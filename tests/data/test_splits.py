@@ -19,11 +19,11 @@ def load(train: Path, test: Path) -> InMemoryData:
 
 def test_train_and_test_of_a_folder_are_found(tmp_path: Path) -> None:
     assert official_splits(str(tmp_path), "") == (str(tmp_path), "")
-    (tmp_path / "train").mkdir()
-    assert official_splits(str(tmp_path), "") == (str(tmp_path), "")
-    (tmp_path / "test").mkdir()
+    flat_pictures(tmp_path / "train", 1)
+    assert official_splits(str(tmp_path), "") == (str(tmp_path / "train"), "")
+    flat_pictures(tmp_path / "test", 1)
     assert official_splits(str(tmp_path), "") == (str(tmp_path / "train"), str(tmp_path / "test"))
-    assert official_splits(str(tmp_path), "elsewhere") == (str(tmp_path), "elsewhere")
+    assert official_splits(str(tmp_path), "elsewhere") == (str(tmp_path / "train"), "elsewhere")
     assert official_splits("embedded", "") == ("embedded", "")
 
 

@@ -1,13 +1,20 @@
-"""Duplicates: identical files (by digest), and nearly identical images (by a perceptual hash)."""
+"""Duplicates: identical images (by digest) in one dataset or two, and nearly identical ones (by a perceptual hash)."""
 
 import hashlib
+import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from smalti.core.errors import DataError
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.reading import even_sample
+
 _BANDS = 4
+_MOST_JUDGED, _MOST_ALIKE = 1000, 10_000
 _MAX_BAND = 4096
 """Different hashes in a band beyond which only equal ones are found; millions of nearly empty pictures get there."""
 
@@ -16,6 +23,58 @@ def digest(data: bytes) -> tuple[int, int]:
     """The first half of the SHA-256 of `data`, as two 64-bit numbers."""
     both = hashlib.sha256(data).digest()
     return int.from_bytes(both[:8], "big"), int.from_bytes(both[8:16], "big")
+
+
+def content_digests(images: ImageDataset) -> NDArray[np.uint64]:
+    """A number for each image, equal for copies: of its pixels if they are in memory, else of its name in the dataset.
+
+    Returns:
+        uint64, shape (n,).
+    """
+    pixels = images.pixels
+    contents = map(images.key, range(len(images))) if pixels is None else (image.numpy().tobytes() for image in pixels)
+    return np.array([digest(c if isinstance(c, bytes) else os.fsencode(c))[0] for c in contents], np.uint64)
+
+
+def copies(images: ImageDataset) -> NDArray[np.int64]:
+    """For each image the position of the first one that it is a copy of, or its own; see `content_digests`."""
+    _, first, which = np.unique(content_digests(images), return_index=True, return_inverse=True)
+    return first[which].astype(np.int64)
+
+
+class Overlap(NamedTuple):
+    """How many of the images that a result is of are among those that are learned from too, and of how many."""
+
+    shared: int
+    looked_at: int
+
+    def __str__(self) -> str:
+        many = "all" if self.shared == self.looked_at else f"{self.shared} of"
+        return f"{many} {self.looked_at} test images are among the training images too, which flatters the result"
+
+
+def overlap(learned: ImageDataset, judged: ImageDataset) -> Overlap:
+    """Find the images of `judged` among those of `learned`: by their pixels if both are in memory, else by their files.
+
+    Of files, up to 1000 of `judged` are looked at, and of `learned` up to 10 000 that have the length of one of these.
+    """
+    if learned.pixels is not None and judged.pixels is not None:
+        found = np.isin(content_digests(judged), content_digests(learned))
+        return Overlap(int(found.sum()), len(found))
+    wanted = [_file(judged, place) for place in even_sample(len(judged), _MOST_JUDGED)]
+    lengths = {length for length, _ in wanted}
+    alike = [place for place in range(len(learned)) if learned.length(place) in lengths]
+    known = {_file(learned, alike[at]) for at in even_sample(len(alike), _MOST_ALIKE)}
+    return Overlap(sum(one in known for one in wanted if one[0]), len(wanted))
+
+
+def _file(source: ImageDataset, place: int) -> tuple[int, tuple[int, int]]:
+    """The length of an image's file and its digest; 0 for one that cannot be read."""
+    try:
+        data = source.read(place)
+    except DataError:
+        data = b""
+    return len(data), digest(data)
 
 
 def difference_hash(image: NDArray[np.uint8]) -> tuple[int, int]:

@@ -18,8 +18,10 @@ from smalti.core.rng import permutation
 from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.layout import read_layout
+from smalti.data.datasets.open import EMBEDDED, open_noted, open_source
 from smalti.data.datasets.remote import shown
+from smalti.data.duplicates import copies
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
 from smalti.data.splits import put_aside
 
@@ -102,17 +104,23 @@ class Data:
         """
         if self.path == EMBEDDED:
             return self.load(log)
-        source = self._source(log)
+        source = open_noted(self.path, self.channels, log, self.follow_links)
         if self.fits(min(len(source), self.limit or len(source))):
-            return split_held_out(read_source(source, self, log, bad_files), self.held_out)
+            return self._divided(source, log, bad_files)
         if source.in_order:
             cause = "Parquet files and addresses are read in order only"
             fix = "make a fast copy once: smalti prepare DATA --out SHARDS; or use --data.memory resident"
             raise DataError(f"cannot stream {shown(self.path)}", cause=cause, fix=fix)
         positions = np.array(even_sample(len(source), self.limit))
-        train, aside = put_aside(_at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT)
+        train, aside = np.arange(len(positions)), np.arange(0)
+        held_out = self._validation(source.classes, log, _MOST_HELD_OUT)
+        if held_out is None:
+            train, aside = put_aside(
+                _at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT, copies(source.select(positions))
+            )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
-        held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
+        if held_out is None:
+            held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
         learnt = source.select(positions[train])
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
@@ -120,8 +128,7 @@ class Data:
         """Read all images into memory. Arguments and errors as in `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        source = self._source(log)
-        return split_held_out(read_source(source, self, log, bad_files), self.held_out)
+        return self._divided(open_noted(self.path, self.channels, log, self.follow_links), log, bad_files)
 
     def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
         """The record of unreadable images while `train` is streamed."""
@@ -133,13 +140,21 @@ class Data:
             return replace(self, memory="stream")
         return self if images.train.pixels is None else replace(self, memory="resident")
 
-    def _source(self, log: Log) -> ImageDataset:
-        source = open_source(self.path, self.channels, log, self.follow_links)
-        for note in source.notes:
-            log.say(f"note: {note}")
-        if source.left_out.counts:
-            log.say(f"left out: {source.left_out}")
-        return source
+    def _divided(self, source: ImageDataset, log: Log, bad_files: Path | None) -> InMemoryData:
+        """All images in memory: those of the validation split are held out, or where there is none a share."""
+        images = read_source(source, self, log, bad_files)
+        held_out = self._validation(images.classes, log)
+        if held_out is None:
+            return split_held_out(images, self.held_out)
+        return TrainingData(images.select(permutation(0, 0, len(images))), held_out)
+
+    def _validation(self, classes: tuple[str, ...], log: Log, most: int | None = None) -> InMemoryDataset | None:
+        """The images of the validation split, at most `most` of them; None where there is no such split."""
+        path = read_layout(self.path, self.follow_links).validation
+        if not path:
+            return None
+        some = replace(self, limit=min(filter(None, (self.limit, most)), default=None))
+        return renumbered(read_source(open_noted(path, self.channels, log, self.follow_links), some, log), classes)
 
     def fits(self, count: int) -> bool:
         """Whether `count` images are kept in memory."""
@@ -183,29 +198,28 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
 
 
 def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
-    """Hold out a share of the images, chosen by a hash of their position.
+    """Hold out a share of the images, chosen by a hash of their position; copies are on the same side.
 
     The others are shuffled once, so that the first thousand, used to initialise a tokenizer, are of all classes.
     """
-    train, aside = put_aside(_at_least_two(len(images)), share, 0)
+    train, aside = put_aside(_at_least_two(len(images)), share, 0, groups=copies(images))
     return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
-def official_splits(path: str, test: str) -> tuple[str, str]:
+def official_splits(path: str, test: str, follow: FollowLinks = "inside") -> tuple[str, str]:
     """Locations of the training images and of the official test images; the second is empty where there are none.
 
-    A folder that contains the folders train/ and test/ has both; else `test` is separate DATA.
+    A folder with splits has both (see `read_layout`), and where it has no test split, that of validation is the test;
+    else `test` is separate DATA.
 
     Raises:
         UsageError: `test` is given for the embedded images, which have their own test images.
     """
-    require(
-        not test or path != EMBEDDED, f"test images {test}, and the embedded ones have their own", "leave --test out"
-    )
-    folder = Path(path).expanduser()
-    if not test and path != EMBEDDED and (folder / "train").is_dir() and (folder / "test").is_dir():
-        return str(folder / "train"), str(folder / "test")
-    return path, test
+    if path == EMBEDDED:
+        require(not test, f"test images {test}, and the embedded ones have their own", "leave --test out")
+        return path, test
+    layout = read_layout(path, follow)
+    return layout.learned, test or layout.judged
 
 
 def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
@@ -216,25 +230,31 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
     """
     log.say(f"training images from {train}, test images from {test}")
     learnt, judged = (
-        read_source(open_source(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
+        read_source(open_noted(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
     )
     return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 
 
 def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:
     """The test images with the class numbers of the training images, matched by class name."""
-    if not classes:
-        return test
-    if not test.classes:
+    if classes and not test.classes:
         raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
-    place = {name: number for number, name in enumerate(classes)}
-    if unknown := [name for name in test.classes if name not in place]:
+    known = set(classes)
+    if unknown := [name for name in test.classes if known and name not in known]:
         more = f", first '{unknown[0]}'"
         raise DataError(
             f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
         )
-    numbers = torch.tensor([place[name] for name in test.classes])
-    return InMemoryDataset(test.images, numbers[test.labels], classes)
+    return renumbered(test, classes)
+
+
+def renumbered(images: InMemoryDataset, classes: tuple[str, ...]) -> InMemoryDataset:
+    """The images with classes numbered as in `classes`, matched by name; classes that are not among them come after."""
+    if not (classes and images.classes):
+        return images
+    place = {name: number for number, name in enumerate(dict.fromkeys(classes + images.classes))}
+    numbers = torch.tensor([place[name] for name in images.classes])
+    return InMemoryDataset(images.images, numbers[images.labels], tuple(place))
 
 
 def _at_least_two(length: int) -> int:

@@ -17,14 +17,22 @@ def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
 
 
 def put_aside(
-    num_images: int, share: float, seed: int, most: int | None = None
+    num_images: int, share: float, seed: int, most: int | None = None, groups: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of training images, and of a share of the images, at most `most`, held out for validation or testing.
 
     Each part has at least one image; the split is the same for the same seed.
+
+    Args:
+        groups: a number for each image; images with the same number come to the same part, if there are two numbers at
+            least. None: each image is a group of its own.
     """
     order = by_lot(num_images, seed)
     aside = min(max(1, round(share * num_images)), num_images - 1, num_images if most is None else most)
+    if groups is not None and len(np.unique(groups)) > 1:
+        order = np.argsort(fold(seed, groups, Stream.SPLIT), kind="stable")
+        begins = np.flatnonzero(np.diff(groups[order])) + 1  # where another group begins
+        aside = int(begins[min(int(np.searchsorted(begins, aside)), len(begins) - 1)])
     return np.sort(order[aside:]), np.sort(order[:aside])
 
 

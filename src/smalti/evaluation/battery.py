@@ -147,7 +147,13 @@ class Battery:
         return extract(backbone, images, compute, poolings=self.poolings, dtype=torch.float16, shared=True)
 
     def __call__(
-        self, train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, seed: int = 0
+        self,
+        train: Features,
+        train_labels: Tensor,
+        test: Features,
+        test_labels: Tensor,
+        seed: int = 0,
+        split: Split | None = None,
     ) -> BatteryResult:
         """Evaluate features by layer; `seed` draws validation images and labels.
 
@@ -157,8 +163,9 @@ class Battery:
             test: features of the test images, m x F.
             test_labels: their classes.
             seed: the same seed gives the same numbers.
+            split: which of the training images are for choices; None: a share of them.
         """
-        task = self._task(train_labels, seed)
+        task = self._task(train_labels, seed, split or Split.of(len(train_labels), self.validation, seed))
         scores: dict[str, dict[Layer, float]] = {}
         for layer, x in train.items():
             for protocol, score in self._validate(x, task):
@@ -190,9 +197,8 @@ class Battery:
             test_images=len(test_labels),
         )
 
-    def _task(self, labels: Tensor, seed: int) -> _Task:
-        """The split and all draws; budgets that need all images are left out."""
-        split = Split.of(len(labels), self.validation, seed)
+    def _task(self, labels: Tensor, seed: int, split: Split) -> _Task:
+        """All draws from the split; budgets that need all images are left out."""
         draws = {b: [b.draw(labels, split.fit, seed, n) for n in range(self.draws)] for b in BUDGETS}
         return _Task(labels, split, {b: drawn for b, drawn in draws.items() if len(drawn[0]) < len(split.fit)})
 

@@ -175,6 +175,12 @@ class Split:
         aside = max(1, round(validation * num_images))
         return Split(fit=order[aside:], validation=order[:aside])
 
+    @staticmethod
+    def behind(num_images: int, num_validation: int, seed: int) -> "Split":
+        """The split of training images with all validation images behind them."""
+        order = torch.from_numpy(by_lot(num_images, seed))
+        return Split(fit=order, validation=torch.arange(num_images, num_images + num_validation))
+
 
 @dataclass(frozen=True)
 class ProbeResult:

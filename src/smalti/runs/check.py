@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import ImageDataset, Joined
 from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import open_source
 from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
@@ -63,7 +64,7 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Read every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links)
+    source = open_source(config.data, config.channels, log, config.follow_links, "all")
     source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
@@ -73,7 +74,7 @@ def main(config: Check) -> dict[str, Any]:
                 tally.refuse(source.name(position), seen.cause)
             else:
                 tally.add(position, seen)
-    result = _about(source, config) | tally.result(source, config.distance)
+    result = _about(source, config) | {"splits": _splits(source)} | tally.result(source, config.distance)
     print(describe(result))
     return result
 
@@ -160,6 +161,21 @@ def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
     return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes)}
 
 
+def _splits(source: ImageDataset) -> dict[str, int]:
+    """The images of each split, by the name of its folder; empty where there are none."""
+    return {name: len(part) for name, part in source.parts} if isinstance(source, Joined) else {}
+
+
+def _read_as(result: dict[str, Any]) -> str:
+    """What DATA is taken for, as a plan."""
+    splits, classes = result["splits"], len(result["classes"])
+    counts = [f"{len(splits)} splits"] if splits else []
+    counts += [f"{classes} classes" if classes else "no classes", f"{result['images']} images"]
+    parts = [", ".join(counts), *(f"{printable(name)} {count}" for name, count in splits.items())]
+    kept = [f"{printable(name)}/ is kept for the end" for name in splits if split_in(name) == "test"]
+    return "; ".join([*parts[:1], *([", ".join(parts[1:])] if splits else []), *kept])
+
+
 def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:
     """Minimum, median and maximum width and height, and how many images have their shorter side in each range."""
     if not len(sizes):
@@ -176,7 +192,8 @@ def describe(result: dict[str, Any]) -> str:
     """The result as a short table; names are escaped so that they cannot control the terminal."""
     sizes, bad = result["sizes"], result["unreadable"]
     part = f", {result['checked']} looked at" if result["checked"] < result["images"] else ""
-    rows = [("images", f"{result['images']} ({result['kind']}){part}"), ("unreadable", str(bad["count"]))]
+    rows = [("read as", _read_as(result))]
+    rows += [("images", f"{result['images']} ({result['kind']}){part}"), ("unreadable", str(bad["count"]))]
     rows += [("", f"{printable(file['path'])}: {printable(file['reason'])}") for file in bad["files"][:_SHOWN]]
     rows += [("", f"and {bad['count'] - _SHOWN} more, named by --json")] if bad["count"] > _SHOWN else []
     for reason, about in result["left_out"].items():

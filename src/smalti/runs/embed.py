@@ -26,7 +26,7 @@ from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import lasting, open_source
+from smalti.data.datasets.open import lasting, open_noted
 from smalti.data.datasets.tables import require_extra
 from smalti.data.load import Data
 from smalti.data.loader import open_renderer
@@ -104,7 +104,7 @@ def main(config: Embed) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = same_format(choose_compute(config.device, _precision(config, folder)))
         network = network_of(config.model, compute)
-        source = open_source(config.images, network.backbone.config.in_chans, log, config.follow_links)
+        source = open_noted(config.images, network.backbone.config.in_chans, log, config.follow_links, "all")
         about = _about(config, network, source)
         require_same("network or data set", about)
         if not from_rank0(lambda: _is_done(out, folder, about)):

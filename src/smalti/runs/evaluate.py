@@ -4,9 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.log import Log
+from smalti.core.ranks import is_rank0
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.datasets.layout import read_layout
+from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, load_splits, official_splits
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
@@ -14,12 +20,14 @@ from smalti.evaluation.battery import Battery
 from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling
 from smalti.evaluation.pretraining import describe_loss, measure
+from smalti.evaluation.probe import Split
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import is_run, read_config, read_kind
+from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
@@ -40,7 +48,7 @@ class Evaluate:
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of the split and of the draws of few labels")
-    test: str = setting("", "DATA with the official test images; empty: test/ beside train/, else held out")
+    test: str = setting("", "DATA with the official test images; empty: the test split, else held out")
     poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
@@ -71,15 +79,19 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
         return _by_rank0(lambda: _measure_tokenizer(config, compute, log), describe_tokenizer)
     trained_on = read_config(config.model, Pretrain)
     images = _load(config, trained_on.data, log)
+    found = overlap(images.train, images.held_out)
     result, backbone = {}, load_pretrained(config.model, compute)
     if isinstance(backbone, MaskedImageModel):
         model, backbone = backbone, backbone.backbone
         result = _by_rank0(lambda: _measure_stages(trained_on, model, images, compute, log), describe_stages)
     if len(images.train.classes) > 1:
-        result |= _measure_backbone(config, backbone, images, compute, log)
+        chosen_on = _chosen_on(config, trained_on.data, images, log)
+        result |= _measure_backbone(config, backbone, images, chosen_on, compute, log)
     else:
         log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
-    return result
+    if found.shared and is_rank0():
+        print(found)
+    return result | {"test_overlap": found._asdict()}
 
 
 def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
@@ -113,17 +125,28 @@ def _measure_stages(
 
 
 def _measure_backbone(
-    config: Evaluate, backbone: VisionTransformer, images: InMemoryData, compute: Compute, log: Log
+    config: Evaluate,
+    backbone: VisionTransformer,
+    images: InMemoryData,
+    chosen_on: InMemoryDataset | None,
+    compute: Compute,
+    log: Log,
 ) -> dict[str, Any]:
-    """Probes of the frozen features."""
+    """Probes of the frozen features; choices are made on `chosen_on`, or on a share of the training images."""
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
     protocol = Battery(config.poolings, config.validation, config.k, config.draws)
     train, test = (protocol.features(backbone, part, compute) for part in (images.train, images.held_out))
+    labels, split = images.train.labels, None
+    if chosen_on is not None:
+        log.say(f"choices are made on {len(chosen_on)} validation images")
+        more = protocol.features(backbone, chosen_on, compute)
+        train = {layer: torch.cat([x, more[layer]]) for layer, x in train.items()}
+        labels, split = torch.cat([labels, chosen_on.labels]), Split.behind(len(labels), len(chosen_on), config.seed)
 
     def judged() -> dict[str, Any]:
-        found = protocol(train, images.train.labels, test, images.held_out.labels, config.seed)
+        found = protocol(train, labels, test, images.held_out.labels, config.seed, split)
         print(found.describe())
         return found.as_dict()
 
@@ -171,9 +194,17 @@ def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str
     return evaluate_tokenizer(tokenizer, images.held_out.images, compute, train=train, density=density).as_dict()
 
 
+def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:
+    """The images of the validation split, for choices; None where there is none, or results are of it."""
+    layout = read_layout(config.images, trained_on.follow_links)
+    path = layout.validation if config.test else layout.chosen_on
+    data = replace(trained_on, path=config.images, limit=None)
+    return read_labelled(path, "for choices", data, images.train.classes, tuple, log) if path else None
+
+
 def _load(config: Evaluate, trained_on: Data, log: Log) -> InMemoryData:
     """The requested images, in the size and colour mode that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
     data = replace(trained_on, path=config.images, held_out=held_out, limit=None)
-    train, test = official_splits(config.images, config.test)
+    train, test = official_splits(config.images, config.test, data.follow_links)
     return load_splits(data, train, test, log) if test else data.load(log)

@@ -12,6 +12,9 @@ from smalti.core.contracts import Batches
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
+from smalti.data.datasets.layout import read_layout
+from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import InMemoryData
 from smalti.data.loader import Loader, Sampler
 from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
@@ -36,7 +39,7 @@ class Finetune(BackboneRun):
     """Everything about a fine-tuning run."""
 
     test: str = setting(
-        "", "labelled images to test on, once; data.held-out is for validation then. Empty: data.held-out is the test"
+        "", "labelled images to test on, once; empty: test/ of DATA. Without either data.held-out is the test"
     )
     validation_data: str = setting(
         "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
@@ -77,7 +80,8 @@ class Finetune(BackboneRun):
     def divided(self, given: Given, log: Log) -> Labelled:
         """The training, validation and test images."""
         shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
-        return self.task.divide(given, self.data, self.test, self.validation_data, shares, log)
+        test = self.test or read_layout(self.data.path, self.data.follow_links).test
+        return self.task.divide(given, self.data, test, self.validation_data, shares, log)
 
 
 def main(
@@ -129,6 +133,18 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     return from_rank0(lambda: session.finish(_measured(config, parts, session)))
 
 
+def _overlap(config: Finetune, parts: Labelled) -> Overlap:
+    """How many test images are learned from too; of a test that is a share of streamed images none are."""
+    learned, judged = parts.train.train, parts.test
+    if learned.pixels is None and judged.pixels is not None:
+        data = config.data
+        path = config.test or read_layout(data.path, data.follow_links).judged
+        if not path or path == EMBEDDED:
+            return Overlap(0, len(judged))
+        judged = open_source(path, data.channels, follow=data.follow_links)
+    return overlap(learned, judged)
+
+
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
     """The result of the run, measured with the selected weights."""
     task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
@@ -144,6 +160,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
         task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
+    result["test_overlap"] = _overlap(config, parts)._asdict()
     result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": chosen.step}
     session.log.say(describe(result, task.score))
     return result
@@ -151,10 +168,11 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
 
 def describe(result: dict[str, Any], score: str) -> str:
     """One line: the score, and the images it was measured on."""
+    found = Overlap(**result["test_overlap"])
     return (
         f"step {result['chosen_step']} of {result['steps']}: {score} {result[f'validation_{score}']:.1%} on"
         f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"
-        " test images"
+        f" test images{f'; {found}' if found.shared else ''}"
     )
 
 

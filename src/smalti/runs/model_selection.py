@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from torch import nn
 
 from smalti.core.errors import DataError
 from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.open import EMBEDDED, open_source
-from smalti.data.load import AnyImages, Data, TrainingData, read_source
+from smalti.data.datasets.layout import read_layout
+from smalti.data.datasets.open import EMBEDDED, open_noted
+from smalti.data.duplicates import copies
+from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
 from smalti.training.checkpoint import FOLDER, Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
@@ -93,12 +94,13 @@ def divide(
     if len(outputs(classes)) < 2:
         where = data.path or "these images"
         raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
+    _require_known(images.held_out, read_layout(data.path).validation, "the validation images", classes, outputs)
     learn, chosen_on = np.arange(len(images.train)), images.held_out
     judged = read_labelled(test, "the test", data, classes, outputs, log) if test else images.held_out
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        learn, aside = put_aside(len(learn), shares.validation, shares.seed)
+        learn, aside = put_aside(len(learn), shares.validation, shares.seed, groups=copies(images.train))
         chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
     labels = images.train.all_labels().numpy()
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
@@ -123,14 +125,21 @@ def read_labelled(
     if path == EMBEDDED:
         images = data.load(log).held_out
     else:
-        images = read_source(open_source(path, data.channels, log, data.follow_links), data, log)
+        images = read_source(open_noted(path, data.channels, log, data.follow_links), data, log)
+    _require_known(images, path, role, classes, outputs)
+    return renumbered(images, classes)
+
+
+def _require_known(images: ImageDataset, path: str, role: str, classes: tuple[str, ...], outputs: Outputs) -> None:
+    """Refuse labels that cannot be measured.
+
+    Raises:
+        DataError: the images at `path` have no labels, or one that needs an output that does not exist.
+    """
     unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"
         raise DataError(f"{path} cannot be {role}", cause=cause, fix="use the same class folders")
-    every = classes + tuple(name for name in images.classes if name not in classes)
-    place = torch.tensor([every.index(name) for name in images.classes])
-    return InMemoryDataset(images.images, place[images.labels], every)
 
 
 class Measured(NamedTuple):

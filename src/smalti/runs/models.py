@@ -8,8 +8,13 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.core.errors import CheckpointError, UsageError
+from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log, printable
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.lists import is_remote
+from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.duplicates import Overlap, overlap
+from smalti.data.load import Data
 from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel, build_mim
@@ -109,9 +114,23 @@ def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict
     config, outputs = read_config(run, Finetune), run_folder(run).read_classes()
     shown = config.task.read(images, config.data, outputs, log)
     log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
+    learned = _learned_too(config.data, images, shown, log)
     model = load_finetuned(run, compute)
     measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
-    return {"images": len(shown)} | measured.as_dict()
+    return {"images": len(shown)} | measured.as_dict() | {"test_overlap": learned._asdict()}
+
+
+def _learned_too(data: Data, images: str, shown: ImageDataset, log: Log) -> Overlap:
+    """How many of the images lie in the data of the run; (0, 0) where that cannot be seen any more."""
+    if is_remote(data.path) or EMBEDDED in (data.path, images):
+        return Overlap(0, 0)
+    try:
+        learned = open_source(data.path, data.channels, follow=data.follow_links)
+        judged = shown if shown.pixels is None else open_source(images, data.channels, follow=data.follow_links)
+    except DataError:
+        log.say(f"the images of the run are no longer in {data.path}: whether these are among them is not known")
+        return Overlap(0, 0)
+    return overlap(learned, judged)
 
 
 def describe_finetuned(result: Mapping[str, Any]) -> str:
@@ -119,4 +138,6 @@ def describe_finetuned(result: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if isinstance(value, float))
     classes = next(value.items() for value in result.values() if isinstance(value, dict))
     lines = (f"  {printable(name):<28} {'-' if score is None else f'{score:.1%}':>7}" for name, score in classes)
-    return "\n".join([f"{result['images']} images: {scores}", *lines])
+    found = Overlap(**result["test_overlap"])
+    flattered = [f"{found}"] if found.shared else []
+    return "\n".join([f"{result['images']} images: {scores}", *lines, *flattered])

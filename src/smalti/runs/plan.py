@@ -14,7 +14,8 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import open_source
+from smalti.data.datasets.layout import read_layout
+from smalti.data.datasets.open import open_noted
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
 from smalti.functional.codebook import vocabulary_for
@@ -90,8 +91,8 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
-    source = open_source(config.data, channels, log, config.follow_links)
-    survey = look(source, log)
+    source = open_noted(config.data, channels, log, config.follow_links)
+    survey = look(source, log, read_layout(config.data, config.follow_links).validation)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
     name, measured, steps = choose(config, source, survey, recipes, compute, log)
@@ -101,8 +102,8 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     return result
 
 
-def look(source: ImageDataset, log: Log) -> Survey:
-    """How many images there are, and how large.
+def look(source: ImageDataset, log: Log, validation: str = "") -> Survey:
+    """How many images there are, and how large; some are held out unless there are `validation` images.
 
     Raises:
         DataError: none of the sampled images can be read, or there are fewer than two.
@@ -115,7 +116,8 @@ def look(source: ImageDataset, log: Log) -> Survey:
     if len(sides) < 2:
         cause = unreadable[0].cause if unreadable else "training and measuring need at least 2"
         raise DataError(f"{len(sides)} of {len(positions)} images looked at can be read", cause=cause)
-    share = (1 - Data().held_out) * len(sides) / len(found) if source.pixels is None else 1.0
+    learned = 1.0 if validation else 1 - Data().held_out
+    share = learned * len(sides) / len(found) if source.pixels is None else 1.0
     train = max(1, int(share * len(source)))
     return Survey(len(source), train, int(np.median(sides)), len(found), len(unreadable))
 

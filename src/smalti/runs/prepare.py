@@ -11,7 +11,7 @@ from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import lasting, open_source
+from smalti.data.datasets.open import lasting, open_noted
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.write_shards import encode_for_rank0, write_shards
 from smalti.distributed.collectives import from_rank0, require_same
@@ -48,7 +48,7 @@ def main(config: Prepare) -> dict[str, Any]:
     log = Log()
     require_place(Path(config.out).expanduser())
     with process_group(config.ranks, "cpu"):
-        source = open_source(config.data, config.channels, log, config.follow_links)
+        source = open_noted(config.data, config.channels, log, config.follow_links)
         settings = _settings(config, source)
         require_same("data set", asdict(settings))
         if not is_rank0():
@@ -75,7 +75,6 @@ def _settings(config: Prepare, source: ImageDataset) -> Settings:
 
 def _write(config: Prepare, source: ImageDataset, settings: Settings, log: Log) -> dict[str, Any]:
     began = time.monotonic()
-    _say(source, log)
     about, written = write_shards(source, Path(config.out).expanduser(), settings, log, config.max_bad_fraction)
     size = sum(shard.bytes for shard in about.shards)
     return {
@@ -90,13 +89,6 @@ def _write(config: Prepare, source: ImageDataset, settings: Settings, log: Log) 
         "seconds": time.monotonic() - began,
         "digest": about.digest,
     }
-
-
-def _say(source: ImageDataset, log: Log) -> None:
-    for note in source.notes:
-        log.say(f"note: {note}")
-    if source.left_out.counts:
-        log.say(f"left out: {source.left_out}")
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -160,7 +160,7 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
-    source = open_source(config.data or features.about["images"], 3, follow=config.follow_links)
+    source = open_source(config.data or features.about["images"], 3, follow=config.follow_links, part="all")
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
     names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"

@@ -14,6 +14,7 @@ from smalti.core.errors import DataError
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.layout import read_layout
 from smalti.data.label_maps import (
     Numbering,
     SegmentationDataset,
@@ -86,7 +87,8 @@ class Segmentation:
         Raises:
             DataError: an image or a mask is missing or cannot be read, or they do not match.
         """
-        pairs = self._pairs(data.path, data, data.limit)
+        layout = read_layout(data.path, data.follow_links)
+        pairs = self._pairs(layout.learned if data.path else "", data, data.limit)
         present = pairs.present(log)
         named = read_class_names(Path(self.class_names).expanduser()) if self.class_names else ()
         count = self.num_classes or len(named) or count_classes(present, self.void)
@@ -99,7 +101,12 @@ class Segmentation:
         ids = [number for number in range(256) if number != self.void][:count]
         scenes = _numbered(pairs, present, numbering, named or tuple(map(str, ids)))
         log.say(f"{len(scenes)} images with masks of {count} classes")
-        return TrainingData(scenes, scenes.select(np.arange(0)))
+        if layout.splits:
+            log.say(f"note: splits: {layout.describe()}")
+        held_out = scenes.select(np.arange(0))
+        if layout.validation:
+            held_out = self.read(layout.validation, data, scenes.classes, log)
+        return TrainingData(scenes, held_out)
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
         """Hold out the sets that are not given separately, then keep as many images as are asked for.
@@ -107,16 +114,17 @@ class Segmentation:
         Raises:
             DataError: there are too few images, or the separate ones do not match.
         """
-        whole = given.train
-        learn, aside = np.arange(len(whole)), np.arange(0)
-        if not (test and validation_data):
+        whole, held_out = given.train, given.held_out
+        learn = np.arange(len(whole))
+        if not (test and validation_data) and not len(held_out):
             learn, aside = put_aside(len(whole), data.held_out, 0)
-        judged: ImageDataset = self.read(test, data, whole.classes, log) if test else whole.select(aside)
+            held_out = whole.select(aside)
+        judged: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
         validation: ImageDataset
         if validation_data:
             validation = self.read(validation_data, data, whole.classes, log)
         elif test:
-            validation = whole.select(aside)
+            validation = held_out
         else:
             places, chosen = put_aside(len(learn), shares.validation, shares.seed)
             learn, validation = learn[places], whole.select(learn[chosen])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import lzma
 from abc import abstractmethod
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from torch import Tensor
 from smalti.core.contracts import Sample
 from smalti.core.log import Log
 from smalti.data import npy
-from smalti.data.datasets.names import LeftOut
+from smalti.data.datasets.names import NONE, LeftOut
 from smalti.data.decode import decode_bytes
 
 
@@ -178,6 +179,61 @@ class Subset(ImageDataset):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
+
+
+class Joined(ImageDataset):
+    """Several datasets, one after the other; classes of the same name are one, and keys begin with the name of a part.
+
+    There are no labels where a part has none.
+    """
+
+    def __init__(self, parts: Mapping[str, ImageDataset]) -> None:
+        self.parts, sources = list(parts.items()), list(parts.values())
+        self.kind, self.channels = sources[0].kind, sources[0].channels
+        self.in_order = any(source.in_order for source in sources)
+        self.ends = np.cumsum([len(source) for source in sources])
+        self.notes = tuple(f"{name}: {note}" for name, source in self.parts for note in source.notes)
+        self.left_out = LeftOut()
+        for name, source in self.parts:
+            self.left_out.merge(source.left_out, f"{name}/")
+        if all(source.classes for source in sources):
+            self.classes = tuple(sorted({name for source in sources for name in source.classes}))
+        number = {name: place for place, name in enumerate(self.classes)}
+        self.numbers = [[number.get(name, NONE) for name in source.classes] for source in sources]
+
+    def _at(self, index: int) -> tuple[int, int]:
+        """The part that an image lies in, and its index there."""
+        position = range(len(self))[index]
+        part = int(np.searchsorted(self.ends, position, side="right"))
+        return part, position - (int(self.ends[part - 1]) if part else 0)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, index: int) -> bytes:
+        part, place = self._at(index)
+        return self.parts[part][1].read(place)
+
+    def label(self, index: int) -> int:
+        part, place = self._at(index)
+        label = self.parts[part][1].label(place)
+        return self.numbers[part][label] if self.classes and label >= 0 else NONE
+
+    def key(self, index: int) -> str:
+        part, place = self._at(index)
+        return f"{self.parts[part][0]}/{self.parts[part][1].key(place)}"
+
+    def name(self, index: int) -> str:
+        part, place = self._at(index)
+        return self.parts[part][1].name(place)
+
+    def length(self, index: int) -> int:
+        part, place = self._at(index)
+        return self.parts[part][1].length(place)
+
+    def verify(self, log: Log) -> None:
+        for _, source in self.parts:
+            source.verify(log)
 
 
 class InMemoryDataset(ImageDataset):

@@ -3,14 +3,16 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
 from smalti.data.datasets.data_files import LocalFiles
-from smalti.data.datasets.dataset import ImageDataset, embedded
+from smalti.data.datasets.dataset import ImageDataset, Joined, embedded
 from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
+from smalti.data.datasets.layout import Layout, read_layout
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
 from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
@@ -20,9 +22,13 @@ from smalti.data.decode import EXTENSIONS
 
 EMBEDDED = "embedded"
 PARQUET, TAR = ".parquet", ".tar"
+Part: TypeAlias = Literal["learned", "all"]
+"""Of a folder with splits: the images to learn from, or those of all splits."""
 
 
-def open_source(path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> ImageDataset:
+def open_source(
+    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", part: Part = "learned"
+) -> ImageDataset:
     """Open the dataset that DATA names; of several splits, the training split.
 
     DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, local or at an address), a Hugging
@@ -33,6 +39,7 @@ def open_source(path: str, channels: int, log: Log | None = None, follow: Follow
         channels: the channels of decoded images, 1 (grey) or 3 (RGB).
         log: shows progress.
         follow: which symbolic links to follow in a folder.
+        part: which images of a folder with splits.
 
     Raises:
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
@@ -50,11 +57,23 @@ def open_source(path: str, channels: int, log: Log | None = None, follow: Follow
         if not place.exists():
             raise _missing(place)
         if place.is_dir():
-            return _open_folder(place, channels, log, follow)
+            return _open_folder(place, channels, log, follow, part)
         return _open_file(place, channels, log)
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
+
+
+def open_noted(
+    path: str, channels: int, log: Log, follow: FollowLinks = "inside", part: Part = "learned"
+) -> ImageDataset:
+    """Open DATA as `open_source` does, and say what a user should know of it: its splits, notes, what is left out."""
+    source = open_source(path, channels, log, follow, part)
+    for note in source.notes:
+        log.say(f"note: {note}")
+    if source.left_out.counts:
+        log.say(f"left out: {source.left_out}")
+    return source
 
 
 def lasting(data: str) -> str:
@@ -84,21 +103,36 @@ def _open_files(paths: list[Path], channels: int, log: Log | None) -> ImageDatas
     return Shards(LocalFiles(paths), channels, log)
 
 
-def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks) -> ImageDataset:
+def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks, part: Part) -> ImageDataset:
     refuse_pack(place)
     if is_prepared(place):
         return Prepared(place, channels)
     if is_dataset(place):
         return Arrow(arrow_files(place), channels, log)
+    layout = read_layout(str(place), follow)
+    if layout.splits:
+        return _open_splits(layout, channels, log, follow, part)
     try:
-        return Folder(place, channels, log, follow)
+        source: ImageDataset = Folder(layout.root, channels, log, follow)
     except DataError:  # no image files
         files, notes = parquet_files(place, follow)
         if not files:
             raise
         source = Parquet(LocalFiles(files, "file"), channels, log)
         source.notes = (*notes, *source.notes)
-        return source
+    if layout.wrapped:
+        source.notes = (f"read is {layout.describe()}", *source.notes)
+    return source
+
+
+def _open_splits(layout: Layout, channels: int, log: Log | None, follow: FollowLinks, part: Part) -> ImageDataset:
+    """The training split, or all splits as one."""
+    if part == "learned":
+        source = open_source(layout.learned, channels, log, follow)
+    else:
+        source = Joined({path.name: open_source(str(path), channels, log, follow) for path in layout.splits.values()})
+    source.notes = (f"splits: {layout.describe()}", *source.notes)
+    return source
 
 
 def _open_file(path: Path, channels: int, log: Log | None) -> ImageDataset:
