@@ -115,7 +115,7 @@ def test_labels_are_numbered_over_all_shards(tmp_path: Path) -> None:
     assert [source[i].label for i in range(4)] == [2, 0, 1, 2]
 
 
-def test_labels_of_some_images_only_are_named_and_not_used(tmp_path: Path) -> None:
+def test_labels_of_some_images_only_are_used_and_the_others_counted(tmp_path: Path) -> None:
     bad = [("b.png", png()), ("b.cls", b"-4"), ("c.png", png()), ("c.cls", b"x" * 2000)]
     source = shards_at([put(tmp_path / "0.tar", ("a.png", png()), ("a.cls", b"1"), *bad)], 1)
     assert (source.classes, source[0].label) == ((), -1)

@@ -18,6 +18,7 @@ from smalti.core.rng import permutation
 from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.datasets.remote import shown
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
@@ -80,6 +81,10 @@ class Data:
     on_bad_image: OnBadImage = setting("replace", "another image instead (or, resident, one less), or error")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops", resume="free")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting(
+        "", "the folder that the paths of a list are relative to; empty: that of the list", resume="free"
+    )
+    label_separator: str = setting("auto", LABEL_SEPARATOR)
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
@@ -133,8 +138,12 @@ class Data:
             return replace(self, memory="stream")
         return self if images.train.pixels is None else replace(self, memory="resident")
 
+    def source(self, path: str, log: Log | None = None) -> ImageDataset:
+        """DATA at `path`, read in the same way."""
+        return open_source(path, self.channels, log, self.follow_links, self.root, self.label_separator)
+
     def _source(self, log: Log) -> ImageDataset:
-        source = open_source(self.path, self.channels, log, self.follow_links)
+        source = self.source(self.path, log)
         for note in source.notes:
             log.say(f"note: {note}")
         if source.left_out.counts:
@@ -215,9 +224,7 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
         DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
     """
     log.say(f"training images from {train}, test images from {test}")
-    learnt, judged = (
-        read_source(open_source(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
-    )
+    learnt, judged = (read_source(data.source(path, log), data, log) for path in (train, test))
     return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 
 
@@ -227,14 +234,20 @@ def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemo
         return test
     if not test.classes:
         raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
-    place = {name: number for number, name in enumerate(classes)}
-    if unknown := [name for name in test.classes if name not in place]:
+    test, place = test.labelled(), {name: number for number, name in enumerate(classes)}
+    if unknown := [name for name in test.present_classes() if name not in place]:
         more = f", first '{unknown[0]}'"
         raise DataError(
             f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
         )
-    numbers = torch.tensor([place[name] for name in test.classes])
+    numbers = torch.tensor([place.get(name, -1) for name in test.classes])
     return InMemoryDataset(test.images, numbers[test.labels], classes)
+
+
+def unlabelled(data: Data, path: str, what: str) -> DataError:
+    """The error for DATA at `path` that lacks labels; it says what was looked for, and what is there."""
+    cause = "" if path == EMBEDDED or not path else data.source(path).no_labels
+    return DataError(what, cause=cause, fix="put images into one folder a class, or name a column label")
 
 
 def _at_least_two(length: int) -> int:
@@ -253,7 +266,7 @@ def physical_memory() -> int:
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
-    source = open_source(data.path, data.channels, follow=data.follow_links)
+    source = data.source(data.path)
 
     def look(position: int) -> Square | DataError:
         return attempt(lambda place: read_square(source, place, data.side), position)

@@ -14,6 +14,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.open import open_source
 from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
@@ -37,6 +38,8 @@ class Check:
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     distance: int = setting(2, "bits of 64, across and down, in which near copies differ at most")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
+    label_separator: str = setting("auto", LABEL_SEPARATOR)
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
@@ -63,7 +66,7 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Read every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links)
+    source = open_source(config.data, config.channels, log, config.follow_links, config.root, config.label_separator)
     source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)

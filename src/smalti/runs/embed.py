@@ -26,6 +26,7 @@ from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.open import lasting, open_source
 from smalti.data.datasets.tables import require_extra
 from smalti.data.load import Data
@@ -64,6 +65,8 @@ class Embed:
     worker_timeout: float = setting(180.0, "seconds after which reading one image counts as hung")
     max_bad_fraction: float = setting(0.01, "share of unreadable images, which are left out, above which it stops")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
+    label_separator: str = setting("auto", LABEL_SEPARATOR)
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     ranks: Ranks = Ranks()
@@ -104,7 +107,14 @@ def main(config: Embed) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = same_format(choose_compute(config.device, _precision(config, folder)))
         network = network_of(config.model, compute)
-        source = open_source(config.images, network.backbone.config.in_chans, log, config.follow_links)
+        source = open_source(
+            config.images,
+            network.backbone.config.in_chans,
+            log,
+            config.follow_links,
+            config.root,
+            config.label_separator,
+        )
         about = _about(config, network, source)
         require_same("network or data set", about)
         if not from_rank0(lambda: _is_done(out, folder, about)):

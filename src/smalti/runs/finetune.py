@@ -126,7 +126,8 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     best = Best(session.folder, session.log, measure, config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
-    return from_rank0(lambda: session.finish(_measured(config, parts, session)))
+    del trainer, batches  # their memory is needed to measure
+    return from_rank0(lambda: session.finish(lambda: _measured(config, parts, session)))
 
 
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:

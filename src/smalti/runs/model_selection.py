@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from smalti.core.errors import DataError
+from smalti.core.errors import DataError, is_out_of_memory
 from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.open import EMBEDDED, open_source
-from smalti.data.load import AnyImages, Data, TrainingData, read_source
+from smalti.data.datasets.open import EMBEDDED
+from smalti.data.load import AnyImages, Data, TrainingData, read_source, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
-from smalti.training.checkpoint import FOLDER, Checkpoint, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import FOLDER, Checkpoint, has_checkpoint, read_checkpoint, write_checkpoint
 from smalti.training.trainer import Trainer
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -92,15 +92,16 @@ def divide(
     classes = images.train.classes
     if len(outputs(classes)) < 2:
         where = data.path or "these images"
-        raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
-    learn, chosen_on = np.arange(len(images.train)), images.held_out
-    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else images.held_out
+        raise unlabelled(data, data.path, f"{where} has no labels of two classes or more")
+    labels, held_out = images.train.all_labels().numpy(), images.held_out.labelled()
+    learn, chosen_on = np.flatnonzero(labels >= 0), held_out
+    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        learn, aside = put_aside(len(learn), shares.validation, shares.seed)
-        chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
-    labels = images.train.all_labels().numpy()
+        kept, aside = put_aside(len(learn), shares.validation, shares.seed)
+        chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
+        learn = learn[kept]
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
@@ -120,13 +121,12 @@ def read_labelled(
         DataError: one of their classes needs an output that does not exist.
     """
     data = replace(data, path=path, limit=None)
-    if path == EMBEDDED:
-        images = data.load(log).held_out
-    else:
-        images = read_source(open_source(path, data.channels, log, data.follow_links), data, log)
-    unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
-    if unknown or not images.classes:
-        cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"
+    images = data.load(log).held_out if path == EMBEDDED else read_source(data.source(path, log), data, log)
+    if not images.classes:
+        raise unlabelled(data, path, f"{path} cannot be {role}: it has no labels")
+    images = images.labelled()
+    if unknown := sorted(set(outputs(images.present_classes())) - set(outputs(classes))):
+        cause = f"class {unknown[0]} is not among those to learn"
         raise DataError(f"{path} cannot be {role}", cause=cause, fix="use the same class folders")
     every = classes + tuple(name for name in images.classes if name not in classes)
     place = torch.tensor([every.index(name) for name in images.classes])
@@ -172,7 +172,13 @@ class Best:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
         network.eval()
-        measured = self.measure(network).scores
+        try:
+            measured = self.measure(network).scores
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.log.say(f"warning: {_STAGE} after step {trainer.step} is left out: out of memory")
+            return
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
         self.log.record(stage=_STAGE, step=trainer.step, **named)
@@ -186,5 +192,5 @@ class Best:
 
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:
-    """The selected weights of a finished run."""
-    return read_checkpoint(run / _BEST if choose == "best" else run)
+    """The selected weights of a finished run; the last if none could be measured on the validation images."""
+    return read_checkpoint(run / _BEST if choose == "best" and has_checkpoint(run / _BEST) else run)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,14 +101,14 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
-def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict[str, Any]:
+def measure_finetuned(run: str, images: str, compute: Compute, log: Log, root: str = "") -> dict[str, Any]:
     """Evaluate the selected network on all images of a DATA; keys as those of `test_` in a result, and `images`.
 
     Raises:
         DataError: the images have no labels, or labels that the run was not trained on.
     """
     config, outputs = read_config(run, Finetune), RunFolder(Path(run).expanduser()).read_classes()
-    shown = config.task.read(images, config.data, outputs, log)
+    shown = config.task.read(images, replace(config.data, root=root), outputs, log)
     log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
     model = load_finetuned(run, compute)
     measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)

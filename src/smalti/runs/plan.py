@@ -14,6 +14,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
@@ -52,6 +53,8 @@ class PlanAhead:
     device: Device = setting("auto", "where to compute")
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
+    label_separator: str = setting("auto", LABEL_SEPARATOR)
 
     def __post_init__(self) -> None:
         require(self.hours > 0, f"{self.hours} hours", "use more than 0")
@@ -90,7 +93,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
-    source = open_source(config.data, channels, log, config.follow_links)
+    source = open_source(config.data, channels, log, config.follow_links, config.root, config.label_separator)
     survey = look(source, log)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
@@ -164,7 +167,13 @@ def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
 
 
 def _of(config: PlanAhead, data: Data) -> Data:
-    return replace(data, path=config.data, follow_links=config.follow_links)
+    return replace(
+        data,
+        path=config.data,
+        follow_links=config.follow_links,
+        root=config.root,
+        label_separator=config.label_separator,
+    )
 
 
 def _filled(plan: Plan, num_images: int) -> Plan:
@@ -202,6 +211,7 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     second += _plan_flags(start.pretrain, result["pretrain"])
     second += _unless("auto", "--compile", config.compile)
     both = _unless("inside", "--data.follow-links", config.follow_links)
+    both += _unless("", "--data.root", config.root) + _unless("auto", "--data.label-separator", config.label_separator)
     both += _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
     return [first + both, second + both]
 

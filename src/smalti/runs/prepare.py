@@ -10,6 +10,7 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.open import lasting, open_source
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.write_shards import write_shards
@@ -29,6 +30,8 @@ class Prepare:
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which it stops")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
+    label_separator: str = setting("auto", LABEL_SEPARATOR)
 
     def __post_init__(self) -> None:
         require(bool(self.out), "no folder to write", "use --out FOLDER")
@@ -43,7 +46,7 @@ def main(config: Prepare) -> dict[str, Any]:
     """Write the shards, resume writing them, or verify that they are complete."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links)
+    source = open_source(config.data, config.channels, log, config.follow_links, config.root, config.label_separator)
     _say(source, log)
     settings = Settings(
         data=lasting(config.data),

@@ -46,6 +46,7 @@ class Search:
     out: str = setting("", "a page (.html) of the images found; empty: none")
     data: str = setting("", "where the images of the page are; empty: where they were then")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
     precision: Precision = setting("auto", "number format of the network")
     device: Device = setting("auto", "where to compute")
 
@@ -151,7 +152,7 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
-    source = open_source(config.data or features.about["images"], 3, follow=config.follow_links)
+    source = open_source(config.data or features.about["images"], 3, follow=config.follow_links, root=config.root)
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
     names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"
