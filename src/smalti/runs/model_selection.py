@@ -21,7 +21,7 @@ from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
-from smalti.training.checkpoint import FOLDER, Checkpoint, has_checkpoint, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import FOLDER, Checkpoint, read_checkpoint, write_checkpoint
 from smalti.training.trainer import Trainer
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -164,7 +164,10 @@ class Best:
     by: str
 
     def look(self, trainer: Trainer) -> None:
-        """Evaluate the current weights; of equally good ones the last are kept."""
+        """Evaluate the current weights; of equally good ones the last are kept.
+
+        Without memory for that they are not measured, and kept only if no measured ones are.
+        """
         best = self.folder.path / _BEST
         remove_leftovers(best / FOLDER)
         for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
@@ -172,15 +175,17 @@ class Best:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
         network.eval()
+        before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
         try:
             measured = self.measure(network).scores
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self.log.say(f"warning: {_STAGE} after step {trainer.step} is left out: out of memory")
+            self.log.say(f"warning: no {_STAGE} after step {trainer.step}: out of memory")
+            if not before:
+                write_checkpoint(best, trainer.step, trainer.trained, {})
             return
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
-        before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
         self.log.record(stage=_STAGE, step=trainer.step, **named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")
@@ -192,5 +197,5 @@ class Best:
 
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:
-    """The selected weights of a finished run; the last if none could be measured on the validation images."""
-    return read_checkpoint(run / _BEST if choose == "best" and has_checkpoint(run / _BEST) else run)
+    """The selected weights of a finished run."""
+    return read_checkpoint(run / _BEST if choose == "best" else run)

@@ -84,5 +84,5 @@ def guess_labels(rows: Iterable[tuple[int, list[str]]], header: list[str], path:
 def _are_labels(texts: set[str], rows: int, name: str) -> bool:
     """Whether the values of the only other column are labels: they repeat, and are names or class numbers."""
     numbers = all(text.replace(".", "", 1).lstrip("-").isdecimal() for text in texts)
-    repeated = 2 <= len(texts) <= min(rows // 2, MAX_CLASSES) and name.lower() not in _NEITHER
+    repeated = 2 <= len(texts) <= min((rows + 1) // 2, MAX_CLASSES) and name.lower() not in _NEITHER
     return repeated and (not numbers or are_class_numbers(texts))

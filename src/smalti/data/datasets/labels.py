@@ -111,7 +111,7 @@ def _separated(names: tuple[str, ...], separator: str) -> tuple[tuple[str, ...],
     found = _guess(names) if separator == "auto" else "" if separator == "none" else _WORDS.get(separator, separator)
     if found in ("", SEPARATOR):
         return names, ()
-    texts = tuple(SEPARATOR.join(sorted(set(_parts(name, found)))) for name in names)
+    texts = tuple(SEPARATOR.join(sorted(set(_parts(name, found)))) or (name and SEPARATOR) for name in names)
     example = next((name for name in names if found in name), "")
     if separator != "auto":
         return texts, ()

@@ -168,7 +168,7 @@ class ColumnLabels:
             raise self._refused(f"label {number} is out of range; class numbers are 0 to {len(classes) - 1}")
         return classes[number] if classes else str(number)
 
-    def _place(self, value: float | str | None) -> int:
+    def _place(self, value: int | float | str | None) -> int:
         """The place of a value in the table; it is added if it is new."""
         if isinstance(value, float):
             self.fractions |= not value.is_integer() and not math.isnan(value)

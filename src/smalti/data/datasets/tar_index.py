@@ -172,6 +172,10 @@ class _Builder:
     def add(self, sample: list[Member]) -> None:
         """Add the images of a sample. If it has an image such as `a.png`, others such as `a.seg.png` are skipped."""
         images = [member for member in sample if has_image_suffix(member.name)]
+        if not images:
+            for member in sample:
+                if _suffix(member.name) == _JSON:
+                    self.left_out.add(NO_IMAGE, member.name)
         plainly = [member for member in images if b"." not in _suffix(member.name)]
         for image in images:
             if plainly and image is not plainly[0]:
