@@ -28,7 +28,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FileList
+from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.prepared import Encoding, Prepared
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.loader import Loader, Sampler, StreamedViewSource

@@ -145,7 +145,10 @@ def test_evaluate_of_a_backbone_needs_no_labels(
     found = json.loads(said.out.splitlines()[-1])
     assert {"loss_nats", "bound"} <= set(found)
     assert "linear" not in found
-    assert f"no probes: they need labels, and {images} has none; put images into one folder a class" in said.err
+    assert (
+        f"no probes: they need labels, and {images} has none; 24 of 24 images lie in no folder of a class" in said.err
+    )
+    assert "put images into one folder a class, or name a column label" in said.err
     assert describe(found["bound"]) in said.out
 
 

@@ -25,6 +25,7 @@ from smalti.core.errors import (
     SmaltiError,
     StoppedError,
     UsageError,
+    is_out_of_memory,
 )
 from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             return _failed("out of memory; lower --plan.batch-size or --data.limit", EXIT_OUT_OF_MEMORY, debug)
         if "determine home directory" in str(error) or "embedded null byte" in str(
             error

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles
-from smalti.data.datasets.folder import FileList, Folder
+from smalti.data.datasets.file_list import FileList
+from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
 from smalti.data.reading import attempt
 from smalti.runs.check import Check, main

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from smalti.core.log import Log
 from smalti.data.datasets import folder
 from smalti.data.datasets.folder import BROKEN, INSIDE, IRREGULAR, OUTSIDE, twins, walk
-from smalti.data.datasets.names import MAX_CLASSES, NO_IMAGE, SYSTEM, Labels, LeftOut, NamesBuilder, resolve
+from smalti.data.datasets.labels import MAX_CLASSES, Labels, resolve
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, NamesBuilder
 
 
 def touch(*paths: Path) -> None:
@@ -204,19 +205,14 @@ def test_numbers_are_class_numbers_and_names_are_sorted(
     labels = Labels()
     for label in given_labels:
         labels.add(label)
-    found, names = labels.build()
+    found, names, _ = labels.build()
     assert (found.tolist(), names) == (ids, classes)
 
 
-def test_one_image_without_a_label_means_no_classes() -> None:
-    ids, classes = resolve(np.array([0, -1], np.int32), ("a",))
-    assert (ids.tolist(), classes) == ([-1, -1], ())
-
-
-@pytest.mark.parametrize("label", ["-1", "100000", "9" * 5000])
-def test_h18_class_numbers_have_a_range(label: str) -> None:
-    with pytest.raises(ValueError, match=r"is out of range; class numbers are 0 to 99999"):
-        Labels().add(label)
+def test_one_image_without_a_label_leaves_the_labels_of_the_others() -> None:
+    ids, classes, notes = resolve(np.array([0, -1], np.int32), ("a",))
+    assert (ids.tolist(), classes) == ([0, -1], ("a",))
+    assert notes == ("1 of 2 images have no label: nothing is learned or measured by it",)
 
 
 def test_too_many_classes_are_no_classes() -> None:

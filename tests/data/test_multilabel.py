@@ -1,6 +1,6 @@
 """Class names of a source to labels."""
 
-from smalti.data.splits import label_names, shown_labels
+from smalti.data.datasets.labels import label_names, shown_labels
 
 
 def test_names_of_several_labels_are_taken_apart() -> None:

@@ -270,7 +270,7 @@ def test_hostile_arrays_are_a_data_error(packed: Path) -> None:
         (lambda body: body[: 24 * count], "images or names lie outside"),
         (lambda body: body[: 24 * count - 1], "no room for"),
         (numbers("<i4", 20 * count, 2), "labels lie outside the 2 classes"),
-        (numbers("<i4", 20 * count, -1), "labels lie outside the 2 classes"),
+        (numbers("<i4", 20 * count, -2), "labels lie outside the 2 classes"),
         (numbers("<i4", 20 * count, -(2**31)), "labels lie outside the 2 classes"),
     ]
     for body, message in cases:

@@ -12,7 +12,7 @@ from PIL import Image
 from smalti.core.errors import DataError
 from smalti.data import decode, npy, shard_writer
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.data.datasets.folder import FileList
+from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.prepared import Encoding
 from smalti.data.decode import decode_bytes
 from smalti.data.shard_writer import Form, encode_jpeg, make_record

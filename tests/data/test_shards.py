@@ -115,12 +115,20 @@ def test_labels_are_numbered_over_all_shards(tmp_path: Path) -> None:
     assert [source[i].label for i in range(4)] == [2, 0, 1, 2]
 
 
-def test_labels_of_some_images_only_are_named_and_not_used(tmp_path: Path) -> None:
+def test_labels_of_some_images_only_are_used_and_the_others_counted(tmp_path: Path) -> None:
     bad = [("b.png", png()), ("b.cls", b"-4"), ("c.png", png()), ("c.cls", b"x" * 2000)]
     source = shards_at([put(tmp_path / "0.tar", ("a.png", png()), ("a.cls", b"1"), *bad)], 1)
-    assert (source.classes, source[0].label) == ((), -1)
-    assert source.notes == ("labels are not used: 2 of 3 images have none",)
-    assert counts(source) == {BAD_LABEL: 2}
+    assert (source.classes, [source[i].label for i in range(3)]) == (("-4", "1"), [1, 0, -1])
+    assert source.notes == ("1 of 3 images have no label: nothing is learned or measured by it",)
+    assert counts(source) == {BAD_LABEL: 1}
+
+
+def test_labels_lie_in_json_too(tmp_path: Path) -> None:
+    about = [b'{"label": "cat"}', b'{"cls": 7}', b'{"label": ["a", "b"]}', b"{}", b"[" * 10_000, b'{"label": {}}']
+    pairs = [((f"{n}.png", png()), (f"{n}.json", text)) for n, text in enumerate(about)]
+    source = shards_at([put(tmp_path / "0.tar", *[member for pair in pairs for member in pair])], 1)
+    assert [source.classes[n] if n >= 0 else None for n in source.all_labels()] == ["cat", "7", "a|b", None, None, None]
+    assert counts(source) == {BAD_LABEL: 1}
 
 
 def test_files_named_alike_up_to_the_first_dot_are_one_sample(tmp_path: Path) -> None:

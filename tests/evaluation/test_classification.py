@@ -35,12 +35,16 @@ def test_the_best_five_of_many() -> None:
 
 
 def test_a_row_of_the_table_is_a_class() -> None:
-    table = confusion(SCORES, LABELS)
+    predicted = SCORES.argmax(1)
+    table = confusion(predicted, LABELS, 3)
     assert table.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
-    assert by_class(table) == [0.5, 0.5, None]
+    assert by_class(predicted, LABELS, 3) == [0.5, 0.5, None]
     named = {"a": 0.5, "b": 0.5, "c": None}
-    assert describe_classes(table, ("a", "b", "c"), 3) == {"class_accuracy": named, "confusion": table.tolist()}
-    assert describe_classes(table, ("a", "b", "c"), 2) == {"class_accuracy": named}
+    assert describe_classes(SCORES, LABELS, ("a", "b", "c"), 3) == {
+        "class_accuracy": named,
+        "confusion": table.tolist(),
+    }
+    assert describe_classes(SCORES, LABELS, ("a", "b", "c"), 2) == {"class_accuracy": named}
 
 
 class Corner(nn.Module):

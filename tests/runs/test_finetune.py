@@ -361,11 +361,13 @@ def test_validation_images_may_be_given_apart(photos: Path, tmp_path: Path, caps
 def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = flat_pictures(tmp_path / "images", 12)
     assert finetune(images, "", tmp_path / "run") == 3
-    message = f"error: {images} has no labels of two classes or more; put images into one folder a class"
+    cause = f"12 of 12 images lie in no folder of a class, but in {images} itself"
+    fix = "put images into one folder a class, or name a column label"
+    message = f"error: {images} has no labels of two classes or more; {cause}; {fix}"
     assert capsys.readouterr().err.splitlines()[-1] == message
     photos = pictures(tmp_path / "photos", per_class=8)
     assert finetune(photos, "", tmp_path / "run", 2, "--test", str(images)) == 3
-    message = f"error: {images} cannot be the test; it has no labels; use the same class folders"
+    message = f"error: {images} cannot be the test: it has no labels; {cause}; {fix}"
     assert capsys.readouterr().err.splitlines()[-1] == message
 
 

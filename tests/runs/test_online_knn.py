@@ -113,7 +113,8 @@ def test_images_without_labels_are_refused_before_training(
     images = flat_pictures(tmp_path / "flat")
     assert run(root, tmp_path / "run", "--online.data", str(images)) == 3
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: no labels in {images}; --online.data needs some; put the images into one folder a class"
+        f"error: no labels in {images}: --online.data needs some; 8 of 8 images lie in no folder of a class, but in"
+        f" {images} itself; put images into one folder a class, or name a column label"
     )
 
 

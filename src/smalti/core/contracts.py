@@ -67,7 +67,7 @@ class Batch:
         mask_weight: 1 at a masked patch, 0 at padding.
         scores: the tokenizer's logits over the V visual tokens at `mask_index`, for soft targets.
         label: class of each image.
-        target: what a classifier should predict where that is not one class: in [0, 1] for each class.
+        target: what a classifier should predict where that is not one class: in [0, 1] for each class, NaN: not known.
         label_map: class of each pixel, or void (`functional/metrics.py`).
     """
 

@@ -64,12 +64,26 @@ class RefusedError(SmaltiError):
     exit_code = 9
 
 
+class UnmeasuredError(SmaltiError):
+    """A run that is trained and saved, but could not be measured. The message says how to measure it."""
+
+    def __init__(self, what: str, *, cause: str, fix: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(what, cause=cause, fix=fix)
+
+
 class StoppedError(SmaltiError):
     """A run that SIGTERM or Ctrl-C has ended after saving; not a failure. The message says how to resume it."""
 
     def __init__(self, what: str, *, cause: str, fix: str, exit_code: int) -> None:
         self.exit_code = exit_code
         super().__init__(what, cause=cause, fix=fix)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, of the machine or of its accelerator."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 EXIT_OUT_OF_MEMORY = 12

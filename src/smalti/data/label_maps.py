@@ -21,7 +21,7 @@ from smalti.core.log import Log
 from smalti.core.rng import Keys
 from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.folder import Folder, FollowLinks
-from smalti.data.datasets.names import NONE
+from smalti.data.datasets.labels import NONE
 from smalti.data.decode import read_file
 from smalti.data.loader import SampledBatch, Views, colours
 from smalti.data.reading import each, even_sample

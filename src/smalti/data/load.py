@@ -19,7 +19,7 @@ from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import EMBEDDED, open_noted, open_source
+from smalti.data.datasets.open import EMBEDDED, ReadOptions, open_noted, open_source
 from smalti.data.datasets.remote import shown
 from smalti.data.duplicates import copies
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
@@ -56,7 +56,7 @@ AnyImages: TypeAlias = TrainingData[ImageDataset, ImageDataset]
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(ReadOptions):
     """Which images, and how they are read.
 
     Resident images are decoded once; of each the centre square is kept in memory, `side` pixels wide, and crops are cut
@@ -81,7 +81,6 @@ class Data:
     worker_timeout: float = setting(180.0, "seconds after which reading one image counts as hung", resume="free")
     on_bad_image: OnBadImage = setting("replace", "another image instead (or, resident, one less), or error")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops", resume="free")
-    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
@@ -104,7 +103,7 @@ class Data:
         """
         if self.path == EMBEDDED:
             return self.load(log)
-        source = open_noted(self.path, self.channels, log, self.follow_links)
+        source = self.noted_source(self.path, log)
         if self.fits(min(len(source), self.limit or len(source))):
             return self._divided(source, log, bad_files)
         if source.in_order:
@@ -128,7 +127,7 @@ class Data:
         """Read all images into memory. Arguments and errors as in `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        return self._divided(open_noted(self.path, self.channels, log, self.follow_links), log, bad_files)
+        return self._divided(self.noted_source(self.path, log), log, bad_files)
 
     def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
         """The record of unreadable images while `train` is streamed."""
@@ -154,7 +153,15 @@ class Data:
         if not path:
             return None
         some = replace(self, limit=min(filter(None, (self.limit, most)), default=None))
-        return renumbered(read_source(open_noted(path, self.channels, log, self.follow_links), some, log), classes)
+        return renumbered(read_source(self.noted_source(path, log), some, log), classes)
+
+    def source(self, path: str, log: Log | None = None) -> ImageDataset:
+        """DATA at `path`, read in the same way."""
+        return open_source(path, self.channels, log, self)
+
+    def noted_source(self, path: str, log: Log) -> ImageDataset:
+        """The same, and what a user should know of it is said."""
+        return open_noted(path, self.channels, log, self)
 
     def fits(self, count: int) -> bool:
         """Whether `count` images are kept in memory."""
@@ -229,9 +236,7 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
         DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
     """
     log.say(f"training images from {train}, test images from {test}")
-    learnt, judged = (
-        read_source(open_noted(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
-    )
+    learnt, judged = (read_source(data.noted_source(path, log), data, log) for path in (train, test))
     return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 
 
@@ -239,8 +244,8 @@ def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemo
     """The test images with the class numbers of the training images, matched by class name."""
     if classes and not test.classes:
         raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
-    known = set(classes)
-    if unknown := [name for name in test.classes if known and name not in known]:
+    test, known = test.labelled(), set(classes)
+    if unknown := [name for name in test.present_classes() if known and name not in known]:
         more = f", first '{unknown[0]}'"
         raise DataError(
             f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
@@ -254,7 +259,14 @@ def renumbered(images: InMemoryDataset, classes: tuple[str, ...]) -> InMemoryDat
         return images
     place = {name: number for number, name in enumerate(dict.fromkeys(classes + images.classes))}
     numbers = torch.tensor([place[name] for name in images.classes])
-    return InMemoryDataset(images.images, numbers[images.labels], tuple(place))
+    labels = torch.where(images.labels < 0, images.labels, numbers[images.labels])
+    return InMemoryDataset(images.images, labels, tuple(place))
+
+
+def unlabelled(data: Data, path: str, what: str) -> DataError:
+    """The error for DATA at `path` that lacks labels; it says what was looked for, and what is there."""
+    cause = "" if path == EMBEDDED or not path else data.source(path).no_labels
+    return DataError(what, cause=cause, fix="put images into one folder a class, or name a column label")
 
 
 def _at_least_two(length: int) -> int:
@@ -273,7 +285,7 @@ def physical_memory() -> int:
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
-    source = open_source(data.path, data.channels, follow=data.follow_links)
+    source = data.source(data.path)
 
     def look(position: int) -> Square | DataError:
         return attempt(lambda place: read_square(source, place, data.side), position)

@@ -20,7 +20,8 @@ from smalti.core.errors import DataError, OutputError
 from smalti.core.files import sha256, write_bytes
 from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.names import NONE, LeftOut, NamesBuilder
+from smalti.data.datasets.labels import NONE
+from smalti.data.datasets.names import LeftOut, NamesBuilder
 from smalti.data.datasets.prepared import VERSION, Encoding, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK

@@ -1,14 +1,9 @@
-"""Splits of labelled images: held out, or a training subset with few labels; and classes made of several labels."""
+"""Splits of labelled images: held out, or a training subset with few labels."""
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from smalti.core.rng import Stream, fold
-
-SEPARATOR = "|"
 
 
 def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
@@ -54,22 +49,3 @@ def few_labels(
         wanted = max(1, round(share * int((labels == label).sum()))) if per_class is None else per_class
         chosen.append(order[labels[order] == label][:wanted])
     return np.sort(np.concatenate(chosen))
-
-
-def label_names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Every label that occurs in the names of the classes, sorted."""
-    return tuple(sorted({name for text in classes for name in _parts(text)}))
-
-
-def shown_labels(classes: tuple[str, ...], names: tuple[str, ...]) -> Float[Tensor, "classes names"]:
-    """For each class and label name, 1 where the class has the label, else 0."""
-    place = {name: number for number, name in enumerate(names)}
-    table = torch.zeros(len(classes), len(names))
-    for row, text in enumerate(classes):
-        for name in _parts(text):
-            table[row, place[name]] = 1
-    return table
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(SEPARATOR) if part.strip()]

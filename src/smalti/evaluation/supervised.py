@@ -51,30 +51,41 @@ def accuracies(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> 
     }
 
 
-def confusion(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> Int[Tensor, "classes classes"]:
+def confusion(
+    predicted: Int[Tensor, "n"], labels: Int[Tensor, "n"], num_classes: int
+) -> Int[Tensor, "classes classes"]:
     """Confusion matrix: the number of images of each true class (row) with each predicted class (column)."""
-    num_classes = scores.shape[1]
-    return torch.bincount(labels * num_classes + scores.argmax(1), minlength=num_classes**2).reshape(
-        num_classes, num_classes
-    )
+    counts = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
-def by_class(table: Int[Tensor, "classes classes"]) -> list[float | None]:
+def by_class(predicted: Int[Tensor, "n"], labels: Int[Tensor, "n"], num_classes: int) -> list[float | None]:
     """The accuracy of each class, in [0, 1]; None for a class without images."""
-    right, count = table.diagonal().tolist(), table.sum(1).tolist()
+    right, count = (torch.bincount(x, minlength=num_classes).tolist() for x in (labels[predicted == labels], labels))
     return [r / n if n else None for r, n in zip(right, count, strict=True)]
 
 
-def describe_classes(table: Int[Tensor, "classes classes"], classes: tuple[str, ...], most: int) -> dict[str, Any]:
+def describe_classes(
+    scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"], classes: tuple[str, ...], most: int
+) -> dict[str, Any]:
     """`class_accuracy` by name and, with at most `most` classes, the confusion matrix as `confusion`."""
-    named: dict[str, Any] = {"class_accuracy": dict(zip(classes, by_class(table), strict=True))}
-    return named | ({"confusion": table.tolist()} if len(classes) <= most else {})
+    predicted, count = scores.argmax(1), len(classes)
+    named: dict[str, Any] = {"class_accuracy": dict(zip(classes, by_class(predicted, labels, count), strict=True))}
+    return named | ({"confusion": confusion(predicted, labels, count).tolist()} if count <= most else {})
 
 
 def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
-    """Average precision of each label, in [0, 1]; None for a label that no image has."""
-    columns = zip(scores.T.contiguous(), shown.T.bool(), strict=True)
-    return [float(average_precision(column, has)) if has.any() else None for column, has in columns]
+    """Average precision of each label, in [0, 1], over the images where it is known; None if none of them has it.
+
+    Args:
+        scores: of each image and label.
+        shown: 1 where the image has the label, 0 where not, NaN where that is not known.
+    """
+    found: list[float | None] = []
+    for column, has in zip(scores.T, shown.T, strict=True):
+        known = ~has.isnan()
+        found.append(float(average_precision(column[known], has[known] > 0)) if bool((has > 0).any()) else None)
+    return found
 
 
 def mean_precision(found: list[float | None]) -> float:

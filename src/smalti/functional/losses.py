@@ -181,15 +181,18 @@ def class_nats(
 def label_nats(
     logits: Float[Tensor, "B labels"], target: Float[Tensor, "B labels"], smoothing: float = 0.0
 ) -> Float[Tensor, "B"]:
-    """Binary cross-entropy of each image, the mean over its labels: -(t ln p + (1-t) ln(1-p)), in nats.
+    """Binary cross-entropy of each image, the mean over its known labels: -(t ln p + (1-t) ln(1-p)), in nats.
 
     Args:
         logits: of p, one per label.
-        target: t, 1 where the image has the label and 0 where not; in between where images are mixed.
+        target: t, 1 where the image has the label and 0 where not; in between where images are mixed; NaN where it is
+            not known. The result is 0 for an image without any known label.
         smoothing: s in [0, 1); t becomes (1-s)·t + s/2.
     """
-    smoothed = (1 - smoothing) * target + smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").mean(1)
+    known = ~target.isnan()
+    smoothed = (1 - smoothing) * target.nan_to_num() + smoothing / 2
+    nats = F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none")
+    return (nats * known).mean(1) * (target.shape[1] / known.sum(1).clamp(min=1))
 
 
 def pixel_nats(

@@ -13,9 +13,8 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset, Joined
-from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import split_in
-from smalti.data.datasets.open import open_source
+from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import header_of
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
 from smalti.data.reading import each, even_sample
@@ -27,7 +26,7 @@ _LISTED = 10_000
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(ReadOptions):
     """Which images to look at, and how closely."""
 
     data: str
@@ -37,7 +36,6 @@ class Check:
     side: int = setting(256, "pixels; images are decoded to about this shorter side")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     distance: int = setting(2, "bits of 64, across and down, in which near copies differ at most")
-    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
@@ -64,7 +62,7 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Read every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links, "all")
+    source = open_source(config.data, config.channels, log, config, "all")
     source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)

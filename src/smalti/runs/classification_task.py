@@ -13,15 +13,14 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
+from smalti.data.datasets.labels import SEPARATOR, label_names, shown_labels
 from smalti.data.load import Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
-from smalti.data.splits import label_names, shown_labels
 from smalti.data.transforms.batch_transforms import Change, Mixing
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import (
     accuracies,
     class_scores,
-    confusion,
     describe_classes,
     mean_precision,
     precisions,
@@ -61,7 +60,17 @@ class Classification:
         return data.open(log, bad_files)
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
-        """The training, validation and test images; see `model_selection.divide`."""
+        """The training, validation and test images; see `model_selection.divide`.
+
+        Raises:
+            UsageError: images have several labels, and one is to be learned.
+        """
+        several = next((name for name in given.train.classes if SEPARATOR in name), "")
+        require(
+            self.multi_label or not several or data.label_separator == "none",
+            f"images of {data.path} have several labels, such as '{several[:60]}'",
+            "learn each label with --task.multi-label, or each text as one class with --data.label-separator none",
+        )
         return divide(given, data, test, shares, log, self.outputs, validation_data)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> InMemoryDataset:
@@ -105,8 +114,8 @@ class Classification:
         """Evaluate a network with these outputs."""
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
-            table = confusion(scores, images.all_labels())
-            return Measured(accuracies(scores, images.all_labels()), describe_classes(table, outputs, _MOST_CLASSES))
+            labels = images.all_labels()
+            return Measured(accuracies(scores, labels), describe_classes(scores, labels, outputs, _MOST_CLASSES))
         found = precisions(scores, _shown(images, outputs))
         by_label = dict(zip(outputs, found, strict=True))
         return Measured({self.score: mean_precision(found)}, {"average_precision": by_label})

@@ -25,8 +25,7 @@ from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.datasets.open import ReadOptions, lasting, open_noted
 from smalti.data.datasets.tables import require_extra
 from smalti.data.load import Data
 from smalti.data.loader import open_renderer
@@ -49,7 +48,7 @@ _PLACES = ("model", "images")
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(ReadOptions):
     """Which features of which images, and where they are written."""
 
     model: str
@@ -63,7 +62,6 @@ class Embed:
     num_workers: int | None = setting(None, "processes that decode; 0: none; none: by the machine")
     worker_timeout: float = setting(180.0, "seconds after which reading one image counts as hung")
     max_bad_fraction: float = setting(0.01, "share of unreadable images, which are left out, above which it stops")
-    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     ranks: Ranks = Ranks()
@@ -104,7 +102,7 @@ def main(config: Embed) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = same_format(choose_compute(config.device, _precision(config, folder)))
         network = network_of(config.model, compute)
-        source = open_noted(config.images, network.backbone.config.in_chans, log, config.follow_links, "all")
+        source = open_noted(config.images, network.backbone.config.in_chans, log, config, "all")
         about = _about(config, network, source)
         require_same("network or data set", about)
         if not from_rank0(lambda: _is_done(out, folder, about)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.layout import read_layout
 from smalti.data.duplicates import overlap
-from smalti.data.load import Data, InMemoryData, load_splits, official_splits
+from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
 from smalti.evaluation.battery import Battery
@@ -52,6 +53,7 @@ class Evaluate:
     poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
+    root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
     ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
@@ -74,7 +76,8 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     if kind == Finetune.__name__:
         require(config.held_out is None, "held_out: a fine-tuned network is measured on all images", "leave it out")
         train, test = official_splits(config.images, config.test)
-        return _by_rank0(lambda: measure_finetuned(config.model, test or train, compute, log), describe_finetuned)
+        measured = partial(measure_finetuned, config.model, test or train, compute, log, config.root)
+        return _by_rank0(measured, describe_finetuned)
     if kind != Pretrain.__name__:
         return _by_rank0(lambda: _measure_tokenizer(config, compute, log), describe_tokenizer)
     trained_on = read_config(config.model, Pretrain)
@@ -85,10 +88,13 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
         model, backbone = backbone, backbone.backbone
         result = _by_rank0(lambda: _measure_stages(trained_on, model, images, compute, log), describe_stages)
     if len(images.train.classes) > 1:
+        with_labels = TrainingData(images.train.labelled(), images.held_out.labelled())
         chosen_on = _chosen_on(config, trained_on.data, images, log)
-        result |= _measure_backbone(config, backbone, images, chosen_on, compute, log)
+        result |= _measure_backbone(config, backbone, with_labels, chosen_on, compute, log)
     else:
-        log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
+        data = replace(trained_on.data, root=config.root)
+        what = f"no probes: they need labels, and {config.images} has none"
+        log.say(f"{unlabelled(data, official_splits(config.images, config.test)[0], what)}")
     if found.shared and is_rank0():
         print(found)
     return result | {"test_overlap": found._asdict()}
@@ -205,6 +211,6 @@ def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Lo
 def _load(config: Evaluate, trained_on: Data, log: Log) -> InMemoryData:
     """The requested images, in the size and colour mode that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
-    data = replace(trained_on, path=config.images, held_out=held_out, limit=None)
+    data = replace(trained_on, path=config.images, root=config.root, held_out=held_out, limit=None)
     train, test = official_splits(config.images, config.test, data.follow_links)
     return load_splits(data, train, test, log) if test else data.load(log)

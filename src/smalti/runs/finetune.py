@@ -13,7 +13,7 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import InMemoryData
 from smalti.data.loader import Loader, Sampler
@@ -130,7 +130,8 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     best = Best(session.folder, session.log, measure, config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
-    return from_rank0(lambda: session.finish(_measured(config, parts, session)))
+    del trainer, batches  # their memory is needed to measure
+    return from_rank0(lambda: session.finish(lambda: _measured(config, parts, session)))
 
 
 def _overlap(config: Finetune, parts: Labelled) -> Overlap:
@@ -141,7 +142,7 @@ def _overlap(config: Finetune, parts: Labelled) -> Overlap:
         path = config.test or read_layout(data.path, data.follow_links).judged
         if not path or path == EMBEDDED:
             return Overlap(0, len(judged))
-        judged = open_source(path, data.channels, follow=data.follow_links)
+        judged = data.source(path)
     return overlap(learned, judged)
 
 

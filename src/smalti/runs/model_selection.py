@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from torch import nn
 
-from smalti.core.errors import DataError
+from smalti.core.errors import DataError, is_out_of_memory
 from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import EMBEDDED, open_noted
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import copies
-from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered
+from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
 from smalti.training.checkpoint import FOLDER, Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
@@ -93,16 +93,19 @@ def divide(
     classes = images.train.classes
     if len(outputs(classes)) < 2:
         where = data.path or "these images"
-        raise DataError(f"{where} has no labels of two classes or more", fix="put images into one folder a class")
-    _require_known(images.held_out, read_layout(data.path).validation, "the validation images", classes, outputs)
-    learn, chosen_on = np.arange(len(images.train)), images.held_out
-    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else images.held_out
+        raise unlabelled(data, data.path, f"{where} has no labels of two classes or more")
+    labels, held_out = images.train.all_labels().numpy(), images.held_out.labelled()
+    if split := read_layout(data.path).validation:
+        _require_known(held_out, split, "the validation images", classes, outputs)
+    learn, chosen_on = np.flatnonzero(labels >= 0), held_out
+    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        learn, aside = put_aside(len(learn), shares.validation, shares.seed, groups=copies(images.train))
-        chosen_on = read_source(images.train.select(aside), replace(data, limit=None), log)
-    labels = images.train.all_labels().numpy()
+        groups = copies(images.train.select(learn))
+        kept, aside = put_aside(len(learn), shares.validation, shares.seed, groups=groups)
+        chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
+        learn = learn[kept]
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
@@ -122,23 +125,18 @@ def read_labelled(
         DataError: one of their classes needs an output that does not exist.
     """
     data = replace(data, path=path, limit=None)
-    if path == EMBEDDED:
-        images = data.load(log).held_out
-    else:
-        images = read_source(open_noted(path, data.channels, log, data.follow_links), data, log)
+    images = data.load(log).held_out if path == EMBEDDED else read_source(data.noted_source(path, log), data, log)
+    if not images.classes:
+        raise unlabelled(data, path, f"{path} cannot be {role}: it has no labels")
+    images = images.labelled()
     _require_known(images, path, role, classes, outputs)
     return renumbered(images, classes)
 
 
 def _require_known(images: ImageDataset, path: str, role: str, classes: tuple[str, ...], outputs: Outputs) -> None:
-    """Refuse labels that cannot be measured.
-
-    Raises:
-        DataError: the images at `path` have no labels, or one that needs an output that does not exist.
-    """
-    unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
-    if unknown or not images.classes:
-        cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"
+    """Raise a `DataError` if one of the labels of the images at `path` needs an output that does not exist."""
+    if unknown := sorted(set(outputs(images.present_classes())) - set(outputs(classes))):
+        cause = f"class {unknown[0]} is not among those to learn"
         raise DataError(f"{path} cannot be {role}", cause=cause, fix="use the same class folders")
 
 
@@ -173,7 +171,10 @@ class Best:
     by: str
 
     def look(self, trainer: Trainer) -> None:
-        """Evaluate the current weights; of equally good ones the last are kept."""
+        """Evaluate the current weights; of equally good ones the last are kept.
+
+        Without memory for that they are not measured, and kept only if no measured ones are.
+        """
         best = self.folder.path / _BEST
         remove_leftovers(best / FOLDER)
         for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
@@ -181,9 +182,17 @@ class Best:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
         network.eval()
-        measured = self.measure(network).scores
-        named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
+        try:
+            measured = self.measure(network).scores
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.log.say(f"warning: no {_STAGE} after step {trainer.step}: out of memory")
+            if not before:
+                write_checkpoint(best, trainer.step, trainer.trained, {})
+            return
+        named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         self.log.record(stage=_STAGE, step=trainer.step, **named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.lists import is_remote
-from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import Data
 from smalti.exporting.subject import Subject
@@ -105,14 +106,14 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
-def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict[str, Any]:
+def measure_finetuned(run: str, images: str, compute: Compute, log: Log, root: str = "") -> dict[str, Any]:
     """Evaluate the selected network on all images of a DATA; keys as those of `test_` in a result, and `images`.
 
     Raises:
         DataError: the images have no labels, or labels that the run was not trained on.
     """
     config, outputs = read_config(run, Finetune), run_folder(run).read_classes()
-    shown = config.task.read(images, config.data, outputs, log)
+    shown = config.task.read(images, replace(config.data, root=root), outputs, log)
     log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
     learned = _learned_too(config.data, images, shown, log)
     model = load_finetuned(run, compute)
@@ -125,8 +126,8 @@ def _learned_too(data: Data, images: str, shown: ImageDataset, log: Log) -> Over
     if is_remote(data.path) or EMBEDDED in (data.path, images):
         return Overlap(0, 0)
     try:
-        learned = open_source(data.path, data.channels, follow=data.follow_links)
-        judged = shown if shown.pixels is None else open_source(images, data.channels, follow=data.follow_links)
+        learned = data.source(data.path)
+        judged = shown if shown.pixels is None else data.source(images)
     except DataError:
         log.say(f"the images of the run are no longer in {data.path}: whether these are among them is not known")
         return Overlap(0, 0)

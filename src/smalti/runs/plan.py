@@ -13,9 +13,8 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import open_noted
+from smalti.data.datasets.open import ReadOptions, open_noted
 from smalti.data.load import Data
 from smalti.data.reading import each, even_sample
 from smalti.functional.codebook import vocabulary_for
@@ -42,7 +41,7 @@ _PROMISING_ELSEWHERE = 8.0
 
 
 @dataclass(frozen=True)
-class PlanAhead:
+class PlanAhead(ReadOptions):
     """For which images and how much time."""
 
     data: str
@@ -52,7 +51,6 @@ class PlanAhead:
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
-    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
 
     def __post_init__(self) -> None:
         require(self.hours > 0, f"{self.hours} hours", "use more than 0")
@@ -91,7 +89,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
-    source = open_noted(config.data, channels, log, config.follow_links)
+    source = open_noted(config.data, channels, log, config)
     survey = look(source, log, read_layout(config.data, config.follow_links).validation)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
@@ -166,7 +164,13 @@ def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
 
 
 def _of(config: PlanAhead, data: Data) -> Data:
-    return replace(data, path=config.data, follow_links=config.follow_links)
+    return replace(
+        data,
+        path=config.data,
+        follow_links=config.follow_links,
+        root=config.root,
+        label_separator=config.label_separator,
+    )
 
 
 def _filled(plan: Plan, num_images: int) -> Plan:
@@ -204,6 +208,7 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     second += _plan_flags(start.pretrain, result["pretrain"])
     second += _unless("auto", "--compile", config.compile)
     both = _unless("inside", "--data.follow-links", config.follow_links)
+    both += _unless("", "--data.root", config.root) + _unless("auto", "--data.label-separator", config.label_separator)
     both += _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
     return [first + both, second + both]
 

@@ -10,8 +10,7 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.datasets.open import ReadOptions, lasting, open_noted
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.write_shards import encode_for_rank0, write_shards
 from smalti.distributed.collectives import from_rank0, require_same
@@ -19,7 +18,7 @@ from smalti.distributed.process_group import Ranks, process_group
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(ReadOptions):
     """Which images, and how they are stored. Images smaller than asked keep their size."""
 
     data: str
@@ -31,7 +30,6 @@ class Prepare:
     channels: int = setting(3, "1 grey, 3 RGB")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which it stops")
-    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
     ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
@@ -48,7 +46,7 @@ def main(config: Prepare) -> dict[str, Any]:
     log = Log()
     require_place(Path(config.out).expanduser())
     with process_group(config.ranks, "cpu"):
-        source = open_noted(config.data, config.channels, log, config.follow_links)
+        source = open_noted(config.data, config.channels, log, config)
         settings = _settings(config, source)
         require_same("data set", asdict(settings))
         if not is_rank0():

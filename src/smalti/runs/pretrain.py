@@ -132,7 +132,8 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
     session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, beside=beside)
-    return from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session, beside)))
+    del trainer, batches  # their memory is needed to measure
+    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, beside)))
 
 
 def _looked_at(

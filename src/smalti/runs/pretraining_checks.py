@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Masking, Tokenizer
-from smalti.core.errors import DataError, RefusedError
+from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.data.load import Data
+from smalti.data.load import Data, unlabelled
 from smalti.data.tokens import encode
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
@@ -147,11 +147,11 @@ def online_probe(config: Online, backbone: ViT, data: Data, compute: Compute, lo
         return None
     height, width = backbone.img_size
     require(height == width, f"online evaluation needs square images, and these are {height}x{width}", "leave it out")
-    images = replace(data, path=config.data, side=height, limit=config.limit).load(log).train
+    shown = replace(data, path=config.data, side=height, limit=config.limit)
+    images = shown.load(log).train
     if len(images.classes) < 2:
-        fix = "put the images into one folder a class"
-        raise DataError(f"no labels in {config.data}", cause="--online.data needs some", fix=fix)
-    return OnlineProbe(config.every, backbone, images, compute)
+        raise unlabelled(shown, config.data, f"no labels in {config.data}: --online.data needs some")
+    return OnlineProbe(config.every, backbone, images.labelled(), compute)
 
 
 @dataclass(frozen=True)

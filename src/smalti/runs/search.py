@@ -15,8 +15,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import require_place
 from smalti.core.log import printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import open_source
+from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import read_square, square
 from smalti.data.token_cache import digest
@@ -32,7 +31,7 @@ _SIDE = 112
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(ReadOptions):
     """In which features to search, and for what."""
 
     features: str
@@ -47,7 +46,6 @@ class Search:
     count: int = setting(10, "nearest images of each, or pairs on the page and in the JSON")
     out: str = setting("", "a page (.html) of the images found; empty: none")
     data: str = setting("", "where the images of the page are; empty: where they were then")
-    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
     precision: Precision = setting("auto", "number format of the network")
     device: Device = setting("auto", "where to compute")
 
@@ -160,7 +158,7 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
-    source = open_source(config.data or features.about["images"], 3, follow=config.follow_links, part="all")
+    source = open_source(config.data or features.about["images"], 3, options=config, part="all")
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
     names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"

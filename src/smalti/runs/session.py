@@ -19,7 +19,13 @@ from smalti import __version__
 from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batch, Batches, Evaluation
-from smalti.core.errors import CheckpointError, DataError
+from smalti.core.errors import (
+    EXIT_OUT_OF_MEMORY,
+    CheckpointError,
+    DataError,
+    UnmeasuredError,
+    is_out_of_memory,
+)
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
@@ -169,8 +175,26 @@ class Session:
             require_exact(run, differing, self.allow_inexact)
         trainer.load_state(checkpoint, run)
 
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write result.json. Values that are not finite are reported and written as null: the weights are finite."""
+    def finish(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Measure what was trained and write result.json.
+
+        Values that are not finite are reported and written as null: the weights are finite.
+
+        Raises:
+            UnmeasuredError: memory or data for the measurement are missing; the weights are kept.
+        """
+        try:
+            result = measure()
+        except Exception as error:
+            path = shlex.quote(str(self.folder.path))
+            what = f"{self.folder.path} is trained and saved, and only its measurement failed"
+            fix = f"measure it with: smalti evaluate {path} DATA, or again with: smalti {self.verb} --resume {path}"
+            if is_out_of_memory(error):
+                raise UnmeasuredError(what, cause="out of memory", fix=fix, exit_code=EXIT_OUT_OF_MEMORY) from error
+            if isinstance(error, DataError):
+                raise UnmeasuredError(what, cause=str(error), fix=fix, exit_code=error.exit_code) from error
+            self.log.say(f"{what}; {fix}")
+            raise
         unknown = list(_not_finite(result))
         if unknown:
             self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
@@ -280,7 +304,13 @@ class TrainingHooks(RunHooks):
         """Evaluate the weights, at a fixed interval of steps and at the end."""
         if self.evaluation is None or (trainer.step % self.evaluation.every and trainer.step < self.plan.steps):
             return {}
-        return self.evaluation(trainer.trained)
+        try:
+            return self.evaluation(trainer.trained)
+        except Exception as error:
+            if world_size() > 1 or not is_out_of_memory(error):
+                raise
+            Log().say(f"warning: the evaluation after step {trainer.step} is left out: out of memory")
+            return {}
 
     def remark(self, step: int, values: Mapping[str, float]) -> str:
         """How the loss compares with that of the reference run."""

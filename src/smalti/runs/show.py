@@ -105,7 +105,7 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
             names.append(path.name)
             continue
         held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
-        source = open_source(place, data.channels, part="all") if held_out is None else held_out
+        source = open_source(place, data.channels, options=data, part="all") if held_out is None else held_out
         for position in even_sample(len(source), config.count):
             pictures.append(read_square(source, position, data.side).pixels)
             names.append(source.key(position))

@@ -101,7 +101,7 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
         config = session.settled(config, given)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)
-    return from_rank0(lambda: session.finish(_measured(config, given, tokenizer, session.compute)))
+    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session.compute)))
 
 
 def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, compute: Compute) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def class_shares(batch: Batch, num_classes: int) -> Float[Tensor, "B classes"]:
 
 
 class ClassifySeveral(Objective):
-    """Binary cross-entropy of every label, in `target`. Metric: `accuracy`, the share of labels predicted right."""
+    """Binary cross-entropy of every known label, in `target`. Metric: `accuracy`, the share of them predicted right."""
 
     def __init__(self, model: ImageClassifier, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -259,9 +259,10 @@ class ClassifySeveral(Objective):
         assert batch.target is not None
         scores = self.model(batch.image, batch.key if self.training else None)
         nats = label_nats(scores, batch.target, self.label_smoothing)
-        right = ((scores.detach() > 0) == (batch.target > 0.5)).float()
-        count = nats.new_tensor(len(nats))
-        return StepOutput(nats.sum(), count, {"accuracy": (right.sum(), count * right.shape[1])})
+        known = ~batch.target.isnan()
+        right = ((scores.detach() > 0) == (batch.target > 0.5)) & known
+        counts = {"accuracy": (right.sum().float(), known.sum().float())}
+        return StepOutput(nats.sum(), nats.new_tensor(len(nats)), counts)
 
 
 class Segment(Objective):

@@ -44,7 +44,7 @@ class Arrow(TableDataset):
 
     kind = "huggingface"
 
-    def __init__(self, files: ArrowFiles, channels: int, log: Log | None = None) -> None:
+    def __init__(self, files: ArrowFiles, channels: int, log: Log | None = None, label_separator: str = "auto") -> None:
         require_extra("pyarrow", str(files.data[0]))
         super().__init__(LocalFiles(files.data, "file"), channels)
         self.files = files
@@ -70,9 +70,11 @@ class Arrow(TableDataset):
             raise DataError(f"no images in {first}", cause="the table has no rows", fix="check the path")
         if all(images.null_count == len(images) for images in self._images):
             raise without_bytes(first, columns.image, len(self))
-        ids, self.classes, notes = labels.build()
-        self.labels = ids if ids is None or self._order is None else ids[self._order]
-        self.notes = (*files.notes, *columns.notes, *notes)
+        self.notes = (*files.notes, *columns.notes)
+        self.no_labels = columns.no_labels
+        self.take_labels(labels.build(label_separator))
+        if self.labels is not None and self._order is not None:
+            self.labels = self.labels[self._order]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_images", "_order")}

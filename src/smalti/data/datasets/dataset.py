@@ -18,7 +18,8 @@ from torch import Tensor
 from smalti.core.contracts import Sample
 from smalti.core.log import Log
 from smalti.data import npy
-from smalti.data.datasets.names import NONE, LeftOut
+from smalti.data.datasets.labels import NONE, Classes
+from smalti.data.datasets.names import LeftOut
 from smalti.data.decode import decode_bytes
 
 
@@ -32,6 +33,7 @@ class ImageDataset(Protocol):
         classes: class names by class number; empty if there are no labels.
         left_out: files that were found beside the images and skipped.
         notes: what a user should know before training, one sentence each.
+        no_labels: where there are none, what was looked for and what is there.
         digest: the digest of the content, if one was recorded when the dataset was written, else empty.
         pixels: all images, if they are in memory and of one size: uint8, (n, C, H, W), 0 to 255; else None.
         in_order: whether only sequential reading is fast; such a dataset should be read into memory or prepared.
@@ -42,6 +44,7 @@ class ImageDataset(Protocol):
     left_out: LeftOut
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    no_labels: str = ""
     digest: str = ""
     pixels: UInt8[Tensor, "n C H W"] | None = None
     in_order: bool = False
@@ -83,6 +86,15 @@ class ImageDataset(Protocol):
     def all_labels(self) -> Int[Tensor, "n"]:
         """The class numbers of all n images, int64, shape (n,); -1 for none."""
         return self.labels_at(np.arange(len(self)))
+
+    def present_classes(self) -> tuple[str, ...]:
+        """The names of the classes that some image has."""
+        return tuple(self.classes[number] for number in self.all_labels().unique().tolist() if number >= 0)
+
+    def labelled(self) -> "ImageDataset":
+        """The images that have a label."""
+        has = np.flatnonzero(self.all_labels().numpy() >= 0)
+        return self if len(has) == len(self) else self.select(has)
 
     def length(self, index: int) -> int:
         """The size of an image's file in bytes if that is cheap to find out, else 0."""
@@ -142,10 +154,15 @@ class StoredDataset(ImageDataset):
     """Images stored in files. A subclass implements where the bytes are.
 
     Attributes:
-        labels: the class number of each image, int32, shape (n,); None if `classes` is empty.
+        labels: the class number of each image, int32, shape (n,), -1 for none; None if `classes` is empty.
     """
 
     labels: NDArray[np.int32] | None = None
+
+    def take_labels(self, found: Classes) -> None:
+        """Set the labels and the class names, and note what is to be said of them."""
+        self.labels, self.classes = found.numbers if found.names else None, found.names
+        self.notes = (*self.notes, *found.notes)
 
     def label(self, index: int) -> int:
         return -1 if self.labels is None else int(self.labels[index])
@@ -280,6 +297,10 @@ class InMemoryDataset(ImageDataset):
         for image in self.images:
             digest.update(image.numpy().tobytes())
         return digest.hexdigest()
+
+    def labelled(self) -> "InMemoryDataset":
+        has = torch.nonzero(self.labels >= 0)[:, 0]
+        return self if len(has) == len(self) else self.select(has)
 
     def with_channels(self, channels: int) -> "InMemoryDataset":
         """The same grey images with `channels` channels; for RGB the grey channel is repeated without a copy."""

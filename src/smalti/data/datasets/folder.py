@@ -1,4 +1,4 @@
-"""Images in separate files: those below a folder, in an order that is the same on every machine, or a list of paths."""
+"""Images in separate files: those below a folder, in an order that is the same on every machine."""
 
 import os
 import stat
@@ -17,7 +17,6 @@ from rich.text import Text
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.lists import read_list
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
 from smalti.data.decode import EXTENSIONS, read_file
 
@@ -213,9 +212,11 @@ class Folder(Files):
         if not len(names):
             raise self._no_images()
         ids = np.array(labels, np.int32)
+        if outside := int((ids < 0).sum()):
+            self.no_labels = f"{outside} of {len(ids)} images lie in no folder of a class, but in {root} itself"
         if int(ids.min()) >= 0:
             self.classes, self.labels = tuple(os.fsdecode(first) for first in firsts), ids
-            self.notes = (*_twin_notes(self.classes), *_empty_note(root, firsts))
+            self.notes = (*twin_notes(self.classes), *_empty_note(root, firsts))
 
     def _no_images(self) -> DataError:
         left_out, fix = self.left_out, "check the path"
@@ -229,20 +230,8 @@ class Folder(Files):
         return DataError(f"no images in {self.root}", cause=cause, fix=f"found {found}; {looked_for}; {fix}")
 
 
-class FileList(Files):
-    """The images that a list or CSV file names, in its order; paths are relative to the folder of the list."""
-
-    kind = "list"
-
-    def __init__(self, path: Path, channels: int) -> None:
-        names, labels = read_list(path)
-        super().__init__(path.parent, names, channels)
-        if labels is not None:
-            self.labels, self.classes = labels.build()
-            self.notes = tuple(_twin_notes(self.classes))
-
-
-def _twin_notes(classes: Iterable[str]) -> Iterator[str]:
+def twin_notes(classes: Iterable[str]) -> Iterator[str]:
+    """A note on each group of `twins`."""
     for group in twins(classes):
         names = ", ".join(repr(name) for name in group)
         yield f"classes {names} differ in case or Unicode form only, and are taken as different"

@@ -1,4 +1,4 @@
-"""Lists of images: a text file with one path per line, or a CSV file with a column of paths and, optionally, labels."""
+"""Lists of images: a text file with one path per line, or a table (CSV) with a column of paths, and labels."""
 
 import csv
 import os
@@ -9,22 +9,52 @@ from typing import NamedTuple, TextIO
 
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
-from smalti.data.datasets.names import Labels, Names, NamesBuilder, has_image_suffix
+from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, OneColumn, guess_labels
+from smalti.data.datasets.labels import Labels
+from smalti.data.datasets.names import Names, NamesBuilder, has_image_suffix
+from smalti.data.decode import EXTENSIONS
 
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
+ID_COLUMNS = (
+    "images",
+    "img_path",
+    "image_file",
+    "image_name",
+    "img_name",
+    "image_id",
+    "img_id",
+    "imageid",
+    "id_code",
+    "id",
+)
 _REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(EXTENSIONS))
+_PATH_FIRST = re.compile(rf"(?P<path>.*?({_SUFFIXES}))\s*[\t,;| ]\s*(?P<label>\S.*)", re.IGNORECASE)
+_ID_FIRST = re.compile(r"(?P<path>[^\t,;| ]+)\s*[\t,;| ]\s*(?P<label>\S.*)")
 
 
 class Row(NamedTuple):
-    """An image of a list: its line number from 1, path and label, and the names of their columns."""
+    """An image of a list: its line number from 1, path and label, and the name of the column of paths."""
 
     line: int
     path: str
-    label: str | None
+    label: str
     path_column: str = ""
-    label_column: str = ""
+
+
+class Listed(NamedTuple):
+    """The paths of a list as they are written, and their labels.
+
+    Attributes:
+        notes: what should be said of them.
+        no_labels: what it means if there are no labels: where they were looked for, and what is there.
+    """
+
+    names: Names
+    labels: Labels
+    notes: tuple[str, ...]
+    no_labels: str
 
 
 def is_remote(path: str) -> bool:
@@ -32,73 +62,115 @@ def is_remote(path: str) -> bool:
     return _REMOTE.match(path) is not None
 
 
-def read_list(path: Path) -> tuple[Names, Labels | None]:
-    """The paths of a list as they are written, and the labels if it has any.
-
-    The images are not accessed: a missing one is noticed when it is read.
+def read_list(path: Path) -> Listed:
+    """Read a list. The images are not accessed: a missing one is noticed when it is looked for.
 
     Raises:
         DataError: the list cannot be parsed; the message names line and column.
     """
-    names, labels = NamesBuilder(), Labels()
+    names, labels, notes, header = NamesBuilder(), Labels(), list[str](), list[str]()
     try:
         with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
-            for row in _table(file, path) if path.suffix.lower() in TABLE_SUFFIXES else _text(file, path):
+            rows = _table(file, path, header, notes) if path.suffix.lower() in TABLE_SUFFIXES else _text(file, path)
+            for row in rows:
                 _check_path(row, path)
                 names.add(os.fsencode(row.path))
-                if row.label is not None:
-                    _add_label(labels, row, path)
+                _add_label(labels, row, path)
     except OSError as error:
         raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
     except (csv.Error, UnicodeError) as error:
         raise DataError(f"cannot read {path}", cause=f"no table: {error}") from error
     if not len(names):
         raise DataError(f"no images in {path}", cause="the list names none", fix="check the path")
-    if len(labels.ids) not in (0, len(names)):
-        raise DataError(
-            f"{path} has labels on {len(labels.ids)} of {len(names)} lines", fix="label all of them or none"
-        )
-    return names.build(), labels if len(labels.ids) else None
+    sought = f"the columns are {', '.join(header)}; labels are looked for in {', '.join(LABEL_COLUMNS[:4])}, ..."
+    none = sought if header else "no line has a label behind its path"
+    return Listed(names.build(), labels, tuple(notes), none)
 
 
 def _encoding(path: Path) -> str:
     """The encoding: UTF-8, or UTF-16 (the "Unicode text" of spreadsheets); the byte order mark is dropped."""
     with open(path, "rb") as file:
         start = file.read(2)
-    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if len(start) == 2 and (start[0] == 0) != (start[1] == 0):  # half of an ASCII character
+        return "utf-16-be" if start[0] == 0 else "utf-16-le"
+    return "utf-8-sig"
+
+
+def as_text(text: str) -> str:
+    """A text as UTF-8, or where it is none as cp1252, the encoding of Windows."""
+    return text if text.isascii() else os.fsencode(text).decode("cp1252", "replace") if _escaped(text) else text
+
+
+def _escaped(text: str) -> bool:
+    """Whether bytes of the text were no UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _text(file: TextIO, path: Path) -> Iterator[Row]:
-    """Yield the rows of a text file; each line is a path, or a path, white space and a label."""
+    """Yield the rows of a text file; each line is a path, or a path, a separator and a label.
+
+    A line without an image's extension is a path if there is such a file, else an id with a label after it.
+    """
     for number, line in enumerate(file, start=1):
         text = line.rstrip("\r\n")
         if not text.strip():
             continue
-        stem, _, last = text.rstrip().rpartition("\t" if "\t" in text else " ")
-        if has_image_suffix(os.fsencode(text.rstrip())) or not has_image_suffix(os.fsencode(stem.rstrip())):
-            yield Row(number, text, None)
-        else:
-            yield Row(number, stem.rstrip(), last, label_column="last")
+        found = None
+        if not has_image_suffix(os.fsencode(text.rstrip())):
+            found = _PATH_FIRST.fullmatch(text.rstrip())
+            if found is None and not os.path.lexists(path.parent / text):
+                found = _ID_FIRST.fullmatch(text.strip())
+        yield Row(number, found["path"], found["label"]) if found else Row(number, text, "")
 
 
-def _table(file: TextIO, path: Path) -> Iterator[Row]:
-    """Yield the rows below a header that names the columns; without a header, paths come first, then labels."""
+def _table(file: TextIO, path: Path, header: list[str], notes: list[str]) -> Iterator[Row]:
+    """Yield the rows below a header that names the columns; without a header, paths come first, then labels.
+
+    The names of the columns are appended to `header`, what should be said of them to `notes`.
+    """
     first = file.readline()
-    separator = "\t" if path.suffix.lower() == ".tsv" else ";" if first.count(";") > first.count(",") else ","
-    header = next(csv.reader([first], delimiter=separator), [])
-    names = [cell.strip().lower() for cell in header]
-    place = next((names.index(name) for name in PATH_COLUMNS if name in names), None)
-    offset = 1
+    separator = max("\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|", key=first.count)
+    header += [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+    names = [cell.lower() for cell in header]
+    place = next((names.index(name) for name in PATH_COLUMNS + ID_COLUMNS if name in names), None)
+    labels: LabelColumn | None = None
     if place is None:
-        if not header or not has_image_suffix(os.fsencode(header[0].strip())):
-            hint = next((hint for name in names if (hint := did_you_mean(name, list(PATH_COLUMNS)))), "")
-            found = ", ".join(header) or "nothing"
-            fix = hint or f"name it one of {', '.join(PATH_COLUMNS[:4])}, ..."
-            raise DataError(f"{path} line 1: no column of paths", cause=f"the header is: {found}", fix=fix)
-        place, label_place, offset = 0, 1 if len(header) > 1 else None, 0
+        if not header or not has_image_suffix(os.fsencode(header[0])):
+            raise _no_paths(path, header)
+        place, offset, column = 0, 0, "1"
+        labels = OneColumn(1) if len(header) > 1 else None
         file.seek(0)
     else:
-        label_place = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
+        offset, column = 1, header[place]
+        known = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
+        if known is not None:
+            labels = OneColumn(known)
+        else:
+            labels, note = guess_labels(_cells(file, path, header, separator, 1), header, place)
+            notes += [note] if note else []
+            file.seek(0)
+            file.readline()
+        if names[place] in ID_COLUMNS:
+            notes.append(f"paths are taken from column '{column}'")
+    for line, row in _cells(file, path, header, separator, offset):
+        yield Row(line, row[place], labels(row) if labels else "", column)
+
+
+def _no_paths(path: Path, header: list[str]) -> DataError:
+    hint = next((hint for name in header if (hint := did_you_mean(name.lower(), list(PATH_COLUMNS)))), "")
+    fix = hint or f"name it one of {', '.join(PATH_COLUMNS[:4])}, ..., id, image_id"
+    found = ", ".join(header) or "nothing"
+    return DataError(f"{path} line 1: no column of paths", cause=f"the header is: {found}", fix=fix)
+
+
+def _cells(file: TextIO, path: Path, header: list[str], separator: str, offset: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line that is not empty.
+
+    Raises:
+        DataError: a line has another number of cells than the header.
+    """
     reader = csv.reader(file, delimiter=separator)
     for row in reader:
         line = reader.line_num + offset
@@ -107,12 +179,7 @@ def _table(file: TextIO, path: Path) -> Iterator[Row]:
         if len(row) != len(header):
             cause = f"{len(row)} cells where line 1 has {len(header)}"
             raise DataError(f"{path} line {line}: wrong number of columns", cause=cause, fix="quote cells with commas")
-        label = None if label_place is None else row[label_place].strip()
-        yield Row(line, row[place], label, _column(header, place, offset), _column(header, label_place or 0, offset))
-
-
-def _column(header: list[str], place: int, has_header: int) -> str:
-    return header[place].strip() if has_header else str(place + 1)
+        yield line, row
 
 
 def _check_path(row: Row, path: Path) -> None:
@@ -129,10 +196,10 @@ def _check_path(row: Row, path: Path) -> None:
 
 
 def _add_label(labels: Labels, row: Row, path: Path) -> None:
-    where = f"{path} line {row.line}, column {row.label_column}"
-    if not row.label:
-        raise DataError(f"{where}: no label", fix="label every line, or take the column out")
+    if not row.label.strip():
+        labels.add_none()
+        return
     try:
-        labels.add(row.label)
+        labels.add(as_text(row.label.strip()))
     except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{path} line {row.line}: {error}") from error

@@ -1,7 +1,6 @@
-"""Memory-efficient names and labels of millions of images; tests for image file names; counts of skipped files."""
+"""Memory-efficient names of millions of images; tests for image file names; counts of skipped files."""
 
 import os
-import re
 from array import array
 from collections import Counter
 
@@ -17,10 +16,6 @@ _SYSTEM = frozenset(
     | {b"$recycle.bin", b"system volume information"}
 )
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
-MAX_CLASSES = 100_000
-NONE = -1
-"""The label of an image without a label."""
-
 _MOST_SUFFIXES = 1000
 """The most suffixes counted separately: numbered files (`scan.0001`, `scan.0002`) each have another one."""
 
@@ -103,54 +98,6 @@ class LeftOut:
 
     def __str__(self) -> str:
         return ", ".join(f"{n} {reason} (first {self.first[reason]})" for reason, n in sorted(self.counts.items()))
-
-
-class Labels:
-    """Collects one label per image. If all labels are whole numbers they are class numbers, else class names."""
-
-    def __init__(self) -> None:
-        self.ids, self.table = array("i"), dict[str, int]()
-
-    def add(self, text: str) -> None:
-        """Append a label.
-
-        Raises:
-            ValueError: a number out of range, or more than `MAX_CLASSES` classes; the message says which.
-        """
-        if re.fullmatch(r"-?[0-9]+", text) and not (len(text) < 10 and 0 <= int(text) < MAX_CLASSES):
-            raise ValueError(f"label {text[:20]} is out of range; class numbers are 0 to {MAX_CLASSES - 1}")
-        if text not in self.table and len(self.table) == MAX_CLASSES:
-            raise ValueError(f"more than {MAX_CLASSES} different labels; is this a column of labels?")
-        self.ids.append(self.table.setdefault(text, len(self.table)))
-
-    def add_none(self) -> None:
-        """Append an image without a label."""
-        self.ids.append(NONE)
-
-    def build(self) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-        """The class number of each image, int32, shape (n,), and the class names; see `resolve`."""
-        ids = np.array(self.ids, np.int32)
-        return resolve(ids, tuple(self.table))
-
-
-def resolve(ids: NDArray[np.int32], names: tuple[str, ...]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Number the classes: labels that are all numbers keep their values, others are numbered by sorted name.
-
-    Args:
-        ids: for each image an index into `names`, or -1 for none; int32, shape (n,).
-        names: the different labels.
-
-    Returns:
-        The class numbers, int32, shape (n,), and the class names; all -1 and no names if any image has no label.
-    """
-    if not names or bool((ids == NONE).any()):
-        return np.full(len(ids), NONE, np.int32), ()
-    if all(name.isdecimal() for name in names):
-        numbers = np.array([int(name) for name in names], np.int32)
-        return numbers[ids], tuple(str(number) for number in range(int(numbers.max()) + 1))
-    classes = tuple(sorted(names))
-    place = {name: number for number, name in enumerate(classes)}
-    return np.array([place[name] for name in names], np.int32)[ids], classes
 
 
 def is_system(name: bytes) -> bool:

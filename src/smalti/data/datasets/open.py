@@ -2,16 +2,19 @@
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from smalti.core.config import did_you_mean
+from smalti.core.config import did_you_mean, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset, Joined, embedded
-from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
+from smalti.data.datasets.file_list import FileList
+from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
+from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.layout import Layout, read_layout
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
 from smalti.data.datasets.parquet import Parquet, parquet_files
@@ -26,8 +29,22 @@ Part: TypeAlias = Literal["learned", "all"]
 """Of a folder with splits: the images to learn from, or those of all splits."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How DATA is read, the same in every verb."""
+
+    follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    root: str = setting(
+        "", "the folder that the paths of a list are relative to; empty: that of the list", resume="free"
+    )
+    label_separator: str = setting("auto", LABEL_SEPARATOR)
+
+
+_USUAL = ReadOptions()
+
+
 def open_source(
-    path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside", part: Part = "learned"
+    path: str, channels: int, log: Log | None = None, options: ReadOptions = _USUAL, part: Part = "learned"
 ) -> ImageDataset:
     """Open the dataset that DATA names; of several splits, the training split.
 
@@ -39,6 +56,7 @@ def open_source(
         channels: the channels of decoded images, 1 (grey) or 3 (RGB).
         log: shows progress.
         follow: which symbolic links to follow in a folder.
+        options: how it is read.
         part: which images of a folder with splits.
 
     Raises:
@@ -51,24 +69,27 @@ def open_source(
     place = Path(path).expanduser()
     try:
         if is_remote(path):
-            return _open_remote(path, channels, log)
+            return _open_remote(path, channels, log, options.label_separator)
         if "{" in path and not place.exists():
-            return _open_files([Path(file).expanduser() for file in expand(path)], channels, log)
+            files = [Path(file).expanduser() for file in expand(path)]
+            return _open_files(files, channels, log, options.label_separator)
         if not place.exists():
             raise _missing(place)
         if place.is_dir():
-            return _open_folder(place, channels, log, follow, part)
-        return _open_file(place, channels, log)
+            return _open_folder(place, channels, log, options, part)
+        if place.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES and place.is_file():
+            return FileList(place, channels, options.root, options.label_separator, log)
+        return _open_file(place, channels, log, options.label_separator)
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
 
 
 def open_noted(
-    path: str, channels: int, log: Log, follow: FollowLinks = "inside", part: Part = "learned"
+    path: str, channels: int, log: Log, options: ReadOptions = _USUAL, part: Part = "learned"
 ) -> ImageDataset:
     """Open DATA as `open_source` does, and say what a user should know of it: its splits, notes, what is left out."""
-    source = open_source(path, channels, log, follow, part)
+    source = open_source(path, channels, log, options, part)
     for note in source.notes:
         log.say(f"note: {note}")
     if source.left_out.counts:
@@ -83,70 +104,68 @@ def lasting(data: str) -> str:
     return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))
 
 
-def _open_remote(pattern: str, channels: int, log: Log | None) -> ImageDataset:
+def _open_remote(pattern: str, channels: int, log: Log | None, separator: str) -> ImageDataset:
     check_address(pattern)
     urls = expand(pattern)
     suffixes = {suffix_of(url) for url in urls}
     if suffixes == {PARQUET}:
-        return Parquet(RemoteFiles(urls), channels, log)
+        return Parquet(RemoteFiles(urls), channels, log, separator)
     if suffixes == {TAR}:
-        return Shards(RemoteFiles(urls), channels, log)
+        return Shards(RemoteFiles(urls), channels, log, separator)
     found = ", ".join(sorted(suffix or "a folder" for suffix in suffixes))
     cause = f"at an address are read tar shards (.tar) and Parquet files, not {found}"
     raise DataError(f"cannot open {shown(pattern)}", cause=cause, fix="as in https://.../shards-{000..009}.tar")
 
 
-def _open_files(paths: list[Path], channels: int, log: Log | None) -> ImageDataset:
+def _open_files(paths: list[Path], channels: int, log: Log | None, separator: str) -> ImageDataset:
     """Open the Parquet files or tar shards of a pattern."""
     if all(path.suffix.lower() == PARQUET for path in paths):
-        return Parquet(LocalFiles(paths, "file"), channels, log)
-    return Shards(LocalFiles(paths), channels, log)
+        return Parquet(LocalFiles(paths, "file"), channels, log, separator)
+    return Shards(LocalFiles(paths), channels, log, separator)
 
 
-def _open_folder(place: Path, channels: int, log: Log | None, follow: FollowLinks, part: Part) -> ImageDataset:
+def _open_folder(place: Path, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
     refuse_pack(place)
     if is_prepared(place):
         return Prepared(place, channels)
     if is_dataset(place):
-        return Arrow(arrow_files(place), channels, log)
-    layout = read_layout(str(place), follow)
+        return Arrow(arrow_files(place), channels, log, options.label_separator)
+    layout = read_layout(str(place), options.follow_links)
     if layout.splits:
-        return _open_splits(layout, channels, log, follow, part)
+        return _open_splits(layout, channels, log, options, part)
     try:
-        source: ImageDataset = Folder(layout.root, channels, log, follow)
+        source: ImageDataset = Folder(layout.root, channels, log, options.follow_links)
     except DataError:  # no image files
-        files, notes = parquet_files(place, follow)
+        files, notes = parquet_files(place, options.follow_links)
         if not files:
             raise
-        source = Parquet(LocalFiles(files, "file"), channels, log)
+        source = Parquet(LocalFiles(files, "file"), channels, log, options.label_separator)
         source.notes = (*notes, *source.notes)
     if layout.wrapped:
         source.notes = (f"read is {layout.describe()}", *source.notes)
     return source
 
 
-def _open_splits(layout: Layout, channels: int, log: Log | None, follow: FollowLinks, part: Part) -> ImageDataset:
+def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
     """The training split, or all splits as one."""
     if part == "learned":
-        source = open_source(layout.learned, channels, log, follow)
+        source = open_source(layout.learned, channels, log, options)
     else:
-        source = Joined({path.name: open_source(str(path), channels, log, follow) for path in layout.splits.values()})
+        source = Joined({path.name: open_source(str(path), channels, log, options) for path in layout.splits.values()})
     source.notes = (f"splits: {layout.describe()}", *source.notes)
     return source
 
 
-def _open_file(path: Path, channels: int, log: Log | None) -> ImageDataset:
+def _open_file(path: Path, channels: int, log: Log | None, separator: str) -> ImageDataset:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError(f"{path} is neither a folder nor a file", cause=IRREGULAR, fix="check the path")
-    if suffix in TEXT_SUFFIXES | TABLE_SUFFIXES:
-        return FileList(path, channels)
     if ".tar" in (part.lower() for part in path.suffixes[-2:]) or suffix == ".tgz":
-        return Shards(LocalFiles([path]), channels, log)
+        return Shards(LocalFiles([path]), channels, log, separator)
     if suffix == PARQUET:
-        return Parquet(LocalFiles([path]), channels, log)
+        return Parquet(LocalFiles([path]), channels, log, separator)
     if suffix == ".arrow":
-        return Arrow(ArrowFiles([path], []), channels, log)
+        return Arrow(ArrowFiles([path], []), channels, log, separator)
     if suffix in EXTENSIONS:
         raise DataError(f"{path} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
     cause = "DATA is a folder of images, a list of them (.txt .lst .csv .tsv), tar shards (.tar), .parquet or .arrow"

@@ -60,7 +60,7 @@ class Parquet(TableDataset):
     kind = "parquet"
     in_order = True
 
-    def __init__(self, places: DataFiles, channels: int, log: Log | None = None) -> None:
+    def __init__(self, places: DataFiles, channels: int, log: Log | None = None, label_separator: str = "auto") -> None:
         require_extra("pyarrow", places.names[0])
         super().__init__(places, channels)
         index = _Index()
@@ -73,8 +73,9 @@ class Parquet(TableDataset):
         if not index.rows:
             raise DataError(f"no images in {places.names[0]}", cause="the table has no rows", fix="check the path")
         self.columns = index.columns
-        self.labels, self.classes, notes = index.labels.build()
-        self.notes = (*self.columns.notes, *notes)
+        self.notes = self.columns.notes
+        self.no_labels = self.columns.no_labels
+        self.take_labels(index.labels.build(label_separator))
         self._first, self._files, self._groups = np.array(index.first), np.array(index.files), np.array(index.groups)
         self._sizes = np.array(index.sizes)
         self._length = index.rows

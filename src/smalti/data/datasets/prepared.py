@@ -36,6 +36,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.labels import NONE, missing_note
 from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar import IndexedTars
 from smalti.data.datasets.tar_index import ShardIndex
@@ -176,10 +177,11 @@ class Prepared(IndexedTars):
         self.classes, self.digest = self.about.classes, self.about.digest
         if self.classes:
             self.labels = np.concatenate([index.labels for index in indices])
-            if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            if not NONE <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
                 raise DamagedShardError(folder / ABOUT, f"labels lie outside the {len(self.classes)} classes")
+            self.notes = missing_note(self.labels)
         if self.about.settings.channels < channels:
-            self.notes = ("what was prepared is grey",)
+            self.notes += ("what was prepared is grey",)
 
     def key(self, index: int) -> str:
         shard, row = self._place(index)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.names import MAX_CLASSES, NONE, LeftOut, resolve
+from smalti.data.datasets.label_columns import LABEL_COLUMNS
+from smalti.data.datasets.labels import MAX_CLASSES, NONE, SEPARATOR, Classes, missing_note, resolve
+from smalti.data.datasets.names import LeftOut
 from smalti.data.decode import MAX_BYTES
 
 TRAIN = "train"
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "class_name", "target", "category", "coarse_label")
 
 
 class Columns(NamedTuple):
@@ -29,6 +31,7 @@ class Columns(NamedTuple):
     label: str | None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    no_labels: str = ""
 
     @property
     def leaf(self) -> str:
@@ -103,17 +106,18 @@ def find_columns(schema: Any, name: str) -> Columns:
         cause = f"no column holds the bytes of image files; the columns are: {kinds[:300] or 'none'}"
         raise DataError(f"no images in {name}", cause=cause, fix=f"name it one of {', '.join(IMAGE_COLUMNS[:3])}, ...")
     fitting = [field.name for field in schema if field.name not in images and _is_label(field.type)]
-    classed = [column for column in fitting if features.get(column, {}).get("_type") == "ClassLabel"]
+    classed = [column for column in fitting if _class_names(features.get(column, {}))]
     image = (_known(images, IMAGE_COLUMNS) or images)[0]
     label = next(iter(_known(classed, LABEL_COLUMNS) or classed or _known(fitting, LABEL_COLUMNS)), None)
     notes = [f"columns of images: {', '.join(images)}; {image} is used"] if len(images) > 1 else []
     if len(known := _known(fitting, LABEL_COLUMNS)) > 1:
         notes.append(f"columns of labels: {', '.join(known)}; {label} is used")
     if label is None and (unfit := _known([field.name for field in schema], LABEL_COLUMNS)):
-        notes.append(f"labels are not used: column {unfit[0]} is {schema.field(unfit[0]).type}, not one class an image")
-    classes = features[label].get("names") if label and label in classed else None
-    named = tuple(map(str, classes)) if isinstance(classes, list) else ()
-    return Columns(image, _is_struct(schema.field(image).type), label, named, tuple(notes))
+        notes.append(f"labels are not used: column {unfit[0]} is {schema.field(unfit[0]).type}, not labels")
+    named = _class_names(features[label]) if label and label in classed else ()
+    there = ", ".join(schema.names)[:300]
+    sought = f"the columns are {there}; labels are looked for in {', '.join(LABEL_COLUMNS[:4])}, ..."
+    return Columns(image, _is_struct(schema.field(image).type), label, named, tuple(notes), sought)
 
 
 def cells(column: Any) -> Any:
@@ -130,12 +134,13 @@ class ColumnLabels:
         self.columns, self.name = columns, name
         self.table: dict[str, int] = {}
         self.parts: list[NDArray[np.int32]] = []
+        self.fractions = False
 
     def add(self, column: Any) -> None:
-        """Append a pyarrow array of numbers or names.
+        """Append a pyarrow array of numbers or names, or of lists of them.
 
         Raises:
-            DataError: a number out of range, or more than `MAX_CLASSES` classes.
+            DataError: a number that is not that of a declared class, or more than `MAX_CLASSES` classes.
         """
         import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -143,33 +148,52 @@ class ColumnLabels:
             column = column.dictionary_decode()
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
+        if _is_list(column.type):
+            column = pa.array(
+                [None if cell is None else self._joined(cell) for cell in column.to_pylist()], pa.string()
+            )
         encoded = column.dictionary_encode()
-        places = [self._number(value) for value in encoded.dictionary.to_pylist()]
+        places = [self._place(value) for value in encoded.dictionary.to_pylist()]
         indices = encoded.indices.fill_null(len(places)).to_numpy(zero_copy_only=False)
         self.parts.append(np.array([*places, NONE], np.int32)[indices])
 
-    def _number(self, value: int | str | None) -> int:
-        if value is None or value == -1:
-            return NONE
-        most = len(self.columns.classes) or MAX_CLASSES
-        if isinstance(value, int) and not 0 <= value < most:
-            cause = f"label {value} is out of range; class numbers are 0 to {most - 1}"
-            raise DataError(f"cannot read the labels of {self.name}, column {self.columns.label}", cause=cause)
-        if len(self.table) == MAX_CLASSES and str(value) not in self.table:
-            cause = f"more than {MAX_CLASSES} different ones; is this a column of labels?"
-            raise DataError(f"cannot read the labels of {self.name}, column {self.columns.label}", cause=cause)
-        return self.table.setdefault(str(value), len(self.table))
+    def _joined(self, cell: list[int | str | None]) -> str:
+        """Several labels in one text, by name where the classes are declared."""
+        texts = (self._named(one) if isinstance(one, int) else one for one in cell if one is not None)
+        return SEPARATOR.join(texts) or SEPARATOR
 
-    def build(self) -> tuple[NDArray[np.int32] | None, tuple[str, ...], tuple[str, ...]]:
-        """The class numbers, int32, shape (n,), or None without a label for every image; the class names; notes."""
-        if self.columns.label is None or not self.parts:
-            return None, (), ()
-        ids, names = np.concatenate(self.parts), tuple(self.table)
-        if missing := int((ids == NONE).sum()):
-            return None, (), (f"labels are not used: {missing} of {len(ids)} images have none",)
-        if self.columns.classes and all(name.isdecimal() for name in names):
-            return np.array([int(name) for name in names], np.int32)[ids], self.columns.classes, ()
-        return *resolve(ids, names), ()
+    def _named(self, number: int) -> str:
+        classes = self.columns.classes
+        if classes and not 0 <= number < len(classes):
+            raise self._refused(f"label {number} is out of range; class numbers are 0 to {len(classes) - 1}")
+        return classes[number] if classes else str(number)
+
+    def _place(self, value: int | float | str | None) -> int:
+        """The place of a value in the table; it is added if it is new."""
+        if isinstance(value, float):
+            self.fractions |= not value.is_integer() and not math.isnan(value)
+            value = int(value) if value.is_integer() else None
+        if value is None or (value == -1 and self.columns.classes):
+            return NONE
+        text = self._named(value) if isinstance(value, int) else value
+        if len(self.table) == MAX_CLASSES and text not in self.table:
+            raise self._refused(f"more than {MAX_CLASSES} different ones; is this a column of labels?")
+        return self.table.setdefault(text, len(self.table))
+
+    def _refused(self, cause: str) -> DataError:
+        return DataError(f"cannot read the labels of {self.name}, column {self.columns.label}", cause=cause)
+
+    def build(self, separator: str) -> Classes:
+        """The classes of all images."""
+        ids = np.concatenate([np.zeros(0, np.int32), *self.parts])
+        declared = {name: place for place, name in enumerate(self.columns.classes)}
+        if self.fractions:
+            return Classes(ids, (), (f"labels are not used: column {self.columns.label} has fractions",))
+        if declared and all(name in declared for name in self.table):
+            numbers = np.array([*(declared[name] for name in self.table), NONE], np.int32)
+            ids, names = numbers[ids], self.columns.classes
+            return Classes(ids, names, missing_note(ids)) if bool((ids != NONE).any()) else Classes(ids, ())
+        return resolve(ids, tuple(self.table), separator)
 
 
 def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...]]:
@@ -222,6 +246,14 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """The class names of a Hugging Face feature, of one class or of a sequence of them; empty if it has none."""
+    inner = feature.get("feature")
+    about = inner if isinstance(inner, dict) else feature
+    names = about.get("names") if about.get("_type") == "ClassLabel" else None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
 def _is_struct(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -240,6 +272,12 @@ def _holds_bytes(kind: Any) -> bool:
 def _is_label(kind: Any) -> bool:
     import pyarrow as pa
 
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(text or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+    return bool(text or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

@@ -9,13 +9,13 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.names import NONE, LeftOut, resolve
+from smalti.data.datasets.labels import NONE, Classes, resolve
+from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
 
 MAX_SHARDS = 100_000
@@ -64,12 +64,13 @@ class IndexedTars(StoredDataset):
 class Shards(IndexedTars):
     """The images of tar shards of any origin; the index is built when they are first opened, and cached.
 
-    Files whose names are equal up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label.
+    Files whose names are equal up to the first dot are one sample: `0001.jpg` and `0001.cls`, which holds its label, or
+    `0001.json`, whose `label` is it.
     """
 
     kind = "shards"
 
-    def __init__(self, places: DataFiles, channels: int, log: Log | None = None) -> None:
+    def __init__(self, places: DataFiles, channels: int, log: Log | None = None, label_separator: str = "auto") -> None:
         super().__init__(places, _read_indices(places, log or Log()), channels)
         for name, index in zip(self.places.names, self._indices, strict=True):
             self.left_out.merge(index.left_out, f"{name}: ")
@@ -77,11 +78,8 @@ class Shards(IndexedTars):
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
             raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check the path")
-        labels, self.classes = _join_labels(self._indices)
-        self.labels = labels if self.classes else None
-        if not self.classes and any(index.label_names for index in self._indices):
-            missing = sum(int((index.labels == NONE).sum()) for index in self._indices)
-            self.notes = (f"labels are not used: {missing} of {len(self)} images have none",)
+        self.no_labels = "no image has a .cls, or a .json with label, beside it"
+        self.take_labels(_join_labels(self._indices, label_separator))
 
     def key(self, index: int) -> str:
         return self.places.relative(self.name(index))
@@ -141,11 +139,11 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
         raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
 
 
-def _join_labels(indices: Sequence[ShardIndex]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+def _join_labels(indices: Sequence[ShardIndex], separator: str) -> Classes:
     """Merge the labels of all shards, each of which has its own `label_names`; see `resolve`."""
     table: dict[str, int] = {}
     parts = []
     for index in indices:
         places = [table.setdefault(name, len(table)) for name in index.label_names]
         parts.append(np.array([*places, NONE], np.int32)[index.labels])  # -1, no label, selects the last
-    return resolve(np.concatenate(parts), tuple(table))
+    return resolve(np.concatenate(parts), tuple(table), separator)

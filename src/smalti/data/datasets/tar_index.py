@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import sha256, write_bytes
 from smalti.data.datasets.data_files import FileVersion, cache_folder, make_cache_folder
-from smalti.data.datasets.names import (
-    NO_IMAGE,
-    SYSTEM,
-    Labels,
-    LeftOut,
-    Names,
-    NamesBuilder,
-    has_image_suffix,
-    is_system,
-)
+from smalti.data.datasets.labels import SEPARATOR, Labels
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
 from smalti.data.decode import EXTENSIONS, MAX_BYTES
 
@@ -36,13 +28,14 @@ ROW_BYTES = 24
 
 _KINDS = ("<u8", "<u8", "<u4", "<i4")
 """The dtypes of these arrays: end of each name, offset of the image's bytes, their number, label."""
-_VERSION = 1
+_VERSION = 2
 """The format version of cached index files."""
 
 _LEFT_OUT = ("counts", "first", "suffixes")
 _MAX_HEADER = 64 << 20
-_LABEL = b"cls"
-_MAX_LABEL = 1000
+_LABEL, _JSON = b"cls", b"json"
+_LABEL_KEYS = ("label", "cls", "class")
+_MAX_LABEL, _MAX_JSON = 1000, 1 << 16
 _MAX_GROUP = 64
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
@@ -91,7 +84,7 @@ class ShardIndex:
 
 
 def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
-    """Build an index from the headers of a shard and its label files (`.cls`).
+    """Build an index from the headers of a shard and its label files (`.cls`, or `label` in `.json`).
 
     Args:
         file: the shard, opened for reading.
@@ -151,7 +144,7 @@ def _odd(member: Member) -> str:
     name = plain(member.name)
     if any(is_system(part) for part in name.split(b"/")):
         return SYSTEM
-    if _suffix(name) == _LABEL:
+    if _suffix(name) in (_LABEL, _JSON):
         return ""
     if not has_image_suffix(name):
         return NO_IMAGE
@@ -179,6 +172,10 @@ class _Builder:
     def add(self, sample: list[Member]) -> None:
         """Add the images of a sample. If it has an image such as `a.png`, others such as `a.seg.png` are skipped."""
         images = [member for member in sample if has_image_suffix(member.name)]
+        if not images:
+            for member in sample:
+                if _suffix(member.name) == _JSON:
+                    self.left_out.add(NO_IMAGE, member.name)
         plainly = [member for member in images if b"." not in _suffix(member.name)]
         for image in images:
             if plainly and image is not plainly[0]:
@@ -187,16 +184,24 @@ class _Builder:
             self.names.add(image.name)
             self.offsets.append(image.offset)
             self.sizes.append(image.size)
-            self._add_label(next((member for member in sample if _suffix(member.name) == _LABEL), None))
+            self._add_label({_suffix(member.name): member for member in reversed(sample)})
 
-    def _add_label(self, member: Member | None) -> None:
-        if member is not None:
-            self.file.seek(member.offset)
-            text = self.file.read(min(member.size, _MAX_LABEL)).decode(errors="replace").strip()
-            with contextlib.suppress(ValueError):
-                if text and member.size <= _MAX_LABEL:
-                    return self.labels.add(text)
-            self.left_out.add(BAD_LABEL, member.name)
+    def _add_label(self, members: dict[bytes, Member]) -> None:
+        """Append the label of an image, from the members of its sample by suffix."""
+        member, most = members.get(_LABEL), _MAX_LABEL
+        if member is None:
+            member, most = members.get(_JSON), _MAX_JSON
+        if member is None:
+            return self.labels.add_none()
+        self.file.seek(member.offset)
+        text = self.file.read(min(member.size, most)).decode(errors="replace").strip()
+        with contextlib.suppress(ValueError, RecursionError):
+            label = text if most == _MAX_LABEL else _json_label(text)
+            if label is None:
+                return self.labels.add_none()
+            if label and member.size <= most:
+                return self.labels.add(label)
+        self.left_out.add(BAD_LABEL, member.name)
         return self.labels.add_none()
 
     def build(self) -> ShardIndex:
@@ -215,6 +220,18 @@ class _Builder:
                     self.left_out.add(DUPLICATE, names[position])
             names, offsets, sizes, labels = kept.build(), offsets[firsts], sizes[firsts], labels[firsts]
         return ShardIndex(names, offsets, sizes, labels, tuple(self.labels.table), self.left_out)
+
+
+def _json_label(text: str) -> str | None:
+    """The label in the JSON object of a sample; None if it has none. Several are joined by `|`.
+
+    Raises:
+        ValueError, RecursionError: it cannot be read.
+    """
+    about = json.loads(text)
+    found = next((about[key] for key in _LABEL_KEYS if key in about), None) if isinstance(about, dict) else None
+    texts = [str(one) for one in (found if isinstance(found, list) else [found]) if isinstance(one, str | int)]
+    return SEPARATOR.join(texts) or None
 
 
 def _first_of_each(names: Names) -> NDArray[np.int64]:

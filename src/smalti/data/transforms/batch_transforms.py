@@ -148,7 +148,7 @@ class Mixing:
         return replace(
             batch,
             image=torch.lerp(reversed_over_ranks(images), images, kept[:, None]),
-            target=torch.lerp(reversed_over_ranks(target), target, share),
+            target=torch.where(share < 1, torch.lerp(reversed_over_ranks(target), target, share), target),
         )
 
     def kept(self, keys: Keys, height: int, width: int) -> NDArray[np.float64]:
