@@ -138,7 +138,8 @@ def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tupl
     """A trainer at step 0, and its training batches."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
-    views, share = TwoViews(config.crop, (side, side), jitter=config.jitter), plan.batch_size // world_size()
+    share = plan.batch_size // world_size()
+    views = TwoViews(config.crop, (side, side), jitter=config.jitter, full_decode=config.data.full_decode)
     order = Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size()))
     batches = Loader(open_view_source(images, views, config.data, share, compute.device), order)
     objective = build_objective(config, start(config, images).to(compute.device))
