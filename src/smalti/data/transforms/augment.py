@@ -158,7 +158,7 @@ class Render:
 
     Jitter with `before_crop` is the exception: it is applied here. Without `views.full_decode` a JPEG of which the crop
     has more than twice the pixels of the view, on both sides, is decoded at a fraction of its size. The view then
-    differs by 1 to 2 grey levels on average (docs/paper-map.md).
+    differs by 3 grey levels on average (docs/paper-map.md).
     """
 
     source: ImageDataset
