@@ -5,8 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.torch import save
 from tests.small_runs import flat_pictures
+
+from smalti.core.config import to_json
+from smalti.core.files import write_folder
+from smalti.tokenizers.dalle import DallE
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -34,3 +41,23 @@ def test_jitter(tmp_path: Path) -> None:
     assert isinstance(matrix, dict)
     assert 0 < matrix["mean"] < 4
     assert 0 < both["mean"] < 15
+
+
+def test_letter(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, noise in enumerate(np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)):
+        Image.fromarray(noise).resize((1000, 800)).save(folder / f"{number}.jpg")
+    tokenizer = DallE(vocab_size=16, width=8, depth=1)
+    weights = {name: value.contiguous() for name, value in tokenizer.build().state_dict().items()}
+    config = json.dumps({"kind": "DallE", "config": to_json(tokenizer)}).encode()
+    write_folder(tmp_path / "tokenizer", {"config.json": config, "model.safetensors": save(weights)})
+    model = ("--tokenizer", str(tmp_path / "tokenizer"), "--side", "32", "--images", "5")
+    result = run("letter.py", str(folder), "--crops", "2", *model)
+    small, tokens = result["64 pixels"], result["tokens"]
+    assert isinstance(small, dict)
+    assert isinstance(tokens, dict)
+    assert small["share_at_a_fraction"] > 0
+    assert 0 < small["mean"] < 10
+    assert tokens["tokens"] == 5 * 16
+    assert 0 <= tokens["share_changed"] <= 1

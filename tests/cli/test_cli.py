@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -435,3 +436,36 @@ def test_of_a_flag_that_is_given_twice_the_last_counts() -> None:
     flags = ["--decoder", "linear", "--seed", "1", "--decoder=cross-attention", "--seed", "2", "--decoder.depth", "3"]
     found = parse(Pretrain, Pretrain(), flags, "pretrain")
     assert (found.decoder, found.seed) == (CrossAttention(depth=3), 2)
+
+
+def test_explain_names_for_a_tokenizer_the_source_of_its_optimiser(capsys: pytest.CaptureFixture[str]) -> None:
+    about = json_of(["explain", "paper"], capsys)
+    first, second = ({row["name"]: row for row in about[verb]["fields"]} for verb in ("train_tokenizer", "pretrain"))
+    for name in ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay"):
+        assert first[f"optimiser.{name}"]["paper"] == "DALL-E, appendix A.2"
+    for name in ("clip_grad", "warmup_ratio", "layer_decay"):
+        assert first[f"optimiser.{name}"]["paper"] == ""
+    assert (second["optimiser.lr"]["paper"], second["optimiser.clip_grad"]["paper"]) == ("BEiT §2.5", "BEiT, table 12")
+
+
+def test_explain_shows_the_schedules_of_every_discrete_vae(capsys: pytest.CaptureFixture[str]) -> None:
+    """DALL-E, appendix A.2: β over 5 000 steps, the temperature over 150 000, both by a cosine."""
+    schedules = json_of(["explain", "paper"], capsys)["train_tokenizer"]["schedules"]
+    assert schedules["beta"]["1250"] == pytest.approx(6.6 * (1 - math.cos(math.pi / 4)) / 2)
+    assert schedules["beta"]["5000"] == pytest.approx(6.6)
+    assert schedules["temperature"]["75000"] == pytest.approx((1 + 1 / 16) / 2)
+    assert schedules["temperature"]["150000"] == 1 / 16
+    assert set(json_of(["explain", "nano"], capsys)["train_tokenizer"]["schedules"]) == set(schedules)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bare", "whole"), [("paper", 85_798_656, 92_099_072), ("release", 85_665_360, 91_965_776)]
+)
+def test_explain_counts_the_backbone_and_all_that_pretraining_trains(
+    recipe: str, bare: int, whole: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = json_of(["explain", recipe], capsys)["pretrain"]
+    assert (about["num_parameters"], about["num_parameters_whole"]) == (bare, whole)
+    assert about["multiply_adds"]["outputs"] == 8192
+    assert main(["explain", recipe]) == 0
+    assert f"pretrain, {bare:,} parameters; {whole:,} with mask token or decoder, and head\n" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """One image to its views: against Pillow, at any scale of decoding, with colours changed before the crop."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,20 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_shows_the_same(tmp_path: Path
     difference = np.abs(ours.astype(int) - np.asarray(whole).reshape(40, 56, -1).transpose(2, 0, 1).astype(int))
     assert difference.mean() < 2
     assert difference.max() < 16
+
+
+def test_decoded_in_full_a_large_jpeg_is_cropped_as_the_released_code_does(tmp_path: Path) -> None:
+    """Also where the view is a tenth of the image: no pixel is dropped before the resize."""
+    large = folder(tmp_path / "a", photo(900, 1300), suffix="jpg", quality=90)
+    picture = Image.open(io.BytesIO(large.read(0))).convert("RGB")
+    views = TwoViews(RandomResizedCrop(scale=(0.5, 1.0)), (48, 40), (24, 20), full_decode=True)
+    at_a_fraction = replace(views, full_decode=False)
+    for key in KEYS[:4]:
+        for ours, theirs in zip(rendered(large, views, key), in_pillow(picture, views, key), strict=True):
+            difference = np.abs(ours.astype(int) - theirs.astype(int))
+            assert difference.max() <= 2
+            assert difference.mean() < 0.3
+        assert not np.array_equal(rendered(large, at_a_fraction, key)[0], rendered(large, views, key)[0])
 
 
 def test_a_turned_photograph_is_cropped_the_right_way_up(tmp_path: Path) -> None:

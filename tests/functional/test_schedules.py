@@ -1,5 +1,7 @@
 """Schedules against the equations."""
 
+import math
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -43,6 +45,16 @@ def test_cosine_refuses_impossible_lengths(steps: int, warmup: int, message: str
 def test_ramp_rises_linearly_and_stays() -> None:
     ramp = Ramp(end=6.6, steps=100)
     assert [ramp(step) for step in (0, 25, 50, 100, 500)] == pytest.approx([0, 1.65, 3.3, 6.6, 6.6])
+
+
+def test_a_cosine_may_rise_as_the_kl_weight_of_dalle() -> None:
+    """DALL-E, appendix A.2: β goes from 0 to 6.6 over 5 000 updates by a cosine, so at step 1 250 it is 0.97."""
+    schedule = Cosine(0.0, 6.6, 5000)
+    for step in (0, 1, 1250, 2500, 4999, 5000, 9000):
+        done = min(step, 5000) / 5000
+        assert schedule(step) == pytest.approx(6.6 * (1 - math.cos(math.pi * done)) / 2, abs=1e-12)
+    assert schedule(0) == 0
+    assert schedule(1250) == pytest.approx(0.9666, abs=1e-4)
 
 
 def test_ramp_refuses_zero_steps() -> None:

@@ -9,9 +9,10 @@ import torch
 from smalti.cli import recipe_names
 from smalti.core.config import from_json, to_json
 from smalti.core.rng import fold
+from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.models.cost_estimate import num_parameters
 from smalti.models.mim import build_mim
-from smalti.recipes import base, nano, paper, release, small, tiny
+from smalti.recipes import base, dalle, nano, paper, release, small, tiny
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.optim import AdamW
@@ -78,8 +79,31 @@ def test_the_published_schedules_of_the_tokenizer() -> None:
     assert (rate(0), rate(600_000), rate(1_200_000), rate(steps)) == pytest.approx((1e-4, 5.0625e-5, 1.25e-6, 1.25e-6))
     temperature, beta = config.relaxation.annealing(steps), config.relaxation.ramp(steps)
     assert (temperature(0), temperature(150_000), temperature(steps)) == pytest.approx((1, 1 / 16, 1 / 16))
-    assert (beta(2500), beta(5000), beta(steps)) == pytest.approx((3.3, 6.6, 6.6))
+    assert (beta(1250), beta(2500), beta(5000), beta(steps)) == pytest.approx((0.9666, 3.3, 6.6, 6.6), abs=1e-4)
     assert (config.optimiser.betas, config.optimiser.weight_decay) == ((0.9, 0.999), 1e-4)
+
+
+def test_recipes_that_claim_the_paper_cut_its_crops_from_whole_pictures_decoded_in_full() -> None:
+    for config in (paper.train_tokenizer(), paper.pretrain(), release.pretrain(), dalle.train_tokenizer()):
+        assert (config.data.memory, config.data.full_decode) == ("stream", True)
+    for config in (paper.train_tokenizer(), paper.pretrain(), release.pretrain()):
+        assert config.crop == RandomResizedCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, fallback="centre")
+    assert dalle.train_tokenizer().crop == SquareCrop(scaled=(9 / 8, 12 / 8), flip=0.5)
+    assert paper.pretrain().fp32_tokens
+    assert release.pretrain().fp32_tokens
+
+
+def test_no_other_recipe_has_taken_up_what_the_letter_asks_for() -> None:
+    """Their runs have the bits that they had."""
+    for recipe in (base, nano, small, tiny):
+        verbs = (getattr(recipe, verb, None) for verb in ("train_tokenizer", "pretrain", "finetune"))
+        for config in (verb() for verb in verbs if verb is not None):
+            assert isinstance(config.crop, RandomResizedCrop)
+            assert config.crop.fallback == "whole"
+            assert not config.data.full_decode
+            assert config.data.memory == "auto"
+        assert recipe.train_tokenizer().relaxation.beta_schedule == "linear"
+        assert not recipe.pretrain().fp32_tokens
 
 
 def test_the_recipes_of_the_demo_are_what_they_were() -> None:

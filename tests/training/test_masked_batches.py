@@ -1,6 +1,7 @@
 """Several masks of one view: what is shared between them, and what is drawn for each."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
 from smalti.functional.masking import Blockwise, Random
 from smalti.functional.published_masking import Release
 from smalti.models.vit import ViT
+from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.masked_batches import MaskedViews, training_batches
+from smalti.training.masked_batches import MaskedViews, open_cache, training_batches
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 VIT = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=1, num_heads=2)
@@ -49,6 +51,28 @@ def test_a_view_is_shown_under_masks_that_differ(count: int, masking: Any) -> No
     assert several.mask is not None
     assert len(several.key.unique()) == 12
     assert len({tuple(row) for row in several.mask.tolist()}) > 12 // count
+
+
+@pytest.mark.parametrize("posterior", [False, True])
+def test_tokens_may_be_computed_in_float32_in_a_run_in_bf16(tmp_path: Path, posterior: bool) -> None:
+    """The released code tokenizes outside autocast. The cache of such tokens is that of a run in float32."""
+    bf16 = Compute(torch.device("cpu"), torch.bfloat16)
+    tokenizer = DallE(vocab_size=16, stride=4, width=8).build().eval()
+    plain = replace(VIEWS, tokenizer=tokenizer)
+    views = replace(plain, fp32_tokens=True)
+    compute_of = {"as the run": (plain, bf16), "float32": (views, bf16), "a run in float32": (plain, CPU)}
+    seen = {
+        name: training_batches(given, images(), Data(side=16), 12, compute, Log(), posterior=posterior)(0)
+        for name, (given, compute) in compute_of.items()
+    }
+    exact, ours, rough = seen["a run in float32"], seen["float32"], seen["as the run"]
+    torch.testing.assert_close(ours.ids, exact.ids, rtol=0, atol=0)
+    if posterior:
+        torch.testing.assert_close(ours.scores, exact.scores, rtol=0, atol=0)
+        assert not torch.equal(rough.scores, exact.scores)
+    there = open_cache(tmp_path / "cache", views, images().train, tokenizer, 12, bf16).key
+    assert there == open_cache(tmp_path / "cache", plain, images().train, tokenizer, 12, CPU).key
+    assert there.dtype == "float32"
 
 
 def test_the_ids_are_those_of_the_tokenizer_and_the_scores_those_of_masked_patches() -> None:

@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -26,6 +26,15 @@ Resume: TypeAlias = Literal["same", "free", "free_without_rollback"]
 def setting(default: Any, unit: str = "", paper: str = "", resume: Resume = "same") -> Any:
     """A dataclass field with a unit and, where the value comes from one, a reference."""
     return field(default=default, metadata={"unit": unit, "paper": paper, "resume": resume})
+
+
+def part(default: Any, papers: Mapping[str, str]) -> Any:
+    """A dataclass field that is a configuration itself, some fields of which have other references in this place.
+
+    Args:
+        papers: the references of its fields, by name; the others have none here.
+    """
+    return field(default=default, metadata={"papers": papers})
 
 
 def require(condition: bool, what: str, fix: str = "") -> None:
@@ -153,10 +162,13 @@ class Field:
     resume: Resume = "same"
 
 
-def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
+def leaves(config: Any, prefix: str = "", papers: Mapping[str, str] | None = None) -> Iterator[Field]:
     """Every leaf field of a configuration, depth first, with the default of its class.
 
     A nested configuration that may be one of several classes also yields a leaf with the name of its class.
+
+    Args:
+        papers: references in place of those of the fields (`part`).
     """
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -164,8 +176,9 @@ def leaves(config: Any, prefix: str = "") -> Iterator[Field]:
             choices, usual = kinds(type(config), f.name), kind_name(type(f.default))
             if len(choices) > 1:
                 yield Field(prefix + f.name, kind_name(type(value)), f"of {', '.join(choices)}", "", usual)
-            yield from leaves(value, f"{prefix}{f.name}.")
+            yield from leaves(value, f"{prefix}{f.name}.", f.metadata.get("papers"))
         else:
             default = None if f.default is dataclasses.MISSING else f.default
             unit, paper, resume = (f.metadata.get(key, none) for key, none in _METADATA.items())
+            paper = paper if papers is None else papers.get(f.name, "")
             yield Field(prefix + f.name, value, unit, paper, default, resume)

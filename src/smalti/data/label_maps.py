@@ -272,8 +272,9 @@ def seen(scene: Sample, views: TwoViews, key: np.uint64) -> View:
     """View of an image for a key: pixels bicubic, label map by nearest neighbour; jitter changes pixels only."""
     assert scene.label_map is not None
     keys: Keys = np.array([key])
+    height, width = scene.label_map.shape
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
-    crop, unmirrored = views.crop(keys, *scene.label_map.shape), torch.zeros(1, dtype=torch.bool)
+    crop, unmirrored = views.crop(keys, height, width, views.size), torch.zeros(1, dtype=torch.bool)
     if views.jitter_when == "before_crop":
         image = recolour(image, *colours(views, keys, image), unmirrored)
     shown = resample(image, crop, views.size)

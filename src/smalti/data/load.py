@@ -75,6 +75,9 @@ class Data(ReadOptions):
     held_out: float = setting(0.05, "share of the images never trained on; the embedded ones have their own")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     memory: Memory = setting("auto", "resident: in memory; stream: decoded as shown; auto: what fits a quarter of it")
+    full_decode: bool = setting(
+        False, "streamed JPEGs are decoded at full size, as in the released code; else at a fraction, which is faster"
+    )
     num_workers: int | None = setting(
         None, "processes that decode while streaming; 0: none; none: by the machine", resume="free"
     )

@@ -206,7 +206,8 @@ class InMemoryViewSource:
         chosen, views = torch.from_numpy(rows.index), self.views
         assert self.source.pixels is not None, "these images are not in memory"
         images, label = self.source.pixels[chosen], self.source.labels_at(rows.index)
-        crop = views.crop(rows.view_keys, *images.shape[-2:])
+        height, width = images.shape[-2:]
+        crop = views.crop(rows.view_keys, height, width, views.size)
         unmirrored = torch.zeros(len(images), dtype=torch.bool)  # `resample` mirrors
         if views.jitter_when == "before_crop":
             images = recolour(images, *colours(views, rows.view_keys, images), unmirrored)

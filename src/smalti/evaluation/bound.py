@@ -53,7 +53,7 @@ class TwoStageBound:
         sub_pixels: C·H·W of the tokenizer's view.
         images: number of measured pairs of an image and a mask.
 
-    Reference: BEiT §2.4, eq. 2.
+    Reference: BEiT §2.4, eq. 2, with the one-point distribution of eq. 3 in both terms.
     """
 
     distortion: float | None

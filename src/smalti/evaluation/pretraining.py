@@ -148,12 +148,14 @@ def measure(
     tokenizer = views.tokenizer
     if tokenizer is None:
         return dict(evaluate_pixels(objective, loader, num_batches, compute))
-    batches = TokenizedOnce(loader, tokenizer, compute, posterior=isinstance(objective.target, SoftTokens))
+    tokenizing, posterior = views.tokenizing(compute), isinstance(objective.target, SoftTokens)
+    batches = TokenizedOnce(loader, tokenizer, tokenizing, posterior=posterior)
     measured = evaluate_mim(objective, batches, num_batches, compute)
     model = build_mim(views.backbone, views.num_outputs, views.seed, objective.model.decoder_config)
     before = evaluate_mim(MaskedImageModeling(model.to(compute.device)), batches, num_batches, compute)
     seen = token_views(views, images.train, side=images.held_out.images.shape[-1])
-    counts, losses = token_counts(seen, tokenizer, compute), (before["loss_nats"], measured["loss_nats"])
+    counts = token_counts(seen, tokenizer, tokenizing)
+    losses = (before["loss_nats"], measured["loss_nats"])
     bound = two_stage_bound(tokenizer, batches, num_batches, counts, losses, compute, density=density)
     return measured | {"bound": bound.as_dict()}
 

@@ -156,7 +156,7 @@ def soft_cross_entropy(
     Returns:
         The cross-entropy and its lower bound, the entropy H(q), in nats. Their difference is KL(q ‖ p).
 
-    Reference: BEiT §2.4, eq. 2: its KL before q is taken as the one-point distribution at its most likely token.
+    Reference: BEiT §2.4, eq. 2: its KL, before eq. 3 takes for q the one-point distribution at its most likely token.
     """
     log_q, log_p = (F.log_softmax(values.float(), dim=-1) for values in (scores, logits))
     q = log_q.exp()

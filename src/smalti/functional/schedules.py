@@ -8,7 +8,7 @@ from smalti.core.config import require
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to `end`, then constant.
+    """Linear warm-up from 0 to `peak`, then half a cosine down (or up) to `end`, then constant.
 
     Args:
         peak: value right after the warm-up.
@@ -20,7 +20,7 @@ class Cosine:
         >>> Cosine(peak=1.0, end=0.0, steps=10, warmup=2)(1)
         0.5
 
-    Reference: BEiT §2.5 (10 epochs of warm-up, cosine decay).
+    Reference: BEiT §2.5 (10 epochs of warm-up, cosine decay); DALL-E, appendix A.2 (learning rate, temperature and β).
     """
 
     peak: float
@@ -43,9 +43,9 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Ramp:
-    """Linear from 0 to `end` over `steps`, then constant, as for the KL weight of the discrete VAE.
+    """Linear from 0 to `end` over `steps`, then constant: the KL weight of the small recipes.
 
-    Reference: DALL-E, appendix A.2 (β from 0 to 6.6 over the first 5 000 updates).
+    Differs: DALL-E, appendix A.2, changes it by a cosine, `Cosine(0.0, 6.6, 5000)`.
     """
 
     end: float

@@ -55,6 +55,12 @@ def num_parameters(network: Buildable) -> int:
         return sum(parameter.numel() for parameter in network.build().parameters())
 
 
+def num_parameters_whole(config: ViT, decoder: Linear | CrossAttention, num_outputs: int) -> int:
+    """How many parameters pretraining has: backbone, mask token or decoder, and a head of `num_outputs`."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_mim(config, num_outputs, decoder=decoder).parameters())
+
+
 def pretraining_work(config: ViT, masking: Masking, decoder: Linear | CrossAttention, num_outputs: int) -> Work:
     """Multiply-adds an image of masked image modeling, by torch's count of the operations; nothing is computed.
 

@@ -24,13 +24,13 @@ from smalti.models.layers import Block, Init, PatchEmbed, RelativePositionBias, 
 class ViT:
     """Configuration of the backbone. The defaults are BEiT-B/16 as in the paper."""
 
-    img_size: tuple[int, int] = setting((224, 224), "pixels: height, width", "BEiT §2.1")
+    img_size: tuple[int, int] = setting((224, 224), "pixels: height, width", "BEiT §2.5")
     patch_size: int = setting(16, "pixels", "BEiT §2.1.1")
     in_chans: int = setting(3, "channels")
-    embed_dim: int = setting(768, "channels", "BEiT §2.2")
-    depth: int = setting(12, "blocks", "BEiT §2.2")
-    num_heads: int = setting(12, "heads", "BEiT §2.2")
-    mlp_ratio: float = setting(4.0, "hidden / embed_dim", "BEiT §2.2")
+    embed_dim: int = setting(768, "channels", "BEiT §2.5")
+    depth: int = setting(12, "blocks", "BEiT §2.5")
+    num_heads: int = setting(12, "heads", "BEiT §2.5")
+    mlp_ratio: float = setting(4.0, "hidden / embed_dim", "BEiT §2.5")
     drop_path_rate: float = setting(0.1, "probability at the last block", "BEiT §2.5")
     positions: Literal["absolute", "shared_relative", "block_relative"] = setting(
         "absolute", "a vector a patch, or a bias of attention by offset: for all blocks, or one each", "BEiT §2.2"

@@ -5,11 +5,13 @@ Hardware: 64 V100-16GB in the paper, with 250 M images. Time: 3 M steps; a CPU m
 Expected: the public tokenizer, whose figures its authors do not state; `smalti import` brings its weights.
 
 From fewer images and hours the recipes `small`, `tiny` and `nano` get further: they start from k-means on patches, this
-one from random weights. Differs: gradients are clipped at a norm of 1.
+one from random weights.
+
+Differs: gradients are clipped at a norm of 1; views are scaled by bicubic interpolation, not by area.
 """
 
 from smalti.data.load import Data
-from smalti.data.transforms.views import RandomResizedCrop
+from smalti.data.transforms.views import SquareCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.objectives import Relaxation
@@ -23,12 +25,16 @@ STEPS, ANNEALED, DECAYED, RAMPED = 3_000_000, 150_000, 1_200_000, 5_000
 def train_tokenizer() -> TrainTokenizer:
     """A token for every 8 x 8 pixels; `--data.side 112` gives the 14 x 14 of BEiT."""
     return TrainTokenizer(
-        data=Data(channels=3, side=256),
+        data=Data(channels=3, side=256, memory="stream", full_decode=True),
         tokenizer=DallE(),
         relaxation=Relaxation(
-            beta=6.6, beta_ramp=RAMPED / STEPS, temperature=(1.0, 1 / 16), anneal_ratio=ANNEALED / STEPS
+            beta=6.6,
+            beta_ramp=RAMPED / STEPS,
+            beta_schedule="cosine",
+            temperature=(1.0, 1 / 16),
+            anneal_ratio=ANNEALED / STEPS,
         ),
-        crop=RandomResizedCrop(scale=((8 / 12) ** 2, (8 / 9) ** 2), ratio=(1.0, 1.0)),
+        crop=SquareCrop(scaled=(9 / 8, 12 / 8)),
         optimiser=AdamW(
             lr=1e-4,
             end_lr=1.25e-6,

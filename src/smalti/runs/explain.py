@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.cost_estimate import num_parameters, pretraining_work, training_memory
+from smalti.functional.schedules import Cosine, Ramp
+from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_work, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.targets import Pixels
 
@@ -23,10 +25,12 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
         configs: for each command, the configuration of the recipe, and the one after command-line flags.
     """
     tokenizers = [after.tokenizer for _, after in configs.values() if isinstance(after, TrainTokenizer)]
-    vocab_size = tokenizers[0].vocab_size if tokenizers else None
+    vocab_size = tokenizers[0].vocab_size if tokenizers else DallE().vocab_size
     result = {verb: explain(before, after, vocab_size) for verb, (before, after) in configs.items()}
     for verb, about in result.items():
-        print(f"\n{recipe}: {verb.replace('_', '-')}, {about['num_parameters']:,} parameters\n")
+        whole = about["num_parameters_whole"]
+        more = f"; {whole:,} with mask token or decoder, and head" if whole != about["num_parameters"] else ""
+        print(f"\n{recipe}: {verb.replace('_', '-')}, {about['num_parameters']:,} parameters{more}\n")
         for row in about["fields"]:
             print(
                 f"  {row['name']:<26} {row['value']!s:<22} {row['origin']:<12} {row['unit']}  [{row['paper'] or '-'}]"
@@ -45,14 +49,15 @@ def main(recipe: str, configs: Mapping[str, tuple[Config, Config]]) -> dict[str,
     return {"recipe": recipe, **result}
 
 
-def explain(before: Config, after: Config, vocab_size: int | None = None) -> dict[str, Any]:
+def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
     """One configuration as plain values.
 
     Args:
-        vocab_size: visual tokens that a pretraining predicts, where they are known.
+        vocab_size: visual tokens that a pretraining predicts.
 
     Returns:
-        `fields`, `num_parameters`, `scaling` of the learning rate, `schedules`, `memory_mb`, `multiply_adds`.
+        `fields`, `num_parameters` of tokenizer or backbone, `num_parameters_whole` (of pretraining also mask token or
+        decoder, and head), `scaling` of the learning rate, `schedules`, `memory_mb`, `multiply_adds`.
     """
     fields = []
     was = {old.name: old for old in leaves(before)}
@@ -62,9 +67,14 @@ def explain(before: Config, after: Config, vocab_size: int | None = None) -> dic
         origin = "command line" if changed else "recipe" if new.value != new.default else "default"
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
+    own = num_parameters(after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone)
+    whole = own
+    if isinstance(after, Pretrain):
+        whole = num_parameters_whole(after.backbone, after.decoder, _num_outputs(after, vocab_size))
     return {
         "fields": fields,
-        "num_parameters": num_parameters(after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone),
+        "num_parameters": own,
+        "num_parameters_whole": whole,
         "scaling": after.optimiser.scaling(after.plan.batch_size),
         "schedules": _schedules(after),
         "memory_mb": _memory_mb(after),
@@ -91,13 +101,18 @@ def _memory_mb(config: Config) -> dict[str, float]:
     }
 
 
-def _multiply_adds(config: Config, vocab_size: int | None) -> dict[str, int]:
+def _num_outputs(config: Pretrain, vocab_size: int) -> int:
+    """The width of the head."""
+    vit = config.backbone
+    return vit.in_chans * vit.patch_size**2 if isinstance(config.target, Pixels) else vocab_size
+
+
+def _multiply_adds(config: Config, vocab_size: int) -> dict[str, int]:
     """The multiply-adds an image of pretraining, without those of the tokenizer; `outputs` is the width of the head."""
     if not isinstance(config, Pretrain):
         return {}
-    vit = config.backbone
-    num_outputs = vit.in_chans * vit.patch_size**2 if isinstance(config.target, Pixels) else vocab_size or 1
-    work = pretraining_work(vit, config.masking, config.decoder, num_outputs)
+    num_outputs = _num_outputs(config, vocab_size)
+    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs)
     return {"forward": work.forward, "training": work.training, "outputs": num_outputs}
 
 
@@ -105,13 +120,15 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
     if isinstance(config, TrainTokenizer) and config.planned_steps == 0:
         return {}
     steps = config.plan.steps
-    shown = sorted({1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps} - {0})
-    schedules = {"learning rate": config.optimiser.at(config.plan.batch_size).schedule(steps)} | _annealing(config)
-    return {name: {step: schedule(step) for step in shown} for name, schedule in schedules.items()}
+    shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
+    rate = config.optimiser.at(config.plan.batch_size).schedule(steps)
+    schedules: dict[str, Cosine | Ramp] = {"learning rate": rate, **_annealing(config)}
+    own = {name: {each.steps // 4, each.steps // 2, each.steps} for name, each in schedules.items()}
+    return {name: {step: each(step) for step in sorted((shown | own[name]) - {0})} for name, each in schedules.items()}
 
 
-def _annealing(config: Config) -> dict[str, Any]:
-    if not isinstance(config, TrainTokenizer) or not isinstance(config.tokenizer, DVAE):
+def _annealing(config: Config) -> dict[str, Cosine | Ramp]:
+    if not isinstance(config, TrainTokenizer) or not isinstance(config.tokenizer, DVAE | DallE):
         return {}
     return {
         "temperature": config.relaxation.annealing(config.plan.steps),

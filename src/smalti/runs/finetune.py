@@ -190,7 +190,8 @@ def prepare(
         model.backbone.requires_grad_(False)
     trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
     config.compile_blocks(model.backbone.blocks, compute.device)
-    views = TwoViews(config.crop, config.backbone.img_size, jitter=config.jitter)
+    size, full = config.backbone.img_size, config.data.full_decode
+    views = TwoViews(config.crop, size, jitter=config.jitter, full_decode=full)
     view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
     loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
     whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)

@@ -51,6 +51,9 @@ class Pretrain(BackboneRun):
     masks_per_image: int = setting(
         1, "masks of a view, tokenized once; a batch counts each as an image", "data2vec 2.0"
     )
+    fp32_tokens: bool = setting(
+        False, "the tokenizer computes in float32; else as the run does", "released code: outside autocast"
+    )
     token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
     online: Online = Online()
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
@@ -97,6 +100,8 @@ class Pretrain(BackboneRun):
             self.seed,
             self.num_views,
             self.masks_per_image,
+            self.data.full_decode,
+            self.fp32_tokens,
         )
 
 
@@ -140,9 +145,10 @@ def _looked_at(
     config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session
 ) -> ReferenceComparison | None:
     """Refuse a collapsed tokenizer, and find the nearest reference run, if one is wanted and exists."""
-    compute, vocab_size, baseline = session.compute, None, FLAT_PATCH
+    vocab_size, baseline = None, FLAT_PATCH
     if tokenizer is not None:
         views = config.views(tokenizer)
+        compute = views.tokenizing(session.compute)
         train = token_views(views, given.train, config.data.side)
         if not session.resumed:
             held_out = token_views(views, given.held_out, config.data.side)

@@ -176,10 +176,11 @@ def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int)
     """The first images, their masked versions and the network's completions, with a description."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
-    batch = config.views(tokenizer).held_out_batch(held_out, np.arange(min(count, len(held_out))))
+    views = config.views(tokenizer)
+    batch = views.held_out_batch(held_out, np.arange(min(count, len(held_out))))
     patch_size = config.backbone.patch_size
     if tokenizer is not None:
-        seen = inpaint(model, tokenizer, tokenized(batch, tokenizer, compute), compute)
+        seen = inpaint(model, tokenizer, tokenized(batch, tokenizer, views.tokenizing(compute)), compute)
         return completed(seen, patch_size), (
             "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
             " replaced by the most likely predicted ones and decoded together."

@@ -89,7 +89,7 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
             closing(views.training_loader(images, config.data, world_size() * _BLOCK, compute.device)) as loader,
         ):
             began = time.perf_counter()
-            filled = Filled(cache, loader, tokenizer, compute)
+            filled = Filled(cache, loader, tokenizer, views.tokenizing(compute))
             filled.fill(config.num_epochs, log)
             result = filled.result(config.num_epochs, time.perf_counter() - began)
     log.say(describe(result))

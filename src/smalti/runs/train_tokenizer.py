@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from smalti.core.compute import Compute
-from smalti.core.config import require, setting
+from smalti.core.config import part, require, setting
 from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
@@ -28,13 +28,18 @@ from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.training.checkpoint import write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
+from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
+
+_OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
+"""Settings of the optimiser that DALL-E states."""
 
 
 @dataclass(frozen=True)
 class TrainTokenizer(TrainingRun):
     """Everything about a tokenizer run."""
 
+    optimiser: AdamW = part(AdamW(), dict.fromkeys(_OF_DALLE, "DALL-E, appendix A.2"))
     tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection = DVAE()
     relaxation: Relaxation = Relaxation()
     """Of the discrete VAEs only, DVAE and DallE."""
@@ -138,7 +143,8 @@ def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tupl
     """A trainer at step 0, and its training batches."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
-    views, share = TwoViews(config.crop, (side, side), jitter=config.jitter), plan.batch_size // world_size()
+    share = plan.batch_size // world_size()
+    views = TwoViews(config.crop, (side, side), jitter=config.jitter, full_decode=config.data.full_decode)
     order = Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size()))
     batches = Loader(open_view_source(images, views, config.data, share, compute.device), order)
     objective = build_objective(config, start(config, images).to(compute.device))

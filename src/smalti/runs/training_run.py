@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import Data
 from smalti.data.reading import Normalisation, statistics
-from smalti.data.transforms.views import RandomResizedCrop
+from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.distributed.process_group import Ranks
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import Checkpoint, read_checkpoint
@@ -29,7 +29,7 @@ class TrainingRun:
 
     data: Data = Data()
     out: str = setting("", "the run folder to write")
-    crop: RandomResizedCrop = RandomResizedCrop()
+    crop: RandomResizedCrop | SquareCrop = RandomResizedCrop()
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
     ema_decay: float | None = setting(None, "a step; none: no averaging")
@@ -49,6 +49,7 @@ class TrainingRun:
 class BackboneRun(TrainingRun):
     """A run in which a Transformer over patches learns."""
 
+    crop: RandomResizedCrop = RandomResizedCrop()
     backbone: ViT = ViT()
     normalisation: Normalisation | None = setting(
         None,

@@ -37,6 +37,8 @@ class MaskedViews:
         seed: of order, crops, colours and masks.
         num_views: views of an image to learn from, in turn; None: a new one in every epoch.
         masks_per_image: masks of a view in a training batch, which counts each of them as one image.
+        full_decode: streamed JPEGs are decoded at full size.
+        fp32_tokens: the tokenizer computes in float32, whatever the rest of the run does.
     """
 
     crop: RandomResizedCrop
@@ -47,6 +49,12 @@ class MaskedViews:
     seed: int
     num_views: int | None = None
     masks_per_image: int = 1
+    full_decode: bool = False
+    fp32_tokens: bool = False
+
+    def tokenizing(self, compute: Compute) -> Compute:
+        """Where and in which number format the tokenizer computes, in a run that computes with `compute`."""
+        return replace(compute, dtype=torch.float32) if self.fp32_tokens else compute
 
     @property
     def num_outputs(self) -> int:
@@ -83,7 +91,7 @@ class MaskedViews:
     def _views(self, crop: RandomResizedCrop | WholeImage, jitter: ColorJitter) -> TwoViews:
         size = self.backbone.img_size
         if self.tokenizer is None:
-            return TwoViews(crop, size, None, jitter)
+            return TwoViews(crop, size, None, jitter, self.full_decode)
         require(
             self.backbone.in_chans == self.tokenizer.config.in_chans,
             f"the tokenizer reads {self.tokenizer.config.in_chans} channels and data.channels is"
@@ -91,7 +99,7 @@ class MaskedViews:
         )
         rows, columns = self.backbone.grid
         token_size = (rows * self.tokenizer.stride, columns * self.tokenizer.stride)
-        return TwoViews(crop, size, None if token_size == size else token_size, jitter)
+        return TwoViews(crop, size, None if token_size == size else token_size, jitter, self.full_decode)
 
 
 @dataclass(frozen=True)
@@ -147,14 +155,15 @@ def training_batches(
         token_cache: a folder that keeps visual tokens; empty: none.
     """
     tokenizer, num_images, cache = views.tokenizer, batch_size // views.masks_per_image, None
+    tokenizing = views.tokenizing(compute)
     if tokenizer is not None and token_cache:
         cache = open_cache(Path(token_cache).expanduser(), views, images.train, tokenizer, num_images, compute)
     loader = views.training_loader(images, data, batch_size, compute.device)
     batches: Batches = loader
     if tokenizer is not None and cache is not None:
-        batches = CachedTokens(loader, tokenizer, compute, cache, log)
+        batches = CachedTokens(loader, tokenizer, tokenizing, cache, log)
     elif tokenizer is not None:
-        batches = Tokenized(loader, tokenizer, compute, chunk_for(num_images), posterior)
+        batches = Tokenized(loader, tokenizer, tokenizing, chunk_for(num_images), posterior)
     return batches if views.masks_per_image == 1 else SeveralMasks(batches, views.masks_per_image, views)
 
 
@@ -171,5 +180,5 @@ def open_cache(
     Raises:
         DataError: it is there for other views; the message names all that differs.
     """
-    key = token_key(images, views.training, views.seed, tokenizer, compute, chunk_for(batch_size))
+    key = token_key(images, views.training, views.seed, tokenizer, views.tokenizing(compute), chunk_for(batch_size))
     return TokenCache(folder, key)

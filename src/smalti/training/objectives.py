@@ -4,6 +4,7 @@ Fine-tuning learns one class or several labels per image, or the class of every 
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ class Relaxation:
 
     beta: float = setting(6.6, "weight of the KL, in units of the bound (1 = the bound itself)", "DALL-E, appendix A.2")
     beta_ramp: float = setting(0.02, "share of the steps until beta is reached", "DALL-E: 5 000 steps")
+    beta_schedule: Literal["linear", "cosine"] = setting("linear", "how beta rises from 0", "DALL-E, A.2: a cosine")
     temperature: tuple[float, float] = setting((1.0, 1 / 16), "start and end", "DALL-E, appendix A.2")
     anneal_ratio: float = setting(0.5, "share of the steps until the end temperature", "DALL-E: 150 000 steps")
     spread: float = setting(0.0, "weight of the entropy of the mean posterior, in units of the bound")
@@ -67,9 +69,10 @@ class Relaxation:
         for name in ("anneal_ratio", "beta_ramp"):
             require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}", "use a share in (0, 1]")
 
-    def ramp(self, steps: int) -> Ramp:
+    def ramp(self, steps: int) -> Ramp | Cosine:
         """The schedule of β over `steps` steps."""
-        return Ramp(self.beta, max(1, round(self.beta_ramp * steps)))
+        until = max(1, round(self.beta_ramp * steps))
+        return Ramp(self.beta, until) if self.beta_schedule == "linear" else Cosine(0.0, self.beta, until)
 
     def annealing(self, steps: int) -> Cosine:
         """The schedule of the temperature τ over `steps` steps."""

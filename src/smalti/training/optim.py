@@ -27,7 +27,7 @@ class AdamW:
     """
 
     lr: float = setting(1.5e-3, "at the batch size of the recipe", "BEiT §2.5")
-    end_lr: float = setting(1e-5, "at the last step", "released code")
+    end_lr: float = setting(1e-5, "at the last step", "BEiT, table 12")
     lr_batch_size: int | None = setting(
         None, "images in a step, at which lr and end_lr are meant: in proportion for other batches; none: as they are"
     )
@@ -37,7 +37,7 @@ class AdamW:
     eps: float = setting(1e-8, "added to the root of the second moment", "released code")
     weight_decay: float = setting(0.05, "a step, times the learning rate", "BEiT §2.5")
     decay_rule: DecayRule = setting("release", "which weights decay: release, or timm (no table of positions)")
-    clip_grad: float = setting(3.0, "norm", "released recipe")
+    clip_grad: float = setting(3.0, "norm", "BEiT, table 12")
     layer_decay: float = setting(
         1.0, "learning rate of a layer by that of the layer above it; 1: all alike", "released code, optim_factory.py"
     )
