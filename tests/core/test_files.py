@@ -10,16 +10,15 @@ import pytest
 
 from smalti.core.errors import CheckpointError, OutputError
 from smalti.core.files import (
-    is_whole,
     make_folder,
     new_folder,
-    read_folder,
     remove_leftovers,
     sha256,
     write_bytes,
     write_folder,
     write_json,
 )
+from smalti.core.stored import is_whole, read_folder
 
 FILES = {"model.bin": b"\x00weights\xff", "state.json": b'{"step": 7}'}
 
@@ -118,7 +117,7 @@ def test_missing_and_cut_files_are_noticed(tmp_path: Path, name: str, damage: st
     [
         *((text, "cannot be understood") for text in ("[]", "[1]", "null", "{", '{"model.bin": null}', '{"a": 1e308}')),
         ('{"model.bin": {"sha256": ""}}', "cannot be understood"),
-        ('{"model.bin": {"bytes": NaN, "sha256": ""}}', "model.bin has 0 bytes, not nan"),
+        ('{"model.bin": {"bytes": NaN, "sha256": ""}}', "cannot be understood"),
         ('{"model.bin": {}, "model.bin": {}}', "cannot be understood"),
         ("[" * 100_000, "cannot be understood"),
         ('{"../secret": {"bytes": 0, "sha256": ""}}', "names files elsewhere"),

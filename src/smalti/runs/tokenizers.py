@@ -1,6 +1,5 @@
 """Load the tokenizer in a folder, whether trained by `smalti train-tokenizer` or imported."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from smalti.core.compute import Compute
 from smalti.core.config import from_json, require
 from smalti.core.errors import CheckpointError, SmaltiError, UsageError
-from smalti.core.files import read_folder
+from smalti.core.stored import parse_object, read_folder
 from smalti.core.tensors import tensors_of
 from smalti.data.load import Data
 from smalti.data.tokens import Scorer
@@ -39,7 +38,7 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     """
     try:
         files = read_folder(Path(folder).expanduser())
-        tokenizer = from_json(DallE, json.loads(files[IMPORTED_CONFIG])["config"]).build()
+        tokenizer = from_json(DallE, parse_object(files[IMPORTED_CONFIG])["config"]).build()
         weights = tensors_of(files[IMPORTED_WEIGHTS])
     except (ValueError, KeyError, TypeError, CheckpointError, UsageError) as error:
         cause = "a file of it is missing or damaged"

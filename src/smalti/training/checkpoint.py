@@ -21,9 +21,10 @@ from smalti import __version__
 from smalti.core.compute import RunEnvironment
 from smalti.core.config import from_json
 from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
-from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
+from smalti.core.files import REPLACED, remove_folder, write_folder
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
+from smalti.core.stored import is_whole, parse_object, read_folder
 from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
 from smalti.training.bundle import read_bundle, read_bundle_weights
@@ -259,9 +260,9 @@ def _read(step: int, folder: Path) -> Checkpoint:
     except CheckpointError as error:
         raise _DamagedError(error.cause) from error
     try:
-        about = json.loads(files["state.json"])
+        about = parse_object(files["state.json"])
         found, written = about["step"], about.get("format", 1)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise _DamagedError("state.json cannot be understood") from error
     if written != _FORMAT:
         raise CheckpointError(
