@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ def test_what_is_plain_is_read_as_it_was_written(value: Any) -> None:
 @given(st.binary(max_size=80) | st.text(alphabet='{}[]",:0123456789.-+eENaInfity\\u ', max_size=80).map(str.encode))
 def test_anything_is_a_value_or_a_value_error(text: bytes) -> None:
     for parse in (parse_json, parse_object, lambda text: parse_json(text, finite=False)):
-        try:
+        with suppress(ValueError):
             parse(text)
-        except ValueError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_what_is_refused_says_why(text: bytes, cause: str) -> None:
 
 @pytest.mark.parametrize("text", [b"5", b"null", b"[]", b'"{}"'])
 def test_what_is_no_object_is_refused(text: bytes) -> None:
-    with pytest.raises(ValueError, match="^it is not an object$"):
+    with pytest.raises(ValueError, match=r"^it is not an object$"):
         parse_object(text)
 
 
@@ -66,10 +65,10 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'{"a": 1}')
     assert read_object(path, most=8) == {"a": 1}
-    with pytest.raises(ValueError, match="^it has more than 7 bytes$"):
+    with pytest.raises(ValueError, match=r"^it has more than 7 bytes$"):
         read_object(path, most=7)
     os.truncate(path, 1 << 40)
-    with pytest.raises(ValueError, match="^it has more than 10 bytes$"):
+    with pytest.raises(ValueError, match=r"^it has more than 10 bytes$"):
         read_stored(path, most=10)
 
 

@@ -281,6 +281,8 @@ def _read_config(model: str) -> dict[str, Any]:
         config = read_object(path, MAX_CONFIG, follow=True)["config"]
     except (OSError, ValueError, KeyError) as error:
         cause, fix = "no readable config.json there", "give the --out of a run"
+        if isinstance(error, ValueError):
+            cause += f": {error}"
         foreign = isinstance(error, KeyError | FileNotFoundError)  # else it is damaged, whoever wrote it
         if foreign and any(path.with_name(name).is_file() for name in _WEIGHTS_OF_OTHERS):
             cause, fix = "it holds weights of another program", f"smalti import {model} --out MODEL makes it one"

@@ -21,7 +21,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import input_of, load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.training.checkpoint import load_frozen, read_checkpoint
+from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -42,6 +42,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     """The network of a pretraining run; of some bundles only its backbone, which may be without a final norm."""
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
+    require_alike(config.decoder, weights, run)
     if "head.bias" in weights:
         return _frozen(
             lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),
@@ -70,7 +71,8 @@ def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: s
     there = sum(value.numel() for value in weights.values())
     blocks = vit.depth * vit.embed_dim**2 * (4 + 2 * vit.mlp_ratio)
     positions = math.prod(vit.grid) * (vit.embed_dim if vit.positions == "absolute" else vit.num_heads)
-    if vit.depth > len(weights) or blocks + positions > there:
+    require_alike(vit, weights, run)
+    if blocks + positions > there:
         raise CheckpointError(f"the weights of {run} do not fit", cause="its config.json is of a larger network")
     return load_frozen(build(), weights, run, compute.device)
 
@@ -97,6 +99,7 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """The network of a fine-tuning run, with its selected weights."""
     config, folder = read_config(run, Finetune), RunFolder(Path(run).expanduser())
     outputs, weights = folder.read_classes(), config.read_weights(folder.path).model
+    require_alike(config.task, weights, run)
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
