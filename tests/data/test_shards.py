@@ -482,7 +482,7 @@ from smalti.data.datasets.tar_index import build_index
 def work():
     path = Path(sys.argv[1])
     with open(path, "rb") as file:
-        index = build_index(file, path.stat().st_size, path)
+        index = build_index(file, path.stat().st_size, str(path))
     assert len(index.names) == 20_000
     return index
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from smalti.core.addresses import without_secrets
 from smalti.core.errors import OutputError
 from smalti.core.files import append
 from smalti.core.ranks import is_rank0
@@ -116,8 +117,9 @@ class PlainBar(Bar):
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, so that names in foreign files cannot control the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """A text for a terminal or a page: control characters are escaped, so that no name of a file can control it, and
+    addresses are without secrets."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in without_secrets(text))
 
 
 def print_json(value: object) -> None:

@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from smalti.core.addresses import shown
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
@@ -19,7 +20,6 @@ from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED, open_source
-from smalti.data.datasets.remote import shown
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
 from smalti.data.splits import put_aside
 

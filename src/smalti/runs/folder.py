@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smalti import __version__
+from smalti.core.addresses import is_address, without_secrets
 from smalti.core.config import Field, from_json, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
@@ -21,7 +22,6 @@ from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.core.stored import parse_json, read_lines, read_object, read_stored
-from smalti.data.datasets.remote import without_secrets
 from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import has_checkpoint, read_checkpoint
@@ -244,7 +244,7 @@ def _public(value: Any) -> Any:
         return {name: _public(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_public(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]*://", value) else value
+    return without_secrets(value) if isinstance(value, str) and is_address(value) else value
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,11 +2,11 @@
 
 import csv
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from smalti.core.addresses import is_address
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.data.datasets.names import Labels, Names, NamesBuilder, has_image_suffix
@@ -14,7 +14,6 @@ from smalti.data.datasets.names import Labels, Names, NamesBuilder, has_image_su
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
-_REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Row(NamedTuple):
@@ -25,11 +24,6 @@ class Row(NamedTuple):
     label: str | None
     path_column: str = ""
     label_column: str = ""
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is a command or a network address: `pipe:`, `http://`, `s3://`."""
-    return _REMOTE.match(path) is not None
 
 
 def read_list(path: Path) -> tuple[Names, Labels | None]:
@@ -121,7 +115,7 @@ def _check_path(row: Row, path: Path) -> None:
         raise DataError(f"{where}: no path", fix="remove the line, or fill it in")
     if "\0" in row.path:
         raise DataError(f"{where}: a NUL character", cause="this is no text file", fix="save it as UTF-8")
-    if is_remote(row.path):
+    if is_address(row.path):
         cause = "only plain paths are read, never a command or the network"
         raise DataError(f"{where}: {row.path[:80]}", cause=cause, fix="fetch the files first")
     if row.path.lower().endswith(".tar"):

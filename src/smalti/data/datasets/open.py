@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from smalti.core.addresses import is_address, shown, without_secrets
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.core.log import Log
@@ -11,10 +12,10 @@ from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_datase
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
-from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
+from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
 from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
-from smalti.data.datasets.remote import RemoteFiles, check_address, shown, suffix_of
+from smalti.data.datasets.remote import RemoteFiles, check_address, suffix_of
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.decode import EXTENSIONS
 
@@ -43,7 +44,7 @@ def open_source(path: str, channels: int, log: Log | None = None, follow: Follow
         raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
     place = Path(path).expanduser()
     try:
-        if is_remote(path):
+        if is_address(path):
             return _open_remote(path, channels, log)
         if "{" in path and not place.exists():
             return _open_files([Path(file).expanduser() for file in expand(path)], channels, log)
@@ -59,8 +60,8 @@ def open_source(path: str, channels: int, log: Log | None = None, follow: Follow
 
 def lasting(data: str) -> str:
     """DATA in a form valid from any working directory, without the secrets of an address."""
-    if is_remote(data):
-        return shown(data)
+    if is_address(data):
+        return without_secrets(data)
     return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))
 
 

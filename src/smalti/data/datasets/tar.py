@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from io import BufferedReader
 from itertools import accumulate, product
 from math import prod
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,7 +133,7 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
         index = load_index(version)
         if index is None:
             with BufferedReader(places.open(number)) as file:
-                index = build_index(file, os.fstat(file.fileno()).st_size, Path(name))
+                index = build_index(file, os.fstat(file.fileno()).st_size, name)
             save_index(version, index)
         return index
     except OSError as error:

@@ -131,13 +131,13 @@ class _Header:
     suffixes: tuple[tuple[str, int], ...]
 
 
-def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
+def build_index(file: BufferedIOBase, length: int, name: str) -> ShardIndex:
     """Build an index from the headers of a shard and its label files (`.cls`).
 
     Args:
         file: the shard, opened for reading.
         length: its size in bytes.
-        path: its path, for messages.
+        name: what it is called in messages.
 
     Raises:
         DataError: the file is compressed, or not a tar archive.
@@ -146,14 +146,14 @@ def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
             cause = f"compressed ({kind}): it cannot be read from the middle, and images are compressed already"
-            raise DataError(f"{path} is no plain tar archive", cause=cause, fix="unpack it to a plain .tar")
+            raise DataError(f"{name} is no plain tar archive", cause=cause, fix="unpack it to a plain .tar")
     builder = _Builder(file)
     try:
         for sample in _samples(members(file, length), builder.left_out):
             builder.add(sample)
     except DamagedTarError as error:
         if str(error).startswith(("no header at byte 0", "it ends within a header at byte 0")):
-            raise DataError(f"{path} is no tar archive", cause=str(error), fix="check the path") from error
+            raise DataError(f"{name} is no tar archive", cause=str(error), fix="check the path") from error
         builder.left_out.add(DAMAGED, os.fsencode(str(error)))
     return builder.build()
 
