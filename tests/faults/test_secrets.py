@@ -161,7 +161,7 @@ def test_k18_a_run_folder_keeps_the_address_without_password_and_signature(tmp_p
 
 
 ODD = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-SCHEME = st.sampled_from(["http", "HTTP", "hTtPs", "s3", "gs", "az", "abfs", "hf", "ftp"])
+SCHEME = st.sampled_from(["http", "HTTP", "hTtPs", "s3", "gs", "az", "abfs", "hf"])
 SLASHES = st.sampled_from(["//", "/", "///"])
 
 

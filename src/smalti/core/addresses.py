@@ -5,7 +5,25 @@ import re
 SCHEMES = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 """The schemes of addresses that are read, each with the library that fsspec needs for it."""
 
-_ADDRESS = re.compile(r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]+:/+)(.*)", re.IGNORECASE | re.DOTALL)
+_OTHERS = (
+    "http",
+    "ftp",
+    "ftps",
+    "sftp",
+    "ssh",
+    "gcs",
+    "s3a",
+    "s3n",
+    "abfss",
+    "wasb",
+    "wasbs",
+    "oss",
+    "ws",
+    "wss",
+    "file",
+)
+_FIRST = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]+:/+", re.IGNORECASE)
+_LATER = re.compile(rf"(?<![a-z0-9+.-])(?:{'|'.join((*SCHEMES, *_OTHERS))}):/+", re.IGNORECASE)
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?", re.DOTALL)
 
 
@@ -22,23 +40,29 @@ def without_secrets(text: str) -> str:
 
     Where a query begins, the text ends: a signature may hold any character, so nothing tells where it ends.
     """
-    found = _ADDRESS.search(text)
-    if found is None:
+    found = _FIRST.search(text)
+    if found is None or re.search("[@?#]", text) is None:
         return text
-    scheme, rest = found.groups()
-    if re.search("[@?#]", rest) is None:
-        return text
-    return text[: found.start()] + scheme + _public(rest)
+    begins = [found, *_LATER.finditer(text, found.end())]
+    ends = [*(begin.start() for begin in begins[1:]), len(text)]
+    kept = text[: found.start()]
+    for begin, end in zip(begins, ends, strict=True):
+        rest = text[begin.end() : end]
+        kept += begin[0] + _public(rest)
+        if re.search("[?#]", rest):
+            break
+    return kept
 
 
 def _public(rest: str) -> str:
-    """What follows the scheme of an address, without what may be secret."""
-    authority = re.match(r"[^/?#\\]*", rest)
-    assert authority is not None  # it may be empty
-    host, path = authority[0].rpartition("@")[2], rest[authority.end() :]
+    """What follows the scheme of an address, without what may be secret; a part alone where that is not plain."""
+    authority, *path = re.split("(?=[/?#])", rest, maxsplit=1)
+    user, _, host = authority.rpartition("@")
+    if user and "@" in "".join(path):
+        return ""  # the password may have a slash in it, and then this is no host
     if _HOST.fullmatch(host) is None:
         return host.partition(":")[0]  # what follows is no port, and may be a part of a password
-    return host + without_secrets(re.split("[?#]", path, maxsplit=1)[0])
+    return host + re.split("[?#]", "".join(path), maxsplit=1)[0]
 
 
 def shown(text: str) -> str:
