@@ -354,7 +354,8 @@ def _sync_folder(path: Path) -> None:
 def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < _SPARE * needed:
-        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, and {free / 1e6:.1f} MB are free")
+        wanted = f"{_SPARE * needed / 1e6:.1f} MB are needed ({needed / 1e6:.1f} MB to write, and a fifth to spare)"
+        raise OSError(errno.ENOSPC, f"{wanted}, and {free / 1e6:.1f} MB are free")
 
 
 def _require_sizes(folder: Path, files: dict[str, bytes]) -> None:

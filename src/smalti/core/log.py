@@ -77,7 +77,7 @@ class Log:
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:
             yield RichBar(progress, progress.add_task(title, total=total, note=""))
@@ -97,7 +97,7 @@ class RichBar(Bar):
         self.progress, self.task = progress, task
 
     def update(self, done: int, note: str = "") -> None:
-        self.progress.update(self.task, completed=done, note=note)
+        self.progress.update(self.task, completed=done, note=printable(note))
 
 
 class PlainBar(Bar):

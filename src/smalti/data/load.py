@@ -179,6 +179,8 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
         path, reason = bad.found[0]
         raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
     bad.finish(log)
+    if len(labels) > 1 and all(np.array_equal(pixels[0], other) for other in pixels[1 : len(labels)]):
+        log.say(f"warning: all {len(labels)} images are the same, so what is learned from them means nothing")
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 

@@ -149,6 +149,10 @@ def writing(out: str) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)  # taking the lock proves that the folder is writable
     except OSError as error:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+    for name in (CHECKPOINTS, "best", "captures"):
+        if (path / name).is_symlink():
+            cause, fix = "a run writes and removes files there, and follows no link", "move the whole run instead"
+            raise OutputError(f"{path / name} is a link", cause=cause, fix=fix)
     if who := open_to_others(path):
         Log().say(f"warning: {who}, so the run can be changed by others")
     with only_writer(path):

@@ -15,7 +15,8 @@ from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.names import NONE, LeftOut, resolve
-from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
+from smalti.data.datasets.tar_index import DAMAGED, ShardIndex, build_index, load_index, save_index
+from smalti.data.datasets.tar_members import CUT_OFF
 
 MAX_SHARDS = 100_000
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -73,6 +74,9 @@ class Shards(IndexedTars):
         for name, index in zip(self.places.names, self._indices, strict=True):
             self.left_out.merge(index.left_out, f"{name}: ")
         if not len(self):
+            if self.left_out.counts.keys() & {CUT_OFF, DAMAGED}:
+                fix = "fetch or write it again"
+                raise DataError(f"no whole image in {self.places.names[0]}", cause=f"{self.left_out}", fix=fix)
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
             raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check the path")
