@@ -1,9 +1,11 @@
 """What a run says."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from smalti.core.log import Log, print_json
 
@@ -47,6 +49,15 @@ def test_progress_off_a_terminal_is_a_plain_line_at_the_end(capsys: pytest.Captu
     assert len(lines) == 1
     assert lines[0].startswith("tokenizer    3/3")
     assert lines[0].endswith("loss 3")
+
+
+def test_a_name_beside_a_bar_cannot_steer_the_terminal() -> None:
+    log, screen = Log(), io.StringIO()
+    log.console = Console(file=screen, force_terminal=True, width=200, color_system=None)
+    with log.progress("index MB", 2) as bar:
+        bar.update(1, "\x1b]0;owned\x07[red]a.tar")
+    assert "\x1b]0;" not in screen.getvalue()
+    assert r"\x1b]0;owned\x07[red]a.tar" in screen.getvalue()
 
 
 def test_print_json_is_one_line_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

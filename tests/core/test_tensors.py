@@ -97,7 +97,7 @@ def test_b14_a_hundred_thousand_tensors_are_too_many(tmp_path: Path) -> None:
 def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises((ValueError, OSError), match=r"it is no ordinary file|Is a directory"):
+        with pytest.raises((ValueError, OSError), match=r"no ordinary file"):
             read_tensors(place)
     with pytest.raises(FileNotFoundError):
         read_tensors(tmp_path / "none")

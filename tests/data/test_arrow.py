@@ -155,8 +155,8 @@ def test_bad_cells_are_bad_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("state.json", "{", r"cannot read .*state\.json; no JSON: .*; save the data set again"),
-        ("state.json", "[]", r"cannot read .*state\.json; no JSON object"),
+        ("state.json", "{", r"cannot read .*state\.json; it is not JSON: .*; save the data set again"),
+        ("state.json", "[]", r"cannot read .*state\.json; it is not an object"),
         ("state.json", "{}", r"cannot read .*state\.json; it names no files; save the data set again"),
         ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "a file it names is none of its folder"),
         ("state.json", '{"_data_files": [{"filename": 3}]}', "a file it names is none of its folder"),

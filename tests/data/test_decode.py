@@ -789,3 +789,16 @@ def test_g29_a_bad_file_has_the_same_reason_every_time() -> None:
             decode_bytes(data, "a", 3)
         reasons.add(str(caught.value))
     assert len(reasons) == 1
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "tiff_lzw"])
+def test_the_library_of_tiff_files_says_nothing_by_itself(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 251).save(
+        buffer, "TIFF", compression=compression
+    )
+    damaged = bytearray(buffer.getvalue())
+    damaged[20:200] = b"\xff" * 180
+    with pytest.raises(DataError, match="decoder error"):
+        decode_bytes(bytes(damaged), 3)
+    assert capfd.readouterr() == ("", "")

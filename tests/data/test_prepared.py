@@ -232,7 +232,7 @@ def count_of(packed: Path) -> int:
     ("change", "message"),
     [
         (shard(images=2**62), r"shard-00000\.index is damaged; no room for 4611686018427387904 images"),
-        (shard(images=10**30), r"shard-00000\.index is damaged; no room for 1000000000000000000"),
+        (shard(images=10**30), r"prepared\.json is damaged; no JSON object with smalti_prepared"),
         (shard(images=-1), r"shard-00000\.index is damaged; no room for -1 images"),
         (shard(bytes=-5), r"shard-00000\.index is damaged; images or names lie outside the shard"),
         (shard(bytes=2**64), r"shard-00000\.index is damaged; images or names lie outside the shard"),

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from smalti.core.addresses import shown
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets import parquet, remote
@@ -30,7 +31,6 @@ from smalti.data.datasets.remote import (
     check_redirect,
     make_room,
     max_cache_bytes,
-    shown,
 )
 from smalti.data.load import Data
 from smalti.runs.check import Check, main
@@ -222,6 +222,9 @@ def test_a_source_can_be_sent_to_another_process(server: Server) -> None:
         ("memory://0.tar", "memory: is none of the addresses"),
         ("http://{localhost,example.org}/0.tar", "http: is none of the addresses"),
         ("https://[x/0.tar", "no address: Invalid IPv6 URL"),
+        ("https://me:word@ho\u2100st/0.tar", "no address: netloc it contains invalid characters"),
+        ("http:/127.0.0.1/0.tar", "two slashes begin an address; as in http://"),
+        ("S3:/bucket/0.tar", "two slashes begin an address; as in s3://"),
     ],
 )
 def test_h17_only_listed_addresses_are_read(url: str, cause: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -266,7 +269,7 @@ def test_what_is_read_at_an_address(server: Server) -> None:
 def test_secrets_of_an_address_are_not_shown() -> None:
     assert shown("https://me:word@host/a/0.tar?sig=1#x") == "https://host/a/0.tar"
     assert shown("hf://datasets/a/b@main/0.tar") == "hf://datasets/a/b@main/0.tar"
-    assert shown("403, url='https://h/0.tar?sig=1'") == "403, url='https://h/0.tar'"
+    assert shown("403, url='https://h/0.tar?sig=1'") == "403, url='https://h/0.tar"
     with pytest.raises(DataError) as caught:
         ask("http://me:word@127.0.0.1:1/0.tar?sig=1")
     assert "word" not in str(caught.value)

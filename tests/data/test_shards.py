@@ -1,9 +1,11 @@
 """Tar shards: patterns, what of an archive is taken, the index and its cache, damaged and hostile archives."""
 
+import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -382,18 +384,38 @@ def test_an_index_is_built_once_and_again_only_for_the_shard_that_changed(tmp_pa
     assert built[3:] == ["1.tar"]
 
 
+OTHERS = [("version", 0), ("size", 1), ("shard", "/x"), ("mtime_ns", 1), ("extensions", [])]
+DAMAGES = [
+    (rb'"count": 1', rb'"count": %s' % count)
+    for count in (b"1e999", b"Infinity", b"-1", b"2", b"9" * 400, b"1.0", b"true", b"null", b"[" * 100_000)
+]
+DAMAGES += [
+    (rb'"label_names": .*?\], ', b""),
+    (rb'"label_names": \["7"\]', b'"label_names": []'),
+    (rb'"label_names": \["7"\]', b'"label_names": 5'),
+    (rb'"left_out": \[\]', b'"left_out": [["x", 1]]'),
+    (rb'"suffixes": \[\]', b'"suffixes": {}'),
+]
+
+
+def sealed(head: bytes, body: bytes) -> bytes:
+    """An index with the digest of what it holds."""
+    content = head + b"\n" + body
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
 def test_h19_an_index_is_rebuilt_when_anything_about_it_is_different(
     tmp_path: Path, cache: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = put(tmp_path / "a" / "0.tar", ("a.png", png(5)))
+    path = put(tmp_path / "a" / "0.tar", ("a.png", png(5)), ("a.cls", b"7"))
     shards_at([path], 1)
     (kept,) = cache.iterdir()
     good = kept.read_bytes()
-    head, body = good.split(b"\n", 1)
-    changed = [
-        json.dumps(json.loads(head) | {key: value}).encode() + b"\n" + body
-        for key, value in [("smalti_shard_index", 0), ("size", 1), ("shard", "/x"), ("mtime_ns", 1), ("extensions", [])]
-    ]
+    _, head, body = good.split(b"\n", 2)
+    of = json.loads(head)["of"]
+    changed = [sealed(json.dumps(json.loads(head) | {"of": of | {key: value}}).encode(), body) for key, value in OTHERS]
+    changed += [sealed(re.sub(*change, head, count=1), body) for change in DAMAGES]
+    flipped = [good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :] for place in range(len(good))]
     damaged = [
         b"",
         b"\n",
@@ -401,16 +423,27 @@ def test_h19_an_index_is_rebuilt_when_anything_about_it_is_different(
         good[:-1],
         good[:-1] + b"!",
         body,
-        head + b"\n",
+        sealed(head, b""),
+        head + b"\n" + body,
         b"\x80\x04." + good,
-        b"{}\n" + body,
+        sealed(b"{}", body),
     ]
-    for content in changed + damaged:
+    for content in changed + damaged + flipped:
         kept.write_bytes(content)
         built.clear()
         assert shards_at([path], 1)[0].image[0, 0, 0] == 5
         assert built == ["0.tar"]
         assert kept.read_bytes() == good
+
+    other = tmp_path / "good"
+    other.write_bytes(good)
+    for make in (lambda: kept.symlink_to(other), lambda: os.mkfifo(kept)):
+        kept.unlink()
+        make()
+        built.clear()
+        shards_at([path], 1)
+        assert built == ["0.tar"], "neither links nor pipes are opened"
+    kept.unlink()
 
     # The same cache file under another root does not speak for another shard.
     other = put(tmp_path / "b" / "0.tar", ("b.png", png(6)))
@@ -457,7 +490,7 @@ from smalti.data.datasets.tar_index import build_index
 def work():
     path = Path(sys.argv[1])
     with open(path, "rb") as file:
-        index = build_index(file, path.stat().st_size, path)
+        index = build_index(file, path.stat().st_size, str(path))
     assert len(index.names) == 20_000
     return index
 """

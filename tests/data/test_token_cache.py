@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from smalti.tokenizers.dvae import DVAE
 from tests.small_runs import flat_pictures
 
 NUM_IMAGES, NUM_PATCHES, VOCAB = 20, 3, 512
+ROW = 2 * NUM_PATCHES + 8
+"""Bytes of an image: its visual tokens, and their digest."""
 VIEWS = TwoViews(RandomResizedCrop(), (16, 16), (8, 8))
 KEYED = TokenKey(
     tokenizer="ab" * 32,
@@ -124,8 +128,9 @@ def test_a_batch_may_lie_in_many_epochs(cache: TokenCache) -> None:
 def test_the_files_are_what_the_documentation_says(full: TokenCache) -> None:
     full.store(*at(12, 1), all_ids()[[1]])
     assert sorted(path.name for path in full.folder.iterdir()) == ["ids-00000.u16", "ids-00012.u16", KEY]
-    raw = np.frombuffer((full.folder / "ids-00000.u16").read_bytes(), "<u2").reshape(NUM_IMAGES, NUM_PATCHES)
-    np.testing.assert_array_equal(raw, all_ids() + 1)
+    raw = np.frombuffer((full.folder / "ids-00000.u16").read_bytes(), "<u2").reshape(NUM_IMAGES, NUM_PATCHES + 4)
+    np.testing.assert_array_equal(raw[:, :NUM_PATCHES], all_ids() + 1)
+    assert raw.all()
     assert json.loads((full.folder / KEY).read_text()) == json.loads(json.dumps(to_json(KEYED)))
 
 
@@ -181,13 +186,25 @@ def test_a_field_of_another_version_is_named(cache: TokenCache) -> None:
         TokenCache(cache.folder, KEYED)
 
 
-@pytest.mark.parametrize(("content", "cause"), [(b'{"seed": 0,', "it is not JSON"), (b"[1]", "it is not an object")])
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b'{"seed": 0,', r"it is not JSON: .*"),
+        (b"[1]", "it is not an object"),
+        (b'{"seed": ' + b"9" * 400 + b"}", "a number has 400 digits"),
+        (b'{"seed": Infinity}', "Infinity is no finite number"),
+        (b'{"seed": 0, "seed": 1}', "a key is there twice"),
+        (b'{"seed": ' + b"[" * 100_000, "it is nested too deeply"),
+        (b'{"seed": ' + b"[" * 60 + b"]" * 60 + b"}", "it is nested too deeply"),
+    ],
+    ids=range(7),
+)
 def test_a_damaged_key_is_refused(cache: TokenCache, content: bytes, cause: str) -> None:
     (cache.folder / KEY).write_bytes(content)
     with pytest.raises(DataError) as caught:
         TokenCache(cache.folder, KEYED)
-    expected = f"{cache.folder / KEY} is damaged; {cause}; delete the cache, or give another folder"
-    assert str(caught.value) == expected
+    expected = rf"{re.escape(str(cache.folder / KEY))} is damaged; {cause}; delete the cache, or give another folder"
+    assert re.fullmatch(expected, str(caught.value))
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -249,7 +266,7 @@ def test_the_key_of_a_run(tmp_path: Path) -> None:
 
 def test_a_torn_row_counts_as_missing(full: TokenCache) -> None:
     with open(full.path(0), "r+b") as file:
-        file.seek(2 * (4 * NUM_PATCHES + 1))
+        file.seek(4 * ROW + 2)
         file.write(b"\0" * 4)  # the end of row 4, as if its page had not reached the disk
     ids, present = TokenCache(full.folder, KEYED).lookup(*ALL)
     assert np.flatnonzero(~present).tolist() == [4]
@@ -257,10 +274,10 @@ def test_a_torn_row_counts_as_missing(full: TokenCache) -> None:
 
 
 def test_of_a_file_cut_short_the_whole_rows_count(full: TokenCache) -> None:
-    for size in reversed(range(2 * NUM_IMAGES * NUM_PATCHES)):
+    for size in reversed(range(NUM_IMAGES * ROW)):
         os.truncate(full.path(0), size)
         ids, present = full.lookup(*ALL)
-        assert present.sum() == size // (2 * NUM_PATCHES)
+        assert present.sum() == size // ROW
         np.testing.assert_array_equal(ids[present], all_ids()[present])
     full.store(*ALL, all_ids())
     assert full.missing(0).size == 0
@@ -271,7 +288,7 @@ def test_a_file_that_is_too_long_is_refused(full: TokenCache) -> None:
         file.write(b"\1")
     with pytest.raises(DataError) as caught:
         TokenCache(full.folder, KEYED).lookup(*ALL)
-    cause = "it has 121 bytes, and at most 120 are right"
+    cause = "it has 281 bytes, and at most 280 are right"
     assert str(caught.value) == f"{full.path(0)} is damaged; {cause}; delete the cache, or give another folder"
 
 
@@ -284,18 +301,81 @@ def test_an_id_beyond_the_vocabulary_is_refused(full: TokenCache) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(cache: TokenCache) -> None:
-    cache.path(0).symlink_to(cache.path(0))
-    with pytest.raises(DataError, match=r"^cannot read .*ids-00000.u16; Too many levels of symbolic links$"):
+    cache.path(0).mkdir()
+    with pytest.raises(DataError, match=r"^cannot read .*ids-00000.u16; what is there is no ordinary file$"):
         cache.lookup(*ALL)
-    with pytest.raises(OutputError, match=r"^cannot write .*ids-00000.u16; Too many levels of symbolic links$"):
+    with pytest.raises(OutputError, match=r"^cannot write .*ids-00000.u16; what is there is no ordinary file$"):
         cache.store(*ALL, all_ids())
+
+
+def make_link(path: Path) -> None:
+    (path.parent.parent / "other").write_bytes(b"mine")
+    path.symlink_to(path.parent.parent / "other")
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [(make_link, "it is a link, and none is followed here"), (os.mkfifo, "what is there is no ordinary file")],
+)
+@pytest.mark.parametrize("name", ["ids-00000.u16", KEY])
+def test_links_and_pipes_are_neither_read_nor_written(
+    cache: TokenCache, make: Callable[[Path], None], cause: str, name: str
+) -> None:
+    (cache.folder / name).unlink(missing_ok=True)
+    make(cache.folder / name)
+    with pytest.raises(DataError, match=rf"^cannot read .*{name}; {cause}"):
+        TokenCache(cache.folder, KEYED).lookup(*ALL)
+    if name != KEY:
+        with pytest.raises(OutputError, match=rf"^cannot write .*{name}; {cause}"):
+            cache.store(*ALL, all_ids())
+    if (other := cache.folder.parent / "other").exists():
+        assert other.read_bytes() == b"mine"
+
+
+def test_every_flipped_bit_is_noticed(full: TokenCache) -> None:
+    """Or makes its row one that is missing: a number that becomes 0."""
+    content = full.path(0).read_bytes()
+    causes = set()
+    for bit in range(8 * ROW):
+        changed = bytearray(content)
+        changed[3 * ROW + bit // 8] ^= 1 << bit % 8
+        full.path(0).write_bytes(changed)
+        try:
+            ids, present = full.lookup(*ALL)
+        except DataError as error:
+            causes.add(error.cause)
+        else:
+            assert np.flatnonzero(~present).tolist() == [3]
+            np.testing.assert_array_equal(ids[present], all_ids()[present])
+    beyond = "it holds visual tokens beyond the 512 that there are"
+    assert causes == {beyond, "the visual tokens of image 3 differ from their digest"}
+
+
+def test_rows_in_the_place_of_others_are_noticed(full: TokenCache, tmp_path: Path) -> None:
+    """Of another image, of another epoch, of a cache with another key."""
+    content = full.path(0).read_bytes()
+    rows = [content[start : start + ROW] for start in range(0, len(content), ROW)]
+    full.path(0).write_bytes(b"".join(reversed(rows)))
+    with pytest.raises(
+        DataError, match=r"ids-00000.u16 is damaged; the visual tokens of image 0 differ from their dig"
+    ):
+        full.lookup(*ALL)
+    full.path(1).write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"ids-00001.u16 is damaged; the visual tokens of image 7 differ from their dig"
+    ):
+        full.lookup(*at(1, 7))
+    other = TokenCache(tmp_path / "other", replace(KEYED, seed=1))
+    other.path(0).write_bytes(content)
+    with pytest.raises(DataError, match=r"the visual tokens of image 19 differ from their digest; delete the cache"):
+        other.lookup(*at(0, 19))
 
 
 def test_a_full_disk_is_an_error_of_output_and_loses_nothing(
     cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.store(*at(0, 0, 1), all_ids()[:2])
-    room, write = [NUM_PATCHES * 2 + 3], os.pwrite
+    room, write = [ROW + 3], os.pwrite
 
     def limited(descriptor: int, data: bytes, offset: int) -> int:
         if not room[0]:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from smalti import cli
-from smalti.core import files, folder_lock, log
+from smalti.core import addresses, files, folder_lock, log
 from smalti.core.errors import CheckpointError, OutputError
-from smalti.data.datasets import remote
 from smalti.runs import folder
 from smalti.training import checkpoint
 from tests.faults import test_output, test_secrets, test_together
@@ -60,7 +59,8 @@ def names_are_obeyed(patch: pytest.MonkeyPatch) -> None:
 
 
 def secrets_are_shown(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(remote, "without_secrets", lambda text: text)
+    for module in (addresses, log):
+        patch.setattr(module, "without_secrets", lambda text: text)
 
 
 def error_over_many_lines(tmp_path: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ TRIED: dict[Mutant, Callable[[Path, pytest.MonkeyPatch, Any], None]] = {
     ),
     modes_are_lost: lambda path, patch, said: test_output.test_c13_a_file_that_is_replaced_hands_its_mode_on(path),
     secrets_are_kept: lambda path, patch, said: (
-        test_secrets.test_k18_a_run_folder_keeps_the_address_without_password_and_signature(path)
+        test_secrets.test_k18_a_run_folder_keeps_the_address_without_password_and_signature(path, "https")
     ),
     names_are_obeyed: error_over_many_lines,
     secrets_are_shown: lambda path, patch, said: test_secrets.test_k18_the_console_shows_no_secret_of_an_address(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smalti.core import files
+from smalti.core import files, stored
 from smalti.core.errors import CheckpointError
 from smalti.training import checkpoint
 from smalti.training.checkpoint import read_checkpoint
@@ -70,13 +70,13 @@ def test_a_page_of_zeros_is_caught(run: Path) -> None:
 
 def test_a_reader_that_skips_digests_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint.Log, "say", lambda self, line: None)
-    verified = files._verified
+    verified = stored._verified
 
     def careless(path: Path) -> list[tuple[str, bytes]]:
-        return [(name, (path / name).read_bytes()) for name, _ in files._read_manifest(path).items()]
+        return [(name, (path / name).read_bytes()) for name, _ in stored._read_manifest(path).items()]
 
     assert list(verified(run / "checkpoints" / "step-00000020")) == careless(run / "checkpoints" / "step-00000020")
-    monkeypatch.setattr(files, "_verified", careless)
+    monkeypatch.setattr(stored, "_verified", careless)
     assert caught(run, one_bit, 100) < 100
 
 
@@ -119,7 +119,7 @@ def test_files_that_nobody_knows_are_left_alone(run: Path) -> None:
 def about(run: Path, text: str) -> None:
     """Replace what the newest checkpoint says about itself, digest and all."""
     folder = run / "checkpoints" / "step-00000020"
-    content = files.read_folder(folder) | {"state.json": text.encode()}
+    content = stored.read_folder(folder) | {"state.json": text.encode()}
     files.write_folder(folder, content)
 
 

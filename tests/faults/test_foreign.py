@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from smalti.core.errors import CheckpointError, NumericError
-from smalti.core.files import read_folder, write_folder
+from smalti.core.files import write_folder
+from smalti.core.stored import read_folder
 from smalti.training.checkpoint import BackgroundWriter, read_checkpoint, write_checkpoint
 from smalti.weights.read import read_source
 from tests.faults.trial import save, value_of

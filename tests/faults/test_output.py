@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from smalti.cli import main
-from smalti.core import files
+from smalti.core import files, stored
 from smalti.core.errors import LockError, OutputError
 from smalti.core.files import append, require_place, write_bytes, write_folder, write_json
 from smalti.core.log import Log
@@ -359,7 +359,7 @@ def test_c12_what_a_network_file_system_says_for_a_moment_is_waited_for(
             write()
     assert waited == 3 * [0.1, 0.3, 0.9]
     assert (tmp_path / "file").read_bytes() == b"new"
-    assert files.read_folder(tmp_path / "folder") == {"a": b"newer"}
+    assert stored.read_folder(tmp_path / "folder") == {"a": b"newer"}
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 

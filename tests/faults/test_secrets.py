@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smalti.cli import main
+from smalti.core.addresses import is_address, without_secrets
 from smalti.core.compute import choose_compute
 from smalti.core.contracts import Batch
-from smalti.core.log import Log
+from smalti.core.log import Log, printable
 from smalti.recipes import nano
 from smalti.runs.folder import create, writing
 from smalti.runs.session import TrainingHooks
@@ -143,16 +147,61 @@ def test_k18_nothing_of_the_environment_gets_into_a_run_or_a_capture(
 ADDRESS = f"https://me:{SECRET}@host/set/s-{{000..009}}.tar?X-Amz-Signature={SECRET}"
 
 
-def with_address() -> TrainTokenizer:
+def with_address(address: str = ADDRESS) -> TrainTokenizer:
     start = nano.train_tokenizer()
-    return dataclasses.replace(start, data=dataclasses.replace(start.data, path=ADDRESS), device="cpu")
+    return dataclasses.replace(start, data=dataclasses.replace(start.data, path=address), device="cpu")
 
 
-def test_k18_a_run_folder_keeps_the_address_without_password_and_signature(tmp_path: Path) -> None:
-    create(str(tmp_path / "run"), with_address())
+@pytest.mark.parametrize("scheme", ["https", "HTTP", "Hf", "s3"])
+def test_k18_a_run_folder_keeps_the_address_without_password_and_signature(tmp_path: Path, scheme: str) -> None:
+    create(str(tmp_path / "run"), with_address(ADDRESS.replace("https", scheme)))
     assert SECRET.encode() not in everything_in(tmp_path)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["data"]["path"]
-    assert kept == "https://host/set/s-{000..009}.tar"
+    assert kept == f"{scheme}://host/set/s-{{000..009}}.tar"
+
+
+ODD = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+SCHEME = st.sampled_from(["http", "HTTP", "hTtPs", "s3", "gs", "az", "abfs", "hf"])
+SLASHES = st.sampled_from(["//", "/", "///"])
+
+
+@given(SCHEME, SLASHES, ODD, ODD, ODD, ODD, st.sampled_from(["", "\n", "'", '"', " ", "(", "<"]))
+def test_k18_no_odd_character_of_a_secret_lets_it_through(
+    scheme: str, slashes: str, user: str, before: str, after: str, signed: str, quote: str
+) -> None:
+    """Of passwords, queries and fragments; a password has any character, and a user any that does not end him."""
+    user = re.sub(r"[/?#:\\@]", "", user)
+    password, query = f"p{before}{SECRET}{after}", f"{signed}{SECRET}{signed}"
+    for address in (
+        f"{scheme}:{slashes}{user}:{password}@host/set/0.tar",
+        f"{scheme}:{slashes}{user}:{password}@host:80/set/0.tar?{query}",
+        f"{scheme}:{slashes}host/set/0.tar?sig={query}",
+        f"{scheme}:{slashes}[::1]:8080/set/0.tar#{query}",
+    ):
+        assert is_address(address)
+        for text in (address, f"404, url={quote}{address}{quote}: is not there", f"from http://h/x to {address}"):
+            assert SECRET not in without_secrets(text)
+            assert SECRET not in printable(text)
+        if "@" not in address:
+            assert without_secrets(address) == re.split("[?#]", address)[0]
+
+
+@given(ODD, ODD, st.sampled_from(["", ":80"]))
+def test_k18_an_address_without_secrets_is_shown_whole(folder: str, name: str, port: str) -> None:
+    path = re.sub("[?#]", "", f"{folder}@/{name}.tar").replace(":/", "")
+    assert without_secrets(f"hf://host{port}/{path}") == f"hf://host{port}/{path}"
+
+
+@pytest.mark.parametrize(
+    "command", [["info"], ["show", "a.png"], ["evaluate", "embedded"], ["report"], ["search", "x"]]
+)
+def test_k18_no_verb_shows_the_secret_of_an_address_that_it_cannot_read(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *more = command
+    assert main([verb, f"HTTPS://me:{SECRET}@host/model?sig='{SECRET}\"", *more]) in (2, 3, 4, 6)
+    printed = capsys.readouterr()
+    assert SECRET not in printed.out + printed.err
 
 
 def test_k18_a_bundle_has_no_address_with_a_secret_either(tmp_path: Path) -> None:

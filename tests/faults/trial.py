@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from smalti.core.errors import CheckpointError, OutputError
-from smalti.core.files import is_whole, remove_leftovers
+from smalti.core.files import remove_leftovers
+from smalti.core.stored import is_whole
 from smalti.training import checkpoint
 from smalti.training.checkpoint import read_checkpoint
 from tests.faults.disk import LOSSES, Crashed, Disk, Fault

@@ -10,7 +10,7 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
 from smalti.report.pictures import Card, atlas, tile_row
 
-NASTY = "<script>alert('1')</script>\" onload=\"x"
+NASTY = "<script>alert('1')</script>\" onload=\"x \x1b[2J\x9b\u202e\udcff"
 VOID = {"meta", "link", "img"}
 
 
@@ -54,6 +54,12 @@ def test_text_from_outside_is_escaped_everywhere() -> None:
     assert "<script" not in html
     assert not [attributes for _, attributes in outline.tags if "onload" in attributes]
     assert html.count("&lt;script&gt;") >= 9
+
+
+def test_no_control_character_gets_into_a_page() -> None:
+    html = whole_page()
+    assert html.count(r"\x1b[2J\x9b\u202e\udcff") >= 9
+    assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", html)
 
 
 def test_nothing_is_loaded_and_nothing_runs() -> None:

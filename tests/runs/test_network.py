@@ -226,5 +226,5 @@ def test_a_configuration_of_a_huge_network_takes_no_memory(
     about = json.loads(path.read_text())
     about["config"]["backbone"][name] = value
     path.write_text(json.dumps(about))
-    with pytest.raises(CheckpointError, match="larger network"):
+    with pytest.raises(CheckpointError, match=r"is of a (larger network|network with \w+ 10+$)|a number has 201 dig"):
         load(tmp_path / "beit")

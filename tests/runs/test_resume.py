@@ -11,8 +11,9 @@ import torch
 
 from smalti.cli import main
 from smalti.core.compute import Compute, Device, Precision, RunEnvironment
-from smalti.core.files import read_folder, write_folder
+from smalti.core.files import write_folder
 from smalti.core.folder_lock import only_writer
+from smalti.core.stored import read_folder
 from smalti.runs import session
 from tests.small_runs import (
     interrupted_before,

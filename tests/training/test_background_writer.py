@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from smalti.core.errors import OutputError
-from smalti.core.files import read_folder, write_folder
+from smalti.core.files import write_folder
+from smalti.core.stored import read_folder
 from smalti.training import checkpoint
 from smalti.training.checkpoint import BackgroundWriter, read_checkpoint, write_checkpoint
 

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smalti.core.errors import CheckpointError, OutputError, UsageError
+from smalti.core.errors import OutputError, UsageError
 
 REPLACED = ".replaced"
 """Suffix of a folder while another one takes its place."""
 
-_MANIFEST = "MANIFEST.json"
+MANIFEST = "MANIFEST.json"
 _SPARE = 1.2
 """Free space to require, as a multiple of the bytes to be written."""
-_NOT_ORDINARY = "what is there is no ordinary file"
+NOT_ORDINARY = "what is there is no ordinary file"
 _TRANSIENT = (errno.ESTALE, errno.EACCES, errno.ENOENT)
 """Errors of network file systems that may pass, and the error where the folder has just been removed."""
 _PAUSES = (0.1, 0.3, 0.9)
@@ -72,7 +72,7 @@ def append(path: Path, data: bytes) -> None:
         try:
             about = os.fstat(handle)
             if not stat.S_ISREG(about.st_mode):
-                raise OSError(errno.EEXIST, _NOT_ORDINARY)
+                raise OSError(errno.EEXIST, NOT_ORDINARY)
             try:
                 _write_all(handle, data)
             except OSError:
@@ -93,33 +93,14 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files atomically, with a MANIFEST.json of sizes and digests written last.
 
     Everything is flushed to the disk before the folder gets its name. An existing folder of that name is renamed first;
-    should the process be killed between the two renames, `read_folder` still finds it.
+    should the process be killed between the two renames, `stored.read_folder` still finds it.
 
     Raises:
         OutputError: it cannot be written.
     """
     manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
-    content = files | {_MANIFEST: _json(manifest)}
+    content = files | {MANIFEST: _json(manifest)}
     _with_retries(path, lambda: _write_folder(path, content))
-
-
-def read_folder(path: Path) -> dict[str, bytes]:
-    """The files of a folder written by `write_folder`.
-
-    Raises:
-        CheckpointError: one is missing, or differs from its size or digest; the cause says which.
-    """
-    return dict(_verified(path))
-
-
-def is_whole(path: Path) -> bool:
-    """Whether `read_folder` would accept the folder. One file at a time is in memory."""
-    try:
-        for _ in _verified(path):
-            pass
-    except CheckpointError:
-        return False
-    return True
 
 
 def copy_folder(source: Path, path: Path, leave: list[str]) -> None:
@@ -267,7 +248,7 @@ def _replace(path: Path, write_new: Callable[[Path], None]) -> None:
     temporary = _temporary(path)
     try:
         if not _is_ordinary(path):
-            raise OSError(errno.EEXIST, _NOT_ORDINARY)
+            raise OSError(errno.EEXIST, NOT_ORDINARY)
         _make_folders(path.parent)
         write_new(temporary)
         if path.exists():
@@ -281,7 +262,7 @@ def _replace(path: Path, write_new: Callable[[Path], None]) -> None:
 
 
 def _write_folder(path: Path, content: dict[str, bytes]) -> None:
-    temporary, replaced = _temporary(path), _replaced(path)
+    temporary, replaced = _temporary(path), replaced_by(path)
     try:
         _make_folders(path.parent)
         _require_space(path.parent, sum(map(len, content.values())))
@@ -319,7 +300,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def _replaced(path: Path) -> Path:
+def replaced_by(path: Path) -> Path:
     """The name of an old folder while a new one takes its place; after a crash in between, only the old one exists."""
     return path.with_name(path.name + REPLACED)
 
@@ -373,7 +354,8 @@ def _sync_folder(path: Path) -> None:
 def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < _SPARE * needed:
-        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, and {free / 1e6:.1f} MB are free")
+        wanted = f"{_SPARE * needed / 1e6:.1f} MB are needed ({needed / 1e6:.1f} MB to write, and a fifth to spare)"
+        raise OSError(errno.ENOSPC, f"{wanted}, and {free / 1e6:.1f} MB are free")
 
 
 def _require_sizes(folder: Path, files: dict[str, bytes]) -> None:
@@ -381,47 +363,3 @@ def _require_sizes(folder: Path, files: dict[str, bytes]) -> None:
         size = os.stat(folder / name).st_size
         if size != len(data):
             raise OSError(errno.EIO, f"{name} has {size} bytes, and {len(data)} were written")
-
-
-def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file in the manifest, each compared with its size and digest."""
-    folder = path if path.exists() else _replaced(path)
-    for name, (size, digest) in _read_manifest(folder).items():
-        file = folder / name
-        try:
-            if not file.is_file():
-                raise _damaged(path, f"{name} is missing")
-            found = file.stat().st_size
-            if found != size:
-                raise _damaged(path, f"{name} has {found} bytes, not {size}")
-            data = file.read_bytes()
-        except OSError as error:
-            raise _damaged(path, f"{name} cannot be read: {error.strerror}") from error
-        if sha256(data) != digest:
-            raise _damaged(path, f"{name} differs from its digest")
-        yield name, data
-
-
-def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and digest of every file."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes(), object_pairs_hook=_without_twins)
-        entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except OSError as error:
-        raise _damaged(folder, f"no readable {_MANIFEST} there") from error
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-        raise _damaged(folder, f"{_MANIFEST} cannot be understood") from error
-    if not all(Path(name).name == name for name in entries):
-        raise _damaged(folder, f"{_MANIFEST} names files elsewhere")
-    return entries
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate keys."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key is there twice")
-    return dict(pairs)
-
-
-def _damaged(path: Path, cause: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged", cause=cause)

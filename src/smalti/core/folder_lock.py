@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smalti.core.errors import LockError, OutputError
+from smalti.core.stored import read_stored
 
 LOCK = ".lock"
 _UNKNOWN = "unknown"
@@ -56,8 +57,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 def holder(folder: Path) -> str:
     """The process and machine that took the lock of a folder last."""
-    with suppress(OSError):
-        return (folder / LOCK).read_text(errors="replace")[:100].strip() or _UNKNOWN
+    with suppress(OSError, ValueError):
+        return read_stored(folder / LOCK, 100).decode(errors="replace").strip() or _UNKNOWN
     return _UNKNOWN
 
 
@@ -83,14 +84,16 @@ def _acquire(path: Path) -> int:
             except OSError as error:
                 if error.errno not in _NO_LOCKS_HERE:
                     raise
-            if _is_still(path, descriptor):
+            if os.fstat(descriptor).st_nlink > 1:
+                path.unlink()  # the file has another name, and what is in it is not ours to replace
+            elif _is_still(path, descriptor):
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{own_name()}\n".encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the previous holder removed the file between our opening and locking it
+        os.close(descriptor)  # the previous holder removed the file between our opening and locking it, or we did
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

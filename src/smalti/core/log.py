@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from smalti.core.addresses import without_secrets
 from smalti.core.errors import OutputError
 from smalti.core.files import append
 from smalti.core.ranks import is_rank0
@@ -76,7 +77,7 @@ class Log:
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:
             yield RichBar(progress, progress.add_task(title, total=total, note=""))
@@ -96,7 +97,7 @@ class RichBar(Bar):
         self.progress, self.task = progress, task
 
     def update(self, done: int, note: str = "") -> None:
-        self.progress.update(self.task, completed=done, note=note)
+        self.progress.update(self.task, completed=done, note=printable(note))
 
 
 class PlainBar(Bar):
@@ -116,8 +117,9 @@ class PlainBar(Bar):
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, so that names in foreign files cannot control the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """A text for a terminal or a page: control characters are escaped, so that no name of a file can control it, and
+    addresses are without secrets."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in without_secrets(text))
 
 
 def print_json(value: object) -> None:

@@ -1,12 +1,13 @@
 """Tensors in the safetensors format. Sizes in the header of a file are checked against bounds before they are used."""
 
 import os
-import stat
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
+
+from smalti.core.stored import open_stored
 
 MAX_HEADER = 2**23
 """Bytes that a header with names and shapes may have; that of the largest network here has 100 000."""
@@ -34,15 +35,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name; the file is memory-mapped.
 
     Raises:
-        ValueError: as in `tensors_of`, or it is not a regular file.
-        OSError: it cannot be read.
+        ValueError: as in `tensors_of`.
+        OSError: it cannot be read, or is no ordinary file.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is no ordinary file")
+    with open_stored(path, follow=True) as file:
         begin = file.read(256)
-        _require_sound(begin + file.read(min(_header_length(begin), MAX_HEADER)), about.st_size)
+        size = os.fstat(file.fileno()).st_size
+        _require_sound(begin + file.read(min(_header_length(begin), MAX_HEADER)), size)
     try:
         return load_file(path)
     except SafetensorError as error:

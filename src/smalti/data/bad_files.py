@@ -5,6 +5,7 @@ in their place.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,6 +14,7 @@ from smalti.core.errors import DataError
 from smalti.core.files import append, write_bytes
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
+from smalti.core.stored import read_lines
 from smalti.data.workers.jobs import Bad
 from smalti.distributed.collectives import all_gather_json
 
@@ -136,11 +138,16 @@ class BadFiles:
 
 
 def _earlier(path: Path | None) -> list[Bad]:
-    """Unreadable images found by an earlier part of this run; a truncated last line is ignored."""
-    if path is None or not path.exists():
+    """Unreadable images found by an earlier part of this run; what is no line of ours is ignored."""
+    if path is None or not os.path.lexists(path):
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    return [Bad(line["index"], line["reason"], line["quarantined"]) for line in lines if "index" in line]
+    try:
+        lines = read_lines(path)
+    except (OSError, ValueError) as error:
+        cause, fix = getattr(error, "strerror", None) or str(error), "remove it: what cannot be read is found again"
+        raise DataError(f"{path} is damaged", cause=cause, fix=fix) from error
+    found = (Bad(line.get("index", ""), line.get("reason", ""), line.get("quarantined", "")) for line in lines)
+    return [bad for bad in found if tuple(map(type, bad)) == (int, str, bool)]
 
 
 def _append(path: Path | None, line: dict[str, object]) -> None:

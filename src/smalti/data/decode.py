@@ -1,16 +1,19 @@
 """Decode image files to upright uint8 arrays with one or three channels. An invalid image raises DataError."""
 
+import ctypes
 import math
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -193,9 +196,22 @@ def _open(data: bytes) -> ImageFile:
         raise _RefusedError("the file is empty")
     for reader, beginnings in _READERS.items():
         if data.startswith(beginnings) and (reader is not WebPImageFile or data[8:12] == b"WEBP"):
+            if reader is TiffImageFile:
+                _silence_libtiff()
             return reader(BytesIO(data))
     kind = _OTHER_KINDS.get(data[:4]) or _OTHER_KINDS.get(data[4:8])
     raise _RefusedError("not an image in a format smalti knows" + (f" (it looks like {kind})" if kind else ""))
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Have libtiff say nothing: it writes to standard error by itself what Pillow raises as an exception too."""
+    with suppress(OSError, AttributeError):  # another build of Pillow, which then goes on writing
+        library = ctypes.CDLL(_imaging.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setter = getattr(library, name)
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from smalti.core.addresses import shown
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
@@ -20,7 +21,6 @@ from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, ReadOptions, open_noted, open_source
-from smalti.data.datasets.remote import shown
 from smalti.data.duplicates import copies
 from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
 from smalti.data.splits import put_aside
@@ -204,6 +204,8 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
         path, reason = bad.found[0]
         raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
     bad.finish(log)
+    if len(labels) > 1 and all(np.array_equal(pixels[0], other) for other in pixels[1 : len(labels)]):
+        log.say(f"warning: all {len(labels)} images are the same, so what is learned from them means nothing")
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
 
 

@@ -1,11 +1,14 @@
 """Cache of visual tokens in a folder: computed once, for later runs and other networks on the same views.
 
     key.json            what the tokens depend on; a run with another key is refused
-    ids-00000.u16       epoch 0 of the views: a row for each image, uint16 little-endian; 0: missing, else token + 1
+    ids-00000.u16       epoch 0 of the views: a row for each image, uint16 little-endian, of N visual tokens + 1 and
+                        of 4 numbers that are a digest of what the row is; 0: missing
 
-A new file is empty, and a row partly written at a crash contains a 0, so there is nothing to repair. Several processes
-may fill a cache at once: they write the same values. Files are read and written without a memory map, because a map
-kills the process if the disk is full or the file is truncated.
+The digest is the BLAKE2b of the row's N numbers, keyed with the digest of key.json, the epoch and the image, so that no
+row is taken for that of another place; the lowest bit of its numbers is set. A new file is empty, and a row partly
+written at a crash contains a 0, so there is nothing to repair. Several processes may fill a cache at once: they write
+the same values. Files are read and written without a memory map, because a map kills the process if the disk is full or
+the file is truncated. Links, pipes and devices are neither read nor written.
 """
 
 import hashlib
@@ -30,6 +33,7 @@ from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import alone
 from smalti.core.log import Log
+from smalti.core.stored import open_ordinary, read_object
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import Loader, SampledBatch
 from smalti.data.tokens import CHUNK, encode, token_view
@@ -37,13 +41,16 @@ from smalti.data.transforms.views import TwoViews
 from smalti.models.vit import VisionTransformer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
-VERSION = 1
+VERSION = 2
 """To be raised by whoever changes the pixels of a view, or the files of a token cache."""
 
 _SHOWN = 12
 MAX_VOCAB = 65535
 KEY, BAD_FILES = "key.json", "bad_files.jsonl"
 _MOST_OPEN = 8
+_DIGEST = 8
+"""Bytes of the digest of a row."""
+_NO_ZEROS = 0x0001_0001_0001_0001
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,8 @@ class TokenCache:
         )
         _agree(folder, key)
         self.folder, self.key = folder, key
-        self._row = np.dtype("<u2").itemsize * key.num_patches
+        self._row = np.dtype("<u2").itemsize * key.num_patches + _DIGEST
+        self._sealed = hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).digest()
         self._open: dict[tuple[int, int], int] = {}
 
     def lookup(
@@ -193,16 +201,21 @@ class TokenCache:
         Raises:
             DataError: a file is damaged or cannot be read.
         """
-        found = np.zeros((len(index), self.key.num_patches), "<u2")
+        found = np.zeros((len(index), self._row), np.uint8)
         for run in _runs(view_epoch, index):
-            rows = found[run].view(np.uint8).reshape(-1)
+            rows = found[run].reshape(-1)
             data = self._read(int(view_epoch[run.start]), int(index[run.start]), len(rows))
             whole = len(data) // 2 * 2  # half a uint16 would be read as another number
             rows[:whole] = np.frombuffer(data, np.uint8, whole)
-            if (found[run] > self.key.vocab_size).any():
+            if (found[run, :-_DIGEST].view("<u2") > self.key.vocab_size).any():
                 cause = f"it holds visual tokens beyond the {self.key.vocab_size} that there are"
                 raise _damaged(self.path(int(view_epoch[run.start])), cause)
-        return found.astype(np.int64) - 1, np.asarray(found.all(1))
+        present = np.asarray(found.view("<u2").all(1))
+        for row in np.flatnonzero(present).tolist():
+            epoch, image, stored = int(view_epoch[row]), int(index[row]), found[row].tobytes()
+            if stored[-_DIGEST:] != self._digest(epoch, image, stored[:-_DIGEST]):
+                raise _damaged(self.path(epoch), f"the visual tokens of image {image} differ from their digest")
+        return found[:, :-_DIGEST].view("<u2").astype(np.int64) - 1, present
 
     def store(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
         """Store the ids of some views.
@@ -210,9 +223,11 @@ class TokenCache:
         Raises:
             OutputError: a file cannot be written. Rows stored before stay valid.
         """
-        stored = (ids + 1).astype("<u2")
+        rows = [row.tobytes() for row in (ids + 1).astype("<u2")]
+        of = zip(view_epoch.tolist(), index.tolist(), rows, strict=True)
+        stored = [row + self._digest(epoch, image, row) for epoch, image, row in of]
         for run in _runs(view_epoch, index):
-            self._write(int(view_epoch[run.start]), int(index[run.start]), stored[run].tobytes())
+            self._write(int(view_epoch[run.start]), int(index[run.start]), b"".join(stored[run]))
 
     def missing(self, view_epoch: int, block: int = 8192) -> NDArray[np.int64]:
         """Positions of the images of an epoch whose ids are not cached."""
@@ -228,6 +243,12 @@ class TokenCache:
         """Close the open files; they are opened again when needed."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+    def _digest(self, epoch: int, index: int, row: bytes) -> bytes:
+        """The digest of the row of an image, without zeros."""
+        of = self._sealed + epoch.to_bytes(8, "little") + index.to_bytes(8, "little")
+        found = hashlib.blake2b(row, digest_size=_DIGEST, key=of).digest()
+        return (int.from_bytes(found, "little") | _NO_ZEROS).to_bytes(_DIGEST, "little")
 
     def _read(self, epoch: int, index: int, length: int) -> bytes:
         """Up to `length` bytes of the file, beginning at the row of an image."""
@@ -253,7 +274,7 @@ class TokenCache:
         if found is None:
             if len(self._open) == _MOST_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
-            found = os.open(self.path(epoch), flags, 0o666)
+            found = open_ordinary(self.path(epoch), flags)
             size, most = os.fstat(found).st_size, self.key.num_images * self._row
             if size > most:
                 os.close(found)
@@ -272,19 +293,17 @@ def _runs(epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Iterator[slice]
 def _agree(folder: Path, key: TokenKey) -> None:
     """Compare the key with the stored one, or write it if there is none."""
     path = folder / KEY
-    if not path.exists():
+    if not os.path.lexists(path):
         make_folder(folder)
         with alone(folder):
-            if not path.exists():
+            if not os.path.lexists(path):
                 _begin(folder, key)
     try:
-        there = json.loads(path.read_bytes())
+        there = read_object(path)
     except ValueError as error:
-        raise _damaged(path, "it is not JSON") from error
+        raise _damaged(path, str(error)) from error
     except OSError as error:
         raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
-    if not isinstance(there, dict):
-        raise _damaged(path, "it is not an object")
     if differences := key.differences(there):
         fix = "delete it, or give another folder"
         raise DataError(f"token cache {folder} does not fit this run", cause=", ".join(differences), fix=fix)

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from smalti.core.errors import CheckpointError
 from smalti.core.files import write_bytes
+from smalti.core.stored import parse_json
 from smalti.core.tensors import read_tensors
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.evaluation.feature_files import Part, Row, text_of
@@ -71,9 +72,9 @@ class Blocks:
         """
         try:
             found = read_tensors(self.path(number))
-            bad = [(str(path), str(reason)) for path, reason in json.loads(bytes(found["bad"].numpy()))]
+            bad = [(str(path), str(reason)) for path, reason in parse_json(bytes(found["bad"].numpy()))]
             return Block(found["positions"].numpy(), found["features"].numpy(), bad)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             fix = "remove it, and give the same command again"
             raise CheckpointError(f"{self.path(number)} is damaged", cause=str(error), fix=fix) from error
 

@@ -58,7 +58,7 @@ def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
     """
     p = counts.double() / counts.sum()
     nats: Tensor = -torch.special.xlogy(p, p).sum()
-    return nats
+    return nats.clamp_min(0) + 0.0  # of a single token, -0
 
 
 def unigram_nats(counts: Int[Tensor, "V"]) -> Float[Tensor, "V"]:

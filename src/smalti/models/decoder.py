@@ -48,7 +48,7 @@ class CrossAttention:
     def __post_init__(self) -> None:
         require(self.depth >= 1, f"a decoder depth of {self.depth}", "use at least one block")
         require(0 < self.predicted <= 1, f"predicted is {self.predicted}", "choose a share in (0, 1]")
-        require(self.mlp_ratio > 0, f"mlp_ratio is {self.mlp_ratio}", "use a positive one")
+        require(0 < self.mlp_ratio <= 64, f"mlp_ratio is {self.mlp_ratio}", "use one in (0, 64]")
         heads, width = self.num_heads, self.width
         require(heads is None or heads >= 1, f"a decoder with {heads} heads", "use at least 1")
         require(width is None or (width > 0 and width % 4 == 0), f"a decoder width of {width}", "use a multiple of 4")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from smalti.report.page import template
+from smalti.report.page import spelled_out, template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,7 +194,8 @@ def _svg(figure: "Figure", label: str) -> str:
     for number, colour in enumerate(PALETTE, 1):
         body = body.replace(f": {colour}", f": var(--tile-{number}, {colour})")
     width, height = (f"{72 * inches:g}" for inches in figure.get_size_inches())
-    return f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{body}'
+    svg = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{body}'
+    return str(spelled_out(svg))
 
 
 def _chart(svg: str, keys: Mapping[str, str], width: int) -> str:

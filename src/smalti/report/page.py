@@ -10,13 +10,21 @@ from functools import cache
 from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 _NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
 """A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
 
 
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""Characters that control a terminal, or the order of what is read; and halves of characters."""
+
+
 def template(name: str) -> Template:
-    """A file of `smalti.report`, as `page.html`. Whatever it is given is escaped, unless the template says `safe`."""
+    """A file of `smalti.report`, as `page.html`. Whatever it is given is escaped, unless the template says `safe`.
+
+    Control characters in it, of names of files, are spelled out.
+    """
     return _environment().get_template(name)
 
 
@@ -25,11 +33,19 @@ def _environment() -> Environment:
     return Environment(
         loader=FunctionLoader(lambda name: (resources.files("smalti.report") / name).read_text(encoding="utf-8")),
         autoescape=True,
+        finalize=spelled_out,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def spelled_out(value: object) -> object:
+    """A text without control characters; what is markup already is left as it is."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], value)
+    return value
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Blocks of images are computed one after another, by one process or several, and 
 all are there; a command that was killed goes on with the blocks that are missing.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -23,6 +22,7 @@ from smalti.core.files import make_folder, remove_folder, remove_leftovers, requ
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0, rank, world_size
+from smalti.core.stored import read_object
 from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import ReadOptions, lasting, open_noted
@@ -145,10 +145,10 @@ def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, A
 def _read_about(folder: Path) -> dict[str, Any]:
     """What the blocks in a folder are; empty where there are none."""
     try:
-        return dict(json.loads((folder / _ABOUT).read_bytes()))
+        return read_object(folder / _ABOUT)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{folder / _ABOUT} is damaged", cause=str(error), fix=f"remove {folder}") from error
 
 

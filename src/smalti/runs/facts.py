@@ -1,6 +1,5 @@
 """What is known of a MODEL besides its weights, for `smalti info`, bundles and model cards."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from smalti.core.compute import Compute
 from smalti.core.config import kind_name
 from smalti.core.errors import CheckpointError, DataError, SmaltiError
+from smalti.core.stored import parse_object, read_object, read_stored
 from smalti.data.token_cache import digest
 from smalti.exporting.bundle import EVALUATION
 from smalti.exporting.card import IMPORTED, Facts
@@ -86,22 +86,22 @@ def _evaluation_beside(path: Path) -> dict[str, Any] | None:
     """The evaluation in a bundle, or in the demo that a run is part of."""
     try:
         if (path / EVALUATION).is_file():
-            found = json.loads((path / EVALUATION).read_bytes())
+            found = read_object(path / EVALUATION, follow=True)
             names = ("pretrained", "random") if "random" in found else ("pretrained",)
             return {name: _figures(name, found[name]) for name in names}
         if path.resolve().name == "pretrain":
-            probe = json.loads((path.resolve().parent / "result.json").read_bytes())["probe"]
+            probe = read_object(path.resolve().parent / "result.json")["probe"]
             return {name: _figures(name, probe[name]) for name in ("pretrained", "random")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.expanduser().read_text().strip().splitlines()[-1])
+        found = parse_object(read_stored(path.expanduser(), follow=True).strip().splitlines()[-1])
         return {"pretrained": _figures("pretrained", {name: found[name] for name in _FIGURES})}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, IndexError) as error:
         fix = "write it with: smalti evaluate MODEL DATA --json > FILE"
         raise DataError(f"no evaluation of a backbone in {path}", cause=str(error), fix=fix) from None
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smalti import __version__
+from smalti.core.addresses import is_address, without_secrets
 from smalti.core.config import Field, from_json, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
-from smalti.data.datasets.remote import without_secrets
-from smalti.training.bundle import read_bundle
+from smalti.core.stored import parse_json, read_lines, read_object, read_stored
+from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import has_checkpoint, is_checkpoint, read_checkpoint
 
@@ -29,9 +30,8 @@ T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
-_MAX_CONFIG = 2**20
+_DATA_FIELDS = {"images": int, "fingerprint": str}
 _WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
-"""Bytes of a configuration that are read; those of the largest recipe have 3000."""
 _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES)))
 """What only the run itself writes: not the report."""
 
@@ -63,8 +63,15 @@ class RunFolder:
         self._write(_DATA, data)
 
     def read_data(self) -> dict[str, Any] | None:
-        """The data that `write_data` wrote; None before the run started."""
-        return _read_json(self.path / _DATA)
+        """The data that `write_data` wrote; None before the run started.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        found = _read_json(self.path / _DATA)
+        if found is not None and {name: type(value) for name, value in found.items()} != _DATA_FIELDS:
+            raise CheckpointError(f"{self.path / _DATA} is damaged", cause=f"it has not {' and '.join(_DATA_FIELDS)}")
+        return found
 
     def write_classes(self, classes: tuple[str, ...]) -> None:
         """Write the class names of a classifier's outputs."""
@@ -73,7 +80,10 @@ class RunFolder:
     def read_classes(self) -> tuple[str, ...]:
         """The class names that `write_classes` wrote; empty if there are none."""
         path = self.path / _CLASSES
-        return tuple(json.loads(path.read_bytes())) if path.exists() else ()
+        if not path.exists():
+            return ()
+        with _damage_named(path):
+            return from_json(tuple[str, ...], parse_json(read_stored(path, follow=True)), where="classes")
 
     def write_result(self, result: dict[str, Any]) -> None:
         self._write(_RESULT, result)
@@ -83,17 +93,21 @@ class RunFolder:
         return _read_json(self.path / _RESULT) or {}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
-        if not self.metrics.exists():
+        """All lines of metrics.jsonl that are of a step.
+
+        Raises:
+            CheckpointError: it is no ordinary file.
+        """
+        if not os.path.lexists(self.metrics):
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        with _damage_named(self.metrics):
+            return [line for line in read_lines(self.metrics) if type(line.get("step")) is int]
 
     def forget_metrics_after(self, step: int) -> None:
         """Remove the lines of steps that will be repeated, and a truncated last line."""
         if self.metrics.exists() and is_rank0():
-            lines = self.metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-            write_bytes(self.metrics, "".join(kept).encode())
+            kept = [line for line in self.read_metrics() if line["step"] <= step]
+            write_bytes(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def require_ours(self) -> None:
         """Check, before writing during a run, that the folder still exists and still belongs to this run.
@@ -135,6 +149,10 @@ def writing(out: str) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)  # taking the lock proves that the folder is writable
     except OSError as error:
         raise OutputError(f"cannot write into {path}", cause=error.strerror or str(error)) from error
+    for name in (CHECKPOINTS, "best", "captures"):
+        if (path / name).is_symlink():
+            cause, fix = "a run writes and removes files there, and follows no link", "move the whole run instead"
+            raise OutputError(f"{path / name} is a link", cause=cause, fix=fix)
     if who := open_to_others(path):
         Log().say(f"warning: {who}, so the run can be changed by others")
     with only_writer(path):
@@ -186,8 +204,8 @@ def is_run(out: str) -> bool:
 def holds_run(model: str) -> bool:
     """Whether the config.json of a folder was written by smalti and not by another program."""
     try:
-        return "smalti" in json.loads((Path(model).expanduser() / _CONFIG).read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
+    except (OSError, ValueError):
         return False
 
 
@@ -236,18 +254,29 @@ def _public(value: Any) -> Any:
         return {name: _public(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_public(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]*://", value) else value
+    return without_secrets(value) if isinstance(value, str) and is_address(value) else value
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is no file."""
+    if not os.path.lexists(path):
+        return None
+    with _damage_named(path):
+        return read_object(path)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """A file of a run that cannot be read is damaged.
+
+    Raises:
+        CheckpointError: in the place of what the block raises.
+    """
     try:
-        found = json.loads(path.read_bytes()) if path.exists() else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged", cause="it cannot be understood") from error
-    if not isinstance(found, dict | None):
-        raise CheckpointError(f"{path} is damaged", cause="it is no object")
-    return found
+        yield
+    except (OSError, ValueError, UsageError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{path} is damaged", cause=cause) from error
 
 
 def _with_config(path: Path, config: object) -> RunFolder:
@@ -259,11 +288,11 @@ def _with_config(path: Path, config: object) -> RunFolder:
 def _read_config(model: str) -> dict[str, Any]:
     path = run_folder(model).path / _CONFIG
     try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path} is damaged", cause=f"a configuration has at most {_MAX_CONFIG} bytes")
-        config = json.loads(path.read_bytes())["config"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        config = read_object(path, MAX_CONFIG, follow=True)["config"]
+    except (OSError, ValueError, KeyError) as error:
         cause, fix = "no readable config.json there", "give the --out of a run"
+        if isinstance(error, ValueError):
+            cause += f": {error}"
         foreign = isinstance(error, KeyError | FileNotFoundError)  # else it is damaged, whoever wrote it
         if foreign and any(path.with_name(name).is_file() for name in _WEIGHTS_OF_OTHERS):
             cause, fix = "it holds weights of another program", f"smalti import {model} --out MODEL makes it one"
@@ -331,7 +360,7 @@ def finished(run: str, before: Any, now: Any) -> dict[str, Any] | None:
     path = Path(run).expanduser()
     try:
         result = RunFolder(path).read_result()
-    except (OSError, json.JSONDecodeError):
+    except CheckpointError:
         return None
     if before != now or result.get("steps") not in (0, now.plan.steps) or not has_checkpoint(path):
         return None

@@ -200,7 +200,7 @@ class Best:
             write_checkpoint(best, trainer.step, trainer.trained, {})
 
     def _lines(self) -> list[dict[str, Any]]:
-        return [line for line in self.folder.read_metrics() if line["stage"] == _STAGE]
+        return [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
 
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from smalti.core.addresses import is_address
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.lists import is_remote
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import Data
@@ -27,7 +27,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import input_of, load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.training.checkpoint import load_frozen, read_checkpoint
+from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -48,6 +48,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     """The network of a pretraining run; of some bundles only its backbone, which may be without a final norm."""
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
+    require_alike(config.decoder, weights, run)
     if "head.bias" in weights:
         return _frozen(
             lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),
@@ -76,7 +77,8 @@ def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: s
     there = sum(value.numel() for value in weights.values())
     blocks = vit.depth * vit.embed_dim**2 * (4 + 2 * vit.mlp_ratio)
     positions = math.prod(vit.grid) * (vit.embed_dim if vit.positions == "absolute" else vit.num_heads)
-    if vit.depth > len(weights) or blocks + positions > there:
+    require_alike(vit, weights, run)
+    if blocks + positions > there:
         raise CheckpointError(f"the weights of {run} do not fit", cause="its config.json is of a larger network")
     return load_frozen(build(), weights, run, compute.device)
 
@@ -103,6 +105,7 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     """The network of a fine-tuning run, with its selected weights."""
     config, outputs = read_config(run, Finetune), run_folder(run).read_classes()
     weights = config.read_weights(Path(run).expanduser()).model
+    require_alike(config.task, weights, run)
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
@@ -123,7 +126,7 @@ def measure_finetuned(run: str, images: str, compute: Compute, log: Log, root: s
 
 def _learned_too(data: Data, images: str, shown: ImageDataset, log: Log) -> Overlap:
     """How many of the images lie in the data of the run; (0, 0) where that cannot be seen any more."""
-    if is_remote(data.path) or EMBEDDED in (data.path, images):
+    if is_address(data.path) or EMBEDDED in (data.path, images):
         return Overlap(0, 0)
     try:
         learned = data.source(data.path)

@@ -305,7 +305,7 @@ def _layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def series_of(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one metric in metrics.jsonl; lines without it, from another stage, are skipped."""
-    lines = [line for line in folder.read_metrics() if name in line]
+    lines = [line for line in folder.read_metrics() if isinstance(line.get(name), int | float)]
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 

@@ -1,6 +1,5 @@
 """Load the tokenizer in a folder, whether trained by `smalti train-tokenizer` or imported."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from smalti.core.compute import Compute
 from smalti.core.config import from_json, require
 from smalti.core.errors import CheckpointError, SmaltiError, UsageError
-from smalti.core.files import read_folder
+from smalti.core.stored import parse_object, read_folder
 from smalti.core.tensors import tensors_of
 from smalti.data.load import Data
 from smalti.data.tokens import Scorer
@@ -16,7 +15,7 @@ from smalti.runs.folder import read_config, read_kind
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.training.checkpoint import load_frozen, read_checkpoint
+from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 
 IMPORTED_CONFIG, IMPORTED_WEIGHTS = "config.json", "model.safetensors"
@@ -27,8 +26,9 @@ def load_tokenizer(run: str, compute: Compute) -> ImageTokenizer:
     """The tokenizer of a run folder, of whichever kind, or an imported one; frozen."""
     if read_kind(run) == DallE.__name__:
         return load_dalle(run, compute)
-    tokenizer = read_config(run, TrainTokenizer).tokenizer.build()
-    return load_frozen(tokenizer, read_checkpoint(Path(run).expanduser()).model, run, compute.device)
+    config, weights = read_config(run, TrainTokenizer).tokenizer, read_checkpoint(Path(run).expanduser()).model
+    require_alike(config, weights, run)
+    return load_frozen(config.build(), weights, run, compute.device)
 
 
 def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
@@ -39,12 +39,13 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     """
     try:
         files = read_folder(Path(folder).expanduser())
-        tokenizer = from_json(DallE, json.loads(files[IMPORTED_CONFIG])["config"]).build()
+        config = from_json(DallE, parse_object(files[IMPORTED_CONFIG])["config"])
         weights = tensors_of(files[IMPORTED_WEIGHTS])
     except (ValueError, KeyError, TypeError, CheckpointError, UsageError) as error:
         cause = "a file of it is missing or damaged"
         raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error
-    return load_frozen(tokenizer, weights, folder, compute.device)
+    require_alike(config, weights, folder)
+    return load_frozen(config.build(), weights, folder, compute.device)
 
 
 def target_tokenizer(run: str, target: Tokens | SoftTokens | Pixels, compute: Compute) -> ImageTokenizer | None:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from smalti import __version__
 from smalti.core.compute import RunEnvironment
-from smalti.core.config import from_json
+from smalti.core.config import from_json, leaves
 from smalti.core.errors import CheckpointError, NumericError, OutputError, SmaltiError, UsageError
-from smalti.core.files import REPLACED, is_whole, read_folder, remove_folder, write_folder
+from smalti.core.files import REPLACED, remove_folder, write_folder
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
+from smalti.core.stored import is_whole, parse_object, read_folder
 from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
 from smalti.training.bundle import read_bundle, read_bundle_weights
@@ -34,6 +35,7 @@ FOLDER = "checkpoints"
 
 _NAME = re.compile(rf"(step-(\d{{8}}))({re.escape(REPLACED)})?")
 _KEPT = 2
+_WIDTHS = ("embed_dim", "width", "code_dim", "code_width")
 _FORMAT = 1
 """Version of the format, incremented when older versions of smalti would misread it; a missing number means 1."""
 
@@ -244,6 +246,20 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
             copy_into(value, weights[name])
 
 
+def require_alike(config: Any, weights: Mapping[str, Tensor], where: str) -> None:
+    """Compare the sizes in a part of a configuration with the weights, before a network is built from it.
+
+    Raises:
+        CheckpointError: it has more blocks than there are weights, or a width that none of them has.
+    """
+    sizes = {size for value in weights.values() for size in value.shape}
+    for leaf in leaves(config):
+        name = leaf.name.rpartition(".")[2]
+        if (name == "depth" and leaf.value > len(weights)) or (name in _WIDTHS and leaf.value not in {None, *sizes}):
+            cause = f"its config.json is of a network with {name} {leaf.value}"
+            raise CheckpointError(f"the weights of {where} do not fit", cause=cause)
+
+
 def load_frozen(network: N, weights: dict[str, Tensor], where: str, device: torch.device) -> N:
     """The network with these weights, on the device: for use, and not to be trained.
 
@@ -264,9 +280,9 @@ def _read(step: int, folder: Path) -> Checkpoint:
     except CheckpointError as error:
         raise _DamagedError(error.cause) from error
     try:
-        about = json.loads(files["state.json"])
+        about = parse_object(files["state.json"])
         found, written = about["step"], about.get("format", 1)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise _DamagedError("state.json cannot be understood") from error
     if written != _FORMAT:
         raise CheckpointError(

@@ -23,8 +23,9 @@ from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import from_json
 from smalti.core.contracts import Batch
 from smalti.core.errors import CheckpointError, NumericError, UsageError
-from smalti.core.files import read_folder, write_folder
+from smalti.core.files import write_folder
 from smalti.core.ranks import world_size
+from smalti.core.stored import parse_object, read_folder
 from smalti.core.tensors import tensors_of
 from smalti.distributed.collectives import full_tensor
 from smalti.training.checkpoint import Checkpoint
@@ -225,7 +226,7 @@ def read_dump(bundle: Path) -> DumpStep:
     """
     try:
         files = read_folder(bundle)
-        said = json.loads(files["step.json"])
+        said = parse_object(files["step.json"])
         norms = {str(name): float(norm) for name, norm in said["grad_norms"].items()}
         return DumpStep(
             Checkpoint(

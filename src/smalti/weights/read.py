@@ -1,6 +1,5 @@
 """Reading weights of timm and of Hugging Face's transformers from local files, without running code in them."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
+from smalti.core.stored import read_object
 from smalti.core.tensors import read_tensors
 from smalti.weights import names
 from smalti.weights.saved_network import read_state_dict
@@ -70,10 +70,9 @@ def read_weights(place: str) -> dict[str, Tensor]:
 def describing(place: str) -> dict[str, Any] | None:
     """The config.json beside the weights; None where there is none, or none that can be read."""
     try:
-        found = json.loads((_file(place).parent / _CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_object(_file(place).parent / _CONFIG, follow=True)
+    except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -81,10 +80,10 @@ def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] 
     folder = _file(place).parent
     for name, part, mean, std in _STATISTICS:
         try:
-            found = json.loads((folder / name).read_bytes())
+            found = read_object(folder / name, follow=True)
             found = found[part] if part else found
             means, deviations = (tuple(map(float, found[key])) for key in (mean, std))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if all(map(math.isfinite, (*means, *deviations))) and all(value > 0 for value in deviations):
             return means, deviations

@@ -1,6 +1,5 @@
 """Hugging Face `datasets` folders as `save_to_disk` writes them, read by memory map without that library."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.log import Log
+from smalti.core.stored import read_object
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.tables import (
     ColumnLabels,
@@ -27,7 +27,6 @@ from smalti.data.datasets.tables import (
 )
 
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
-_MAX_JSON = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -219,10 +218,6 @@ def _is_name(name: Any) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(_MAX_JSON))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", cause=f"no JSON: {error}", fix="save the data set again") from error
-    if not isinstance(found, dict):
-        raise DataError(f"cannot read {path}", cause="no JSON object", fix="save the data set again")
-    return found
+        return read_object(path, follow=True)
+    except ValueError as error:
+        raise DataError(f"cannot read {path}", cause=str(error), fix="save the data set again") from error

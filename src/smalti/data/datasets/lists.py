@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from smalti.core.addresses import is_address
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, OneColumn, guess_labels
@@ -28,7 +29,6 @@ ID_COLUMNS = (
     "id_code",
     "id",
 )
-_REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(EXTENSIONS))
 _PATH_FIRST = re.compile(rf"(?P<path>.*?({_SUFFIXES}))\s*[\t,;| ]\s*(?P<label>\S.*)", re.IGNORECASE)
 _ID_FIRST = re.compile(r"(?P<path>[^\t,;| ]+)\s*[\t,;| ]\s*(?P<label>\S.*)")
@@ -55,11 +55,6 @@ class Listed(NamedTuple):
     labels: Labels
     notes: tuple[str, ...]
     no_labels: str
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is a command or a network address: `pipe:`, `http://`, `s3://`."""
-    return _REMOTE.match(path) is not None
 
 
 def read_list(path: Path) -> Listed:
@@ -188,7 +183,7 @@ def _check_path(row: Row, path: Path) -> None:
         raise DataError(f"{where}: no path", fix="remove the line, or fill it in")
     if "\0" in row.path:
         raise DataError(f"{where}: a NUL character", cause="this is no text file", fix="save it as UTF-8")
-    if is_remote(row.path):
+    if is_address(row.path):
         cause = "only plain paths are read, never a command or the network"
         raise DataError(f"{where}: {row.path[:80]}", cause=cause, fix="fetch the files first")
     if row.path.lower().endswith(".tar"):

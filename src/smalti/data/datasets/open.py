@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from smalti.core.addresses import is_address, shown, without_secrets
 from smalti.core.config import did_you_mean, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
@@ -16,10 +17,10 @@ from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
 from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.layout import Layout, read_layout
-from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
+from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
 from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
-from smalti.data.datasets.remote import RemoteFiles, check_address, shown, suffix_of
+from smalti.data.datasets.remote import RemoteFiles, check_address, suffix_of
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.decode import EXTENSIONS
 
@@ -68,7 +69,7 @@ def open_source(
         raise DataError("no images given", fix="use --data FOLDER, or --data embedded")
     place = Path(path).expanduser()
     try:
-        if is_remote(path):
+        if is_address(path):
             return _open_remote(path, channels, log, options.label_separator)
         if "{" in path and not place.exists():
             files = [Path(file).expanduser() for file in expand(path)]
@@ -99,8 +100,8 @@ def open_noted(
 
 def lasting(data: str) -> str:
     """DATA in a form valid from any working directory, without the secrets of an address."""
-    if is_remote(data):
-        return shown(data)
+    if is_address(data):
+        return without_secrets(data)
     return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))
 
 

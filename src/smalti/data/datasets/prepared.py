@@ -26,15 +26,15 @@ import shlex
 import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smalti.core.config import from_json
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
+from smalti.core.stored import open_stored, parse_object, read_stored
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.labels import NONE, missing_note
 from smalti.data.datasets.names import LeftOut
@@ -212,12 +212,12 @@ def refuse_pack(folder: Path) -> None:
         return
     words = ["smalti", "prepare", "DATA", "--out", f"{folder}-shards"]
     try:
-        made = from_json(Settings, json.loads(_read(folder / _PACK))["settings"], _PACK)
+        made = from_json(Settings, parse_object(_read(folder / _PACK))["settings"], _PACK)
         words[2] = made.data
         words += ["--side", str(made.side), "--encoding", made.encoding, "--channels", str(made.channels)]
         words += [] if made.quality is None else ["--quality", str(made.quality)]
         words += [] if made.limit is None else ["--limit", str(made.limit)]
-    except (DataError, UsageError, ValueError, KeyError, TypeError, RecursionError):
+    except (DataError, UsageError, ValueError, KeyError):
         pass  # the folder is refused even so
     cause = "an earlier smalti has written it, and this one reads and writes tar shards"
     raise DataError(f"{folder} is a pack", cause=cause, fix=f"prepare the images again: {shlex.join(words)}")
@@ -270,12 +270,10 @@ def read_index(path: Path) -> tuple[Header, ShardIndex]:
     if header.unreadable:
         left_out.add(UNREADABLE, os.fsencode(header.unreadable[0][1]), len(header.unreadable))
     try:
-        index = ShardIndex.of_body(body, header.shard.images if header.start >= 0 else -1, (), left_out)
+        count = header.shard.images if header.start >= 0 else -1
+        return header, ShardIndex.of_body(body, count, (), left_out, header.shard.bytes)
     except ValueError as error:
         raise DamagedShardError(path, str(error)) from error
-    if not (_divides(index.names.ends, len(index.names.joined)) and _inside(index, header.shard.bytes)):
-        raise DamagedShardError(path, "images or names lie outside the shard")
-    return header, index
 
 
 def check_size(path: Path, shard: ShardDigest) -> None:
@@ -302,7 +300,7 @@ def check_digest(path: Path, shard: ShardDigest) -> None:
     """
     check_size(path, shard)
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_stored(path, follow=True) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -310,24 +308,11 @@ def check_digest(path: Path, shard: ShardDigest) -> None:
         raise DamagedShardError(path, "it differs from its digest")
 
 
-def _divides(ends: NDArray[np.uint64], length: int) -> bool:
-    """Whether `ends`, shape (n,), are non-decreasing offsets of which the last is `length`."""
-    return int(ends[-1] if len(ends) else 0) == length and bool((ends[1:] >= ends[:-1]).all())
-
-
-def _inside(index: ShardIndex, length: int) -> bool:
-    """Whether the bytes of every image are within the first `length` bytes."""
-    if not len(index.offsets):
-        return length >= 0
-    return int(index.offsets.max()) <= length < 1 << 63 and bool((index.sizes <= length - index.offsets).all())
-
-
 def _read(path: Path) -> bytes:
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
-            raise DamagedShardError(path, f"no file, or more than {_MAX_BYTES} bytes")
-        return path.read_bytes()
+        return read_stored(path, _MAX_BYTES, follow=True)
+    except ValueError as error:
+        raise DamagedShardError(path, str(error)) from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -338,14 +323,14 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 def _parse(kind: type[T], text: bytes, path: Path, version: str) -> T:
     try:
-        value: Any = json.loads(text)
+        value = parse_object(text)
         found = value[version]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, KeyError) as error:
         raise DamagedShardError(path, f"no JSON object with {version}") from error
     if found != VERSION:
         cause = f"its format is {str(found)[:20]}, and this smalti reads {VERSION}"
         raise DataError(f"cannot read {path}", cause=cause, fix="prepare it again, or use another version of smalti")
     try:
         return from_json(kind, value, path.name)
-    except (UsageError, RecursionError) as error:
+    except UsageError as error:
         raise DamagedShardError(path, str(error)[:200]) from error

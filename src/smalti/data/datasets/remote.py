@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urljoin, urlsplit
 
+from smalti.core.addresses import SCHEMES, shown
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.folder_lock import alone
@@ -22,9 +23,6 @@ from smalti.data.datasets.data_files import DataFiles, FileVersion, cache_folder
 from smalti.data.datasets.tables import require_extra
 
 GIGABYTE = 10**9
-
-SCHEMES = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
-"""The allowed URL schemes, each with the library that fsspec needs for it."""
 
 LOCALHOST = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 3
@@ -180,7 +178,10 @@ def check_address(url: str) -> None:
     try:
         scheme, host = scheme_of(url), urlsplit(url).hostname
     except ValueError as error:
-        raise DataError(f"cannot open {shown(url)}", cause=f"no address: {error}", fix="check the path") from error
+        cause = re.sub("'.*'", "it", f"no address: {error}", flags=re.DOTALL)  # it may quote user and password
+        raise DataError(f"cannot open {shown(url)}", cause=cause, fix="check the path") from None
+    if not re.match(r"[^:]*://|pipe:", url):
+        raise DataError(f"cannot open {shown(url)}", cause="two slashes begin an address", fix=f"as in {scheme}://")
     if scheme in SCHEMES or (scheme == "http" and host in LOCALHOST):
         return
     cause = "a command is never run" if scheme == "pipe" else f"{scheme}: is none of the addresses that are read"
@@ -191,16 +192,6 @@ def check_address(url: str) -> None:
 def scheme_of(url: str) -> str:
     """The scheme of an address in lower case, as `https`."""
     return url.split(":", 1)[0].lower()
-
-
-def shown(text: str) -> str:
-    """An address, or a text with one, for messages: without password or signature, cut to 200 characters."""
-    return without_secrets(text)[:200]
-
-
-def without_secrets(text: str) -> str:
-    """A text without the passwords and signatures of its addresses, at full length."""
-    return re.sub(r"//[^/\s'\"]*@", "//", re.sub(r"[?#][^\s'\"]*", "", text))
 
 
 def suffix_of(url: str) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
+from smalti.core.stored import parse_object
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.label_columns import LABEL_COLUMNS
@@ -240,7 +240,7 @@ def _known(columns: list[str], names: tuple[str, ...]) -> list[str]:
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """The Hugging Face features of the columns from the schema metadata; empty if missing or malformed."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_object((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: about for name, about in features.items() if isinstance(about, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}

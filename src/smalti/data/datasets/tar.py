@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from io import BufferedReader
 from itertools import accumulate, product
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,8 @@ from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.labels import NONE, Classes, resolve
 from smalti.data.datasets.names import LeftOut
-from smalti.data.datasets.tar_index import ShardIndex, build_index, load_index, save_index
+from smalti.data.datasets.tar_index import DAMAGED, ShardIndex, build_index, load_index, save_index
+from smalti.data.datasets.tar_members import CUT_OFF
 
 MAX_SHARDS = 100_000
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -75,6 +75,9 @@ class Shards(IndexedTars):
         for name, index in zip(self.places.names, self._indices, strict=True):
             self.left_out.merge(index.left_out, f"{name}: ")
         if not len(self):
+            if self.left_out.counts.keys() & {CUT_OFF, DAMAGED}:
+                fix = "fetch or write it again"
+                raise DataError(f"no whole image in {self.places.names[0]}", cause=f"{self.left_out}", fix=fix)
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
             raise DataError(f"no images in {self.places.names[0]}", cause=cause, fix="check the path")
@@ -132,7 +135,7 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
         index = load_index(version)
         if index is None:
             with BufferedReader(places.open(number)) as file:
-                index = build_index(file, os.fstat(file.fileno()).st_size, Path(name))
+                index = build_index(file, os.fstat(file.fileno()).st_size, name)
             save_index(version, index)
         return index
     except OSError as error:

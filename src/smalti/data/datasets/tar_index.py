@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smalti.core.errors import DataError, OutputError
+from smalti.core.config import from_json, to_json
+from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.files import sha256, write_bytes
+from smalti.core.stored import open_stored, parse_json
 from smalti.data.datasets.data_files import FileVersion, cache_folder, make_cache_folder
-from smalti.data.datasets.labels import SEPARATOR, Labels
+from smalti.data.datasets.labels import NONE, SEPARATOR, Labels
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
 from smalti.data.decode import EXTENSIONS, MAX_BYTES
@@ -31,7 +33,6 @@ _KINDS = ("<u8", "<u8", "<u4", "<i4")
 _VERSION = 2
 """The format version of cached index files."""
 
-_LEFT_OUT = ("counts", "first", "suffixes")
 _MAX_HEADER = 64 << 20
 _LABEL, _JSON = b"cls", b"json"
 _LABEL_KEYS = ("label", "cls", "class")
@@ -67,11 +68,14 @@ class ShardIndex:
         return [*(array.data.cast("B") for array in plain), memoryview(self.names.joined)]
 
     @staticmethod
-    def of_body(body: bytes, count: int, label_names: tuple[str, ...], left_out: LeftOut) -> "ShardIndex":
+    def of_body(body: bytes, count: int, label_names: tuple[str, ...], left_out: LeftOut, length: int) -> "ShardIndex":
         """The inverse of `body`, for an index of `count` images; the arrays are views of `body`.
 
+        Args:
+            length: bytes of the shard.
+
         Raises:
-            ValueError: `body` is too short for `count` images.
+            ValueError: `body` is too short for `count` images, or they are not in the shard.
         """
         if not 0 <= count * ROW_BYTES <= len(body):
             raise ValueError(f"no room for {count} images")
@@ -80,16 +84,52 @@ class ShardIndex:
             arrays.append(np.frombuffer(body, kind, count, start).astype(kind[1:], copy=False))
             start += arrays[-1].nbytes
         ends, offsets, sizes, labels = arrays
+        if not (_divides(ends, len(body) - start) and _is_inside(offsets, sizes, length)):
+            raise ValueError("images or names lie outside the shard")
         return ShardIndex(Names(memoryview(body)[start:], ends), offsets, sizes, labels, label_names, left_out)
 
 
-def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
+def _divides(ends: NDArray[np.uint64], length: int) -> bool:
+    """Whether `ends`, shape (n,), are non-decreasing offsets of which the last is `length`."""
+    return int(ends[-1] if len(ends) else 0) == length and bool((ends[1:] >= ends[:-1]).all())
+
+
+def _is_inside(offsets: NDArray[np.uint64], sizes: NDArray[np.uint32], length: int) -> bool:
+    """Whether the bytes of every image are within the first `length` bytes."""
+    if not len(offsets):
+        return length >= 0
+    return int(offsets.max()) <= length < 1 << 63 and bool((sizes <= length - offsets).all())
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What must be the same for a cached index to be used: the format, the shard, and what counts as an image."""
+
+    version: int
+    shard: str
+    size: int
+    mtime_ns: int
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The line of JSON in a cached index; of members left out, the reason, their number and the first."""
+
+    of: _Identity
+    count: int
+    label_names: tuple[str, ...]
+    left_out: tuple[tuple[str, int, str], ...]
+    suffixes: tuple[tuple[str, int], ...]
+
+
+def build_index(file: BufferedIOBase, length: int, name: str) -> ShardIndex:
     """Build an index from the headers of a shard and its label files (`.cls`, or `label` in `.json`).
 
     Args:
         file: the shard, opened for reading.
         length: its size in bytes.
-        path: its path, for messages.
+        name: what it is called in messages.
 
     Raises:
         DataError: the file is compressed, or not a tar archive.
@@ -98,14 +138,14 @@ def build_index(file: BufferedIOBase, length: int, path: Path) -> ShardIndex:
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
             cause = f"compressed ({kind}): it cannot be read from the middle, and images are compressed already"
-            raise DataError(f"{path} is no plain tar archive", cause=cause, fix="unpack it to a plain .tar")
+            raise DataError(f"{name} is no plain tar archive", cause=cause, fix="unpack it to a plain .tar")
     builder = _Builder(file)
     try:
         for sample in _samples(members(file, length), builder.left_out):
             builder.add(sample)
     except DamagedTarError as error:
         if str(error).startswith(("no header at byte 0", "it ends within a header at byte 0")):
-            raise DataError(f"{path} is no tar archive", cause=str(error), fix="check the path") from error
+            raise DataError(f"{name} is no tar archive", cause=str(error), fix="check the path") from error
         builder.left_out.add(DAMAGED, os.fsencode(str(error)))
     return builder.build()
 
@@ -243,41 +283,44 @@ def _first_of_each(names: Names) -> NDArray[np.int64]:
 def load_index(version: FileVersion) -> ShardIndex | None:
     """The cached index of a shard; None if it is missing, stale, damaged or owned by another user.
 
-    The file is a line of JSON and then `ShardIndex.body`; it contains nothing executable.
+    The file is the digest of all that follows, a line of JSON (`_Header`) and then `ShardIndex.body`; it contains
+    nothing executable.
     """
     try:
-        with open(_slot(version), "rb") as file:
+        with open_stored(_slot(version)) as file:
             if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
-            header = json.loads(file.readline(_MAX_HEADER))
-            if {key: header[key] for key in _identity(version)} != _identity(version):
-                return None
-            body = file.read()
-        if sha256(body) != header["sha256"]:
+            digest, line, body = file.readline(_MAX_HEADER), file.readline(_MAX_HEADER), file.read()
+        if sha256(line, body).encode() + b"\n" != digest:
+            return None
+        header = from_json(_Header, parse_json(line))
+        if header.of != _identity(version):
             return None
         left_out = LeftOut()
-        for name in _LEFT_OUT:
-            getattr(left_out, name).update(header["left_out"][name])
-        return ShardIndex.of_body(body, int(header["count"]), tuple(header["label_names"]), left_out)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        for reason, count, first in header.left_out:
+            left_out.counts[reason], left_out.first[reason] = count, first
+        left_out.suffixes.update(dict(header.suffixes))
+        index = ShardIndex.of_body(body, header.count, header.label_names, left_out, version.size)
+        return index if bool(((index.labels >= NONE) & (index.labels < len(header.label_names))).all()) else None
+    except (OSError, ValueError, UsageError):
         return None
 
 
 def save_index(version: FileVersion, index: ShardIndex) -> None:
     """Write the index of a shard to the cache; if the cache cannot be written, nothing is saved."""
-    body, left_out = index.body(), {name: dict(getattr(index.left_out, name)) for name in _LEFT_OUT}
-    about = {"count": len(index.names), "label_names": list(index.label_names), "left_out": left_out}
-    line = json.dumps(_identity(version) | about | {"sha256": sha256(*body)}).encode() + b"\n"
+    body, skipped = index.body(), index.left_out
+    left_out = tuple((reason, count, skipped.first[reason]) for reason, count in skipped.counts.items())
+    suffixes = tuple(skipped.suffixes.items())
+    header = _Header(_identity(version), len(index.names), index.label_names, left_out, suffixes)
+    line = json.dumps(to_json(header)).encode() + b"\n"
     with contextlib.suppress(OutputError, OSError):
         make_cache_folder(_slot(version).parent)
-        write_bytes(_slot(version), line, *body)
+        write_bytes(_slot(version), sha256(line, *body).encode() + b"\n", line, *body)
 
 
 def _slot(version: FileVersion) -> Path:
     return cache_folder() / "shards" / f"{sha256(os.fsencode(version.path))[:32]}.index"
 
 
-def _identity(version: FileVersion) -> dict[str, Any]:
-    """The header fields that must match for a cached index to be valid."""
-    about = {"shard": version.path, "size": version.size, "mtime_ns": version.mtime_ns}
-    return {"smalti_shard_index": _VERSION, **about, "extensions": sorted(EXTENSIONS)}
+def _identity(version: FileVersion) -> _Identity:
+    return _Identity(_VERSION, *version, tuple(sorted(EXTENSIONS)))
