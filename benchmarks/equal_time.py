@@ -33,7 +33,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
 from smalti.evaluation.battery import battery
-from smalti.evaluation.label_draws import mean_interval
+from smalti.evaluation.label_draws import mean_share_interval
 from smalti.models.decoder import CrossAttention
 from smalti.runs.finetune import main as finetune
 from smalti.runs.models import load_model
@@ -117,7 +117,7 @@ def collected(home: Path) -> dict[str, dict[str, Any]]:
             names = ["linear", "knn", *(f"finetune_{percent}pct" for percent in sorted(_SHARES))]
             by_name = {name: [cell[name] for cell in cells] for name in names}
             row: dict[str, Any] = {name: statistics.mean(values) for name, values in by_name.items()}
-            row["intervals"] = {name: mean_interval(values) for name, values in by_name.items()}
+            row["intervals"] = {name: mean_share_interval(values) for name, values in by_name.items()}
             tables.setdefault(str(budget), {})[method] = row | {"seeds": [cell["seed"] for cell in cells]}
     return tables
 

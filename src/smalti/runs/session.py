@@ -174,7 +174,7 @@ class Session:
         unknown = list(_not_finite(result))
         if unknown:
             self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
-        finite: dict[str, Any] = _with_null(result)
+        finite: dict[str, Any] = with_null(result)
         self.folder.write_result(finite)
         return finite
 
@@ -187,9 +187,10 @@ def _not_finite(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _with_null(value: Any) -> Any:
+def with_null(value: Any) -> Any:
+    """JSON values with null for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _with_null(one) for name, one in value.items()}
+        return {name: with_null(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
