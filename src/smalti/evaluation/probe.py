@@ -134,7 +134,8 @@ def fit_linear(
     """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
 
     The problem is preconditioned: it is solved for Lᵀ·weight, where L·Lᵀ is the curvature at equal probabilities of
-    all classes. Features are strongly correlated, and this takes some fifty iterations instead of hundreds.
+    all classes. Features are strongly correlated, and this takes some fifty iterations instead of hundreds. Of fewer
+    images than features it is solved in the space that these images span, where the solution lies.
 
     Args:
         features: one row per image.
@@ -146,10 +147,14 @@ def fit_linear(
     """
     mean, std = scale or scale_of(features)
     x = (features - mean) / std
+    basis = torch.linalg.qr(x.t())[0] if len(x) < x.shape[1] else None
+    x = x if basis is None else x @ basis
     num_classes = int(labels.max()) + 1
     spread = (1 - 1 / num_classes) / num_classes
     lower = torch.linalg.cholesky(x.t() @ x * (spread / len(x)) + l2 * torch.eye(x.shape[1], dtype=x.dtype))
-    scaled = torch.zeros(x.shape[1], num_classes) if start is None else lower.t() @ start.weight
+    scaled = torch.zeros(x.shape[1], num_classes)
+    if start is not None:
+        scaled = lower.t() @ (start.weight if basis is None else basis.t() @ start.weight)
     bias = torch.zeros(num_classes) if start is None else start.bias.clone()
     for parameter in (scaled, bias):
         parameter.requires_grad_()
@@ -164,7 +169,7 @@ def fit_linear(
 
     optimizer.step(closure)
     weight = torch.linalg.solve_triangular(lower.t(), scaled.detach(), upper=True)
-    return LinearProbe(mean, std, weight, bias.detach())
+    return LinearProbe(mean, std, weight if basis is None else basis @ weight, bias.detach())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, holds_run, is_run, read_config, read_kind
-from smalti.runs.import_model import read_foreign
+from smalti.runs.import_model import Statistics, read_foreign
 from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import with_null
@@ -53,6 +53,8 @@ class Evaluate:
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
     baselines: bool = setting(True, "measure the same network untrained, in two initialisations, and raw pixels too")
+    num_heads: int | None = setting(None, "as of smalti import; of weights of other programs")
+    normalisation: Statistics = setting("auto", "as of smalti import; of weights of other programs")
     ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
@@ -113,13 +115,11 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
 
 def _evaluated_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     """Probes of a backbone of another program; nothing is written."""
-    subject, left_out = read_foreign(config.model)
+    subject, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
     vit = subject.backbone.config
-    log.say(
-        f"{config.model}: a {subject.kind} of another program, images of {vit.img_size[0]} x {vit.img_size[1]} pixels,"
-        f" mean {vit.mean}, deviation {vit.std}; where it was trained with others: smalti import --normalisation, and"
-        " evaluate that"
-    )
+    size = f"{vit.img_size[0]} x {vit.img_size[1]} pixels"
+    pixels = f"mean {vit.mean}, deviation {vit.std} (--normalisation)"
+    log.say(f"{config.model}: a {subject.kind} of another program, {size}, {pixels}; nothing is kept beside it")
     if left_out:
         log.say(f"left out: {', '.join(left_out[:3])}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}")
     data = Data(channels=vit.in_chans, side=vit.img_size[0])
