@@ -114,9 +114,7 @@ def describe(result: Mapping[str, Any]) -> str:
     """The result as plain text: two lines and a table."""
     tokenizer, mim = result["tokenizer"], result["mim"]
     lines = [
-        f"\ntokenizer   {tokenizer['steps']} steps: PSNR {tokenizer['psnr_db']:.1f} dB on held-out images,"
-        f" {percent(tokenizer['codebook_usage'])} of {tokenizer['vocab_size']} visual tokens in use,"
-        f" perplexity {tokenizer['perplexity']:.0f}",
+        f"\ntokenizer   {train_tokenizer.describe(tokenizer)}",
         f"pretraining {mim['steps']} steps: loss {mim['loss_nats']:.2f} nats,"
         f" {mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} below the unigram entropy"
         f" ({mim['unigram_entropy_nats']:.2f}); {percent(mim['accuracy'])} of masked tokens guessed",

@@ -28,7 +28,7 @@ Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 Given: TypeAlias = AnyImages
 """Images whose classes are those of whole images, or of pixels."""
 Choose: TypeAlias = Literal["best", "last"]
-_BEST = "best"
+BEST = "best"
 _STAGE = "validation"
 
 
@@ -165,7 +165,7 @@ class Best:
 
     def look(self, trainer: Trainer) -> None:
         """Evaluate the current weights; of equally good ones the last are kept."""
-        best = self.folder.path / _BEST
+        best = self.folder.path / BEST
         remove_leftovers(best / FOLDER)
         for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
             if int(folder.name.removeprefix("step-")) > trainer.step:
@@ -187,4 +187,4 @@ class Best:
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:
     """The selected weights of a finished run."""
-    return read_checkpoint(run / _BEST if choose == "best" else run)
+    return read_checkpoint(run / BEST if choose == "best" else run)

@@ -111,7 +111,7 @@ def main(
     """Train, save, and measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
     Raises:
-        UsageError: the target needs a posterior, and the tokenizer has none.
+        UsageError: there is no tokenizer, or the target needs a posterior, and the tokenizer has none.
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
@@ -121,6 +121,11 @@ def main(
 def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     compute, log = session.compute, session.log
+    require(
+        bool(config.tokenizer) or isinstance(config.target, Pixels),
+        "no tokenizer given",
+        "give --tokenizer RUN, the folder of smalti train-tokenizer; or use --target pixels",
+    )
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
     given = config.data.open(log, session.folder.bad_files) if images is None else images

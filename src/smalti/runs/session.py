@@ -29,7 +29,14 @@ from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import RunFolder, create, read_config, reopen, require_exact, require_same_settings, writing
 from smalti.runs.pretraining_checks import ReferenceComparison
 from smalti.runs.training_run import TrainingRun
-from smalti.training.checkpoint import BackgroundWriter, Checkpoint, has_checkpoint, read_checkpoint_on_rank0
+from smalti.training.checkpoint import FOLDER as CHECKPOINTS
+from smalti.training.checkpoint import (
+    BackgroundWriter,
+    Checkpoint,
+    has_checkpoint,
+    newest_step,
+    read_checkpoint_on_rank0,
+)
 from smalti.training.loop import RunHooks, fit
 from smalti.training.nonfinite import NotFiniteError, write_dump
 from smalti.training.profiling import Profiled
@@ -169,13 +176,18 @@ class Session:
             require_exact(run, differing, self.allow_inexact)
         trainer.load_state(checkpoint, run)
 
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write result.json. Values that are not finite are reported and written as null: the weights are finite."""
+    def finish(self, result: dict[str, Any], weights: str = "") -> dict[str, Any]:
+        """Write result.json, and say where the weights are: in the run folder, or in its folder `weights`.
+
+        Values that are not finite are reported and written as null: the weights are finite.
+        """
         unknown = list(_not_finite(result))
         if unknown:
             self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
         finite: dict[str, Any] = with_null(result)
         self.folder.write_result(finite)
+        place = self.folder.path / weights
+        self.log.say(f"weights: {place / CHECKPOINTS / f'step-{newest_step(place) or 0:08d}' / 'model.safetensors'}")
         return finite
 
 
