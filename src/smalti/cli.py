@@ -192,8 +192,9 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
         done = finished(folder, before, config)
-        done = run.main(config, resume=True, allow_inexact=allow_inexact) if done is None else done
-        return _ended(done, verb, "RECIPE", config)
+        if done is not None:
+            return done
+        return _ended(run.main(config, resume=True, allow_inexact=allow_inexact), verb, "RECIPE", config)
     recipe = arguments[0] if arguments else ""
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
@@ -201,7 +202,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
     if restarts() and is_run(config.out):  # torchrun repeats the command
         config = replace(read_config(config.out, cls), out=config.out)
         done = finished(config.out, config, config)
-        return _ended(run.main(config, resume=True) if done is None else done, verb, recipe, config)
+        return done if done is not None else _ended(run.main(config, resume=True), verb, recipe, config)
     return _ended(_start(config.out, lambda: run.main(config)), verb, recipe, config)
 
 

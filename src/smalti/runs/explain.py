@@ -106,7 +106,7 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
         return {}
     steps = config.plan.steps
     shown = sorted({1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps} - {0})
-    schedules = {"learning rate": config.optimiser.at(config.plan.batch_size).schedule(steps)} | _annealing(config)
+    schedules = {"learning rate": config.optimiser.at(config.plan.batch_size).rates(steps)} | _annealing(config)
     return {name: {step: schedule(step) for step in shown} for name, schedule in schedules.items()}
 
 

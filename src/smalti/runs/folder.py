@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ T = TypeVar("T")
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
 _EVALUATIONS = "evaluations"
+TOKENIZER = "tokenizer_sha256"
+"""In data.json, of a run that predicts the tokens of a tokenizer."""
 _WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
 _MAX_CONFIG = 2**20
 """Bytes of a configuration that are read; those of the largest recipe have 3000."""
@@ -328,8 +330,10 @@ def changes(before: object, now: object) -> list[tuple[Field, str]]:
     return found
 
 
-def require_same_settings(run: str, before: object, now: object, allow_inexact: bool) -> None:
-    """Report what differs in the settings of a resumed run.
+def require_same_settings(
+    run: str, before: object, now: object, allow_inexact: bool, effects: Sequence[str] = ()
+) -> None:
+    """Report what differs in the settings of a resumed run, and what that does (`effects`).
 
     The definition of a field says whether it may differ (`core.config.Resume`); whether the images differ is determined
     from the images themselves.
@@ -339,9 +343,12 @@ def require_same_settings(run: str, before: object, now: object, allow_inexact: 
     """
     rolls_back = getattr(getattr(before, "plan", None), "rollback", 0) > 0
     free = {"free"} if rolls_back else {"free", "free_without_rollback"}
+    free |= {"digest"} if TOKENIZER in (RunFolder(Path(run).expanduser()).read_data() or {}) else set()
     differing = changes(before, now)
     if differing:
         Log().say(f"settings that have changed: {', '.join(line for _, line in differing)}")
+    if effects:
+        Log().say(f"what that does: {'; '.join(effects)}")
     require_exact(run, [line for field, line in differing if field.resume not in free], allow_inexact)
 
 

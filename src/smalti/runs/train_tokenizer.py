@@ -1,6 +1,6 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,14 @@ class TrainTokenizer(TrainingRun):
             "a tokenizer fitted to no images",
             "use more init_images",
         )
+
+    def schedules(self) -> dict[str, Callable[[int], float]]:
+        """As of every run; and of discrete VAEs the temperature, and the weight of the KL."""
+        if not isinstance(self.tokenizer, DVAE | DallE):
+            return super().schedules()
+        temperature, beta = (make(self.plan.steps) for make in (self.relaxation.annealing, self.relaxation.ramp))
+        own = {"temperature": lambda step: temperature(step - 1), "KL weight": lambda step: beta(step - 1)}
+        return super().schedules() | own
 
     @property
     def planned_steps(self) -> int:
