@@ -36,7 +36,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
 from smalti.evaluation.battery import battery
-from smalti.evaluation.label_draws import mean_interval
+from smalti.evaluation.label_draws import mean_share_interval
 from smalti.models.decoder import CrossAttention
 from smalti.runs.finetune import main as finetune
 from smalti.runs.models import load_model
@@ -138,7 +138,7 @@ def collected(home: Path) -> dict[str, dict[str, Any]]:
                     values[name].append(cell[name])
             if values:
                 row: dict[str, Any] = {name: statistics.mean(found) for name, found in values.items()}
-                intervals = {name: mean_interval(found) for name, found in values.items()}
+                intervals = {name: mean_share_interval(found) for name, found in values.items()}
                 row |= {"intervals": intervals, "values": dict(values), "seeds": sorted(seeds)}
                 tables.setdefault(str(budget), {})[method] = row
     return tables

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -192,15 +193,34 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
         done = finished(folder, before, config)
-        return run.main(config, resume=True, allow_inexact=allow_inexact) if done is None else done
+        if done is not None:
+            return done
+        return _ended(run.main(config, resume=True, allow_inexact=allow_inexact), verb, "RECIPE", config)
+    recipe = arguments[0] if arguments else ""
     config = _from_recipe(cls, arguments, verb)
     if not config.out:
         raise UsageError("no run folder given", fix="use --out FOLDER")
     if restarts() and is_run(config.out):  # torchrun repeats the command
         config = replace(read_config(config.out, cls), out=config.out)
         done = finished(config.out, config, config)
-        return run.main(config, resume=True) if done is None else done
-    return _start(config.out, lambda: run.main(config))
+        return done if done is not None else _ended(run.main(config, resume=True), verb, recipe, config)
+    return _ended(_start(config.out, lambda: run.main(config)), verb, recipe, config)
+
+
+def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
+    """Say what can be done with a finished run."""
+    from smalti.core.addresses import shown
+
+    run, data = shlex.quote(config.out), shlex.quote(shown(config.data.path))
+    if verb == "train-tokenizer":
+        known = recipe in recipe_names() and "pretrain" in load_recipe(recipe)
+        then = f"smalti pretrain {recipe if known else 'RECIPE'} --data {data} --tokenizer {run} --out OUT"
+    elif verb == "pretrain":
+        then = f"smalti evaluate {run} LABELLED; smalti finetune RECIPE --data LABELLED --init {run} --out OUT"
+    else:
+        then = f"smalti evaluate {run} LABELLED; smalti report {run}"
+    Log().say(f"next: {then}")
+    return result
 
 
 def _start(out: str, run: Callable[[], Result]) -> Result:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,27 @@ def test_a_name_beside_a_bar_cannot_steer_the_terminal() -> None:
         bar.update(1, "\x1b]0;owned\x07[red]a.tar")
     assert "\x1b]0;" not in screen.getvalue()
     assert r"\x1b]0;owned\x07[red]a.tar" in screen.getvalue()
+
+
+NOTE = "loss 4.886  accuracy 0.085  top5 0.257  reference 4.863 (as far)  data 1 %"
+
+
+@pytest.mark.parametrize(
+    ("width", "numbers"),
+    [(60, ""), (80, "loss 4.886  accuracy 0.085"), (100, "loss 4.886  accuracy 0.085  top5 0.257"), (200, NOTE)],
+)
+def test_a_narrow_terminal_shows_step_bar_and_time_left_and_drops_numbers_from_the_end(
+    width: int, numbers: str
+) -> None:
+    log, written = Log(), io.StringIO()
+    log.console = Console(file=written, force_terminal=True, width=width, highlight=False)
+    with log.progress("pretrain", 2786) as bar:
+        bar.update(1000, NOTE)
+    line = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue()).splitlines()[-1].strip("\r")
+    parts = re.fullmatch(r"pretrain     ([━╸╺ ]+) 1000/2786 ((?:\d+|-):(?:\d+|--):(?:\d+|--)) *(.*?) *", line)
+    assert parts is not None, line
+    assert len(line) <= width
+    assert (len(parts[1]), parts[3]) == (40 if width >= 120 else 20, numbers)
 
 
 def test_print_json_is_one_line_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

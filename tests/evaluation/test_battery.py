@@ -13,7 +13,7 @@ from smalti.core.errors import UsageError
 from smalti.evaluation import battery
 from smalti.evaluation.battery import FEW_L2_STRENGTHS, L2_STRENGTHS, Battery, BatteryResult
 from smalti.evaluation.features import Layer
-from smalti.evaluation.label_draws import BUDGETS, mean_interval, share_interval
+from smalti.evaluation.label_draws import BUDGETS, mean_share_interval, share_interval
 from smalti.evaluation.probe import Split, fit_linear, knn_accuracy, scale_of
 
 NUM, CLASSES = 300, 3
@@ -161,7 +161,7 @@ def test_few_labels_are_the_mean_over_draws_in_the_units_of_all_images() -> None
             probe = fit_linear(x[drawn], labels()[drawn], few.l2, scale=scale, max_iter=1000)
             accuracies.append(probe.accuracy(test[LAYERS[0]], labels()))
         assert few.accuracy == pytest.approx(sum(accuracies) / 2, abs=0.005)
-        assert few.interval == pytest.approx(mean_interval(accuracies), abs=0.03)
+        assert few.interval == pytest.approx(mean_share_interval(accuracies), abs=0.03)
         assert (few.labels, few.draws) == (len(drawn), 2)
         assert few.l2 in FEW_L2_STRENGTHS
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.evaluation.label_draws import mean_interval, share_interval, student_quantile
+from smalti.evaluation.label_draws import mean_interval, mean_share_interval, share_interval, student_quantile
 from tests import oracles
 
 
@@ -50,3 +50,14 @@ def test_the_interval_holds_the_mean_in_95_of_100_cases() -> None:
     intervals = [mean_interval(row) or (0.0, 0.0) for row in draws.tolist()]
     held = sum(low < 7 < high for low, high in intervals) / 4000
     assert held == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
+def test_the_interval_of_a_mean_of_shares_is_of_shares_and_covers_what_the_other_does_there(
+    shares: list[float],
+) -> None:
+    low, high = mean_share_interval(shares) or (-1.0, 2.0)
+    wide_low, wide_high = mean_interval(shares) or (-1.0, 2.0)
+    assert 0 <= low <= high <= 1
+    assert (low, high) == (max(0.0, wide_low), min(1.0, wide_high))
+    assert mean_share_interval(shares[:1]) is None

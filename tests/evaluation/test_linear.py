@@ -146,3 +146,15 @@ def test_the_unit_of_features_can_be_given(fit: Fit) -> None:
 def test_the_quick_classifier_takes_fewer_images_than_features() -> None:
     x = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
     assert fit_ridge(x, torch.tensor([0, 1, 0, 1]), 0.1).accuracy(x, torch.tensor([0, 1, 0, 1])) == 1.0
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_with_fewer_images_than_features_it_is_the_minimum_in_all_directions(start: bool) -> None:
+    x, labels = data(num=30, features=80)
+    first = fit_linear(x, labels, 1e-1) if start else None
+    probe = fit_linear(x, labels, 1e-2, start=first)
+    standardised = ((x - probe.mean) / probe.std).double().numpy()
+    weight, bias = probe.weight.double().numpy(), probe.bias.double().numpy()
+    d_weight, d_bias = oracles.regression_gradient(standardised, labels.numpy(), weight, bias, 1e-2)
+    assert probe.weight.shape == (80, 3)
+    assert max(np.abs(d_weight).max(), np.abs(d_bias).max()) < 2e-4

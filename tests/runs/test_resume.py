@@ -1,6 +1,7 @@
 """What a run that goes on may change, what stops it, and when there is nothing left to do."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -249,6 +250,76 @@ def test_a19_an_extended_run_is_the_longer_run(
         assert read(tmp_path / "run") == read(tmp_path / "long")
 
 
+def test_an_extended_run_says_where_its_learning_rate_jumps_and_how_it_goes_on_at_the_end_rate(
+    photos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    falling = ("--optimiser.lr", "1e-3", "--optimiser.end-lr", "1e-5", "--optimiser.warmup-ratio", "0")
+    assert pretrain(photos, whole, tmp_path / "run", 4, *falling) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", str(tmp_path / "run"), "--plan.steps", "8"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    jump = said[said.index("settings that have changed: plan.steps 4 -> 8") + 1]
+    assert jump == (
+        "what that does: learning rate 1e-05 at step 4, 0.00032 at step 5; --optimiser.schedule constant"
+        " --optimiser.lr 1e-05 --allow-inexact goes on at the rate it had;"
+        f" a new run with --init-from {tmp_path / 'run'} has a new warm-up"
+    )
+    assert metrics(tmp_path / "run")[4]["lr"] == pytest.approx(0.00032, abs=5e-6)
+    level = ["--optimiser.schedule", "constant", "--optimiser.lr", "1e-05", "--allow-inexact", "--plan.steps", "8"]
+    assert main(["pretrain", "--resume", str(tmp_path / "other"), *level]) == 0
+    assert "what that does" not in capsys.readouterr().err
+    assert [line["lr"] for line in metrics(tmp_path / "other")[4:]] == [pytest.approx(1e-5)] * 4
+
+
+def test_a_tokenizer_that_has_moved_is_known_by_its_digest(
+    photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(photos, whole, tmp_path / "through", 4, *SAVE, "--accept-tokenizer") == 0
+    shutil.copytree(whole, tmp_path / "tokenizer")
+    with interrupted_before(2, monkeypatch):
+        assert pretrain(photos, tmp_path / "tokenizer", tmp_path / "run", 4, *SAVE, "--accept-tokenizer") == 130
+    (tmp_path / "tokenizer").rename(tmp_path / "moved")
+    again = ["pretrain", "--resume", str(tmp_path / "run")]
+    assert main(again) == 4
+    gone = f"error: the tokenizer of the run is no longer in {tmp_path / 'tokenizer'}"
+    assert last_line(capsys) == f"{gone}; say where it is now with --tokenizer RUN"
+    assert train_tokenizer(photos, tmp_path / "another", 2) == 0
+    assert main([*again, "--tokenizer", str(tmp_path / "another")]) == 2
+    error = (
+        f"error: the run in {tmp_path / 'run'} cannot go on bit for bit; the tokenizer has other weights than it had;"
+    )
+    assert last_line(capsys) == f"{error} go on as it began, or use --allow-inexact"
+    assert main([*again, "--tokenizer", str(tmp_path / "moved")]) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "through")
+
+
+def test_where_no_digest_was_recorded_the_tokenizer_has_to_be_where_it_was(
+    photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As runs of older versions are."""
+    with interrupted_before(2, monkeypatch):
+        assert pretrain(photos, whole, tmp_path / "run", 4, *SAVE, "--accept-tokenizer") == 130
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    del data["tokenizer_sha256"]
+    (tmp_path / "run" / "data.json").write_text(json.dumps(data))
+    shutil.copytree(whole, tmp_path / "copy")
+    assert main(["pretrain", "--resume", str(tmp_path / "run"), "--tokenizer", str(tmp_path / "copy")]) == 2
+    assert f"cannot go on bit for bit; tokenizer {whole} -> {tmp_path / 'copy'}; " in last_line(capsys)
+    assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0
+
+
+def test_a_tokenizer_says_what_a_longer_run_does_to_all_its_schedules(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    assert resume(tmp_path / "run", "--plan.steps", "20", "--plan.batch-size", "8") == 2
+    effect = capsys.readouterr().err.splitlines()[-2]
+    assert effect.startswith("what that does: learning rate ")
+    assert "; temperature 0.062 at step 6, " in effect
+    assert effect.endswith("; images go on from 48, as if all steps had been of the new batch size")
+
+
 def test_a_run_cannot_become_shorter_than_it_is(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resume(left, "--plan.steps", "3") == 2
     assert last_line(capsys) == (f"error: steps is 3, and the run in {left} has done 4; use --plan.steps 4 or more")
@@ -259,7 +330,8 @@ def test_b19_other_settings_are_shown_and_stop_a_resume(
 ) -> None:
     config = (left / "config.json").read_bytes()
     assert resume(left, "--optimiser.lr", "0.5", "--seed", "3", "--plan.log-every", "2") == 2
-    *_, shown, error = capsys.readouterr().err.splitlines()
+    *_, shown, effect, error = capsys.readouterr().err.splitlines()
+    assert re.match(r"what that does: learning rate [^ ]+ at step 4, 0.\d+ at step 5; ", effect)
     assert shown.startswith("settings that have changed: optimiser.lr ")
     assert shown.endswith(" -> 0.5, plan.log_every 1 -> 2, seed 0 -> 3")
     assert error.startswith(f"error: the run in {left} cannot go on bit for bit; optimiser.lr ")

@@ -17,7 +17,7 @@ from smalti.runs.evaluate import Evaluate, describe_tokenizer
 from smalti.runs.report import Report
 from smalti.runs.show import Show
 from tests.report.reading import pictures_in
-from tests.small_runs import picture, pictures, pretrain, train_tokenizer
+from tests.small_runs import finetune, picture, pictures, pretrain, scenes, segment, train_tokenizer
 
 NASTY = "<script>&amp;.png"
 
@@ -58,6 +58,20 @@ def test_a_page_shows_each_image_decoded_and_as_tokens(runs: Runs, tmp_path: Pat
     colours = {tuple(colour) for colour in token_map(np.arange(16)[None, None])[0, 0].tolist()}
     assert {tuple(colour) for colour in tokens.reshape(-1, 3).tolist()} <= colours
     assert (tokens[:4, :4] == tokens[0, 0]).all(), "a token is as large as its patch"
+
+
+def test_a_fine_tuned_network_says_what_it_sees(runs: Runs, tmp_path: Path) -> None:
+    assert finetune(runs.photos, "", tmp_path / "classes", 2) == 0
+    assert show.main(of(tmp_path / "classes", runs.photos, out=tmp_path / "page.html"))["images"] == 3
+    text = (tmp_path / "page.html").read_text()
+    said = re.findall(r"<p>across/\d+.png: (across|down) (\d+)%, (across|down) (\d+)%</p>", text)
+    assert said
+    assert all(abs(int(one[1]) + int(one[3]) - 100) <= 1 and int(one[1]) >= int(one[3]) for one in said)
+    boxes = scenes(tmp_path / "boxes")
+    assert segment(boxes, "", tmp_path / "pixels", 2) == 0
+    show.main(of(tmp_path / "pixels", boxes / "images", out=tmp_path / "pixels.html"))
+    assert re.findall(r"<b>(.*?)</b>", (tmp_path / "pixels.html").read_text())[:2] == ["original", "predicted"]
+    show.main(of(tmp_path / "pixels", boxes / "images", out=tmp_path / "pixels.png"))
 
 
 def test_a_backbone_shows_what_it_fills_in(runs: Runs, tmp_path: Path) -> None:

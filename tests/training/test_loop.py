@@ -145,7 +145,7 @@ def test_a_step_moves_the_weights_as_adamw_on_the_mean_loss_does() -> None:
     model = copy.deepcopy(made.objective.model)
     reference = torch.optim.AdamW(
         [{"params": [p], "weight_decay": 0.05 if p.ndim > 1 else 0.0} for p in model.parameters()],
-        lr=OPTIMISER.schedule(12)(1),
+        lr=OPTIMISER.rates(12)(1),
         betas=(0.9, 0.999),
     )
     (model(batch.image[:, 0, :4, :4].flatten(1))[:, 0] - batch.image.mean((1, 2, 3))).square().mean().backward()
@@ -393,7 +393,7 @@ def test_what_is_recorded(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
     assert {"stage", "step", "lr", "grad_norm", "loss", "worst"} <= set(lines[0])
-    assert lines[-1]["lr"] == pytest.approx(OPTIMISER.schedule(12)(12))
+    assert lines[-1]["lr"] == pytest.approx(OPTIMISER.rates(12)(12))
     assert all(line["stage"] == "test" for line in lines)
 
 

@@ -96,12 +96,12 @@ def test_betas_and_eps_reach_the_optimiser() -> None:
 
 
 def test_the_schedule_warms_up_peaks_and_ends_where_it_should() -> None:
-    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1).schedule(1000)
+    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1).rates(1000)
     assert [schedule(step) for step in (0, 50, 100, 550, 1000)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
 
 
 def test_the_decay_may_end_before_the_run_does() -> None:
-    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).schedule(1000)
+    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).rates(1000)
     assert [schedule(step) for step in (100, 250, 400, 401, 1000)] == pytest.approx([1, 0.55, 0.1, 0.1, 0.1])
 
 
@@ -116,7 +116,7 @@ def test_a_learning_rate_at_a_batch_is_in_proportion_to_that_of_the_run(batch_si
     used = meant.at(batch_size)
     assert (used.lr, used.end_lr) == pytest.approx((1.5e-3 * factor, 1e-5 * factor))
     assert used.at(batch_size) == used
-    peak = used.schedule(800)
+    peak = used.rates(800)
     assert max(peak(step) for step in range(801)) == pytest.approx(1.5e-3 * factor)
 
 
@@ -127,7 +127,7 @@ def test_the_scaling_is_said_in_a_line() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_short_runs_have_a_schedule_too(steps: int) -> None:
-    schedule = AdamW(lr=1.0, warmup_ratio=0.99).schedule(steps)
+    schedule = AdamW(lr=1.0, warmup_ratio=0.99).rates(steps)
     assert schedule(steps) == pytest.approx(1e-5)
     assert schedule(schedule.warmup) == 1.0
 
@@ -205,3 +205,8 @@ def test_the_first_step_of_a_layer_is_as_long_as_its_rate() -> None:
     for name, parameter in model.named_parameters():
         moved = float((parameter.detach() - before[name]).abs().max())
         assert moved == pytest.approx(trainer.lr(1) * 0.5 ** (3 - layer_of(name, 3)), rel=1e-3), name
+
+
+def test_a_constant_schedule_stays_at_the_rate_of_its_warm_up() -> None:
+    rates = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1, schedule="constant").rates(100)
+    assert [rates(step) for step in (0, 5, 10, 50, 99, 200)] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]

@@ -19,8 +19,11 @@ from smalti.core.errors import UsageError
 T = TypeVar("T")
 
 
-Resume: TypeAlias = Literal["same", "free", "free_without_rollback"]
-"""Whether a field may have another value when a run goes on, and the run still ends in the same bits."""
+Resume: TypeAlias = Literal["same", "free", "free_without_rollback", "digest"]
+"""Whether a field may have another value when a run goes on, and the run still ends in the same bits.
+
+`digest`: a place, whose content is compared; where the run has not recorded its digest, the place has to be the same.
+"""
 
 
 def setting(default: Any, unit: str = "", paper: str = "", resume: Resume = "same") -> Any:

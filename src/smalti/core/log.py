@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from smalti.core.addresses import without_secrets
 from smalti.core.errors import OutputError
@@ -18,6 +20,10 @@ from smalti.core.ranks import is_rank0
 
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
+_WIDE, _BAR = 120, 20
+"""Columns of a terminal from which the bar has twice its width."""
+_TITLE, _TIME, _GAPS = 12, 8, 4
+"""Columns of the title and of the time left; gaps between the five parts of a line."""
 
 
 class _Quiet(Console):
@@ -72,15 +78,34 @@ class Log:
         if not (self.console.is_terminal and is_rank0()):
             yield PlainBar(self, title, total)
             return
+        bar = _BAR if self.console.width < _WIDE else 2 * _BAR
         columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
+            TextColumn(f"{{task.description:<{_TITLE}}}"),
+            BarColumn(bar_width=bar),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            _Note(self.console, bar),
         )
         with Progress(*columns, console=self.console) as progress:
             yield RichBar(progress, progress.add_task(title, total=total, note=""))
+
+
+class _Note(ProgressColumn):
+    """The numbers behind the bar, as many as the rest of the line has room for: those at the end are dropped."""
+
+    def __init__(self, console: Console, bar: int) -> None:
+        self.console, self.bar = console, bar
+        super().__init__(table_column=Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        titled = max(_TITLE, len(task.description))
+        room = self.console.width - titled - self.bar - len(f"{task.completed}/{task.total}") - _TIME - _GAPS
+        shown, *others = task.fields["note"].split("  ")
+        for part in others:
+            if len(shown) + 2 + len(part) > room:
+                break
+            shown += f"  {part}"
+        return Text(shown if len(shown) <= room else "")
 
 
 class Bar:

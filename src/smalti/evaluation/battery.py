@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Layer, Pooling, extract
-from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_interval, share_interval
+from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_share_interval, share_interval
 from smalti.evaluation.probe import Features, LinearProbe, Scale, Split, fit_linear, fit_ridge, knn_accuracy, scale_of
 
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -31,7 +31,7 @@ class FewLabels:
         labels: number of labelled images.
         draws: number of random draws of these images.
         accuracy: on the test images, mean over the draws, in [0, 1].
-        interval: 95 % confidence interval of that mean, by Student's t; None for a single draw.
+        interval: 95 % confidence interval of that mean, by Student's t, cut to [0, 1]; None for a single draw.
         layer, pooling, l2: the best on the validation images, on average over the draws.
     """
 
@@ -232,7 +232,7 @@ def _few(train: Features, task: _Task, test: Features, test_labels: Tensor, budg
     best = max(FEW_L2_STRENGTHS, key=lambda l2: _mean([task.validated(path[l2], x) for path in paths]))
     tested = test[layer]
     accuracies = [path[best].accuracy(tested, test_labels) for path in paths]
-    return FewLabels(len(draws[0]), len(draws), _mean(accuracies), mean_interval(accuracies), *layer, best)
+    return FewLabels(len(draws[0]), len(draws), _mean(accuracies), mean_share_interval(accuracies), *layer, best)
 
 
 def _path(x: Tensor, y: Tensor, strengths: Sequence[float], scale: Scale) -> dict[float, LinearProbe]:

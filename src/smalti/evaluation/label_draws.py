@@ -71,6 +71,12 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return mean - half, mean + half
 
 
+def mean_share_interval(shares: Sequence[float]) -> Interval | None:
+    """`mean_interval` of shares such as accuracies, cut to [0, 1], where their mean lies: so it covers it as often."""
+    interval = mean_interval(shares)
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
+
+
 def student_quantile(freedom: int) -> float:
     """The t with P(|T| < t) = 0.95 for `freedom` degrees of freedom ν, found by bisection.
 

@@ -1,10 +1,10 @@
-"""Classifiers on frozen features, k-NN and linear; and a quick probe of every layer.
+"""Classifiers on frozen features, k-NN and linear; a quick probe of every layer; and what stands beside a network.
 
 The quick probe chooses layers on validation images, and uses the test images once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
 from smalti.data.splits import by_lot
 from smalti.evaluation.features import Layer, Pooling, extract
-from smalti.models.vit import VisionTransformer, as_unit_range
+from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 
 _TEMPERATURE = 0.07
 _CHUNK = 1000
@@ -32,6 +32,12 @@ FEW_LABELS = 0.01
 _QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
 """What the demo chooses from."""
 Features = Mapping[Layer, Float[Tensor, "_ _"]]
+PIXELS = "raw pixels"
+RANDOM_PAPER = "random, the paper's initialisation"
+RANDOM_USED = "random, the initialisation used"
+RANDOM_WIDTH = "random, initialised by width"
+_MOST_PIXELS = 32
+"""Side of the images whose pixels are features: fitting a linear probe needs memory for features²."""
 
 
 def knn_accuracy(
@@ -128,7 +134,8 @@ def fit_linear(
     """Minimise mean cross-entropy + l2/2·‖weight‖² on standardised features.
 
     The problem is preconditioned: it is solved for Lᵀ·weight, where L·Lᵀ is the curvature at equal probabilities of
-    all classes. Features are strongly correlated, and this takes some fifty iterations instead of hundreds.
+    all classes. Features are strongly correlated, and this takes some fifty iterations instead of hundreds. Of fewer
+    images than features it is solved in the space that these images span, where the solution lies.
 
     Args:
         features: one row per image.
@@ -140,10 +147,14 @@ def fit_linear(
     """
     mean, std = scale or scale_of(features)
     x = (features - mean) / std
+    basis = torch.linalg.qr(x.t())[0] if len(x) < x.shape[1] else None
+    x = x if basis is None else x @ basis
     num_classes = int(labels.max()) + 1
     spread = (1 - 1 / num_classes) / num_classes
     lower = torch.linalg.cholesky(x.t() @ x * (spread / len(x)) + l2 * torch.eye(x.shape[1], dtype=x.dtype))
-    scaled = torch.zeros(x.shape[1], num_classes) if start is None else lower.t() @ start.weight
+    scaled = torch.zeros(x.shape[1], num_classes)
+    if start is not None:
+        scaled = lower.t() @ (start.weight if basis is None else basis.t() @ start.weight)
     bias = torch.zeros(num_classes) if start is None else start.bias.clone()
     for parameter in (scaled, bias):
         parameter.requires_grad_()
@@ -158,7 +169,7 @@ def fit_linear(
 
     optimizer.step(closure)
     weight = torch.linalg.solve_triangular(lower.t(), scaled.detach(), upper=True)
-    return LinearProbe(mean, std, weight, bias.detach())
+    return LinearProbe(mean, std, weight if basis is None else basis @ weight, bias.detach())
 
 
 @dataclass(frozen=True)
@@ -272,9 +283,22 @@ def probe_backbone(
 def probe_pixels(images: InMemoryData, validation: float = 0.1, seed: int = 0) -> ProbeResult:
     """The same probes on raw pixels."""
     split = Split.of(len(images.train), validation, seed)
-    train, test = ({(0, "pixels"): _flat(part)} for part in (images.train, images.held_out))
+    train, test = (pixel_features(part) for part in (images.train, images.held_out))
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
-def _flat(images: InMemoryDataset) -> Tensor:
-    return as_unit_range(images.images).flatten(1)
+def pixel_features(images: InMemoryDataset) -> Features:
+    """Pixels in [0, 1] as the only layer; images larger than 32 x 32 are shrunk to that, by means over areas."""
+    height, width = (min(side, _MOST_PIXELS) for side in images.images.shape[-2:])
+    parts = [F.adaptive_avg_pool2d(as_unit_range(part), (height, width)) for part in images.images.split(_CHUNK)]
+    return {(0, "pixels"): torch.cat(parts).flatten(1)}
+
+
+def untrained(vit: ViT) -> dict[str, ViT]:
+    """The network in two initialisations, by name: the paper's and the one used; by width where these are the same.
+
+    The paper's is made for a width of 768: in narrow networks it alone would be a weak baseline.
+    """
+    paper = replace(vit, init="uniform", pos_init="uniform")
+    other = {RANDOM_WIDTH: replace(vit, init="width")} if paper == vit else {RANDOM_USED: vit}
+    return {RANDOM_PAPER: paper} | other

@@ -16,7 +16,7 @@ from smalti.core.files import require_place
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import InMemoryData, affordable
-from smalti.evaluation.probe import probe_backbone, probe_pixels
+from smalti.evaluation.probe import PIXELS, probe_backbone, probe_pixels, untrained
 from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.folder import RunFolder, create, read_kind
@@ -36,9 +36,7 @@ _SHORT = 240.0
 """Below so many seconds of budget, compiling does not pay and fewer labelled images are used by the probes."""
 _PROBE_IMAGES_SHORT = 8000
 _FEWEST_STEPS = 20
-_PRETRAINED, _PIXELS = "pretrained", "raw pixels"
-_RANDOM_PAPER = "random, the paper's initialisation"
-_RANDOM_USED = "random, the initialisation used"
+_PRETRAINED = "pretrained"
 
 Probes: TypeAlias = dict[str, dict[str, Any]]
 """Results of `probe` by the name of what was probed."""
@@ -116,9 +114,7 @@ def describe(result: Mapping[str, Any]) -> str:
     """The result as plain text: two lines and a table."""
     tokenizer, mim = result["tokenizer"], result["mim"]
     lines = [
-        f"\ntokenizer   {tokenizer['steps']} steps: PSNR {tokenizer['psnr_db']:.1f} dB on held-out images,"
-        f" {percent(tokenizer['codebook_usage'])} of {tokenizer['vocab_size']} visual tokens in use,"
-        f" perplexity {tokenizer['perplexity']:.0f}",
+        f"\ntokenizer   {train_tokenizer.describe(tokenizer)}",
         f"pretraining {mim['steps']} steps: loss {mim['loss_nats']:.2f} nats,"
         f" {mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} below the unigram entropy"
         f" ({mim['unigram_entropy_nats']:.2f}); {percent(mim['accuracy'])} of masked tokens guessed",
@@ -200,13 +196,11 @@ def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) ->
 def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
     """Probes of the untrained network in both initialisations and of raw pixels; the seconds that one network takes."""
     log.say("measuring random networks and raw pixels")
-    backbone, seed, images = config.pretrain.backbone, config.pretrain.seed, _labelled(config, images)
-    paper = replace(backbone, init="uniform", pos_init="uniform")
-    inits = {_RANDOM_PAPER: paper, _RANDOM_USED: backbone}
+    inits, seed, images = untrained(config.pretrain.backbone), config.pretrain.seed, _labelled(config, images)
     began = time.monotonic()
     probes = {name: probe_backbone(vit.build(seed).to(compute.device), images, compute) for name, vit in inits.items()}
     each = (time.monotonic() - began) / len(inits)
-    return {name: asdict(found) for name, found in (probes | {_PIXELS: probe_pixels(images)}).items()}, each
+    return {name: asdict(found) for name, found in (probes | {PIXELS: probe_pixels(images)}).items()}, each
 
 
 def _pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
@@ -227,9 +221,9 @@ def _result(tokenizer: dict[str, Any], mim: dict[str, Any], probes: Probes) -> d
     """All results. For each figure, `probe.random` is the better of the random networks."""
     result: dict[str, Any] = {"tokenizer": tokenizer, "mim": mim}
     if probes:
-        random = [probes[_RANDOM_PAPER], probes[_RANDOM_USED]]
+        random = [row for name, row in probes.items() if name not in (_PRETRAINED, PIXELS)]
         better = {key: max(row[key] for row in random) for key in ("knn", "linear", "linear_few")}
-        ours = {"pretrained": probes[_PRETRAINED], "random": better, "pixels": probes[_PIXELS], "all": probes}
+        ours = {"pretrained": probes[_PRETRAINED], "random": better, "pixels": probes[PIXELS], "all": probes}
         result["probe"] = ours | {"gain_points": 100 * (probes[_PRETRAINED]["linear"] - better["linear"])}
     return result
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
+from smalti.core.errors import OutputError
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
@@ -17,23 +19,27 @@ from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
-from smalti.evaluation.battery import Battery
+from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling
 from smalti.evaluation.pretraining import describe_loss, measure
-from smalti.evaluation.probe import Split
+from smalti.evaluation.probe import PIXELS, Split, pixel_features, untrained
 from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import is_run, read_config, read_kind
+from smalti.runs.folder import RunFolder, holds_run, is_run, read_config, read_kind
+from smalti.runs.import_model import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.session import with_null
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
+from smalti.training.checkpoint import newest_step
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels
+from smalti.weights.read import is_foreign
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Evaluate:
     """What to measure, and on which images."""
 
     model: str
-    """A run folder."""
+    """A run folder; or weights of timm, transformers, unilm or lightly, of which the backbone is measured."""
     images: str
     """A folder (for probes of a backbone with class folders), or 'embedded'; of fine-tuned networks: with labels."""
     held_out: float | None = setting(None, "share of a folder's images to measure on; none: as in the model's own run")
@@ -54,6 +60,9 @@ class Evaluate:
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
     root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
+    baselines: bool = setting(True, "measure the same network untrained, in two initialisations, and raw pixels too")
+    num_heads: int | None = setting(None, "as of smalti import; of weights of other programs")
+    normalisation: Statistics = setting("auto", "as of smalti import; of weights of other programs")
     ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
@@ -64,11 +73,35 @@ class Evaluate:
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
 
+_SETTINGS = ("held_out", "validation", "poolings", "k", "draws", "seed", "precision")
+"""What is kept beside a result: the flags that figures depend on."""
+
+
 def main(config: Evaluate) -> dict[str, Any]:
-    """Evaluate and print; nothing is written. Ranks share the pass over the images; rank 0 does the rest."""
+    """Evaluate, print, and keep the result in the run folder. Ranks share the pass over the images; rank 0 the rest."""
     log = Log()
     with process_group(config.ranks, config.device):
-        return _evaluated(config, same_format(choose_compute(config.device, config.precision)), log)
+        compute = same_format(choose_compute(config.device, config.precision))
+        if is_foreign(config.model) and not holds_run(config.model):
+            found = _evaluated_foreign(config, compute, log)
+        else:
+            found = _evaluated(config, compute, log)
+            if is_rank0():
+                _keep(config, found, log)
+    return found
+
+
+def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
+    """Write the result into the run folder; it is printed already, so a folder that cannot be written is a warning."""
+    folder = RunFolder(Path(config.model).expanduser())
+    settings = {name: getattr(config, name) for name in _SETTINGS}
+    about = {"kind": read_kind(config.model), "step": newest_step(folder.path), "settings": settings}
+    try:
+        kept = folder.write_evaluation(config.images, config.test, about | {"result": with_null(found)})
+    except OutputError as error:
+        log.say(f"warning: the result is not kept: {error}")
+    else:
+        log.say(f"kept: {kept}")
 
 
 def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
@@ -87,17 +120,24 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     if isinstance(backbone, MaskedImageModel):
         model, backbone = backbone, backbone.backbone
         result = _by_rank0(lambda: _measure_stages(trained_on, model, images, compute, log), describe_stages)
-    if len(images.train.classes) > 1:
-        with_labels = TrainingData(images.train.labelled(), images.held_out.labelled())
-        chosen_on = _chosen_on(config, trained_on.data, images, log)
-        result |= _measure_backbone(config, backbone, with_labels, chosen_on, compute, log)
-    else:
-        data = replace(trained_on.data, root=config.root)
-        what = f"no probes: they need labels, and {config.images} has none"
-        log.say(f"{unlabelled(data, official_splits(config.images, config.test)[0], what)}")
+    result |= _measure_backbone(config, backbone, trained_on.data, images, compute, log)
     if found.shared and is_rank0():
         print(found)
     return result | {"test_overlap": found._asdict()}
+
+
+def _evaluated_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+    """Probes of a backbone of another program; nothing is written."""
+    subject, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
+    vit = subject.backbone.config
+    size = f"{vit.img_size[0]} x {vit.img_size[1]} pixels"
+    pixels = f"mean {vit.mean}, deviation {vit.std} (--normalisation)"
+    log.say(f"{config.model}: a {subject.kind} of another program, {size}, {pixels}; nothing is kept beside it")
+    if left_out:
+        log.say(f"left out: {', '.join(left_out[:3])}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}")
+    data = Data(channels=vit.in_chans, side=vit.img_size[0])
+    images = _load(config, data, log)
+    return _measure_backbone(config, subject.backbone.to(compute.device), data, images, compute, log)
 
 
 def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
@@ -133,30 +173,83 @@ def _measure_stages(
 def _measure_backbone(
     config: Evaluate,
     backbone: VisionTransformer,
+    data: Data,
     images: InMemoryData,
-    chosen_on: InMemoryDataset | None,
     compute: Compute,
     log: Log,
 ) -> dict[str, Any]:
-    """Probes of the frozen features; choices are made on `chosen_on`, or on a share of the training images."""
+    """Probes of the frozen features, and of the same network untrained and raw pixels; empty without labels.
+
+    Choices are made on the validation split, or where there is none on a share of the training images.
+    """
+    if len(images.train.classes) < 2:
+        what = f"no probes: they need labels, and {config.images} has none"
+        place, _ = official_splits(config.images, config.test)
+        log.say(f"{unlabelled(replace(data, root=config.root), place, what)}")
+        return {}
+    chosen_on = _chosen_on(config, data, images, log)
+    images = TrainingData(images.train.labelled(), images.held_out.labelled())
+    probes = _Probes(config, images, chosen_on, compute)
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
-    protocol = Battery(config.poolings, config.validation, config.k, config.draws)
-    train, test = (protocol.features(backbone, part, compute) for part in (images.train, images.held_out))
-    labels, split = images.train.labels, None
     if chosen_on is not None:
         log.say(f"choices are made on {len(chosen_on)} validation images")
-        more = protocol.features(backbone, chosen_on, compute)
-        train = {layer: torch.cat([x, more[layer]]) for layer, x in train.items()}
-        labels, split = torch.cat([labels, chosen_on.labels]), Split.behind(len(labels), len(chosen_on), config.seed)
+    result = probes.of(backbone, BatteryResult.describe)
+    if not config.baselines:
+        return result
+    log.say("measuring the same network untrained, and raw pixels; --no-baselines leaves them out")
+    networks = {
+        name: vit.build(config.seed).eval().to(compute.device) for name, vit in untrained(backbone.config).items()
+    }
+    beside = {name: probes.of(network) for name, network in [*networks.items(), (PIXELS, None)]}
+    if is_rank0():
+        print(describe_beside(result, beside))
+    return result | {"baselines": beside}
 
-    def judged() -> dict[str, Any]:
-        found = protocol(train, labels, test, images.held_out.labels, config.seed, split)
-        print(found.describe())
-        return found.as_dict()
 
-    return from_rank0(judged)
+@dataclass(frozen=True)
+class _Probes:
+    """The battery, on some images; `chosen_on` are those that choices are made on, None for a share of the others."""
+
+    config: Evaluate
+    images: InMemoryData
+    chosen_on: InMemoryDataset | None
+    compute: Compute
+
+    def of(
+        self, backbone: VisionTransformer | None, describe: Callable[[BatteryResult], str] | None = None
+    ) -> dict[str, Any]:
+        """The result of a backbone, or of raw pixels; `describe` makes what rank 0 prints of it."""
+        config, images, more = self.config, self.images, self.chosen_on
+        protocol = Battery(config.poolings, config.validation, config.k, config.draws)
+        parts = [images.train, images.held_out, *([] if more is None else [more])]
+        features = None if backbone is None else [protocol.features(backbone, part, self.compute) for part in parts]
+
+        def judged() -> dict[str, Any]:
+            train, test, *validation = features or [pixel_features(part) for part in parts]
+            labels, split = images.train.labels, None
+            if more is not None:
+                train = {layer: torch.cat([x, validation[0][layer]]) for layer, x in train.items()}
+                labels, split = torch.cat([labels, more.labels]), Split.behind(len(labels), len(more), config.seed)
+            found = protocol(train, labels, test, images.held_out.labels, config.seed, split)
+            if describe is not None:
+                print(describe(found))
+            return found.as_dict()
+
+        return from_rank0(judged)
+
+
+def describe_beside(result: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> str:
+    """The network and its baselines as a table, and what pretraining is worth."""
+    few = [name for name in result["few"] if name != "100 %"][-2:]
+    lines = [f"{'beside it':<35} {'k-NN':>7} {'linear':>7}" + "".join(f" {name:>11}" for name in few)]
+    for name, row in ({"this network": result} | dict(baselines)).items():
+        cells = "".join(f" {row['few'][budget]['accuracy']:>11.1%}" for budget in few)
+        lines.append(f"{name:<35} {row['knn']:>7.1%} {row['linear']:>7.1%}{cells}")
+    better = max(row["linear"] for name, row in baselines.items() if name != PIXELS)
+    gain = 100 * (result["linear"] - better)
+    return "\n".join([*lines, f"worth {gain:+.1f} points of linear probe over the better of the untrained networks"])
 
 
 def describe_tokenizer(result: Mapping[str, Any]) -> str:

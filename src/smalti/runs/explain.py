@@ -121,7 +121,7 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
         return {}
     steps = config.plan.steps
     shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
-    rate = config.optimiser.at(config.plan.batch_size).schedule(steps)
+    rate = config.optimiser.at(config.plan.batch_size).rates(steps)
     schedules: dict[str, Cosine | Ramp] = {"learning rate": rate, **_annealing(config)}
     own = {name: {each.steps // 4, each.steps // 2, each.steps} for name, each in schedules.items()}
     return {name: {step: each(step) for step in sorted((shown | own[name]) - {0})} for name, each in schedules.items()}

@@ -23,7 +23,7 @@ from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
-from smalti.runs.model_selection import Best, Choose, Given, Labelled, Measured, Shares, read_chosen
+from smalti.runs.model_selection import BEST, Best, Choose, Given, Labelled, Measured, Shares, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
@@ -131,7 +131,8 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
     session.train("finetune", trainer, batches, config.plan, config.profile, look)
     del trainer, batches  # their memory is needed to measure
-    return from_rank0(lambda: session.finish(lambda: _measured(config, parts, session)))
+    weights = BEST if config.choose == "best" else ""
+    return from_rank0(lambda: session.finish(lambda: _measured(config, parts, session), weights))
 
 
 def _overlap(config: Finetune, parts: Labelled) -> Overlap:

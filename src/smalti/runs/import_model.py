@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors.torch import save
@@ -38,6 +38,8 @@ from smalti.weights.names import is_huggingface
 from smalti.weights.read import describing, pixel_statistics, read_source, read_weights
 from smalti.weights.source import SourceWeights
 
+Statistics: TypeAlias = Literal["auto", "half", "imagenet"]
+
 
 @dataclass(frozen=True)
 class ImportModel:
@@ -47,7 +49,7 @@ class ImportModel:
     """A file or folder of weights (timm, transformers, unilm, lightly); or encoder.pkl and decoder.pkl of DALL-E."""
     out: str = setting("", "the folder to write, a MODEL")
     num_heads: int | None = setting(None, "attention heads, where no file says them; none: one for 64 channels")
-    normalisation: Literal["auto", "half", "imagenet"] = setting(
+    normalisation: Statistics = setting(
         "auto",
         "pixel mean and deviation it was trained with; auto: those in a file beside the weights, else half (0.5)",
     )
@@ -86,9 +88,7 @@ def _dalle(config: ImportModel, out: Path) -> dict[str, Any]:
 
 def _network(config: ImportModel, out: Path) -> dict[str, Any]:
     place = config.files[0]
-    source = read_source(place)
-    vit = _normalised(source.vit(config.num_heads), place, config.normalisation)
-    subject, left_out = _loaded(source, vit)
+    subject, left_out = read_foreign(place, config.num_heads, config.normalisation)
     name = Path(place).expanduser().resolve().name
     parameters = sum(value.numel() for value in subject.network.parameters())
     facts = Facts(name, parameters, {IMPORTED: printable(name)}, {}, "", {}, None)
@@ -100,11 +100,31 @@ def _network(config: ImportModel, out: Path) -> dict[str, Any]:
     print(f"written: {out}, a {subject.kind}; {describe(certificate)}")
     for line in left_out:
         print(f"left out: {printable(line)}")
-    about = {"kind": subject.kind, "backbone": to_json(vit), "left_out": left_out, "certificate": certificate}
+    about = {
+        "kind": subject.kind,
+        "backbone": to_json(subject.backbone.config),
+        "left_out": left_out,
+        "certificate": certificate,
+    }
     return {"out": config.out, "parameters": parameters} | about
 
 
-def _normalised(vit: ViT, place: str, kind: Literal["auto", "half", "imagenet"]) -> ViT:
+def read_foreign(
+    place: str, num_heads: int | None = None, normalisation: Statistics = "auto"
+) -> tuple[Subject, list[str]]:
+    """The network in a file or folder of another program, and the names of weights that it does not have.
+
+    Args:
+        num_heads, normalisation: as of `ImportModel`.
+
+    Raises:
+        UsageError, CheckpointError: as of `main`.
+    """
+    source = read_source(place)
+    return _loaded(source, _normalised(source.vit(num_heads), place, normalisation))
+
+
+def _normalised(vit: ViT, place: str, kind: Statistics) -> ViT:
     """The backbone with the pixel mean and deviation that it was trained with."""
     if kind == "auto":
         found = pixel_statistics(place)

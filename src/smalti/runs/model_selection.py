@@ -29,7 +29,7 @@ Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 Given: TypeAlias = AnyImages
 """Images whose classes are those of whole images, or of pixels."""
 Choose: TypeAlias = Literal["best", "last"]
-_BEST = "best"
+BEST = "best"
 _STAGE = "validation"
 
 
@@ -175,7 +175,7 @@ class Best:
 
         Without memory for that they are not measured, and kept only if no measured ones are.
         """
-        best = self.folder.path / _BEST
+        best = self.folder.path / BEST
         remove_leftovers(best / FOLDER)
         for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
             if int(folder.name.removeprefix("step-")) > trainer.step:
@@ -205,4 +205,4 @@ class Best:
 
 def read_chosen(run: Path, choose: Choose) -> Checkpoint:
     """The selected weights of a finished run; of one checkpoint those in it."""
-    return read_checkpoint(run / _BEST if choose == "best" and not is_checkpoint(run) else run)
+    return read_checkpoint(run / BEST if choose == "best" and not is_checkpoint(run) else run)

@@ -6,9 +6,11 @@ from typing import Any
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
+from smalti.core.errors import CheckpointError
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.load import AnyImages, InMemoryData, RunImages
+from smalti.data.token_cache import digest
 from smalti.data.transforms.views import ColorJitter
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
@@ -18,7 +20,7 @@ from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
-from smalti.runs.folder import holds_run, read_config
+from smalti.runs.folder import holds_run, is_run, read_config
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, is_tokenizer, target_tokenizer
@@ -38,7 +40,7 @@ from smalti.weights.source import SourceWeights
 class Pretrain(BackboneRun):
     """Everything about a pretraining run."""
 
-    tokenizer: str = setting("", "the run folder of the tokenizer")
+    tokenizer: str = setting("", "the run folder of the tokenizer", resume="digest")
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
     init_from: str = setting("", "start from: a run, or a ViT or BEiT of timm or transformers; empty: drawn")
     freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
@@ -116,7 +118,8 @@ def main(
     """Train, save, and measure loss and bound on held-out images. Arguments as in `train_tokenizer.main`.
 
     Raises:
-        UsageError: the target needs a posterior, and the tokenizer has none.
+        CheckpointError: the tokenizer of a run that goes on is not where it was.
+        UsageError: there is no tokenizer, or the target needs a posterior, and the tokenizer has none.
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
@@ -126,12 +129,20 @@ def main(
 def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     compute, log = session.compute, session.log
+    require(
+        bool(config.tokenizer) or isinstance(config.target, Pixels),
+        "no tokenizer given",
+        "give --tokenizer RUN, the folder of smalti train-tokenizer; or use --target pixels",
+    )
+    if session.resumed and config.tokenizer and not is_run(config.tokenizer):
+        what = f"the tokenizer of the run is no longer in {config.tokenizer}"
+        raise CheckpointError(what, fix="say where it is now with --tokenizer RUN")
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given).normalised(given.train)
-    session.same_images(given.train)
+    session.same_images(given.train, None if tokenizer is None else digest(tokenizer))
     beside = _looked_at(config, given, tokenizer, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute
+from smalti.core.config import require
 from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
@@ -175,6 +176,8 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
     """The first images, their masked versions and the network's completions, with a description."""
     config, model = read_config(run, Pretrain), load_model(run, compute)
+    named = bool(config.tokenizer) or isinstance(config.target, Pixels)
+    require(named, f"what {run} predicts cannot be shown: its weights came without their tokenizer")
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     views = config.views(tokenizer)
     batch = views.held_out_batch(held_out, np.arange(min(count, len(held_out))))

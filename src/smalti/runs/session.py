@@ -32,10 +32,26 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages
 from smalti.distributed.collectives import all_gather, from_rank0, require_same, same_format
 from smalti.distributed.process_group import name_lost_rank, process_group
-from smalti.runs.folder import RunFolder, create, read_config, reopen, require_exact, require_same_settings, writing
+from smalti.runs.folder import (
+    TOKENIZER,
+    RunFolder,
+    create,
+    read_config,
+    reopen,
+    require_exact,
+    require_same_settings,
+    writing,
+)
 from smalti.runs.pretraining_checks import ReferenceComparison
-from smalti.runs.training_run import TrainingRun
-from smalti.training.checkpoint import BackgroundWriter, Checkpoint, has_checkpoint, read_checkpoint_on_rank0
+from smalti.runs.training_run import LEARNING_RATE, TrainingRun
+from smalti.training.checkpoint import FOLDER as CHECKPOINTS
+from smalti.training.checkpoint import (
+    BackgroundWriter,
+    Checkpoint,
+    has_checkpoint,
+    newest_step,
+    read_checkpoint_on_rank0,
+)
 from smalti.training.loop import RunHooks, fit
 from smalti.training.nonfinite import NotFiniteError, write_dump
 from smalti.training.profiling import Profiled
@@ -83,7 +99,10 @@ class Session:
         require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
         resumed = resume and from_rank0(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
-            require_same_settings(config.out, read_config(config.out, type(config)), config, allow_inexact)
+            before = read_config(config.out, type(config))
+            step = from_rank0(lambda: newest_step(Path(config.out).expanduser()) or 0)
+            what = effects(before, config, step)
+            require_same_settings(config.out, before, config, allow_inexact, what)
         folder = reopen(config.out, config) if resume else create(config.out, config)
         chosen = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
@@ -105,24 +124,29 @@ class Session:
             if classes:
                 self.folder.write_classes(classes)
 
-    def same_images(self, source: ImageDataset) -> None:
-        """Record which images the run is trained on.
+    def same_images(self, source: ImageDataset, tokenizer: str | None = None) -> None:
+        """Record which images the run is trained on, and the digest of the tokenizer whose tokens it predicts.
 
         Raises:
             DataError: the run is resumed, and the images are not those it started with.
+            UsageError: it is resumed with another tokenizer, and that is not allowed.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
         require_same("data set", found | {"memory": "stream" if source.pixels is None else "resident"})
-        before = self.folder.read_data() if is_rank0() else found
-        if before is not None and before != found:
+        whole = found | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        before = self.folder.read_data() if is_rank0() else whole
+        if before is None:
+            self.folder.write_data(whole)
+            return
+        if {name: before.get(name) for name in found} != found:
             there, here = before["images"], len(source)
             raise DataError(
                 f"the images have changed since the run in {self.folder.path} began",
                 cause=f"there were {there} of them, now {here}" if there != here else "files differ in name or length",
-                fix="bring them back, or begin a new run",
+                fix=f"bring them back, or begin a new run{_starting_from(self.verb, self.folder.path)}",
             )
-        if before is None:
-            self.folder.write_data(found)
+        if before.get(TOKENIZER, tokenizer) != tokenizer:
+            require_exact(str(self.folder.path), ["the tokenizer has other weights than it had"], self.allow_inexact)
 
     def train(
         self,
@@ -175,8 +199,8 @@ class Session:
             require_exact(run, differing, self.allow_inexact)
         trainer.load_state(checkpoint, run)
 
-    def finish(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Measure what was trained and write result.json.
+    def finish(self, measure: Callable[[], dict[str, Any]], weights: str = "") -> dict[str, Any]:
+        """Measure what was trained, write result.json, and say where the weights are: here, or in the folder `weights`.
 
         Values that are not finite are reported and written as null: the weights are finite.
 
@@ -198,9 +222,36 @@ class Session:
         unknown = list(_not_finite(result))
         if unknown:
             self.log.say(f"warning: not finite on held-out images: {', '.join(unknown)}")
-        finite: dict[str, Any] = _with_null(result)
+        finite: dict[str, Any] = with_null(result)
         self.folder.write_result(finite)
+        place = self.folder.path / weights
+        self.log.say(f"weights: {place / CHECKPOINTS / f'step-{newest_step(place) or 0:08d}' / 'model.safetensors'}")
         return finite
+
+
+def effects(before: TrainingRun, now: TrainingRun, step: int) -> list[str]:
+    """What changed settings do to a run that goes on after `step` steps, and how its learning rate stays as it was."""
+    found = []
+    planned, schedules = before.schedules(), now.schedules()
+    for name in [name for name in schedules if name in planned]:
+        last, was, value = planned[name](step), planned[name](step + 1), schedules[name](step + 1)
+        if not math.isclose(value, was, rel_tol=0.01):
+            found.append(f"{name} {last:.2g} at step {step}, {value:.2g} at step {step + 1}")
+    if found and found[0].startswith(LEARNING_RATE):
+        scale = now.optimiser.at(now.plan.batch_size).lr / now.optimiser.lr
+        rate = planned[LEARNING_RATE](step + 1) / scale
+        keep = f"--optimiser.schedule constant --optimiser.lr {rate:.3g} --allow-inexact goes on at the rate it had"
+        anew = _starting_from(kind_name(type(now)), Path(now.out))
+        found += [keep, *([f"a new run{anew} has a new warm-up"] if anew else [])]
+    if before.plan.batch_size != now.plan.batch_size:
+        found.append(f"images go on from {step * now.plan.batch_size}, as if all steps had been of the new batch size")
+    return found
+
+
+def _starting_from(verb: str, run: Path) -> str:
+    """The flag with which a new run starts from the weights of another; empty for tokenizers."""
+    flag = {"pretrain": "--init-from", "finetune": "--init"}.get(verb)
+    return f" with {flag} {shlex.quote(str(run))}" if flag else ""
 
 
 def _not_finite(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -211,9 +262,10 @@ def _not_finite(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _with_null(value: Any) -> Any:
+def with_null(value: Any) -> Any:
+    """JSON values with null for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _with_null(one) for name, one in value.items()}
+        return {name: with_null(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,6 +1,6 @@
-"""`smalti show`: pictures of the output of a tokenizer, or of a backbone with its tokenizer, for images."""
+"""`smalti show`: images as a tokenizer, a backbone with its tokenizer, or a fine-tuned network sees them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,21 @@ from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens import encode
+from smalti.evaluation.supervised import predict
+from smalti.functional.metrics import VOID
 from smalti.report.page import Section
-from smalti.report.pictures import png, sheet, tile_row, token_map
-from smalti.runs.folder import read_config, read_kind
+from smalti.report.pictures import label_colours, png, sheet, tile_row, token_map
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.models import load_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.sections import Columns, filled_in, scale_of, to_pixels, write_page
+from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.tokenizers import input_of, load_tokenizer
 
 _PAGE, _PICTURE = (".html", ".htm"), ".png"
+_LIKELY = 3
+"""Classes named for each image, at most."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Show:
     """What to look at, and with which model."""
 
     model: str
-    """A run folder of either stage, or an imported tokenizer."""
+    """A run folder of either stage or of finetune, or an imported tokenizer."""
     images: tuple[str, ...]
     """Image files, or DATA: a folder, a list, shards, ... or 'embedded'."""
     out: str = setting("show.html", "the page (.html) or the picture (.png) to write")
@@ -58,7 +65,8 @@ def main(config: Show) -> dict[str, Any]:
     target = Path(config.out).expanduser()
     require_place(target)
     compute = choose_compute(config.device, config.precision)
-    look = _look_completed if read_kind(config.model) == Pretrain.__name__ else _look_tokenized
+    looks = {Pretrain.__name__: _look_completed, Finetune.__name__: _look_finetuned}
+    look = looks.get(read_kind(config.model), _look_tokenized)
     columns, names, note = look(config, compute)
     scale = scale_of(columns["original"].shape[2])
     if target.suffix.lower() == _PICTURE:
@@ -92,6 +100,32 @@ def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str],
     images = InMemoryDataset(pixels, torch.full((len(pixels),), -1))
     columns, note = filled_in(config.model, images, compute, len(pixels))
     return columns, names, note
+
+
+@torch.no_grad()
+def _look_finetuned(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
+    """Original with its most likely classes; of a segmenter, original | predicted."""
+    run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
+    outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
+    pixels, names = read_images(config, replace(run.data, side=height))
+    if isinstance(run.task, Segmentation):
+        scenes = list(to_pixels(pixels))
+        guessed = [guess.numpy() for guess in predict(network, scenes, (height, height), run.task.window, compute)]
+        painted = np.stack([label_colours(guess, VOID) for guess in guessed])
+        found = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
+        captions = [f"{name}: {classes}" for name, classes in zip(names, found, strict=True)]
+        note = "The centre of the image, and the class of every pixel as the network says: a colour for each class."
+        return {"original": to_pixels(pixels), "predicted": painted}, captions, note
+    with compute.autocast():
+        scores = torch.cat([network(part.to(compute.device)) for part in pixels.split(64)]).float().cpu()
+    shares = scores.sigmoid() if run.task.multi_label else scores.softmax(1)
+    best = shares.topk(min(_LIKELY, len(outputs)))
+    captions = [
+        f"{name}: {', '.join(f'{outputs[n]} {share:.0%}' for share, n in zip(*row, strict=True))}"
+        for name, row in zip(names, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True)
+    ]
+    note = f"The centre of the image, and the {_LIKELY} most likely classes with their probabilities."
+    return {"original": to_pixels(pixels)}, captions, note
 
 
 def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str]]:

@@ -75,6 +75,7 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
         OutputError: it cannot be written.
     """
     require(bool(config.token_cache or config.out), "no folder for the visual tokens", "use --out CACHE")
+    require(bool(config.tokenizer), "no tokenizer given", "give --tokenizer RUN, the folder of smalti train-tokenizer")
     require_place(config.folder)
     log = Log()
     with process_group(config.ranks, config.device):

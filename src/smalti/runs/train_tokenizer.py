@@ -1,5 +1,6 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,14 @@ class TrainTokenizer(TrainingRun):
             "use more init_images",
         )
 
+    def schedules(self) -> dict[str, Callable[[int], float]]:
+        """As of every run; and of discrete VAEs the temperature, and the weight of the KL."""
+        if not isinstance(self.tokenizer, DVAE | DallE):
+            return super().schedules()
+        temperature, beta = (make(self.plan.steps) for make in (self.relaxation.annealing, self.relaxation.ramp))
+        own = {"temperature": lambda step: temperature(step - 1), "KL weight": lambda step: beta(step - 1)}
+        return super().schedules() | own
+
     @property
     def planned_steps(self) -> int:
         """Optimiser steps; 0 for tokenizers that are fitted to some images and not trained."""
@@ -106,20 +115,31 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
         config = session.settled(config, given)
     session.same_images(given.train)
     tokenizer = made(config, given, session).to(session.compute.device)
-    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session.compute)))
+    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))
 
 
-def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, compute: Compute) -> dict[str, Any]:
+def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
     """The result of the run."""
     measured = evaluate_tokenizer(
         tokenizer,
         given.held_out.images,
-        compute,
+        session.compute,
         train=some_images(given.train, config.data.side),
         density=config.likelihood == "logit_laplace",
     )
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.planned_steps}
-    return measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
+    result = measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
+    session.log.say(describe(result))
+    return result
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """One line: how well images come back, and how much of the codebook is in use."""
+    return (
+        f"{result['steps']} steps: PSNR {result['psnr_db']:.1f} dB on held-out images,"
+        f" {100 * result['codebook_usage']:.1f} % of {result['vocab_size']} visual tokens in use,"
+        f" perplexity {result['perplexity']:.0f}"
+    )
 
 
 def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTokenizer:

@@ -1,6 +1,6 @@
 """Configuration that all training runs share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,8 @@ from smalti.training.optim import AdamW
 from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
+
+LEARNING_RATE = "learning rate"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class TrainingRun:
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+    def schedules(self) -> dict[str, Callable[[int], float]]:
+        """What changes from step to step, by name: its value at a step, counted from 1."""
+        return {LEARNING_RATE: self.optimiser.at(self.plan.batch_size).rates(self.plan.steps)}
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,11 @@ def has_checkpoint(run: Path) -> bool:
     return bool(_checkpoints(run))
 
 
+def newest_step(run: Path) -> int | None:
+    """The step of the newest checkpoint, which may be damaged; None where there is none."""
+    return next((step for step, _ in _checkpoints(run)), None)
+
+
 def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     """The newest checkpoint of a run that is whole. A warning names each damaged one, with the reason.
 

@@ -31,6 +31,9 @@ class AdamW:
     lr_batch_size: int | None = setting(
         None, "images in a step, at which lr and end_lr are meant: in proportion for other batches; none: as they are"
     )
+    schedule: Literal["cosine", "constant"] = setting(
+        "cosine", "after the warm-up: half a cosine down to end_lr, or lr to the end", "BEiT §2.5"
+    )
     warmup_ratio: float = setting(0.0125, "share of the steps", "BEiT §2.5: 10 of 800 epochs")
     decay_ratio: float = setting(1.0, "share of the steps until end_lr")
     betas: tuple[float, float] = setting((0.9, 0.999), "decay of the moments", "BEiT §2.5")
@@ -103,10 +106,11 @@ class AdamW:
         ]
         return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
-    def schedule(self, steps: int) -> Cosine:
-        """The schedule of the learning rate over `steps` steps."""
+    def rates(self, steps: int) -> Cosine:
+        """The learning rate of each of `steps` steps."""
         until = max(1, int(self.decay_ratio * steps))
-        return Cosine(self.lr, self.end_lr, until, warmup=min(int(self.warmup_ratio * steps), until - 1))
+        end = self.lr if self.schedule == "constant" else self.end_lr
+        return Cosine(self.lr, end, until, warmup=min(int(self.warmup_ratio * steps), until - 1))
 
 
 def block_of(name: str) -> int:

@@ -95,7 +95,7 @@ class Trainer:
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
         self.optimizer = scaled.build(objective.model)
-        self.lr = scaled.schedule(plan.steps)
+        self.lr = scaled.rates(plan.steps)
         self.frozen, self.frozen_steps = (
             tuple(frozen),
             frozen_steps,

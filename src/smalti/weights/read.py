@@ -67,6 +67,12 @@ def read_weights(place: str) -> dict[str, Tensor]:
     return result
 
 
+def is_foreign(place: str) -> bool:
+    """Whether a place is a file, or a folder with weights in it, and so none of ours unless a config.json says that."""
+    path = Path(place).expanduser()
+    return path.is_file() or any((path / name).is_file() for name in _IN_FOLDERS)
+
+
 def describing(place: str) -> dict[str, Any] | None:
     """The config.json beside the weights; None where there is none, or none that can be read."""
     try:
