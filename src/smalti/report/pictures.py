@@ -108,6 +108,21 @@ def label_colours(label_map: UInt8[np.ndarray, "H W"], void: int) -> UInt8[np.nd
     return painted
 
 
+def mask_png(label_map: UInt8[np.ndarray, "H W"], ids: UInt8[np.ndarray, "classes"]) -> bytes:
+    """A mask as a PNG file: the id of every pixel, with a palette of the colours of `label_colours`.
+
+    Args:
+        label_map: the class of every pixel.
+        ids: the id of each class.
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    palette[ids] = label_colours(np.arange(len(ids), dtype=np.uint8)[None], void=255)[0]
+    picture, buffer = Image.fromarray(ids[label_map]), io.BytesIO()
+    picture.putpalette(palette.tobytes())
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1) -> UInt8[np.ndarray, "_H _W 3"]:
     """The pictures of `tile_row` as one picture, without headings: a row for each image, white in between.
 

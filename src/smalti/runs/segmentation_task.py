@@ -96,8 +96,7 @@ class Segmentation:
             len(named) in (0, count), f"{self.class_names} names {len(named)} classes", f"task.num_classes is {count}"
         )
         numbering = Numbering(self.void, count)
-        ids = [number for number in range(256) if number != self.void][:count]
-        scenes = _numbered(pairs, present, numbering, named or tuple(map(str, ids)))
+        scenes = _numbered(pairs, present, numbering, named or tuple(map(str, numbering.ids.tolist())))
         log.say(f"{len(scenes)} images with masks of {count} classes")
         return TrainingData(scenes, scenes.select(np.arange(0)))
 
