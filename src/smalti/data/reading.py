@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -85,6 +85,17 @@ def attempt(look: Callable[[int], T], position: int) -> T | DataError:
 def even_sample(length: int, limit: int | None) -> list[int]:
     """At most `limit` evenly spaced positions below `length`."""
     return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
+
+
+def spread_over_classes(labels: Int[Tensor, "n"], count: int) -> NDArray[np.int64]:
+    """At most `count` positions, as evenly as can be over the classes that occur, and inside each; sorted by class."""
+    numbers = labels.numpy()
+    classes = np.unique(numbers)
+    classes = classes[even_sample(len(classes), count)]
+    each = [np.flatnonzero(numbers == number) for number in classes]
+    each = [found[even_sample(len(found), -(-count // len(classes)))] for found in each]
+    turns = sorted((turn, place) for place, found in enumerate(each) for turn in range(len(found)))
+    return np.array([each[place][turn] for turn, place in sorted(turns[:count], key=lambda one: one[::-1])], np.int64)
 
 
 def read_square(source: ImageDataset, position: int, side: int) -> Square:

@@ -19,10 +19,10 @@ from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens import encode
 from smalti.report.page import Section
-from smalti.report.pictures import png, sheet, tile_row, token_map
+from smalti.report.pictures import png, scale_of, sheet, tile_row, token_colours
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.sections import Columns, filled_in, scale_of, to_pixels, write_page
+from smalti.runs.sections import Columns, filled_in, to_pixels, write_page
 from smalti.runs.tokenizers import input_of, load_tokenizer
 
 _PAGE, _PICTURE = (".html", ".htm"), ".png"
@@ -78,12 +78,13 @@ def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str],
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
-    colours = token_map(ids.cpu().numpy(), tokenizer.stride)
+    painted = to_pixels(decoded)
     note = (
-        "The image, what its visual tokens say when they are decoded, and the tokens themselves: a colour for each"
-        " number."
+        "The image, what its visual tokens say when they are decoded, and the tokens themselves: each in the mean"
+        " colour of what it is decoded to on this page."
     )
-    return {"original": to_pixels(pixels), "decoded": to_pixels(decoded), "visual tokens": colours}, names, note
+    columns = {"original": to_pixels(pixels), "decoded": painted}
+    return columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, names, note
 
 
 def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
