@@ -92,10 +92,13 @@ def spread_over_classes(labels: Int[Tensor, "n"], count: int) -> NDArray[np.int6
     numbers = labels.numpy()
     classes = np.unique(numbers)
     classes = classes[even_sample(len(classes), count)]
-    each = [np.flatnonzero(numbers == number) for number in classes]
-    each = [found[even_sample(len(found), -(-count // len(classes)))] for found in each]
-    turns = sorted((turn, place) for place, found in enumerate(each) for turn in range(len(found)))
-    return np.array([each[place][turn] for turn, place in sorted(turns[:count], key=lambda one: one[::-1])], np.int64)
+    members = [np.flatnonzero(numbers == number) for number in classes]
+    taken = [0] * len(members)
+    for _ in range(min(count, sum(map(len, members)))):
+        unused = [place for place, found in enumerate(members) if taken[place] < len(found)]
+        taken[min(unused, key=taken.__getitem__)] += 1
+    chosen = [found[even_sample(len(found), number)] for found, number in zip(members, taken, strict=True)]
+    return np.concatenate(chosen)
 
 
 def read_square(source: ImageDataset, position: int, side: int) -> Square:

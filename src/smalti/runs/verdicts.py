@@ -44,7 +44,7 @@ def together(runs: Sequence[str]) -> Verdict:
     for name, values in heads.items():
         if len(values) > 1:
             best = max(values, key=lambda one: values[one])
-            said.append(f"Of {len(values)} runs {best} has the best {name}.")
+            said.append(f"The best {name} of {len(values)} finished runs: {best}.")
     return Verdict(
         dict(list(facts.items())[:_MOST_TILES]), " ".join(said) or "Curves, pictures and numbers of each run."
     )
@@ -128,9 +128,10 @@ def demo_verdict(result: Result) -> Verdict:
     if "probe" in result:
         gain, pixels = result["probe"]["gain_points"], result["probe"]["pixels"]["linear"]
         facts["linear probe"] = f"{gain:+.1f} points"
+        more = f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'}"
         text += (
-            f" A linear probe of the frozen network is {gain:+.1f} points from that of the same network untrained;"
-            f" raw pixels have {pixels:.1%}."
+            f" A linear probe of the frozen network scores {more} than"
+            f" one of the same network untrained; one of raw pixels scores {pixels:.1%}."
         )
     return Verdict(facts, text)
 
