@@ -76,6 +76,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "finetune",
         "evaluate",
         "embed",
+        "predict",
         "search",
         "show",
         "report",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from smalti.runs.import_model import ImportModel
     from smalti.runs.import_model import main as import_model
     from smalti.runs.network import Network, load, load_network, load_tokenizer
+    from smalti.runs.predict import Predict
+    from smalti.runs.predict import main as predict
     from smalti.runs.prepare import Prepare
     from smalti.runs.prepare import main as prepare
     from smalti.runs.pretrain import Pretrain
@@ -48,6 +50,7 @@ _VERBS = {
     "prepare": "Prepare",
     "tokenize": "Tokenize",
     "embed": "Embed",
+    "predict": "Predict",
     "search": "Search",
     "export": "Export",
     "import_model": "ImportModel",
@@ -77,6 +80,7 @@ __all__ = [
     "ImportModel",
     "Network",
     "Plan",
+    "Predict",
     "Prepare",
     "Pretrain",
     "Search",
@@ -93,6 +97,7 @@ __all__ = [
     "load",
     "load_network",
     "load_tokenizer",
+    "predict",
     "prepare",
     "pretrain",
     "search",

@@ -56,6 +56,7 @@ usage: smalti VERB [...] [--json] [--debug]
   export MODEL --to timm --out FOLDER                     for timm, huggingface, unilm, onnx, torch-export; a bundle
   evaluate MODEL DATA                                     loss, bound, k-NN, linear probes, few labels; PSNR, codebook
   embed MODEL DATA --out features.npy                     features of all images, a row each; or features.parquet
+  predict MODEL DATA --out predictions.csv                what a fine-tuned network says of each image; masks as PNGs
   search FEATURES IMAGE... [--out PAGE.html]              the nearest images by their features; --near-duplicates 0.95
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
@@ -278,6 +279,7 @@ VERBS = {
     "export": Verb("export", "Export"),
     "evaluate": Verb("evaluate", "Evaluate"),
     "embed": Verb("embed", "Embed"),
+    "predict": Verb("predict", "Predict"),
     "search": Verb("search", "Search"),
     "show": Verb("show", "Show"),
     "masks": Verb("masks", "Masks"),
@@ -285,7 +287,7 @@ VERBS = {
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
-TOGETHER = ("embed", "evaluate", "prepare", "tokenize")
+TOGETHER = ("embed", "evaluate", "predict", "prepare", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 

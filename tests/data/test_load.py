@@ -21,7 +21,7 @@ from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, InMemoryData, affordable, split_held_out
-from smalti.data.reading import each, in_order
+from smalti.data.reading import each, in_order, spread_over_classes
 from tests.contracts import check_dataset
 from tests.small_runs import pictures
 
@@ -323,3 +323,13 @@ def test_the_first_images_to_learn_from_are_of_all_classes(tmp_path: Path) -> No
     train = Data(str(pictures(tmp_path / "photos", 30)), side=8).load(Log()).train
     first = train.labels[:20].double().mean()
     assert 0.2 < first < 0.8
+
+
+def test_a_few_images_are_spread_over_their_classes() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    chosen = spread_over_classes(labels, 6)
+    assert labels[chosen].tolist() == [0, 0, 0, 1, 1, 2]
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert len(spread_over_classes(torch.arange(100), 12).tolist()) == 12
+    assert spread_over_classes(torch.full((8,), -1), 4).tolist() == [0, 2, 4, 6]
+    assert spread_over_classes(torch.full((3,), -1), 12).tolist() == [0, 1, 2]

@@ -27,6 +27,14 @@ def test_what_is_left_out_is_counted() -> None:
     assert "199, 200, 201 and 105 more." in html
 
 
+def test_after_the_32_most_frequent_the_codebook_is_folded() -> None:
+    html = atlas([card(number, 0.02) for number in range(40)], [2] * 40)
+    shown, folded = html.split("<details>")
+    assert (shown.count("<div title"), folded.count("<div title")) == (32, 8)
+    assert "<summary>8 more</summary>" in folded
+    assert "<details>" not in atlas([card(number, 0.02) for number in range(32)], [2] * 32)
+
+
 def test_a_codebook_that_is_used_whole_has_no_dead_codes() -> None:
     html = atlas([card(0, 0.5), card(1, 0.5)], [4, 4])
     assert "These do not" not in html

@@ -48,6 +48,34 @@ class TestCharts:
         assert line[:, 0].tolist() == [1.0, 1.0]
         assert line[:, -1].tolist() == [999.0, 1.0]
 
+    def test_a_noisy_line_is_faint_with_its_average_over_it(self) -> None:
+        x, noise = np.arange(100), np.tile([0.0, 1.0], 50)
+        html = curve({"loss": (x, 5 - x / 50 + noise)}, xlabel="step", ylabel="loss")
+        styles = [p.get("style", "") for p in svg_of(html).iter("path") if "stroke: var(--tile-1" in p.get("style", "")]
+        assert ["stroke-opacity: 0.3" in style for style in styles] == [True, False]
+        (value,) = re.findall(r"</i>loss <b>(\S+)</b>", html)
+        assert float(value) == pytest.approx(5 - 98 / 50 + 0.5, abs=0.25)
+
+    def test_a_smooth_line_and_a_short_one_are_drawn_once(self) -> None:
+        x = np.arange(100)
+        for y in (np.exp(-x / 10), x / 100):
+            html = curve({"loss": (x, y)}, xlabel="step", ylabel="loss")
+            assert sum("stroke: var(--tile-1" in p.get("style", "") for p in svg_of(html).iter("path")) == 1
+
+    def test_the_average_keeps_gaps_and_is_that_of_what_is_there(self) -> None:
+        smooth = charts._smoothed(np.array([1.0, 3.0, np.nan, 5.0, 7.0]))
+        assert np.isnan(smooth).tolist() == [False, False, True, False, False]
+        assert smooth[[0, 1, 3, 4]].tolist() == [2.0, 3.0, 5.0, 6.0]
+
+    def test_one_step_is_a_dot(self) -> None:
+        def dots(y: list[float]) -> int:
+            return sum(
+                "use" in element.tag
+                for element in svg_of(curve({"a": (range(len(y)), y)}, xlabel="", ylabel="")).iter()
+            )
+
+        assert dots([4.0]) == 1 + dots([4.0, 5.0])
+
     @pytest.mark.parametrize("series", [{}, {"empty": ([], [])}, {"one": ([3], [4])}])
     def test_next_to_nothing_can_be_drawn(self, series: charts.Series) -> None:
         assert svg_of(curve(series, xlabel="step", ylabel="loss", level=("level", 1.0))) is not None

@@ -1,12 +1,27 @@
 """Pictures survive as they are, and no figure of either kind loads anything."""
 
+import io
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from smalti.functional.metrics import VOID
 from smalti.report.charts import by_layer, curve
-from smalti.report.pictures import Card, atlas, mask_overlay, share_map, sheet, tile_row, token_map
+from smalti.report.pictures import (
+    Card,
+    atlas,
+    label_colours,
+    mask_overlay,
+    mask_png,
+    outlined,
+    share_map,
+    sheet,
+    tile_row,
+    token_colours,
+    token_map,
+)
 from tests.report.reading import NASTY, pictures_in, texts_of
 
 
@@ -132,3 +147,33 @@ def test_nothing_is_loaded() -> None:
 
 def test_the_same_numbers_give_the_same_characters() -> None:
     assert every_figure() == every_figure()
+
+
+def test_tokens_have_the_mean_colour_of_all_patches_of_their_number() -> None:
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    pictures[0, :2, :2], pictures[1, 2:, 2:] = (100, 0, 0), (0, 50, 0)
+    ids = np.array([[[7, 1], [1, 1]], [[1, 1], [1, 7]]])
+    painted = token_colours(ids, pictures)
+    assert painted.shape == (2, 4, 4, 3)
+    assert (painted[0, :2, :2] == painted[1, 2:, 2:]).all()
+    assert painted[0, 0, 0].tolist() == [50, 25, 0]
+    assert painted[0, 3, 3].tolist() == [0, 0, 0]
+
+
+def test_outlines_are_on_both_sides_of_an_edge_and_neutral_classes_have_none() -> None:
+    label_map = np.zeros((6, 6), np.uint8)
+    label_map[2:4, 2:4], label_map[5, 5] = 1, VOID
+    image = np.full((6, 6, 3), 90, np.uint8)
+    drawn = outlined(image, label_map, (0, VOID))
+    changed = (drawn != image).any(-1)
+    assert changed[2:4, 2:4].all()
+    assert changed.sum() == 4, "neither the background nor void"
+    assert (drawn[2, 2] == label_colours(np.full((1, 1), 1, np.uint8), VOID)[0, 0]).all()
+    assert (outlined(image, label_map, (VOID,)) != image).any(-1).sum() > 4
+
+
+def test_a_mask_keeps_ids_and_the_colours_of_their_classes() -> None:
+    label_map, ids = np.array([[0, 1], [2, 1]], np.uint8), np.array([1, 5, 9], np.uint8)
+    mask = Image.open(io.BytesIO(mask_png(label_map, ids)))
+    assert np.array(mask).tolist() == [[1, 5], [9, 5]]
+    assert (np.array(mask.convert("RGB")) == label_colours(label_map, VOID)).all()

@@ -201,8 +201,8 @@ elif place == "before it has its name":
     whole = os.replace
     os.replace = lambda old, new: dying(whole, 0 if Path(new).stem == "f" else 1)(old, new)
 elif place == "before the blocks are removed":
-    from smalti.runs import embed
-    embed.remove_folder = dying(embed.remove_folder, 0)
+    from smalti.runs import image_rows
+    image_rows.remove_folder = dying(image_rows.remove_folder, 0)
 sys.exit(main(sys.argv[1:]))
 """
 CASES = [

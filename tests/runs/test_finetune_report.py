@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from smalti.cli import main
+from smalti.runs.folder import RunFolder
 from tests.small_runs import finetune, pictures, result, scenes, segment
 
 
@@ -43,8 +44,9 @@ def test_a_run_of_classification(root: Path, tmp_path: Path) -> None:
     assert text.count('<figure class="chart"') == 2
     assert "side by side" not in text
     rows = rows_of(text)
-    assert ["accuracy", percent(found["validation_accuracy"]), percent(found["test_accuracy"])] in rows
-    assert ["cross-entropy, an image", f"{found['validation_nats']:.3f} nats", f"{found['test_nats']:.3f} nats"] in rows
+    assert ["chosen weights", "test", "validation"] in rows
+    assert ["accuracy", percent(found["test_accuracy"]), percent(found["validation_accuracy"])] in rows
+    assert ["cross-entropy, an image", f"{found['test_nats']:.3f} nats", f"{found['validation_nats']:.3f} nats"] in rows
     assert ["init", "drawn"] in rows
     assert ["labels", "100%"] in rows
     assert ["chosen step", f"{found['chosen_step']} of 4"] in rows
@@ -56,8 +58,8 @@ def test_a_run_of_segmentation(root: Path, tmp_path: Path) -> None:
     text, found = page_of(root / "pixels", out=tmp_path / "page.html"), result(root / "pixels")
     assert text.count('<figure class="chart"') == 2
     rows = rows_of(text)
-    assert ["mean IoU", percent(found["validation_mean_iou"]), percent(found["test_mean_iou"])] in rows
-    assert ["pixel accuracy", *(percent(found[f"{p}_pixel_accuracy"]) for p in ("validation", "test"))] in rows
+    assert ["mean IoU", percent(found["test_mean_iou"]), percent(found["validation_mean_iou"])] in rows
+    assert ["pixel accuracy", *(percent(found[f"{p}_pixel_accuracy"]) for p in ("test", "validation"))] in rows
     assert "cross-entropy" not in text
 
 
@@ -67,8 +69,14 @@ def test_several_runs_side_by_side(root: Path, tmp_path: Path) -> None:
     together = text[text.rindex("Finetune: side by side") :]
     together = together[: together.index("Fine-tuning on labels")]
     assert together.count('<figure class="chart"') == 3, "losses, and a chart for each score"
-    header, *rows = rows_of(together)
-    of = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    tables = [rows_of(part) for part in re.findall(r"<table>.*?</table>", together, re.DOTALL)]
+    assert all(len(header) <= 8 for header, *_ in tables), "what is wider is continued below"
+    assert tables[0][0][:3] == ["run", "test: accuracy", "validation: accuracy"]
+    plain = re.compile(r"</?strong>")
+    of: dict[str, dict[str, str]] = {}
+    for header, *rows in tables:
+        for row in rows:
+            of.setdefault(row[0], {}).update(zip(header, (plain.sub("", cell) for cell in row), strict=True))
     assert of.keys() == {"all", "few", "pixels"}
     assert of["few"]["labels"] == "50%"
     assert of["few"]["init"] == str(root / "all")
@@ -89,3 +97,71 @@ def test_a_run_that_has_not_finished_and_one_without_a_line(root: Path, tmp_path
     text = page_of(tmp_path / "begun", tmp_path / "bare", out=tmp_path / "page.html")
     assert text.count('<figure class="chart"') == 4, "two of the run, and the same two in the comparison"
     assert "chosen step" not in text
+
+
+def test_the_header_says_what_came_out_and_what_a_guess_would_give(root: Path, tmp_path: Path) -> None:
+    text, found = page_of(root / "all", out=tmp_path / "page.html"), result(root / "all")
+    tiles = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    often = max(map(sum, found["test_confusion"])) / found["test_images"]
+    assert tiles == {
+        "images learned from": str(found["train_images"]),
+        "test accuracy": percent(found["test_accuracy"]),
+        "validation accuracy": percent(found["validation_accuracy"]),
+        "classes": "2",
+        "most frequent class": percent(often),
+    }
+    assert f"{percent(found['test_accuracy'])} accuracy on {found['test_images']} test images" in text
+    assert f"the most frequent class of every image would give {percent(often)}." in text
+
+
+def test_the_contents_name_the_runs_and_the_best_cell_is_bold_whichever_run_it_is_of(
+    root: Path, tmp_path: Path
+) -> None:
+    for name, accuracy in (("a", 0.25), ("b", 0.75), ("c", 0.5)):
+        (tmp_path / name).mkdir()
+        for part in ("config.json", "classes.json"):
+            (tmp_path / name / part).write_bytes((root / "all" / part).read_bytes())
+        changed = result(root / "all") | {"test_accuracy": accuracy, "test_nats": 1 - accuracy}
+        (tmp_path / name / "result.json").write_text(json.dumps(changed))
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["config"]["data"]["path"] = str(tmp_path / "gone")
+    for name in "abc":
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    text = page_of(*(tmp_path / name for name in "abc"), out=tmp_path / "page.html")
+    contents = text[text.index("<nav") : text.index("</nav>")]
+    assert re.findall(r"<b>(.*?)</b>", contents) == ["a", "b", "c"]
+    assert re.findall(r'<p class="run">(.*?)</p>', text) == ["a", "b", "c"]
+    bold = [(row[0], cell) for row in rows_of(text) for cell in row[1:] if "<strong>" in cell]
+    assert ("b", "<strong>75.0%</strong>") in bold
+    assert ("b", "<strong>0.250 nats</strong>") in bold
+    assert not [cell for name, cell in bold if name != "b" and ("75.0%" in cell or "0.250" in cell)]
+    assert "The best accuracy of 3 finished runs: b." in text
+
+
+def test_pictures_are_of_every_class_with_what_is_said_and_what_is_true(root: Path, tmp_path: Path) -> None:
+    text = page_of(root / "all", out=tmp_path / "page.html")
+    captions = re.findall(r"<p>(\w+) \d+% \(true: (\w+)\)</p>", text)
+    assert len(captions) == min(12, result(root / "all")["test_images"])
+    assert {true for _, true in captions} == {"across", "down"}
+
+
+def test_segmentation_has_outlines_and_the_iou_of_each_image(root: Path, tmp_path: Path) -> None:
+    text, found = page_of(root / "pixels", out=tmp_path / "page.html"), result(root / "pixels")
+    assert len(re.findall(r"<p>\d\d\.png: mean IoU \d+%</p>", text)) == found["test_images"]
+    assert 'alt="truth, ' in text
+    assert "0: no outline." in text
+
+
+def test_what_evaluate_has_kept_is_shown(root: Path, tmp_path: Path) -> None:
+    probes = {"linear": 0.5, "knn": 0.25, "few": {"10 %": {"accuracy": 0.125}}, "layer": 2, "pooling": "mean"}
+    beside = {"raw pixels": probes | {"linear": 0.75}}
+    kept = {"data": "/photos", "test": "/test", "step": 4, "result": probes | {"baselines": beside}}
+    folder = RunFolder(root / "all")
+    folder.write_evaluation("/photos", "/test", kept)
+    text = page_of(root / "all", out=tmp_path / "page.html")
+    assert "Evaluated on photos" in text
+    assert "on /photos, tested on /test, after step 4 of training." in text
+    assert ["this network", "25.0%", "50.0%", "12.5%", "2 (mean)"] in [
+        [re.sub("</?strong>", "", cell) for cell in row] for row in rows_of(text)
+    ]
+    assert "<strong>75.0%</strong>" in text

@@ -52,6 +52,12 @@ class Numbering:
     void: int
     num_classes: int
 
+    @property
+    def ids(self) -> UInt8[np.ndarray, "classes"]:
+        """The id of each class in a mask file."""
+        ids = np.arange(256)
+        return ids[ids != self.void][: self.num_classes].astype(np.uint8)
+
     def __call__(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
         """The label map of a mask of ids: class numbers, and VOID."""
         table = np.arange(256) - (np.arange(256) > self.void)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -85,6 +85,20 @@ def attempt(look: Callable[[int], T], position: int) -> T | DataError:
 def even_sample(length: int, limit: int | None) -> list[int]:
     """At most `limit` evenly spaced positions below `length`."""
     return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
+
+
+def spread_over_classes(labels: Int[Tensor, "n"], count: int) -> NDArray[np.int64]:
+    """At most `count` positions, as evenly as can be over the classes that occur, and inside each; sorted by class."""
+    numbers = labels.numpy()
+    classes = np.unique(numbers)
+    classes = classes[even_sample(len(classes), count)]
+    members = [np.flatnonzero(numbers == number) for number in classes]
+    taken = [0] * len(members)
+    for _ in range(min(count, sum(map(len, members)))):
+        unused = [place for place, found in enumerate(members) if taken[place] < len(found)]
+        taken[min(unused, key=taken.__getitem__)] += 1
+    chosen = [found[even_sample(len(found), number)] for found, number in zip(members, taken, strict=True)]
+    return np.concatenate(chosen)
 
 
 def read_square(source: ImageDataset, position: int, side: int) -> Square:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
+from torch import nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, to_json
@@ -137,7 +138,12 @@ def token_key(
 
 def digest(network: ImageTokenizer | VisionTransformer) -> str:
     """SHA-256 over configuration and weights."""
-    found = hashlib.sha256(json.dumps(to_json(network.config), sort_keys=True).encode())
+    return digest_of(network, network.config)
+
+
+def digest_of(network: nn.Module, config: Any) -> str:
+    """SHA-256 over the weights of a network and the configuration that it was built from."""
+    found = hashlib.sha256(json.dumps(to_json(config), sort_keys=True).encode())
     for name, value in sorted(network.state_dict().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

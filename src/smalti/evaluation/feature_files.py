@@ -63,8 +63,8 @@ def write_features(path: Path, parts: Callable[[], Iterable[Part]], width: int, 
     if path.suffix == PARQUET:
         write_file(path, lambda file: _fill_parquet(file, parts(), width, about))
         return
-    write_file(_beside(path, "rows.csv"), lambda file: _fill_csv(file, parts()))
-    write_json(_beside(path, "about.json"), about)
+    write_file(beside(path, "rows.csv"), lambda file: _fill_csv(file, parts()))
+    write_json(beside(path, "about.json"), about)
     write_file(path, lambda file: _fill_npy(file, parts(), width))
 
 
@@ -113,7 +113,7 @@ def open_features(path: Path) -> FeatureFile:
 
 class _Npy:
     def __init__(self, path: Path) -> None:
-        self.path, self.about = path, dict(json.loads(_beside(path, "about.json").read_bytes()))
+        self.path, self.about = path, dict(json.loads(beside(path, "about.json").read_bytes()))
         with open(path, "rb") as file:
             found = _HEADER.fullmatch(file.read(_START), len(_MAGIC) + 2)
             size = file.seek(0, io.SEEK_END)
@@ -125,9 +125,9 @@ class _Npy:
         if size != _START + 4 * self.count * self.width:
             raise ValueError(f"it has {size} bytes, which are not {self.count} rows of {self.width} features")
         self._features = np.memmap(path, "<f4", "r", _START, (self.count, self.width))
-        self._rows = _read_csv(_beside(path, "rows.csv"))
+        self._rows = _read_csv(beside(path, "rows.csv"))
         if len(self._rows) != self.count:
-            raise ValueError(f"{_beside(path, 'rows.csv').name} has {len(self._rows)} lines for {self.count} rows")
+            raise ValueError(f"{beside(path, 'rows.csv').name} has {len(self._rows)} lines for {self.count} rows")
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Float[Tensor, "m F"]]:
         for first in range(start, self.count, size):
@@ -175,7 +175,8 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """The path of a file that belongs to another one: the same name with another suffix."""
     return path.with_name(f"{path.stem}.{suffix}")
 
 

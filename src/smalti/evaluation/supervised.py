@@ -18,7 +18,7 @@ from smalti.data.transforms.views import Box, Crop, TwoViews, WholeImage
 from smalti.functional.metrics import average_precision, class_ious, hits, mean_iou, pixel_accuracy, pixel_confusion
 
 _FEW = 5
-_AT_ONCE = 8
+AT_ONCE = 8
 """Images to read at a time, and windows per batch."""
 
 
@@ -136,7 +136,7 @@ def predict(
     places = [windows(window, *image.shape[:2]) for image in images]
     views = torch.cat([_view(image, box, size) for image, boxes in zip(pixels, places, strict=True) for box in boxes])
     parts = []
-    for some in views.split(_AT_ONCE):
+    for some in views.split(AT_ONCE):
         with compute.autocast():
             parts.append(model(some.to(compute.device)).float().cpu())
     scores = torch.cat(parts).split([len(boxes) for boxes in places])
@@ -167,8 +167,8 @@ def confusion_on(
     """Confusion matrix of pixels over all images, without void: true class (row), predicted class (column)."""
     num_classes = len(scenes.classes)
     table = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    for start in range(0, len(scenes), _AT_ONCE):
-        some = [scenes[index] for index in range(start, min(start + _AT_ONCE, len(scenes)))]
+    for start in range(0, len(scenes), AT_ONCE):
+        some = [scenes[index] for index in range(start, min(start + AT_ONCE, len(scenes)))]
         predicted = predict(model, [scene.image for scene in some], size, window, compute)
         for guess, scene in zip(predicted, some, strict=True):
             assert scene.label_map is not None

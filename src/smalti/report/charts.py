@@ -34,6 +34,11 @@ _INK = "#010203"
 _MOST_POINTS = 400
 """A line in a small chart shows no more; the file stays small however long the run was."""
 
+_FEWEST_SMOOTHED = 30
+_ROUGH = 0.02
+"""A line is noisy if it bends from point to point by more than this share of its height."""
+_FAINT = 0.3
+
 _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 """Between ticks; nobody reads 0, 0.8, 1.6 with ease."""
 
@@ -48,11 +53,11 @@ def curve(
     width: int = 450,
     height: int = 250,
 ) -> str:
-    """A line chart.
+    """A line chart. A noisy line is faint, with its moving average over it; a single point is a dot.
 
     Args:
         series: lines by name. Values that are not finite leave a gap; of more than 400 points neighbours are averaged.
-            The key below the chart gives each line's last point.
+            The key below the chart gives each line's last point, of a noisy one that of its average.
         xlabel, ylabel: what the axes count, with the unit.
         level: name and height of a dashed reference line, as the unigram entropy is for the pretraining loss.
         log_y: logarithmic y axis.
@@ -63,16 +68,19 @@ def curve(
         '<figure class="chart"'
     """
     lines = {name: _thinned(np.array(xy, dtype=np.float64)) for name, xy in series.items()}
+    smooth = {name: _smoothed(line[1]) if _is_noisy(line[1]) else line[1] for name, line in lines.items()}
     with _quiet_style((xlabel, ylabel, lines)):
         figure, axes = _empty_chart(xlabel, ylabel, width, height)
         if log_y:
             axes.set_yscale("log")
-        for colour, (x, y) in zip(_colours(len(lines)), lines.values(), strict=True):
-            axes.plot(x, y, color=colour)
+        for colour, (name, (x, y)) in zip(_colours(len(lines)), lines.items(), strict=True):
+            if smooth[name] is not y:
+                axes.plot(x, y, color=colour, alpha=_FAINT, linewidth=1.0)
+            axes.plot(x, smooth[name], color=colour, marker="o" if np.isfinite(y).sum() == 1 else None, clip_on=False)
         if level is not None:
             _draw_level(axes, *level, points=np.concatenate([np.zeros((2, 0)), *lines.values()], axis=1))
         svg = _svg(figure, f"{ylabel} by {xlabel}")
-    return _chart(svg, {name: _last(line[1]) for name, line in lines.items()}, width)
+    return _chart(svg, {name: _last(line) for name, line in smooth.items()}, width)
 
 
 def by_layer(
@@ -179,6 +187,23 @@ def _thinned(line: Float[np.ndarray, "2 n"]) -> Float[np.ndarray, "2 m"]:
     n = line.shape[1]
     starts = np.arange(0, n, max(1, -(-n // _MOST_POINTS)))
     return np.add.reduceat(line, starts, axis=1) / np.diff(starts, append=n)
+
+
+def _is_noisy(values: Float[np.ndarray, "n"]) -> bool:
+    """Whether a line goes up and down from point to point."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < _FEWEST_SMOOTHED:
+        return False
+    height = np.subtract(*np.percentile(finite, [95, 5]))
+    return bool(np.median(np.abs(np.diff(finite, 2))) > _ROUGH * height)
+
+
+def _smoothed(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """The moving average over about a twentieth of the points; gaps stay gaps."""
+    window, finite = np.ones(max(5, len(values) // 20 | 1)), np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0.0), window, "same")
+    count = np.convolve(finite.astype(np.float64), window, "same")
+    return np.where(finite, total / np.maximum(count, 1), np.nan)
 
 
 def _svg(figure: "Figure", label: str) -> str:

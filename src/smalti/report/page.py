@@ -15,6 +15,8 @@ from markupsafe import Markup
 _NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
 """A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
 
+_MOST_COLUMNS = 8
+
 
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 """Characters that control a terminal, or the order of what is read; and halves of characters."""
@@ -56,15 +58,20 @@ class Section:
         title: plain text.
         html: fragments made by `table` and by `charts` and `pictures`; the only text of a page that is not escaped.
         note: plain text below the heading: what is shown and how to read it.
+        run: the name of the run that it is about, on a page about several.
     """
 
     title: str
     html: str
     note: str = ""
+    run: str = ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Collection[tuple[int, int]] = ()) -> str:
     """A table of plain text. Columns of numbers are set to the right; the first column names the row.
+
+    More than eight columns are continued in a second table below the first, with the same names of rows. On a narrow
+    screen a table of more than three columns becomes a list for each row.
 
     Args:
         header: one heading a column.
@@ -82,7 +89,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Co
         raise ValueError(f"rows of {sorted({len(row) for row in rows})} cells below a header of {len(header)}")
     columns = zip(header, *rows, strict=True)
     numeric = [number > 0 and all(map(_NUMBER.fullmatch, column[1:])) for number, column in enumerate(columns)]
-    return template("table.html").render(header=header, rows=rows, numeric=numeric, highlight=highlight)
+    parts = max(1, -(-(len(header) - 1) // (_MOST_COLUMNS - 1)))
+    each = max(1, -(-(len(header) - 1) // parts))
+    groups = [[0, *range(1 + part * each, min(1 + (part + 1) * each, len(header)))] for part in range(parts)]
+    return template("table.html").render(header=header, rows=rows, numeric=numeric, highlight=highlight, groups=groups)
+
+
+def best_cells(columns: Mapping[int, tuple[Sequence[float | None], bool]]) -> set[tuple[int, int]]:
+    """(row, column) of the best value of each column, and of those that equal it; for `highlight` of a table.
+
+    Args:
+        columns: by number the values of a column, and whether a greater one is better. A column of one value has no
+            best one.
+    """
+    found = set[tuple[int, int]]()
+    for column, (values, greater) in columns.items():
+        known = [value for value in values if value is not None]
+        if len(known) > 1:
+            best = max(known) if greater else min(known)
+            found |= {(row, column) for row, value in enumerate(values) if value == best}
+    return found
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str]) -> str:

@@ -24,6 +24,8 @@ _SEEN, _ALWAYS_MASKED = 232, 40
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
 _GAP = 4
 """White pixels between the pictures of a sheet."""
+_MOST_OPEN = 32
+"""Codes of a codebook that are shown before it is unfolded."""
 _MOST_DEAD = 200
 """Numbers of codes that do not occur, listed at most."""
 
@@ -101,11 +103,70 @@ def token_map(ids: Int[np.ndarray, "n h w"], stride: int = 1) -> UInt8[np.ndarra
     return small.repeat(stride, axis=1).repeat(stride, axis=2)
 
 
+def token_colours(
+    ids: Int[np.ndarray, "n h w"], pictures: UInt8[np.ndarray, "n H W C"]
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """Every visual token in the mean colour of all patches of these pictures that have the same one."""
+    (count, rows, columns), side = ids.shape, pictures.shape[1] // ids.shape[1]
+    patches = pictures.reshape(count, rows, side, columns, side, -1).mean((2, 4)).reshape(ids.size, -1)
+    codes, place = np.unique(ids, return_inverse=True)
+    total = np.stack([np.bincount(place.reshape(-1), channel, len(codes)) for channel in patches.T], axis=1)
+    mean = np.rint(total / np.bincount(place.reshape(-1))[:, None]).astype(np.uint8)
+    painted: UInt8[np.ndarray, "n h w 3"] = np.broadcast_to(mean[place.reshape(ids.shape)], (*ids.shape, 3))
+    return painted.repeat(side, axis=1).repeat(side, axis=2)
+
+
+def scale_of(width: int) -> int:
+    """Screen pixels for each image pixel: small images are shown about 112 pixels wide."""
+    return max(1, round(112 / width))
+
+
+def outlined(
+    image: UInt8[np.ndarray, "H W C"], label_map: UInt8[np.ndarray, "H W"], neutral: tuple[int, ...]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The image in muted colours, with the outline of every region in the colour of its class (`label_colours`).
+
+    Args:
+        label_map: the class of every pixel.
+        neutral: classes without an outline, as background and void.
+    """
+    colour = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
+    muted = 0.5 * colour + 0.5 * colour.mean(-1, keepdims=True)
+    edge = np.zeros(label_map.shape, np.bool_)
+    for axis in (0, 1):
+        for step in range(1, 1 + max(1, min(label_map.shape) // 128)):
+            here, there = (np.take(label_map, range(*ends), axis) for ends in _apart(label_map.shape[axis], step))
+            differ = np.pad(here != there, [(0, step) if number == axis else (0, 0) for number in (0, 1)])
+            edge |= differ | np.roll(differ, step, axis)
+    edge &= ~np.isin(label_map, neutral)
+    return np.where(edge[..., None], label_colours(label_map, 255), np.rint(muted).astype(np.uint8))
+
+
+def _apart(length: int, step: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The ends of what is `step` before something else, and of that."""
+    return (0, length - step), (step, length)
+
+
 def label_colours(label_map: UInt8[np.ndarray, "H W"], void: int) -> UInt8[np.ndarray, "H W 3"]:
     """The class of every pixel as the colour that `token_map` gives its number; what is void is black."""
     colours = token_map(label_map[None].astype(np.int64))[0]
     painted: UInt8[np.ndarray, "H W 3"] = np.where((label_map == void)[..., None], np.uint8(0), colours)
     return painted
+
+
+def mask_png(label_map: UInt8[np.ndarray, "H W"], ids: UInt8[np.ndarray, "classes"]) -> bytes:
+    """A mask as a PNG file: the id of every pixel, with a palette of the colours of `label_colours`.
+
+    Args:
+        label_map: the class of every pixel.
+        ids: the id of each class.
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    palette[ids] = label_colours(np.arange(len(ids), dtype=np.uint8)[None], void=255)[0]
+    picture, buffer = Image.fromarray(ids[label_map]), io.BytesIO()
+    picture.putpalette(palette.tobytes())
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1) -> UInt8[np.ndarray, "_H _W 3"]:
@@ -156,6 +217,8 @@ class Card:
 def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int], *, size: int = 32) -> str:
     """Cards in the given order, the frequency of each as its tooltip; below them the codes that do not occur.
 
+    The first 32 are shown; the others unfold.
+
     Args:
         cards: of some or all codes.
         counts: how often each of the V codes occurs.
@@ -170,8 +233,10 @@ def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int], *
     examples = max((len(card.examples) for card in cards), default=0)
     columns = f"{size}px repeat({examples}, {round(0.8 * size)}px)" if examples else f"{size}px"
     shown = f" The {len(cards)} most frequent are shown." if len(cards) < np.count_nonzero(numbers) else ""
+    described = [(c.number, c.share, data_uri(c.prototype), list(map(data_uri, c.examples))) for c in cards]
     return template("atlas.html").render(
-        cards=[(c.number, c.share, data_uri(c.prototype), list(map(data_uri, c.examples))) for c in cards],
+        shown=described[:_MOST_OPEN],
+        folded=described[_MOST_OPEN:],
         columns=columns,
         caption=f"{_use(numbers)}{shown}{_dead(numbers)}",
     )

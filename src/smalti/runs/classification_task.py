@@ -16,6 +16,7 @@ from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.labels import SEPARATOR, label_names, shown_labels
 from smalti.data.load import Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
+from smalti.data.reading import spread_over_classes
 from smalti.data.transforms.batch_transforms import Change, Mixing
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import (
@@ -27,9 +28,13 @@ from smalti.evaluation.supervised import (
 )
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
+from smalti.report.page import Section
+from smalti.report.pictures import scale_of, tile_row
 from smalti.runs.model_selection import Given, Labelled, Measured, Shares, divide, read_labelled
 from smalti.training.objectives import Classify, ClassifySeveral
 
+_SHOWN = 12
+"""Images in a report."""
 _MOST_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""
 
@@ -55,7 +60,7 @@ class Classification:
         """The names of the network's outputs, given the class names of a data source."""
         return label_names(classes) if self.multi_label else classes
 
-    def open(self, data: Data, log: Log, bad_files: Path) -> RunImages:
+    def open(self, data: Data, log: Log, bad_files: Path | None) -> RunImages:
         """The images of DATA, some of which are held out."""
         return data.open(log, bad_files)
 
@@ -119,6 +124,35 @@ class Classification:
         found = precisions(scores, _shown(images, outputs))
         by_label = dict(zip(outputs, found, strict=True))
         return Measured({self.score: mean_precision(found)}, {"average_precision": by_label})
+
+    def pictures(
+        self,
+        model: nn.Module,
+        images: ImageDataset,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> Section:
+        """Some images, spread over their classes, with what the network says and what is true."""
+        shown = images.select(spread_over_classes(images.all_labels(), _SHOWN))
+        assert shown.pixels is not None, "test images are in memory"
+        scores = class_scores(model, shown, size, compute)
+        said = self.names(scores, outputs)
+        true = [shown.classes[label] for label in shown.all_labels().tolist()]
+        captions = [f"{guess} (true: {name})" for guess, name in zip(said, true, strict=True)]
+        pixels = list(shown.pixels.permute(0, 2, 3, 1).numpy())
+        html = tile_row({"image": pixels}, scale=scale_of(shown.pixels.shape[-1]), captions=captions, across=4)
+        return Section("Test images, and what the network says", html, "The most likely class with its probability.")
+
+    def names(self, scores: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> list[str]:
+        """What logits say of each image: the most likely class, or all labels that are at least as likely as not."""
+        if not self.multi_label:
+            best = scores.softmax(1).max(1)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            return [f"{outputs[number]} {share:.0%}" for number, share in pairs]
+        rows = [[(name, share) for name, share in zip(outputs, row, strict=True)] for row in scores.sigmoid().tolist()]
+        said = [", ".join(f"{name} {share:.0%}" for name, share in row if share >= 0.5) for row in rows]
+        return [text or "none of its labels" for text in said]
 
 
 def _shown(images: ImageDataset, outputs: tuple[str, ...]) -> Float[Tensor, "n labels"]:

@@ -26,6 +26,7 @@ from smalti.runs.sections import percent, pretrain_sections, probe_section, toke
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.verdicts import demo_verdict
 from smalti.training.targets import Pixels
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -233,17 +234,8 @@ def _write_report(config: Demo, result: dict[str, Any], images: InMemoryData, co
     sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
     sections += pretrain_sections(f"{config.out}/pretrain", compute, images)
     sections += tokenizer_sections(f"{config.out}/tokenizer", compute, images)
-    mim, tokenizer = result["mim"], result["tokenizer"]
-    facts = {
-        "images learned from": f"{mim['train_images']:,}",
-        "codebook in use": percent(tokenizer["codebook_usage"]),
-        "PSNR": f"{tokenizer['psnr_db']:.1f} dB",
-        "below unigram entropy": f"{mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} nats",
-    }
-    if "probe" in result:
-        facts["linear probe"] = f"{result['probe']['gain_points']:+.1f} points"
-    subtitle = "Images taken apart into visual tokens, masked in blocks, and dreamt back."
-    write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", subtitle, sections, facts)
+    facts, text = demo_verdict(result)
+    write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", text, sections, facts)
 
 
 def _move_aside(folder: Path) -> None:

@@ -1,14 +1,18 @@
-"""Report sections of a fine-tuning run: loss, validation score, and the figures of its result."""
+"""Report sections of a fine-tuning run: loss, validation score, the figures of its result, and test images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from smalti.core.compute import Compute
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
 from smalti.report.charts import curve
-from smalti.report.page import Section, table
+from smalti.report.page import Section, best_cells, table
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.models import load_finetuned
 from smalti.runs.sections import series_of
 
 _SCORES = {
@@ -35,8 +39,25 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
             charts + _scores(folder.read_result()) + table(["the run", ""], _facts(config, folder)),
             "A backbone and a head learn from labels. Validation images choose the weights; test images are looked at"
             " once, when that is done. The training loss is that of images as the run changes and mixes them.",
-        )
+        ),
+        *_pictures(run, config, folder, compute),
     ]
+
+
+def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -> list[Section]:
+    """Test images and what the network says of them; none of a run that has not finished, or whose images are gone."""
+    if not folder.read_result():
+        return []
+    log, outputs = Log(), folder.read_classes()
+    try:
+        if config.test:
+            images: ImageDataset = config.task.read(config.test, config.data, outputs, log)
+        else:
+            images = config.divided(config.task.open(config.data, log, None), log).test
+    except DataError as error:
+        log.say(f"no test images of {run}: {error}")
+        return []
+    return [config.task.pictures(load_finetuned(run, compute), images, outputs, config.backbone.img_size, compute)]
 
 
 def finetune_comparison(runs: Sequence[str]) -> Section:
@@ -48,11 +69,28 @@ def finetune_comparison(runs: Sequence[str]) -> Section:
         every = {name: series_of(folder, f"validation_{score}") for name, (_, folder) in found.items()}
         if lines := {name: line for name, line in every.items() if line[0]}:
             charts += curve(lines, xlabel="step", ylabel=f"validation: {_SCORES[score][0]}")
-    columns = {name: dict(_facts(*one)) | _tested(one[1].read_result()) for name, one in found.items()}
-    header = list(dict.fromkeys(heading for column in columns.values() for heading in column))
-    rows = [[name, *(column.get(heading, "-") for heading in header)] for name, column in columns.items()]
-    note = "Measured on each run's own validation and test images."
-    return Section("Finetune: side by side", charts + table(["run", *header], rows), note)
+    results = {name: folder.read_result() for name, (_, folder) in found.items()}
+    scores = {
+        f"{part}: {text}": (f"{part}_{key}", form)
+        for key, (text, form) in _SCORES.items()
+        for part in ("test", "validation")
+        if any(result.get(f"{part}_{key}") is not None for result in results.values())
+    }
+    values = {heading: [result.get(key) for result in results.values()] for heading, (key, _) in scores.items()}
+    best = {number: (values[name], "entropy" not in name) for number, name in enumerate(scores, 1)}
+    facts = {name: dict(_facts(*one)) for name, one in found.items()}
+    header = list(dict.fromkeys(heading for column in facts.values() for heading in column))
+    rows = [
+        [
+            name,
+            *(_cell(result, key, form) for key, form in scores.values()),
+            *(facts[name].get(heading, "-") for heading in header),
+        ]
+        for name, result in results.items()
+    ]
+    note = "Measured on each run's own validation and test images; the best of each score is bold."
+    html = charts + table(["run", *scores, *header], rows, highlight=best_cells(best))
+    return Section("Finetune: side by side", html, note)
 
 
 def _facts(config: Finetune, folder: RunFolder) -> list[tuple[str, str]]:
@@ -67,23 +105,13 @@ def _facts(config: Finetune, folder: RunFolder) -> list[tuple[str, str]]:
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    """Validation and test scores of the selected weights; empty if the run has not finished."""
+    """Test and validation scores of the selected weights; empty if the run has not finished."""
     rows = [
-        [text, *(_cell(result, f"{part}_{key}", form) for part in ("validation", "test"))]
+        [text, *(_cell(result, f"{part}_{key}", form) for part in ("test", "validation"))]
         for key, (text, form) in _SCORES.items()
         if f"test_{key}" in result
     ]
-    return table(["chosen weights", "validation", "test"], rows) if rows else ""
-
-
-def _tested(result: Mapping[str, Any]) -> dict[str, str]:
-    """The same scores as one table row, by heading."""
-    return {
-        f"{part}: {text}": _cell(result, f"{part}_{key}", form)
-        for part in ("validation", "test")
-        for key, (text, form) in _SCORES.items()
-        if f"{part}_{key}" in result
-    }
+    return table(["chosen weights", "test", "validation"], rows) if rows else ""
 
 
 def _cell(result: Mapping[str, Any], key: str, form: str) -> str:

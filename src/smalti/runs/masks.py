@@ -17,8 +17,8 @@ from smalti.functional.masking import Blockwise, Random, Rolled, component_sizes
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.report.charts import curve
 from smalti.report.page import Section, table
-from smalti.report.pictures import png, share_map, sheet, tile_row
-from smalti.runs.sections import percent, scale_of, write_page
+from smalti.report.pictures import png, scale_of, share_map, sheet, tile_row
+from smalti.runs.sections import percent, write_page
 
 Variant: TypeAlias = Literal["exact", "rolled", "release", "algorithm1", "random"]
 Masked: TypeAlias = Blockwise | Rolled | Release | Algorithm1 | Random

@@ -1,6 +1,6 @@
 """`smalti report`: one offline HTML file about one or more runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from smalti.core.config import setting
 from smalti.core.errors import UsageError
 from smalti.core.files import require_place
 from smalti.report.page import Section
+from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import RunFolder, is_run, read_kind, require_run
@@ -21,6 +22,7 @@ from smalti.runs.sections import (
     write_page,
 )
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.verdicts import together, verdict_of
 
 _SHOWN = {
     Pretrain.__name__: pretrain_sections,
@@ -46,17 +48,22 @@ def main(config: Report) -> dict[str, Any]:
     require_place(target)
     compute = choose_compute("cpu", "fp32")
     runs = [part for run in config.runs for part in _parts(run)]
-    sections = _comparisons(runs) + [section for run in config.runs for section in _run_sections(run, compute)]
+    sections = _comparisons(runs)
+    for run in config.runs:
+        name = Path(run).name if len(config.runs) > 1 else ""
+        sections += [replace(section, run=name) for section in _run_sections(run, compute)]
+    facts, text = verdict_of(config.runs[0]) if len(config.runs) == 1 else together(runs)
     names = ", ".join(Path(run).name for run in config.runs)
-    write_page(target, names, "Curves, pictures and numbers of each run.", sections, {})
+    write_page(target, names, text, sections, facts)
     print(f"written: {target}")
     return {"report": str(target)}
 
 
 def _run_sections(run: str, compute: Compute) -> list[Section]:
-    """The report sections of one run."""
-    probes = RunFolder(Path(run).expanduser()).read_result().get("probe", {}).get("all")
-    sections = [probe_section(probes)] if probes else []
+    """The report sections of one run: what was measured of it, and each of its parts."""
+    folder = RunFolder(Path(run).expanduser())
+    probes = folder.read_result().get("probe", {}).get("all")
+    sections = [*([probe_section(probes)] if probes else []), *evaluation_sections(folder)]
     return sections + [section for part in _parts(run) for section in _SHOWN[read_kind(part)](part, compute)]
 
 

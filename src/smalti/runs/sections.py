@@ -17,13 +17,14 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import InMemoryData
+from smalti.data.reading import spread_over_classes
 from smalti.data.tokens import tokenized
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
 from smalti.evaluation.samples import Inpainting, inpaint, paint, survey
 from smalti.report.charts import by_layer, curve
-from smalti.report.page import Section, page, table
-from smalti.report.pictures import Card, atlas, mask_overlay, tile_row
+from smalti.report.page import Section, best_cells, page, table
+from smalti.report.pictures import Card, atlas, mask_overlay, scale_of, tile_row
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
@@ -43,7 +44,7 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
     config, folder = read_config(run, TrainTokenizer), RunFolder(Path(run).expanduser())
     held_out = (config.data.load(Log()) if images is None else images).held_out
     tokenizer = load_tokenizer(run, compute)
-    shown = held_out.images[:_PICTURES]
+    shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
     with torch.no_grad(), compute.autocast():
         decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     series = {name: series_of(folder, name) for name in _TOKENIZER_CURVES}
@@ -101,7 +102,8 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
     """The loss with its baselines, and the network's predictions for masked patches."""
     config, folder = read_config(run, Pretrain), RunFolder(Path(run).expanduser())
     held_out = (config.data.load(Log()) if images is None else images).held_out
-    columns, note = filled_in(run, held_out, compute, _PICTURES)
+    chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
+    columns, note = filled_in(run, chosen, compute, _PICTURES)
     result, pixels = folder.read_result(), isinstance(config.target, Pixels)
     name, key = ("patches of one colour", "flat_pixel_loss") if pixels else ("unigram entropy", "unigram_entropy_nats")
     # With soft targets the training loss is not comparable with these.
@@ -213,15 +215,26 @@ def completed(seen: Inpainting, patch_size: int) -> Columns:
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
     """Compare runs of one kind: a chart of their losses and a table of their results."""
     folders = {Path(run).name: RunFolder(Path(run).expanduser()) for run in runs}
-    names = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
     results = {name: folder.read_result() for name, folder in folders.items()}
+    every = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
+    names = {
+        key: form for key, form in every.items() if any(result.get(key) is not None for result in results.values())
+    }
     rows = [
         [name, *("-" if result.get(key) is None else form.format(result[key]) for key, (_, form) in names.items())]
         for name, result in results.items()
     ]
     chart = curve({name: series_of(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
     header = ["run", *(text for text, _ in names.values())]
-    return Section(f"{kind}: side by side", chart + table(header, rows), "Measured on each run's own held-out images.")
+    compared = {
+        number: ([result.get(key) for result in results.values()], key in _GREATER)
+        for number, key in enumerate(names, 1)
+        if key in _GREATER | _LESS
+    }
+    html = chart + table(header, rows, highlight=best_cells(compared))
+    return Section(
+        f"{kind}: side by side", html, "Measured on each run's own held-out images; the best of each is bold."
+    )
 
 
 def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -231,9 +244,13 @@ def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
         [name, *(percent(row[key]) for key in ("knn", "linear", "linear_few")), f"{row['layer']} ({row['pooling']})"]
         for name, row in rows.items()
     ]
+    best = {
+        number: ([row[key] for row in rows.values()], True)
+        for number, key in enumerate(("knn", "linear", "linear_few"), 1)
+    }
     return Section(
         "What the network has learned",
-        table(header, body, highlight=[(0, 1), (0, 2), (0, 3)]) + _layer_charts(rows),
+        table(header, body, highlight=best_cells(best)) + _layer_charts(rows),
         "Accuracy on labelled test images that neither stage nor any choice has seen. Layer, pooling and regularisation"
         " are chosen on a part of the training images, in the same way for every row.",
     )
@@ -256,6 +273,13 @@ _TOKENIZER_CURVES = {
     "kl": "KL, nats a position",
     "codes": "codes seen in a batch, of those possible",
 }
+
+_GREATER = {
+    *("psnr_db", "ssim", "codebook_usage", "perplexity", "elbo_nats"),
+    *("bits_saved_per_token", "bits_saved_over_neighbour", "accuracy", "top5_accuracy"),
+}
+_LESS = {"hard_soft_gap_db", "top_share", "bits_per_dim", "loss_nats", "soft_loss_nats", "kl_nats", "pixel_loss"}
+"""What is better the greater, and the less; the other figures are baselines or no merit."""
 
 _TOKENIZER_NUMBERS = {
     "psnr_db": ("PSNR of hard-token reconstructions", "{:.2f} dB"),
@@ -310,11 +334,6 @@ def series_of(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one metric in metrics.jsonl; lines without it, from another stage, are skipped."""
     lines = [line for line in folder.read_metrics() if isinstance(line.get(name), int | float)]
     return [line["step"] for line in lines], [line[name] for line in lines]
-
-
-def scale_of(width: int) -> int:
-    """Screen pixels for each image pixel: small images are shown about 112 pixels wide."""
-    return max(1, round(112 / width))
 
 
 def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:

@@ -30,11 +30,11 @@ from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import confusion_on, ious_by_name, predict, scores_of
-from smalti.functional.metrics import VOID
+from smalti.functional.metrics import VOID, mean_iou, pixel_confusion
 from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segmenter
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
-from smalti.report.pictures import label_colours, tile_row
+from smalti.report.pictures import Picture, label_colours, outlined, scale_of, tile_row
 from smalti.runs.model_selection import Given, Labelled, Measured, Shares
 from smalti.training.objectives import Segment
 
@@ -42,6 +42,7 @@ _MOST_CLASSES = 254
 _SHOWN = 12
 """Test images on the page, at most."""
 _PAGE = "segmentation.html"
+_BACKGROUND = {"background", "bg", "void", "unlabelled", "unlabeled", "other"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Segmentation:
         """The name of the score that selects the weights."""
         return "mean_iou"
 
-    def open(self, data: Data, log: Log, bad_files: Path) -> TrainingData[SegmentationDataset, SegmentationDataset]:
+    def open(
+        self, data: Data, log: Log, bad_files: Path | None
+    ) -> TrainingData[SegmentationDataset, SegmentationDataset]:
         """All images of DATA with their masks; `divide` holds some out.
 
         Raises:
@@ -98,8 +101,7 @@ class Segmentation:
             len(named) in (0, count), f"{self.class_names} names {len(named)} classes", f"task.num_classes is {count}"
         )
         numbering = Numbering(self.void, count)
-        ids = [number for number in range(256) if number != self.void][:count]
-        scenes = _numbered(pairs, present, numbering, named or tuple(map(str, ids)))
+        scenes = _numbered(pairs, present, numbering, named or tuple(map(str, numbering.ids.tolist())))
         log.say(f"{len(scenes)} images with masks of {count} classes")
         if layout.splits:
             log.say(f"note: splits: {layout.describe()}")
@@ -183,6 +185,37 @@ class Segmentation:
         found = confusion_on(model, images, size, self.window, compute)
         return Measured(scores_of(found), ious_by_name(found, outputs))
 
+    def pictures(
+        self,
+        model: nn.Module,
+        images: ImageDataset,
+        outputs: tuple[str, ...],
+        size: tuple[int, int],
+        compute: Compute,
+    ) -> Section:
+        """Some images with the outlines of what their masks and the network say, and the mean IoU of each."""
+        shown = images.select(np.array(even_sample(len(images), _SHOWN)))
+        scenes = [shown[index] for index in range(len(shown))]
+        predicted = predict(model, [scene.image for scene in scenes], size, self.window, compute)
+        drawn: dict[str, list[Picture]] = {"image": [], "truth": [], "predicted": []}
+        captions, neutral = [], _neutral(outputs)
+        for index, (scene, guess) in enumerate(zip(scenes, predicted, strict=True)):
+            assert scene.label_map is not None
+            table = pixel_confusion(guess, torch.from_numpy(scene.label_map), len(outputs))
+            captions.append(f"{shown.key(index)}: mean IoU {mean_iou(table):.0%}")
+            drawn["image"].append(scene.image)
+            for name, label_map in (("truth", scene.label_map), ("predicted", guess.numpy())):
+                drawn[name].append(outlined(scene.image, label_map, (VOID, *neutral)))
+        there = [number for number in range(len(outputs)) if number not in neutral]
+        legend = [label_colours(np.full((12, 24), number, np.uint8), VOID) for number in there]
+        scale = scale_of(scenes[0].image.shape[1])
+        html = tile_row(drawn, scale=scale, captions=captions) + tile_row(
+            {"": legend}, scale=1, captions=[outputs[number] for number in there], across=6
+        )
+        apart = f" {', '.join(outputs[number] for number in neutral)}: no outline." if neutral else ""
+        note = f"Whole test images, with the outlines of what their masks say and of what the network says.{apart}"
+        return Section("Images, truth and prediction", html, note)
+
     def write_page(
         self,
         folder: Path,
@@ -192,22 +225,15 @@ class Segmentation:
         compute: Compute,
     ) -> None:
         """Write a page of some images with their ground truth and the network's predictions."""
-        shown = images.select(np.array(even_sample(len(images), _SHOWN)))
-        scenes = [shown[index] for index in range(len(shown))]
-        predicted = predict(model, [scene.image for scene in scenes], size, self.window, compute)
-        columns = {
-            "image": [scene.image for scene in scenes],
-            "truth": [label_colours(scene.label_map, VOID) for scene in scenes if scene.label_map is not None],
-            "predicted": [label_colours(guess.numpy(), VOID) for guess in predicted],
-        }
-        names = [shown.key(index) for index in range(len(shown))]
-        legend = [label_colours(np.full((12, 24), number, np.uint8), VOID) for number in range(len(images.classes))]
-        html = tile_row(columns, scale=1, captions=names) + tile_row(
-            {"": legend}, scale=1, captions=images.classes, across=6
-        )
-        note = "Whole test images, what their masks say of each pixel, and what the network says. Void is black."
-        section = Section("Images, truth and prediction", html, note)
+        section = self.pictures(model, images, images.classes, size, compute)
         write_bytes(folder / _PAGE, page(folder.name, "What a network says of every pixel.", [section], {}).encode())
+
+
+def _neutral(outputs: tuple[str, ...]) -> tuple[int, ...]:
+    """What is called background; without names it is the first class, as almost everywhere."""
+    if outputs == tuple(map(str, range(len(outputs)))):
+        return (0,)
+    return tuple(number for number, name in enumerate(outputs) if name.strip("_ ").lower() in _BACKGROUND)
 
 
 def _numbered(

@@ -21,12 +21,12 @@ from smalti.data.tokens import encode
 from smalti.evaluation.supervised import predict
 from smalti.functional.metrics import VOID
 from smalti.report.page import Section
-from smalti.report.pictures import label_colours, png, sheet, tile_row, token_map
+from smalti.report.pictures import label_colours, png, scale_of, sheet, tile_row, token_colours
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.models import load_finetuned
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.sections import Columns, filled_in, scale_of, to_pixels, write_page
+from smalti.runs.sections import Columns, filled_in, to_pixels, write_page
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.tokenizers import input_of, load_tokenizer
 
@@ -86,12 +86,13 @@ def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str],
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
-    colours = token_map(ids.cpu().numpy(), tokenizer.stride)
+    painted = to_pixels(decoded)
     note = (
-        "The image, what its visual tokens say when they are decoded, and the tokens themselves: a colour for each"
-        " number."
+        "The image, what its visual tokens say when they are decoded, and the tokens themselves: each in the mean"
+        " colour of what it is decoded to on this page."
     )
-    return {"original": to_pixels(pixels), "decoded": to_pixels(decoded), "visual tokens": colours}, names, note
+    columns = {"original": to_pixels(pixels), "decoded": painted}
+    return columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, names, note
 
 
 def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:

@@ -1,0 +1,58 @@
+"""Report section of what `smalti evaluate` has kept in a run folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from smalti.report.page import Section, best_cells, table
+from smalti.runs.folder import RunFolder
+
+_PROBES = {"knn": "k-NN", "linear": "linear probe"}
+_SCORES = {
+    "accuracy": ("accuracy", "{:.1%}"),
+    "top5": ("among the best five guesses", "{:.1%}"),
+    "mean_average_precision": ("mean average precision", "{:.1%}"),
+    "mean_iou": ("mean IoU", "{:.1%}"),
+    "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
+    "loss_nats": ("loss per masked token", "{:.3f} nats"),
+    "unigram_entropy_nats": ("unigram entropy of masked tokens", "{:.3f} nats"),
+    "pixel_loss": ("loss per masked patch of pixels", "{:.4f}"),
+    "psnr_db": ("PSNR of hard-token reconstructions", "{:.2f} dB"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "codebook_usage": ("share of the codebook in use", "{:.1%}"),
+    "perplexity": ("perplexity of the codebook", "{:.0f}"),
+}
+_TRAINED = "this network"
+
+
+def evaluation_sections(folder: RunFolder) -> list[Section]:
+    """A section for each set of images that was measured."""
+    return [_section(name, found) for name, found in folder.read_evaluations().items() if found.get("result")]
+
+
+def _section(name: str, found: Mapping[str, Any]) -> Section:
+    result = found["result"]
+    html = _probes(result) if result.get("linear") is not None else ""
+    rows = [[text, form.format(result[key])] for key, (text, form) in _SCORES.items() if result.get(key) is not None]
+    html += table(["on these images", "value"], rows) if rows else ""
+    where = str(found.get("data") or name) + (f", tested on {found['test']}" if found.get("test") else "")
+    note = f"As `smalti evaluate` measured it on {where}, after step {found.get('step')} of training."
+    if result.get("baselines"):
+        note += " The same network untrained and raw pixels were measured in the same way."
+    return Section(f"Evaluated on {name}", html, note)
+
+
+def _probes(result: Mapping[str, Any]) -> str:
+    """Probes of the frozen network and of its baselines, a row each; the best of each column is bold."""
+    rows = {_TRAINED: result} | dict(result.get("baselines") or {})
+    budgets = list(result.get("few") or {})
+    values = [
+        [row.get(key) for key in _PROBES] + [((row.get("few") or {}).get(few) or {}).get("accuracy") for few in budgets]
+        for row in rows.values()
+    ]
+    header = ["frozen features", *_PROBES.values(), *(f"{few} labels" for few in budgets), "block"]
+    body = [
+        [name, *("-" if value is None else f"{value:.1%}" for value in cells), f"{row['layer']} ({row['pooling']})"]
+        for (name, row), cells in zip(rows.items(), values, strict=True)
+    ]
+    best = {number: (column, True) for number, column in enumerate(zip(*values, strict=True), 1)}
+    return table(header, body, highlight=best_cells(best))

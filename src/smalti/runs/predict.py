@@ -1,0 +1,297 @@
+"""`smalti predict`: what a fine-tuned network says of all images of a data set, a row for each image.
+
+Of classes and labels the most likely ones with their probabilities; of pixels a mask for each image, beside the file.
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.config import require, setting
+from smalti.core.contracts import Sample
+from smalti.core.errors import DataError, UsageError
+from smalti.core.files import write_bytes
+from smalti.core.log import Log, printable
+from smalti.core.ranks import is_rank0
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
+from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.label_maps import Numbering
+from smalti.data.reading import attempt
+from smalti.data.token_cache import digest_of
+from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.process_group import process_group
+from smalti.evaluation.feature_blocks import Blocks
+from smalti.evaluation.feature_files import PARQUET, text_of
+from smalti.evaluation.prediction_files import (
+    CSV,
+    Columns,
+    class_columns,
+    every_class,
+    label_columns,
+    read_about,
+    row_columns,
+    write_predictions,
+)
+from smalti.evaluation.supervised import AT_ONCE, class_scores, predict
+from smalti.models.classifier import ImageClassifier
+from smalti.models.segmenter import Segmenter
+from smalti.report.pictures import mask_png
+from smalti.runs.classification_task import Classification
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.image_rows import ImageRows, See, Seen, Table, complete, rendered
+from smalti.runs.models import load_finetuned
+from smalti.runs.segmentation_task import Segmentation
+
+_THREADS = 2
+_MOST_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Predict(ImageRows):
+    """Which network says something of which images, and where it is written."""
+
+    noun: ClassVar[str] = "predictions"
+    suffixes: ClassVar[tuple[str, str]] = (CSV, PARQUET)
+
+    top: int = setting(5, "classes that a row names, the most likely ones")
+    threshold: float = setting(0.5, "probability from which an image has a label, where it may have several")
+    every_class: bool = setting(False, "a column for each class too, p_NAME, with its probability")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.top >= 1, f"top is {self.top}", "use at least 1")
+        require(0 <= self.threshold <= 1, f"threshold is {self.threshold}", "choose one in [0, 1]")
+
+    @property
+    def masks(self) -> Path:
+        """The folder of masks, where pixels have classes."""
+        return self.path.with_name(f"{self.path.stem}.masks")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned network, and the run that it is of."""
+
+    run: Finetune
+    classes: tuple[str, ...]
+    model: ImageClassifier | Segmenter
+    compute: Compute
+
+
+def main(config: Predict) -> dict[str, Any]:
+    """Compute the missing rows and write the file. It may be interrupted at any time and continues when called again.
+
+    Returns:
+        `out`; `images` of the data set, `rows` in the file, `unreadable`; `classes` of the network; `predicted`: by
+        class the number of images, or of pixels `pixel_share`, and `masks`, the folder; `seconds`.
+
+    Raises:
+        DataError: too many images cannot be read.
+        UsageError: the network is not fine-tuned; the file, or what is beside it, is of something else.
+        OutputError: it cannot be written.
+    """
+    log, began = Log(), time.monotonic()
+    config.require_writable()
+    with process_group(config.ranks, config.device):
+        compute = same_format(choose_compute(config.device, config.kept_precision()))
+        tuned = _tuned(config.model, compute)
+        where = _images(config.images, tuned.run.task)
+        source = open_noted(where, tuned.model.backbone.config.in_chans, log, config, "all")
+        table = _table(config, tuned, source, log)
+        complete(config, source, table, compute, log)
+        result = from_rank0(lambda: _result(config, len(source), time.monotonic() - began))
+    if is_rank0():
+        print(describe(result))
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The file in one line; then how often each class was predicted."""
+    masks = f", masks in {printable(result['masks'])}" if "masks" in result else ""
+    first = (
+        f"{printable(result['out'])}: {result['rows']} rows{masks}, {result['unreadable']} unreadable left out,"
+        f" {result['seconds']:.1f} s"
+    )
+    counts = result.get("predicted") or result["pixel_share"]
+    order = sorted(counts, key=lambda name: -counts[name])
+    lines = [f"  {printable(name):<28} {_cell(counts[name]):>8}" for name in order[:_MOST_SHOWN]]
+    more = [f"  and {len(order) - _MOST_SHOWN} more classes"] if len(order) > _MOST_SHOWN else []
+    return "\n".join([first, *lines, *more])
+
+
+def _cell(value: int | float) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
+
+
+def _tuned(model: str, compute: Compute) -> Tuned:
+    """The network of a fine-tuning run.
+
+    Raises:
+        UsageError: the folder is of another verb.
+    """
+    kind = read_kind(model)
+    if kind != Finetune.__name__:
+        fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
+        raise UsageError(f"{model} is a {kind} run", cause="it has no classes to predict", fix=fix)
+    classes = RunFolder(Path(model).expanduser()).read_classes()
+    return Tuned(read_config(model, Finetune), classes, load_finetuned(model, compute), compute)
+
+
+def _images(data: str, task: Classification | Segmentation) -> str:
+    """DATA; of a folder with images and masks, the folder of its images."""
+    place = Path(data).expanduser()
+    if isinstance(task, Segmentation) and all((place / name).is_dir() for name in (task.images, task.masks)):
+        return str(place / task.images)
+    return data
+
+
+def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Table:
+    """What the rows depend on, and how they are made and written."""
+    run, task = tuned.run, tuned.run.task
+    about: dict[str, Any] = {
+        "model": lasting(config.model),
+        "weights": digest_of(tuned.model, [run.backbone, task]),
+        "images": lasting(config.images),
+        "fingerprint": source.fingerprint(),
+        "classes": list(map(text_of, tuned.classes)),
+        "batch_size": config.batch_size,
+        "device": tuned.compute.device.type,
+        "precision": tuned.compute.precision,
+    }
+    if isinstance(task, Segmentation):
+        from_rank0(lambda: _require_free(config))
+        places = _mask_places(config.masks, source)
+        see = _masks(tuned, task, source, places)
+        title = "classes of pixels"
+    else:
+        about |= {"top": config.top, "threshold": config.threshold, "every_class": config.every_class}
+        side, size = run.data.side, run.backbone.img_size
+
+        def look(pixels: UInt8[Tensor, "B C side side"]) -> Float[Tensor, "B classes"]:
+            images = InMemoryDataset(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+            return class_scores(tuned.model, images, size, tuned.compute)
+
+        see = rendered(config, source, (side, side), tuned.compute, look, log)
+        places, title = [], "labels" if task.multi_label else "classes"
+
+    def write(blocks: Blocks) -> None:
+        known = about | _summary(config, tuned, blocks)
+        write_predictions(config.path, lambda: _columns(config, tuned, blocks, places), known)
+
+    return Table(title, about, see, write, lambda: read_about(config.path))
+
+
+def _columns(config: Predict, tuned: Tuned, blocks: Blocks, places: list[Path]) -> Iterator[Columns]:
+    """All rows, a block at a time."""
+    for part in blocks.parts():
+        if isinstance(tuned.run.task, Segmentation):
+            rows = list(part.rows)
+            columns = row_columns(rows)
+            columns["mask"] = [text_of(str(places[row.position].relative_to(config.path.parent))) for row in rows]
+            yield columns | every_class(part.features, tuned.classes, "share_")
+        elif tuned.run.task.multi_label:
+            yield label_columns(part, tuned.classes, config.threshold, config.every_class)
+        else:
+            yield class_columns(part, tuned.classes, config.top, config.every_class)
+
+
+def _summary(config: Predict, tuned: Tuned, blocks: Blocks) -> dict[str, Any]:
+    """The number of rows, and how often each class was predicted."""
+    task, names = tuned.run.task, list(map(text_of, tuned.classes))
+    total, rows = np.zeros(len(names)), 0
+    for part in (blocks.read(number).features for number in range(blocks.count)):
+        rows += len(part)
+        if isinstance(task, Segmentation):
+            total += part.sum(0, dtype=np.float64)
+        elif task.multi_label:
+            total += (1 / (1 + np.exp(-part.astype(np.float64))) >= config.threshold).sum(0)
+        else:
+            total += np.bincount(part.argmax(1), minlength=len(names))
+    if isinstance(task, Segmentation):
+        shares = dict(zip(names, (total / max(rows, 1)).tolist(), strict=True))
+        return {"rows": rows, "pixel_share": shares, "masks": str(config.masks)}
+    return {"rows": rows, "predicted": dict(zip(names, total.astype(int).tolist(), strict=True))}
+
+
+def _result(config: Predict, images: int, seconds: float) -> dict[str, Any]:
+    about = read_about(config.path)
+    told: dict[str, Any] = {name: about[name] for name in ("predicted", "pixel_share", "masks") if name in about}
+    counts = {"images": images, "rows": about["rows"], "unreadable": images - about["rows"]}
+    return {"out": str(config.path), **counts, "classes": len(about["classes"]), **told, "seconds": seconds}
+
+
+def _require_free(config: Predict) -> None:
+    """Check that no masks are there but those of this file.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if config.path.exists() or config.parts.exists() or not config.masks.exists():
+        return
+    if not config.masks.is_dir() or any(config.masks.iterdir()):
+        fix = "choose another --out, or remove it"
+        raise UsageError(f"{config.masks} is not empty", cause="masks are written there", fix=fix)
+
+
+def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
+    """The file of the mask of every image: its key, as a PNG inside `folder`.
+
+    Raises:
+        DataError: two images would have the same one.
+    """
+    places, seen = list[Path](), dict[Path, int]()
+    for position in range(len(source)):
+        parts = [part for part in PurePosixPath(source.key(position)).parts if part not in ("/", "..", ".")]
+        place = folder.joinpath(*parts or [str(position)]).with_suffix(".png")
+        if place in seen:
+            both = f"{source.name(seen[place])} and {source.name(position)}"
+            raise DataError(f"{both} would have one mask", cause=f"both are {place}", fix="rename one of them")
+        seen[place] = position
+        places.append(place)
+    return places
+
+
+def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> See:
+    """Writes the masks of whole images; the rows are the shares of pixels of each class."""
+    count, size = len(tuned.classes), tuned.run.backbone.img_size
+    ids = Numbering(task.void, count).ids
+
+    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Seen:
+        bad = [
+            (source.name(position), sample.cause or sample.what)
+            for position, sample in zip(wanted.tolist(), found, strict=True)
+            if isinstance(sample, DataError)
+        ]
+        kept = [number for number, sample in enumerate(found) if isinstance(sample, Sample)]
+        images = [sample.image for sample in found if isinstance(sample, Sample)]
+        shares = torch.zeros(len(kept), count)
+        for start in range(0, len(kept), AT_ONCE):
+            some = predict(tuned.model, images[start : start + AT_ONCE], size, task.window, tuned.compute)
+            for row, label_map in enumerate(some, start):
+                shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
+                write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
+        return Seen(wanted[kept], shares, bad)
+
+    def see(batches: list[NDArray[np.int64]]) -> Generator[Seen, None, None]:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for batch in batches:
+                parts = []
+                for start in range(0, len(batch), AT_ONCE):
+                    some = batch[start : start + AT_ONCE]
+                    found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
+                    parts.append(seen(some, found))
+                positions, rows, bad = zip(*parts, strict=True)
+                yield Seen(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
+
+    return see
