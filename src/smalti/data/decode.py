@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,16 +176,40 @@ def decode_scaled(
         raise DataError(f"cannot read {name}", cause=cause) from error
 
 
-def from_pillow(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+def from_pillow(image: Image.Image, channels: int, window: Window | None = None) -> NDArray[np.uint8]:
     """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
 
     Raises:
         DataError: it cannot be decoded.
     """
     try:
-        return np.ascontiguousarray(_upright(_any_format(image, channels, image.size, None), orientation(image)))
+        return np.ascontiguousarray(_upright(_any_format(image, channels, image.size, window), orientation(image)))
     except Exception as error:  # as in `decode_scaled`
         raise DataError("cannot read an image given by Pillow", cause=f"{error}" or type(error).__name__) from error
+
+
+def stored_values(data: bytes, name: str) -> NDArray[Any]:
+    """The values of an image as its file has them: (H, W), or (H, W, C) for colours; grey ones are bright where large.
+
+    Raises:
+        DataError: as for `decode`.
+    """
+    try:
+        if data.startswith(npy.MAGIC):
+            return npy.decode(data)
+        with _open(data) as image:
+            _check_size(*image.size)
+            image.load()
+            found = stored(image)
+            if found is not None:
+                return found.values
+            pixels, scale = (
+                np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")),
+                colour_scale(image, data),
+            )
+            return pixels if scale == 1 else pixels * np.uint16(scale)
+    except Exception as error:  # as in `decode_scaled`
+        raise DataError(f"cannot read {name}", cause=str(error) or type(error).__name__) from error
 
 
 def header_of(data: bytes) -> Header:

@@ -27,6 +27,7 @@ from smalti.data.loader import SampledBatch, Views, colours
 from smalti.data.reading import each, even_sample
 from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
+from smalti.data.values import Window
 from smalti.functional.metrics import VOID
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -203,7 +204,13 @@ class SegmentationDataset(Subset):
 
 
 def open_pairs(
-    root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None
+    root: Path,
+    images: str,
+    masks: str,
+    channels: int,
+    follow: FollowLinks,
+    limit: int | None,
+    window: Window | None = None,
 ) -> SegmentationDataset:
     """The images of the folder `images` in `root`, with their masks in the folder `masks`.
 
@@ -215,6 +222,7 @@ def open_pairs(
             fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
             raise DataError(f"no folder of {kind} {root / name}", cause="it does not exist", fix=fix)
     source = Folder(root / images, channels, follow=follow)
+    source.window = window
     pairs = SegmentationDataset(source, np.array(even_sample(len(source), limit)), root / masks)
     missing = [index for index in range(len(pairs)) if not pairs.mask(index).is_file()]
     if missing:

@@ -19,9 +19,12 @@ from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.pages import ReadPages, unread_pages
+from smalti.data.datasets.prepared import prepared_window
 from smalti.data.datasets.remote import shown
-from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
+from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
 from smalti.data.splits import put_aside
+from smalti.data.values import AskedWindow, Window, require_window
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
@@ -80,8 +83,13 @@ class Data:
     on_bad_image: OnBadImage = setting("replace", "another image instead (or, resident, one less), or error")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops", resume="free")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    window: AskedWindow = setting(
+        None, "stored values that become black and white: MIN MAX; auto: 99.8 % of them; none: all that the format has"
+    )
+    pages: ReadPages = setting("first", "of a TIFF with several pages: the first, or all, each as an image")
 
     def __post_init__(self) -> None:
+        require_window(self.window, self.channels)
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
         require(self.side >= 4, f"images of {self.side} pixels", "use at least 4")
         require(0 < self.held_out < 1, f"a held-out share of {self.held_out}", "choose one between 0 and 1")
@@ -104,7 +112,7 @@ class Data:
             return self.load(log)
         source = self._source(log)
         if self.fits(min(len(source), self.limit or len(source))):
-            return split_held_out(read_source(source, self, log, bad_files), self.held_out)
+            return split_held_out(self._read(source, log, bad_files), self.held_out)
         if source.in_order:
             cause = "Parquet files and addresses are read in order only"
             fix = "make a fast copy once: smalti prepare DATA --out SHARDS; or use --data.memory resident"
@@ -112,7 +120,7 @@ class Data:
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = put_aside(_at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT)
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
-        held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
+        held_out = replace(self, limit=None)._read(source.select(positions[aside]), log)
         learnt = source.select(positions[train])
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
@@ -120,8 +128,13 @@ class Data:
         """Read all images into memory. Arguments and errors as in `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        source = self._source(log)
-        return split_held_out(read_source(source, self, log, bad_files), self.held_out)
+        return split_held_out(self._read(self._source(log), log, bad_files), self.held_out)
+
+    def _read(self, source: ImageDataset, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
+        images = read_source(source, self, log, bad_files)
+        for note in value_notes(images.images):
+            log.say(f"note: {note}")
+        return images
 
     def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
         """The record of unreadable images while `train` is streamed."""
@@ -133,12 +146,41 @@ class Data:
             return replace(self, memory="stream")
         return self if images.train.pixels is None else replace(self, memory="resident")
 
+    def source(self, path: str, log: Log | None = None) -> ImageDataset:
+        """The dataset at `path`, read as these settings say.
+
+        Raises:
+            DataError: it cannot be opened, or its values cannot be measured.
+        """
+        window = self.measured(log).known_window
+        return open_source(path, self.channels, log, self.follow_links, window, self.pages)
+
+    @property
+    def known_window(self) -> Window | None:
+        """The value window, once it is measured where that is asked for."""
+        assert self.window != "auto"
+        return self.window
+
+    def measured(self, log: Log | None = None) -> "Data":
+        """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
+        made = prepared_window(Path(self.path).expanduser()) if self.path else None
+        if made is not None and self.window in (None, "auto"):
+            return replace(self, window=made)
+        if self.window != "auto":
+            return self
+        window = measured_window(replace(self, window=None).source(self.path, log), log or Log())
+        if log is not None:
+            log.say("values from {} to {} are black and white".format(*(f"{bound:g}" for bound in window[:2])))
+        return replace(self, window=window)
+
     def _source(self, log: Log) -> ImageDataset:
-        source = open_source(self.path, self.channels, log, self.follow_links)
+        source = self.source(self.path, log)
         for note in source.notes:
             log.say(f"note: {note}")
         if source.left_out.counts:
             log.say(f"left out: {source.left_out}")
+        if self.pages == "first" and (unread := unread_pages(source)):
+            log.say(f"note: the first page of each TIFF is read, {unread} further ones are not; --data.pages all")
         return source
 
     def fits(self, count: int) -> bool:
@@ -215,9 +257,7 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
         DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
     """
     log.say(f"training images from {train}, test images from {test}")
-    learnt, judged = (
-        read_source(open_source(path, data.channels, log, data.follow_links), data, log) for path in (train, test)
-    )
+    learnt, judged = (read_source(data.source(path, log), data, log) for path in (train, test))
     return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 
 
@@ -253,7 +293,7 @@ def physical_memory() -> int:
 
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
-    source = open_source(data.path, data.channels, follow=data.follow_links)
+    source = data.source(data.path)
 
     def look(position: int) -> Square | DataError:
         return attempt(lambda place: read_square(source, place, data.side), position)

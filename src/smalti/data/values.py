@@ -1,6 +1,6 @@
 """Pixel values as files store them, and as 8 bits: which value is black, which is white, and which are transparent."""
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,12 +10,26 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from smalti.core.config import require
+
 Window: TypeAlias = tuple[float, ...]
 """The stored values that become 0 and 255, in between linearly: two for all channels, or two a channel."""
+AskedWindow: TypeAlias = Literal["auto"] | Window | None
+"""A window, one that is measured on the images, or all values that a format has."""
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
-_PNG_DEPTH = 24  # offset of the bits a value
+_PNG, _PNG_DEPTH = b"\x89PNG", 24  # offset of the bits a value
+
+
+def require_window(window: AskedWindow, channels: int) -> None:
+    """Refuse a window that is none: of one value, or from a value to a smaller one."""
+    if window is None or window == "auto":
+        return
+    text = " ".join(f"{bound:g}" for bound in window)
+    pairs = list(zip(window[::2], window[1::2], strict=False))
+    fits = len(window) in (2, 2 * channels) and all(low < high for low, high in pairs)
+    require(fits, f"a value window of {text}", "use MIN MAX, the stored values that become black and white, or auto")
 
 
 class UnclearError(ValueError):
@@ -115,11 +129,16 @@ def _scaled(values: NDArray[np.float64], window: Window) -> NDArray[np.uint8]:
     return ((values.clip(low, high) - low) * 255 / (high - low) + 0.5).astype(np.uint8)
 
 
+def is_16_bit(data: bytes) -> bool:
+    """Whether a PNG has values of 16 bits, by its header."""
+    return data.startswith(_PNG) and data[_PNG_DEPTH] == 16
+
+
 def colour_scale(image: Image.Image, data: bytes) -> int:
     """Stored values for one of Pillow's: 257 for colours of 16 bits a channel, of which it keeps 8; else 1."""
     if isinstance(image, TiffImageFile):
         return 257 if _first(image.tag_v2, _BITS, 1) == 16 else 1
-    return 257 if isinstance(image, PngImageFile) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10" else 1
+    return 257 if is_16_bit(data) else 1
 
 
 def mend_transparency(image: Image.Image, data: bytes) -> None:

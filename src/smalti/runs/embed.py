@@ -104,7 +104,8 @@ def main(config: Embed) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = same_format(choose_compute(config.device, _precision(config, folder)))
         network = network_of(config.model, compute)
-        source = open_source(config.images, network.backbone.config.in_chans, log, config.follow_links)
+        channels = network.backbone.config.in_chans
+        source = open_source(config.images, channels, log, config.follow_links, network.window)
         about = _about(config, network, source)
         require_same("network or data set", about)
         if not from_rank0(lambda: _is_done(out, folder, about)):
@@ -131,7 +132,8 @@ def _precision(config: Embed, folder: Path) -> Precision:
 
 def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, Any]:
     """What the features depend on, and what is needed to search in them."""
-    return {
+    window = {} if network.window is None else {"window": list(network.window)}
+    return window | {
         "model": lasting(config.model),
         "weights": digest(network.backbone),
         "images": lasting(config.images),

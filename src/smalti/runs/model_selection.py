@@ -17,7 +17,7 @@ from smalti.core.errors import DataError
 from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import AnyImages, Data, TrainingData, read_source
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
@@ -120,10 +120,7 @@ def read_labelled(
         DataError: one of their classes needs an output that does not exist.
     """
     data = replace(data, path=path, limit=None)
-    if path == EMBEDDED:
-        images = data.load(log).held_out
-    else:
-        images = read_source(open_source(path, data.channels, log, data.follow_links), data, log)
+    images = data.load(log).held_out if path == EMBEDDED else read_source(data.source(path, log), data, log)
     unknown = sorted(set(outputs(images.classes)) - set(outputs(classes)))
     if unknown or not images.classes:
         cause = f"class {unknown[0]} is not among those to learn" if unknown else "it has no labels"

@@ -10,8 +10,11 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import lasting, open_source
+from smalti.data.datasets.open import lasting
+from smalti.data.datasets.pages import ReadPages
 from smalti.data.datasets.prepared import Encoding, Settings
+from smalti.data.load import Data
+from smalti.data.values import AskedWindow, require_window
 from smalti.data.write_shards import write_shards
 
 
@@ -29,12 +32,15 @@ class Prepare:
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which it stops")
     follow_links: FollowLinks = setting("inside", "links of a folder: those that stay inside it, or all")
+    window: AskedWindow = setting(None, "stored values that become black and white: MIN MAX, or auto; none: all")
+    pages: ReadPages = setting("first", "of a TIFF with several pages: the first, or all, each as an image")
 
     def __post_init__(self) -> None:
         require(bool(self.out), "no folder to write", "use --out FOLDER")
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(1 <= self.quality <= 100, f"a quality of {self.quality}", "choose 1 to 100")
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        require_window(self.window, self.channels)
         require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}", "choose one in [0, 1]")
 
@@ -43,7 +49,14 @@ def main(config: Prepare) -> dict[str, Any]:
     """Write the shards, resume writing them, or verify that they are complete."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links)
+    data = Data(
+        config.data,
+        channels=config.channels,
+        follow_links=config.follow_links,
+        window=config.window,
+        pages=config.pages,
+    ).measured(log)
+    source = data.source(config.data, log)
     _say(source, log)
     settings = Settings(
         data=lasting(config.data),
@@ -55,6 +68,7 @@ def main(config: Prepare) -> dict[str, Any]:
         limit=config.limit,
         length=len(source),
         fingerprint=source.fingerprint(),
+        window=data.known_window,
     )
     about, written = write_shards(source, Path(config.out).expanduser(), settings, log, config.max_bad_fraction)
     size = sum(shard.bytes for shard in about.shards)

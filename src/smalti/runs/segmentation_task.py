@@ -1,5 +1,6 @@
 """Semantic segmentation as a task of `smalti finetune`: network, objective, images and masks, and metrics."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,10 @@ class Segmentation:
         """The name of the score that selects the weights."""
         return "mean_iou"
 
+    def images_of(self, path: str) -> str:
+        """The folder of images inside DATA."""
+        return os.path.join(path, self.images) if path else ""
+
     def open(self, data: Data, log: Log, bad_files: Path) -> TrainingData[SegmentationDataset, SegmentationDataset]:
         """All images of DATA with their masks; `divide` holds some out.
 
@@ -138,7 +143,8 @@ class Segmentation:
     def _pairs(self, path: str, data: Data, limit: int | None) -> SegmentationDataset:
         if not path:
             raise DataError("no images given", fix="use --data FOLDER")
-        return open_pairs(Path(path).expanduser(), self.images, self.masks, data.channels, data.follow_links, limit)
+        folder, window = Path(path).expanduser(), data.known_window
+        return open_pairs(folder, self.images, self.masks, data.channels, data.follow_links, limit, window)
 
     def view_source(
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device

@@ -13,7 +13,7 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.data.datasets.dataset import InMemoryDataset, embedded
-from smalti.data.datasets.open import EMBEDDED, open_source
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.decode import EXTENSIONS, decode
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
@@ -101,11 +101,11 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
     for place in config.images:
         path = Path(place).expanduser()
         if path.suffix.lower() in EXTENSIONS and not path.is_dir():
-            pictures.append(square(decode(path, data.channels), data.side))
+            pictures.append(square(decode(path, data.channels, window=data.known_window), data.side))
             names.append(path.name)
             continue
         held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
-        source = open_source(place, data.channels) if held_out is None else held_out
+        source = data.source(place) if held_out is None else held_out
         for position in even_sample(len(source), config.count):
             pictures.append(read_square(source, position, data.side).pixels)
             names.append(source.key(position))

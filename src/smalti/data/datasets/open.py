@@ -12,17 +12,26 @@ from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.folder import IRREGULAR, FileList, Folder, FollowLinks
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES, is_remote
+from smalti.data.datasets.pages import Pages, ReadPages
 from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote import RemoteFiles, check_address, shown, suffix_of
 from smalti.data.datasets.tar import Shards, expand
 from smalti.data.decode import EXTENSIONS
+from smalti.data.values import Window
 
 EMBEDDED = "embedded"
 PARQUET, TAR = ".parquet", ".tar"
 
 
-def open_source(path: str, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> ImageDataset:
+def open_source(
+    path: str,
+    channels: int,
+    log: Log | None = None,
+    follow: FollowLinks = "inside",
+    window: Window | None = None,
+    pages: ReadPages = "first",
+) -> ImageDataset:
     """Open the dataset that DATA names; of several splits, the training split.
 
     DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, local or at an address), a Hugging
@@ -33,10 +42,24 @@ def open_source(path: str, channels: int, log: Log | None = None, follow: Follow
         channels: the channels of decoded images, 1 (grey) or 3 (RGB).
         log: shows progress.
         follow: which symbolic links to follow in a folder.
+        window: the stored values that become 0 and 255; None: all that a format has.
+        pages: whether each page of a TIFF is an image, or only the first.
 
     Raises:
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
+    source = _open(path, channels, log, follow)
+    if pages == "all":
+        source = Pages(source, log)
+    made = source.about.settings.window if isinstance(source, Prepared) else None
+    if made is not None and window not in (None, made):
+        cause = f"they were prepared with {made}, and {window} is asked for"
+        raise DataError(f"{path} has images with another value window", cause=cause, fix="prepare them again")
+    source.window = window if made is None else None  # not a second time
+    return source
+
+
+def _open(path: str, channels: int, log: Log | None, follow: FollowLinks) -> ImageDataset:
     if path == EMBEDDED:
         return embedded("train").with_channels(channels)
     if not path:

@@ -195,7 +195,8 @@ class Render:
             return 2 * max(views.size[0] / (box[2] * height), views.size[1] / (box[3] * width))
 
         data = self.source.read(position)
-        pixels = decode_scaled(data, self.source.name(position), self.source.channels, least)
+        source = self.source
+        pixels = decode_scaled(data, source.name(position), source.channels, least, source.window)
         if views.jitter_when == "before_crop":
             pixels = _jittered(pixels, views.jitter(np.array([key], np.uint64)))
         part = _cut(pixels, box)
