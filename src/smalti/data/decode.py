@@ -64,7 +64,7 @@ _INTACT = {"unknown pixel mode": "a TIFF with values or channels of a kind that 
 """What Pillow says of files that are not damaged."""
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
-_MAY_TURN = (b"Exif\0\0", b"tiff:Orientation")
+_MAY_TURN = (b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"EXIF", b"exif")
 
 
 class _RefusedError(Exception):
@@ -166,7 +166,7 @@ def decode_scaled(
                 pixels = _any_format(image, channels, needed, window, data)
             elif window is not None:
                 pixels = windowed(pixels, window)
-            return np.ascontiguousarray(_upright(pixels, turn))
+            return np.ascontiguousarray(upright(pixels, turn))
     except (_RefusedError, UnclearError) as error:
         raise DataError(f"cannot read {name}", cause=str(error)) from None
     except MemoryError as error:
@@ -183,7 +183,7 @@ def from_pillow(image: Image.Image, channels: int, window: Window | None = None)
         DataError: it cannot be decoded.
     """
     try:
-        return np.ascontiguousarray(_upright(_any_format(image, channels, image.size, window), orientation(image)))
+        return np.ascontiguousarray(upright(_any_format(image, channels, image.size, window), orientation(image)))
     except Exception as error:  # as in `decode_scaled`
         raise DataError("cannot read an image given by Pillow", cause=f"{error}" or type(error).__name__) from error
 
@@ -268,7 +268,7 @@ def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) 
     if simplejpeg is None or not data.startswith(_READERS[JpegImageFile]):
         return None
     about = data[: _end_of_header(data)]
-    if any(word in about for word in _MAY_TURN):
+    if any(word in about for word in _MAY_TURN[:2]):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -358,6 +358,16 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
     return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
 
 
+def turn_of(data: bytes) -> int:
+    """The EXIF orientation of the bytes of an image that has been decoded, 1 (upright) to 8."""
+    if not data.startswith(_READERS[TiffImageFile]) and not any(word in data for word in _MAY_TURN):
+        return 1
+    with _open(data) as image:
+        if not isinstance(image, JpegImageFile):
+            image.load()  # may be stored after the pixels
+        return orientation(image)
+
+
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a file, 1 (upright) to 8."""
     try:
@@ -367,7 +377,8 @@ def orientation(image: Image.Image) -> int:
     return int(turn) if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+def upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Pixels (H, W) or (H, W, C) as an EXIF orientation, 1 to 8, says that they are shown."""
     if turn in (3, 4, 6, 7):
         pixels = pixels[::-1]
     if turn in (2, 3, 7, 8):
