@@ -4,24 +4,19 @@ import math
 import os
 import stat
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from smalti.core.errors import DataError
 from smalti.data import npy
+from smalti.data.formats import READERS, FormatError, open_image, size_before_decoding
 from smalti.data.values import (
     UnclearError,
     Window,
@@ -37,28 +32,10 @@ try:
 except ImportError:  # Pillow reads JPEG too, more slowly
     simplejpeg = None
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-)
 MAX_BYTES = 512 << 20
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
 
-# Pillow's readers, by the first bytes of a file. Image.open chooses them too, but it reports large images through the
-# warning filter, which all threads share.
-_READERS: dict[type[ImageFile], tuple[bytes, ...]] = {
-    JpegImageFile: (b"\xff\xd8\xff",),
-    PngImageFile: (b"\x89PNG\r\n\x1a\n",),
-    WebPImageFile: (b"RIFF",),
-    GifImageFile: (b"GIF87a", b"GIF89a"),
-    BmpImageFile: (b"BM",),
-    TiffImageFile: (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    PpmImageFile: (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
-}
-FORMATS = tuple(str(reader.format) for reader in _READERS)
-_OTHER_KINDS = dict.fromkeys((b"<!DO", b"<!do", b"<htm", b"<HTM"), "HTML") | dict.fromkeys((b"<svg", b"<?xm"), "SVG")
-_OTHER_KINDS |= {b"%PDF": "PDF", b"%!PS": "PostScript", b"PK\3\4": "ZIP", b"\x7fELF": "a program", b"8BPS": "Photoshop"}
-_OTHER_KINDS |= {b"ftyp": "AVIF or HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}  # found at byte 4
 _PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # in libjpeg's warnings
 _INTACT = {"unknown pixel mode": "a TIFF with values or channels of a kind that is not read"}
 """What Pillow says of files that are not damaged."""
@@ -154,7 +131,6 @@ def decode_scaled(
         if data.startswith(npy.MAGIC):
             return _array(data, channels, least, window)
         with _open(data) as image:
-            _check_size(*image.size)
             # Only a JPEG can be decoded at a fraction; other formats may store their orientation after the pixels.
             if not isinstance(image, JpegImageFile):
                 image.load()
@@ -167,12 +143,12 @@ def decode_scaled(
             elif window is not None:
                 pixels = windowed(pixels, window)
             return np.ascontiguousarray(upright(pixels, turn))
-    except (_RefusedError, UnclearError) as error:
+    except (_RefusedError, FormatError, UnclearError) as error:
         raise DataError(f"cannot read {name}", cause=str(error)) from None
     except MemoryError as error:
         raise DataError(f"cannot read {name}", cause="not enough memory") from error
     except Exception as error:  # decoders raise many kinds (OSError, SyntaxError, struct.error, ...): all mean bad file
-        cause = _INTACT.get(str(error)) or f"damaged: {str(error) or type(error).__name__}"
+        cause = _INTACT.get(str(error)) or f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
         raise DataError(f"cannot read {name}", cause=cause) from error
 
 
@@ -198,7 +174,6 @@ def stored_values(data: bytes, name: str) -> NDArray[Any]:
         if data.startswith(npy.MAGIC):
             return npy.decode(data)
         with _open(data) as image:
-            _check_size(*image.size)
             image.load()
             found = stored(image)
             if found is not None:
@@ -217,7 +192,7 @@ def header_of(data: bytes) -> Header:
     if data.startswith(npy.MAGIC):
         height, width, channels = npy.shape(data)
         return Header("array", "L" if channels == 1 else "RGB", width, height)
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
+    with open_image(data) as image:
         return Header(str(image.format), image.mode, *image.size)
 
 
@@ -234,14 +209,14 @@ def _read(path: Path) -> bytes:
 
 
 def _open(data: bytes) -> ImageFile:
-    """The Pillow reader for this content, with the header read and no pixels decoded yet."""
+    """The Pillow reader for this content, whose size is within the limits, with no pixels decoded yet."""
     if not data:
         raise _RefusedError("the file is empty")
-    for reader, beginnings in _READERS.items():
-        if data.startswith(beginnings) and (reader is not WebPImageFile or data[8:12] == b"WEBP"):
-            return reader(BytesIO(data))
-    kind = _OTHER_KINDS.get(data[:4]) or _OTHER_KINDS.get(data[4:8])
-    raise _RefusedError("not an image in a format smalti knows" + (f" (it looks like {kind})" if kind else ""))
+    if (claimed := size_before_decoding(data)) is not None:
+        _check_size(*claimed)
+    image = open_image(data)
+    _check_size(*image.size)
+    return image
 
 
 def _check_size(width: int, height: int) -> None:
@@ -265,7 +240,7 @@ def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) 
 
     Damaged files are left to the slower path through Pillow, which reports what is wrong.
     """
-    if simplejpeg is None or not data.startswith(_READERS[JpegImageFile]):
+    if simplejpeg is None or not data.startswith(READERS[JpegImageFile]):
         return None
     about = data[: _end_of_header(data)]
     if any(word in about for word in _MAY_TURN[:2]):
@@ -360,7 +335,7 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
 
 def turn_of(data: bytes) -> int:
     """The EXIF orientation of the bytes of an image that has been decoded, 1 (upright) to 8."""
-    if not data.startswith(_READERS[TiffImageFile]) and not any(word in data for word in _MAY_TURN):
+    if not data.startswith(READERS[TiffImageFile]) and not any(word in data for word in _MAY_TURN):
         return 1
     with _open(data) as image:
         if not isinstance(image, JpegImageFile):

@@ -33,6 +33,7 @@ _MEASURED, _VALUES_OF_EACH = 256, 4096
 """Images whose values are looked at, and values of each, at most."""
 _INSIDE = (0.001, 0.999)
 """The quantiles that become black and white."""
+GREY = "one is enough (channels 1, also of tokenizer and backbone): a third of the memory for pixels"
 LEAST_RANGE = 0.08
 """Images that use less of the range of values are worth a note: 12 bits in files of 16 use 6 % at most."""
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
@@ -241,4 +242,6 @@ def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
     if high - low < LEAST_RANGE * 255:
         share = (high - low) / 255
         return [f"the values of these images use {share:.1%} of their range; --data.window auto makes it all of it"]
+    if some.shape[1] == 3 and bool((some == some[:, :1]).all()):
+        return [f"every image is grey, its three channels are the same; {GREY}"]
     return []

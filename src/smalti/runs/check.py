@@ -18,7 +18,7 @@ from smalti.data.datasets.pages import ReadPages, count_pages
 from smalti.data.decode import Header, header_of, stored_values
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
 from smalti.data.load import Data
-from smalti.data.reading import LEAST_RANGE, each, even_sample
+from smalti.data.reading import GREY, LEAST_RANGE, each, even_sample
 from smalti.data.values import AskedWindow, is_16_bit, require_window
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -67,6 +67,7 @@ class Seen(NamedTuple):
     pixels: int
     values: "Values"
     pages: int
+    is_grey: bool
 
 
 class Values(NamedTuple):
@@ -105,10 +106,12 @@ def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen
     sample = source.decoded(position, data, side)
     header = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
-    hashed = difference_hash(sample.image)
+    hashed, is_grey = difference_hash(sample.image), bool((sample.image == sample.image[..., :1]).all())
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
     values = _values(data, source.name(position), header, sample.image)
-    return Seen(sample.label, *header, digest(data), hashed, *sums, values, 1 if is_page else count_pages(data))
+    return Seen(
+        sample.label, *header, digest(data), hashed, *sums, values, 1 if is_page else count_pages(data), is_grey
+    )
 
 
 def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:
@@ -128,6 +131,7 @@ class Tally:
         self.positions, self.sizes = array("Q"), array("Q")
         self.digests, self.hashes = array("Q"), array("Q")
         self.total, self.squares, self.pixels = np.zeros(channels), np.zeros(channels), 0
+        self.grey = True
         self.values, self.pages = dict[str, tuple[int, float, float]](), Counter[int]()
 
     @property
@@ -154,6 +158,7 @@ class Tally:
         self.squares += seen.squares
         self.pixels += seen.pixels
         self.pages[seen.pages] += 1
+        self.grey &= seen.is_grey
         count, low, high = self.values.get(seen.values.type, (0, np.inf, -np.inf))
         self.values[seen.values.type] = count + 1, min(low, seen.values.low), max(high, seen.values.high)
 
@@ -176,6 +181,7 @@ class Tally:
             "values": {
                 name: {"images": count, "low": low, "high": high} for name, (count, low, high) in self.values.items()
             },
+            "grey": self.grey and self.pixels > 0,
             "pages": sum(number * count for number, count in self.pages.items()),
             "exact_duplicates": self._named(exact, source),
             "near_duplicates": self._named(near, source) | {"distance": distance},
@@ -237,6 +243,8 @@ def describe(result: dict[str, Any]) -> str:
     if result["pages"] > result["readable"]:
         unread = result["pages"] - result["readable"]
         rows.append(("pages", f"{unread} after the first of a TIFF are not read; train with --data.pages all"))
+    if result["grey"] and len(result["mean"]) == 3:
+        rows.append(("note", f"every image is grey, its three channels are the same; {GREY}"))
     if result["mean"] is not None:
         rows += [(key, " ".join(f"{value:.4f}" for value in result[key])) for key in ("mean", "std")]
     return "\n".join(f"{title:<14}{text}" for title, text in rows)

@@ -14,7 +14,8 @@ from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.open import EMBEDDED
-from smalti.data.decode import EXTENSIONS, decode
+from smalti.data.decode import decode
+from smalti.data.formats import EXTENSIONS
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens import encode

@@ -17,7 +17,7 @@ from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote import RemoteFiles, check_address, shown, suffix_of
 from smalti.data.datasets.tar import Shards, expand
-from smalti.data.decode import EXTENSIONS
+from smalti.data.formats import EXTENSIONS
 from smalti.data.values import Window
 
 EMBEDDED = "embedded"

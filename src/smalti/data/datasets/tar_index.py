@@ -27,7 +27,8 @@ from smalti.data.datasets.names import (
     is_system,
 )
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
-from smalti.data.decode import EXTENSIONS, MAX_BYTES
+from smalti.data.decode import MAX_BYTES
+from smalti.data.formats import EXTENSIONS
 
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"
