@@ -21,7 +21,8 @@ from PIL import Image
 from printing import print_figures
 
 from smalti.core.errors import DataError
-from smalti.data.decode import EXTENSIONS, decode
+from smalti.data.decode import decode
+from smalti.data.formats import EXTENSIONS
 
 
 def pillow(path: Path) -> None:

@@ -19,7 +19,8 @@ from printing import print_figures
 
 from smalti.core.rng import fold
 from smalti.data.datasets.folder import Folder
-from smalti.data.decode import EXTENSIONS, decode
+from smalti.data.decode import decode
+from smalti.data.formats import EXTENSIONS
 from smalti.data.transforms.augment import Render, channel_means, colour_matrix, recolour
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 

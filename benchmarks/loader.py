@@ -30,7 +30,8 @@ from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.prepared import Encoding, Prepared
-from smalti.data.decode import EXTENSIONS, decode
+from smalti.data.decode import decode
+from smalti.data.formats import EXTENSIONS
 from smalti.data.loader import Loader, Sampler, StreamedViewSource
 from smalti.data.transforms.augment import Render
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews

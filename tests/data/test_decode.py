@@ -7,6 +7,7 @@ import random
 import resource
 import struct
 import subprocess
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,8 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data import decode as decoding
 from smalti.data.datasets.folder import Folder
-from smalti.data.decode import EXTENSIONS, FORMATS, decode, decode_bytes
+from smalti.data.decode import decode, decode_bytes, header_of
+from smalti.data.formats import EXTENSIONS, FORMATS, size_before_decoding
 from smalti.data.load import Data
 
 ORIENTATION = 0x0112
@@ -330,7 +332,7 @@ def test_pillow_does_not_fill_truncated_images_with_grey() -> None:
 
 
 def test_the_formats_are_the_ones_of_the_documentation() -> None:
-    assert FORMATS == ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+    assert FORMATS == ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
 
 
 # JPEG: two decoders, one result
@@ -715,17 +717,53 @@ def test_g22_a_thousand_restart_markers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "kind"),
+    ("content", "kind", "module"),
     [
-        (b"\0\0\0\x20ftypavif" + bytes(40), "AVIF or HEIC"),
-        (b"\0\0\0\x18ftypheic" + bytes(40), "AVIF or HEIC"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC", "pillow_heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL", "pillow_jxl"),
     ],
 )
-def test_g23_formats_that_are_not_supported_are_named(content: bytes, kind: str) -> None:
-    with pytest.raises(DataError, match=f"not an image in a format smalti knows .it looks like {kind}"):
+def test_g23_formats_whose_plugin_is_missing_are_named_with_the_command(
+    content: bytes, kind: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (module, f"{module}.as_plugin", f"{module}.JpegXLImagePlugin"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=rf"{kind} is read with {module}: pip install 'smalti\[formats\]'"):
         decode_bytes(content, "a", 3)
+
+
+@pytest.mark.parametrize("format", ["AVIF", "JPEG2000", "HEIF", "JXL"])
+def test_g23_the_formats_of_phones_and_archives(format: str) -> None:
+    options: dict[str, object] = {"JXL": {"lossless": True}, "JPEG2000": {}}.get(format, {"quality": 95})
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    if format == "JXL":
+        pytest.importorskip("pillow_jxl")
+    data = encoded(Image.fromarray(smooth()), format, **options)
+    found = decode_bytes(data, "a", 3)
+    assert found.shape == smooth().shape
+    assert np.abs(found.astype(int) - smooth()).mean() < 4
+    assert decode_bytes(data, "a", 1, 12).shape == (12, 16, 1)
+    assert header_of(data) == (format, "RGB", 32, 24)
+    with pytest.raises(DataError, match=r"cannot read a; damaged") as error:
+        decode_bytes(data[: len(data) // 2], "a", 3)
+    assert "\n" not in str(error.value)
+
+
+def test_g23_a_jpeg_xl_that_claims_many_pixels_is_refused_before_it_is_decoded() -> None:
+    bits = (3 << 1) | ((1 << 30) - 1) << 3 | (1 << 33)  # not small, 30 bits of height, as wide as high
+    for data in (
+        b"\xff\x0a" + bits.to_bytes(16, "little"),
+        b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x1ejxlc\xff\x0a" + bits.to_bytes(16, "little"),
+    ):
+        with pytest.raises(DataError, match="above the limit"):
+            decode_bytes(data, "a", 3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (256, 256), (300, 7), (1920, 1080), (4, 3), (1000, 800)])
+def test_g23_the_size_of_a_jpeg_xl_is_known_from_its_header(size: tuple[int, int]) -> None:
+    pytest.importorskip("pillow_jxl")
+    assert size_before_decoding(encoded(Image.new("RGB", size), "JXL")) == size
 
 
 def fill(folder: Path, number: int) -> None:

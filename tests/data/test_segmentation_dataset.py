@@ -52,7 +52,7 @@ def test_an_image_comes_with_the_mask_of_its_name(folder: Path) -> None:
 
 
 def test_every_pair_is_read_before_training(folder: Path) -> None:
-    assert set(pairs_of(folder).present(Log())) == {0, 1, 2, 11}
+    assert set(pairs_of(folder).present(Log()).masks) == {0, 1, 2, 11}
 
 
 def test_names_and_lengths_tell_scenes_apart(folder: Path, tmp_path: Path) -> None:

@@ -256,3 +256,22 @@ def test_street_scenes_are_read_in_their_own_splits(tmp_path: Path) -> None:
     assert [found[f"{part}_images"] for part in ("train", "validation", "test")] == [367, 101, 233]
     assert found["classes"] == 11
     assert found["test_mean_iou"] > 0.1, "one class everywhere has less than 0.05"
+
+
+def test_masks_of_0_and_255_are_learned_with_ids_auto_and_evaluated_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = scenes(tmp_path / "binary")
+    for path in (data / "masks").iterdir():
+        ids = np.asarray(Image.open(path))
+        smooth = Image.fromarray(np.where(np.isin(ids, (1, 2)), 255, 0).astype(np.uint8))
+        smooth.resize((64, 48), Image.Resampling.BILINEAR).resize((32, 24), Image.Resampling.BOX).save(path)
+    assert segment(data, "", tmp_path / "run", 1) == 3
+    assert "--task.ids auto" in " ".join(capsys.readouterr().err.split())
+    assert segment(data, "", tmp_path / "run", 1, "--task.ids", "auto") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "classes are 0 255; others count as the nearest" in said
+    task = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["task"]
+    assert (task["ids"], task["other_ids"]) == ([0, 255], "nearest")
+    assert main(["evaluate", str(tmp_path / "run"), str(data), *CPU]) == 0
+    assert set(result(tmp_path / "run")["test_class_iou"]) == {"0", "255"}

@@ -98,7 +98,9 @@ def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
         named = [c for c in choices if getattr(c, "__name__", "") == value.get("kind")]
         require(bool(named), f"{where} has kind {value.get('kind')!r}, expected one of {choices}")
         return named[0]
-    return next((c for c in choices if c is type(value)), next(c for c in choices if c is not type(None)))
+    is_list = isinstance(value, list | tuple)
+    usual = next(c for c in choices if c is not type(None) and (typing.get_origin(c) is tuple) == is_list)
+    return next((c for c in choices if c is type(value)), usual)
 
 
 def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:

@@ -7,56 +7,44 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, _imaging
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from smalti.core.errors import DataError
 from smalti.data import npy
+from smalti.data.formats import READERS, FormatError, open_image, size_before_decoding
+from smalti.data.values import (
+    UnclearError,
+    Window,
+    colour_scale,
+    eight_bits,
+    mend_transparency,
+    stored,
+    windowed,
+)
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
 except ImportError:  # Pillow reads JPEG too, more slowly
     simplejpeg = None
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-)
 MAX_BYTES = 512 << 20
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
 
-# Pillow's readers, by the first bytes of a file. Image.open chooses them too, but it reports large images through the
-# warning filter, which all threads share.
-_READERS: dict[type[ImageFile], tuple[bytes, ...]] = {
-    JpegImageFile: (b"\xff\xd8\xff",),
-    PngImageFile: (b"\x89PNG\r\n\x1a\n",),
-    WebPImageFile: (b"RIFF",),
-    GifImageFile: (b"GIF87a", b"GIF89a"),
-    BmpImageFile: (b"BM",),
-    TiffImageFile: (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    PpmImageFile: (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
-}
-FORMATS = tuple(str(reader.format) for reader in _READERS)
-_OTHER_KINDS = dict.fromkeys((b"<!DO", b"<!do", b"<htm", b"<HTM"), "HTML") | dict.fromkeys((b"<svg", b"<?xm"), "SVG")
-_OTHER_KINDS |= {b"%PDF": "PDF", b"%!PS": "PostScript", b"PK\3\4": "ZIP", b"\x7fELF": "a program", b"8BPS": "Photoshop"}
-_OTHER_KINDS |= {b"ftyp": "AVIF or HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}  # found at byte 4
 _PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # in libjpeg's warnings
+_INTACT = {"unknown pixel mode": "a TIFF with values or channels of a kind that is not read"}
+"""What Pillow says of files that are not damaged."""
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
-_MAY_TURN = (b"Exif\0\0", b"tiff:Orientation")
+_MAY_TURN = (b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"EXIF", b"exif")
 
 
 class _RefusedError(Exception):
@@ -72,13 +60,16 @@ class Header(NamedTuple):
     height: int
 
 
-def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    path: Path, channels: int, shorter_side: int | None = None, window: Window | None = None
+) -> NDArray[np.uint8]:
     """Read an image file.
 
     Args:
         path: the file; its format is taken from its content, not from its name.
         channels: 1 for grey, 3 for RGB.
         shorter_side: where given, shrink so that the shorter side has this many pixels (never enlarge).
+        window: the stored values that become 0 and 255; None: the least and the greatest that the format has.
 
     Returns:
         (H, W, channels), uint8. Rotated as the EXIF tag says; 16-bit values scaled, not clipped; transparency blended
@@ -88,7 +79,7 @@ def decode(path: Path, channels: int, shorter_side: int | None = None) -> NDArra
         DataError: the file cannot be read, is no image of a known format, is damaged, or is beyond a limit (bytes,
             pixels, aspect ratio). The limits are checked before memory for pixels is allocated.
     """
-    return decode_bytes(read_file(path), str(path), channels, shorter_side)
+    return decode_bytes(read_file(path), str(path), channels, shorter_side, window)
 
 
 def read_file(path: Path) -> bytes:
@@ -103,20 +94,24 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
 
 
-def decode_bytes(data: bytes, name: str, channels: int, shorter_side: int | None = None) -> NDArray[np.uint8]:
+def decode_bytes(
+    data: bytes, name: str, channels: int, shorter_side: int | None = None, window: Window | None = None
+) -> NDArray[np.uint8]:
     """Decode an image from the bytes of its file, as `decode` does.
 
     Raises:
         DataError: as for `decode`; the message contains `name`.
     """
     if shorter_side is None:
-        return decode_scaled(data, name, channels, lambda height, width: 1.0)
+        return decode_scaled(data, name, channels, lambda height, width: 1.0, window)
     # twice the final size: the resize that follows is then as good as from all pixels
-    pixels = decode_scaled(data, name, channels, lambda height, width: 2 * shorter_side / min(height, width))
+    pixels = decode_scaled(data, name, channels, lambda height, width: 2 * shorter_side / min(height, width), window)
     return _shrink(pixels, shorter_side)
 
 
-def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8]:
+def decode_scaled(
+    data: bytes, name: str, channels: int, least: Callable[[int, int], float], window: Window | None = None
+) -> NDArray[np.uint8]:
     """Decode an image at full size or, where its format makes that cheaper, at a fraction of it.
 
     Args:
@@ -124,6 +119,7 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
         name: name of the file in messages.
         channels: 1 for grey, 3 for RGB.
         least: returns, for height and width of the upright image, the smallest scale that suffices; 1 is full size.
+        window: as for `decode`.
 
     Returns:
         (H, W, channels), uint8.
@@ -134,11 +130,10 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
     try:
         pixels = _plain_jpeg(data, channels, least)
         if pixels is not None:
-            return pixels
+            return pixels if window is None else windowed(pixels, window)
         if data.startswith(npy.MAGIC):
-            return _array(data, channels, least)
+            return _array(data, channels, least, window)
         with _open(data) as image:
-            _check_size(*image.size)
             # Only a JPEG can be decoded at a fraction; other formats may store their orientation after the pixels.
             if not isinstance(image, JpegImageFile):
                 image.load()
@@ -147,26 +142,52 @@ def decode_scaled(data: bytes, name: str, channels: int, least: Callable[[int, i
             needed = _scaled_size(image.size, least(height, width))
             pixels = _fast_jpeg(data, image, channels, needed)
             if pixels is None:
-                pixels = _any_format(image, channels, needed)
-            return np.ascontiguousarray(_upright(pixels, turn))
-    except _RefusedError as error:
+                pixels = _any_format(image, channels, needed, window, data)
+            elif window is not None:
+                pixels = windowed(pixels, window)
+            return np.ascontiguousarray(upright(pixels, turn))
+    except (_RefusedError, FormatError, UnclearError) as error:
         raise DataError(f"cannot read {name}", cause=str(error)) from None
     except MemoryError as error:
         raise DataError(f"cannot read {name}", cause="not enough memory") from error
     except Exception as error:  # decoders raise many kinds (OSError, SyntaxError, struct.error, ...): all mean bad file
-        raise DataError(f"cannot read {name}", cause=f"damaged: {str(error) or type(error).__name__}") from error
+        cause = _INTACT.get(str(error)) or f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
+        raise DataError(f"cannot read {name}", cause=cause) from error
 
 
-def from_pillow(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+def from_pillow(image: Image.Image, channels: int, window: Window | None = None) -> NDArray[np.uint8]:
     """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
 
     Raises:
         DataError: it cannot be decoded.
     """
     try:
-        return np.ascontiguousarray(_upright(_any_format(image, channels, image.size), orientation(image)))
+        return np.ascontiguousarray(upright(_any_format(image, channels, image.size, window), orientation(image)))
     except Exception as error:  # as in `decode_scaled`
         raise DataError("cannot read an image given by Pillow", cause=f"{error}" or type(error).__name__) from error
+
+
+def stored_values(data: bytes, name: str) -> NDArray[Any]:
+    """The values of an image as its file has them: (H, W), or (H, W, C) for colours; grey ones are bright where large.
+
+    Raises:
+        DataError: as for `decode`.
+    """
+    try:
+        if data.startswith(npy.MAGIC):
+            return npy.decode(data)
+        with _open(data) as image:
+            image.load()
+            found = stored(image)
+            if found is not None:
+                return found.values
+            pixels, scale = (
+                np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")),
+                colour_scale(image, data),
+            )
+            return pixels if scale == 1 else pixels * np.uint16(scale)
+    except Exception as error:  # as in `decode_scaled`
+        raise DataError(f"cannot read {name}", cause=str(error) or type(error).__name__) from error
 
 
 def header_of(data: bytes) -> Header:
@@ -174,7 +195,7 @@ def header_of(data: bytes) -> Header:
     if data.startswith(npy.MAGIC):
         height, width, channels = npy.shape(data)
         return Header("array", "L" if channels == 1 else "RGB", width, height)
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
+    with open_image(data) as image:
         return Header(str(image.format), image.mode, *image.size)
 
 
@@ -191,16 +212,15 @@ def _read(path: Path) -> bytes:
 
 
 def _open(data: bytes) -> ImageFile:
-    """The Pillow reader for this content, with the header read and no pixels decoded yet."""
+    """The Pillow reader for this content, whose size is within the limits, with no pixels decoded yet."""
     if not data:
         raise _RefusedError("the file is empty")
-    for reader, beginnings in _READERS.items():
-        if data.startswith(beginnings) and (reader is not WebPImageFile or data[8:12] == b"WEBP"):
-            if reader is TiffImageFile:
-                _silence_libtiff()
-            return reader(BytesIO(data))
-    kind = _OTHER_KINDS.get(data[:4]) or _OTHER_KINDS.get(data[4:8])
-    raise _RefusedError("not an image in a format smalti knows" + (f" (it looks like {kind})" if kind else ""))
+    if (claimed := size_before_decoding(data)) is not None:
+        _check_size(*claimed)
+    _silence_libtiff()
+    image = open_image(data)
+    _check_size(*image.size)
+    return image
 
 
 @cache
@@ -221,16 +241,13 @@ def _check_size(width: int, height: int) -> None:
         raise _RefusedError(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
 
 
-def _array(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8]:
+def _array(data: bytes, channels: int, least: Callable[[int, int], float], window: Window | None) -> NDArray[np.uint8]:
     """The pixels of an `.npy` file at full size."""
-    height, width, stored = npy.shape(data)
+    height, width, _ = npy.shape(data)
     _check_size(width, height)
     least(height, width)
     pixels = npy.decode(data)
-    if stored == channels:
-        return pixels
-    picture = Image.fromarray(pixels[..., 0] if stored == 1 else pixels)
-    return np.array(picture.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+    return _as_channels(pixels if window is None else windowed(pixels, window), channels)
 
 
 def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8] | None:
@@ -238,10 +255,10 @@ def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) 
 
     Damaged files are left to the slower path through Pillow, which reports what is wrong.
     """
-    if simplejpeg is None or not data.startswith(_READERS[JpegImageFile]):
+    if simplejpeg is None or not data.startswith(READERS[JpegImageFile]):
         return None
     about = data[: _end_of_header(data)]
-    if any(word in about for word in _MAY_TURN):
+    if any(word in about for word in _MAY_TURN[:2]):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -286,32 +303,39 @@ def _fast_jpeg(data: bytes, image: ImageFile, channels: int, least: tuple[int, i
         return None
 
 
-def _any_format(image: Image.Image, channels: int, least: tuple[int, int]) -> NDArray[np.uint8]:
+def _any_format(
+    image: Image.Image, channels: int, least: tuple[int, int], window: Window | None, data: bytes = b""
+) -> NDArray[np.uint8]:
     if least != image.size:
         image.draft(None, least)  # JPEG only
     image.load()  # does nothing if already loaded
-    pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
+    if data:
+        mend_transparency(image, data)
+    values = stored(image)
+    if values is not None:
+        return _as_channels(eight_bits(values, window), channels)
+    pixels = np.array(_opaque(image).convert("L" if channels == 1 else "RGB"))
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    if window is None:
+        return pixels
+    return windowed(pixels, tuple(bound / colour_scale(image, data) for bound in window))
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert wider values to 8 bits, and blend transparency onto white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_scaled(np.asarray(image)))
+def _as_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Grey pixels (H, W) or (H, W, 1), or colours (H, W, 3), in the number of channels asked for."""
+    height, width, *depth = pixels.shape
+    if (depth or [1]) == [channels]:
+        return pixels.reshape(height, width, channels)
+    picture = Image.fromarray(pixels if depth == [3] else pixels.reshape(height, width))
+    return np.array(picture.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Blend transparency onto white."""
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode == "LAB" else image  # LAB cannot be converted to grey directly
     colours = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
-
-
-def _scaled(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale 16-bit values by 1/257. Wider integers and floats have no defined white: their maximum becomes 255."""
-    if not np.isfinite(values).all():
-        raise _RefusedError("values that are not finite")
-    top = float(values.max())
-    if values.dtype.kind == "f" or top > 65535:
-        return (values.clip(0).astype(np.float64) * (255 / max(top, 1e-12)) + 0.5).astype(np.uint8)
-    return ((values.clip(0).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
@@ -324,6 +348,16 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
     return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
 
 
+def turn_of(data: bytes) -> int:
+    """The EXIF orientation of the bytes of an image that has been decoded, 1 (upright) to 8."""
+    if not data.startswith(READERS[TiffImageFile]) and not any(word in data for word in _MAY_TURN):
+        return 1
+    with _open(data) as image:
+        if not isinstance(image, JpegImageFile):
+            image.load()  # may be stored after the pixels
+        return orientation(image)
+
+
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a file, 1 (upright) to 8."""
     try:
@@ -333,7 +367,8 @@ def orientation(image: Image.Image) -> int:
     return int(turn) if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+def upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Pixels (H, W) or (H, W, C) as an EXIF orientation, 1 to 8, says that they are shown."""
     if turn in (3, 4, 6, 7):
         pixels = pixels[::-1]
     if turn in (2, 3, 7, 8):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
@@ -22,18 +22,23 @@ from smalti.core.rng import Keys
 from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.folder import Folder, FollowLinks
 from smalti.data.datasets.labels import NONE
-from smalti.data.decode import read_file
+from smalti.data.decode import read_file, turn_of, upright
 from smalti.data.loader import SampledBatch, Views, colours
+from smalti.data.mask_ids import Chosen, MaskTurn, colours_of, is_voc, mask_turn, nearest
 from smalti.data.reading import each, even_sample
 from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
+from smalti.data.values import Window
 from smalti.functional.metrics import VOID
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FIX = "write PNGs of 8-bit grey, the class of each pixel"
+_LIST = f"{_FIX}; where these are classes: --task.ids auto"
+_ONE_BIT = "it has 1 bits a pixel"
 _DEPTH, _COLOURS = 24, 25
 """Where a PNG says how many bits a value has, and what its values are."""
-_NOT_GREY = {2: "it has colours", 3: "it has a palette", 4: "it has transparency", 6: "it has colours and transparency"}
+_PALETTE = 3
+_NOT_GREY = {2: "it has colours", 4: "it has transparency", 6: "it has colours and transparency"}
 
 _THREADS = 2
 _Key = tuple[int, int]
@@ -42,27 +47,41 @@ _Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Numbering:
-    """Maps the ids in mask files to class numbers: all ids up to the last one except void, in order.
+    """Maps the ids in mask files to class numbers: all ids up to the last one except void, or those listed, in order.
 
     Attributes:
         void: the id of pixels without a class; they are ignored everywhere.
         num_classes: number of ids that are classes.
+        chosen: the ids that are classes, where they are listed, and what others are.
     """
 
     void: int
     num_classes: int
+    chosen: Chosen | None = None
 
     @property
-    def ids(self) -> UInt8[np.ndarray, "classes"]:
-        """The id of each class in a mask file."""
-        ids = np.arange(256)
-        return ids[ids != self.void][: self.num_classes].astype(np.uint8)
+    def ids(self) -> tuple[int, ...]:
+        """The id of each class."""
+        if self.chosen is not None:
+            return self.chosen.ids
+        return tuple(number for number in range(256) if number != self.void)[: self.num_classes]
+
+    @property
+    def table(self) -> NDArray[np.uint8]:
+        """The class number, or VOID, of each id."""
+        if self.chosen is None:
+            table = np.arange(256) - (np.arange(256) > self.void)
+            table[self.void] = VOID
+            return table.astype(np.uint8)
+        table = nearest(self.chosen.ids) if self.chosen.other == "nearest" else np.full(256, VOID)
+        if self.void not in self.chosen.ids:
+            table[self.void] = VOID
+        table[list(self.chosen.ids)] = np.arange(len(self.chosen.ids))
+        return table.astype(np.uint8)
 
     def __call__(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
         """The label map of a mask of ids: class numbers, and VOID."""
-        table = np.arange(256) - (np.arange(256) > self.void)
-        table[self.void] = VOID
-        label_map: UInt8[np.ndarray, "H W"] = table.astype(np.uint8)[ids]
+        label_map: UInt8[np.ndarray, "H W"] = self.table[ids]
         return label_map
 
     def require(self, number: int, name: str) -> None:
@@ -71,7 +90,12 @@ class Numbering:
         Raises:
             DataError: the id is neither; `name` is the file that contains it.
         """
-        if number != self.void and number - (number > self.void) >= self.num_classes:
+        if self.chosen is not None:
+            if self.chosen.other == "refuse" and number != self.void and number not in self.chosen.ids:
+                cause = f"--task.ids has {' '.join(map(str, self.chosen.ids))}, and {self.void} is void"
+                fix = "list it too, or say what others are with --task.other-ids"
+                raise DataError(f"{name} has the id {number}", cause=cause, fix=fix)
+        elif number != self.void and number - (number > self.void) >= self.num_classes:
             cause = f"there are {self.num_classes} classes, and {self.void} is void"
             fix = "say how many with --task.num-classes or --task.class-names, or which is void with --task.void"
             raise DataError(f"{name} has the id {number}", cause=cause, fix=fix)
@@ -83,38 +107,62 @@ def count_classes(present: Iterable[int], void: int) -> int:
     return last + 1 - (void < last)
 
 
-def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """The ids of a mask as stored in its file.
+class Mask(NamedTuple):
+    """The ids of a mask, and its palette (RGB, 3 bytes an index), where its ids are indices."""
+
+    ids: UInt8[np.ndarray, "H W"]
+    palette: bytes | None
+
+
+def read_ids(
+    path: Path, size: tuple[int, int], turn: int = 1, lies: MaskTurn = "auto", listed: bool = False
+) -> UInt8[np.ndarray, "H W"]:
+    """The ids of a mask, upright. Arguments and errors as of `read_mask`."""
+    return read_mask(path, size, turn, lies, listed).ids
+
+
+def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, listed: bool) -> Mask:
+    """Read a mask file.
 
     Args:
         path: the mask file.
-        size: height and width of its image.
+        size: height and width of its image, upright.
+        turn: the EXIF orientation of its image.
+        lies: how masks lie that belong to turned images.
+        listed: which ids are classes is said apart, so that two levels and any palette will do.
 
     Raises:
-        DataError: the file cannot be read, is no PNG of 8-bit grey, or has another size.
+        DataError: the file cannot be read, is no PNG of 8-bit grey or with a known palette, or has another size.
     """
     data = read_file(path)
     if not data.startswith(_SIGNATURE):
         raise DataError(f"{path} cannot be a mask", cause="it is no PNG", fix=_FIX)
-    wrong = _not_ids(data)
+    wrong = _not_ids(data, listed)
     if wrong:
-        raise DataError(f"{path} cannot be a mask", cause=wrong, fix=_FIX)
+        raise DataError(f"{path} cannot be a mask", cause=wrong, fix=_LIST if wrong == _ONE_BIT else _FIX)
     try:
-        mask = PngImageFile(BytesIO(data))
-        width, height = mask.size
-        ids = np.array(mask) if (height, width) == size else None
+        picture = PngImageFile(BytesIO(data))
+        ids = np.array(picture).astype(np.uint8)
+        palette = picture.getpalette("RGB") if picture.mode == "P" else None
     except Exception as error:  # decoders raise many types: all mean a bad file
         raise DataError(f"cannot read {path}", cause=f"damaged: {str(error) or type(error).__name__}") from error
-    if ids is None:
+    colours = None if palette is None else bytes(palette)
+    if colours is not None and not listed and not is_voc(colours, np.unique(ids)):
+        raise DataError(f"{path} cannot be a mask", cause="it has a palette", fix=_LIST)
+    height, width = ids.shape
+    if (height, width) in (size, size[::-1]):
+        ids = np.ascontiguousarray(upright(ids, mask_turn(turn, (height, width), size, lies, path)))
+    if ids.shape != size:
         cause = f"the mask has {width}x{height} pixels, its image {size[1]}x{size[0]}"
+        cause += f", turned by its EXIF tag ({turn})" if turn > 1 else ""
         raise DataError(f"{path} does not lie on its image", cause=cause, fix="make them of one size")
-    return ids
+    return Mask(ids, colours)
 
 
-def _not_ids(data: bytes) -> str:
-    """Why the values of a PNG are not 8-bit ids, by its header; empty where they are, or where it is truncated."""
+def _not_ids(data: bytes, listed: bool) -> str:
+    """Why the values of a PNG are not ids, by its header; empty where they are, or where it is truncated."""
     about = data[_DEPTH : _COLOURS + 1]
-    if len(about) < 2:
+    if len(about) < 2 or about[1] == _PALETTE or (listed and about == b"\1\0"):
         return ""
     depth, colours = about
     return _NOT_GREY.get(colours, "" if depth == 8 else f"it has {depth} bits a pixel")
@@ -139,6 +187,21 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
+@dataclass(frozen=True)
+class MaskReading:
+    """How mask files are read; see `read_mask`."""
+
+    lies: MaskTurn = "auto"
+    listed: bool = False
+
+
+class MaskValues(NamedTuple):
+    """The ids that occur in masks, each with a mask that contains it, and how many pixels have each."""
+
+    masks: dict[int, Path]
+    counts: Int64[np.ndarray, "256"]
+
+
 class SegmentationDataset(Subset):
     """Images in one folder and, with the same names in another folder, masks with the class of every pixel.
 
@@ -146,6 +209,7 @@ class SegmentationDataset(Subset):
 
     Args:
         numbering: maps ids in masks to classes; None: not known yet, and label maps contain the ids.
+        reading: how mask files are read.
     """
 
     def __init__(
@@ -155,8 +219,10 @@ class SegmentationDataset(Subset):
         masks: Path,
         numbering: Numbering | None = None,
         classes: tuple[str, ...] = (),
+        reading: MaskReading = MaskReading(),
     ) -> None:
         super().__init__(images, positions)
+        self.reading = reading
         self.kind, self.masks, self.numbering, self.classes = "segmentation", masks, numbering, classes
 
     def label(self, index: int) -> int:
@@ -170,15 +236,21 @@ class SegmentationDataset(Subset):
         sample = super().decoded(index, data, shorter_side)
         if shorter_side is not None:
             return sample
-        ids = read_ids(self.mask(index), (sample.image.shape[0], sample.image.shape[1]))
+        ids = self._mask_of(index, data, sample).ids
         return sample._replace(label_map=ids if self.numbering is None else self.numbering(ids))
 
+    def _mask_of(self, index: int, data: bytes, sample: Sample) -> Mask:
+        height, width = sample.image.shape[:2]
+        return read_mask(self.mask(index), (height, width), turn_of(data), self.reading.lies, self.reading.listed)
+
     def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
-        return SegmentationDataset(self.whole, self.positions[positions], self.masks, self.numbering, self.classes)
+        return SegmentationDataset(
+            self.whole, self.positions[positions], self.masks, self.numbering, self.classes, self.reading
+        )
 
     def numbered(self, numbering: Numbering, classes: tuple[str, ...]) -> "SegmentationDataset":
         """The same dataset, with ids mapped to classes by `numbering`."""
-        return SegmentationDataset(self.whole, self.positions, self.masks, numbering, classes)
+        return SegmentationDataset(self.whole, self.positions, self.masks, numbering, classes, self.reading)
 
     def fingerprint(self) -> str:
         """A digest of the names and file sizes of images and masks."""
@@ -187,29 +259,44 @@ class SegmentationDataset(Subset):
             digest.update(f"{self.mask(index).stat().st_size}\n".encode())
         return digest.hexdigest()
 
-    def present(self, log: Log) -> dict[int, Path]:
-        """The ids that occur, each with a mask that contains it. Every pair is read, so that errors are found here.
+    def present(self, log: Log) -> MaskValues:
+        """The ids that occur. Every pair is read, so that errors are found here.
 
         Raises:
-            DataError: for the first pair that cannot be read or does not match.
+            DataError: for the first pair that cannot be read or does not match, or where palettes differ.
         """
 
-        def ids_of(index: int) -> NDArray[np.uint8]:
-            label_map = self[index].label_map
-            assert label_map is not None
-            return np.unique(label_map)
+        def look(index: int) -> tuple[NDArray[np.int64], bytes | None]:
+            data = self.read(index)
+            mask = self._mask_of(index, data, super(SegmentationDataset, self).decoded(index, data, None))
+            return np.bincount(mask.ids.reshape(-1), minlength=256), mask.palette
 
-        found: dict[int, Path] = {}
-        with each(ids_of, range(len(self)), log, f"read {self.masks}") as present:
-            for index, ids in present:
-                if isinstance(ids, DataError):
-                    raise ids
-                found |= {number: self.mask(index) for number in ids.tolist() if number not in found}
-        return found
+        found, counts = dict[int, Path](), np.zeros(256, np.int64)
+        colours = dict[int, tuple[int, ...]]()
+        with each(look, range(len(self)), log, f"read {self.masks}") as masks:
+            for index, result in masks:
+                if isinstance(result, DataError):
+                    raise result
+                here, palette = result
+                used = np.flatnonzero(here).astype(np.uint8)
+                for number, colour in (colours_of(palette, used) if palette is not None else {}).items():
+                    if colours.setdefault(number, colour) != colour:
+                        cause = f"id {number} is the colour {colours[number]} in one mask and {colour} in this one"
+                        raise DataError(f"{self.mask(index)} cannot be a mask", cause=cause, fix=_FIX)
+                found |= {number: self.mask(index) for number in used.tolist() if number not in found}
+                counts += here
+        return MaskValues(found, counts)
 
 
 def open_pairs(
-    root: Path, images: str, masks: str, channels: int, follow: FollowLinks, limit: int | None
+    root: Path,
+    images: str,
+    masks: str,
+    channels: int,
+    follow: FollowLinks,
+    limit: int | None,
+    window: Window | None = None,
+    reading: MaskReading = MaskReading(),
 ) -> SegmentationDataset:
     """The images of the folder `images` in `root`, with their masks in the folder `masks`.
 
@@ -221,7 +308,9 @@ def open_pairs(
             fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
             raise DataError(f"no folder of {kind} {root / name}", cause="it does not exist", fix=fix)
     source = Folder(root / images, channels, follow=follow)
-    pairs = SegmentationDataset(source, np.array(even_sample(len(source), limit)), root / masks)
+    source.window = window
+    positions = np.array(even_sample(len(source), limit))
+    pairs = SegmentationDataset(source, positions, root / masks, reading=reading)
     missing = [index for index in range(len(pairs)) if not pairs.mask(index).is_file()]
     if missing:
         first, count = missing[0], f"{len(missing)} of {len(pairs)} images have no mask"

@@ -3,7 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -20,10 +20,12 @@ from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import EMBEDDED, ReadOptions, open_noted, open_source
+from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source
+from smalti.data.datasets.prepared import prepared_window
 from smalti.data.duplicates import copies
-from smalti.data.reading import Square, attempt, each, even_sample, read_square, square
+from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
 from smalti.data.splits import put_aside
+from smalti.data.values import AskedWindow, Window, require_window
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
@@ -84,8 +86,12 @@ class Data(ReadOptions):
     worker_timeout: float = setting(180.0, "seconds after which reading one image counts as hung", resume="free")
     on_bad_image: OnBadImage = setting("replace", "another image instead (or, resident, one less), or error")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which a run stops", resume="free")
+    window: AskedWindow = setting(
+        None, "stored values that become black and white: MIN MAX; auto: 99.8 % of them; none: all that the format has"
+    )
 
     def __post_init__(self) -> None:
+        require_window(self.window, self.channels)
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
         require(self.side >= 4, f"images of {self.side} pixels", "use at least 4")
         require(0 < self.held_out < 1, f"a held-out share of {self.held_out}", "choose one between 0 and 1")
@@ -122,7 +128,7 @@ class Data(ReadOptions):
             )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
-            held_out = read_source(source.select(positions[aside]), replace(self, limit=None), log)
+            held_out = replace(self, limit=None)._read(source.select(positions[aside]), log)
         learnt = source.select(positions[train])
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
@@ -131,6 +137,12 @@ class Data(ReadOptions):
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
         return self._divided(self.noted_source(self.path, log), log, bad_files)
+
+    def _read(self, source: ImageDataset, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
+        images = read_source(source, self, log, bad_files)
+        for note in value_notes(images.images):
+            log.say(f"note: {note}")
+        return images
 
     def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
         """The record of unreadable images while `train` is streamed."""
@@ -144,7 +156,7 @@ class Data(ReadOptions):
 
     def _divided(self, source: ImageDataset, log: Log, bad_files: Path | None) -> InMemoryData:
         """All images in memory: those of the validation split are held out, or where there is none a share."""
-        images = read_source(source, self, log, bad_files)
+        images = self._read(source, log, bad_files)
         held_out = self._validation(images.classes, log)
         if held_out is None:
             return split_held_out(images, self.held_out)
@@ -158,13 +170,41 @@ class Data(ReadOptions):
         some = replace(self, limit=min(filter(None, (self.limit, most)), default=None))
         return renumbered(read_source(self.noted_source(path, log), some, log), classes)
 
-    def source(self, path: str, log: Log | None = None) -> ImageDataset:
-        """DATA at `path`, read in the same way."""
-        return open_source(path, self.channels, log, self)
+    @classmethod
+    def reading(cls, path: str, channels: int, options: ReadOptions, window: AskedWindow = None) -> "Data":
+        """Settings that read DATA with these options, of whatever verb they are."""
+        given = {field.name: getattr(options, field.name) for field in fields(ReadOptions)}
+        return cls(path, channels, window=window, **given)
+
+    def source(self, path: str, log: Log | None = None, part: Part = "learned") -> ImageDataset:
+        """The dataset at `path`, read as these settings say.
+
+        Raises:
+            DataError: it cannot be opened, or its values cannot be measured.
+        """
+        return open_source(path, self.channels, log, self, part, self.measured(log).known_window)
 
     def noted_source(self, path: str, log: Log) -> ImageDataset:
         """The same, and what a user should know of it is said."""
-        return open_noted(path, self.channels, log, self)
+        return open_noted(path, self.channels, log, self, window=self.measured(log).known_window)
+
+    @property
+    def known_window(self) -> Window | None:
+        """The value window, once it is measured where that is asked for."""
+        assert self.window != "auto"
+        return self.window
+
+    def measured(self, log: Log | None = None) -> "Data":
+        """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
+        made = prepared_window(Path(self.path).expanduser()) if self.path else None
+        if made is not None and self.window in (None, "auto"):
+            return replace(self, window=made)
+        if self.window != "auto":
+            return self
+        window = measured_window(replace(self, window=None).source(self.path, log), log or Log())
+        if log is not None:
+            log.say("values from {} to {} are black and white".format(*(f"{bound:g}" for bound in window[:2])))
+        return replace(self, window=window)
 
     def fits(self, count: int) -> bool:
         """Whether `count` images are kept in memory."""

@@ -122,7 +122,7 @@ def token_key(
         tokenizer=digest(tokenizer),
         vocab_size=tokenizer.vocab_size,
         num_patches=(height // tokenizer.stride) * (width // tokenizer.stride),
-        data=source.fingerprint(),
+        data=source.fingerprint() + (f" {source.window}" if source.window and pixels is None else ""),
         num_images=len(source),
         memory="stream" if pixels is None else "resident",
         channels=source.channels,

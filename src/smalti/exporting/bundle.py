@@ -40,7 +40,7 @@ def write_classes(subject: Subject, folder: Path) -> None:
 def preprocessor(subject: Subject, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """How images are prepared, and the layer and pooling that were best by the linear probe, where that is known."""
     shown = subject.preprocessing
-    about = {
+    about: dict[str, Any] = {
         "height": shown.size[0],
         "width": shown.size[1],
         "channels": shown.channels,
@@ -50,6 +50,8 @@ def preprocessor(subject: Subject, evaluation: Mapping[str, Any] | None) -> dict
         "mean": shown.mean,
         "std": shown.std,
     }
+    if shown.window is not None:
+        about["window"] = shown.window
     best = {} if evaluation is None else {key: evaluation["pretrained"][key] for key in ("layer", "pooling")}
     return about | {f"best_{key}": value for key, value in best.items()}
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from smalti.core.config import require
 from smalti.core.errors import UsageError
+from smalti.data.values import AskedWindow
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
@@ -33,12 +34,14 @@ class Preprocessing:
         size: height and width in pixels.
         mean, std: of pixels in [0, 1], a value for each channel.
         interpolation: how images are resized.
+        window: the stored values that become 0 and 1; None: all that a format has.
     """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    window: AskedWindow = None
 
     @property
     def channels(self) -> int:
@@ -58,11 +61,13 @@ class Subject:
     Attributes:
         classes: names of the outputs of a classifier or segmenter.
         side: height and width of the images of a tokenizer, in pixels; of others their backbone says that.
+        window: the stored values that were black and white in training; None: all that a format has.
     """
 
     network: Network
     classes: tuple[str, ...] = ()
     side: int = 0
+    window: AskedWindow = None
 
     @property
     def kind(self) -> str:
@@ -85,10 +90,10 @@ class Subject:
         """How images are prepared; a tokenizer takes pixels in [0, 1] as they are."""
         if isinstance(self.network, ImageTokenizer):
             channels = self.network.config.in_chans
-            return Preprocessing((self.side, self.side), (0.0,) * channels, (1.0,) * channels)
+            return Preprocessing((self.side, self.side), (0.0,) * channels, (1.0,) * channels, window=self.window)
         config = self.backbone.config
         mean, std = (values * config.in_chans if len(values) == 1 else values for values in (config.mean, config.std))
-        return Preprocessing(config.img_size, mean, std)
+        return Preprocessing(config.img_size, mean, std, window=self.window)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by the names of `MaskedImageModel`, or of our other networks."""
@@ -103,7 +108,7 @@ class Subject:
 
     def alone(self) -> "Subject":
         """The backbone without head and decoder."""
-        return Subject(self.backbone)
+        return Subject(self.backbone, window=self.window)
 
     def cut(self, layer: int) -> "Subject":
         """The backbone up to a block, whose output is used as it is, without the final norm.
@@ -116,7 +121,7 @@ class Subject:
         backbone = copy.deepcopy(self.backbone)
         backbone.config = replace(backbone.config, depth=layer)
         backbone.blocks, backbone.norm = backbone.blocks[:layer], nn.Identity()
-        return Subject(backbone)
+        return Subject(backbone, window=self.window)
 
 
 def has_norm(backbone: VisionTransformer) -> bool:

@@ -14,13 +14,18 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset, Joined
 from smalti.data.datasets.layout import split_in
-from smalti.data.datasets.open import ReadOptions, open_source
-from smalti.data.decode import header_of
+from smalti.data.datasets.open import ReadOptions
+from smalti.data.datasets.pages import count_pages
+from smalti.data.decode import Header, header_of, stored_values
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
-from smalti.data.reading import each, even_sample
+from smalti.data.load import Data
+from smalti.data.reading import GREY, LEAST_RANGE, each, even_sample
+from smalti.data.values import AskedWindow, is_16_bit, require_window
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN = 10
+_WIDE = ("I", "F")
+"""What the modes of Pillow begin with whose values have more than 8 bits."""
 _LISTED = 10_000
 """Unreadable files named in --json; all of them are counted."""
 
@@ -36,9 +41,11 @@ class Check(ReadOptions):
     side: int = setting(256, "pixels; images are decoded to about this shorter side")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     distance: int = setting(2, "bits of 64, across and down, in which near copies differ at most")
+    window: AskedWindow = setting(None, "stored values that become black and white: MIN MAX, or auto; none: all")
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        require_window(self.window, self.channels)
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(0 <= self.distance <= 3, f"a distance of {self.distance} bits", "choose 0 to 3")
         require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
@@ -57,16 +64,29 @@ class Seen(NamedTuple):
     total: NDArray[np.float64]
     squares: NDArray[np.float64]
     pixels: int
+    values: "Values"
+    pages: int
+    is_grey: bool
+
+
+class Values(NamedTuple):
+    """The type of the stored values of an image, and the least and the greatest of them."""
+
+    type: str
+    low: float
+    high: float
 
 
 def main(config: Check) -> dict[str, Any]:
     """Read every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config, "all")
+    source = Data.reading(config.data, config.channels, config, config.window).source(config.data, log, "all")
     source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)
-    with each(lambda position: _look(source, position, config.side), positions, log, "check") as found:
+    with each(
+        lambda position: _look(source, position, config.side, config.pages == "all"), positions, log, "check"
+    ) as found:
         for position, seen in found:
             if isinstance(seen, DataError):
                 tally.refuse(source.name(position), seen.cause)
@@ -77,14 +97,25 @@ def main(config: Check) -> dict[str, Any]:
     return result
 
 
-def _look(source: ImageDataset, position: int, side: int) -> Seen:
+def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen:
     data = source.read(position)
     sample = source.decoded(position, data, side)
     header = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
-    hashed = difference_hash(sample.image)
+    hashed, is_grey = difference_hash(sample.image), bool((sample.image == sample.image[..., :1]).all())
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
-    return Seen(sample.label, *header, digest(data), hashed, *sums)
+    values = _values(data, source.name(position), header, sample.image)
+    return Seen(
+        sample.label, *header, digest(data), hashed, *sums, values, 1 if is_page else count_pages(data), is_grey
+    )
+
+
+def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:
+    """Of 8-bit files, which are most, the least and greatest of the pixels that have been decoded."""
+    if header.mode.startswith(_WIDE) or header.format == "TIFF" or is_16_bit(data):
+        stored = stored_values(data, name)
+        return Values(str(stored.dtype.newbyteorder("=")), float(stored.min()), float(stored.max()))
+    return Values("uint8", float(pixels.min()), float(pixels.max()))
 
 
 class Tally:
@@ -96,6 +127,8 @@ class Tally:
         self.positions, self.sizes = array("Q"), array("Q")
         self.digests, self.hashes = array("Q"), array("Q")
         self.total, self.squares, self.pixels = np.zeros(channels), np.zeros(channels), 0
+        self.grey = True
+        self.values, self.pages = dict[str, tuple[int, float, float]](), Counter[int]()
 
     @property
     def unreadable(self) -> int:
@@ -120,6 +153,10 @@ class Tally:
         self.total += seen.total
         self.squares += seen.squares
         self.pixels += seen.pixels
+        self.pages[seen.pages] += 1
+        self.grey &= seen.is_grey
+        count, low, high = self.values.get(seen.values.type, (0, np.inf, -np.inf))
+        self.values[seen.values.type] = count + 1, min(low, seen.values.low), max(high, seen.values.high)
 
     def result(self, source: ImageDataset, distance: int) -> dict[str, Any]:
         """What was counted, as plain JSON values."""
@@ -137,6 +174,11 @@ class Tally:
             "modes": dict(self.modes.most_common()),
             "classes": {name: self.labels[number] for number, name in enumerate(source.classes)},
             "sizes": _sizes(_pairs(self.sizes).astype(np.int64)),
+            "values": {
+                name: {"images": count, "low": low, "high": high} for name, (count, low, high) in self.values.items()
+            },
+            "grey": self.grey and self.pixels > 0,
+            "pages": sum(number * count for number, count in self.pages.items()),
             "exact_duplicates": self._named(exact, source),
             "near_duplicates": self._named(near, source) | {"distance": distance},
             "mean": mean.tolist() if self.pixels else None,
@@ -209,9 +251,27 @@ def describe(result: dict[str, Any]) -> str:
         found = result[f"{name}_duplicates"]
         rows.append((f"{name} copies", f"{found['images']} images in {found['groups']} groups"))
         rows += [("", " = ".join(map(printable, group))) for group in found["examples"][:3]]
+    rows += [("values", _described(name, about)) for name, about in result["values"].items()]
+    if result["pages"] > result["readable"]:
+        unread = result["pages"] - result["readable"]
+        rows.append(("pages", f"{unread} after the first of a TIFF are not read; train with --data.pages all"))
+    if result["grey"] and len(result["mean"]) == 3:
+        rows.append(("note", f"every image is grey, its three channels are the same; {GREY}"))
     if result["mean"] is not None:
         rows += [(key, " ".join(f"{value:.4f}" for value in result[key])) for key in ("mean", "std")]
     return "\n".join(f"{title:<14}{text}" for title, text in rows)
+
+
+def _described(type_name: str, about: dict[str, Any]) -> str:
+    """The values of images of a type, and what to do where they use little of its range, or where that is unknown."""
+    low, high = about["low"], about["high"]
+    text = f"{type_name} from {low:g} to {high:g} in {about['images']} images"
+    if type_name.startswith(("float", "int32", "uint32")) or low < 0:
+        return f"{text}: black and white are not known; train with --data.window {low:g} {high:g}, or auto"
+    share = (high - low) / np.iinfo(type_name).max
+    if share < LEAST_RANGE:
+        return f"{text}, {share:.1%} of what the files can hold; train with --data.window {low:g} {high:g}, or auto"
+    return text
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -60,6 +60,14 @@ class Classification:
         """The names of the network's outputs, given the class names of a data source."""
         return label_names(classes) if self.multi_label else classes
 
+    def settled(self, images: ImageDataset) -> "Classification":
+        """The task itself: nothing of it is decided by the images."""
+        return self
+
+    def images_of(self, path: str) -> str:
+        """DATA, which has images alone."""
+        return path
+
     def open(self, data: Data, log: Log, bad_files: Path | None) -> RunImages:
         """The images of DATA, some of which are held out."""
         return data.open(log, bad_files)

@@ -57,7 +57,8 @@ def main(config: Embed) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = same_format(choose_compute(config.device, config.kept_precision()))
         network = network_of(config.model, compute)
-        source = open_noted(config.images, network.backbone.config.in_chans, log, config, "all")
+        channels = network.backbone.config.in_chans
+        source = open_noted(config.images, channels, log, config, "all", network.window)
         about = _about(config, network, source)
         complete(config, source, _table(config, network, source, about, log), compute, log)
         result = from_rank0(lambda: _result(config.path, len(source), time.monotonic() - began))
@@ -68,7 +69,8 @@ def main(config: Embed) -> dict[str, Any]:
 
 def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, Any]:
     """What the features depend on, and what is needed to search in them."""
-    return {
+    window = {} if network.window is None else {"window": list(network.window)}
+    return window | {
         "model": lasting(config.model),
         "weights": digest(network.backbone),
         "images": lasting(config.images),

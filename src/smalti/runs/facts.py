@@ -75,6 +75,8 @@ def _recipe(model: str) -> dict[str, str]:
     parts = {"steps": f"{config.plan.steps:,}", "batch": f"{config.plan.batch_size:,} images"}
     parts["learning rate"] = f"{config.optimiser.lr:g}, weight decay {config.optimiser.weight_decay:g}"
     parts["seed"] = str(config.seed)
+    if config.data.window is not None:
+        parts["value window"] = " ".join(f"{bound:g}" for bound in config.data.window)
     for name in ("target", "masking", "decoder", "task", "tokenizer"):
         part = getattr(config, name, None)
         if part is not None and not isinstance(part, str):

@@ -114,7 +114,11 @@ def main(
 
 def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
+    if images is None:
+        before = _run_at(config.init).data.window if config.init and holds_run(config.init) else None
+        config = config.with_window(session.log, before, config.init, config.task.images_of(config.data.path))
     given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    config = replace(config, task=config.task.settled(given.train))
     parts = config.divided(given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)

@@ -91,12 +91,14 @@ def load_subject(model: str, compute: Compute) -> Subject:
     """
     kind = read_kind(model)
     if kind == Pretrain.__name__:
-        return Subject(load_pretrained(model, compute))
+        return Subject(load_pretrained(model, compute), window=read_config(model, Pretrain).data.window)
     if kind == Finetune.__name__:
-        return Subject(load_finetuned(model, compute), run_folder(model).read_classes())
+        classes, window = run_folder(model).read_classes(), read_config(model, Finetune).data.window
+        return Subject(load_finetuned(model, compute), classes, window=window)
     if kind in (TrainTokenizer.__name__, DallE.__name__):
         tokenizer = load_tokenizer(model, compute)
-        return Subject(tokenizer, side=input_of(model, tokenizer).side)
+        data = input_of(model, tokenizer)
+        return Subject(tokenizer, side=data.side, window=data.window)
     fix = "give a run of train-tokenizer, pretrain or finetune: those of a demo are inside its folder"
     raise UsageError(f"{model} is a {kind} run", cause="there is no network in it", fix=fix)
 

@@ -20,6 +20,7 @@ from smalti.data.decode import decode, from_pillow
 from smalti.data.reading import centre_box, centre_crop
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import Crop
+from smalti.data.values import Window
 from smalti.evaluation.features import POOLINGS, Pooling, layer_features
 from smalti.models.classifier import ImageClassifier
 from smalti.models.decoder import Linear
@@ -51,12 +52,14 @@ class Network:
             masked image modeling without a decoder has trained, whose last blocks are busy with tokens; else the last,
             also of a bundle that was cut after a block.
         classes: of a fine-tuned network, the name of each class.
+        window: the stored values of files that were black and white in training; None: all that a format has.
     """
 
     module: VisionTransformer | MaskedImageModel | ImageClassifier | Segmenter
     compute: Compute
     layer: int
     classes: tuple[str, ...] = ()
+    window: Window | None = None
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -100,7 +103,7 @@ class Network:
         pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
         require(len(pictures) > 0, "no images given")
         size = config.img_size
-        crops = [centre_crop(_pixels(picture, config.in_chans, max(size)), size) for picture in pictures]
+        crops = [centre_crop(_pixels(picture, config.in_chans, max(size), self.window), size) for picture in pictures]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
 
     def layer_named(self, layer: int | None) -> int:
@@ -148,11 +151,12 @@ def network_of(run: str, compute: Compute) -> Network:
     kind = read_kind(run)
     if kind == Finetune.__name__:
         tuned = load_finetuned(run, compute)
-        return Network(tuned, compute, tuned.backbone.config.depth, run_folder(run).read_classes())
+        classes, window = run_folder(run).read_classes(), read_config(run, Finetune).data.known_window
+        return Network(tuned, compute, tuned.backbone.config.depth, classes, window)
     if kind != Pretrain.__name__:
         raise UsageError(f"{run} is a {kind} run", cause="features are those of a pretrained or fine-tuned network")
-    model, linear = load_pretrained(run, compute), isinstance(read_config(run, Pretrain).decoder, Linear)
-    network = Network(model, compute, 0)
+    config, model = read_config(run, Pretrain), load_pretrained(run, compute)
+    linear, network = isinstance(config.decoder, Linear), Network(model, compute, 0, window=config.data.known_window)
     depth, whole = network.backbone.config.depth, isinstance(network.backbone.norm, nn.LayerNorm)
     return replace(network, layer=-(-2 * depth // 3) if linear and whole else depth)
 
@@ -168,11 +172,11 @@ def load_tokenizer(
     return load_tokenizer_onto(os.fspath(model), choose_compute(device, precision))
 
 
-def _pixels(picture: Picture, channels: int, side: int) -> NDArray[np.uint8]:
+def _pixels(picture: Picture, channels: int, side: int, window: Window | None) -> NDArray[np.uint8]:
     """(H, W, C); files are decoded to a shorter side of about `side` pixels."""
     if isinstance(picture, Image.Image):
-        return from_pillow(picture, channels)
-    return decode(Path(picture).expanduser(), channels, side)
+        return from_pillow(picture, channels, window)
+    return decode(Path(picture).expanduser(), channels, side, window)
 
 
 def _fitted(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:

@@ -25,7 +25,6 @@ from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import lasting, open_noted
-from smalti.data.label_maps import Numbering
 from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
 from smalti.distributed.collectives import from_rank0, same_format
@@ -107,7 +106,8 @@ def main(config: Predict) -> dict[str, Any]:
         compute = same_format(choose_compute(config.device, config.kept_precision()))
         tuned = _tuned(config.model, compute)
         where = _images(config.images, tuned.run.task)
-        source = open_noted(where, tuned.model.backbone.config.in_chans, log, config, "all")
+        channels, window = tuned.model.backbone.config.in_chans, tuned.run.data.known_window
+        source = open_noted(where, channels, log, config, "all", window)
         table = _table(config, tuned, source, log)
         complete(config, source, table, compute, log)
         result = from_rank0(lambda: _result(config, len(source), time.monotonic() - began))
@@ -265,7 +265,7 @@ def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
 def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> See:
     """Writes the masks of whole images; the rows are the shares of pixels of each class."""
     count, size = len(tuned.classes), tuned.run.backbone.img_size
-    ids = Numbering(task.void, count).ids
+    ids = np.array(task.numbering(count).ids, np.uint8)
 
     def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Seen:
         bad = [

@@ -10,8 +10,10 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import ReadOptions, lasting, open_noted
+from smalti.data.datasets.open import ReadOptions, lasting
 from smalti.data.datasets.prepared import Encoding, Settings
+from smalti.data.load import Data
+from smalti.data.values import AskedWindow, Window, require_window
 from smalti.data.write_shards import encode_for_rank0, write_shards
 from smalti.distributed.collectives import from_rank0, require_same
 from smalti.distributed.process_group import Ranks, process_group
@@ -30,6 +32,7 @@ class Prepare(ReadOptions):
     channels: int = setting(3, "1 grey, 3 RGB")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which it stops")
+    window: AskedWindow = setting(None, "stored values that become black and white: MIN MAX, or auto; none: all")
     ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
@@ -37,6 +40,7 @@ class Prepare(ReadOptions):
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(1 <= self.quality <= 100, f"a quality of {self.quality}", "choose 1 to 100")
         require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        require_window(self.window, self.channels)
         require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}", "choose one in [0, 1]")
 
@@ -46,8 +50,9 @@ def main(config: Prepare) -> dict[str, Any]:
     log = Log()
     require_place(Path(config.out).expanduser())
     with process_group(config.ranks, "cpu"):
-        source = open_noted(config.data, config.channels, log, config)
-        settings = _settings(config, source)
+        data = Data.reading(config.data, config.channels, config, config.window).measured(log)
+        source = data.noted_source(config.data, log)
+        settings = _settings(config, source, data.known_window)
         require_same("data set", asdict(settings))
         if not is_rank0():
             encode_for_rank0(source, settings, log)
@@ -57,7 +62,7 @@ def main(config: Prepare) -> dict[str, Any]:
     return result
 
 
-def _settings(config: Prepare, source: ImageDataset) -> Settings:
+def _settings(config: Prepare, source: ImageDataset, window: Window | None) -> Settings:
     return Settings(
         data=lasting(config.data),
         source=source.kind,
@@ -68,6 +73,7 @@ def _settings(config: Prepare, source: ImageDataset) -> Settings:
         limit=config.limit,
         length=len(source),
         fingerprint=source.fingerprint(),
+        window=window,
     )
 
 

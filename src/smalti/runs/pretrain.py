@@ -12,6 +12,7 @@ from smalti.core.ranks import world_size
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.token_cache import digest
 from smalti.data.transforms.views import ColorJitter
+from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
@@ -23,7 +24,7 @@ from smalti.models.mim import build_mim
 from smalti.runs.folder import holds_run, is_run, read_config
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
-from smalti.runs.tokenizers import has_density, is_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, target_tokenizer
 from smalti.runs.training_run import BackboneRun
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint
@@ -139,6 +140,8 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
         raise CheckpointError(what, fix="say where it is now with --tokenizer RUN")
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
+    if images is None:
+        config = config.with_window(log, *_window_before(config, tokenizer))
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given).normalised(given.train)
@@ -150,6 +153,15 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
     session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, beside=beside)
     del trainer, batches  # their memory is needed to measure
     return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, beside)))
+
+
+def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[AskedWindow, str]:
+    """The value window of the run whose tokenizer is used, or whose weights are started from, and that run."""
+    if tokenizer is not None:
+        return input_of(config.tokenizer, tokenizer).window, config.tokenizer
+    if holds_run(config.init_from):
+        return read_config(config.init_from, Pretrain).data.window, config.init_from
+    return None, ""
 
 
 def _looked_at(

@@ -1,7 +1,8 @@
 """Semantic segmentation as a task of `smalti finetune`: network, objective, images and masks, and metrics."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
 from smalti.data.label_maps import (
+    MaskReading,
+    MaskValues,
     Numbering,
     SegmentationDataset,
     SegmentationViewSource,
@@ -25,6 +28,7 @@ from smalti.data.label_maps import (
 )
 from smalti.data.load import Data, TrainingData
 from smalti.data.loader import ViewSource
+from smalti.data.mask_ids import AskedIds, Chosen, MaskTurn, OtherIds, choose_ids, describe_ids, require_ids
 from smalti.data.reading import even_sample
 from smalti.data.splits import few_labels, put_aside
 from smalti.data.transforms.batch_transforms import Change
@@ -61,9 +65,15 @@ class Segmentation:
     class_names: str = setting("", "a text file: a name a line, in the order of ids, void left out; empty: the ids")
     images: str = setting("images", "the folder of images inside DATA")
     masks: str = setting("masks", "the folder of masks inside DATA: PNGs of 8-bit grey, the id of each pixel")
+    ids: AskedIds = setting("all", "ids that are classes: all up to the greatest; auto: by what masks have; or a list")
+    other_ids: OtherIds = setting("refuse", "pixels of ids that are not listed: an error, the nearest class, or void")
+    mask_turn: MaskTurn = setting(
+        "auto", "how masks of photographs lie that EXIF turns: stored, upright; auto: by size"
+    )
     window: float = setting(1.0, "side of what is labelled at a time by that of the image; 1: each image in one pass")
 
     def __post_init__(self) -> None:
+        require_ids(self.ids)
         require(0 <= self.void <= 255, f"the void id {self.void}", "use 0 to 255")
         require(
             self.num_classes is None or 2 <= self.num_classes <= _MOST_CLASSES,
@@ -82,6 +92,10 @@ class Segmentation:
         """The name of the score that selects the weights."""
         return "mean_iou"
 
+    def images_of(self, path: str) -> str:
+        """The folder of images inside DATA."""
+        return os.path.join(path, self.images) if path else ""
+
     def open(
         self, data: Data, log: Log, bad_files: Path | None
     ) -> TrainingData[SegmentationDataset, SegmentationDataset]:
@@ -92,22 +106,26 @@ class Segmentation:
         """
         layout = read_layout(data.path, data.follow_links)
         pairs = self._pairs(layout.learned if data.path else "", data, data.limit)
-        present = pairs.present(log)
+        found = pairs.present(log)
+        chosen = self._chosen(found, log)
         named = read_class_names(Path(self.class_names).expanduser()) if self.class_names else ()
-        count = self.num_classes or len(named) or count_classes(present, self.void)
+        count = self.num_classes or len(named) or count_classes(found.masks, self.void)
+        count = count if chosen is None else len(chosen.ids)
         if count < 2 or count > _MOST_CLASSES:
-            raise DataError(f"{pairs.masks} has {count} classes", fix=f"use 2 to {_MOST_CLASSES}, and --task.void")
+            fix = f"use 2 to {_MOST_CLASSES}, and --task.void; where ids have gaps, as 0 and 255: --task.ids auto"
+            raise DataError(f"{pairs.masks} has {count} classes", fix=fix)
         require(
             len(named) in (0, count), f"{self.class_names} names {len(named)} classes", f"task.num_classes is {count}"
         )
-        numbering = Numbering(self.void, count)
-        scenes = _numbered(pairs, present, numbering, named or tuple(map(str, numbering.ids.tolist())))
+        numbering = Numbering(self.void, count, chosen)
+        scenes = _numbered(pairs, found.masks, numbering, named or tuple(map(str, numbering.ids)))
         log.say(f"{len(scenes)} images with masks of {count} classes")
         if layout.splits:
             log.say(f"note: splits: {layout.describe()}")
         held_out = scenes.select(np.arange(0))
         if layout.validation:
-            held_out = self.read(layout.validation, data, scenes.classes, log)
+            settled = self if chosen is None else replace(self, ids=chosen.ids, other_ids=chosen.other)
+            held_out = settled.read(layout.validation, data, scenes.classes, log)
         return TrainingData(scenes, held_out)
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
@@ -143,12 +161,35 @@ class Segmentation:
             DataError: one of them is missing or cannot be read, or they do not match.
         """
         pairs = self._pairs(path, data, None)
-        return _numbered(pairs, pairs.present(log), Numbering(self.void, len(outputs)), outputs)
+        return _numbered(pairs, pairs.present(log).masks, self.numbering(len(outputs)), outputs)
+
+    def numbering(self, count: int) -> Numbering:
+        """What the ids of a settled task mean, which has `count` classes."""
+        chosen = None if isinstance(self.ids, str) else Chosen(self.ids, self.other_ids)
+        return Numbering(self.void, count, chosen)
+
+    def settled(self, images: ImageDataset) -> "Segmentation":
+        """The task with the ids of classes as chosen, so that they are the same for all masks that follow."""
+        numbering = getattr(images, "numbering", None)
+        if numbering is None or numbering.chosen is None:
+            return self
+        return replace(self, ids=numbering.chosen.ids, other_ids=numbering.chosen.other)
+
+    def _chosen(self, found: MaskValues, log: Log) -> Chosen | None:
+        if self.ids == "all":
+            return None
+        if not isinstance(self.ids, str):
+            return Chosen(self.ids, self.other_ids)
+        chosen = choose_ids(found.counts, self.void)
+        log.say(describe_ids(found.counts, chosen))
+        return chosen
 
     def _pairs(self, path: str, data: Data, limit: int | None) -> SegmentationDataset:
         if not path:
             raise DataError("no images given", fix="use --data FOLDER")
-        return open_pairs(Path(path).expanduser(), self.images, self.masks, data.channels, data.follow_links, limit)
+        folder, window = Path(path).expanduser(), data.known_window
+        reading = MaskReading(self.mask_turn, listed=self.ids != "all")
+        return open_pairs(folder, self.images, self.masks, data.channels, data.follow_links, limit, window, reading)
 
     def view_source(
         self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device

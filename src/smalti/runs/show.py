@@ -13,8 +13,9 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.data.datasets.dataset import InMemoryDataset, embedded
-from smalti.data.datasets.open import EMBEDDED, open_source
-from smalti.data.decode import EXTENSIONS, decode
+from smalti.data.datasets.open import EMBEDDED
+from smalti.data.decode import decode
+from smalti.data.formats import EXTENSIONS
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens import encode
@@ -136,11 +137,11 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
     for place in config.images:
         path = Path(place).expanduser()
         if path.suffix.lower() in EXTENSIONS and not path.is_dir():
-            pictures.append(square(decode(path, data.channels), data.side))
+            pictures.append(square(decode(path, data.channels, window=data.known_window), data.side))
             names.append(path.name)
             continue
         held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
-        source = open_source(place, data.channels, options=data, part="all") if held_out is None else held_out
+        source = data.source(place, part="all") if held_out is None else held_out
         for position in even_sample(len(source), config.count):
             pictures.append(read_square(source, position, data.side).pixels)
             names.append(source.key(position))

@@ -110,6 +110,8 @@ def main(
 
 def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
+    if images is None:
+        config = config.with_window(session.log)
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given)

@@ -10,10 +10,12 @@ from torch import nn
 
 from smalti.core.compute import Compile, Device, Precision, compile_blocks, should_compile
 from smalti.core.config import require, setting
+from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import Data
 from smalti.data.reading import Normalisation, statistics
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
+from smalti.data.values import AskedWindow
 from smalti.distributed.process_group import Ranks
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import Checkpoint, read_checkpoint
@@ -49,6 +51,26 @@ class TrainingRun:
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """What changes from step to step, by name: its value at a step, counted from 1."""
         return {LEARNING_RATE: self.optimiser.at(self.plan.batch_size).rates(self.plan.steps)}
+
+    def with_window(self, log: Log, before: AskedWindow = None, run: str = "", images: str = "") -> Self:
+        """The configuration with the value window of the run that this one builds on, else as measured where `auto`.
+
+        Args:
+            log: for a line about the window.
+            before: the window of that run.
+            run: its folder, for messages.
+            images: where the window is measured, if not on all that `data.path` has.
+
+        Raises:
+            UsageError: another window is asked for than that run has.
+        """
+        if before is not None and self.data.window != before:
+            fix = "leave --data.window out: both see the same values then"
+            require(self.data.window in (None, "auto"), f"data.window is not that of {run}, {before}", fix)
+            log.say(f"value window {before}, as of {run}")
+            return replace(self, data=replace(self.data, window=before))
+        window = replace(self.data, path=images or self.data.path).measured(log).window
+        return replace(self, data=replace(self.data, window=window))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from smalti.data import npy
 from smalti.data.datasets.labels import NONE, Classes
 from smalti.data.datasets.names import LeftOut
 from smalti.data.decode import decode_bytes
+from smalti.data.values import Window
 
 
 @runtime_checkable
@@ -37,6 +38,7 @@ class ImageDataset(Protocol):
         digest: the digest of the content, if one was recorded when the dataset was written, else empty.
         pixels: all images, if they are in memory and of one size: uint8, (n, C, H, W), 0 to 255; else None.
         in_order: whether only sequential reading is fast; such a dataset should be read into memory or prepared.
+        window: the stored values that become 0 and 255 when an image is decoded; None: all that its format has.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class ImageDataset(Protocol):
     digest: str = ""
     pixels: UInt8[Tensor, "n C H W"] | None = None
     in_order: bool = False
+    window: Window | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -142,7 +145,7 @@ class ImageDataset(Protocol):
         Raises:
             DataError: it cannot be decoded.
         """
-        pixels = decode_bytes(data, self.name(index), self.channels, shorter_side)
+        pixels = decode_bytes(data, self.name(index), self.channels, shorter_side, self.window)
         return Sample(pixels, self.label(index), self.key(index))
 
     def _sample(self, index: int, shorter_side: int | None) -> Sample:
@@ -174,7 +177,8 @@ class Subset(ImageDataset):
     def __init__(self, whole: ImageDataset, positions: NDArray[np.int64]) -> None:
         self.whole, self.positions = whole, positions
         self.kind, self.channels, self.classes = whole.kind, whole.channels, whole.classes
-        self.left_out, self.notes, self.in_order = whole.left_out, whole.notes, whole.in_order
+        self.left_out, self.notes = whole.left_out, whole.notes
+        self.in_order, self.window = whole.in_order, whole.window
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -18,7 +18,8 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
-from smalti.data.decode import EXTENSIONS, read_file
+from smalti.data.decode import read_file
+from smalti.data.formats import EXTENSIONS
 
 FollowLinks: TypeAlias = Literal["inside", "all"]
 """Symbolic links to follow: those that stay inside the folder, or all."""

@@ -13,7 +13,7 @@ from smalti.core.errors import DataError
 from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, OneColumn, guess_labels
 from smalti.data.datasets.labels import Labels
 from smalti.data.datasets.names import Names, NamesBuilder, has_image_suffix
-from smalti.data.decode import EXTENSIONS
+from smalti.data.formats import EXTENSIONS
 
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from smalti.data.decode import EXTENSIONS
+from smalti.data.formats import EXTENSIONS
 
 NO_IMAGE = "no image's extension"
 SYSTEM = "hidden or made by the system"

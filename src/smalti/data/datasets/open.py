@@ -18,11 +18,13 @@ from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
 from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.layout import Layout, read_layout
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
+from smalti.data.datasets.pages import Pages, ReadPages, unread_pages
 from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote import RemoteFiles, check_address, suffix_of
 from smalti.data.datasets.tar import Shards, expand
-from smalti.data.decode import EXTENSIONS
+from smalti.data.formats import EXTENSIONS
+from smalti.data.values import Window
 
 EMBEDDED = "embedded"
 PARQUET, TAR = ".parquet", ".tar"
@@ -39,13 +41,19 @@ class ReadOptions:
         "", "the folder that the paths of a list are relative to; empty: that of the list", resume="free"
     )
     label_separator: str = setting("auto", LABEL_SEPARATOR)
+    pages: ReadPages = setting("first", "of a TIFF with several pages: the first, or all, each as an image")
 
 
 _USUAL = ReadOptions()
 
 
 def open_source(
-    path: str, channels: int, log: Log | None = None, options: ReadOptions = _USUAL, part: Part = "learned"
+    path: str,
+    channels: int,
+    log: Log | None = None,
+    options: ReadOptions = _USUAL,
+    part: Part = "learned",
+    window: Window | None = None,
 ) -> ImageDataset:
     """Open the dataset that DATA names; of several splits, the training split.
 
@@ -56,13 +64,25 @@ def open_source(
         path: DATA.
         channels: the channels of decoded images, 1 (grey) or 3 (RGB).
         log: shows progress.
-        follow: which symbolic links to follow in a folder.
         options: how it is read.
         part: which images of a folder with splits.
+        window: the stored values that become 0 and 255; None: all that a format has.
 
     Raises:
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
+    source = _open(path, channels, log, options, part)
+    if options.pages == "all":
+        source = Pages(source, log)
+    made = source.about.settings.window if isinstance(source, Prepared) else None
+    if made is not None and window not in (None, made):
+        cause = f"they were prepared with {made}, and {window} is asked for"
+        raise DataError(f"{path} has images with another value window", cause=cause, fix="prepare them again")
+    source.window = window if made is None else None  # not a second time
+    return source
+
+
+def _open(path: str, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
     if path == EMBEDDED:
         return embedded("train").with_channels(channels)
     if not path:
@@ -87,14 +107,21 @@ def open_source(
 
 
 def open_noted(
-    path: str, channels: int, log: Log, options: ReadOptions = _USUAL, part: Part = "learned"
+    path: str,
+    channels: int,
+    log: Log,
+    options: ReadOptions = _USUAL,
+    part: Part = "learned",
+    window: Window | None = None,
 ) -> ImageDataset:
     """Open DATA as `open_source` does, and say what a user should know of it: its splits, notes, what is left out."""
-    source = open_source(path, channels, log, options, part)
+    source = open_source(path, channels, log, options, part, window)
     for note in source.notes:
         log.say(f"note: {note}")
     if source.left_out.counts:
         log.say(f"left out: {source.left_out}")
+    if options.pages == "first" and (unread := unread_pages(source)):
+        log.say(f"note: the first page of each TIFF is read, {unread} further ones are not; --data.pages all")
     return source
 
 
@@ -150,9 +177,10 @@ def _open_folder(place: Path, channels: int, log: Log | None, options: ReadOptio
 def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
     """The training split, or all splits as one."""
     if part == "learned":
-        source = open_source(layout.learned, channels, log, options)
+        source = _open(layout.learned, channels, log, options, part)
     else:
-        source = Joined({path.name: open_source(str(path), channels, log, options) for path in layout.splits.values()})
+        parts = {path.name: _open(str(path), channels, log, options, "learned") for path in layout.splits.values()}
+        source = Joined(parts)
     source.notes = (f"splits: {layout.describe()}", *source.notes)
     return source
 

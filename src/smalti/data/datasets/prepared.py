@@ -40,6 +40,7 @@ from smalti.data.datasets.labels import NONE, missing_note
 from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar import IndexedTars
 from smalti.data.datasets.tar_index import ShardIndex
+from smalti.data.values import Window
 
 T = TypeVar("T")
 Encoding: TypeAlias = Literal["jpeg", "raw"]
@@ -71,6 +72,7 @@ class Settings:
         limit: the maximum number of images, evenly sampled.
         length: the number of images in DATA.
         fingerprint: a digest of their names, labels and, where cheap to find out, file sizes.
+        window: the stored values that became black and white; None: all that a format has.
     """
 
     data: str
@@ -82,6 +84,7 @@ class Settings:
     limit: int | None
     length: int
     fingerprint: str
+    window: Window | None = None
 
     def require(self, wanted: "Settings", folder: Path) -> None:
         """Check that `folder`, which was started with these settings, is continued with the same.
@@ -200,6 +203,11 @@ class Prepared(IndexedTars):
 def is_prepared(folder: Path) -> bool:
     """Whether `smalti prepare` has written this folder, or started to."""
     return (folder / ABOUT).is_file() or index_path(folder, 0).is_file()
+
+
+def prepared_window(folder: Path) -> Window | None:
+    """The value window that prepared images were made with; None without one, and for other folders."""
+    return read_about(folder).settings.window if is_prepared(folder) else None
 
 
 def refuse_pack(folder: Path) -> None:

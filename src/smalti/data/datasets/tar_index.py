@@ -21,7 +21,8 @@ from smalti.data.datasets.data_files import FileVersion, cache_folder, make_cach
 from smalti.data.datasets.labels import NONE, SEPARATOR, Labels
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
-from smalti.data.decode import EXTENSIONS, MAX_BYTES
+from smalti.data.decode import MAX_BYTES
+from smalti.data.formats import EXTENSIONS
 
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"

@@ -197,7 +197,8 @@ class Render:
             return 1.0 if views.full_decode else enough
 
         data = self.source.read(position)
-        pixels = decode_scaled(data, self.source.name(position), self.source.channels, least)
+        source = self.source
+        pixels = decode_scaled(data, source.name(position), source.channels, least, source.window)
         if views.jitter_when == "before_crop":
             pixels = _jittered(pixels, views.jitter(np.array([key], np.uint64)))
         part = _cut(pixels, box)

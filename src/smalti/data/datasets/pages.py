@@ -1,0 +1,158 @@
+"""The pages of TIFF files as images: a stack is as many images as it has pages."""
+
+import struct
+from threading import Lock
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from smalti.core.errors import DataError
+from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.reading import each, even_sample
+
+ReadPages: TypeAlias = Literal["first", "all"]
+"""Of a TIFF with several pages the first one, or each as an image."""
+
+_TIFF = (".tif", ".tiff")
+_SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4
+_LOOKED_AT = 16
+"""Files whose pages are counted before training, at most."""
+
+
+class _Layout(NamedTuple):
+    """Where a TIFF, classic or big, has its directories: `struct` codes, and places and sizes in bytes."""
+
+    order: str
+    offset: str
+    number: str
+    first: int
+    entry: int
+
+
+class Pages(ImageDataset):
+    """Each page of each TIFF of another dataset as an image; other files are one image each.
+
+    The bytes of a page are those of its file, with the page in question as the first one.
+    """
+
+    def __init__(self, files: ImageDataset, log: Log | None = None) -> None:
+        self.files = files
+        self.kind, self.channels, self.classes = files.kind, files.channels, files.classes
+        self.left_out, self.notes, self.in_order = files.left_out, files.notes, files.in_order
+        stacks = [number for number in range(len(files)) if _is_tiff(files, number)]
+        counts = np.ones(len(files), np.int64)
+        with each(lambda number: count_pages(files.read(number)), stacks, log or Log(), "count pages") as found:
+            for number, count in found:
+                counts[number] = 1 if isinstance(count, DataError) else count
+        self.file_of = np.repeat(np.arange(len(files)), counts)
+        self.page_of = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        self.counts = counts
+        self._last: tuple[int, bytes] = (-1, b"")
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+    def read(self, index: int) -> bytes:
+        number, page = int(self.file_of[index]), int(self.page_of[index])
+        if self.counts[number] == 1:
+            return self.files.read(number)
+        with self._lock:  # images in order need each file once
+            if self._last[0] != number:
+                self._last = (number, self.files.read(number))
+            data = self._last[1]
+        return page_first(data, page)
+
+    def label(self, index: int) -> int:
+        return self.files.label(int(self.file_of[index]))
+
+    def key(self, index: int) -> str:
+        return self.files.key(int(self.file_of[index])) + self._page(index)
+
+    def name(self, index: int) -> str:
+        return self.files.name(int(self.file_of[index])) + self._page(index)
+
+    def length(self, index: int) -> int:
+        return self.files.length(int(self.file_of[index]))
+
+    def _page(self, index: int) -> str:
+        return f"#{self.page_of[index]}" if self.counts[self.file_of[index]] > 1 else ""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_lock": None, "_last": (-1, b"")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock()
+
+
+def unread_pages(files: ImageDataset) -> int:
+    """How many pages after the first the TIFFs among some evenly spaced files have."""
+    positions = [number for number in even_sample(len(files), _LOOKED_AT) if _is_tiff(files, number)]
+    unread = 0
+    for number in positions:
+        try:
+            unread += count_pages(files.read(number)) - 1
+        except DataError:  # an unreadable file is named when it is its turn
+            continue
+    return unread
+
+
+def _is_tiff(files: ImageDataset, number: int) -> bool:
+    return files.key(number).lower().endswith(_TIFF)
+
+
+def count_pages(data: bytes) -> int:
+    """The pages of a TIFF, without previews and masks; 1 for other files and where its directories are damaged."""
+    return max(len(_directories(data)), 1)
+
+
+def page_first(data: bytes, page: int) -> bytes:
+    """The bytes of a TIFF in which this page, counted from 0, is the first."""
+    layout = _layout(data)
+    assert layout is not None
+    width = struct.calcsize(layout.offset)
+    place = struct.pack(layout.order + layout.offset, _directories(data)[page])
+    return data[: layout.first] + place + data[layout.first + width :]
+
+
+def _layout(data: bytes) -> _Layout | None:
+    for mark, order in ((b"II", "<"), (b"MM", ">")):
+        if data[:4] == mark + struct.pack(order + "H", 42):
+            return _Layout(order, "I", "H", 4, 12)
+        if data[:4] == mark + struct.pack(order + "H", 43):
+            return _Layout(order, "Q", "Q", 8, 20)
+    return None
+
+
+def _directories(data: bytes) -> list[int]:
+    """The offsets of the directories of full-size pages."""
+    layout, found, seen = _layout(data), list[int](), set[int]()
+    if layout is None:
+        return found
+    try:
+        (place,) = struct.unpack_from(layout.order + layout.offset, data, layout.first)
+        while place and place not in seen:
+            seen.add(place)
+            (count,) = struct.unpack_from(layout.order + layout.number, data, place)
+            entries = place + struct.calcsize(layout.number)
+            end = entries + count * layout.entry
+            (following,) = struct.unpack_from(layout.order + layout.offset, data, end)
+            if not _is_preview(data, layout, entries, count):
+                found.append(place)
+            place = following
+    except struct.error:  # the file ends before
+        pass
+    return found
+
+
+def _is_preview(data: bytes, layout: _Layout, entries: int, count: int) -> bool:
+    value = layout.entry - struct.calcsize(layout.offset)
+    for number in range(min(count, 8)):  # tags are in ascending order, and this is the lowest
+        entry = entries + number * layout.entry
+        (tag,) = struct.unpack_from(layout.order + "H", data, entry)
+        if tag == _SUBFILE_TYPE:
+            (kind,) = struct.unpack_from(layout.order + "I", data, entry + value)
+            return bool(kind & (_REDUCED | _MASK))
+    return False

@@ -1,0 +1,78 @@
+"""The pages of TIFF files as images."""
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smalti.data.datasets.folder import Folder
+from smalti.data.datasets.open import open_source
+from smalti.data.datasets.pages import count_pages, page_first, unread_pages
+from smalti.data.decode import decode_bytes
+from tests.contracts import check_dataset
+
+SHADES = (20, 90, 200)
+
+
+def stack(**options: object) -> bytes:
+    first, *others = (Image.fromarray(np.full((6, 8), shade, np.uint8)) for shade in SHADES)
+    file = io.BytesIO()
+    first.save(file, "TIFF", save_all=True, append_images=others, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"big_tiff": True}, {"compression": "tiff_adobe_deflate"}])
+def test_any_page_can_come_first(options: dict[str, object]) -> None:
+    data = stack(**options)
+    assert count_pages(data) == 3
+    for page, shade in enumerate(SHADES):
+        assert (decode_bytes(page_first(data, page), "a", 1) == shade).all()
+
+
+def test_previews_are_no_pages() -> None:
+    assert count_pages(stack(tiffinfo={254: 1})) == 1  # all of them are called previews
+    assert count_pages(stack(tiffinfo={254: 2})) == 3  # pages of a document
+
+
+@pytest.mark.parametrize("data", [b"", b"II*\0", b"II*\0\x08\0\0\0", b"II*\0\xff\xff\xff\xff", b"\x89PNG", b"MM\0+"])
+def test_what_has_no_directories_is_one_image(data: bytes) -> None:
+    assert count_pages(data) == 1
+
+
+def test_directories_in_a_circle_end() -> None:
+    data = bytearray(stack())
+    place = int.from_bytes(data[4:8], "little")
+    end = place + 2 + 12 * int.from_bytes(data[place : place + 2], "little")
+    data[end : end + 4] = data[4:8]
+    assert count_pages(bytes(data)) == 1
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "stack.tif").write_bytes(stack())
+    (tmp_path / "b" / "cut.tif").write_bytes(stack()[:60])
+    Image.fromarray(np.full((6, 8), 7, np.uint8)).save(tmp_path / "b" / "plain.png")
+    return tmp_path
+
+
+def test_a_folder_of_stacks_and_others_is_a_dataset(mixed: Path) -> None:
+    (mixed / "b" / "cut.tif").unlink()
+    check_dataset(open_source(str(mixed), 1, pages="all"))
+
+
+def test_pages_have_the_label_of_their_file_and_names_of_their_own(mixed: Path) -> None:
+    source = open_source(str(mixed), 1, pages="all")
+    keys = [source.key(index) for index in range(len(source))]
+    assert keys == ["a/stack.tif#0", "a/stack.tif#1", "a/stack.tif#2", "b/cut.tif", "b/plain.png"]
+    assert [source.label(index) for index in range(5)] == [0, 0, 0, 1, 1]
+    copy = pickle.loads(pickle.dumps(source))  # as workers get it
+    assert [int(copy[index].image[0, 0, 0]) for index in (2, 0, 4, 1)] == [200, 20, 7, 90]
+
+
+def test_unread_pages_are_counted(mixed: Path) -> None:
+    assert unread_pages(Folder(mixed, 1)) == 2
