@@ -104,7 +104,7 @@ def decode_bytes(
     """
     if shorter_side is None:
         return decode_scaled(data, name, channels, lambda height, width: 1.0, window)
-    # twice the final size: the resize that follows is then as good as from all pixels
+    # twice the final size: the resize that follows is then close to one from all pixels (docs/paper-map.md)
     pixels = decode_scaled(data, name, channels, lambda height, width: 2 * shorter_side / min(height, width), window)
     return _shrink(pixels, shorter_side)
 
