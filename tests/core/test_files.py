@@ -209,7 +209,8 @@ def test_too_little_space_is_noticed_before_anything_is_written(
     """C01."""
     free = namedtuple("free", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free(250))
-    with pytest.raises(OutputError, match=r"cannot write .*folder; 0\.0 MB are needed \(0\.0 MB to write, and a fifth to spare\), and 0\.0 MB are free"):
+    said = r"cannot write .*folder; 0\.0 MB are needed \(0\.0 MB to write, and a fifth to spare\), and 0\.0 MB are free"
+    with pytest.raises(OutputError, match=said):
         write_folder(tmp_path / "folder", FILES)
     assert os.listdir(tmp_path) == []
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 
-
 _MOST = 10**8 - 1
 """Steps of a run: the number in the name of a checkpoint has 8 digits."""
 
