@@ -323,3 +323,12 @@ def test_the_first_images_to_learn_from_are_of_all_classes(tmp_path: Path) -> No
     train = Data(str(pictures(tmp_path / "photos", 30)), side=8).load(Log()).train
     first = train.labels[:20].double().mean()
     assert 0.2 < first < 0.8
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_equal_images_are_worth_a_line(differ: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        Image.new("RGB", (16, 16), (9 if differ and number == 5 else 0,) * 3).save(tmp_path / f"{number}.png")
+    Data(path=str(tmp_path), side=8).load(Log())
+    said = "warning: all 6 images are the same, so what is learned from them means nothing"
+    assert (said in capsys.readouterr().err) is not differ
