@@ -838,5 +838,5 @@ def test_the_library_of_tiff_files_says_nothing_by_itself(compression: str, capf
     damaged = bytearray(buffer.getvalue())
     damaged[20:200] = b"\xff" * 180
     with pytest.raises(DataError, match="decoder error"):
-        decode_bytes(bytes(damaged), 3)
+        decode_bytes(bytes(damaged), "a.tif", 3)
     assert capfd.readouterr() == ("", "")

@@ -333,3 +333,12 @@ def test_a_few_images_are_spread_over_their_classes() -> None:
     assert len(spread_over_classes(torch.arange(100), 12).tolist()) == 12
     assert spread_over_classes(torch.full((8,), -1), 4).tolist() == [0, 2, 4, 6]
     assert spread_over_classes(torch.full((3,), -1), 12).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_equal_images_are_worth_a_line(differ: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        Image.new("RGB", (16, 16), (9 if differ and number == 5 else 0,) * 3).save(tmp_path / f"{number}.png")
+    Data(path=str(tmp_path), side=8).load(Log())
+    said = "warning: all 6 images are the same, so what is learned from them means nothing"
+    assert (said in capsys.readouterr().err) is not differ

@@ -246,6 +246,16 @@ def test_h15_lengths_and_offsets_are_not_believed(tmp_path: Path, block: bytes, 
     assert source[0].image[0, 0, 0] == 7
 
 
+@pytest.mark.parametrize("keep", [100, 512, 700, 1023])
+def test_a_shard_that_is_cut_in_its_first_member_is_said_to_be_cut(tmp_path: Path, keep: int) -> None:
+    path = put(tmp_path / "0.tar", ("a.png", png() + bytes(600)))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        DataError, match="it ends within a header at byte 0" if keep < 512 else "no whole image.*cut off"
+    ):
+        shards_at([path], 1)
+
+
 def test_a_member_above_the_limit_of_the_decoder_is_left_out(tmp_path: Path) -> None:
     with open(put(tmp_path / "0.tar", ("a.png", png())), "r+b") as file:
         file.seek(1024)

@@ -114,3 +114,14 @@ def test_a_result_that_is_none_is_named(copy: Callable[[str], Path], capsys: pyt
     run = copy("classes")
     (run / "result.json").write_text(NESTED)
     assert "result.json is damaged; it is nested too deeply" in fails(capsys, 4, "report", str(run))
+
+
+@pytest.mark.parametrize("flag", ["--plan.steps", "--plan.batch-size"])
+def test_a_plan_that_nobody_can_carry_out_does_not_start(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(
+        capsys, 2, "train-tokenizer", "nano", "--data", "embedded", flag, str(10**30), "--out", str(tmp_path / "run")
+    )
+    assert "use at most 99999999" in line
+    assert not (tmp_path / "run").exists()

@@ -120,3 +120,7 @@ def test_average_precision_is_its_definition_also_with_ties(scores: list[int], s
     relevant[0] = True
     found = float(average_precision(torch.tensor(scores).float(), torch.from_numpy(relevant)))
     assert found == pytest.approx(oracles.average_precision(scores, relevant.tolist()))
+
+
+def test_the_entropy_of_one_token_is_not_minus_zero() -> None:
+    assert f"{float(entropy(torch.tensor([0, 7, 0]))):.3f}" == "0.000"

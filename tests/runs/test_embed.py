@@ -307,7 +307,9 @@ def test_a_damaged_block_is_named(runs: Path, tmp_path: Path, monkeypatch: pytes
             main(config(runs, tmp_path / "f.npy"))
     block = tmp_path / "f.npy.parts" / "00000000.safetensors"
     whole = block.read_bytes()
-    for damaged in (b"", whole[:-1], whole[:40]):
+    start = 8 + int.from_bytes(whole[:8], "little")
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(start, len(whole), 97)]
+    for damaged in (b"", whole[:-1], whole[:40], *flipped):
         block.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"00000000.safetensors is damaged; .*; remove it, and give"):
             main(config(runs, tmp_path / "f.npy"))

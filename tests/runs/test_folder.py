@@ -125,3 +125,28 @@ def test_a_run_in_a_folder_that_is_being_written_ends_with_7(
         assert main(["train-tokenizer", "nano", "--data", str(photos), "--out", str(out), *TOKENIZER_FLAGS]) == 7
         assert (out / "config.json").read_bytes() == before
     assert f"error: {out} is being written; by process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_a_lock_that_is_another_name_of_a_file_leaves_that_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "run").mkdir()
+    os.link(tmp_path / "precious", tmp_path / "run" / ".lock")
+    with writing(str(tmp_path / "run")):
+        assert (tmp_path / "run" / ".lock").read_text() != "content"
+        with pytest.raises(LockError), writing(str(tmp_path / "run")):
+            pass
+    assert (tmp_path / "precious").read_text() == "content"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best", "captures"])
+def test_a_folder_of_a_run_that_is_a_link_is_not_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "elsewhere" / f".step-00000002.{NUMBER}").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(OutputError, match=rf"{name} is a link; a run writes and removes files there"),
+        writing(str(tmp_path / "run")),
+    ):
+        pass
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2

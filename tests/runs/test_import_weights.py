@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -248,3 +249,23 @@ def test_a_folder_of_another_program_is_no_model_yet(tmp_path: Path, capsys: pyt
     assert main(["info", str(tmp_path)]) == 4
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith(f"it holds weights of another program; smalti import {tmp_path} --out MODEL makes it one")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bin"])
+def test_an_image_is_called_one(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / name, "PNG")
+    with pytest.raises(CheckpointError, match=r"it looks like an image, not like weights; nothing was run"):
+        import_model(ImportModel((str(tmp_path / name),), str(tmp_path / "out")))
+
+
+def test_a_model_is_not_imported(tmp_path: Path) -> None:
+    place = saved(to_timm(backbone(PAPER).weights(), layer_scale_modules=True), tmp_path / "vit.safetensors")
+    model = tmp_path / "model"
+    import_model(ImportModel((place,), str(model), num_heads=PAPER.num_heads))
+    with pytest.raises(UsageError, match=r"model is a MODEL already; smalti wrote it; give it as MODEL or --init"):
+        import_model(ImportModel((str(model),), str(tmp_path / "again")))
+    about = json.loads((model / "config.json").read_text())
+    about["config"]["backbone"]["std"] = [0.0]
+    (model / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=r"std is \(0\.0,\); pixels are divided by it"):
+        load_subject(str(model), CPU)

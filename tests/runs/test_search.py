@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from smalti.cli import main as smalti
+from smalti.evaluation.feature_files import Part, Row, write_features
 from tests.small_runs import CPU, picture, pictures, pretrain, train_tokenizer
 
 
@@ -189,3 +191,42 @@ def test_absurd_descriptions_are_said_in_one_line(
     about = json.loads((tmp_path / "f.about.json").read_text())
     (tmp_path / "f.about.json").write_text(json.dumps(about | {name: value}))
     error_of(["search", str(tmp_path / "f.npy"), str(runs / "photos/across/03.png"), *CPU], 3, capsys)
+
+
+def features(folder: Path, **about: Any) -> Path:
+    """A file of two rows that says something of itself."""
+    path = folder / "f.npy"
+    said = {"model": "m", "weights": "w", "images": "embedded", "layer": 1, "pooling": "mean"} | about
+    rows = [Row(0, "a.png", ""), Row(1, "b.png", "")]
+    write_features(path, lambda: [Part(rows, np.eye(2, 3, dtype=np.float32))], 3, said)
+    return path
+
+
+def test_no_request_is_sent_because_a_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = features(tmp_path, images="HTTPS://me:word@host/0.tar?sig=word")
+    command = ["search", str(path), "--near-duplicates", "0.0001", "--out", str(tmp_path / "page.html"), *CPU]
+    assert smalti(command) == 3
+    line = capsys.readouterr().err
+    assert "nothing is fetched from there unasked; f.npy says that its images are at HTTPS://host/0.tar; give" in line
+    assert "word" not in line
+
+
+@pytest.mark.parametrize("name", ["f.npy", "f.rows.csv", "f.about.json"])
+def test_a_pipe_in_the_place_of_a_file_of_features_is_not_waited_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = features(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert smalti(["search", str(path), "--near-duplicates", "0.9", *CPU]) == 3
+    assert "ordinary file" in capsys.readouterr().err or name == "f.npy"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 400, "null", "[1]", '{"a": 1e999}', '{"model": 5}'])
+def test_what_features_say_of_themselves_is_not_believed(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = features(tmp_path)
+    (tmp_path / "f.about.json").write_text(text)
+    assert smalti(["search", str(path), "--near-duplicates", "0.9", *CPU]) == 3
+    assert "f.npy holds no features of smalti" in capsys.readouterr().err

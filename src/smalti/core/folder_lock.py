@@ -84,12 +84,12 @@ def _acquire(path: Path) -> int:
             except OSError as error:
                 if error.errno not in _NO_LOCKS_HERE:
                     raise
-            if os.fstat(descriptor).st_nlink > 1:
+            if _is_still(path, descriptor):
+                if os.fstat(descriptor).st_nlink == 1:
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"{own_name()}\n".encode())
+                    return descriptor
                 path.unlink()  # the file has another name, and what is in it is not ours to replace
-            elif _is_still(path, descriptor):
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"{own_name()}\n".encode())
-                return descriptor
         except BaseException:
             os.close(descriptor)
             raise

@@ -15,7 +15,13 @@ MAX_TENSORS = 20_000
 
 _LENGTH = 8
 """Bytes before the header, which say how long it is."""
-_NO_WEIGHTS = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer"}
+_NO_WEIGHTS = {
+    b"<": "a web page",
+    b"version https://git-lfs": "a Git LFS pointer",
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "an image"),
+    b"%PDF": "a document",
+    b"\x89HDF": "weights of another library (HDF5)",
+}
 
 
 def tensors_of(data: bytes) -> dict[str, Tensor]:

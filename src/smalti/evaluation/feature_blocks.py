@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch import Tensor
 
 from smalti.core.errors import CheckpointError
-from smalti.core.files import write_bytes
+from smalti.core.files import sha256, write_bytes
 from smalti.core.stored import parse_json
 from smalti.core.tensors import read_tensors
 from smalti.data.datasets.dataset import ImageDataset
@@ -62,7 +64,7 @@ class Blocks:
             "features": torch.from_numpy(block.features),
             "bad": bad,
         }
-        write_bytes(self.path(number), save(tensors))
+        write_bytes(self.path(number), save(tensors | {"digest": _digest(number, tensors)}))
 
     def read(self, number: int) -> Block:
         """Read a block; its features are memory-mapped.
@@ -72,6 +74,8 @@ class Blocks:
         """
         try:
             found = read_tensors(self.path(number))
+            if not torch.equal(found.pop("digest"), _digest(number, found)):
+                raise ValueError("it differs from its digest")
             bad = [(str(path), str(reason)) for path, reason in parse_json(bytes(found["bad"].numpy()))]
             return Block(found["positions"].numpy(), found["features"].numpy(), bad)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -88,3 +92,11 @@ class Blocks:
         label, classes = self.source.label(position), self.source.classes
         name = classes[label] if 0 <= label < len(classes) else ""
         return Row(position, text_of(self.source.key(position)), text_of(name))
+
+
+def _digest(number: int, tensors: dict[str, Tensor]) -> UInt8[Tensor, "32"]:
+    """SHA-256 of the content of a block, and of its number."""
+    parts = [str(number).encode()]
+    for name, value in sorted(tensors.items()):
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), value.reshape(-1).numpy().tobytes()]
+    return torch.frombuffer(bytearray.fromhex(sha256(*parts)), dtype=torch.uint8)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from smalti.core.errors import DataError
 from smalti.core.files import write_file, write_json
+from smalti.core.stored import open_stored, parse_object, read_object
 from smalti.data.datasets.names import Names, NamesBuilder
 from smalti.data.datasets.tables import require_extra
 
@@ -107,14 +108,14 @@ def open_features(path: Path) -> FeatureFile:
         return _Npy(path) if path.suffix == NPY else _Parquet(path)
     except OSError as error:
         raise DataError(f"cannot read {path}", cause=error.strerror or str(error), fix=f"{_FIX} {path}") from error
-    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(f"{path} holds no features of smalti", cause=str(error), fix=f"{_FIX} {path}") from error
 
 
 class _Npy:
     def __init__(self, path: Path) -> None:
-        self.path, self.about = path, dict(json.loads(beside(path, "about.json").read_bytes()))
-        with open(path, "rb") as file:
+        self.path, self.about = path, read_object(beside(path, "about.json"), follow=True)
+        with open_stored(path, follow=True) as file:
             found = _HEADER.fullmatch(file.read(_START), len(_MAGIC) + 2)
             size = file.seek(0, io.SEEK_END)
         if found is None:
@@ -145,7 +146,7 @@ class _Parquet:
 
         self.path, self._file = path, pq.ParquetFile(path)
         metadata = self._file.schema_arrow.metadata or {}
-        self.about = dict(json.loads(metadata[b"smalti"]))
+        self.about = parse_object(metadata[b"smalti"])
         self.count = self._file.metadata.num_rows
         schema = self._file.schema_arrow
         self.width = getattr(schema.field("features").type, "list_size", 0)
@@ -207,7 +208,7 @@ def _fill_csv(file: BinaryIO, parts: Iterable[Part]) -> None:
 
 def _read_csv(path: Path) -> Names:
     found = NamesBuilder()
-    with open(path, encoding="utf-8", newline="") as file:
+    with io.TextIOWrapper(open_stored(path, follow=True), "utf-8", newline="") as file:
         lines = csv.reader(file)
         if tuple(next(lines, ())) != _COLUMNS:
             raise ValueError(f"{path.name} does not begin with {','.join(_COLUMNS)}")

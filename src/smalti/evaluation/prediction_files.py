@@ -57,7 +57,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     try:
         if path.suffix != PARQUET:
-            return read_object(beside(path, _ABOUT))
+            return read_object(beside(path, _ABOUT), follow=True)
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         return parse_object(pq.read_schema(path).metadata[b"smalti"])

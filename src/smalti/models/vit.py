@@ -77,6 +77,7 @@ class ViT:
         require(0 <= self.drop_path_rate < 1, f"drop_path_rate {self.drop_path_rate}", "choose one in [0, 1)")
         for name in ("mean", "std"):
             require(len(getattr(self, name)) in (1, self.in_chans), f"{name} needs 1 or {self.in_chans} values")
+        require(min(self.std) > 0, f"std is {self.std}", "pixels are divided by it: use positive numbers")
 
     @property
     def grid(self) -> Grid:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smalti import __version__
 from smalti.core.compute import choose_compute
 from smalti.core.config import require, setting, to_json
-from smalti.core.errors import CheckpointError
+from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.files import new_folder, require_new, sha256, write_bytes, write_folder
 from smalti.core.log import printable
 from smalti.data.load import Data
@@ -30,6 +30,7 @@ from smalti.models.mim import build_mim
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
+from smalti.runs.folder import holds_run
 from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
@@ -73,6 +74,9 @@ def main(config: ImportModel) -> dict[str, Any]:
     """
     out = Path(config.out).expanduser()
     require_new(out, "an import")
+    for file in filter(holds_run, config.files):
+        cause, fix = "smalti wrote it", "give it as MODEL or --init; nothing needs to be imported"
+        raise UsageError(f"{file} is a MODEL already", cause=cause, fix=fix)
     return _dalle(config, out) if len(config.files) == 2 else _network(config, out)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import UInt8
 
+from smalti.core.addresses import is_address, shown
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError, UsageError
@@ -158,7 +159,7 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
-    source = open_source(config.data or features.about["images"], 3, options=config, part="all")
+    source = open_source(config.data or _said(features), 3, options=config, part="all")
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
     names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"
@@ -171,6 +172,15 @@ def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) ->
     html = tile_row(columns, scale=1, captions=captions)
     subtitle = f"{note} {features.count} images; cosine of standardised features."
     write_page(Path(config.out).expanduser(), features.path.name, subtitle, [Section("Images", html)])
+
+
+def _said(features: FeatureFile) -> str:
+    """Where the file says that its images were. No request is sent because a file says so."""
+    place = str(features.about["images"])
+    if is_address(place):
+        cause = f"{features.path.name} says that its images are at {shown(place)}"
+        raise DataError("nothing is fetched from there unasked", cause=cause, fix="give it with --data, if it is right")
+    return place
 
 
 def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "H W C"]:
