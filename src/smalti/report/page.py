@@ -14,7 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 _NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
 """A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
 
-_MOST_COLUMNS = 8
+_MOST_COLUMNS = 7
 
 
 def template(name: str) -> Template:
@@ -54,7 +54,7 @@ class Section:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Collection[tuple[int, int]] = ()) -> str:
     """A table of plain text. Columns of numbers are set to the right; the first column names the row.
 
-    More than eight columns are continued in a second table below the first, with the same names of rows. On a narrow
+    More than seven columns are continued in a second table below the first, with the same names of rows. On a narrow
     screen a table of more than three columns becomes a list for each row.
 
     Args:
