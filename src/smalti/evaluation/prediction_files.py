@@ -57,7 +57,7 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         if path.suffix != PARQUET:
             return dict(json.loads(beside(path, _ABOUT).read_bytes()))
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         return dict(json.loads(pq.read_schema(path).metadata[b"smalti"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

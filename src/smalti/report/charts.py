@@ -37,7 +37,8 @@ _MOST_POINTS = 400
 _FEWEST_SMOOTHED = 30
 _ROUGH = 0.02
 """A line is noisy if it bends from point to point by more than this share of its height."""
-_FAINT = {"alpha": 0.3, "linewidth": 1.0}
+_FAINT = 0.3
+"""Opacity of a noisy line below its average."""
 
 _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 """Between ticks; nobody reads 0, 0.8, 1.6 with ease."""
@@ -76,7 +77,7 @@ def curve(
             axes.set_yscale("log")
         for colour, (name, (x, y)) in zip(_colours(len(lines)), lines.items(), strict=True):
             if name in noisy:
-                axes.plot(x, y, color=colour, **_FAINT)
+                axes.plot(x, y, color=colour, alpha=_FAINT, linewidth=1.0)
             axes.plot(x, shown[name], color=colour, marker="o" if np.isfinite(y).sum() == 1 else None, clip_on=False)
         if level is not None:
             _draw_level(axes, *level, points=np.concatenate([np.zeros((2, 0)), *lines.values()], axis=1))
