@@ -105,7 +105,7 @@ class TestTable:
         html = table(
             ["init", "score", "file", "share"], [["a", "81.2 ± 0.3 %", "001.jpg", "60 000"], ["b", "–", "2", ""]]
         )
-        assert re.findall(r'class="number">(.*?)<', html) == ["score", "share", "81.2 ± 0.3 %", "60 000", "–", ""]
+        assert re.findall(r'class="number"[^>]*>(.*?)<', html) == ["score", "share", "81.2 ± 0.3 %", "60 000", "–", ""]
 
     def test_the_first_column_names_the_row(self) -> None:
         assert '<th scope="row">10</th>' in table(["layer", "score"], [["10", "1"]])

@@ -73,7 +73,7 @@ def test_boxes_are_found_and_the_page_shows_them(folder: Path, tmp_path: Path, h
     assert [found[f"{part}_images"] for part in ("train", "validation", "test")] == [24, 5, 6]
     assert found["classes"] == 3
     page = (run / "segmentation.html").read_text()
-    assert page.count("data:image/png") == 3 * 6 + 3
+    assert page.count("data:image/png") == 3 * 6 + 2, "and a colour for each class but the background"
     assert not re.findall(r"https?://|<script|(?:src|href)=[\"'](?!data:|#)", page)
     assert all(name in page for name in ("00.png", "05.png", "truth", "predicted"))
     model = load_finetuned(str(run), COMPUTE)

@@ -38,6 +38,7 @@ _FEWEST_SMOOTHED = 30
 _ROUGH = 0.02
 """A line is noisy if it bends from point to point by more than this share of its height."""
 _FAINT = 0.3
+"""Opacity of a noisy line below its average."""
 
 _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 """Between ticks; nobody reads 0, 0.8, 1.6 with ease."""
@@ -68,19 +69,20 @@ def curve(
         '<figure class="chart"'
     """
     lines = {name: _thinned(np.array(xy, dtype=np.float64)) for name, xy in series.items()}
-    smooth = {name: _smoothed(line[1]) if _is_noisy(line[1]) else line[1] for name, line in lines.items()}
+    noisy = {name for name, (_, y) in lines.items() if _is_noisy(y)}
+    shown = {name: _smoothed(y) if name in noisy else y for name, (_, y) in lines.items()}
     with _quiet_style((xlabel, ylabel, lines)):
         figure, axes = _empty_chart(xlabel, ylabel, width, height)
         if log_y:
             axes.set_yscale("log")
         for colour, (name, (x, y)) in zip(_colours(len(lines)), lines.items(), strict=True):
-            if smooth[name] is not y:
+            if name in noisy:
                 axes.plot(x, y, color=colour, alpha=_FAINT, linewidth=1.0)
-            axes.plot(x, smooth[name], color=colour, marker="o" if np.isfinite(y).sum() == 1 else None, clip_on=False)
+            axes.plot(x, shown[name], color=colour, marker="o" if np.isfinite(y).sum() == 1 else None, clip_on=False)
         if level is not None:
             _draw_level(axes, *level, points=np.concatenate([np.zeros((2, 0)), *lines.values()], axis=1))
         svg = _svg(figure, f"{ylabel} by {xlabel}")
-    return _chart(svg, {name: _last(line) for name, line in smooth.items()}, width)
+    return _chart(svg, {name: _last(line) for name, line in shown.items()}, width)
 
 
 def by_layer(

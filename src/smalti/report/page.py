@@ -15,7 +15,7 @@ from markupsafe import Markup
 _NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
 """A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
 
-_MOST_COLUMNS = 8
+_MOST_COLUMNS = 7
 
 
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -70,7 +70,7 @@ class Section:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Collection[tuple[int, int]] = ()) -> str:
     """A table of plain text. Columns of numbers are set to the right; the first column names the row.
 
-    More than eight columns are continued in a second table below the first, with the same names of rows. On a narrow
+    More than seven columns are continued in a second table below the first, with the same names of rows. On a narrow
     screen a table of more than three columns becomes a list for each row.
 
     Args:
