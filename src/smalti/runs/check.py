@@ -110,9 +110,7 @@ def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen
     is_grey = bool((sample.image == sample.image[..., :1]).all())
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
     values = _values(data, source.name(position), header, sample.image)
-    return Seen(
-        sample.label, *header, digest(data), hashed, *sums, values, 1 if is_page else count_pages(data), is_grey
-    )
+    return Seen(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey)
 
 
 def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:
