@@ -158,6 +158,9 @@ class Data:
     @property
     def known_window(self) -> Window | None:
         """The value window, once it is measured where that is asked for."""
+        require(
+            self.window != "auto", "the value window of a run that was given its images is auto", "give it outright"
+        )
         assert self.window != "auto"
         return self.window
 
