@@ -4,10 +4,12 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data.decode import decode_bytes
+from smalti.data.reading import value_notes
 from tests.data.test_decode import chunk, encoded, png, tiff
 
 INVERTED, STRAIGHT = 0, 1
@@ -85,3 +87,16 @@ def test_the_fourth_channel_of_a_bmp_is_its_alpha_unless_it_is_empty() -> None:
     assert decode_bytes(encoded(Image.fromarray(picture), "BMP"), "a", 1)[..., 0].tolist() == [[255, 204, 0], [0] * 3]
     picture[..., 3] = 0
     assert not decode_bytes(encoded(Image.fromarray(picture), "BMP"), "a", 3).any()
+
+
+def notes_of(low: int, high: int, channels: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return value_notes(torch.from_numpy(rng.integers(low, high + 1, (8, channels, 16, 16)).astype(np.uint8)))
+
+
+def test_what_is_unusual_about_values_is_said() -> None:
+    assert notes_of(0, 255, 3) == notes_of(0, 255, 1) == notes_of(60, 120, 3) == []
+    assert "use 5.9% of their range; --data.window auto" in notes_of(0, 15, 1)[0]
+    assert "has the value 0 of 255: there is nothing to learn" in notes_of(0, 0, 3)[0]
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
+    assert value_notes(grey)[0].startswith("every image is grey, its three channels are the same; one is enough")

@@ -178,3 +178,13 @@ def test_groups_are_those_of_comparing_all_with_all(values: list[tuple[int, int]
 
 def test_digests_tell_files_apart() -> None:
     assert digest(b"a") == digest(b"a") != digest(b"b")
+
+
+def test_grey_images_in_three_channels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        put(tmp_path / f"{number}.png", scene(number).convert("L").convert("RGB"))
+    assert main(Check(str(tmp_path)))["grey"]
+    assert "note          every image is grey" in capsys.readouterr().out
+    put(tmp_path / "colour.png", scene(9))
+    assert not main(Check(str(tmp_path)))["grey"]
+    assert "every image is grey" not in capsys.readouterr().out

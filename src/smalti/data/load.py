@@ -191,6 +191,9 @@ class Data(ReadOptions):
     @property
     def known_window(self) -> Window | None:
         """The value window, once it is measured where that is asked for."""
+        require(
+            self.window != "auto", "the value window of a run that was given its images is auto", "give it outright"
+        )
         assert self.window != "auto"
         return self.window
 

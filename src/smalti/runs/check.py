@@ -102,12 +102,11 @@ def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen
     sample = source.decoded(position, data, side)
     header = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
-    hashed, is_grey = difference_hash(sample.image), bool((sample.image == sample.image[..., :1]).all())
+    hashed, pages = difference_hash(sample.image), 1 if is_page else count_pages(data)
+    is_grey = bool((sample.image == sample.image[..., :1]).all())
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
     values = _values(data, source.name(position), header, sample.image)
-    return Seen(
-        sample.label, *header, digest(data), hashed, *sums, values, 1 if is_page else count_pages(data), is_grey
-    )
+    return Seen(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey)
 
 
 def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:

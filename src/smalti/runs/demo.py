@@ -138,7 +138,7 @@ def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, InMemoryData
 
     Both stages get the same images, and their configurations say which.
     """
-    data = replace(config.tokenizer.data, path=config.data)
+    data = replace(config.tokenizer.data, path=config.data).measured(log)
     if config.data != EMBEDDED and data.limit is None:
         data = replace(data, limit=affordable(data, seconds=0.1 * config.seconds))
     images = data.load(log, folder.bad_files)
