@@ -31,7 +31,7 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
-from smalti.flags import flags_of, parse, parse_known, refuse, take_flag, take_value
+from smalti.flags import OTHER_FLAGS, UnknownFlagError, flags_of, parse, parse_known, refuse, take_flag, take_value
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]
@@ -133,7 +133,27 @@ def _dispatch(arguments: list[str]) -> Result | None:
     if world_size() > 1 and not (call is _train or verb in TOGETHER):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
-    return call(verb, run, getattr(run, config), rest)
+    try:
+        return call(verb, run, getattr(run, config), rest)
+    except UnknownFlagError as error:
+        raise UsageError(error.what, cause=error.hint, fix=_owners(error.flag, verb) or error.fix) from None
+
+
+def _owners(flag: str, verb: str) -> str:
+    """Which other verbs have a flag, as a text; empty where none has."""
+    found = []
+    for name, (module, config, call) in VERBS.items():
+        if name in (verb, "explain"):
+            continue
+        cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
+        known = flags_of(cls, cls() if call is _train else None)
+        own = known if call is _train else [known_flag for known_flag in known if known_flag not in OTHER_FLAGS]
+        if flag in own:
+            found.append(name)
+    if not found:
+        return ""
+    listed = " and ".join([*([", ".join(found[:-1])] if found[1:] else []), found[-1]])
+    return f"smalti {listed} {'have' if found[1:] else 'has'} it, {verb} has not; see smalti {verb} --help"
 
 
 def _plain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:

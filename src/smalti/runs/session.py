@@ -20,6 +20,7 @@ from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batch, Batches, Evaluation
 from smalti.core.errors import CheckpointError, DataError
+from smalti.core.files import require_space
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
@@ -171,6 +172,8 @@ class Session:
             self.log.say(f"going on from step {trainer.step}{again}")
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
+        if is_rank0():
+            require_space(path, trainer.checkpoint_bytes, "the first checkpoint")
         many = f", on {world_size()} processes" if world_size() > 1 else ""
         go_on = f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}"
         with BackgroundWriter(before=self.folder.require_ours) as writer, name_lost_rank():
