@@ -136,7 +136,8 @@ def _dispatch(arguments: list[str]) -> Result | None:
     try:
         return call(verb, run, getattr(run, config), rest)
     except UnknownFlagError as error:
-        raise UsageError(error.what, cause=error.hint, fix=_owners(error.flag, verb) or error.fix) from None
+        owners = _owners(error.flag, verb)
+        raise UsageError(error.what, cause=error.hint if owners else "", fix=owners or error.fix) from None
 
 
 def _owners(flag: str, verb: str) -> str:
@@ -175,12 +176,12 @@ def _plan(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> R
     from smalti.runs.plan import Candidate
 
     config = parse(cls, None, arguments, verb)
-    recipes = {"nano": Candidate(Stages(nano.train_tokenizer(), nano.pretrain()))}
+    recipes = {"nano": Candidate(Stages(nano.train_tokenizer(), nano.pretrain()), finetune=nano.finetune())}
     if config.data != nano.demo().data:
         recipes = {
-            "tiny": Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain())),
+            "tiny": Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain()), finetune=tiny.finetune()),
             "small": Candidate(Stages(small.train_tokenizer(), small.pretrain()), least_images=10_000),
-            "base": Candidate(Stages(base.train_tokenizer(), base.pretrain()), least_images=100_000),
+            "base": Candidate(Stages(base.train_tokenizer(), base.pretrain()), 100_000, base.finetune()),
         }
     return run.main(config, recipes=recipes)
 

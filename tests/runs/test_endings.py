@@ -71,7 +71,7 @@ def test_a_flag_of_another_verb_and_data_as_a_flag_get_their_hints(capsys: pytes
             "search has it, evaluate has not; see smalti evaluate",
         ),
         (["check", "images", "--plan.steps", "3"], "train-tokenizer, pretrain and finetune have it, check has not"),
-        (["check", "--data", "photos"], "smalti check takes DATA without a flag: smalti check photos"),
+        (["check", "--data", "photos"], "smalti check takes DATA without a flag; smalti check photos"),
     ):
         assert main(arguments) == 2
         assert hint in capsys.readouterr().err
