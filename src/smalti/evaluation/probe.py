@@ -283,8 +283,8 @@ def probe_pixels(images: InMemoryData, validation: float = 0.1, seed: int = 0) -
 
 def pixel_features(images: InMemoryDataset) -> Features:
     """Pixels in [0, 1] as the only layer; images larger than 32 x 32 are shrunk to that, by means over areas."""
-    size = [min(side, _MOST_PIXELS) for side in images.images.shape[-2:]]
-    parts = [F.adaptive_avg_pool2d(as_unit_range(part), size) for part in images.images.split(_CHUNK)]
+    height, width = (min(side, _MOST_PIXELS) for side in images.images.shape[-2:])
+    parts = [F.adaptive_avg_pool2d(as_unit_range(part), (height, width)) for part in images.images.split(_CHUNK)]
     return {(0, "pixels"): torch.cat(parts).flatten(1)}
 
 

@@ -137,7 +137,7 @@ def choose(
     log: Log,
 ) -> tuple[str, DryRun, Steps]:
     """The largest recipe that suits the images and fits enough steps into the time; otherwise the smallest."""
-    for name, (start, least_images) in reversed(list(recipes.items())):
+    for name, (start, least_images, _) in reversed(list(recipes.items())):
         smallest, stages = name == next(iter(recipes)), fitted(start, config, survey)
         too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
         if not smallest and (too_large or survey.train < least_images):
