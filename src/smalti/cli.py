@@ -32,7 +32,7 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
-from smalti.flags import flags_of, parse, parse_known, refuse, take_flag, take_value
+from smalti.flags import OTHER_FLAGS, UnknownFlagError, flags_of, parse, parse_known, refuse, take_flag, take_value
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]
@@ -135,7 +135,28 @@ def _dispatch(arguments: list[str]) -> Result | None:
     if world_size() > 1 and not (call is _train or verb in TOGETHER):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
-    return call(verb, run, getattr(run, config), rest)
+    try:
+        return call(verb, run, getattr(run, config), rest)
+    except UnknownFlagError as error:
+        owners = _owners(error.flag, verb)
+        raise UsageError(error.what, cause=error.hint if owners else "", fix=owners or error.fix) from None
+
+
+def _owners(flag: str, verb: str) -> str:
+    """Which other verbs have a flag, as a text; empty where none has."""
+    found = []
+    for name, (module, config, call) in VERBS.items():
+        if name in (verb, "explain"):
+            continue
+        cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
+        known = flags_of(cls, cls() if call is _train else None)
+        own = known if call is _train else [known_flag for known_flag in known if known_flag not in OTHER_FLAGS]
+        if flag in own:
+            found.append(name)
+    if not found:
+        return ""
+    listed = " and ".join([*([", ".join(found[:-1])] if found[1:] else []), found[-1]])
+    return f"smalti {listed} {'have' if found[1:] else 'has'} it, {verb} has not; see smalti {verb} --help"
 
 
 def _plain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
@@ -157,12 +178,12 @@ def _plan(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> R
     from smalti.runs.plan import Candidate
 
     config = parse(cls, None, arguments, verb)
-    recipes = {"nano": Candidate(Stages(nano.train_tokenizer(), nano.pretrain()))}
+    recipes = {"nano": Candidate(Stages(nano.train_tokenizer(), nano.pretrain()), finetune=nano.finetune())}
     if config.data != nano.demo().data:
         recipes = {
-            "tiny": Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain())),
+            "tiny": Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain()), finetune=tiny.finetune()),
             "small": Candidate(Stages(small.train_tokenizer(), small.pretrain()), least_images=10_000),
-            "base": Candidate(Stages(base.train_tokenizer(), base.pretrain()), least_images=100_000),
+            "base": Candidate(Stages(base.train_tokenizer(), base.pretrain()), 100_000, base.finetune()),
         }
     return run.main(config, recipes=recipes)
 

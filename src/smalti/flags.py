@@ -14,7 +14,16 @@ from smalti.core.errors import UsageError
 
 T = TypeVar("T")
 
-_OTHER_FLAGS = ("--resume", "--allow-inexact", "--json", "--debug", "--data")
+
+class UnknownFlagError(UsageError):
+    """A flag that a verb does not have; the command line looks for another verb that has it."""
+
+    def __init__(self, flag: str, hint: str, verb: str) -> None:
+        self.flag, self.hint = flag, hint
+        super().__init__(f"unknown option '{flag}'", fix=hint or f"see smalti {verb} --help")
+
+
+OTHER_FLAGS = ("--resume", "--allow-inexact", "--json", "--debug", "--data")
 
 
 def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T:
@@ -33,6 +42,8 @@ def parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str
     import tyro
 
     nested = dataclasses.is_dataclass(getattr(cls, "data", None))
+    if not nested and "data" not in optional(cls) and (given := take_value(list(arguments), "--data", "DATA")):
+        raise UsageError(f"smalti {verb} takes DATA without a flag", fix=f"smalti {verb} {given}")
     flags = [re.sub(r"^--data(?==|$)", "--data.path", flag) if nested else flag for flag in arguments]
     default = default if default is None else _with_kinds(default, flags)
     printed = io.StringIO()
@@ -74,16 +85,18 @@ def refuse(unknown: list[str], known: list[str], verb: str) -> None:
     """Raise a UsageError that names the first unknown flag, if there is one, and the known flag that is nearest."""
     if unknown:
         name = next((flag for flag in unknown if flag.startswith("-")), unknown[0]).split("=")[0]
-        raise UsageError(f"unknown option '{name}'", fix=did_you_mean(name, known) or f"see smalti {verb} --help")
+        raise UnknownFlagError(name, did_you_mean(name, known), verb)
+
+
+def optional(cls: type[Any]) -> list[str]:
+    """The names of the fields that have a default, and so a flag."""
+    return [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
 
 
 def flags_of(cls: type[Any], default: Any) -> list[str]:
     """Every flag that `smalti` knows for a configuration."""
-    if default is None:
-        names = [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
-    else:
-        names = [field.name for field in leaves(default)]
-    return ["--" + name.replace("_", "-") for name in names] + list(_OTHER_FLAGS)
+    names = optional(cls) if default is None else [field.name for field in leaves(default)]
+    return ["--" + name.replace("_", "-") for name in names] + list(OTHER_FLAGS)
 
 
 def _complaint(printed: str) -> str:

@@ -31,6 +31,23 @@ def named(name: str, setup: Setup) -> Reference:
     return replace(CURVE, name=name, setup=setup)
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"num_images": 3_000}, True),
+        ({"vocab_size": 4096}, True),
+        ({"vocab_size": 4097}, False),
+        ({"vocab_size": 2048, "depth": 24}, False),
+        ({"channels": 1}, False),
+        ({"masks": "random"}, False),
+        ({"decoder": "cross-attention"}, False),
+    ],
+)
+def test_runs_that_are_far_apart_are_neither_ahead_nor_behind(change: dict[str, Any], expected: bool) -> None:
+    assert replace(SETUP, **change).comparable(SETUP) == SETUP.comparable(replace(SETUP, **change)) == expected
+
+
 @given(st.integers(100, 4000))
 def test_between_two_points_a_gain_is_linear_in_the_logarithm_of_images(images: int) -> None:
     loss = oracles.between_points_on_a_log_scale(CURVE.images, CURVE.loss, images)

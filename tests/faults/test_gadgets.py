@@ -141,7 +141,8 @@ def test_k01_b13_no_gadget_is_run_in_any_disguise(heard: list[str], tmp_path: Pa
                     read_network(path, frozenset({"dall_e.encoder.Encoder"}))
                 if gadget.startswith((b"c", b"\x80")) and module != "__builtin__":  # which is called builtins today
                     with pytest.raises(
-                        CheckpointError, match=rf"asks for {module}\.{name}; this is no file of weights"
+                        CheckpointError,
+                        match=rf"asks for {module}\.{name}; weights need nothing of the kind; nothing was",
                     ):
                         read_state_dict(path)
     assert tried == len(GADGETS) * 4 * 8 >= 2000

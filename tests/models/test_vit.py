@@ -273,3 +273,10 @@ def test_a_wrong_grid_is_refused_with_numbers() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ViT(**fields)
+
+
+@pytest.mark.parametrize(("shape", "given"), [((3, 96, 96), "3x96x96"), ((1, 64, 64), "1x64x64"), ((64, 64), "64x64")])
+def test_images_of_another_size_are_one_clear_line(shape: tuple[int, ...], given: str) -> None:
+    network = ViT(img_size=(64, 64), patch_size=8, embed_dim=32, depth=1, num_heads=2).build()
+    with pytest.raises(UsageError, match=rf"images of {given}, and the network takes 3x64x64; resize them"):
+        network(torch.rand(2, *shape))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,3 +50,28 @@ def test_without_a_tokenizer_pretrain_says_which_two_ways_there_are(
     assert not (tmp_path / "run").exists()
     assert main(["tokenize", str(tmp_path / "photos"), "--out", str(tmp_path / "cache"), *CPU]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: no tokenizer given; give --tokenizer RUN")
+
+
+def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("smalti.core.files.shutil.disk_usage", lambda _: SimpleNamespace(free=20_000))
+    assert train_tokenizer(pictures(tmp_path / "photos"), tmp_path / "run", 2) == 6
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: no room for the first checkpoint in {tmp_path / 'run'}; ")
+    assert error.endswith(" MB are needed, and 0.0 MB are free; free some, or use --out on another disk")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_of_another_verb_and_data_as_a_flag_get_their_hints(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, hint in (
+        (["evaluate", "run", "images", "--neighbours", "3"], "see smalti evaluate --help"),
+        (
+            ["evaluate", "run", "images", "--near-duplicates", "0.9"],
+            "search has it, evaluate has not; see smalti evaluate",
+        ),
+        (["check", "images", "--plan.steps", "3"], "train-tokenizer, pretrain and finetune have it, check has not"),
+        (["check", "--data", "photos"], "smalti check takes DATA without a flag; smalti check photos"),
+    ):
+        assert main(arguments) == 2
+        assert hint in capsys.readouterr().err

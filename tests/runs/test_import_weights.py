@@ -1,10 +1,13 @@
 """`smalti import` of backbones, masked image models and classifiers under the names of other programs."""
 
+import argparse
 import json
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +23,7 @@ from smalti.runs.import_model import ImportModel
 from smalti.runs.import_model import main as import_model
 from smalti.runs.models import load_subject
 from smalti.weights.names import to_released, to_timm
+from smalti.weights.read import read_source
 from tests.exporting.networks import CPU, PAPER, RELEASED, VARIANTS, backbone, classifier, masked
 from tests.small_runs import pictures, pretrain, train_tokenizer
 
@@ -106,6 +110,75 @@ def test_the_encoder_is_found_below_a_prefix(tmp_path: Path) -> None:
     about, again = imported(saved(weights | others, tmp_path / "mae.safetensors"), tmp_path / "model", num_heads=4)
     assert sorted(about["left_out"]) == sorted(others)
     same_features(subject, again)
+
+
+def beside_weights() -> dict[str, Any]:
+    """What training programs of torch store beside weights."""
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.zeros(1, 2)).sum().backward()
+    optimizer.step()
+    arguments = argparse.Namespace(lr=1e-3, out=Path("runs"), betas=(0.9, 0.95), seen=np.float64(3))
+    return {
+        "optimizer": optimizer.state_dict(),
+        "args": arguments,
+        "rng": torch.get_rng_state(),
+        "numpy": np.random.default_rng(0).random(3),
+        "size": torch.Size([1]),
+        "dtype": torch.float16,
+        "more": defaultdict(list, {"a": [1]}),
+        "epoch": 3,
+    }
+
+
+@pytest.mark.parametrize("inside", ["model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize(
+    ("prefix", "compiled"), [("", False), ("module.", True), ("encoder.", False), ("model.module.encoder.", False)]
+)
+def test_a_training_checkpoint_of_ones_own(
+    inside: str, prefix: str, compiled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of MAE, with arguments, an optimiser and the prefixes of DistributedDataParallel, Lightning and the compiler."""
+    subject = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
+    weights = to_timm(subject.weights(), layer_scale_modules=True)
+    weights |= {"decoder_blocks.0.norm1.weight": torch.ones(8), "mask_token": torch.zeros(1, 1, 8)}
+    named = {
+        prefix + (name.replace("blocks.0.", "blocks.0._orig_mod.") if compiled else name): weights[name]
+        for name in weights
+    }
+    torch.save({inside: named} | beside_weights(), tmp_path / "checkpoint.pth")
+    about, again = imported(str(tmp_path / "checkpoint.pth"), tmp_path / "model", num_heads=4)
+    same_features(subject, again)
+    assert {name.removeprefix(prefix).replace("_orig_mod.", "") for name in about["left_out"]} == {
+        "decoder_blocks.0.norm1.weight",
+        "mask_token",
+    }
+    said = capsys.readouterr().err
+    assert "checkpoint.pth: beside the weights, left aside: optimizer, args, rng, numpy, size, dtype and 2 more" in said
+    assert (f"names are read without their prefix {prefix}" in said) == bool(prefix)
+
+
+def test_a_decoder_beside_the_encoder_is_dropped_and_two_encoders_are_a_question(tmp_path: Path) -> None:
+    subject = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
+    weights = to_timm(subject.weights(), layer_scale_modules=True)
+    both = {f"{part}.{name}": value for part in ("encoder", "decoder") for name, value in weights.items()}
+    about, again = imported(saved(both, tmp_path / "both.safetensors"), tmp_path / "model", num_heads=4)
+    assert all(name.startswith("decoder.") for name in about["left_out"])
+    assert len(about["left_out"]) == len(weights)
+    same_features(subject, again)
+    two = {f"{part}.{name}": value for part in ("student", "teacher") for name, value in weights.items()}
+    with pytest.raises(CheckpointError, match=r"there are 2 encoders, below student\. and teacher\.; save the one"):
+        imported(saved(two, tmp_path / "two.safetensors"), tmp_path / "none", num_heads=4)
+
+
+def test_a_prefix_before_the_names_of_transformers(tmp_path: Path) -> None:
+    subject = classifier(RELEASED)
+    huggingface.write(subject, make_folder(tmp_path / "beit"))
+    named = load_file(tmp_path / "beit" / "model.safetensors")
+    saved({f"module.{name}": value for name, value in named.items()}, tmp_path / "beit" / "model.safetensors")
+    source = read_source(str(tmp_path / "beit"))
+    assert set(source.classifier) == {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
+    assert source.vit().embed_dim == 32
 
 
 def test_unknown_weights_are_named_and_missing_ones_are_refused(tmp_path: Path) -> None:

@@ -195,8 +195,8 @@ def test_places_without_weights(tmp_path: Path) -> None:
 def test_a_file_of_torch_with_more_than_tensors_in_it(tmp_path: Path) -> None:
     torch.save({"model": as_released(drawn(SMALL)), "args": ViT()}, tmp_path / "checkpoint.pth")
     assert refused(tmp_path / "checkpoint.pth") == (
-        "checkpoint.pth asks for smalti.models.vit.ViT; this is no file of weights; nothing was run; save its state"
-        " dict with safetensors.torch.save_file, where you trust it"
+        "checkpoint.pth asks for smalti.models.vit.ViT; weights need nothing of the kind; nothing was run; save its"
+        " state dict with safetensors.torch.save_file, where you trust it"
     )
 
 

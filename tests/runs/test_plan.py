@@ -150,9 +150,9 @@ def proposal(
     [
         (
             {"survey": MANY._replace(train=4999)},
-            "4999 images to learn from: below some thousands there is little to be",
+            "4999 images to learn from: few, but not too few: 2 100 aerial photographs were",
         ),
-        ({"step": 2.0}, "15100 steps: below 20000 little is learned; --hours 13.8 is enough for them"),
+        ({"step": 2.0}, "15100 steps: 20000 would learn more; --hours 13.8 is enough for them"),
         ({"survey": MANY._replace(shorter_side=48)}, "images of 48 pixels are enlarged to 64"),
         (
             {"survey": MANY._replace(unreadable=3)},
@@ -167,6 +167,25 @@ def proposal(
 def test_what_speaks_against_it_is_said(result: dict[str, Any], warning: str) -> None:
     found = proposal(**result)["warnings"]
     assert [line for line in found if line.startswith(warning)], found
+
+
+@pytest.mark.parametrize(("train", "steps"), [(40, 2000), (2217, 2000), (100_000, 84_375)])
+def test_fine_tuning_is_as_long_as_its_labels_ask_for(train: int, steps: int) -> None:
+    about = plan.finetuning(tiny.finetune(), MANY._replace(train=train), 7)
+    assert (about["steps"], about["batch_size"]) == (steps, min(64, about["labels"]))
+    words = plan.finetune_command(PlanAhead("my photos", device="cpu"), "tiny", about)
+    assert words[:9] == [
+        "smalti",
+        "finetune",
+        "tiny",
+        "--data",
+        "my photos",
+        "--init",
+        "runs/beit",
+        "--out",
+        "runs/classes",
+    ]
+    assert words[9:] == ["--plan.steps", str(steps), "--plan.batch-size", str(about["batch_size"]), "--device", "cpu"]
 
 
 @pytest.mark.parametrize("reading", [0.0, 0.5])

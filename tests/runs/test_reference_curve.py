@@ -138,6 +138,9 @@ def test_soft_targets_are_compared_by_their_loss_against_hard_tokens() -> None:
     assert here(2, {"loss": 9.0, "hard": 2.8}) == "reference 2.800 (as far)"
     assert here(2, {"loss": 2.6}) == "reference 2.800 (ahead)"
     assert here(2, {"loss": 3.0}) == "reference 2.800 (behind)"
+    grey = ReferenceComparison(OURS, replace(TINY, channels=1), 3.0, 16)
+    assert grey(2, {"loss": 3.0}) == "reference 2.800"
+    assert grey.describe().endswith("1 channels (3); too far apart to be ahead or behind")
 
 
 def test_pixels_are_compared_with_pixels(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,7 @@ def test_a_state_dict_with_anything_else_in_it_is_refused(tmp_path: Path) -> Non
         path.write_bytes(archive(pickled({"a": storage(), "b": payload})))
         with pytest.raises(
             CheckpointError,
-            match=rf"weights.pth asks for [\w.]+\.{name.split('.')[-1]}; this is no file of weights; nothing",
+            match=rf"weights.pth asks for [\w.]+\.{name.split('.')[-1]}; weights need nothing of the kind; nothing",
         ):
             read_state_dict(path)
     for held, message in ({"a": 3}, "describes a parameter that is not in"), ([3], "it holds no state dict"):

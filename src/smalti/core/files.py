@@ -351,6 +351,15 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise an OutputError where so many bytes, and a fifth more, are not free."""
+    try:
+        _require_space(folder, needed)
+    except OSError as error:
+        fix = "free some, or use --out on another disk"
+        raise OutputError(f"no room for {what} in {folder}", cause=error.strerror or str(error), fix=fix) from error
+
+
 def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < _SPARE * needed:

@@ -21,6 +21,8 @@ FLAT_PATCH = 1.0
 """Squared error of predicting 0 for normalised patches; a little less where many patches have a single colour."""
 _NEAR = {"tokens": 0.1, "pixels": 0.03}
 _NEAR_SHARE = 0.1
+_COMPARABLE = math.log(4)
+"""Sum of |ln(a / b)| over the sizes of two setups up to which one run is called ahead of the other."""
 
 TargetName = Literal["tokens", "pixels"]
 Masks = Literal["blocks", "random"]
@@ -39,6 +41,7 @@ class Setup:
         num_images: images seen at the end, with repetitions: steps times batch size.
         masks: blocks of patches, or single patches, which are much easier to predict from their neighbours.
         decoder: linear, as in BEiT, or cross-attention behind an encoder of visible patches.
+        channels: of the images: 1 grey, 3 RGB.
     """
 
     target: TargetName
@@ -50,6 +53,7 @@ class Setup:
     num_images: int
     masks: Masks
     decoder: DecoderName = "linear"
+    channels: int = 3
 
     def __post_init__(self) -> None:
         pixels, has = self.target == "pixels", "without" if self.vocab_size is None else "with"
@@ -58,14 +62,19 @@ class Setup:
     def distance(self, other: "Setup") -> tuple[int, float, float]:
         """The distance of two setups, to be compared lexicographically.
 
-        First how many of two kinds differ, of masks and decoder; then Σ |ln(a / b)| over vocabulary size, patches,
-        masked share and size of the backbone (depth · width²); then |ln(a / b)| of the lengths, since the loss
-        decreases with the learning rate at the end of a run.
+        First how many of three kinds differ, of masks, decoder and channels; then Σ |ln(a / b)| over vocabulary size,
+        patches, masked share and size of the backbone (depth · width²); then |ln(a / b)| of the lengths, since the
+        loss decreases with the learning rate at the end of a run.
         """
         pairs = zip(self._sizes(), other._sizes(), strict=True)
         apart = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs)
-        kinds = (self.masks != other.masks) + (self.decoder != other.decoder)
+        kinds = (self.masks != other.masks) + (self.decoder != other.decoder) + (self.channels != other.channels)
         return kinds, round(apart, 9), abs(math.log(self.num_images / other.num_images))
+
+    def comparable(self, other: "Setup") -> bool:
+        """Whether being ahead or behind means anything: the same kinds, and sizes apart by a factor of 4 in all."""
+        kinds, apart, _ = self.distance(other)
+        return kinds == 0 and apart <= _COMPARABLE
 
     def differences(self, other: "Setup") -> list[str]:
         """Descriptions of what differs, as `512 visual tokens (1024)`, with the value of `other` in parentheses."""
@@ -75,6 +84,7 @@ class Setup:
             "% masked": (self._percent_masked(), other._percent_masked()),
             "masks": (self.masks, other.masks),
             "decoder": (self.decoder, other.decoder),
+            "channels": (self.channels, other.channels),
             "wide": (self.embed_dim, other.embed_dim),
             "blocks": (self.depth, other.depth),
             "images seen at the end": (self.num_images, other.num_images),

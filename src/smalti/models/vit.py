@@ -177,7 +177,17 @@ class VisionTransformer(nn.Module):
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, images: Tensor) -> Features:
-        """Features of images that are not masked."""
+        """Features of images that are not masked.
+
+        Raises:
+            UsageError: they are not of the configured size.
+        """
+        given, size = "x".join(map(str, images.shape[1:])), self.config.img_size
+        require(
+            tuple(images.shape[1:]) == (self.config.in_chans, *size),
+            f"images of {given}, and the network takes {self.config.in_chans}x{size[0]}x{size[1]}",
+            "resize them: smalti.load(MODEL).preprocess does; or train with --backbone.img-size",
+        )
         return self.encode(self.embed(images), self.config.grid)
 
 

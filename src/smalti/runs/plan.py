@@ -20,6 +20,7 @@ from smalti.data.reading import each, even_sample
 from smalti.functional.codebook import vocabulary_for
 from smalti.models.cost_estimate import num_parameters, pretraining_work
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
+from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
@@ -30,7 +31,9 @@ _LOOKED_AT = 64
 _LARGEST_ENLARGED = 1.5
 """A recipe may enlarge the usual image by so much."""
 _ENOUGH_STEPS, _MOST_STEPS, _FULL_EPOCHS = 20_000, 500_000, 800
-"""Pretraining steps below which little is learned; those of the paper, and its epochs."""
+"""Pretraining steps below which more are worth their time; those of the paper, and its epochs."""
+_FINETUNE_STEPS, _FINETUNE_EPOCHS = 2000, 60
+"""The least steps of fine-tuning (on 1 995 labels 600 ended below the frozen probe, and 2 000 above), and epochs."""
 _FEW_IMAGES = 5000
 _FEWEST_STEPS = 20
 _SPENT_ON_STEPS, _TOKENIZER_SHARE = 0.95, 0.15
@@ -57,10 +60,11 @@ class PlanAhead(ReadOptions):
 
 
 class Candidate(NamedTuple):
-    """A candidate recipe, and the minimum number of images it is meant for."""
+    """A candidate recipe, the minimum number of images it is meant for, and its fine-tuning, if it has any."""
 
     stages: Stages
     least_images: int = 0
+    finetune: Finetune | None = None
 
 
 class Survey(NamedTuple):
@@ -96,6 +100,10 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     name, measured, steps = choose(config, source, survey, recipes, compute, log)
     result = proposed(config, survey, name, measured, steps, compute)
     result["commands"] = [shlex.join(words) for words in commands(config, recipes[name].stages, result)]
+    start = recipes[name].finetune
+    if start is not None and len(source.classes) > 1:
+        result["finetune"] = finetuning(start, survey, len(source.classes))
+        result["commands"].append(shlex.join(finetune_command(config, name, result["finetune"])))
     print(describe(result))
     return result
 
@@ -129,7 +137,7 @@ def choose(
     log: Log,
 ) -> tuple[str, DryRun, Steps]:
     """The largest recipe that suits the images and fits enough steps into the time; otherwise the smallest."""
-    for name, (start, least_images) in reversed(list(recipes.items())):
+    for name, (start, least_images, _) in reversed(list(recipes.items())):
         smallest, stages = name == next(iter(recipes)), fitted(start, config, survey)
         too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
         if not smallest and (too_large or survey.train < least_images):
@@ -213,6 +221,22 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     return [first + both, second + both]
 
 
+def finetuning(start: Finetune, survey: Survey, classes: int) -> dict[str, Any]:
+    """Length and batches of fine-tuning on the labels that are there; its time is not part of the plan."""
+    labels = int(survey.train * (1 - start.validation))
+    size = min(start.plan.batch_size, labels)
+    steps = max(_FINETUNE_STEPS, _FINETUNE_EPOCHS * labels // size)
+    return {"classes": classes, "labels": labels, "steps": steps, "batch_size": size, "epochs": steps * size / labels}
+
+
+def finetune_command(config: PlanAhead, recipe: str, about: Mapping[str, Any]) -> list[str]:
+    """The command line that follows pretraining, as a list of arguments."""
+    words = ["smalti", "finetune", recipe, "--data", config.data, "--init", "runs/beit", "--out", "runs/classes"]
+    words += ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
+    words += _unless("inside", "--data.follow-links", config.follow_links)
+    return words + _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
+
+
 def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
     """Flags for length and batches, and for the batch size that the learning rate refers to, if that differs."""
     flags = ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
@@ -268,11 +292,12 @@ def _warnings(config: PlanAhead, survey: Survey, result: Mapping[str, Any], read
     """Warnings about the proposal."""
     found, run = [], result["pretrain"]
     if survey.train < _FEW_IMAGES:
-        found.append(f"{survey.train} images to learn from: below some thousands there is little to be learned")
+        gained = "2 100 aerial photographs were worth 18 points of linear probe, and more images more"
+        found.append(f"{survey.train} images to learn from: few, but not too few: {gained}")
     if run["steps"] < _ENOUGH_STEPS:
         alone = _ENOUGH_STEPS * run["seconds_per_step"] / 3600
         enough = (alone / (1 - _TOKENIZER_SHARE) + result["reading_hours"]) / _SPENT_ON_STEPS
-        few = f"{run['steps']} steps: below {_ENOUGH_STEPS} little is learned"
+        few = f"{run['steps']} steps: {_ENOUGH_STEPS} would learn more"
         found.append(f"{few}; --hours {math.ceil(10 * enough) / 10:g} is enough for them")
     if result["img_size"] > survey.shorter_side:
         found.append(f"images of {survey.shorter_side} pixels are enlarged to {result['img_size']}")
@@ -310,6 +335,9 @@ def describe(result: Mapping[str, Any]) -> str:
         ("in full", f"{full['steps']} steps, {full['epochs']:.0f} epochs: {full['hours']:.2g} hours"),
         ("memory", ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in bytes_of)),
     ]
+    if (tune := result.get("finetune")) is not None:
+        length = f"{tune['steps']} steps of {tune['batch_size']} images, {tune['epochs']:.0f} epochs"
+        rows.append(("fine-tuning", f"{length} of {tune['labels']} labels; beside the time above"))
     rows += [("warning", printable(warning)) for warning in result["warnings"]]
     table = "\n".join(f"{title:<14}{text}" for title, text in rows)
     return "\n".join([table, "", *result["commands"]])

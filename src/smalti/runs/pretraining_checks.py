@@ -173,6 +173,8 @@ class ReferenceComparison:
         theirs = self.reference.gain(images)
         if theirs is None:
             return "beyond the reference" if images > self.reference.images[-1] else ""
+        if not self.setup.comparable(self.reference.setup):
+            return f"reference {self.baseline - theirs:.3f}"
         gain = self.baseline - values.get("hard", values["loss"])
         return f"reference {self.baseline - theirs:.3f} ({standing(gain, theirs, self.setup.target)})"
 
@@ -187,7 +189,10 @@ class ReferenceComparison:
         moved = (
             f", moved to the unigram entropy here, {self.baseline:.3f} nats" if self.setup.target == "tokens" else ""
         )
-        return f"{self.reference.name}, a run of ours on {self.reference.data}{moved}; here (and there): {differing}"
+        far = "" if self.setup.comparable(self.reference.setup) else "; too far apart to be ahead or behind"
+        return (
+            f"{self.reference.name}, a run of ours on {self.reference.data}{moved}; here (and there): {differing}{far}"
+        )
 
     def describe_end(self, measured: Mapping[str, Any]) -> str:
         """The final figures of both runs, each on its own held-out images."""
@@ -231,4 +236,5 @@ def setup_of(
     masked, images = masking.count(backbone.grid), plan.steps * plan.batch_size
     masks: Masks = "random" if isinstance(masking, Random) else "blocks"
     kind: DecoderName = "linear" if isinstance(decoder, Linear) else "cross-attention"
-    return Setup(name, vocab_size, rows * columns, masked, backbone.embed_dim, backbone.depth, images, masks, kind)
+    width, depth, channels = backbone.embed_dim, backbone.depth, backbone.in_chans
+    return Setup(name, vocab_size, rows * columns, masked, width, depth, images, masks, kind, channels)

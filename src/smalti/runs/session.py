@@ -26,6 +26,7 @@ from smalti.core.errors import (
     UnmeasuredError,
     is_out_of_memory,
 )
+from smalti.core.files import require_space
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
@@ -177,6 +178,8 @@ class Session:
             self.log.say(f"going on from step {trainer.step}{again}")
         self.folder.forget_metrics_after(trainer.step)
         path = self.folder.path
+        if is_rank0():
+            require_space(path, trainer.checkpoint_bytes, "the first checkpoint")
         many = f", on {world_size()} processes" if world_size() > 1 else ""
         go_on = f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}"
         with BackgroundWriter(before=self.folder.require_ours) as writer, name_lost_rank():

@@ -104,6 +104,14 @@ class Trainer:
         self.skipped = 0
         self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint will be: weights, their average, and two moments of those that learn."""
+        model = self.objective.model
+        weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        return weights * (1 if self.ema is None else 2) + moments
+
     def train_step(self, batch: Batch, compute: Compute, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
         """One optimiser step.
 

@@ -4,10 +4,13 @@ Ours are those of `MaskedImageModel`, `backbone.blocks.0.norm1.weight`, and of a
 have other tensors, as transformers has one matrix each for queries, keys and values, these are split and joined.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+from smalti.core.errors import CheckpointError
 
 _BLOCKS = "blocks."
 _LAYER_SCALE = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
@@ -16,6 +19,8 @@ _OF_PRETRAINING = {"mask_token": "mask_token", "head.": "lm_head."}
 """Ours and those of the released pretraining code."""
 _LEFT_OF_TIMM = ("head.", "fc_norm.", "decoder_")
 _LEFT_OF_HUGGINGFACE = ("pooler.", "classifier.", "decoder.")
+_COMPILED = "_orig_mod."
+_DECODER = ("decoder_", "decoder.")
 _FIRST_BLOCK = "blocks.0.norm1.weight"
 _CLASSIFIER = {"head.": "classifier.", "fc_norm.": "pooler.layernorm."}
 """Those of a classifier of ours and of transformers; timm has ours."""
@@ -61,26 +66,41 @@ def _in_block(name: str, ours: str, theirs: str, names: Mapping[str, str]) -> st
     return f"{theirs}{number}{dot}{_renamed(rest, names)}"
 
 
-def is_timm(weights: Mapping[str, Tensor]) -> bool:
+def is_timm(weights: Mapping[str, object]) -> bool:
     """Whether the names are those of timm or of the released code."""
     return _FIRST_BLOCK in weights
 
 
-def encoder_of(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The encoder by timm's names, and the names of all else, which is left out; all of it if there is no such encoder.
+def encoder_of(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
+    """The encoder by the names of timm or transformers, the names of all else, which is left out, and its prefix.
 
-    Training programs put a prefix before these names (`module.`, and lightly `backbone.vit.`). MAE has a decoder beside
-    the encoder, and a mask token that is the decoder's.
+    Training programs put a prefix before these names (`module.`, `model.encoder.`, and lightly `backbone.vit.`), the
+    compiler one among them. MAE has a decoder beside the encoder, and a mask token that is the decoder's.
+
+    Raises:
+        CheckpointError: there are several encoders.
     """
-    prefixes = [name.removesuffix(_FIRST_BLOCK) for name in weights if name.endswith(f".{_FIRST_BLOCK}")]
-    if not is_timm(weights) and len(prefixes) == 1:
-        inside = {name.removeprefix(prefixes[0]): name for name in weights if name.startswith(prefixes[0])}
-    else:
-        inside = {name: name for name in weights}
-    if any(name.startswith("decoder_") for name in inside):
-        inside = {name: full for name, full in inside.items() if not name.startswith(("decoder_", "mask_token"))}
+    named = {name.replace(_COMPILED, ""): name for name in weights}
+    prefix = "" if is_timm(named) or is_huggingface(named) else _prefix(named)
+    inside = {name.removeprefix(prefix): full for name, full in named.items() if name.startswith(prefix)}
+    if any(name.startswith(_DECODER) for name in inside):
+        inside = {name: full for name, full in inside.items() if not name.startswith((*_DECODER, "mask_token"))}
     left_out = tuple(name for name in weights if name not in inside.values())
-    return {name: weights[full] for name, full in inside.items()}, left_out
+    return {name: weights[full] for name, full in inside.items()}, left_out, prefix
+
+
+def _prefix(names: Iterable[str]) -> str:
+    """What stands before the names of the only encoder; empty where there is none."""
+    found = {name.removesuffix(_FIRST_BLOCK) for name in names if name.endswith(f".{_FIRST_BLOCK}")}
+    theirs = f".{_THEIR_BLOCKS}0.layernorm_before.weight"
+    whole = (name.removesuffix(theirs[1:]) for name in names if name.endswith(theirs))
+    found |= {prefix.removesuffix("beit.").removesuffix("vit.") for prefix in whole}  # heads stand beside these
+    encoders = sorted(prefix for prefix in found if not re.search("decoder|predictor", prefix))
+    if len(encoders) > 1:
+        raise CheckpointError(
+            f"there are {len(encoders)} encoders, below {' and '.join(encoders[:3])}", fix="save the one that is meant"
+        )
+    return encoders[0] if encoders else ""
 
 
 def classifier_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +164,7 @@ def to_released(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(name, _OF_PRETRAINING).removeprefix("backbone."): value for name, value in weights.items()}
 
 
-def is_huggingface(weights: Mapping[str, Tensor]) -> bool:
+def is_huggingface(weights: Mapping[str, object]) -> bool:
     """Whether the names are those of transformers."""
     return any(_without_prefix(name).startswith(f"{_THEIR_BLOCKS}0.") for name in weights)
 

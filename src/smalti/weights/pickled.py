@@ -52,12 +52,20 @@ class Expected:
         functions: functions of which it may contain calls.
         others: further names.
         persistent: returns the object of a persistent id; raises ValueError for an id that is not expected.
+        inert: what training programs store beside weights, such as `argparse.Namespace`, and packages, ending in a dot.
+            Of their objects nothing but the name is kept. Where this is not empty, items of dictionaries whose keys are
+            not text, as in the state of an optimiser, are dropped.
     """
 
     classes: frozenset[str]
     functions: frozenset[str]
     others: frozenset[str]
     persistent: Callable[[Value], Value]
+    inert: tuple[str, ...] = ()
+
+    def is_inert(self, name: str) -> bool:
+        """Whether a name stands for something that is skipped."""
+        return any(name.startswith(known) if known.endswith(".") else name == known for known in self.inert)
 
 
 _OPERATIONS = {operation.code.encode("latin-1"): operation for operation in pickletools.opcodes}
@@ -149,7 +157,8 @@ class _Machine:
                 self.stack.append(tuple(values))
             case "APPEND" | "APPENDS":
                 values = self._last(1) if operation == "APPEND" else self._since_mark()
-                self._top(list).extend(values)
+                if not self._skips(self.stack[-1]):
+                    self._top(list).extend(values)
             case "SETITEM" | "SETITEMS":
                 self._set_items(self._last(2) if operation == "SETITEM" else self._since_mark())
             case "GLOBAL":
@@ -177,39 +186,53 @@ class _Machine:
                 self._refuse("Python's extension registry" if extension else f"the operation {operation}")
 
     def _set_items(self, values: list[Value]) -> None:
+        if self._skips(self.stack[-1]):
+            return
         keys = values[::2]
         # Only strings have hashes with a secret seed: numbers could be chosen to collide. Hashing deeply nested tuples
         # overflows the stack of the process.
-        if len(values) % 2 or not all(type(key) is str for key in keys):
+        if len(values) % 2 or not (self.expected.inert or all(type(key) is str for key in keys)):
             raise ValueError("its pickle has a dictionary whose keys are not text")
-        self._top(dict).update(zip(keys, values[1::2], strict=True))
+        self._top(dict).update((key, value) for key, value in zip(keys, values[1::2], strict=True) if type(key) is str)
 
     def _name(self, path: tuple[Value, ...]) -> None:
         text = ".".join(path) if all(type(part) is str for part in path) else "a name that is no text"
         text = text.replace("__builtin__.", "builtins.")  # as Python 2 called it, and as protocol 2 does
-        if text not in self.expected.classes | self.expected.functions | self.expected.others:
+        known = self.expected.classes | self.expected.functions | self.expected.others
+        if text not in known and not self.expected.is_inert(text):
             self._refuse(text)
         self.stack.append(Name(text))
 
+    def _skips(self, value: Value) -> bool:
+        """Whether a value is one of which only the name is kept."""
+        return isinstance(value, Instance) and self.expected.is_inert(value.kind)
+
     def _call(self, function: Value, arguments: Value) -> None:
+        if type(function) is Name and self.expected.is_inert(function.text):
+            self.stack.append(Instance(function.text))
+            return
         if type(function) is not Name or function.text not in self.expected.functions or type(arguments) is not tuple:
             raise ValueError("its pickle calls what is no function")
         ordered_dict = function.text == "collections.OrderedDict" and not arguments
         self.stack.append({} if ordered_dict else Call(function.text, arguments))
 
     def _instance(self, kind: Value, arguments: Value) -> None:
-        if type(kind) is not Name or kind.text not in self.expected.classes or arguments != ():
+        inert = type(kind) is Name and self.expected.is_inert(kind.text)
+        if not inert and (type(kind) is not Name or kind.text not in self.expected.classes or arguments != ()):
             raise ValueError("its pickle makes an object of what is no class")
         self.stack.append(Instance(kind.text))
 
     def _build(self, state: Value) -> None:
+        if self._skips(self.stack[-1]):
+            return
         state = _require(state, dict)
         if type(self.stack[-1]) is not dict:  # torch notes versions of modules on its state dicts
             self._top(Instance).state = state
 
     def _refuse(self, wish: str) -> None:
         asked = f"{self.file} asks for {printable(wish[:100])}"
-        raise CheckpointError(asked, cause="this is no file of weights", fix="nothing was run")
+        cause = "weights need nothing of the kind" if self.expected.inert else "this is no file of weights"
+        raise CheckpointError(asked, cause=cause, fix="nothing was run")
 
     def _since_mark(self) -> list[Value]:
         values, self.stack = self.stack, self.below.pop()

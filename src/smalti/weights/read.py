@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
+from smalti.core.log import Log, printable
 from smalti.core.stored import read_object
 from smalti.core.tensors import read_tensors
 from smalti.weights import names
@@ -31,7 +32,13 @@ def read_source(place: str) -> SourceWeights:
     Raises:
         CheckpointError: there are none, they are damaged, or their names are neither those of timm nor of transformers.
     """
-    weights, others = names.encoder_of(read_weights(place))
+    found = read_weights(place)
+    try:
+        weights, others, prefix = names.encoder_of(found)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error.what}", cause=error.cause, fix=error.fix) from None
+    if prefix:
+        Log().say(f"{place}: names are read without their prefix {printable(prefix)}")
     classifier, left_out = names.classifier_of(weights), (*others, *names.unused(weights))
     if names.is_timm(weights):
         return SourceWeights(place, names.from_timm(weights), classifier=classifier, left_out=left_out)

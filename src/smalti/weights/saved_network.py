@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import CheckpointError
-from smalti.core.log import printable
+from smalti.core.log import Log, printable
 from smalti.weights.pickled import Call, Instance, Value
 from smalti.weights.torch_file import PARAMETER, TENSOR, SparingFile, Storage, Storages, read_file
 
-_MAX_MODULES, _MAX_TENSORS, _MAX_NAME = 2000, 2000, 200
-_INSIDE = ("model", "state_dict")
+_MAX_MODULES, _MAX_TENSORS, _MAX_NAME, _NAMED = 2000, 2000, 200, 6
+_INSIDE = ("model", "state_dict", "model_state_dict", "module", "net")
 """Keys under which training programs store a state dict."""
+_INERT = (
+    *("argparse.Namespace", "collections.defaultdict", "builtins.list", "builtins.dict", "_codecs.encode"),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "datetime.datetime"),
+    *("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
+    *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct", "torch.Size"),
+    *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"),
+    *("omegaconf.", "lightning.", "lightning_fabric.", "pytorch_lightning.", "lightly_train."),
+)
+"""What training programs store beside weights: arguments, settings, numbers of numpy, states of generators."""
 
 T = TypeVar("T")
 
@@ -53,29 +62,40 @@ def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, in float32 by name; it may be the value of `model` or `state_dict`.
+    """The tensors of a state dict, in float32 by name; it may be the value of `model`, `state_dict` or the like.
+
+    What else a training program has stored is not read; one line names it.
 
     Raises:
-        CheckpointError: as in `read_network`; also for a training checkpoint that contains other objects than tensors.
+        CheckpointError: as in `read_network`.
     """
 
     def weights(root: Value, storages: Storages, size: int) -> dict[str, Tensor]:
-        found = next((root[key] for key in _INSIDE if key in root), root) if isinstance(root, dict) else None
+        inside = next((key for key in _INSIDE if isinstance(root, dict) and isinstance(root.get(key), dict)), None)
+        found = root if inside is None else root[inside]
         if not isinstance(found, dict):
             raise ValueError("it holds no state dict")
-        return dict(_tensors(found.items(), storages, size))
+        described = {name: value for name, value in found.items() if isinstance(value, Call)}
+        others = [name for name in found if name not in described]
+        others += [] if inside is None else [name for name in root if name != inside]
+        if described and others:
+            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+            Log().say(f"{path.name}: beside the weights, left aside: {', '.join(others[:_NAMED])}{more}")
+        return dict(_tensors((described or found).items(), storages, size))
 
-    return _read(path, frozenset(), weights)
+    return _read(path, frozenset(), weights, _INERT)
 
 
-def _read(path: Path, classes: frozenset[str], take: Callable[[Value, Storages, int], T]) -> T:
+def _read(
+    path: Path, classes: frozenset[str], take: Callable[[Value, Storages, int], T], inert: tuple[str, ...] = ()
+) -> T:
     """The result of `take` for the object in a file, its storages, and the length of the file in bytes."""
     name = printable(path.name)
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a regular file")
         with SparingFile(path) as file:
-            return take(*read_file(file, name, classes), file.size)
+            return take(*read_file(file, name, classes, inert), file.size)
     except OSError as error:
         raise CheckpointError(
             f"cannot read {printable(str(path))}", cause=error.strerror or str(error), fix="check the path"

@@ -30,6 +30,9 @@ _DTYPES = {
     "torch.BFloat16Storage": torch.bfloat16,
     "torch.DoubleStorage": torch.float64,
     "torch.LongStorage": torch.int64,  # indices of relative positions
+    "torch.IntStorage": torch.int32,
+    "torch.ByteStorage": torch.uint8,  # the state of a random generator, beside weights
+    "torch.BoolStorage": torch.bool,
 }
 _FUNCTIONS = frozenset({"collections.OrderedDict", "builtins.set", "torch.device", TENSOR, PARAMETER})
 
@@ -99,13 +102,16 @@ class Storages:
         return torch.frombuffer(data, dtype=storage.dtype)
 
 
-def read_file(file: SparingFile, name: str, classes: frozenset[str]) -> tuple[Value, Storages]:
+def read_file(
+    file: SparingFile, name: str, classes: frozenset[str], inert: tuple[str, ...] = ()
+) -> tuple[Value, Storages]:
     """The object in a file, and the storages it refers to.
 
     Args:
         file: the file, at its beginning; it must stay open while storages are read.
         name: of the file, for messages.
         classes: names of the classes of which it may contain instances.
+        inert: as of `Expected`.
 
     Raises:
         CheckpointError: it refers to anything else.
@@ -118,7 +124,7 @@ def read_file(file: SparingFile, name: str, classes: frozenset[str]) -> tuple[Va
     if what := looks_like(begin):
         raise ValueError(f"it looks like {what}, not like weights")
     storages = Storages()
-    expected = Expected(classes, _FUNCTIONS, frozenset(_DTYPES), storages.persistent)
+    expected = Expected(classes, _FUNCTIONS, frozenset(_DTYPES), storages.persistent, inert)
     read = _read_zip if begin.startswith(b"PK") else _read_old
     return read(file, name, expected, storages), storages
 
