@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from smalti.core.errors import DataError
+from smalti.core.files import POINTER, is_pointer
 from smalti.data import npy
 
 try:
@@ -194,6 +195,8 @@ def _open(data: bytes) -> ImageFile:
     for reader, beginnings in _READERS.items():
         if data.startswith(beginnings) and (reader is not WebPImageFile or data[8:12] == b"WEBP"):
             return reader(BytesIO(data))
+    if is_pointer(data):
+        raise _RefusedError(POINTER)
     kind = _OTHER_KINDS.get(data[:4]) or _OTHER_KINDS.get(data[4:8])
     raise _RefusedError("not an image in a format smalti knows" + (f" (it looks like {kind})" if kind else ""))
 

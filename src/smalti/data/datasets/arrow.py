@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.log import Log
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, require_fetched
 from smalti.data.datasets.tables import (
     ColumnLabels,
     TableDataset,
@@ -218,6 +218,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    require_fetched(path)
     try:
         with open(path, "rb") as file:
             found = json.loads(file.read(_MAX_JSON))

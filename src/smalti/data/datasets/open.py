@@ -8,7 +8,7 @@ from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, require_fetched
 from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
@@ -61,6 +61,7 @@ def open_source(
             raise _missing(place)
         if place.is_dir():
             return _open_folder(place, channels, log, follow, label_separator)
+        require_fetched(place)
         if place.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES and place.is_file():
             return FileList(place, channels, root, label_separator, log)
         return _open_file(place, channels, log, label_separator)
