@@ -45,9 +45,7 @@ def test_i07_streamed_images_that_are_pointers(tmp_path: Path) -> None:
         bad.add([Bad(0, found.value.cause, False), Bad(1, found.value.cause, False)], 2)
 
 
-@pytest.mark.parametrize(
-    "name", ["a.tar", "a.parquet", "a.arrow", "a.csv", "a.txt", "{0..1}.tar", "{0..1}.parquet"]
-)
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet", "a.arrow", "a.csv", "a.txt", "{0..1}.tar", "{0..1}.parquet"])
 def test_i07_files_that_are_pointers(tmp_path: Path, name: str) -> None:
     for number in range(2):
         put(tmp_path / name.replace("{0..1}", str(number)))

@@ -140,7 +140,9 @@ class Data:
 
     def source(self, path: str, log: Log | None = None) -> ImageDataset:
         """DATA at `path`, read in the same way."""
-        return open_source(path, self.channels, log, self.follow_links, self.root, self.label_separator)
+        return open_source(
+            path, self.channels, log, self.follow_links, root=self.root, label_separator=self.label_separator
+        )
 
     def _source(self, log: Log) -> ImageDataset:
         source = self.source(self.path, log)

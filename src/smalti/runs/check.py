@@ -66,7 +66,9 @@ class Seen(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Read every image; nothing is written."""
     log = Log()
-    source = open_source(config.data, config.channels, log, config.follow_links, config.root, config.label_separator)
+    source = open_source(
+        config.data, config.channels, log, config.follow_links, root=config.root, label_separator=config.label_separator
+    )
     source.verify(log)
     tally = Tally(config.channels)
     positions = even_sample(len(source), config.limit)

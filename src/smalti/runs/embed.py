@@ -112,8 +112,8 @@ def main(config: Embed) -> dict[str, Any]:
             network.backbone.config.in_chans,
             log,
             config.follow_links,
-            config.root,
-            config.label_separator,
+            root=config.root,
+            label_separator=config.label_separator,
         )
         about = _about(config, network, source)
         require_same("network or data set", about)

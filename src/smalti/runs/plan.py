@@ -93,7 +93,9 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
-    source = open_source(config.data, channels, log, config.follow_links, config.root, config.label_separator)
+    source = open_source(
+        config.data, channels, log, config.follow_links, root=config.root, label_separator=config.label_separator
+    )
     survey = look(source, log)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")

@@ -46,7 +46,9 @@ def main(config: Prepare) -> dict[str, Any]:
     """Write the shards, resume writing them, or verify that they are complete."""
     began, log = time.monotonic(), Log()
     require_place(Path(config.out).expanduser())
-    source = open_source(config.data, config.channels, log, config.follow_links, config.root, config.label_separator)
+    source = open_source(
+        config.data, config.channels, log, config.follow_links, root=config.root, label_separator=config.label_separator
+    )
     _say(source, log)
     settings = Settings(
         data=lasting(config.data),

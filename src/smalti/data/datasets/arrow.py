@@ -21,6 +21,7 @@ from smalti.data.datasets.tables import (
     cells,
     choose_split,
     find_columns,
+    plain,
     require_extra,
     why,
     without_bytes,
@@ -98,7 +99,7 @@ class Arrow(TableDataset):
         return sha256(super().fingerprint().encode() + order)
 
     def length(self, index: int) -> int:
-        cell = self.cell(index)
+        cell = plain(self.cell(index))
         return int(cell.as_buffer().size) if cell.is_valid else 0
 
     def cell(self, index: int) -> Any:

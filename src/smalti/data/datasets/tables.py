@@ -66,6 +66,7 @@ class TableDataset(StoredDataset):
             cell = self.cell(index)
         except DataError as error:
             raise DataError(f"cannot read {self.name(index)}", cause=error.cause or error.what) from error
+        cell = plain(cell)
         if not cell.is_valid:
             cause = "the cell is empty, or holds the path of a file without its bytes"
             raise DataError(f"cannot read {self.name(index)}", cause=cause)
@@ -125,6 +126,13 @@ def cells(column: Any) -> Any:
     if not _is_struct(column.type):
         return column
     return column.flatten()[column.type.get_field_index("bytes")]
+
+
+def plain(cell: Any) -> Any:
+    """The scalar itself, or what one of a dictionary array stands for."""
+    import pyarrow as pa
+
+    return cell.value if isinstance(cell, pa.DictionaryScalar) else cell
 
 
 class ColumnLabels:
@@ -266,6 +274,8 @@ def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_bytes(kind.field(place).type) and not pa.types.is_struct(kind.field(place).type)
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
