@@ -130,7 +130,7 @@ def cells(column: Any) -> Any:
 
 def plain(cell: Any) -> Any:
     """The scalar itself, or what one of a dictionary array stands for."""
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
 
     return cell.value if isinstance(cell, pa.DictionaryScalar) else cell
 
@@ -150,7 +150,7 @@ class ColumnLabels:
         Raises:
             DataError: a number that is not that of a declared class, or more than `MAX_CLASSES` classes.
         """
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
 
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
@@ -282,9 +282,10 @@ def _holds_bytes(kind: Any) -> bool:
 def _is_label(kind: Any) -> bool:
     import pyarrow as pa
 
+    if pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return True
     kind = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(text or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
 
 
 def _is_list(kind: Any) -> bool:
