@@ -77,7 +77,7 @@ def test_a_folder_of_images_with_a_table_beside_them_is_a_folder(tmp_path: Path)
 
 
 BYTES, TEXT = pa.array([png(1), png(2)]), pa.array(["dog", "ant"])
-MISSING = "1 of 2 images have no label: nothing is learned or measured by it"
+MISSING = "1 of 2 images have no label, and are left out where labels are used"
 STRUCT = pa.array([{"bytes": png(3), "path": None}, {"bytes": png(4), "path": "x"}], IMAGE)
 
 
