@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from smalti.core.tensors import MAX_HEADER, looks_like, read_tensors, tensors_of
+from smalti.core.tensors import MAX_HEADER, no_weights, read_tensors, tensors_of
 
 FOUR = bytes(16)
 
@@ -104,5 +104,5 @@ def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_what_files_often_are_in_truth() -> None:
-    assert looks_like(b"  <html>") == "a web page"
-    assert looks_like(b"PK\x03\x04") == looks_like(b"") == ""
+    assert no_weights(b"  <html>") == "it looks like a web page, not like weights"
+    assert no_weights(b"PK\x03\x04") == no_weights(b"") == ""

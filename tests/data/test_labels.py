@@ -138,6 +138,6 @@ def test_i14_labels_that_are_not_known_are_nan() -> None:
 def test_some_images_without_a_label(tmp_path: Path) -> None:
     source = open_source(listed(tmp_path, "a.csv", ["path,label", "0.png,cat", "1.png,", "2.png,-1", "3.png,dog"]), 1)
     assert names_of(source) == ["cat", "", "", "dog"]
-    assert source.notes == ("2 of 4 images have no label: nothing is learned or measured by it",)
+    assert source.notes == ("2 of 4 images have no label, and are left out where labels are used",)
     kept = source.labelled()
     assert ([kept.key(n) for n in range(len(kept))], kept.present_classes()) == (["0.png", "3.png"], ("cat", "dog"))

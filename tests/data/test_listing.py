@@ -212,7 +212,7 @@ def test_numbers_are_class_numbers_and_names_are_sorted(
 def test_one_image_without_a_label_leaves_the_labels_of_the_others() -> None:
     ids, classes, notes = resolve(np.array([0, -1], np.int32), ("a",))
     assert (ids.tolist(), classes) == ([0, -1], ("a",))
-    assert notes == ("1 of 2 images have no label: nothing is learned or measured by it",)
+    assert notes == ("1 of 2 images have no label, and are left out where labels are used",)
 
 
 def test_too_many_classes_are_no_classes() -> None:

@@ -96,7 +96,7 @@ def test_i04_where_all_are_missing_the_remedies_are_named(tmp_path: Path) -> Non
     folder = images(tmp_path / "images")
     message = (
         r"none of the 2 images of .*a\.csv is there, first 'p/q\.jpg'; looked for in .*, also with other extensions, "
-        r"separators and encodings: 3 images there, such as train/a/x 1\.jpg; give the folder .* --data\.root FOLDER"
+        r"separators and encodings: 3 images there, such as train/a/x 1\.jpg; say in which .* --data\.root"
     )
     with pytest.raises(DataError, match=message):
         opened(tmp_path / "a.csv", "path\np/q.jpg\nr.jpg\n", root=str(folder))

@@ -121,7 +121,7 @@ def test_labels_of_some_images_only_are_used_and_the_others_counted(tmp_path: Pa
     bad = [("b.png", png()), ("b.cls", b"-4"), ("c.png", png()), ("c.cls", b"x" * 2000)]
     source = shards_at([put(tmp_path / "0.tar", ("a.png", png()), ("a.cls", b"1"), *bad)], 1)
     assert (source.classes, [source[i].label for i in range(3)]) == (("-4", "1"), [1, 0, -1])
-    assert source.notes == ("1 of 3 images have no label: nothing is learned or measured by it",)
+    assert source.notes == ("1 of 3 images have no label, and are left out where labels are used",)
     assert counts(source) == {BAD_LABEL: 1}
 
 

@@ -20,6 +20,8 @@ REPLACED = ".replaced"
 """Suffix of a folder while another one takes its place."""
 
 MANIFEST = "MANIFEST.json"
+POINTER, FETCH = "it is a Git LFS pointer, and the file itself was not fetched", "fetch it with: git lfs pull"
+_MAX_POINTER = 1024
 _SPARE = 1.2
 """Free space to require, as a multiple of the bytes to be written."""
 NOT_ORDINARY = "what is there is no ordinary file"
@@ -35,6 +37,23 @@ def sha256(*parts: bytes | memoryview) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def is_pointer(begin: bytes) -> bool:
+    """Whether a file that begins so is a pointer of Git LFS, which stands for a large file that was not fetched."""
+    return begin.startswith(b"version https://git-lfs")
+
+
+def is_pointer_file(path: Path) -> bool:
+    """Whether a file is small and a pointer of Git LFS.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.is_file() or path.stat().st_size > _MAX_POINTER:
+        return False
+    with open(path, "rb") as file:
+        return is_pointer(file.read(_MAX_POINTER))
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smalti.core.errors import CheckpointError
-from smalti.core.files import MANIFEST, NOT_ORDINARY, replaced_by, sha256
+from smalti.core.files import FETCH, MANIFEST, NOT_ORDINARY, POINTER, is_pointer_file, replaced_by, sha256
 
 MAX_JSON = 2**26
 """Bytes of JSON that are read from a file, where nothing else is said."""
@@ -187,6 +187,8 @@ def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
             if not file.is_file():
                 raise _damaged(path, f"{name} is missing")
             found = file.stat().st_size
+            if found != size and is_pointer_file(file):
+                raise CheckpointError(f"{path} is not all here", cause=f"{name}: {POINTER}", fix=FETCH)
             if found != size:
                 raise _damaged(path, f"{name} has {found} bytes, not {size}")
             data = read_stored(file, size, follow=True)

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from smalti.core.files import FETCH, is_pointer
 from smalti.core.stored import open_stored
 
 MAX_HEADER = 2**23
@@ -54,9 +55,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(str(error)) from error
 
 
-def looks_like(begin: bytes) -> str:
-    """What is often mistaken for a file of weights, recognised by the first bytes; empty where it is none of these."""
-    return next((what for sign, what in _NO_WEIGHTS.items() if begin.lstrip().startswith(sign)), "")
+def no_weights(begin: bytes) -> str:
+    """What is said of a file that is often mistaken for weights, by its first bytes; empty for any other."""
+    what = next((what for sign, what in _NO_WEIGHTS.items() if begin.lstrip().startswith(sign)), "")
+    hint = f"; {FETCH}" if is_pointer(begin.lstrip()) else ""
+    return f"it looks like {what}, not like weights{hint}" if what else ""
 
 
 def _require_sound(begin: bytes, size: int) -> None:
@@ -67,8 +70,7 @@ def _require_sound(begin: bytes, size: int) -> None:
     """
     length = _header_length(begin)
     if begin[_LENGTH : _LENGTH + 1] != b"{":
-        what = looks_like(begin)
-        raise ValueError(f"it looks like {what}, not like weights" if what else "it is no safetensors file")
+        raise ValueError(no_weights(begin) or "it is no safetensors file")
     if length > min(size - _LENGTH, MAX_HEADER):
         raise ValueError(f"its header claims {length} bytes, of {size} in the file and {MAX_HEADER} that are read")
     if (count := begin.count(b'"data_offsets"')) > MAX_TENSORS:

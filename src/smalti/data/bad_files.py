@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from smalti.core.errors import DataError
-from smalti.core.files import append, write_bytes
+from smalti.core.files import FETCH, POINTER, append, write_bytes
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
 from smalti.core.stored import read_lines
@@ -64,7 +64,8 @@ class LeftOutFiles:
     def _require_few(self) -> None:
         if len(self.found) > self.most or len(self.found) == self.total:
             self.write()
-            raise DataError(self._summary(), cause=self.found[0][1], fix=self.fix)
+            cause = self.found[0][1]
+            raise DataError(self._summary(), cause=cause, fix=FETCH if POINTER in cause else self.fix)
 
     def _summary(self) -> str:
         return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
@@ -133,7 +134,7 @@ class BadFiles:
         return DataError(
             f"{len(self.reasons)} of {self.total} images cannot be read, {self.seen} were shown",
             cause=", ".join(first),
-            fix="remove them, or raise --data.max-bad-fraction",
+            fix=FETCH if POINTER in first[0] else "remove them, or raise --data.max-bad-fraction",
         )
 
 

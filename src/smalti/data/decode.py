@@ -18,6 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from smalti.core.errors import DataError
+from smalti.core.files import POINTER, is_pointer
 from smalti.data import npy
 from smalti.data.formats import READERS, FormatError, open_image, size_before_decoding
 from smalti.data.values import (
@@ -215,6 +216,8 @@ def _open(data: bytes) -> ImageFile:
     """The Pillow reader for this content, whose size is within the limits, with no pixels decoded yet."""
     if not data:
         raise _RefusedError("the file is empty")
+    if is_pointer(data):
+        raise _RefusedError(POINTER)
     if (claimed := size_before_decoding(data)) is not None:
         _check_size(*claimed)
     _silence_libtiff()

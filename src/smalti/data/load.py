@@ -100,12 +100,13 @@ class Data(ReadOptions):
         require(self.num_workers is None or self.num_workers >= 0, f"{self.num_workers} workers", "use 0 or more")
         require(self.worker_timeout > 0, f"a worker_timeout of {self.worker_timeout}", "use more than 0 seconds")
 
-    def open(self, log: Log, bad_files: Path | None = None) -> RunImages:
+    def open(self, log: Log, bad_files: Path | None = None, labelled: bool = False) -> RunImages:
         """The images for a training run: in memory where they fit.
 
         Args:
             log: for progress and a line about unreadable files.
             bad_files: file in which to list them, one JSON object per line.
+            labelled: leave out images without a label, if others have one.
 
         Raises:
             DataError: no images, too few images, or too many that cannot be read.
@@ -113,6 +114,8 @@ class Data(ReadOptions):
         if self.path == EMBEDDED:
             return self.load(log)
         source = self.noted_source(self.path, log)
+        if labelled and source.classes:
+            source = source.labelled()
         if self.fits(min(len(source), self.limit or len(source))):
             return self._divided(source, log, bad_files)
         if source.in_order:

@@ -69,8 +69,8 @@ class Classification:
         return path
 
     def open(self, data: Data, log: Log, bad_files: Path | None) -> RunImages:
-        """The images of DATA, some of which are held out."""
-        return data.open(log, bad_files)
+        """The images of DATA that have a label, some of which are held out."""
+        return data.open(log, bad_files, labelled=True)
 
     def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
         """The training, validation and test images; see `model_selection.divide`.

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smalti.core.tensors import looks_like
+from smalti.core.tensors import no_weights
 from smalti.weights.pickled import Expected, Name, Value, read_pickle
 
 MAX_FILE_BYTES = 2**30
@@ -121,8 +121,8 @@ def read_file(
         raise ValueError(f"it has {file.size} bytes, more than any file of weights that is read")
     begin = file.read(256).lstrip()
     file.seek(0)
-    if what := looks_like(begin):
-        raise ValueError(f"it looks like {what}, not like weights")
+    if what := no_weights(begin):
+        raise ValueError(what)
     storages = Storages()
     expected = Expected(classes, _FUNCTIONS, frozenset(_DTYPES), storages.persistent, inert)
     read = _read_zip if begin.startswith(b"PK") else _read_old

@@ -14,13 +14,14 @@ from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.stored import read_object
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, require_fetched
 from smalti.data.datasets.tables import (
     ColumnLabels,
     TableDataset,
     cells,
     choose_split,
     find_columns,
+    plain,
     require_extra,
     why,
     without_bytes,
@@ -97,7 +98,7 @@ class Arrow(TableDataset):
         return sha256(super().fingerprint().encode() + order)
 
     def length(self, index: int) -> int:
-        cell = self.cell(index)
+        cell = plain(self.cell(index))
         return int(cell.as_buffer().size) if cell.is_valid else 0
 
     def cell(self, index: int) -> Any:
@@ -217,6 +218,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    require_fetched(path)
     try:
         return read_object(path, follow=True)
     except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smalti.core.errors import DataError
-from smalti.core.files import open_to_others
+from smalti.core.files import FETCH, POINTER, is_pointer_file, open_to_others
 from smalti.core.log import Log
 
 
@@ -68,7 +68,7 @@ class LocalFiles(DataFiles):
     """Files on this machine.
 
     Raises:
-        DataError: a file does not exist.
+        DataError: a file does not exist, or is a pointer of Git LFS.
         OSError: the size of a file cannot be read.
     """
 
@@ -77,6 +77,8 @@ class LocalFiles(DataFiles):
         if missing:
             text = f"no {what} {missing[0]}" + (f" (and {len(missing) - 1} more)" if missing[1:] else "")
             raise DataError(text, cause="it does not exist or is no file", fix="check the path")
+        for path in paths:
+            require_fetched(path)
         self.names = tuple(map(str, paths))
         self.sizes = tuple(path.stat().st_size for path in paths)
 
@@ -89,6 +91,12 @@ class LocalFiles(DataFiles):
     def version(self, number: int) -> FileVersion:
         about = os.stat(self.names[number])
         return FileVersion(os.path.realpath(self.names[number]), about.st_size, about.st_mtime_ns)
+
+
+def require_fetched(path: Path) -> None:
+    """Raise a `DataError` if a file is a pointer of Git LFS."""
+    if is_pointer_file(path):
+        raise DataError(f"cannot read {path}", cause=POINTER, fix=FETCH)
 
 
 def cache_folder() -> Path:

@@ -170,6 +170,9 @@ class StoredDataset(ImageDataset):
     def label(self, index: int) -> int:
         return -1 if self.labels is None else int(self.labels[index])
 
+    def all_labels(self) -> Int[Tensor, "n"]:
+        return super().all_labels() if self.labels is None else torch.from_numpy(self.labels.astype(np.int64))
+
 
 class Subset(ImageDataset):
     """A subset of another dataset, in the order of `positions` (int64, shape (m,))."""

@@ -70,7 +70,7 @@ def _located(names: Names, root: Path, path: Path, log: Log) -> tuple[Names, tup
     raise DataError(
         f"none of the {len(names)} images of {path} is there, first '{as_text(os.fsdecode(names[0]))}'",
         cause=f"looked for in {root}, also with other extensions, separators and encodings: {there}",
-        fix="give the folder they lie in as root: --data.root FOLDER (check and prepare: --root FOLDER)",
+        fix="say in which folder they lie with --data.root FOLDER",
     )
 
 

@@ -11,7 +11,7 @@ from smalti.core.config import did_you_mean, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, require_fetched
 from smalti.data.datasets.dataset import ImageDataset, Joined, embedded
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
@@ -98,6 +98,7 @@ def _open(path: str, channels: int, log: Log | None, options: ReadOptions, part:
             raise _missing(place)
         if place.is_dir():
             return _open_folder(place, channels, log, options, part)
+        require_fetched(place)
         if place.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES and place.is_file():
             return FileList(place, channels, options.root, options.label_separator, log)
         return _open_file(place, channels, log, options.label_separator)

@@ -28,9 +28,12 @@ from smalti.data.datasets.tables import (
     why,
     without_bytes,
 )
+from smalti.data.decode import MAX_BYTES
 
 BATCH_BYTES = 64 << 20
-"""Row groups larger than this are decoded in batches of about this size."""
+"""Row groups larger than this are decoded in batches of about this size, going by what the file says of its size."""
+BATCH_ROWS = 1024
+"""Rows of a batch at most, whatever the file says."""
 
 _KEPT = 4
 """Decoded batches that are cached: threads that read in order are never further apart."""
@@ -44,7 +47,10 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 class _Batch(NamedTuple):
-    """Decoded rows: the index of the first image, and the cells of the image column."""
+    """Decoded rows: the index of the first image, and the cells of the image column.
+
+    They are a dictionary array, so that an image that is in many rows is in memory once.
+    """
 
     start: int
     images: Any
@@ -77,7 +83,7 @@ class Parquet(TableDataset):
         self.no_labels = self.columns.no_labels
         self.take_labels(index.labels.build(label_separator))
         self._first, self._files, self._groups = np.array(index.first), np.array(index.files), np.array(index.groups)
-        self._sizes = np.array(index.sizes)
+        self._sizes, self._bytes = np.array(index.sizes), np.array(index.group_bytes)
         self._length = index.rows
         self._start()
         if index.bytes < _SLIM_BYTES * index.rows:  # rows so small that they may hold no images at all
@@ -120,11 +126,17 @@ class Parquet(TableDataset):
     def _group_of(self, position: int) -> int:
         return int(np.searchsorted(self._first, position, side="right")) - 1
 
+    def _rows_of(self, group: int) -> int:
+        end = self._first[group + 1] if group + 1 < len(self._first) else self._length
+        return int(end - self._first[group])
+
     def _read_on(self, position: int) -> None:
         """Decode the next batch of an image's row group, or its first batch if the reader is past the image."""
         import pyarrow as pa  # type: ignore[import-untyped]
 
         group = self._group_of(position)
+        if self._rows_of(group) == 1 and self._bytes[group] > 2 * MAX_BYTES:  # of one image, before it is unpacked
+            raise DataError("too large", cause=f"{self._bytes[group] >> 20} MiB; at most {MAX_BYTES >> 20}")
         try:
             if group != self._group or position < self._next:
                 self._group, self._next, self._reader = group, int(self._first[group]), self._batches(group)
@@ -141,13 +153,14 @@ class Parquet(TableDataset):
         """Yield the images of a row group in batches."""
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+        leaf = self.columns.leaf
         # No prefetch: Arrow's threads abort the process if they access a Python file while the process exits.
         with (
             self.places.open(int(self._files[group])) as raw,
-            pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False) as file,
+            pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False, read_dictionary=[leaf]) as file,
         ):
             within, rows = [int(self._groups[group])], int(self._sizes[group])
-            for batch in file.iter_batches(rows, row_groups=within, columns=[self.columns.leaf], use_threads=False):
+            for batch in file.iter_batches(rows, row_groups=within, columns=[leaf], use_threads=False):
                 yield cells(batch.column(0))
 
 
@@ -156,6 +169,7 @@ class _Index:
 
     def __init__(self) -> None:
         self.first, self.sizes, self.files, self.groups = array("q"), array("q"), array("i"), array("i")
+        self.group_bytes = array("q")
         self.rows, self.bytes = 0, 0
         self.columns: Columns | None = None
         self.labels: ColumnLabels | None = None
@@ -197,7 +211,9 @@ class _Index:
             raise ValueError(f"row group {group} has {rows} rows")
         self.bytes += size
         if rows:
-            step = rows if size <= BATCH_BYTES else max(1, rows * BATCH_BYTES // size, rows // _MAX_BATCHES)
+            step = rows if size <= BATCH_BYTES else max(1, rows * BATCH_BYTES // size)
+            step = max(min(step, BATCH_ROWS), rows // _MAX_BATCHES)
+            self.group_bytes.append(size)
             fields = (self.first, self.sizes, self.files, self.groups)
             for field, value in zip(fields, (self.rows, step, number, group), strict=True):
                 field.append(value)

@@ -66,6 +66,7 @@ class TableDataset(StoredDataset):
             cell = self.cell(index)
         except DataError as error:
             raise DataError(f"cannot read {self.name(index)}", cause=error.cause or error.what) from error
+        cell = plain(cell)
         if not cell.is_valid:
             cause = "the cell is empty, or holds the path of a file without its bytes"
             raise DataError(f"cannot read {self.name(index)}", cause=cause)
@@ -127,6 +128,13 @@ def cells(column: Any) -> Any:
     return column.flatten()[column.type.get_field_index("bytes")]
 
 
+def plain(cell: Any) -> Any:
+    """The scalar itself, or what one of a dictionary array stands for."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    return cell.value if isinstance(cell, pa.DictionaryScalar) else cell
+
+
 class ColumnLabels:
     """Collects the values of a label column, batch by batch; -1 and null mean no label, as in Hugging Face datasets."""
 
@@ -142,7 +150,7 @@ class ColumnLabels:
         Raises:
             DataError: a number that is not that of a declared class, or more than `MAX_CLASSES` classes.
         """
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
 
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
@@ -266,15 +274,18 @@ def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_bytes(kind.field(place).type) and not pa.types.is_struct(kind.field(place).type)
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_label(kind: Any) -> bool:
     import pyarrow as pa
 
+    if pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return True
     kind = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(text or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
 
 
 def _is_list(kind: Any) -> bool:
