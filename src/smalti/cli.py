@@ -3,6 +3,7 @@
 torch is imported by the runs, so nothing here imports them before a verb is chosen.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -30,7 +31,7 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
-from smalti.flags import flags_of, parse, parse_known, refuse, take_flag, take_value
+from smalti.flags import flags_of, parse, parse_known, refuse, take_flag, take_value, without_foreign_flags
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as stop:
         return _failed(f"{stop}", stop.exit_code, debug=False, kind="stopped")
     except SmaltiError as error:
-        return _failed(f"{error}", error.exit_code, debug)
+        return _failed(_for_verb(f"{error}", arguments), error.exit_code, debug)
     except TerminatedError:
         return _failed("on SIGTERM; start it again, a training run with --resume", EXIT_PREEMPTED, False, "stopped")
     except BrokenPipeError:
@@ -94,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-            return _failed("out of memory; lower --plan.batch-size or --data.limit", EXIT_OUT_OF_MEMORY, debug)
+            advice = "lower --plan.batch-size; or lower --data.limit"
+            return _failed(_for_verb(f"out of memory; {advice}", arguments), EXIT_OUT_OF_MEMORY, debug)
         if "determine home directory" in str(error) or "embedded null byte" in str(
             error
         ):  # of pathlib and of the system
@@ -103,6 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
         )
     return 0
+
+
+def _for_verb(message: str, arguments: list[str]) -> str:
+    """A message without advice to use a flag of DATA that the verb does not have."""
+    if not arguments or arguments[0] not in VERBS:
+        return message
+    module, config, _ = VERBS[arguments[0]]
+    cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
+    return without_foreign_flags(message, cls) if isinstance(cls, type) and dataclasses.is_dataclass(cls) else message
 
 
 def _unread() -> int:

@@ -105,30 +105,30 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
-def measure_finetuned(run: str, images: str, compute: Compute, log: Log) -> dict[str, Any]:
-    """Evaluate the selected network on all images of a DATA; keys as those of `test_` in a result, and `images`.
+def measure_finetuned(run: str, data: Data, compute: Compute, log: Log) -> dict[str, Any]:
+    """Evaluate the selected network on all images of `data`; keys as those of `test_` in a result, and `images`.
 
     Raises:
         DataError: the images have no labels, or labels that the run was not trained on.
     """
     config, outputs = read_config(run, Finetune), RunFolder(Path(run).expanduser()).read_classes()
-    shown = config.task.read(images, config.data, outputs, log)
-    log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
-    learned = _learned_too(config.data, images, shown, log)
+    shown = config.task.read(data.path, data, outputs, log)
+    log.say(f"all {len(shown)} images of {data.path}; what the run has learned from would flatter it")
+    learned = _learned_too(config.data, data, shown, log)
     model = load_finetuned(run, compute)
     measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
     return {"images": len(shown)} | measured.as_dict() | {"test_overlap": learned._asdict()}
 
 
-def _learned_too(data: Data, images: str, shown: ImageDataset, log: Log) -> Overlap:
+def _learned_too(run: Data, data: Data, shown: ImageDataset, log: Log) -> Overlap:
     """How many of the images lie in the data of the run; (0, 0) where that cannot be seen any more."""
-    if is_remote(data.path) or EMBEDDED in (data.path, images):
+    if is_remote(run.path) or EMBEDDED in (run.path, data.path):
         return Overlap(0, 0)
     try:
-        learned = open_source(data.path, data.channels, follow=data.follow_links)
-        judged = shown if shown.pixels is None else open_source(images, data.channels, follow=data.follow_links)
+        learned = open_source(run.path, data.channels, follow=run.follow_links)
+        judged = shown if shown.pixels is None else open_source(data.path, data.channels, follow=data.follow_links)
     except DataError:
-        log.say(f"the images of the run are no longer in {data.path}: whether these are among them is not known")
+        log.say(f"the images of the run are no longer in {run.path}: whether these are among them is not known")
         return Overlap(0, 0)
     return overlap(learned, judged)
 
