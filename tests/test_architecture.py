@@ -36,7 +36,7 @@ ROWS_OF_DATA = [
     {"npy"},
     {"decode"},
     {"datasets"},
-    {"reading", "splits", "duplicates", "transforms", "workers"},
+    {"reading", "splits", "partition", "duplicates", "transforms", "workers"},
     {"bad_files", "shard_writer"},
     {"load", "write_shards"},
     {"loader"},

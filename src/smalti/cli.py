@@ -45,6 +45,7 @@ usage: smalti VERB [...] [--json] [--debug]
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
   plan DATA [--hours 1]                                   what to run on these images, here, and what it takes
+  split DATA --test 0.2 --out LISTS                       train.csv and test.csv: by class, groups and copies in one
   prepare DATA --out SHARDS                               the images made small once, for fast reading from slow disks
   train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
@@ -258,6 +259,7 @@ VERBS = {
     "demo": Verb("demo", "Demo", _demo),
     "check": Verb("check", "Check"),
     "plan": Verb("plan", "PlanAhead", _plan),
+    "split": Verb("split", "Split"),
     "prepare": Verb("prepare", "Prepare"),
     "train-tokenizer": Verb("train_tokenizer", "TrainTokenizer", _train),
     "tokenize": Verb("tokenize", "Tokenize", _tokenize),

@@ -237,6 +237,19 @@ def test_h07_names_that_differ_in_case_or_unicode_form_only_are_found() -> None:
     ]
 
 
+def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"IMG_{number}.MOV" for number in range(5)), tmp_path / "LICENSE")
+    touch(*(tmp_path / f"note{number}.txt" for number in range(30)), *(tmp_path / f"x.{end}" for end in "abcd"))
+    Image.new("L", (5, 4)).save(tmp_path / "1.png")
+    left_out = open_source(str(tmp_path), 1).left_out
+    assert left_out.counts[NO_IMAGE] == 40
+    assert left_out.suffix_line().startswith("30 .txt, 5 .mov, 1 ")
+    assert left_out.suffix_line().endswith(", 2 others")
+    assert str(left_out).startswith("40 no image's extension (30 .txt, 5 .mov, 1 ")
+    assert str(left_out).endswith("; first IMG_0.MOV)")
+    assert left_out.as_dict()[NO_IMAGE]["suffixes"] == left_out.suffix_line()
+
+
 def test_links_of_a_snapshot_in_a_hub_cache_are_followed(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "datasets--own--photos"
     snapshot, blobs = repository / "snapshots" / "0a1b", repository / "blobs"

@@ -84,7 +84,7 @@ def _text(file: TextIO, path: Path) -> Iterator[Row]:
 def _table(file: TextIO, path: Path) -> Iterator[Row]:
     """Yield the rows below a header that names the columns; without a header, paths come first, then labels."""
     first = file.readline()
-    separator = "\t" if path.suffix.lower() == ".tsv" else ";" if first.count(";") > first.count(",") else ","
+    separator = _separator(first, path)
     header = next(csv.reader([first], delimiter=separator), [])
     names = [cell.strip().lower() for cell in header]
     place = next((names.index(name) for name in PATH_COLUMNS if name in names), None)
@@ -109,6 +109,27 @@ def _table(file: TextIO, path: Path) -> Iterator[Row]:
             raise DataError(f"{path} line {line}: wrong number of columns", cause=cause, fix="quote cells with commas")
         label = None if label_place is None else row[label_place].strip()
         yield Row(line, row[place], label, _column(header, place, offset), _column(header, label_place or 0, offset))
+
+
+def _separator(first: str, path: Path) -> str:
+    """What stands between the cells of a table, by its first line."""
+    return "\t" if path.suffix.lower() == ".tsv" else ";" if first.count(";") > first.count(",") else ","
+
+
+def read_column(path: Path, column: str) -> list[str]:
+    """The cells of one column of a table with a header, a cell for each image in the order of `read_list`.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
+        first = file.readline()
+        reader = csv.reader(file, delimiter=_separator(first, path))
+        header = [cell.strip() for cell in next(csv.reader([first], delimiter=_separator(first, path)), [])]
+        if column not in header:
+            fix = did_you_mean(column, header) or f"there are: {', '.join(header)}"
+            raise DataError(f"{path} has no column {column}", fix=fix)
+        return [row[header.index(column)].strip() for row in reader if any(cell.strip() for cell in row)]
 
 
 def _column(header: list[str], place: int, has_header: int) -> str:
