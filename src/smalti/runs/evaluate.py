@@ -100,7 +100,7 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
         log.say(f"no probes: they need labels, and {config.images} has none; put images into one folder a class")
     if found.shared and is_rank0():
         print(found)
-    return result | {"test_overlap": found._asdict()}
+    return result | {"overlap": found._asdict()}
 
 
 def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:

@@ -114,10 +114,11 @@ def measure_finetuned(run: str, data: Data, compute: Compute, log: Log) -> dict[
     config, outputs = read_config(run, Finetune), RunFolder(Path(run).expanduser()).read_classes()
     shown = config.task.read(data.path, data, outputs, log)
     log.say(f"all {len(shown)} images of {data.path}; what the run has learned from would flatter it")
-    learned = _learned_too(config.data, data, shown, log)
+    if (found := _learned_too(config.data, data, shown, log)).shared:
+        log.say(f"warning: {found}")
     model = load_finetuned(run, compute)
     measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
-    return {"images": len(shown)} | measured.as_dict() | {"test_overlap": learned._asdict()}
+    return {"images": len(shown)} | measured.as_dict()
 
 
 def _learned_too(run: Data, data: Data, shown: ImageDataset, log: Log) -> Overlap:
@@ -138,6 +139,4 @@ def describe_finetuned(result: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if isinstance(value, float))
     classes = next(value.items() for value in result.values() if isinstance(value, dict))
     lines = (f"  {printable(name):<28} {'-' if score is None else f'{score:.1%}':>7}" for name, score in classes)
-    found = Overlap(**result["test_overlap"])
-    flattered = [f"{found}"] if found.shared else []
-    return "\n".join([f"{result['images']} images: {scores}", *lines, *flattered])
+    return "\n".join([f"{result['images']} images: {scores}", *lines])
