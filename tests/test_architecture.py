@@ -36,7 +36,7 @@ ROWS_OF_DATA = [
     {"npy"},
     {"decode"},
     {"datasets"},
-    {"reading", "splits", "transforms", "workers"},
+    {"reading", "splits", "partition", "transforms", "workers"},
     {"bad_files", "duplicates", "shard_writer"},
     {"load", "write_shards"},
     {"loader"},

@@ -69,6 +69,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "demo",
         "check",
         "plan",
+        "split",
         "prepare",
         "train_tokenizer",
         "tokenize",

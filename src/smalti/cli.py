@@ -3,6 +3,7 @@
 torch is imported by the runs, so nothing here imports them before a verb is chosen.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -32,7 +33,17 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
-from smalti.flags import OTHER_FLAGS, UnknownFlagError, flags_of, parse, parse_known, refuse, take_flag, take_value
+from smalti.flags import (
+    OTHER_FLAGS,
+    UnknownFlagError,
+    flags_of,
+    parse,
+    parse_known,
+    refuse,
+    take_flag,
+    take_value,
+    without_foreign_flags,
+)
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]
@@ -46,6 +57,7 @@ usage: smalti VERB [...] [--json] [--debug]
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
   plan DATA [--hours 1]                                   what to run on these images, here, and what it takes
+  split DATA --test 0.2 --out LISTS                       train.csv and test.csv: by class, groups and copies in one
   prepare DATA --out SHARDS                               the images made small once, for fast reading from slow disks
   train-tokenizer RECIPE --data DATA --out RUN            stage one: an image tokenizer, a discrete VAE or another
   tokenize DATA --tokenizer RUN --out CACHE               visual tokens beforehand: then pretrain --token-cache CACHE
@@ -88,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as stop:
         return _failed(f"{stop}", stop.exit_code, debug=False, kind="stopped")
     except SmaltiError as error:
-        return _failed(f"{error}", error.exit_code, debug)
+        return _failed(_for_verb(f"{error}", arguments), error.exit_code, debug)
     except TerminatedError:
         return _failed("on SIGTERM; start it again, a training run with --resume", EXIT_PREEMPTED, False, "stopped")
     except BrokenPipeError:
@@ -97,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
         if is_out_of_memory(error):
-            return _failed("out of memory; lower --plan.batch-size or --data.limit", EXIT_OUT_OF_MEMORY, debug)
+            advice = "lower --plan.batch-size; or lower --data.limit"
+            return _failed(_for_verb(f"out of memory; {advice}", arguments), EXIT_OUT_OF_MEMORY, debug)
         if "determine home directory" in str(error) or "embedded null byte" in str(
             error
         ):  # of pathlib and of the system
@@ -106,6 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
         )
     return 0
+
+
+def _for_verb(message: str, arguments: list[str]) -> str:
+    """A message without advice to use a flag of DATA that the verb does not have."""
+    if not arguments or arguments[0] not in VERBS:
+        return message
+    module, config, _ = VERBS[arguments[0]]
+    cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
+    return without_foreign_flags(message, cls) if isinstance(cls, type) and dataclasses.is_dataclass(cls) else message
 
 
 def _unread() -> int:
@@ -290,6 +312,7 @@ VERBS = {
     "demo": Verb("demo", "Demo", _demo),
     "check": Verb("check", "Check"),
     "plan": Verb("plan", "PlanAhead", _plan),
+    "split": Verb("split", "Split"),
     "prepare": Verb("prepare", "Prepare"),
     "train-tokenizer": Verb("train_tokenizer", "TrainTokenizer", _train),
     "tokenize": Verb("tokenize", "Tokenize", _tokenize),

@@ -41,10 +41,7 @@ def parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str
     """The configuration, and what of the arguments it has no field for."""
     import tyro
 
-    nested = dataclasses.is_dataclass(getattr(cls, "data", None))
-    if not nested and "data" not in optional(cls) and (given := take_value(list(arguments), "--data", "DATA")):
-        raise UsageError(f"smalti {verb} takes DATA without a flag", fix=f"smalti {verb} {given}")
-    flags = [re.sub(r"^--data(?==|$)", "--data.path", flag) if nested else flag for flag in arguments]
+    flags = _data_flags(cls, arguments)
     default = default if default is None else _with_kinds(default, flags)
     printed = io.StringIO()
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalRequiredArgs)
@@ -65,6 +62,44 @@ def parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str
         raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
     require_finite(config)
     return config, unknown
+
+
+def _data_flags(cls: type[Any], arguments: list[str]) -> list[str]:
+    """The arguments with the flags of DATA, `--data` and `--data.X`, as the configuration names them.
+
+    They are the same in every verb: fields of `data` in one that trains, and fields of its own, or its positional
+    argument, in another.
+    """
+    if dataclasses.is_dataclass(getattr(cls, "data", None)):
+        return [re.sub(r"^--data(?==|$)", "--data.path", flag) for flag in arguments]
+    own = {field.name.replace("_", "-"): field for field in dataclasses.fields(cls)}
+    positional = own["data"].default is dataclasses.MISSING if "data" in own else "images" in own
+    flags = []
+    for flag in arguments:
+        name, equals, value = flag.partition("=")
+        if name == "--data" and positional:
+            flags += [value] if equals else []
+        elif name.startswith("--data.") and name[7:] in own:
+            flags.append(f"--{flag[7:]}")
+        else:
+            flags.append(flag)
+    return flags
+
+
+def without_foreign_flags(message: str, cls: type[Any]) -> str:
+    """A message without the advice to use a flag of images (`--data...`) or of steps (`--plan...`) that `cls` has not.
+
+    The message is of a reader of images, which does not know for which verb it reads.
+    """
+    own = {field.name: getattr(cls, field.name, None) for field in dataclasses.fields(cls)}
+    known = {f"--data.{name}" for name in own} | ({"--data"} if own.keys() & {"data", "images"} else set())
+    for part, value in own.items():
+        if dataclasses.is_dataclass(value):
+            known |= {f"--{part}.{field.name}" for field in dataclasses.fields(value)}
+    for flag in re.findall(r"--(?:data|plan)(?:\.[a-z][a-z-]*)?", message):
+        if flag.replace("-", "_").replace("__", "--", 1) not in known:
+            message = re.sub(rf"(?:, or|; or|;|:) [^;:,]*{re.escape(flag)}(?![a-z-])[^;,]*", "", message)
+    return message
 
 
 def _with_kinds(config: T, flags: list[str], prefix: str = "--") -> T:

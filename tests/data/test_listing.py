@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets import folder
 from smalti.data.datasets.folder import BROKEN, INSIDE, IRREGULAR, OUTSIDE, twins, walk
 from smalti.data.datasets.labels import MAX_CLASSES, Labels, resolve
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, NamesBuilder
+from smalti.data.datasets.open import open_source
 
 
 def touch(*paths: Path) -> None:
@@ -228,3 +231,38 @@ def test_h07_names_that_differ_in_case_or_unicode_form_only_are_found() -> None:
         ("\u00e4", "a\u0308"),
         ("STRASSE", "stra\u00dfe"),
     ]
+
+
+def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"IMG_{number}.MOV" for number in range(5)), tmp_path / "LICENSE")
+    touch(*(tmp_path / f"note{number}.txt" for number in range(30)), *(tmp_path / f"x.{end}" for end in "abcd"))
+    Image.new("L", (5, 4)).save(tmp_path / "1.png")
+    left_out = open_source(str(tmp_path), 1).left_out
+    assert left_out.counts[NO_IMAGE] == 40
+    assert left_out.suffix_line().startswith("30 .txt, 5 .mov, 1 ")
+    assert left_out.suffix_line().endswith(", 2 others")
+    assert str(left_out).startswith("40 no image's extension (30 .txt, 5 .mov, 1 ")
+    assert str(left_out).endswith("; first IMG_0.MOV)")
+    assert left_out.as_dict()[NO_IMAGE]["suffixes"] == left_out.suffix_line()
+
+
+def test_links_of_a_snapshot_in_a_hub_cache_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets--own--photos"
+    snapshot, blobs = repository / "snapshots" / "0a1b", repository / "blobs"
+    blobs.mkdir(parents=True)
+    for number, label in enumerate(("cat", "dog")):
+        Image.new("L", (5, 4), number).save(blobs / f"{number:040x}", "png")
+        (snapshot / label).mkdir(parents=True)
+        (snapshot / label / "1.png").symlink_to(f"../../../blobs/{number:040x}")
+    Image.new("L", (5, 4)).save(tmp_path / "hub" / "apart.png")
+    (snapshot / "cat" / "2.png").symlink_to("../../../../apart.png")
+    for root in (snapshot, repository):
+        folder = open_source(str(root), 1)
+        assert [(folder[place].key, folder[place].image.max()) for place in range(len(folder))] == [
+            ("cat/1.png", 0),
+            ("dog/1.png", 1),
+        ]
+        assert folder.left_out.counts[OUTSIDE] == 1
+    blobs.rename(repository / "elsewhere")
+    with pytest.raises(DataError):
+        open_source(str(snapshot), 1)

@@ -82,13 +82,13 @@ def test_a_test_on_what_was_learned_is_said_beside_the_figure(
         out = tmp_path / memory
         flags = ["--out", str(out), "--test", str(photos), "--data.memory", memory, "--data.num-workers", "0"]
         assert smalti(["finetune", "tiny", *FINETUNE_FLAGS, *place, *flags]) == 0
-        found = json.loads((out / "result.json").read_text())["test_overlap"]
+        found = json.loads((out / "result.json").read_text())["overlap"]
         assert (found["looked_at"], found["shared"]) == (32, 26), "six are held out for choices"
         assert "on 32 test images; 26 of 32 test images are among the training images too" in capsys.readouterr().err
     assert smalti(["evaluate", str(tmp_path / "stream"), str(photos)]) == 0
-    assert "all 32 test images are among the training images too" in capsys.readouterr().out
+    assert "warning: all 32 test images are among the training images too" in capsys.readouterr().err
     assert smalti(["evaluate", str(tmp_path / "stream"), str(pictures(tmp_path / "apart", 3, side=20))]) == 0
-    assert "among" not in capsys.readouterr().out
+    assert "among" not in capsys.readouterr().err
 
 
 def test_evaluate_says_it_of_probes_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_evaluate_says_it_of_probes_too(tmp_path: Path, capsys: pytest.CaptureFi
     assert smalti(["evaluate", str(tmp_path / "beit"), str(photos), "--test", str(photos), *flags]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "all 32 test images are among the training images too, which flatters the result" in printed
-    assert json.loads(printed[-1])["test_overlap"] == {"shared": 32, "looked_at": 32}
+    assert json.loads(printed[-1])["overlap"] == {"shared": 32, "looked_at": 32}
 
 
 def test_a_split_of_one_image_many_times_is_a_split_all_the_same() -> None:

@@ -211,7 +211,8 @@ def _read_as(result: dict[str, Any]) -> str:
     counts = [f"{len(splits)} splits"] if splits else []
     counts += [f"{classes} classes" if classes else "no classes", f"{result['images']} images"]
     parts = [", ".join(counts), *(f"{printable(name)} {count}" for name, count in splits.items())]
-    kept = [f"{printable(name)}/ is kept for the end" for name in splits if split_in(name) == "test"]
+    tests = [printable(name) for name in splits if split_in(name) == "test"]
+    kept = [f"{name}{'' if '.' in name else '/'} is kept for the end" for name in tests]
     return "; ".join([*parts[:1], *([", ".join(parts[1:])] if splits else []), *kept])
 
 
@@ -236,7 +237,8 @@ def describe(result: dict[str, Any]) -> str:
     rows += [("", f"{printable(file['path'])}: {printable(file['reason'])}") for file in bad["files"][:_SHOWN]]
     rows += [("", f"and {bad['count'] - _SHOWN} more, named by --json")] if bad["count"] > _SHOWN else []
     for reason, about in result["left_out"].items():
-        rows.append(("left out", f"{about['count']} {reason}, first {printable(about['first'])}"))
+        kinds = f": {printable(about['suffixes'])}" if "suffixes" in about else ""
+        rows.append(("left out", f"{about['count']} {reason}{kinds}, first {printable(about['first'])}"))
     rows += [("note", printable(note)) for note in result["notes"]]
     rows += [("formats", _counts(result["formats"])), ("modes", _counts(result["modes"]))]
     if result["classes"]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from smalti.core.errors import OutputError
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
 from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
@@ -56,6 +56,7 @@ class Evaluate:
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of the split and of the draws of few labels")
     test: str = setting("", "DATA with the official test images; empty: the test split, else held out")
+    follow_links: FollowLinks | None = setting(None, "links of a folder: inside, or all; none: as of the model")
     poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
@@ -71,6 +72,11 @@ class Evaluate:
         for name in ("k", "draws"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+    def reading(self, trained_on: Data) -> Data:
+        """The images, read as those that the model was trained on."""
+        follow = self.follow_links or trained_on.follow_links
+        return replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow)
 
 
 _SETTINGS = ("held_out", "validation", "poolings", "k", "draws", "seed", "precision")
@@ -108,9 +114,10 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     kind = read_kind(config.model)
     if kind == Finetune.__name__:
         require(config.held_out is None, "held_out: a fine-tuned network is measured on all images", "leave it out")
-        train, test = official_splits(config.images, config.test)
-        measured = partial(measure_finetuned, config.model, test or train, compute, log, config.root)
-        return _by_rank0(measured, describe_finetuned)
+        data = config.reading(read_config(config.model, Finetune).data)
+        train, test = official_splits(config.images, config.test, data.follow_links)
+        data = replace(data, path=test or train)
+        return _by_rank0(lambda: measure_finetuned(config.model, data, compute, log), describe_finetuned)
     if kind != Pretrain.__name__:
         return _by_rank0(lambda: _measure_tokenizer(config, compute, log), describe_tokenizer)
     trained_on = read_config(config.model, Pretrain)
@@ -123,7 +130,7 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     result |= _measure_backbone(config, backbone, trained_on.data, images, compute, log)
     if found.shared and is_rank0():
         print(found)
-    return result | {"test_overlap": found._asdict()}
+    return result | {"overlap": found._asdict()}
 
 
 def _evaluated_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
@@ -295,15 +302,15 @@ def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str
 
 def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:
     """The images of the validation split, for choices; None where there is none, or results are of it."""
-    layout = read_layout(config.images, trained_on.follow_links)
+    data = config.reading(trained_on)
+    layout = read_layout(data.path, data.follow_links)
     path = layout.validation if config.test else layout.chosen_on
-    data = replace(trained_on, path=config.images, limit=None)
     return read_labelled(path, "for choices", data, images.train.classes, tuple, log) if path else None
 
 
 def _load(config: Evaluate, trained_on: Data, log: Log) -> InMemoryData:
     """The requested images, in the size and colour mode that the model was trained on."""
     held_out = trained_on.held_out if config.held_out is None else config.held_out
-    data = replace(trained_on, path=config.images, root=config.root, held_out=held_out, limit=None)
+    data = replace(config.reading(trained_on), held_out=held_out)
     train, test = official_splits(config.images, config.test, data.follow_links)
     return load_splits(data, train, test, log) if test else data.load(log)

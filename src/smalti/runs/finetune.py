@@ -166,7 +166,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
         task.write_page(session.folder.path, model, parts.test, size, session.compute)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
-    result["test_overlap"] = _overlap(config, parts)._asdict()
+    result["overlap"] = _overlap(config, parts)._asdict()
     result |= {"classes": len(outputs), "steps": config.plan.steps, "chosen_step": chosen.step}
     session.log.say(describe(result, task.score))
     return result
@@ -174,7 +174,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
 
 def describe(result: dict[str, Any], score: str) -> str:
     """One line: the score, and the images it was measured on."""
-    found = Overlap(**result["test_overlap"])
+    found = Overlap(**result["overlap"])
     return (
         f"step {result['chosen_step']} of {result['steps']}: {score} {result[f'validation_{score}']:.1%} on"
         f" {result['validation_images']} validation images, {result[f'test_{score}']:.1%} on {result['test_images']}"

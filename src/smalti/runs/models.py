@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,30 +110,31 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
-def measure_finetuned(run: str, images: str, compute: Compute, log: Log, root: str = "") -> dict[str, Any]:
-    """Evaluate the selected network on all images of a DATA; keys as those of `test_` in a result, and `images`.
+def measure_finetuned(run: str, data: Data, compute: Compute, log: Log) -> dict[str, Any]:
+    """Evaluate the selected network on all images of `data`; keys as those of `test_` in a result, and `images`.
 
     Raises:
         DataError: the images have no labels, or labels that the run was not trained on.
     """
     config, outputs = read_config(run, Finetune), run_folder(run).read_classes()
-    shown = config.task.read(images, replace(config.data, root=root), outputs, log)
-    log.say(f"all {len(shown)} images of {images}; what the run has learned from would flatter it")
-    learned = _learned_too(config.data, images, shown, log)
+    shown = config.task.read(data.path, data, outputs, log)
+    log.say(f"all {len(shown)} images of {data.path}; what the run has learned from would flatter it")
+    if (found := _learned_too(config.data, data, shown, log)).shared:
+        log.say(f"warning: {found}")
     model = load_finetuned(run, compute)
     measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
-    return {"images": len(shown)} | measured.as_dict() | {"test_overlap": learned._asdict()}
+    return {"images": len(shown)} | measured.as_dict()
 
 
-def _learned_too(data: Data, images: str, shown: ImageDataset, log: Log) -> Overlap:
+def _learned_too(run: Data, data: Data, shown: ImageDataset, log: Log) -> Overlap:
     """How many of the images lie in the data of the run; (0, 0) where that cannot be seen any more."""
-    if is_address(data.path) or EMBEDDED in (data.path, images):
+    if is_address(run.path) or EMBEDDED in (run.path, data.path):
         return Overlap(0, 0)
     try:
-        learned = data.source(data.path)
-        judged = shown if shown.pixels is None else data.source(images)
+        learned = run.source(run.path)
+        judged = shown if shown.pixels is None else data.source(data.path)
     except DataError:
-        log.say(f"the images of the run are no longer in {data.path}: whether these are among them is not known")
+        log.say(f"the images of the run are no longer in {run.path}: whether these are among them is not known")
         return Overlap(0, 0)
     return overlap(learned, judged)
 
@@ -144,6 +144,4 @@ def describe_finetuned(result: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if isinstance(value, float))
     classes = next(value.items() for value in result.values() if isinstance(value, dict))
     lines = (f"  {printable(name):<28} {'-' if score is None else f'{score:.1%}':>7}" for name, score in classes)
-    found = Overlap(**result["test_overlap"])
-    flattered = [f"{found}"] if found.shared else []
-    return "\n".join([f"{result['images']} images: {scores}", *lines, *flattered])
+    return "\n".join([f"{result['images']} images: {scores}", *lines])

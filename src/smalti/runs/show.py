@@ -13,6 +13,7 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.files import require_place, write_bytes
 from smalti.data.datasets.dataset import InMemoryDataset, embedded
+from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.decode import decode
 from smalti.data.formats import EXTENSIONS
@@ -46,6 +47,7 @@ class Show:
     """Image files, or DATA: a folder, a list, shards, ... or 'embedded'."""
     out: str = setting("show.html", "the page (.html) or the picture (.png) to write")
     count: int = setting(12, "images of each DATA, evenly spread")
+    follow_links: FollowLinks | None = setting(None, "links of a folder: inside, or all; none: as of the model")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
 
@@ -134,6 +136,7 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
     """The centre squares of all named images, in the size that the model was trained on, and their captions."""
     pictures: list[UInt8[np.ndarray, "s s C"]] = []
     names: list[str] = []
+    follow = config.follow_links or data.follow_links
     for place in config.images:
         path = Path(place).expanduser()
         if path.suffix.lower() in EXTENSIONS and not path.is_dir():
@@ -141,7 +144,7 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
             names.append(path.name)
             continue
         held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
-        source = data.source(place, part="all") if held_out is None else held_out
+        source = replace(data, follow_links=follow).source(place, part="all") if held_out is None else held_out
         for position in even_sample(len(source), config.count):
             pictures.append(read_square(source, position, data.side).pixels)
             names.append(source.key(position))

@@ -76,10 +76,10 @@ def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
         OSError: a folder cannot be listed.
     """
     top = os.fsencode(root)
-    real_top = os.path.realpath(top)
+    within = link_targets(top)
     seen = {_identity(top)}
     levels = [_Level(b"", [], [])]
-    yield from _list(top, levels[0], real_top, follow)
+    yield from _list(top, levels[0], within, follow)
     while levels:
         prefix, files, folders = levels[-1]
         if files and (not folders or files[-1] < folders[-1]):
@@ -93,16 +93,16 @@ def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
                 continue
             seen.add(identity)
             levels.append(_Level(os.path.join(name, b""), [], []))
-            yield from _list(path, levels[-1], real_top, follow)
+            yield from _list(path, levels[-1], within, follow)
         else:
             levels.pop()
 
 
-def _list(path: bytes, level: _Level, real_top: bytes, follow: FollowLinks) -> Iterator[Found]:
+def _list(path: bytes, level: _Level, within: tuple[bytes, ...], follow: FollowLinks) -> Iterator[Found]:
     """Fill `level` with a folder's images and sub-folders; yield the entries that are skipped."""
     with os.scandir(path) as entries:
         for entry in entries:
-            kind = _kind(entry, real_top, follow)
+            kind = _kind(entry, within, follow)
             if kind == "file":
                 level.files.append(entry.name)
             elif kind == "folder":
@@ -113,12 +113,12 @@ def _list(path: bytes, level: _Level, real_top: bytes, follow: FollowLinks) -> I
     level.folders.sort(reverse=True)
 
 
-def _kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) -> str:
+def _kind(entry: os.DirEntry[bytes], within: tuple[bytes, ...], follow: FollowLinks) -> str:
     """`file`, `folder`, or the reason why the entry is skipped."""
     if is_system(entry.name):
         return SYSTEM
     if entry.is_symlink():
-        return _link_kind(entry, real_top, follow)
+        return _link_kind(entry, within, follow)
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     if not has_image_suffix(entry.name):
@@ -126,13 +126,12 @@ def _kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) -> st
     return "file" if entry.is_file(follow_symlinks=False) else IRREGULAR
 
 
-def _link_kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) -> str:
+def _link_kind(entry: os.DirEntry[bytes], within: tuple[bytes, ...], follow: FollowLinks) -> str:
     try:
         mode = os.stat(entry.path).st_mode
     except OSError:  # points nowhere, or at itself
         return BROKEN
-    target = os.path.realpath(entry.path)
-    inside = target == real_top or target.startswith(os.path.join(real_top, b""))
+    inside = is_within(os.path.realpath(entry.path), within)
     if stat.S_ISDIR(mode):
         if inside:
             return INSIDE
@@ -142,6 +141,19 @@ def _link_kind(entry: os.DirEntry[bytes], real_top: bytes, follow: FollowLinks) 
     if not stat.S_ISREG(mode):
         return IRREGULAR
     return "file" if inside or follow == "all" else OUTSIDE
+
+
+def link_targets(root: bytes) -> tuple[bytes, ...]:
+    """The folders that links may lead to: `root`; of a snapshot in a cache of the Hugging Face hub also its files."""
+    real = os.path.realpath(root)
+    repository, found, _ = os.path.join(real, b"").rpartition(b"/snapshots/")
+    blobs = os.path.join(repository, b"blobs")
+    return (real, blobs) if found and os.path.isdir(blobs) else (real,)
+
+
+def is_within(path: bytes, folders: tuple[bytes, ...]) -> bool:
+    """Whether a path is one of the folders, or lies in one; all without links."""
+    return any(path == folder or path.startswith(os.path.join(folder, b"")) for folder in folders)
 
 
 def _identity(path: bytes) -> tuple[int, int]:

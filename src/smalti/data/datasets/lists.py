@@ -126,7 +126,7 @@ def _table(file: TextIO, path: Path, header: list[str], notes: list[str]) -> Ite
     The names of the columns are appended to `header`, what should be said of them to `notes`.
     """
     first = file.readline()
-    separator = max("\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|", key=first.count)
+    separator = _separator(first, path)
     header += [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
     names = [cell.lower() for cell in header]
     place = next((names.index(name) for name in PATH_COLUMNS + ID_COLUMNS if name in names), None)
@@ -175,6 +175,27 @@ def _cells(file: TextIO, path: Path, header: list[str], separator: str, offset: 
             cause = f"{len(row)} cells where line 1 has {len(header)}"
             raise DataError(f"{path} line {line}: wrong number of columns", cause=cause, fix="quote cells with commas")
         yield line, row
+
+
+def _separator(first: str, path: Path) -> str:
+    """What stands between the cells of a table, by its first line."""
+    return max("\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|", key=first.count)
+
+
+def read_column(path: Path, column: str) -> list[str]:
+    """The cells of one column of a table with a header, a cell for each image in the order of `read_list`.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
+        first = file.readline()
+        reader = csv.reader(file, delimiter=_separator(first, path))
+        header = [cell.strip() for cell in next(csv.reader([first], delimiter=_separator(first, path)), [])]
+        if column not in header:
+            fix = did_you_mean(column, header) or f"there are: {', '.join(header)}"
+            raise DataError(f"{path} has no column {column}", fix=fix)
+        return [row[header.index(column)].strip() for row in reader if any(cell.strip() for cell in row)]
 
 
 def _check_path(row: Row, path: Path) -> None:

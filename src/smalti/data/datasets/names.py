@@ -16,6 +16,7 @@ _SYSTEM = frozenset(
     | {b"$recycle.bin", b"system volume information"}
 )
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
+_SHOWN_SUFFIXES = 5
 _MOST_SUFFIXES = 1000
 """The most suffixes counted separately: numbered files (`scan.0001`, `scan.0002`) each have another one."""
 
@@ -88,16 +89,25 @@ class LeftOut:
         self.suffixes.update(other.suffixes)
 
     def as_dict(self) -> dict[str, dict[str, int | str]]:
-        """The counts and first names by reason, for JSON."""
-        return {reason: {"count": count, "first": self.first[reason]} for reason, count in sorted(self.counts.items())}
+        """The counts and first names by reason, for JSON; of files that are no images also their extensions."""
+        found: dict[str, dict[str, int | str]] = {
+            reason: {"count": count, "first": self.first[reason]} for reason, count in sorted(self.counts.items())
+        }
+        if NO_IMAGE in found:
+            found[NO_IMAGE]["suffixes"] = self.suffix_line()
+        return found
 
     def suffix_line(self) -> str:
-        """The three most frequent extensions of files that are not images, as `3 .txt, 1 without extension`."""
-        common = self.suffixes.most_common(3)
-        return ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in common)
+        """The most frequent extensions of files that are not images, as `3 .txt, 1 without extension`."""
+        common = self.suffixes.most_common(_SHOWN_SUFFIXES)
+        shown = [f"{count} {suffix or 'without extension'}" for suffix, count in common]
+        others = self.suffixes.total() - sum(count for _, count in common)
+        return ", ".join([*shown, *([f"{others} others"] if others else [])])
 
     def __str__(self) -> str:
-        return ", ".join(f"{n} {reason} (first {self.first[reason]})" for reason, n in sorted(self.counts.items()))
+        kinds = {NO_IMAGE: f"{self.suffix_line()}; "}
+        counts = sorted(self.counts.items())
+        return ", ".join(f"{n} {reason} ({kinds.get(reason, '')}first {self.first[reason]})" for reason, n in counts)
 
 
 def is_system(name: bytes) -> bool:

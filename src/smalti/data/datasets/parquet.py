@@ -14,7 +14,7 @@ import numpy as np
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
-from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.folder import FollowLinks, is_within, link_targets
 from smalti.data.datasets.names import is_system
 from smalti.data.datasets.tables import (
     TRAIN,
@@ -261,14 +261,14 @@ def split_of(path: Path) -> tuple[str, str]:
 
 def _find(root: Path, follow: FollowLinks) -> tuple[list[Path], int]:
     """All Parquet files, and how many were left out because they are links that lead out of the folder."""
-    found, outside, top = [], 0, os.path.realpath(root)
+    found, outside, targets = [], 0, link_targets(os.fsencode(root))
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not is_system(os.fsencode(name)))
         for name in sorted(names):
             path = Path(folder, name)
             if path.suffix.lower() != ".parquet" or is_system(os.fsencode(name)) or not path.is_file():
                 continue
-            inside = os.path.realpath(path).startswith(os.path.join(top, ""))
+            inside = is_within(os.path.realpath(os.fsencode(path)), targets)
             outside += not inside and follow != "all"
             if inside or follow == "all":
                 found.append(path)

@@ -1,0 +1,37 @@
+"""The layouts of docs/own-data.md are read as the page says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from smalti.cli import main as smalti
+from tests.small_runs import picture
+
+PAGE = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text()
+LAYOUT = re.compile(
+    r"```text\n(?P<files>.*?)```\n+(?:`(?P<list>[\w.]+)`:\n+```csv\n(?P<rows>.*?)```\n+)?"
+    r"```bash\n(?P<commands>.*?)```\n+Read as: `(?P<reading>[^`]+)`",
+    re.DOTALL,
+)
+FOUND = list(LAYOUT.finditer(PAGE))
+
+
+@pytest.mark.parametrize("layout", FOUND, ids=lambda layout: layout["commands"].split()[2])
+def test_a_layout_is_read_as_the_page_says(
+    layout: re.Match[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(layout["files"].split()):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number, across=True).save(name) if name.endswith(".jpg") else Path(name).touch()
+    if layout["list"]:
+        Path(layout["list"]).write_text(layout["rows"])
+    for command in layout["commands"].splitlines():
+        assert smalti(shlex.split(command)[1:]) == 0
+    assert f"read as       {layout['reading']}\n" in capsys.readouterr().out
+
+
+def test_every_layout_of_the_page_is_tried() -> None:
+    assert len(FOUND) == PAGE.count("Read as: ") == PAGE.count("```bash") == 6
