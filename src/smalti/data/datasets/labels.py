@@ -103,9 +103,8 @@ def _by_value(text: str) -> tuple[int, str]:
 def missing_note(numbers: NDArray[np.int32]) -> tuple[str, ...]:
     """A note on images without a label, if there are any."""
     missing = int((numbers == NONE).sum())
-    return (f"{missing} of {len(numbers)} images have no label, and are left out where labels are used",) * bool(
-        missing
-    )
+    note = f"{missing} of {len(numbers)} images have no label, and are left out where labels are used"
+    return (note,) if missing else ()
 
 
 def _separated(names: tuple[str, ...], separator: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
