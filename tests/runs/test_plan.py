@@ -47,7 +47,7 @@ def choice(
     device: str = "cpu",
 ) -> tuple[str, list[str]]:
     """The recipe chosen where steps take so long, and those that a dry run was made of."""
-    names = {stages.pretrain.backbone.embed_dim: name for name, (stages, _) in RECIPES.items()}
+    names = {stages.pretrain.backbone.embed_dim: name for name, (stages, *_) in RECIPES.items()}
     tried: list[str] = []
 
     def name_of(stages: Stages) -> str:
