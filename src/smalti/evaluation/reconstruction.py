@@ -1,6 +1,8 @@
 """Evaluation of a tokenizer on a fixed sample of held-out images: reconstruction and use of the codebook."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -126,3 +128,12 @@ def _reconstruct(
         ratios.append(psnr(batch, pictures.float()).cpu())
         similarities.append(ssim(batch, pictures.float()).cpu())
     return torch.cat(ids), torch.cat(ratios), torch.cat(similarities)
+
+
+def describe_training(result: Mapping[str, Any]) -> str:
+    """One line: how well images come back, and how much of the codebook is in use."""
+    return (
+        f"{result['steps']} steps: PSNR {result['psnr_db']:.1f} dB on held-out images,"
+        f" {100 * result['codebook_usage']:.1f} % of {result['vocab_size']} visual tokens in use,"
+        f" perplexity {result['perplexity']:.0f}"
+    )

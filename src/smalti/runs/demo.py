@@ -17,6 +17,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import InMemoryData, affordable
 from smalti.evaluation.probe import PIXELS, probe_backbone, probe_pixels, untrained
+from smalti.evaluation.reconstruction import describe_training
 from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.folder import RunFolder, create, read_kind
@@ -115,7 +116,7 @@ def describe(result: Mapping[str, Any]) -> str:
     """The result as plain text: two lines and a table."""
     tokenizer, mim = result["tokenizer"], result["mim"]
     lines = [
-        f"\ntokenizer   {train_tokenizer.describe(tokenizer)}",
+        f"\ntokenizer   {describe_training(tokenizer)}",
         f"pretraining {mim['steps']} steps: loss {mim['loss_nats']:.2f} nats,"
         f" {mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} below the unigram entropy"
         f" ({mim['unigram_entropy_nats']:.2f}); {percent(mim['accuracy'])} of masked tokens guessed",

@@ -30,7 +30,7 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, holds_run, is_run, read_config, read_kind
-from smalti.runs.import_model import Statistics, read_foreign
+from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
@@ -206,10 +206,9 @@ def _measure_backbone(
     if not config.baselines:
         return result
     log.say("measuring the same network untrained, and raw pixels; --no-baselines leaves them out")
-    networks = {
-        name: vit.build(config.seed).eval().to(compute.device) for name, vit in untrained(backbone.config).items()
-    }
-    beside = {name: probes.of(network) for name, network in [*networks.items(), (PIXELS, None)]}
+    starts = {name: vit.build(config.seed).to(compute.device) for name, vit in untrained(backbone.config).items()}
+    beside = {name: probes.of(start.train(False)) for name, start in starts.items()}
+    beside |= {PIXELS: probes.of(None)}
     if is_rank0():
         print(describe_beside(result, beside))
     return result | {"baselines": beside}

@@ -2,44 +2,38 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from smalti import __version__
 from smalti.core.compute import choose_compute
 from smalti.core.config import require, setting, to_json
-from smalti.core.errors import CheckpointError, UsageError
+from smalti.core.errors import UsageError
 from smalti.core.files import new_folder, require_new, sha256, write_bytes, write_folder
 from smalti.core.log import printable
 from smalti.data.load import Data
-from smalti.data.reading import fixed_statistics
 from smalti.exporting import bundle
 from smalti.exporting.card import IMPORTED, Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, sample_images
 from smalti.exporting.graphs import outputs
-from smalti.exporting.subject import Network, Subject
+from smalti.exporting.subject import Subject
 from smalti.exporting.transformers_source import last_hidden_state
-from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
-from smalti.models.mim import build_mim
-from smalti.models.vit import VisionTransformer, ViT
+from smalti.models.classifier import ImageClassifier
 from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import holds_run
+from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
 from smalti.weights.dalle import read_dalle
 from smalti.weights.names import is_huggingface
-from smalti.weights.read import describing, pixel_statistics, read_source, read_weights
-from smalti.weights.source import SourceWeights
-
-Statistics: TypeAlias = Literal["auto", "half", "imagenet"]
+from smalti.weights.read import describing, read_weights
 
 
 @dataclass(frozen=True)
@@ -111,71 +105,6 @@ def _network(config: ImportModel, out: Path) -> dict[str, Any]:
         "certificate": certificate,
     }
     return {"out": config.out, "parameters": parameters} | about
-
-
-def read_foreign(
-    place: str, num_heads: int | None = None, normalisation: Statistics = "auto"
-) -> tuple[Subject, list[str]]:
-    """The network in a file or folder of another program, and the names of weights that it does not have.
-
-    Args:
-        num_heads, normalisation: as of `ImportModel`.
-
-    Raises:
-        UsageError, CheckpointError: as of `main`.
-    """
-    source = read_source(place)
-    return _loaded(source, _normalised(source.vit(num_heads), place, normalisation))
-
-
-def _normalised(vit: ViT, place: str, kind: Statistics) -> ViT:
-    """The backbone with the pixel mean and deviation that it was trained with."""
-    if kind == "auto":
-        found = pixel_statistics(place)
-        if found is not None:
-            return replace(vit, mean=found[0], std=found[1])
-        kind = "half"
-    mean, std = fixed_statistics(kind, vit.in_chans)
-    return replace(vit, mean=mean, std=std)
-
-
-def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
-    """The network with the weights, and the names of those that it does not have.
-
-    Raises:
-        CheckpointError: a weight is missing, or has another shape.
-    """
-    weights = source.as_configured(vit)
-    with torch.device("meta"):  # which takes no memory: shapes are compared first
-        planned, _ = _built(source, weights, vit)
-    prefix = "backbone." if isinstance(planned, VisionTransformer) else ""
-    given = weights | dict(source.classifier)
-    own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
-    wanted = planned.state_dict()
-    for name, value in wanted.items():
-        if name not in own:
-            raise CheckpointError(f"{source.where} has no {name}", cause="it is not whole")
-        if own[name].shape != value.shape:
-            shapes = f"{tuple(own[name].shape)}, and {tuple(value.shape)} is expected"
-            raise CheckpointError(f"{name} of {source.where} has the shape {shapes}")
-    network, classes = _built(source, weights, vit)
-    network.load_state_dict({name: own[name] for name in wanted})
-    unknown = [name for name in weights if name.removeprefix(prefix) not in wanted]
-    return Subject(network.eval().requires_grad_(False), classes), [*source.left_out, *unknown]
-
-
-def _built(source: SourceWeights, weights: Mapping[str, Tensor], vit: ViT) -> tuple[Network, tuple[str, ...]]:
-    """The network that the weights belong to, and the names of its classes: their numbers."""
-    if "head.weight" in source.classifier:
-        num_classes = len(source.classifier["head.weight"])
-        pooling: Pooling = "mean" if "fc_norm.weight" in source.classifier else "cls"
-        return build_classifier(vit, num_classes, pooling), tuple(map(str, range(num_classes)))
-    if {"head.weight", "mask_token"} <= weights.keys():
-        return build_mim(vit, len(weights["head.weight"])), ()
-    backbone = vit.build()
-    if "backbone.norm.weight" not in weights:
-        backbone.norm = nn.Identity()
-    return backbone, ()
 
 
 def _configuration(subject: Subject) -> Pretrain | Finetune:

@@ -1,6 +1,6 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
-from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
 from smalti.runs.session import Session
@@ -131,17 +131,8 @@ def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenize
     )
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.planned_steps}
     result = measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
-    session.log.say(describe(result))
+    session.log.say(describe_training(result))
     return result
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    """One line: how well images come back, and how much of the codebook is in use."""
-    return (
-        f"{result['steps']} steps: PSNR {result['psnr_db']:.1f} dB on held-out images,"
-        f" {100 * result['codebook_usage']:.1f} % of {result['vocab_size']} visual tokens in use,"
-        f" perplexity {result['perplexity']:.0f}"
-    )
 
 
 def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTokenizer:
