@@ -31,7 +31,7 @@ def messages() -> list[str]:
         documented = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)}
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(getattr(value, "value", "X")) for value in node.values if value))
+                found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in documented:
                 found.append(node.value)
     return [f"it is wrong; cause; {text}" for text in found if FLAG.search(text) and " " in text and "\n" not in text]

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from smalti.core.errors import CheckpointError, DataError, SmaltiError
-from smalti.core.files import read_folder, write_folder
+from smalti.core.files import write_folder
 from smalti.core.log import Log
+from smalti.core.stored import read_folder
 from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data
