@@ -33,10 +33,10 @@ ROWS = [
     {"__init__"},
 ]
 ROWS_OF_DATA = [
-    {"npy"},
+    {"npy", "values", "formats"},
     {"decode"},
     {"datasets"},
-    {"reading", "splits", "partition", "transforms", "workers"},
+    {"reading", "splits", "partition", "mask_ids", "transforms", "workers"},
     {"bad_files", "duplicates", "shard_writer"},
     {"load", "write_shards"},
     {"loader"},

@@ -9,7 +9,6 @@ import numpy as np
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.reading import each, even_sample
 
 ReadPages: TypeAlias = Literal["first", "all"]
 """Of a TIFF with several pages the first one, or each as an image."""
@@ -42,9 +41,10 @@ class Pages(ImageDataset):
         self.left_out, self.notes, self.in_order = files.left_out, files.notes, files.in_order
         stacks = [number for number in range(len(files)) if _is_tiff(files, number)]
         counts = np.ones(len(files), np.int64)
-        with each(lambda number: count_pages(files.read(number)), stacks, log or Log(), "count pages") as found:
-            for number, count in found:
-                counts[number] = 1 if isinstance(count, DataError) else count
+        with (log or Log()).progress("count pages", len(stacks)) as bar:
+            for done, number in enumerate(stacks, 1):
+                counts[number] = _pages_of(files, number)
+                bar.update(done)
         self.file_of = np.repeat(np.arange(len(files)), counts)
         self.page_of = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
         self.counts = counts
@@ -89,14 +89,15 @@ class Pages(ImageDataset):
 
 def unread_pages(files: ImageDataset) -> int:
     """How many pages after the first the TIFFs among some evenly spaced files have."""
-    positions = [number for number in even_sample(len(files), _LOOKED_AT) if _is_tiff(files, number)]
-    unread = 0
-    for number in positions:
-        try:
-            unread += count_pages(files.read(number)) - 1
-        except DataError:  # an unreadable file is named when it is its turn
-            continue
-    return unread
+    some = range(0, len(files), -(-len(files) // _LOOKED_AT) or 1)
+    return sum(_pages_of(files, number) - 1 for number in some if _is_tiff(files, number))
+
+
+def _pages_of(files: ImageDataset, number: int) -> int:
+    try:
+        return count_pages(files.read(number))
+    except DataError:  # an unreadable file is named when it is its turn
+        return 1
 
 
 def _is_tiff(files: ImageDataset, number: int) -> bool:
