@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from smalti.data.datasets.folder import Folder
-from smalti.data.datasets.open import open_source
+from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.datasets.pages import count_pages, page_first, unread_pages
 from smalti.data.decode import decode_bytes
 from tests.contracts import check_dataset
@@ -62,11 +62,11 @@ def mixed(tmp_path: Path) -> Path:
 
 def test_a_folder_of_stacks_and_others_is_a_dataset(mixed: Path) -> None:
     (mixed / "b" / "cut.tif").unlink()
-    check_dataset(open_source(str(mixed), 1, pages="all"))
+    check_dataset(open_source(str(mixed), 1, options=ReadOptions(pages="all")))
 
 
 def test_pages_have_the_label_of_their_file_and_names_of_their_own(mixed: Path) -> None:
-    source = open_source(str(mixed), 1, pages="all")
+    source = open_source(str(mixed), 1, options=ReadOptions(pages="all"))
     keys = [source.key(index) for index in range(len(source))]
     assert keys == ["a/stack.tif#0", "a/stack.tif#1", "a/stack.tif#2", "b/cut.tif", "b/plain.png"]
     assert [source.label(index) for index in range(5)] == [0, 0, 0, 1, 1]
