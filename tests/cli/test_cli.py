@@ -147,7 +147,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         (["explain", "zzz"], f"unknown recipe 'zzz'; there are: {RECIPES}"),
         (["train-tokenizer", "tiny", "--data", "x"], "no run folder given; use --out FOLDER"),
         (["report"], "no runs given; smalti report RUN..."),
-        (["evaluate"], "Missing from smalti evaluate: A run folder."),
+        (["evaluate"], "Missing from smalti evaluate: A run folder"),
         (["evaluate", "run"], "Missing from smalti evaluate: A folder (for probes of a backbone with class folders)"),
         (["evaluate", "run", "images", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'?"),
         (["pretrain", "--resume"], "no value for --resume; use --resume FOLDER"),
@@ -230,7 +230,7 @@ def test_debug_shows_the_traceback_and_no_debug_does_not(capsys: pytest.CaptureF
     ("failure", "code", "text"),
     [
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero; this is a bug of ours"),
-        (MemoryError(), 12, "out of memory; lower --plan.batch-size"),
+        (MemoryError(), 12, "out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 12, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

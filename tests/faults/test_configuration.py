@@ -167,7 +167,7 @@ def test_j03_a_hostile_configuration_is_refused(name: str, read: Callable[[str],
 def test_j03_a_configuration_of_ten_megabytes_is_not_read(tmp_path: Path) -> None:
     config = {"smalti": "0", "config": to_json(nano.train_tokenizer())}
     (tmp_path / "config.json").write_text(json.dumps(config) + " " * 10_000_000)
-    with pytest.raises(CheckpointError, match=r"config\.json is damaged; a configuration has at most 1048576 bytes"):
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged; it has more than 1048576 bytes"):
         read_config(str(tmp_path), TrainTokenizer)
 
 
@@ -176,7 +176,7 @@ def test_j03_a_configuration_of_ten_megabytes_is_not_read(tmp_path: Path) -> Non
 def test_j03_other_files_of_a_run_that_are_damaged_are_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     folder = RunFolder(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged; it (cannot be understood|is no object)"):
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged; it is (not JSON|nested too deeply|not an object)"):
         folder.read_result() if name == "result.json" else folder.read_data()
 
 

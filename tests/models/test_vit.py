@@ -218,7 +218,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state_alone(
 def test_sincos_positions_are_where_the_patches_are_and_are_learned() -> None:
     config = dataclasses.replace(TINY, pos_init="sincos")
     model = config.build()
-    assert torch.equal(model.pos_embed.detach()[0, 1:], sincos_2d((2, 3), 16))
+    assert torch.equal(model.pos_embed.detach()[0, 1:], sincos_2d((2, 3), 16, amplitude=0.1))
     assert model.pos_embed.requires_grad
     plain = TINY.build().state_dict()
     assert all(torch.equal(value, plain[name]) for name, value in model.state_dict().items() if name != "pos_embed")

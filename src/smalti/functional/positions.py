@@ -13,13 +13,13 @@ _EXTRA = 3
 """Rows at the end of a table: [S] attends to a patch, a patch to [S], [S] to itself."""
 
 
-def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float = 0.1) -> Float[Tensor, "N {dim}"]:
+def sincos_2d(grid: tuple[int, int], dim: int, amplitude: float) -> Float[Tensor, "N {dim}"]:
     """Sines and cosines of row and column at dim/4 frequencies, from 2 to 1/50 radians per patch.
 
     Args:
         grid: rows and columns of patches.
         dim: D, a multiple of 4.
-        amplitude: of the sines; small compared with patch embeddings.
+        amplitude: of the sines.
 
     Reference: Vaswani et al. 2017, in two dimensions as by Chen et al. 2021 (MoCo v3).
     Differs: initialises learnable embeddings of small grids; the usual wavelengths reach 10 000.

@@ -40,6 +40,7 @@ class ViT:
     grad_checkpointing: bool = setting(False, "keep the input of each block and compute the rest again: less memory")
     init: Init = setting("uniform", "name", "BEiT §2.5: uniform in [-0.02, 0.02]")
     pos_init: Literal["uniform", "sincos"] = setting("uniform", "start of the learned positions", "BEiT §2.5")
+    pos_amplitude: float = setting(0.1, "of the sines that positions start as, with sincos", "MAE: 1")
     mean: tuple[float, ...] = setting((0.5,), "pixel mean, a value a channel or one for all")
     std: tuple[float, ...] = setting((0.5,), "pixel standard deviation, likewise")
 
@@ -63,6 +64,7 @@ class ViT:
             f"pos_init sincos with embed_dim {self.embed_dim}",
             "use a multiple of 4",
         )
+        require(self.pos_amplitude > 0, f"pos_amplitude is {self.pos_amplitude}", "use a positive one")
         require(
             self.pos_init == "uniform" or self.positions == "absolute",
             f"pos_init {self.pos_init} with positions {self.positions}",
@@ -118,7 +120,7 @@ class VisionTransformer(nn.Module):
         self.norm: nn.Module = nn.LayerNorm(config.embed_dim, eps=1e-6)
         initialise(self, config.init, config.embed_dim)
         if self.pos_embed is not None and config.pos_init == "sincos":
-            self.pos_embed.data[0, 1:] = sincos_2d(config.grid, config.embed_dim)
+            self.pos_embed.data[0, 1:] = sincos_2d(config.grid, config.embed_dim, config.pos_amplitude)
 
     def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
         """Patch embeddings.

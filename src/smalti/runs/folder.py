@@ -338,10 +338,10 @@ def _read_config(model: str) -> dict[str, Any]:
     path = run_folder(model).path / _CONFIG
     try:
         config = read_object(path, MAX_CONFIG, follow=True)["config"]
-    except (OSError, ValueError, KeyError) as error:
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged", cause=str(error)) from error
+    except (OSError, KeyError) as error:
         cause, fix = "no readable config.json there", "give the --out of a run"
-        if isinstance(error, ValueError):
-            cause += f": {error}"
         foreign = isinstance(error, KeyError | FileNotFoundError)  # else it is damaged, whoever wrote it
         if foreign and any(path.with_name(name).is_file() for name in _WEIGHTS_OF_OTHERS):
             cause, fix = "it holds weights of another program", f"smalti import {model} --out MODEL makes it one"
