@@ -195,8 +195,9 @@ def test_a_run_folder_below_a_file(verb_name: str, photos: Path, tmp_path: Path,
 
 
 def test_no_tokenizer(photos: Path, tmp_path: Path, failure: Failure) -> None:
-    line = failure(pretrain(photos, "", tmp_path / "run"), 4)
-    assert line == "nothing is no run folder; no readable config.json there; give the --out of a run"
+    line = failure(pretrain(photos, "", tmp_path / "run"), 2)
+    assert line.startswith("no tokenizer given; give --tokenizer RUN")
+    assert line.endswith("or use --target pixels")
     line = failure(pretrain(photos, tmp_path / "nowhere", tmp_path / "run"), 4)
     assert line.startswith(f"{tmp_path}/nowhere is no run folder; no readable config.json there; ")
     assert not (tmp_path / "run").exists()

@@ -108,7 +108,7 @@ def test_h05_h06_strange_names_are_read(tmp_path: Path) -> None:
 
 def test_h01_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
     message = (
-        r"no images in .*; no file there has an image's extension; found {}; looked for \.bmp .*\.webp; check the path"
+        r"no images in .*; no file there has an image's extension; found {}; looked for \.avif .*\.webp; check the path"
     )
     with pytest.raises(DataError, match=message.format("nothing at all")):
         Folder(tmp_path, 1)

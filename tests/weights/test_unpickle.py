@@ -217,7 +217,7 @@ def test_the_command_line_names_the_function(tmp_path: Path) -> None:
         (b"K\x05Q.", "it refers to something outside that is no storage"),
         (b"K\x05.", "torch.save did not write it"),
         (b"", "it is cut off"),
-        (b"\xff\xd8\xff\xe0", "it holds no pickle"),
+        (b"\xff\xd8\xff\xe0", "it looks like an image, not like weights"),
         (b"h\x05.", "its pickle makes no sense"),
         (b"t.", "its pickle makes no sense"),
         (b"  <!DOCTYPE html><html>", "it looks like a web page, not like weights"),
@@ -295,7 +295,7 @@ def test_views_beyond_the_storage_are_refused(description: tuple[Any, ...], tmp_
         (storage(key="../../etc/passwd"), "it is damaged"),
         (storage(key=7), "it refers to something outside that is no storage"),
         (storage(kind="file"), "it refers to something outside that is no storage"),
-        (storage(dtype=torch.IntStorage), "asks for torch.IntStorage"),
+        (storage(dtype=torch.QInt8Storage), "asks for torch.QInt8Storage"),
         (storage(dtype=torch.device), "its pickle makes no sense"),
     ],
 )

@@ -80,7 +80,10 @@ class RunFolder:
             CheckpointError: it is damaged.
         """
         found = _read_json(self.path / _DATA)
-        if found is not None and {name: type(value) for name, value in found.items()} != _DATA_FIELDS:
+        if (
+            found is not None
+            and {name: type(value) for name, value in found.items() if name != TOKENIZER} != _DATA_FIELDS
+        ):
             raise CheckpointError(f"{self.path / _DATA} is damaged", cause=f"it has not {' and '.join(_DATA_FIELDS)}")
         return found
 
