@@ -12,6 +12,7 @@ from smalti.cli import main
 from smalti.evaluation.probe import PIXELS, RANDOM_PAPER, RANDOM_USED, RANDOM_WIDTH, untrained
 from smalti.exporting import huggingface, timm
 from smalti.models.vit import nano
+from smalti.runs.evaluations import read_evaluations, write_evaluation
 from smalti.runs.folder import RunFolder
 from tests.exporting.networks import PAPER, RELEASED, backbone
 from tests.small_runs import CPU, finetune, pictures, pretrain
@@ -64,7 +65,7 @@ def test_a_flag_leaves_the_baselines_out(root: Path, capsys: pytest.CaptureFixtu
 def test_results_are_kept_by_data_and_the_newest_of_each_stays(root: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     names = [
-        folder.write_evaluation(data, test, {"result": {"n": number}}).name
+        write_evaluation(folder.path, data, test, {"result": {"n": number}}).name
         for number, (data, test) in enumerate(
             [
                 ("a/My photos", ""),
@@ -78,11 +79,11 @@ def test_results_are_kept_by_data_and_the_newest_of_each_stays(root: Path, tmp_p
     assert names[0] == names[3] == "My-photos.json"
     assert names[4] == "y.json"
     assert len(set(names)) == 4
-    kept = folder.read_evaluations()
+    kept = read_evaluations(folder.path)
     assert kept["My-photos"]["result"] == {"n": 3}
     assert kept["y"]["data"] == "https://x/y"
     (tmp_path / "run" / "evaluations" / "y.json").write_text("{")
-    assert set(folder.read_evaluations()) == {Path(name).stem for name in names} - {"y"}
+    assert set(read_evaluations(folder.path)) == {Path(name).stem for name in names} - {"y"}
 
 
 def test_of_a_fine_tuned_run_and_where_nothing_can_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from smalti.cli import main
+from smalti.runs.evaluations import write_evaluation
 from smalti.runs.folder import RunFolder
 from tests.small_runs import finetune, pictures, result, scenes, segment
 
@@ -157,7 +158,7 @@ def test_what_evaluate_has_kept_is_shown(root: Path, tmp_path: Path) -> None:
     beside = {"raw pixels": probes | {"linear": 0.75}}
     kept = {"data": "/photos", "test": "/test", "step": 4, "result": probes | {"baselines": beside}}
     folder = RunFolder(root / "all")
-    folder.write_evaluation("/photos", "/test", kept)
+    write_evaluation(folder.path, "/photos", "/test", kept)
     text = page_of(root / "all", out=tmp_path / "page.html")
     assert "Evaluated on photos" in text
     assert "on /photos, tested on /test, after step 4 of training." in text

@@ -28,15 +28,16 @@ from smalti.evaluation.reconstruction import evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
+from smalti.runs.evaluations import write_evaluation
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, holds_run, is_run, read_config, read_kind
+from smalti.runs.folder import holds_run, is_run, read_config, read_kind
 from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import with_null
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
-from smalti.training.checkpoint import newest_step
+from smalti.training.checkpoint import is_checkpoint, newest_step
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels
 from smalti.weights.read import is_foreign
@@ -92,18 +93,18 @@ def main(config: Evaluate) -> dict[str, Any]:
             found = _evaluated_foreign(config, compute, log)
         else:
             found = _evaluated(config, compute, log)
-            if is_rank0():
+            if is_rank0() and not is_checkpoint(Path(config.model).expanduser()):
                 _keep(config, found, log)
     return found
 
 
 def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
     """Write the result into the run folder; it is printed already, so a folder that cannot be written is a warning."""
-    folder = RunFolder(Path(config.model).expanduser())
+    run = Path(config.model).expanduser()
     settings = {name: getattr(config, name) for name in _SETTINGS}
-    about = {"kind": read_kind(config.model), "step": newest_step(folder.path), "settings": settings}
+    about = {"kind": read_kind(config.model), "step": newest_step(run), "settings": settings}
     try:
-        kept = folder.write_evaluation(config.images, config.test, about | {"result": with_null(found)})
+        kept = write_evaluation(run, config.images, config.test, about | {"result": with_null(found)})
     except OutputError as error:
         log.say(f"warning: the result is not kept: {error}")
     else:

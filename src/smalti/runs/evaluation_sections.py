@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smalti.report.page import Section, best_cells, table
+from smalti.runs.evaluations import read_evaluations
 from smalti.runs.folder import RunFolder
 
 _PROBES = {"knn": "k-NN", "linear": "linear probe"}
@@ -26,7 +27,7 @@ _TRAINED = "this network"
 
 def evaluation_sections(folder: RunFolder) -> list[Section]:
     """A section for each set of images that was measured."""
-    return [_section(name, found) for name, found in folder.read_evaluations().items() if found.get("result")]
+    return [_section(name, found) for name, found in read_evaluations(folder.path).items() if found.get("result")]
 
 
 def _section(name: str, found: Mapping[str, Any]) -> Section:

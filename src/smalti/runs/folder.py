@@ -22,7 +22,6 @@ from smalti.core.files import (
     make_folder,
     open_to_others,
     remove_leftovers,
-    sha256,
     write_bytes,
     write_json,
 )
@@ -39,7 +38,6 @@ T = TypeVar("T")
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
 _DATA_FIELDS = {"images": int, "fingerprint": str}
-_EVALUATIONS = "evaluations"
 TOKENIZER = "tokenizer_sha256"
 """In data.json, of a run that predicts the tokens of a tokenizer."""
 _WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
@@ -105,30 +103,6 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run; empty if it has not finished."""
         return _read_json(self.path / _RESULT) or {}
-
-    def write_evaluation(self, data: str, test: str, found: dict[str, Any]) -> Path:
-        """Keep what `smalti evaluate` has found in `evaluations/`, in place of what it found there on the same images.
-
-        Args:
-            data, test: DATA, after which the file is called, and the separate test images.
-            found: without these two; see docs/evaluation.md.
-
-        Returns:
-            The file.
-        """
-        about = {"data": _named_place(data), "test": _named_place(test)}
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", about["data"].rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "data"
-        path = self.path / _EVALUATIONS / f"{name}.json"
-        if {key: (_readable(path) or about).get(key) for key in about} != about:  # other images of the same name
-            path = path.with_name(f"{name}-{sha256(json.dumps(about).encode())[:8]}.json")
-        make_folder(path.parent)
-        write_json(path, {"smalti": __version__} | about | found)
-        return path
-
-    def read_evaluations(self) -> dict[str, dict[str, Any]]:
-        """What `write_evaluation` has kept, by the name of its file without `.json`; damaged files are left out."""
-        found = {path.stem: _readable(path) for path in sorted((self.path / _EVALUATIONS).glob("*.json"))}
-        return {name: value for name, value in found.items() if value is not None}
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl that are of a step.
@@ -293,20 +267,6 @@ def _public(value: Any) -> Any:
     if isinstance(value, list):
         return [_public(item) for item in value]
     return without_secrets(value) if isinstance(value, str) and is_address(value) else value
-
-
-def _named_place(place: str) -> str:
-    """DATA as it is written down: a place here in full, an address without its secrets."""
-    path = Path(place).expanduser()
-    return str(path.resolve()) if place and path.exists() else str(_public(place))
-
-
-def _readable(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is none, or it is damaged."""
-    try:
-        return _read_json(path)
-    except CheckpointError:
-        return None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

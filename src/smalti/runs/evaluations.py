@@ -1,0 +1,59 @@
+"""What `smalti evaluate` has found is kept in the run folder: a file for each data set, in `evaluations/`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from smalti import __version__
+from smalti.core.addresses import is_address, without_secrets
+from smalti.core.files import make_folder, sha256, write_json
+from smalti.core.stored import read_object
+
+_FOLDER = "evaluations"
+
+
+def write_evaluation(run: Path, data: str, test: str, found: dict[str, Any]) -> Path:
+    """Keep a result, in place of what was found on the same images before.
+
+    Args:
+        run: the run folder.
+        data: DATA, after which the file is called.
+        test: the separate test images.
+        found: the result without these two; see docs/evaluation.md.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    about = {"data": _named(data), "test": _named(test)}
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", about["data"].rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "data"
+    path = run / _FOLDER / f"{name}.json"
+    if {key: (_read(path) or about).get(key) for key in about} != about:  # other images of the same name
+        path = path.with_name(f"{name}-{sha256(json.dumps(about).encode())[:8]}.json")
+    make_folder(path.parent)
+    write_json(path, {"smalti": __version__} | about | found)
+    return path
+
+
+def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """What `write_evaluation` has kept, by the name of its file without `.json`; damaged files are left out."""
+    found = {path.stem: _read(path) for path in sorted((run / _FOLDER).glob("*.json"))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_object(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _named(place: str) -> str:
+    """DATA as it is written down: a place here in full, an address without its secrets."""
+    if is_address(place):
+        return without_secrets(place)
+    path = Path(place).expanduser()
+    return str(path.resolve()) if place and path.exists() else place
