@@ -53,6 +53,7 @@ class Variation:
     crop: float = 0.4
     batch_size: int = 128
     masks_per_image: int = 1
+    pos_amplitude: float = 0.1
     seed: int = 0
 
     def pretraining(self, out: Path, places: DataFiles, images: int) -> Pretrain:
@@ -61,6 +62,7 @@ class Variation:
         config = STUDY.pretraining(row, out, places)
         return replace(
             config,
+            backbone=replace(config.backbone, pos_amplitude=self.pos_amplitude),
             optimiser=replace(config.optimiser, lr=self.lr),
             crop=RandomResizedCrop(scale=(self.crop, 1.0)),
             plan=replace(config.plan, batch_size=self.batch_size, steps=images // self.batch_size),
@@ -78,10 +80,13 @@ VARIATIONS = {
     "whitened-lr-predicted": Variation(
         tokenizer="kmeans-1024-whitened-50", lr=4e-3, decoder=CrossAttention(predicted=0.5)
     ),
+    "whitened-positions": Variation(tokenizer="kmeans-1024-whitened-50", pos_amplitude=1.0),
+    "positions": Variation(pos_amplitude=1.0),
     "visible-seed-1": Variation(seed=1),
     "whitened-50-seed-1": Variation(tokenizer="kmeans-1024-whitened-50", seed=1),
     "whitened-100": Variation(tokenizer="kmeans-1024-whitened-100"),
     "mixture": Variation(decoder=CrossAttention(mix_layers=True)),
+    "whitened-mixture": Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(mix_layers=True)),
     "depth-2": Variation(decoder=CrossAttention(depth=2)),
     "pixels": Variation(target=Pixels(), tokenizer=""),
     "crop-20": Variation(crop=0.2),

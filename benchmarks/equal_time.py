@@ -45,7 +45,7 @@ from smalti.runs.pretrain import main as pretrain_ours
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "equal_time"
 BUDGETS, SEEDS = (816, 3600), (0, 1, 2)
 """Core-seconds of pretraining: those of the row of tokens that MAE was first compared with, and an hour."""
-BEST = Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(predicted=0.5))
+BEST = Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(predicted=0.5), pos_amplitude=1.0)
 """So far: what the searches have found is not settled."""
 PEERS = {"mae": METHODS["mae-our-settings"], "simmim": METHODS["simmim-our-settings"]}
 TOKENIZER_SECONDS = 4.3
