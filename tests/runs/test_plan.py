@@ -212,7 +212,7 @@ def test_nothing_speaks_against_a_good_plan() -> None:
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that training verbs would have run."""
     seen: list[Any] = []
-    for verb in ("train_tokenizer", "pretrain"):
+    for verb in ("train_tokenizer", "pretrain", "finetune"):
         module = importlib.import_module(f"smalti.runs.{verb}")
         monkeypatch.setattr(module, "main", lambda config, **_: seen.append(config) or {})
     return seen
@@ -258,7 +258,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_plan_for_real_images_is_two_commands_that_parse(
+def test_a_plan_for_real_images_is_commands_that_parse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], captured: list[Any]
 ) -> None:
     photos = pictures(tmp_path / "photos", per_class=10, side=70)
@@ -272,11 +272,12 @@ def test_a_plan_for_real_images_is_two_commands_that_parse(
     assert result["backbone"]["num_parameters"] > 400_000
     assert result["memory"] > 100e6
     assert result["pretrain"]["seconds_per_step"] > 0
-    assert printed[-2:] == result["commands"]
+    assert printed[-3:] == result["commands"], "the last one fine-tunes, as the images have labels"
     assert [path.name for path in tmp_path.iterdir()] == ["photos"], "a plan writes nothing"
     for command in result["commands"]:
         assert smalti(shlex.split(command)[1:]) == 0
-    assert [config.plan.batch_size for config in captured] == [16, 16]
+    assert [config.plan.batch_size for config in captured[:2]] == [16, 16]
+    assert len(captured) == 3
 
 
 @pytest.mark.usefixtures("quick")
