@@ -114,6 +114,7 @@ def test_a_reference_is_made_of_a_run_folder(
         "num_images": 48,
         "masks": "blocks",
         "decoder": "linear",
+        "channels": 3,
     }
     assert made.images == (16, 32, 48)
     flags = [*PRETRAIN_FLAGS, "--data", str(photos), "--plan.steps", "3", "--target", "pixels"]

@@ -104,7 +104,7 @@ def test_which_run_it_is_and_how_both_end_is_said(
         f"reference: ours, a run of ours on 5 pictures, moved to the unigram entropy here, {unigram_entropy(root):.3f}"
         " nats; here (and there): 32 wide (16)"
     ) in said
-    assert said[-1] == (
+    assert said[-3] == (
         "reference ours ended 0.500 nats below the unigram entropy on its held-out images, after 80 images; here it is"
         f" {found['unigram_entropy_nats'] - found['loss_nats']:.3f} after 80"
     )
@@ -149,7 +149,7 @@ def test_pixels_are_compared_with_pixels(root: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr().err.splitlines()
     assert "reference: flat, a run of ours on 3 pictures; here (and there): 64 images seen at the end (80)" in said
     assert any("  reference 0.400 (behind)  " in line for line in said)
-    assert said[-1] == (
+    assert said[-3] == (
         "reference flat ended at a loss of 0.500 on its held-out images, after 80 images; here it is"
         f" {result(tmp_path / 'run')['pixel_loss']:.3f} after 64"
     )

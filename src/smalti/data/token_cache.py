@@ -195,7 +195,7 @@ class TokenCache:
         )
         _agree(folder, key)
         self.folder, self.key = folder, key
-        self._row = np.dtype("<u2").itemsize * key.num_patches + _DIGEST
+        self.row_bytes = np.dtype("<u2").itemsize * key.num_patches + _DIGEST
         self._sealed = hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).digest()
         self._open: dict[tuple[int, int], int] = {}
 
@@ -207,7 +207,7 @@ class TokenCache:
         Raises:
             DataError: a file is damaged or cannot be read.
         """
-        found = np.zeros((len(index), self._row), np.uint8)
+        found = np.zeros((len(index), self.row_bytes), np.uint8)
         for run in _runs(view_epoch, index):
             rows = found[run].reshape(-1)
             data = self._read(int(view_epoch[run.start]), int(index[run.start]), len(rows))
@@ -259,14 +259,14 @@ class TokenCache:
     def _read(self, epoch: int, index: int, length: int) -> bytes:
         """Up to `length` bytes of the file, beginning at the row of an image."""
         try:
-            return os.pread(self._file(epoch, os.O_RDONLY), length, index * self._row)
+            return os.pread(self._file(epoch, os.O_RDONLY), length, index * self.row_bytes)
         except FileNotFoundError:
             return b""
         except OSError as error:
             raise DataError(f"cannot read {self.path(epoch)}", cause=error.strerror or str(error)) from error
 
     def _write(self, epoch: int, index: int, data: bytes) -> None:
-        position = index * self._row
+        position = index * self.row_bytes
         try:
             while data:
                 written = os.pwrite(self._file(epoch, os.O_RDWR | os.O_CREAT), data, position)
@@ -281,7 +281,7 @@ class TokenCache:
             if len(self._open) == _MOST_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             found = open_ordinary(self.path(epoch), flags)
-            size, most = os.fstat(found).st_size, self.key.num_images * self._row
+            size, most = os.fstat(found).st_size, self.key.num_images * self.row_bytes
             if size > most:
                 os.close(found)
                 raise _damaged(self.path(epoch), f"it has {size} bytes, and at most {most} are right")

@@ -127,14 +127,14 @@ class Filled:
                 self._count(epoch, len(missing))
 
     def result(self, num_epochs: int, seconds: float) -> dict[str, Any]:
-        """What was done, as plain JSON values. `bytes` is the size of all ids in the cache."""
+        """What was done, as plain JSON values. `bytes` is the size of all rows in the cache."""
         key, views = self.cache.key, self.already + self.computed
         return {
             "cache": str(self.cache.folder),
             "images": key.num_images,
             "views": num_epochs,
             "tokens": views * key.num_patches,
-            "bytes": 2 * views * key.num_patches,
+            "bytes": views * self.cache.row_bytes,
             "seconds": round(seconds, 3),
             "images_per_second": round(self.computed / seconds, 1),
             "already_there": self.already,
