@@ -172,10 +172,10 @@ def test_what_is_left_out_is_counted_with_its_first_name_in_order() -> None:
     left_out.add(SYSTEM, b".x")
     assert left_out.as_dict() == {
         SYSTEM: {"count": 1, "first": ".x"},
-        NO_IMAGE: {"count": 4, "first": "a.TXT"},
+        NO_IMAGE: {"count": 4, "first": "a.TXT", "suffixes": "2 .txt, 1 without extension, 1 .md"},
     }
     assert left_out.suffix_line() == "2 .txt, 1 without extension, 1 .md"
-    assert str(left_out) == f"1 {SYSTEM} (first .x), 4 {NO_IMAGE} (first a.TXT)"
+    assert str(left_out) == (f"1 {SYSTEM} (first .x), 4 {NO_IMAGE} (2 .txt, 1 without extension, 1 .md; first a.TXT)")
     other = LeftOut()
     other.merge(left_out, "shard: ")
     assert other.first[SYSTEM] == "shard: .x"
