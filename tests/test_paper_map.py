@@ -174,7 +174,7 @@ def test_what_the_page_says_of_crops_is_counted() -> None:
 
 def test_what_the_page_says_of_images_steps_and_epochs_is_computed() -> None:
     plan, held_out = paper.pretrain().plan, paper.pretrain().data.held_out
-    rate = paper.pretrain().optimiser.schedule(plan.steps)
+    rate = paper.pretrain().optimiser.rates(plan.steps)
     learnt, dropped = len(put_aside(IMAGENET, held_out, 0, _MOST_HELD_OUT)[0]), IMAGENET % plan.batch_size
     aside = IMAGENET - learnt
     assert release.pretrain().plan == plan
