@@ -22,7 +22,7 @@ from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
 from smalti.evaluation.samples import Inpainting, inpaint, paint, survey
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, page, table
-from smalti.report.pictures import Card, atlas, mask_overlay, tile_row
+from smalti.report.pictures import Card, atlas, mask_overlay, tile_row, to_pixels
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
@@ -311,10 +311,3 @@ def series_of(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
 def scale_of(width: int) -> int:
     """Screen pixels for each image pixel: small images are shown about 112 pixels wide."""
     return max(1, round(112 / width))
-
-
-def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:
-    """Convert images (n, C, H, W), uint8 or float in [0, 1], to uint8 pictures with channels last."""
-    pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().to(torch.uint8)
-    array: UInt8[np.ndarray, "n H W C"] = pixels.cpu().permute(0, 2, 3, 1).numpy()
-    return array

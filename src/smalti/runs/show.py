@@ -19,10 +19,10 @@ from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens import encode
 from smalti.report.page import Section
-from smalti.report.pictures import png, sheet, tile_row, token_map
+from smalti.report.pictures import png, sheet, tile_row, to_pixels, token_map
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.sections import Columns, filled_in, scale_of, to_pixels, write_page
+from smalti.runs.sections import Columns, filled_in, scale_of, write_page
 from smalti.runs.tokenizers import input_of, load_tokenizer
 
 _PAGE, _PICTURE = (".html", ".htm"), ".png"
