@@ -21,6 +21,7 @@ CLASSES = {
     "Prepare",
     "Pretrain",
     "Search",
+    "Serve",
     "SmaltiError",
     "Tokenize",
     "TrainTokenizer",
@@ -39,6 +40,7 @@ FUNCTIONS = {
     "prepare": "(config)",
     "embed": "(config)",
     "search": "(config)",
+    "serve": "(config)",
     "export": "(config)",
     "import_model": "(config)",
 }

@@ -78,6 +78,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "embed",
         "search",
         "show",
+        "serve",
         "report",
         "import_model",
         "info",

@@ -56,6 +56,7 @@ usage: smalti VERB [...] [--json] [--debug]
   embed MODEL DATA --out features.npy                     features of all images, a row each; or features.parquet
   search FEATURES IMAGE... [--out PAGE.html]              the nearest images by their features; --near-duplicates 0.95
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
+  serve MODEL [--features features.npy]                   a page on this machine: paint a mask, see what is predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN...                                           one offline HTML file
   replay BUNDLE                                           the step that was not finite once more: where it begins
@@ -259,6 +260,7 @@ VERBS = {
     "embed": Verb("embed", "Embed"),
     "search": Verb("search", "Search"),
     "show": Verb("show", "Show"),
+    "serve": Verb("serve", "Serve"),
     "masks": Verb("masks", "Masks"),
     "report": Verb("report", "Report"),
     "replay": Verb("replay", "Replay"),
