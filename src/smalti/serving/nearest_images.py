@@ -38,7 +38,8 @@ class NearestImages:
 
     def __call__(self, picture: UInt8[np.ndarray, "s s C"], count: int) -> list[dict[str, Any]]:
         """The nearest images to a square, best first: key, label, similarity, and the picture or null."""
-        pixels = torch.from_numpy(centre_crop(picture, self.backbone.config.img_size)).permute(2, 0, 1)[None]
+        crop = centre_crop(picture, self.backbone.config.img_size)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
         about = self.features.about
         query = layer_features(self.backbone, pixels.contiguous(), self.compute, about["layer"], about["pooling"])
         similarity, rows = nearest(self.features, query.cpu(), count, self.compute.device, self.scale)
