@@ -121,7 +121,9 @@ def test_a_sample_is_a_function_of_its_seed(predictor: Predictor) -> None:
 
 def test_a_cold_sample_is_the_best_guess(predictor: Predictor) -> None:
     found = predictor.predict(Predict("camera", PAINTED, samples=1, temperature=0.05))
-    close = [guess for guess in found["guesses"] if guess["best"][0]["probability"] > 2 * guess["best"][1]["probability"]]
+    close = [
+        guess for guess in found["guesses"] if guess["best"][0]["probability"] > 2 * guess["best"][1]["probability"]
+    ]
     for guess in close:
         assert found["samples"][0]["tokens"][guess["patch"]] == guess["best"][0]["code"]
 
@@ -195,7 +197,9 @@ def test_nearest_codes_are_ordered_by_their_decoded_patches(predictor: Predictor
     found = predictor.nearest_codes(3, 5)
     tiles = torch.stack(prototypes(predictor.tokenizer, torch.arange(16), CPU)).flatten(1)
     distance = (tiles - tiles[3]).square().mean(1).sqrt()
-    assert [code["code"] for code in found["nearest"]] == [n for n in distance.argsort(stable=True).tolist() if n != 3][:5]
+    assert [code["code"] for code in found["nearest"]] == [n for n in distance.argsort(stable=True).tolist() if n != 3][
+        :5
+    ]
     assert found["nearest"][0]["distance"] == pytest.approx(float(distance.sort().values[1]), abs=1e-6)
     with pytest.raises(UsageError, match="code 16 of 16"):
         predictor.nearest_codes(16, 5)

@@ -105,7 +105,7 @@ def main(config: Serve) -> dict[str, Any]:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=64,
+                limit_concurrency=256,
                 timeout_keep_alive=10,
                 timeout_graceful_shutdown=5,
             )
@@ -133,7 +133,8 @@ def load_predictor(run: str, compute: Compute) -> "Predictor":
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     views, data = config.views(tokenizer), config.data
     images = _images(data.channels, data.side, data.path == EMBEDDED)
-    return Predictor(Path(run).name, model, tokenizer, config.target, views, data.side, images, compute)
+    name = "/".join(Path(run).expanduser().resolve().parts[-2:])
+    return Predictor(name, model, tokenizer, config.target, views, data.side, images, compute)
 
 
 def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -> "NearestImages":
@@ -178,7 +179,9 @@ def _listen(config: Serve) -> socket.socket:
         family, kind, number, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, number)
     except OSError as error:
-        raise UsageError(f"cannot listen at {config.host}", cause=error.strerror or str(error), fix="see --host") from error
+        raise UsageError(
+            f"cannot listen at {config.host}", cause=error.strerror or str(error), fix="see --host"
+        ) from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

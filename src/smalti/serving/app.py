@@ -124,7 +124,9 @@ class _Api:
         except (ValueError, RecursionError):
             raise RefusedError(400, "the body is no JSON") from None
         try:
-            require(isinstance(body, dict) and "kind" not in body, "the body is no object of the fields of this request")
+            require(
+                isinstance(body, dict) and "kind" not in body, "the body is no object of the fields of this request"
+            )
             return from_json(cls, body, "body")
         except UsageError as error:
             raise RefusedError(422, str(error)) from None

@@ -33,6 +33,7 @@ _MODEL = _object(
     patch_size=_INTEGER | {"description": "pixels"},
     grid=_list(_INTEGER, "rows and columns of patches"),
     vocabulary=_null(_INTEGER, "visual tokens; null where pixels are predicted"),
+    masking={"enum": ["random", "blockwise"], "description": "how masks were drawn in training"},
     mask_ratio=_NUMBER | {"description": "share that was masked in training"},
     layers=_list(_object(name=_TEXT, heads=_INTEGER), "blocks, of which attention can be seen"),
     images=_list(_object(name=_TEXT, picture=_PNG), "images to choose from"),

@@ -265,11 +265,16 @@ function showOverlay() {
   $("result").classList.toggle("attention", kind === "attention");
   $("scale").classList.toggle("attention", kind === "attention");
   for (const label of document.querySelectorAll(".attending")) label.classList.toggle("off", kind !== "attention");
-  $("scale").hidden = kind === "none" || !values;
-  if (kind === "entropy" && values) $("scale-said").textContent = `0 to ${most.toFixed(1)} nats, a guess at random`;
-  if (kind === "attention" && values) $("scale-said").textContent = `0 to ${percent(most)}; ${percent(row.cls)} to the class token`;
-  if (kind === "attention" && from === null) say("Point at a patch of the prediction, or move there with the keyboard");
-  if (kind === "attention" && attention && from !== null && row === null) say("This patch is not in that block: the encoder sees visible patches, the decoder asks for masked ones");
+  $("scale").querySelector("i").hidden = !values;
+  $("scale-said").textContent = overlaySaid(kind, values, most, row);
+}
+
+function overlaySaid(kind, values, most, row) {
+  if (kind === "none") return "";
+  if (kind === "entropy") return `0 to ${most.toFixed(1)} nats, which is a guess at random`;
+  if (values) return `0 to ${percent(most)}; ${percent(row.cls)} goes to the class token`;
+  if (row === null) return "not in this block: an encoder without mask tokens has the visible patches, its decoder asks for the masked ones";
+  return "point at a patch of the prediction, or move there with the keyboard";
 }
 
 function showPatch() {
@@ -450,6 +455,7 @@ async function start() {
   const target = model.target === "tokens" ? `${model.vocabulary} visual tokens` : "pixels";
   $("facts").textContent = `${height} x ${width} pixels, patches of ${model.patch_size}; predicts ${target} with a ${model.decoder} decoder.`;
   state.image = model.images[0].name;
+  state.draw = model.masking;
   state.ratio = Math.round(100 * model.mask_ratio) / 100;
   $("images").append(...model.images.map(({ name, picture }) => {
     const button = element("button", { type: "button", title: name, onclick: () => choose(name) }, element("img", { src: picture, alt: name }));

@@ -78,6 +78,7 @@ class Predictor:
             "patch_size": config.patch_size,
             "grid": list(config.grid),
             "vocabulary": None if self.tokenizer is None else self.tokenizer.vocab_size,
+            "masking": "random" if isinstance(self.views.masking, Random) else "blockwise",
             "mask_ratio": self.views.masking.count(config.grid) / (config.grid[0] * config.grid[1]),
             "layers": [
                 {"name": name, "heads": block.attn.num_heads} for name, block in zip(blocks, model.blocks, strict=True)
