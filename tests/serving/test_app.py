@@ -135,7 +135,7 @@ def test_nearest_images_are_found_where_features_are_given(
     assert asking.get("/api/model").json()["features"] is True
     photo = base64.b64encode((runs / "photos" / "down" / "03.png").read_bytes()).decode()
     found = asking.post("/api/nearest", json={"image": photo, "count": 4}).json()["nearest"]
-    assert [image["key"] for image in found][0] == "down/03.png"
+    assert found[0]["key"] == "down/03.png"
     assert found[0]["similarity"] == pytest.approx(1, abs=1e-3)
     assert all(image["picture"].startswith("data:image/png;base64,") for image in found)
     assert len(found) == 4

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("starlette")
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright")
+
 import uvicorn
+from playwright import sync_api as playwright
 
 from smalti.serving.app import build
 from tests.serving.models import predictor_of
@@ -266,7 +268,8 @@ def test_an_image_of_ones_own_is_chosen_or_dropped(browser: Any, address: str, t
                 const bytes = Uint8Array.from(atob(given.split(',')[1]), (c) => c.charCodeAt(0));
                 const moved = new DataTransfer();
                 moved.items.add(new File([bytes], 'dropped.png', { type: 'image/png' }));
-                document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: moved, bubbles: true, cancelable: true }));
+                const how = { dataTransfer: moved, bubbles: true, cancelable: true };
+                document.body.dispatchEvent(new DragEvent('drop', how));
             }""",
             chosen,
         )

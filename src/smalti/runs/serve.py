@@ -3,6 +3,7 @@
 import importlib.util
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,8 @@ def main(config: Serve) -> dict[str, Any]:
                 timeout_graceful_shutdown=5,
             )
         )
-        try:
+        with suppress(KeyboardInterrupt):  # SIGTERM too: either is how a server ends
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # SIGTERM too: either is how a server ends
-            pass
     return {"url": url}
 
 
@@ -157,7 +156,7 @@ def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -
 
 
 def _images(channels: int, side: int, fashion: bool) -> dict[str, UInt8[np.ndarray, "s s C"]]:
-    """The pictures to choose from: the photographs of the package, and before them Fashion-MNIST where that was learned."""
+    """The pictures to choose from: photographs of the package, and before them Fashion-MNIST where that was learned."""
     found: dict[str, UInt8[np.ndarray, "s s C"]] = {}
     if fashion:
         held_out = embedded("test").with_channels(channels)

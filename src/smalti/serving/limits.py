@@ -1,4 +1,4 @@
-"""What a server on this machine does not do: answer other sites or strangers, read without end, or compute for a crowd."""
+"""What a server does not do: answer other sites or strangers, read without end, or compute for a crowd."""
 
 import asyncio
 import hmac

@@ -24,7 +24,7 @@ _SIDE = 112
 
 @dataclass(frozen=True)
 class NearestImages:
-    """Features with the network that made them, and the images that they are of; pictures are read as they are asked for.
+    """Features with the network that made them, and the images that they are of, which are read when they are shown.
 
     Attributes:
         scale: mean and standard deviation of every feature.

@@ -94,9 +94,9 @@ class Predictor:
         """
         if image in self.images:
             return self.images[image]
-        head, comma, tail = image.partition(",") if image.startswith("data:") else ("", "", image)
+        content = image.partition(",")[2] if image.startswith("data:") else image
         try:
-            data = base64.b64decode(tail, validate=True)
+            data = base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError):
             raise DataError("image is neither a name of /api/model nor base64") from None
         return self.decoded(data)
