@@ -22,6 +22,7 @@ CLASSES = {
     "Prepare",
     "Pretrain",
     "Search",
+    "Serve",
     "SmaltiError",
     "Tokenize",
     "TrainTokenizer",
@@ -41,6 +42,7 @@ FUNCTIONS = {
     "embed": "(config)",
     "predict": "(config)",
     "search": "(config)",
+    "serve": "(config)",
     "export": "(config)",
     "import_model": "(config)",
 }

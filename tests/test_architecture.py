@@ -25,6 +25,7 @@ ROWS = [
     {"evaluation"},
     {"exporting"},
     {"report"},
+    {"serving"},
     {"runs"},
     {"recipes"},
     {"flags"},

@@ -80,6 +80,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "predict",
         "search",
         "show",
+        "serve",
         "report",
         "import_model",
         "info",

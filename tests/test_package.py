@@ -36,6 +36,11 @@ def test_templates_and_the_style_of_the_report_lie_inside_the_package() -> None:
     assert {"page.css", "page.html", "table.html", "chart.html", "tile_row.html", "atlas.html"} <= files
 
 
+def test_the_page_of_a_model_lies_inside_the_package() -> None:
+    files = {file.name for file in resources.files("smalti.serving").iterdir()}
+    assert {"page.css", "page.html", "page.js"} <= files
+
+
 def test_no_rule_keeps_data_of_the_package_out_of_git() -> None:
     rules = (ROOT / ".gitignore").read_text().split() if (ROOT / ".gitignore").exists() else []
     assert not {"data", "data/", "embedded", "embedded/", "*.xz", "*.jpg", "*.json", "*.html", "*.css"} & set(rules)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from smalti.runs.pretrain import main as pretrain
     from smalti.runs.search import Search
     from smalti.runs.search import main as search
+    from smalti.runs.serve import Serve
+    from smalti.runs.serve import main as serve
     from smalti.runs.tokenize import Tokenize
     from smalti.runs.tokenize import main as tokenize
     from smalti.runs.train_tokenizer import TrainTokenizer
@@ -52,6 +54,7 @@ _VERBS = {
     "embed": "Embed",
     "predict": "Predict",
     "search": "Search",
+    "serve": "Serve",
     "export": "Export",
     "import_model": "ImportModel",
 }
@@ -84,6 +87,7 @@ __all__ = [
     "Prepare",
     "Pretrain",
     "Search",
+    "Serve",
     "SmaltiError",
     "Tokenize",
     "TrainTokenizer",
@@ -101,6 +105,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "search",
+    "serve",
     "tokenize",
     "train_tokenizer",
 ]

@@ -71,6 +71,7 @@ usage: smalti VERB [...] [--json] [--debug]
   predict MODEL DATA --out predictions.csv                what a fine-tuned network says of each image; masks as PNGs
   search FEATURES IMAGE... [--out PAGE.html]              the nearest images by their features; --near-duplicates 0.95
   show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
+  serve MODEL [--features features.npy]                   a page on this machine: paint a mask, see what is predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN...                                           one offline HTML file
   replay BUNDLE                                           the step that was not finite once more: where it begins
@@ -326,6 +327,7 @@ VERBS = {
     "predict": Verb("predict", "Predict"),
     "search": Verb("search", "Search"),
     "show": Verb("show", "Show"),
+    "serve": Verb("serve", "Serve"),
     "masks": Verb("masks", "Masks"),
     "report": Verb("report", "Report"),
     "replay": Verb("replay", "Replay"),

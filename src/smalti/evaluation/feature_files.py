@@ -112,6 +112,16 @@ def open_features(path: Path) -> FeatureFile:
         raise DataError(f"{path} holds no features of smalti", cause=str(error), fix=f"{_FIX} {path}") from error
 
 
+def require_described(features: FeatureFile) -> None:
+    """Raise a DataError unless a file says which features of which images it holds, in values of the right types."""
+    for name, kind in (("model", str), ("weights", str), ("images", str), ("layer", int), ("pooling", str)):
+        if type(features.about.get(name)) is not kind:
+            cause = f"what it says of itself has no {name}"
+            raise DataError(
+                f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
+            )
+
+
 class _Npy:
     def __init__(self, path: Path) -> None:
         self.path, self.about = path, read_object(beside(path, "about.json"), follow=True)

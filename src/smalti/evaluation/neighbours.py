@@ -42,10 +42,18 @@ def scale_of_file(features: FeatureFile) -> Scale:
 
 
 def nearest(
-    features: FeatureFile, queries: Float[Tensor, "m F"], count: int, device: torch.device
+    features: FeatureFile,
+    queries: Float[Tensor, "m F"],
+    count: int,
+    device: torch.device,
+    scale: Scale | None = None,
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """Similarity and row of the `count` rows most similar to each query, or of all if there are fewer; best first."""
-    scale = scale_of_file(features)
+    """Similarity and row of the `count` rows most similar to each query, or of all if there are fewer; best first.
+
+    Args:
+        scale: of `scale_of_file`, where it is known.
+    """
+    scale = scale_of_file(features) if scale is None else scale
     wanted, start = _unit(queries, scale, device), 0
     best = torch.empty(len(queries), 0, device=device)
     rows = torch.empty(len(queries), 0, dtype=torch.int64, device=device)

@@ -63,7 +63,7 @@ def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 1
     shape = (-1, seen.shape[1], stride, stride)
     places = dict(zip(ids.unique().tolist(), ids.argsort(stable=True).split(counts[counts > 0].tolist()), strict=True))
     typical = [_typical(as_unit_range(patches[places[number]]), examples).view(shape) for number in frequent.tolist()]
-    painted = _prototypes(tokenizer, frequent, compute)
+    painted = prototypes(tokenizer, frequent, compute)
     shares = (counts[frequent] / max(len(ids), 1)).tolist()
     return Survey([Code(*fields) for fields in zip(frequent.tolist(), shares, painted, typical, strict=True)], counts)
 
@@ -74,7 +74,9 @@ def _typical(patches: Float[Tensor, "n P"], count: int) -> Float[Tensor, "_ P"]:
     return patches[distance.argsort(stable=True)[:count]]
 
 
-def _prototypes(tokenizer: Tokenizer, numbers: Int[Tensor, "k"], compute: Compute) -> list[Tensor]:
+@torch.no_grad()
+def prototypes(tokenizer: Tokenizer, numbers: Int[Tensor, "k"], compute: Compute) -> list[Float[Tensor, "C s s"]]:
+    """The decoded patch of each of these visual tokens, amid equal tokens, in [0, 1]."""
     inside = slice(_AROUND // 2 * tokenizer.stride, (_AROUND // 2 + 1) * tokenizer.stride)
     painted: list[Tensor] = []
     for part in numbers.to(compute.device).split(32):
@@ -104,16 +106,26 @@ class Inpainting(NamedTuple):
 
 
 @torch.no_grad()
-def inpaint(model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, compute: Compute) -> Inpainting:
+def inpaint(
+    model: MaskedImageModel,
+    tokenizer: Tokenizer,
+    batch: Batch,
+    compute: Compute,
+    guesses: Int[Tensor, "B K"] | None = None,
+) -> Inpainting:
     """Predict the masked visual tokens of a batch that has a mask and ids, and decode them.
 
     Tokens are predicted independently of each other, in one pass, so neighbours may be inconsistent.
+
+    Args:
+        guesses: the tokens at `mask_index`, where they have been predicted already; None: the most likely ones.
     """
     assert batch.ids is not None
     assert batch.mask is not None
     assert batch.mask_index is not None
     with compute.autocast():
-        guesses = model(batch.image, batch.mask, batch.mask_index).argmax(-1)
+        if guesses is None:
+            guesses = model(batch.image, batch.mask, batch.mask_index).argmax(-1)
         predicted_ids = batch.ids.scatter(1, batch.mask_index, guesses)
         predicted_ids = torch.where(batch.mask, predicted_ids, batch.ids)
         grid = (-1, *model.backbone.config.grid)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid, Masking
 from smalti.functional.positions import sincos_2d
-from smalti.models.layers import Init, Mlp, attend, initialise
+from smalti.models.layers import Init, Mlp, attend, attention_weights, initialise
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,18 @@ class CrossAttentionLayer(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "B K W"], memory: Float[Tensor, "B S W"]) -> Float[Tensor, "B K W"]:
+        q, k, v = self._heads(x, memory)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def weights(self, x: Float[Tensor, "B K W"], memory: Float[Tensor, "B S W"]) -> Float[Tensor, "B heads K S"]:
+        """How much each query attends to each position of the memory, as `forward` computes it; a row sums to 1."""
+        q, k, _ = self._heads(x, memory)
+        return attention_weights(q, k)
+
+    def _heads(self, x: Float[Tensor, "B K W"], memory: Float[Tensor, "B S W"]) -> tuple[Tensor, Tensor, Tensor]:
         parts = (self.q(x), *self.kv(memory).chunk(2, dim=-1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return q, k, v
 
 
 class CrossAttentionDecoder(nn.Module):

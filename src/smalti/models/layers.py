@@ -67,9 +67,18 @@ def attend(
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias[None] if bias is not None and bias.dim() == 3 else bias
         )
+    return attention_weights(q, k, bias) @ v
+
+
+def attention_weights(
+    q: Float[Tensor, "B heads K d"],
+    k: Float[Tensor, "B heads S d"],
+    bias: Float[Tensor, "heads K S"] | Float[Tensor, "B heads K S"] | None = None,
+) -> Float[Tensor, "B heads K S"]:
+    """softmax(q kᵀ / √d + bias): the share of each of S positions in what K queries read, in [0, 1]."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     scores = scores if bias is None else scores + bias
-    return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
+    return torch.softmax(scores, dim=-1, dtype=scores.dtype)
 
 
 class Attention(nn.Module):
@@ -104,6 +113,27 @@ class Attention(nn.Module):
         at: Int[Tensor, "B K"] | None = None,
         where: Int[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B K D"]:
+        q, k, v, bias = self._heads(x, bias, at, where)
+        return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
+
+    def weights(
+        self,
+        x: Float[Tensor, "B S D"],
+        bias: Float[Tensor, "heads S S"] | Float[Tensor, "B heads S S"] | None = None,
+        where: Int[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B heads S S"]:
+        """How much each position attends to each other one, as `forward` computes it; a row sums to 1."""
+        q, k, _, bias = self._heads(x, bias, None, where)
+        return attention_weights(q, k, None if bias is None else bias.to(q.dtype))
+
+    def _heads(
+        self,
+        x: Float[Tensor, "B S D"],
+        bias: Float[Tensor, "heads S S"] | Float[Tensor, "B heads S S"] | None,
+        at: Int[Tensor, "B K"] | None,
+        where: Int[Tensor, "B S"] | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries (B heads K d), keys and values (B heads S d), and the bias of their attention."""
         q, k, v = self._qkv(x).split(x.shape[-1], dim=-1)
         if self.relative_position_bias_table is not None:
             bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
@@ -112,7 +142,7 @@ class Attention(nn.Module):
             q = rows(q, at)
             bias = None if bias is None else bias_rows(bias, at)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
+        return q, k, v, bias
 
     def _qkv(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S 3*D"]:
         if self.q_bias is None or self.v_bias is None:

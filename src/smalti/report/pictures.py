@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
+from torch import Tensor
 
 from smalti.report.page import template
 
@@ -190,6 +192,13 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
             top, left = down * tall + _GAP, right * wide + _GAP
             painted[top : top + scale * height, left : left + scale * width] = enlarged
     return painted
+
+
+def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:
+    """Convert images (n, C, H, W), uint8 or float in [0, 1], to uint8 pictures with channels last."""
+    pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().to(torch.uint8)
+    array: UInt8[np.ndarray, "n H W C"] = pixels.cpu().permute(0, 2, 3, 1).numpy()
+    return array
 
 
 def data_uri(picture: Picture) -> str:

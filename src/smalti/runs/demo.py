@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -98,6 +99,7 @@ def main(config: Demo) -> dict[str, Any]:
     folder.write_result(result)
     print(describe(result))
     print(f"\nreport: {folder.report}  ({result['seconds']:.0f} s)")
+    print(f"try it: smalti serve {shlex.quote(f'{config.out}/pretrain')}")
     return result
 
 

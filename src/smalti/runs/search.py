@@ -20,7 +20,7 @@ from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import read_square, square
 from smalti.data.token_cache import digest
-from smalti.evaluation.feature_files import FeatureFile, open_features, text_of
+from smalti.evaluation.feature_files import FeatureFile, open_features, require_described, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
 from smalti.report.pictures import tile_row
@@ -83,7 +83,7 @@ def main(config: Search) -> dict[str, Any]:
         require_place(Path(config.out).expanduser())
     features = open_features(Path(config.features).expanduser())
     require(features.count > 0, f"{features.path} has no rows")
-    _require_described(features)
+    require_described(features)
     compute = choose_compute(config.device, config.precision)
     result, lines = _pairs(config, features, compute) if config.near_duplicates else _nearest(config, features, compute)
     if config.out:
@@ -91,16 +91,6 @@ def main(config: Search) -> dict[str, Any]:
         print(f"written: {config.out}")
         result["out"] = config.out
     return result
-
-
-def _require_described(features: FeatureFile) -> None:
-    """Check what is said of the features, before it is used."""
-    for name, kind in (("model", str), ("weights", str), ("images", str), ("layer", int), ("pooling", str)):
-        if type(features.about.get(name)) is not kind:
-            cause = f"what it says of itself has no {name}"
-            raise DataError(
-                f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
-            )
 
 
 def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[dict[str, Any], list[Line]]:

@@ -24,7 +24,7 @@ from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
 from smalti.evaluation.samples import Inpainting, inpaint, paint, survey
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
-from smalti.report.pictures import Card, atlas, mask_overlay, scale_of, tile_row
+from smalti.report.pictures import Card, atlas, mask_overlay, scale_of, tile_row, to_pixels
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
@@ -334,10 +334,3 @@ def series_of(folder: RunFolder, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one metric in metrics.jsonl; lines without it, from another stage, are skipped."""
     lines = [line for line in folder.read_metrics() if isinstance(line.get(name), int | float)]
     return [line["step"] for line in lines], [line[name] for line in lines]
-
-
-def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:
-    """Convert images (n, C, H, W), uint8 or float in [0, 1], to uint8 pictures with channels last."""
-    pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().to(torch.uint8)
-    array: UInt8[np.ndarray, "n H W C"] = pixels.cpu().permute(0, 2, 3, 1).numpy()
-    return array
