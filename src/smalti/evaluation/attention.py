@@ -8,6 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
+from smalti.models.decoder import CrossAttentionLayer
 from smalti.models.mim import MaskedImageModel
 
 
@@ -29,14 +30,14 @@ def attention(model: MaskedImageModel, batch: Batch, compute: Compute, layer: in
     """The attention of a batch of one image that has a mask, in block `layer` of `model.blocks`, counted from 1."""
     assert batch.mask is not None
     assert batch.mask_index is not None
-    block, given = model.blocks[layer - 1].attn, list[tuple[Tensor, ...]]()
-    hook = block.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    own, given = model.attentions[layer - 1], list[tuple[Tensor, ...]]()
+    hook = own.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
     try:
         with compute.autocast():
             model(batch.image, batch.mask, batch.mask_index)
             x, other, *rest = given[0]
-            in_encoder = layer <= len(model.backbone.blocks)
-            weights = block.weights(x, other, rest[1]) if in_encoder else block.weights(x, other)
+            in_encoder = not isinstance(own, CrossAttentionLayer)
+            weights = own.weights(x, other) if isinstance(own, CrossAttentionLayer) else own.weights(x, other, rest[1])
     finally:
         hook.remove()
     visible = torch.arange(batch.mask.shape[1], device=x.device)

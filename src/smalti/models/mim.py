@@ -5,8 +5,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from smalti.functional.patches import rows, visible_index
-from smalti.models.decoder import CrossAttention, CrossAttentionDecoder, Linear
-from smalti.models.layers import Init, initialise
+from smalti.models.decoder import (
+    CrossAttention,
+    CrossAttentionBlock,
+    CrossAttentionDecoder,
+    CrossAttentionLayer,
+    Linear,
+)
+from smalti.models.layers import Attention, Block, Init, initialise
 from smalti.models.vit import VisionTransformer, ViT
 
 _LINEAR = Linear()
@@ -44,6 +50,11 @@ class MaskedImageModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The blocks of the backbone, then those of the decoder."""
         return [*self.backbone.blocks, *(self.decoder.blocks if self.decoder is not None else ())]
+
+    @property
+    def attentions(self) -> list[Attention | CrossAttentionLayer]:
+        """The attention of each of `blocks`."""
+        return [block.attn for block in self.blocks if isinstance(block, Block | CrossAttentionBlock)]
 
     def forward(
         self,

@@ -151,7 +151,7 @@ def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -
     if digest(backbone) != features.about["weights"]:
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {config.model}", cause=cause, fix="use smalti embed")
-    source = open_source(config.data or features.about["images"], 3)
+    source = open_source(config.data or features.about["images"], 3, part="all")
     return NearestImages(features, scale_of_file(features), source, backbone, compute)
 
 

@@ -81,7 +81,7 @@ class Predictor:
             "masking": "random" if isinstance(self.views.masking, Random) else "blockwise",
             "mask_ratio": self.views.masking.count(config.grid) / (config.grid[0] * config.grid[1]),
             "layers": [
-                {"name": name, "heads": block.attn.num_heads} for name, block in zip(blocks, model.blocks, strict=True)
+                {"name": name, "heads": own.num_heads} for name, own in zip(blocks, model.attentions, strict=True)
             ],
             "images": pictures,
         }
@@ -244,9 +244,9 @@ class Predictor:
 
     def attend(self, asked: Attend) -> Json:
         """Attention in one block and head, from one patch or from all."""
-        blocks, length = self.model.blocks, self.views.backbone.grid[0] * self.views.backbone.grid[1]
+        blocks, length = self.model.attentions, self.views.backbone.grid[0] * self.views.backbone.grid[1]
         require(1 <= asked.layer <= len(blocks), f"layer {asked.layer}", f"use 1 to {len(blocks)}")
-        heads = blocks[asked.layer - 1].attn.num_heads
+        heads = blocks[asked.layer - 1].num_heads
         require(0 <= asked.head <= heads, f"head {asked.head}", f"use 1 to {heads}, or 0 for their mean")
         require(asked.patch is None or 0 <= asked.patch < length, f"patch {asked.patch}", f"use 0 to {length - 1}")
         require(asked.patch is not None or length <= _MOST_ROWS, f"attention of {length} patches", "name a patch")
