@@ -59,11 +59,12 @@ def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_the_first_step
     assert train_tokenizer(pictures(tmp_path / "photos"), tmp_path / "run", 2) == 6
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: no room for the first checkpoint in {tmp_path / 'run'}; ")
-    assert error.endswith(" MB are needed, and 0.0 MB are free; free some, or use --out on another disk")
+    assert " MB are needed (" in error
+    assert error.endswith(", and 0.0 MB are free; free some, or use --out on another disk")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_flag_of_another_verb_and_data_as_a_flag_get_their_hints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_of_another_verb_gets_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, hint in (
         (["evaluate", "run", "images", "--neighbours", "3"], "see smalti evaluate --help"),
         (
@@ -71,7 +72,6 @@ def test_a_flag_of_another_verb_and_data_as_a_flag_get_their_hints(capsys: pytes
             "search has it, evaluate has not; see smalti evaluate",
         ),
         (["check", "images", "--plan.steps", "3"], "train-tokenizer, pretrain and finetune have it, check has not"),
-        (["check", "--data", "photos"], "smalti check takes DATA without a flag; smalti check photos"),
     ):
         assert main(arguments) == 2
         assert hint in capsys.readouterr().err

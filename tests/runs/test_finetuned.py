@@ -66,7 +66,12 @@ def test_other_classes_no_labels_and_a_share_are_refused(
     flat_pictures(tmp_path / "flat")
     for run, images, code, message in (
         ("run", tmp_path / "other", 3, "cannot be measured on; class sideways is not among those to learn"),
-        ("run", tmp_path / "flat", 3, "cannot be measured on; it has no labels; use the same class folders"),
+        (
+            "run",
+            tmp_path / "flat",
+            3,
+            "cannot be measured on: it has no labels; 8 of 8 images lie in no folder",
+        ),
         ("pixels", tmp_path / "flat", 3, f"no folder of images {tmp_path / 'flat' / 'images'}; it does not exist"),
     ):
         assert main(["evaluate", str(root / run), str(images), *CPU]) == code
