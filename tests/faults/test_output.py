@@ -166,7 +166,8 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open", "load"):
         monkeypatch.setattr(Data, name, lost)
     for place in (
-        "smalti.runs.prepare.open_source",
+        "smalti.runs.prepare.Data.reading",
+        "smalti.runs.split.open_noted",
         "smalti.runs.tokenize.load_tokenizer",
         "smalti.runs.pretrain.target_tokenizer",
         "smalti.runs.import_model.read_dalle",
@@ -189,6 +190,7 @@ def writers(out: Path) -> list[list[str]]:
         ["pretrain", "nano", "--data", "photos", "--tokenizer", "t", "--out", there],
         ["demo", "--out", there],
         ["prepare", "photos", "--out", there],
+        ["split", "photos", "--out", there],
         ["tokenize", "photos", "--tokenizer", "t", "--out", there],
         ["import", "encoder.pkl", "decoder.pkl", "--out", there],
         ["embed", "run", "photos", "--out", f"{out}/features.npy"],
