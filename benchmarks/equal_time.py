@@ -144,11 +144,37 @@ def collected(home: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def table(home: Path) -> str:
+    """The means as Markdown; a dash is what has not been measured."""
+    lines = ["| core-seconds | | images | k-NN | linear probe | 1 % of labels, fine-tuned | 10 % | 100 % | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    names = {"ours": "ours", "mae": "MAE", "simmim": "SimMIM"}
+    for budget, rows in collected(home).items():
+        for method, row in rows.items():
+            images = json.loads((home / f"{budget}-{method}-{row['seeds'][0]}.json").read_text())["images"]
+            columns = ("knn", "linear", *(f"finetune_{percent}pct" for percent in sorted(_SHARES)))
+            figures = (f"{100 * row[name]:.1f}" if name in row else "-" for name in columns)
+            shown = [f"{int(budget):,}", names[method], f"{images:,}", *figures, str(len(row["seeds"]))]
+            lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def write_page(home: Path) -> None:
+    """Bring the means and the table of the page up to date."""
+    write_json(home.with_suffix(".json"), collected(home))
+    page = home / "README.md"
+    if page.exists():
+        before, begin, rest = page.read_text().partition("<!-- table:begin -->\n")
+        _, end, after = rest.partition("<!-- table:end -->")
+        page.write_text(f"{before}{begin}{table(home)}\n{end}{after}")
+
+
 def main() -> None:
     """Run the cells that are not finished, and write the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", type=Path, required=True, help="a folder with train/ and test/")
-    parser.add_argument("--tokenizers", type=Path, required=True)
+    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
+    parser.add_argument("--tokenizers", type=Path)
+    parser.add_argument("--page", action="store_true", help="bring page and means up to date, and do nothing else")
     parser.add_argument("--runs", type=Path, default=Path("runs/equal_time"))
     parser.add_argument("--out", type=Path, default=HOME)
     parser.add_argument("--budget", type=int, action="append", choices=BUDGETS)
@@ -159,6 +185,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="of timing a step")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     given = parser.parse_args()
+    if given.page:
+        write_page(given.out)
+        return
+    if given.cifar10 is None or given.tokenizers is None:
+        parser.error("--cifar10 and --tokenizers are required, or --page")
     torch.set_num_threads(1)
     set_fused_attn(False)
     compute = choose_compute(precision=given.precision)
@@ -181,10 +212,10 @@ def main() -> None:
         }
         for name, cell in cells.items():
             keep(given.out, name, cell.frozen)
-            write_json(given.out.with_suffix(".json"), collected(given.out))
+            write_page(given.out)
         for percent, (name, cell) in product(shares, cells.items()):
             keep(given.out, f"{name}-{percent}", partial(cell.finetuned, percent))
-            write_json(given.out.with_suffix(".json"), collected(given.out))
+            write_page(given.out)
     print(json.dumps(collected(given.out), indent=1))
 
 

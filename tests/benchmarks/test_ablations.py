@@ -94,6 +94,14 @@ def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path
     assert "finetune_1pct" not in found["816"]["mae"]
 
 
+@pytest.mark.docs
+def test_the_table_of_equal_time_is_that_of_the_files(equal_time: ModuleType) -> None:
+    page = (equal_time.HOME / "README.md").read_text()
+    shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
+    assert shown == equal_time.table(equal_time.HOME)
+    assert json.loads(equal_time.HOME.with_suffix(".json").read_text()) == equal_time.collected(equal_time.HOME)
+
+
 @pytest.fixture
 def time_to_accuracy(equal_time: ModuleType) -> ModuleType:
     return import_module("time_to_accuracy")
