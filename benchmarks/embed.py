@@ -64,7 +64,9 @@ def measure(home: Path, config: ViT, count: int, batch_size: int, rounds: int, p
     def whole(number: int) -> float:
         out = home / f"{number}.npy"
         began = time.perf_counter()
-        settings = Embed(str(home / "model"), str(home / "photographs"), str(out), layer=config.depth, batch_size=batch_size)
+        settings = Embed(
+            str(home / "model"), str(home / "photographs"), str(out), layer=config.depth, batch_size=batch_size
+        )
         embed(settings)
         return time.perf_counter() - began
 
