@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -169,6 +169,24 @@ def write_page(home: Path) -> None:
         page.write_text(f"{before}{begin}{table(home)}\n{end}{after}")
 
 
+def prepare(parser: argparse.ArgumentParser, given: argparse.Namespace, timed: Path) -> Callable[[int, str, int], Cell]:
+    """What makes the cell of a budget, a method and a seed, once steps have been timed (results in `timed`)."""
+    if given.cifar10 is None or given.tokenizers is None:
+        parser.error("--cifar10 and --tokenizers are required, or --page")
+    torch.set_num_threads(1)
+    set_fused_attn(False)
+    compute = choose_compute(precision=given.precision)
+    places = DataFiles(given.cifar10, given.tokenizers, given.runs)
+    seconds = time_steps(timed, places, compute, given.rounds)
+    images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
+
+    def cell(budget: int, method: str, seed: int) -> Cell:
+        steps, folder = steps_in(budget, method, seconds), given.runs / f"{budget}-{method}-{seed}"
+        return Cell(method, steps, seed, folder, places, images, compute)
+
+    return cell
+
+
 def main() -> None:
     """Run the cells that are not finished, and write the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,33 +206,16 @@ def main() -> None:
     if given.page:
         write_page(given.out)
         return
-    if given.cifar10 is None or given.tokenizers is None:
-        parser.error("--cifar10 and --tokenizers are required, or --page")
-    torch.set_num_threads(1)
-    set_fused_attn(False)
-    compute = choose_compute(precision=given.precision)
-    places = DataFiles(given.cifar10, given.tokenizers, given.runs)
-    seconds = time_steps(given.out, places, compute, given.rounds)
-    images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
+    cell = prepare(parser, given, given.out)
     shares = () if given.no_labels else given.labels or _SHARES
     for budget, seed in product(given.budget or BUDGETS, given.seed or SEEDS):
-        cells = {
-            f"{budget}-{method}-{seed}": Cell(
-                method,
-                steps_in(budget, method, seconds),
-                seed,
-                given.runs / f"{budget}-{method}-{seed}",
-                places,
-                images,
-                compute,
-            )
-            for method in given.method or ("ours", *PEERS)
-        }
-        for name, cell in cells.items():
-            keep(given.out, name, cell.frozen)
+        methods = given.method or ("ours", *PEERS)
+        cells = {f"{budget}-{method}-{seed}": cell(budget, method, seed) for method in methods}
+        for name, each in cells.items():
+            keep(given.out, name, each.frozen)
             write_page(given.out)
-        for percent, (name, cell) in product(shares, cells.items()):
-            keep(given.out, f"{name}-{percent}", partial(cell.finetuned, percent))
+        for percent, (name, each) in product(shares, cells.items()):
+            keep(given.out, f"{name}-{percent}", partial(each.finetuned, percent))
             write_page(given.out)
     print(json.dumps(collected(given.out), indent=1))
 

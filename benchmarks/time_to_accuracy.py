@@ -13,24 +13,17 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from ablations_cifar10 import keep
-from equal_time import BUDGETS, Cell, steps_in, time_steps
+from equal_time import BUDGETS, prepare
 from equal_time import HOME as EQUAL_TIME
-from lightly_methods import OURS
 from plots import log_lines
-from study import DataFiles
-from timm.layers import set_fused_attn
 
-from smalti.core.compute import choose_compute
 from smalti.core.files import write_json
-from smalti.core.log import Log
 
 HOME = EQUAL_TIME.with_name("time_to_accuracy")
 TARGET = 0.62
@@ -92,23 +85,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     given = parser.parse_args()
     if not given.page:
-        if given.cifar10 is None or given.tokenizers is None:
-            parser.error("--cifar10 and --tokenizers are required, or --page")
-        torch.set_num_threads(1)
-        set_fused_attn(False)
-        compute = choose_compute(precision=given.precision)
-        places = DataFiles(given.cifar10, given.tokenizers, given.runs)
-        seconds = time_steps(given.equal_time, places, compute, given.rounds)
-        images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
-        for seed in given.seed or (0,):
-            for budget in given.points:
-                for method in METHODS:
-                    name = f"{budget}-{method}-{seed}"
-                    if not (given.equal_time / f"{name}.json").exists():
-                        steps = steps_in(budget, method, seconds)
-                        cell = Cell(method, steps, seed, given.runs / name, places, images, compute)
-                        keep(given.out, name, cell.frozen)
-                        write(given.out, collected(given.equal_time, given.out))
+        cell = prepare(parser, given, given.equal_time)
+        for seed, budget, method in product(given.seed or (0,), given.points, METHODS):
+            name = f"{budget}-{method}-{seed}"
+            if not (given.equal_time / f"{name}.json").exists():
+                keep(given.out, name, cell(budget, method, seed).frozen)
+                write(given.out, collected(given.equal_time, given.out))
     found = collected(given.equal_time, given.out)
     write(given.out, found)
     print(json.dumps(found, indent=None if given.json else 1))

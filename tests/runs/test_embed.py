@@ -33,7 +33,7 @@ from smalti.runs import embed
 from smalti.runs.embed import Embed, main
 from smalti.runs.network import load_network
 from tests.distributed.started import started
-from tests.small_runs import CPU, finetune, flat_pictures, pictures
+from tests.small_runs import CPU, DYING, finetune, flat_pictures, pictures
 
 ONE = Compute(torch.device("cpu"), torch.float32)
 KINDS = ("npy", "parquet")
@@ -171,7 +171,9 @@ def test_workers_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "0" / "f.npy") == files(tmp_path / "2" / "f.npy")
 
 
-KILLED = """
+KILLED = (
+    DYING
+    + """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
@@ -181,15 +183,6 @@ from smalti.evaluation import feature_blocks
 
 torch.set_num_threads(1)
 feature_blocks.BLOCK, place = 8, sys.argv.pop(1)
-
-def dying(function, calls):
-    def call(*arguments):
-        nonlocal calls
-        calls -= 1
-        if calls < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-    return call
 
 if place == "before a block":
     feature_blocks.write_bytes = dying(feature_blocks.write_bytes, 2)
@@ -205,6 +198,7 @@ elif place == "before the blocks are removed":
     image_rows.remove_folder = dying(image_rows.remove_folder, 0)
 sys.exit(main(sys.argv[1:]))
 """
+)
 CASES = [
     ("npy", "before a block"),
     ("npy", "inside a block"),

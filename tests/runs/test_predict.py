@@ -21,7 +21,7 @@ from smalti.evaluation import feature_blocks
 from smalti.functional.metrics import average_precision, mean_iou, pixel_confusion
 from smalti.runs.predict import Predict, main
 from tests.distributed.started import started
-from tests.small_runs import CPU, finetune, flat_pictures, picture, pictures, pretrain, result, scenes, segment
+from tests.small_runs import CPU, DYING, finetune, flat_pictures, picture, pictures, pretrain, result, scenes, segment
 
 SEVERAL = ("across", "across|red", "down", "down|red", "|")
 
@@ -202,7 +202,9 @@ def test_unreadable_images_are_left_out_and_listed(run: str, images: str, root: 
         main(config(root, run, str(tmp_path / images), tmp_path / "q.csv"))
 
 
-KILLED = """
+KILLED = (
+    DYING
+    + """
 import os, signal, sys
 import torch
 from smalti.cli import main
@@ -210,15 +212,6 @@ from smalti.evaluation import feature_blocks, prediction_files
 
 torch.set_num_threads(1)
 feature_blocks.BLOCK, place = 8, sys.argv.pop(1)
-
-def dying(function, calls):
-    def call(*arguments):
-        nonlocal calls
-        calls -= 1
-        if calls < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-    return call
 
 if place == "before a block":
     feature_blocks.write_bytes = dying(feature_blocks.write_bytes, 1)
@@ -229,6 +222,7 @@ elif place == "before the file":
     prediction_files.write_file = dying(prediction_files.write_file, 0)
 sys.exit(main(sys.argv[1:]))
 """
+)
 
 
 @pytest.mark.parametrize(

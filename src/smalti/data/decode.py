@@ -220,9 +220,10 @@ def _open(data: bytes) -> ImageFile:
         raise _RefusedError(POINTER)
     if (claimed := size_before_decoding(data)) is not None:
         _check_size(*claimed)
-    _silence_libtiff()
     image = open_image(data)
     _check_size(*image.size)
+    if isinstance(image, TiffImageFile):
+        _silence_libtiff()
     return image
 
 

@@ -192,7 +192,7 @@ def _measure_backbone(
     """
     if len(images.train.classes) < 2:
         what = f"no probes: they need labels, and {config.images} has none"
-        place, _ = official_splits(config.images, config.test)
+        place, _ = official_splits(config.images, config.test, data.follow_links)
         log.say(f"{unlabelled(replace(data, root=config.root), place, what)}")
         return {}
     chosen_on = _chosen_on(config, data, images, log)

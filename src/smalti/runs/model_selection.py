@@ -95,7 +95,7 @@ def divide(
         where = data.path or "these images"
         raise unlabelled(data, data.path, f"{where} has no labels of two classes or more")
     labels, held_out = images.train.all_labels().numpy(), images.held_out.labelled()
-    if split := read_layout(data.path).validation:
+    if split := read_layout(data.path, data.follow_links).validation:
         _require_known(held_out, split, "the validation images", classes, outputs)
     learn, chosen_on = np.flatnonzero(labels >= 0), held_out
     judged = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
