@@ -191,10 +191,11 @@ class Loader:
 
 @dataclass(frozen=True)
 class InMemoryViewSource:
-    """Views of images in memory: crop, resize and mirror as two matrix products for the whole batch."""
+    """Views of images in memory: crop, resize and mirror as two matrix products for the whole batch, on the device."""
 
     source: ImageDataset
     views: TwoViews
+    device: torch.device = torch.device("cpu")
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
         """Nothing to prepare."""
@@ -205,10 +206,10 @@ class InMemoryViewSource:
     def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
         assert self.source.pixels is not None, "these images are not in memory"
-        images, label = self.source.pixels[chosen], self.source.labels_at(rows.index)
+        images, label = self.source.pixels[chosen].to(self.device), self.source.labels_at(rows.index)
         height, width = images.shape[-2:]
         crop = views.crop(rows.view_keys, height, width, views.size)
-        unmirrored = torch.zeros(len(images), dtype=torch.bool)  # `resample` mirrors
+        unmirrored = torch.zeros(len(images), dtype=torch.bool, device=self.device)  # `resample` mirrors
         if views.jitter_when == "before_crop":
             images = recolour(images, *colours(views, rows.view_keys, images), unmirrored)
         shown = [resample(images, crop, views.size)]
@@ -289,10 +290,10 @@ def open_view_source(
 
     Args:
         batch_size: images per batch in this process.
-        device: where mirror and jitter of streamed images are computed.
+        device: where views are computed; of streamed images mirror and jitter.
     """
     if images.bad_files is None:
-        return InMemoryViewSource(images.train, views)
+        return InMemoryViewSource(images.train, views, device)
     bad = images.bad_files
     renderer = open_renderer(Render(images.train, views), data, batch_size, device, bad.log, bad.quarantined)
     return StreamedViewSource(images.train, views, renderer, bad, device)

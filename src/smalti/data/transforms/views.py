@@ -171,7 +171,7 @@ class ColorJitter:
     """Random brightness, contrast and saturation: each a factor drawn from [1 - strength, 1 + strength].
 
     Differs: the released code takes three steps in a random order, each rounded and clamped to 8 bits. Without the
-    clamps the three commute and are one matrix (`data/transforms/colour.py`), so there is no order to draw.
+    clamps the three commute and are one matrix (`data/transforms/augment.py`), so there is no order to draw.
     """
 
     brightness: float = setting(0.4, "strength; 0: none", "released code, datasets.py")

@@ -1,0 +1,148 @@
+"""Every tensor of a step is on the device of the step: shown without one, by tensors of CUDA that hold no values.
+
+torch computes their shapes, formats and devices only, and refuses an operation on tensors of two devices, as ever.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch, Objective
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.loader import InMemoryViewSource, Sampler
+from smalti.data.tokens import encode, scored
+from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.models.classifier import build_classifier
+from smalti.models.decoder import CrossAttention, Linear
+from smalti.models.mim import build_mim
+from smalti.models.segmenter import Linear as LinearHead
+from smalti.models.segmenter import MultiLevel, build_segmenter
+from smalti.models.vit import ViT
+from smalti.tokenizers.dalle import DallE
+from smalti.tokenizers.dvae import DVAE
+from smalti.tokenizers.image_tokenizer import TokenizerConfig
+from smalti.tokenizers.quantised import FSQ, VQ
+from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.training.objectives import (
+    Classify,
+    DiscreteVAEObjective,
+    MaskedImageModeling,
+    QuantisedObjective,
+    Relaxation,
+    Segment,
+)
+from smalti.training.targets import Pixels, SoftTokens, Tokens
+
+CUDA = torch.device("cuda:0")
+VOCAB, GRID = 8, (4, 4)
+SIZES: dict[str, Any] = {"img_size": (32, 32), "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+TOKENIZERS = [
+    DVAE(vocab_size=VOCAB, stride=8, width=8),
+    VQ(vocab_size=VOCAB, stride=8, width=8),
+    FSQ(levels=(4, 3), stride=8, width=8),
+    KMeansPatches(vocab_size=VOCAB, stride=8),
+    RandomProjection(vocab_size=VOCAB, stride=8),
+    DallE(vocab_size=VOCAB, width=8),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_is_no_news() -> Iterator[None]:
+    """Autocast says that there is no GPU, and is off."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "CUDA is not available")
+        yield
+
+
+def on_cuda(module: nn.Module) -> None:
+    """Move weights and buffers, as `.to` does with real ones; called under a FakeTensorMode."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                part._parameters[name] = nn.Parameter(empty_like(value), requires_grad=value.requires_grad)
+        for name, kept in part._buffers.items():
+            if kept is not None:
+                part._buffers[name] = empty_like(kept)
+
+
+def empty_like(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device=CUDA)
+
+
+def batch() -> Batch:
+    return Batch(
+        image=torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
+        index=torch.arange(4),
+        key=torch.arange(4),
+        ids=torch.zeros(4, 16, dtype=torch.int64),
+        mask=torch.zeros(4, 16, dtype=torch.bool),
+        mask_index=torch.zeros(4, 12, dtype=torch.int64),
+        mask_weight=torch.ones(4, 12),
+        scores=torch.zeros(4, 12, VOCAB),
+        label=torch.zeros(4, dtype=torch.int64),
+        label_map=torch.zeros(4, 32, 32, dtype=torch.uint8),
+    ).to(CUDA)
+
+
+def masked(target: Tokens | SoftTokens | Pixels, decoder: Linear | CrossAttention, **backbone: Any) -> Objective:
+    outputs = 3 * 8 * 8 if isinstance(target, Pixels) else VOCAB
+    model = build_mim(ViT(**SIZES, **backbone), outputs, 0, decoder)
+    return MaskedImageModeling(model, target, predicted=decoder.predicted)
+
+
+_RELAXATION = Relaxation(spread=0.1, dead_after=2)
+OBJECTIVES = {
+    "tokens": lambda: masked(Tokens(), Linear()),
+    "released": lambda: masked(Tokens(), Linear(), positions="shared_relative", init_values=0.1, k_bias=False),
+    "bias-of-blocks": lambda: masked(Tokens(), CrossAttention(), positions="block_relative"),
+    "decoder": lambda: masked(Tokens(), CrossAttention(depth=2, predicted=0.5, mix_layers=True)),
+    "soft-tokens": lambda: masked(SoftTokens(), CrossAttention()),
+    "pixels": lambda: masked(Pixels(), Linear()),
+    "dvae": lambda: DiscreteVAEObjective(TOKENIZERS[0].build(), _RELAXATION, 100),  # type: ignore[arg-type]
+    "dalle": lambda: DiscreteVAEObjective(TOKENIZERS[5].build(), Relaxation(hard=True), 100),  # type: ignore[arg-type]
+    "vq": lambda: QuantisedObjective(TOKENIZERS[1].build()),  # type: ignore[arg-type]
+    "fsq": lambda: QuantisedObjective(TOKENIZERS[2].build()),  # type: ignore[arg-type]
+    "classes": lambda: Classify(build_classifier(ViT(**SIZES), 5), 0.1),
+    "segments": lambda: Segment(build_segmenter(ViT(**SIZES), 5, LinearHead())),
+    "segments-four-levels": lambda: Segment(build_segmenter(ViT(**SIZES), 5, MultiLevel(width=8))),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loss_is_computed_on_the_device(name: str, training: bool) -> None:
+    objective = OBJECTIVES[name]()
+    objective.train(training)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_cuda(objective)
+        output = objective(batch(), torch.tensor(3))
+        found = {name: value.device for name, (value, _) in output.metrics.items()}
+        assert found | {"loss": output.loss_sum.device} == dict.fromkeys([*found, "loss"], CUDA)
+
+
+@pytest.mark.parametrize("config", TOKENIZERS, ids=lambda config: type(config).__name__)
+def test_images_become_tokens_and_pictures_on_the_device(config: TokenizerConfig) -> None:
+    tokenizer, compute = config.build().eval(), Compute(CUDA, torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        on_cuda(tokenizer)
+        images = batch().image
+        assert encode(images, tokenizer, compute, 8).device == CUDA
+        assert tokenizer.decode(tokenizer.encode(images)).device == CUDA
+        if hasattr(tokenizer, "logits"):
+            assert all(value.device == CUDA for value in scored(images, tokenizer, batch().mask_index, compute))
+
+
+@pytest.mark.parametrize("jitter", [ColorJitter(), ColorJitter(before_crop=True)])
+def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter) -> None:
+    images = InMemoryDataset(torch.zeros(6, 3, 40, 40, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
+    source = InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (32, 32), (16, 16), jitter), CUDA)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        views = source(Sampler(6, 4, 0)(0))
+        assert views.token_image is not None
+        assert (views.image.device, views.token_image.device) == (CUDA, CUDA)
