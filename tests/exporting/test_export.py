@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def measured(runs: Path) -> dict[str, Any]:
-    """What `smalti evaluate --json` prints of the pretraining run."""
-    config = evaluate.Evaluate(str(runs / "beit"), str(runs / "photos"), device="cpu", precision="fp32", draws=1)
+def measured(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `smalti evaluate --json` prints of the pretraining run, which it leaves as it is."""
+    copied = shutil.copytree(runs / "beit", tmp_path_factory.mktemp("measured") / "beit")
+    config = evaluate.Evaluate(str(copied), str(runs / "photos"), device="cpu", precision="fp32", draws=1)
     return evaluate.main(config)
 
 
@@ -158,6 +160,30 @@ def test_the_evaluation_comes_along(
         capsys=capsys,
     )
     assert "no evaluation of a backbone" in message
+
+
+def test_the_last_evaluation_that_is_kept_in_a_run_comes_along(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the better of its untrained networks; results without probes, and damaged ones, do not count."""
+    shutil.copytree(runs / "beit", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
+    (tmp_path / "run" / "evaluations").mkdir()
+    row = {"linear": 0.8, "knn": 0.7, "layer": 2, "pooling": "mean", "knn_layer": 1, "knn_pooling": "cls"}
+    starts = {"random, wide": row | {"linear": 0.5, "knn": 0.6}, "random, uniform": row | {"linear": 0.55, "knn": 0.4}}
+    kept = {
+        "old": {"linear": 0.1},
+        "new": row | {"baselines": starts | {"raw pixels": row}},
+        "loss": {"loss_nats": 1.0},
+    }
+    for number, (name, result) in enumerate(kept.items()):
+        path = tmp_path / "run" / "evaluations" / f"{name}.json"
+        path.write_text(json.dumps({"data": name, "test": "", "result": result}))
+        os.utime(path, (number, number))
+    (tmp_path / "run" / "evaluations" / "damaged.json").write_text("{")
+    found = json_of("info", str(tmp_path / "run"), capsys=capsys)["evaluation"]
+    assert (found["pretrained"]["linear"], found["random"]) == (0.8, {"linear": 0.55, "knn": 0.6})
+    assert export(tmp_path / "run", tmp_path / "bundle") == 0
+    assert "| the same network without training | 60.0% | 55.0% |" in (tmp_path / "bundle" / "README.md").read_text()
 
 
 def test_a_demo_has_its_evaluation_beside_random_initialisation(

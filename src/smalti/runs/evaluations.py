@@ -44,6 +44,13 @@ def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def last_probes(run: Path) -> dict[str, Any] | None:
+    """The last of these results that has probes of a backbone: its `data`, `result` and so on; None: there is none."""
+    files = {name: run / _FOLDER / f"{name}.json" for name in read_evaluations(run)}
+    found = [_read(path) for path in sorted(files.values(), key=lambda path: path.stat().st_mtime, reverse=True)]
+    return next((one for one in found if one is not None and "linear" in (one.get("result") or ())), None)
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return read_object(path)

@@ -9,9 +9,11 @@ from smalti.core.config import kind_name
 from smalti.core.errors import CheckpointError, DataError, SmaltiError
 from smalti.core.stored import parse_object, read_object, read_stored
 from smalti.data.token_cache import digest
+from smalti.evaluation.probe import PIXELS
 from smalti.exporting.bundle import EVALUATION
 from smalti.exporting.card import IMPORTED, Facts
 from smalti.exporting.subject import Subject
+from smalti.runs.evaluations import last_probes
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
@@ -27,7 +29,8 @@ def facts_of(model: str, subject: Subject, compute: Compute, evaluation: str = "
 
     Args:
         subject: the network in it, or a part of that.
-        evaluation: a file with what `smalti evaluate --json` has printed; empty: that of the bundle or demo, if any.
+        evaluation: a file with what `smalti evaluate --json` has printed; empty: the last that `smalti evaluate` has
+            kept in the run folder, or that of the bundle or demo, if any.
 
     Raises:
         DataError: the file has no evaluation of a backbone.
@@ -85,8 +88,10 @@ def _recipe(model: str) -> dict[str, str]:
 
 
 def _evaluation_beside(path: Path) -> dict[str, Any] | None:
-    """The evaluation in a bundle, or in the demo that a run is part of."""
+    """The last evaluation that is kept in a run folder, or that of a bundle, or of the demo that a run is part of."""
     try:
+        if (kept := last_probes(path)) is not None:
+            return _beside_untrained(kept["result"])
         if (path / EVALUATION).is_file():
             found = read_object(path / EVALUATION, follow=True)
             names = ("pretrained", "random") if "random" in found else ("pretrained",)
@@ -99,10 +104,19 @@ def _evaluation_beside(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def _beside_untrained(result: dict[str, Any]) -> dict[str, Any]:
+    """The network and, where baselines were measured, the better of the untrained ones by each figure."""
+    beside = {"pretrained": _figures("pretrained", {name: result[name] for name in _FIGURES})}
+    rows = [_figures("random", row) for name, row in result.get("baselines", {}).items() if name != PIXELS]
+    if rows:
+        beside["random"] = {name: max(row[name] for row in rows) for name in _FIGURES[:2]}
+    return beside
+
+
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         found = parse_object(read_stored(path.expanduser(), follow=True).strip().splitlines()[-1])
-        return {"pretrained": _figures("pretrained", {name: found[name] for name in _FIGURES})}
+        return _beside_untrained(found)
     except (OSError, ValueError, KeyError, IndexError) as error:
         fix = "write it with: smalti evaluate MODEL DATA --json > FILE"
         raise DataError(f"no evaluation of a backbone in {path}", cause=str(error), fix=fix) from None
