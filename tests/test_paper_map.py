@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smalti import cli
-from smalti.cli import recipe_names
+from smalti.recipes import recipe_names
 from smalti.core.config import leaves
 from smalti.core.rng import fold
 from smalti.data.load import _MOST_HELD_OUT

@@ -1,6 +1,6 @@
 """The command line: `smalti VERB ...`. It finds the verb, calls its `main` and turns errors into one line.
 
-torch is imported by the runs, so nothing here imports them before a verb is chosen.
+torch is imported by the runs, so nothing here imports them before a verb is chosen; nor for its help, which is kept.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from smalti import __version__
+from smalti.completion import candidates, completion
 from smalti.core.config import did_you_mean
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
@@ -30,7 +31,6 @@ from smalti.core.errors import (
 from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
-from smalti.completion import candidates, completion
 from smalti.distributed.signals import TerminatedError, terminating
 from smalti.flags import (
     OTHER_FLAGS,
@@ -43,7 +43,7 @@ from smalti.flags import (
     take_value,
     without_foreign_flags,
 )
-from smalti.help import ALWAYS, OF_TRAINING, Flag, HelpAskedError, Page, about, page_of, take_help
+from smalti.help import ALWAYS, OF_TRAINING, Flag, HelpAskedError, Page, about, take_help
 from smalti.help_cache import kept_pages
 from smalti.recipes import OWN_FILE, load_recipe, recipe_names, recipes_for
 
@@ -76,13 +76,15 @@ usage: smalti VERB [...] [--json] [--debug]
   report RUN...                                           one offline HTML file
   replay BUNDLE                                           the step that was not finite once more: where it begins
   explain RECIPE                                          every field, its unit and where it comes from
+  completion bash                                         a script that completes these commands; also zsh and fish
 
 DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
 ('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, prepared SHARDS, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
 A part that there are several kinds of is chosen by name: --masking random, --target pixels.
-`smalti VERB --help` lists a verb's flags. `--resume RUN` goes on with a training run, bit for bit; with other settings,
-threads or processes than it began with only where `--allow-inexact` says so.
+`smalti VERB --help` shows the flags that people need, `--help all` all of them, `smalti VERB RECIPE --help` those of a
+recipe with its values. `--resume RUN` goes on with a training run, bit for bit; with other settings, threads or
+processes than it began with only where `--allow-inexact` says so.
 """
 
 

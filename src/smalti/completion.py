@@ -17,11 +17,12 @@ _smalti() {
 complete -o default -F _smalti smalti
 """,
     "zsh": r"""
-autoload -Uz compinit && (( $+functions[compdef] )) || compinit
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
 _smalti() {
     local -a found
     found=("${(@f)$(smalti --complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-    if [[ -n $found ]]; then _describe smalti "${(@A)found//$'\t'/:}" 2>/dev/null; else _files; fi
+    found=("${(@)found/$'\t'/:}")
+    if [[ -n $found[1] ]]; then _describe smalti found; else _files; fi
 }
 compdef _smalti smalti
 """,
@@ -64,7 +65,7 @@ def candidates(words: list[str], build: Callable[[], dict[str, Page]]) -> str:
     pages = kept_pages(build)
     *before, last = words or [""]
     found = _next(before, last, pages)
-    return "\n".join(f"{name}\t{text}" for name, text in found.items() if name.startswith(last))
+    return "\n".join(f"{name}\t{text}".rstrip() for name, text in found.items() if name.startswith(last))
 
 
 def _next(before: list[str], last: str, pages: dict[str, Page]) -> dict[str, str]:

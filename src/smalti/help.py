@@ -9,9 +9,10 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from smalti.core.config import Field, did_you_mean, kinds, leaves
+from smalti.core.config import Field, did_you_mean, leaves
 from smalti.core.errors import UsageError
 
 _FIRST = ("data", "tokenizer", "init", "out", "resume", "plan.steps", "plan.batch-size", "optimiser.lr", "masking",
@@ -199,7 +200,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:g}" if float(f"{value:g}") == value else str(value)
     return " ".join(map(_shown, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -213,7 +214,7 @@ def _docstrings(cls: type[Any]) -> Iterator[tuple[str, str]]:
     """(field, the string below it in the source) of a class and of those it is derived from."""
     for base in reversed(cls.__mro__[:-1]):
         body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in pairwise(body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                     yield name, " ".join(text.split()).rstrip(".")

@@ -18,7 +18,7 @@ from smalti.help import Flag, Page
 def kept_pages(build: Callable[[], dict[str, Page]]) -> dict[str, Page]:
     """The pages that `build` returns, by command; it is called only where they are not kept, or the sources changed."""
     file, sources = cache_folder() / "help.json", _digest(Path(__file__).parent)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         kept = read_object(file)
         if kept["sources"] == sources:
             return {name: _page(*values) for name, values in kept["pages"].items()}

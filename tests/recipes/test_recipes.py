@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.cli import recipe_names
+from smalti.recipes import recipe_names
 from smalti.core.config import from_json, to_json
 from smalti.core.rng import fold
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
