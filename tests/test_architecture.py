@@ -28,7 +28,7 @@ ROWS = [
     {"serving"},
     {"runs"},
     {"recipes"},
-    {"help"},
+    {"help", "find_recipe"},
     {"flags", "help_cache"},
     {"completion"},
     {"cli"},

@@ -32,6 +32,7 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
+from smalti.find_recipe import OWN_FILE, load_recipe, recipe_names, recipes_for
 from smalti.flags import (
     OTHER_FLAGS,
     UnknownFlagError,
@@ -45,7 +46,6 @@ from smalti.flags import (
 )
 from smalti.help import ALWAYS, OF_TRAINING, Flag, HelpAskedError, Page, about, take_help
 from smalti.help_cache import kept_pages
-from smalti.recipes import OWN_FILE, load_recipe, recipe_names, recipes_for
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]

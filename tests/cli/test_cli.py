@@ -12,10 +12,10 @@ import pytest
 
 from smalti import __version__
 from smalti.cli import VERBS, main
+from smalti.find_recipe import recipe_names
 from smalti.flags import parse
 from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention
-from smalti.recipes import recipe_names
 from smalti.runs.pretrain import Pretrain
 from smalti.tokenizers.quantised import VQ
 from smalti.training.targets import Pixels

@@ -8,10 +8,11 @@ import pytest
 
 from smalti import cli
 from smalti.core.config import leaves
+from smalti.find_recipe import load_recipe, recipe_names
 from smalti.flags import parse
 from smalti.help import Flag, Page, take_help
 from smalti.help_cache import kept_pages
-from smalti.recipes import load_recipe, nano, recipe_names
+from smalti.recipes import nano
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
