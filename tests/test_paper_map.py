@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from smalti import cli
-from smalti.cli import recipe_names
 from smalti.core.config import leaves
 from smalti.core.rng import fold
 from smalti.data.load import _MOST_HELD_OUT
 from smalti.data.splits import put_aside
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.evaluation.likelihood import BITS_OF_8_BIT_PIXELS
+from smalti.find_recipe import recipe_names
 from smalti.flags import flags_of
 from smalti.functional.codebook import FEWEST, MOST, vocabulary_for
 from smalti.functional.masking import Blockwise

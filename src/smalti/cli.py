@@ -1,23 +1,22 @@
 """The command line: `smalti VERB ...`. It finds the verb, calls its `main` and turns errors into one line.
 
-torch is imported by the runs, so nothing here imports them before a verb is chosen.
+torch is imported by the runs, so nothing here imports them before a verb is chosen; nor for its help, which is kept.
 """
 
 import dataclasses
 import importlib
 import importlib.util
 import os
-import pkgutil
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from smalti import __version__
+from smalti.completion import candidates, completion
 from smalti.core.config import did_you_mean
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
@@ -33,6 +32,7 @@ from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
 from smalti.core.versions import outdated
 from smalti.distributed.signals import TerminatedError, terminating
+from smalti.find_recipe import OWN_FILE, load_recipe, recipe_names, recipes_for
 from smalti.flags import (
     OTHER_FLAGS,
     UnknownFlagError,
@@ -44,11 +44,11 @@ from smalti.flags import (
     take_value,
     without_foreign_flags,
 )
+from smalti.help import ALWAYS, OF_TRAINING, Flag, HelpAskedError, Page, about, take_help
+from smalti.help_cache import kept_pages
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]
-
-_FILE = "my_file.py:function"
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
@@ -76,13 +76,15 @@ usage: smalti VERB [...] [--json] [--debug]
   report RUN...                                           one offline HTML file
   replay BUNDLE                                           the step that was not finite once more: where it begins
   explain RECIPE                                          every field, its unit and where it comes from
+  completion bash                                         a script that completes these commands; also zsh and fish
 
 DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
 ('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, prepared SHARDS, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
 A part that there are several kinds of is chosen by name: --masking random, --target pixels.
-`smalti VERB --help` lists a verb's flags. `--resume RUN` goes on with a training run, bit for bit; with other settings,
-threads or processes than it began with only where `--allow-inexact` says so.
+`smalti VERB --help` shows the flags that people need, `--help all` all of them, `smalti VERB RECIPE --help` those of a
+recipe with its values. `--resume RUN` goes on with a training run, bit for bit; with other settings, threads or
+processes than it began with only where `--allow-inexact` says so.
 """
 
 
@@ -96,8 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if as_json and result is not None and is_rank0():
             print_json(result)
         print(end="", flush=True)  # what nobody can be given shows here, and not when Python ends
-    except SystemExit as stop:  # a verb's --help
-        return int(stop.code or 0)
     except StoppedError as stop:
         return _failed(f"{stop}", stop.exit_code, debug=False, kind="stopped")
     except SmaltiError as error:
@@ -146,6 +146,9 @@ def _dispatch(arguments: list[str]) -> Result | None:
     if arguments[0] == "--version":
         print(__version__)
         return None
+    if arguments[0] in ("completion", "--complete"):
+        print(completion(arguments[1:]) if arguments[0] == "completion" else candidates(arguments[1:], _pages))
+        return None
     verb, rest = arguments[0], arguments[1:]
     if importlib.util.find_spec("fcntl") is None:
         cause = "this system has no fcntl, which locks run folders"
@@ -154,15 +157,39 @@ def _dispatch(arguments: list[str]) -> Result | None:
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
+    wanted = take_help(typed := list(arguments))
+    if wanted is not None and typed in ([verb], [verb, *typed[1:2]]) and set(typed[1:]) <= set(recipe_names()):
+        page = kept_pages(_pages).get(" ".join(typed))
+        if page is not None:
+            print(page.text(wanted), end="")
+            return None
     module, config, call = VERBS[verb]
     if world_size() > 1 and not (call is _train or verb in TOGETHER):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
     try:
         return call(verb, run, getattr(run, config), rest)
+    except HelpAskedError as asked:
+        print(asked.page.text(asked.wanted), end="")
+        return None
     except UnknownFlagError as error:
         owners = _owners(error.flag, verb)
         raise UsageError(error.what, cause=error.hint if owners else "", fix=owners or error.fix) from None
+
+
+def _pages() -> dict[str, Page]:
+    """The help of every verb, and of every recipe with it, by what is typed: `pretrain nano`."""
+    pages = {}
+    for verb, (module, config, call) in VERBS.items():
+        run = importlib.import_module(f"smalti.runs.{module}")
+        for words in ([], *([name] for name in recipe_names() if call is _train)):
+            try:
+                call(verb, run, getattr(run, config), [*words, "--help"])
+            except HelpAskedError as asked:
+                pages[" ".join([verb, *words])] = asked.page
+            except UsageError:
+                continue  # the recipe has nothing for the verb
+    return pages
 
 
 def _owners(flag: str, verb: str) -> str:
@@ -215,14 +242,15 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
     """All flags are those of pretrain; the recipe, which says how images are seen, is one that fits DATA."""
     from smalti.runs.pretrain import Pretrain
 
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+    if not arguments or (arguments[0].startswith("-") and take_help(list(arguments[:1])) is None):
         raise UsageError("no images given", fix="smalti tokenize DATA --tokenizer RUN --out CACHE")
     recipe = take_value(arguments, "--recipe") or ("nano" if arguments[0] == "embedded" else "tiny")
     start = next((run for run in (make() for make in load_recipe(recipe).values()) if isinstance(run, Pretrain)), None)
     if start is None:
         raise UsageError(f"recipe {recipe} has nothing for pretrain")
     flags = arguments if arguments[0].startswith("-") else ["--data", *arguments]
-    return run.main(parse(cls, cls.of(start), flags, f"{verb} DATA [--recipe RECIPE]"))
+    which = Flag("recipe", "RECIPE", "how images are seen: as in pretrain with it", recipe)
+    return run.main(parse(cls, cls.of(start), flags, f"{verb} DATA [--recipe RECIPE]", (which,)))
 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
@@ -234,7 +262,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         allow_inexact = take_flag(arguments, "--allow-inexact")
         before = replace(read_config(folder, cls), out=folder)
         require_run(folder, fix="start a new run from it, with --init or --init-from")
-        config = parse(cls, before, arguments, f"{verb} --resume {folder}")
+        config = parse(cls, before, arguments, f"{verb} --resume {folder}", OF_TRAINING)
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
         done = finished(folder, before, config)
@@ -282,9 +310,9 @@ def _start(out: str, run: Callable[[], Result]) -> Result:
 
 
 def _explain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: smalti explain RECIPE [--FIELD VALUE ...]\n\nRECIPE: {', '.join(recipe_names())} or {_FILE}")
-        raise SystemExit(0)
+    if (wanted := take_help(arguments)) is not None:
+        flags = f"{', '.join(recipe_names())}, or {OWN_FILE}; it is followed by flags of the verb that runs it"
+        raise HelpAskedError(Page(f"{verb} RECIPE", about(run), (Flag("RECIPE", "", flags), *ALWAYS), {}), wanted)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("no recipe given", fix=f"smalti explain RECIPE; there are: {', '.join(recipe_names())}")
     name, flags = arguments[0], arguments[1:]
@@ -337,57 +365,16 @@ TOGETHER = ("embed", "evaluate", "predict", "prepare", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 
-def recipe_names() -> list[str]:
-    """The recipes inside the package."""
-    folder = Path(__file__).parent / "recipes"
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
-
-
-def recipes_for(verb: str) -> str:
-    """The recipes that have something for a verb, as one text."""
-    return ", ".join(name for name in recipe_names() if verb.replace("-", "_") in load_recipe(name))
-
-
-def load_recipe(name: str) -> dict[str, Callable[[], Any]]:
-    """The functions of a recipe by verb; of `my_file.py:function` that one function, whatever its verb."""
-    if ":" in name:
-        return _load_file(*name.rsplit(":", 1))
-    if name not in recipe_names():
-        known = recipe_names()
-        raise UsageError(
-            f"unknown recipe '{name}'", cause=did_you_mean(name, known), fix=f"there are: {', '.join(known)}"
-        )
-    module = importlib.import_module(f"smalti.recipes.{name}")
-    return {
-        verb: getattr(module, verb) for verb in ("train_tokenizer", "pretrain", "finetune") if hasattr(module, verb)
-    }
-
-
-def _load_file(path: str, function: str) -> dict[str, Callable[[], Any]]:
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UsageError(f"no recipe file {path}", fix=f"give {_FILE}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SmaltiError:
-        raise
-    except Exception as error:
-        raise UsageError(f"cannot import {path}", cause=f"{type(error).__name__}: {error}") from error
-    if not callable(getattr(module, function, None)):
-        raise UsageError(f"no function {function} in {path}", fix=did_you_mean(function, dir(module)))
-    return {function: getattr(module, function)}
-
-
 def _from_recipe(cls: type[T], arguments: list[str], verb: str) -> T:
-    if arguments and arguments[0] in ("-h", "--help"):
-        return parse(cls, cls(), arguments, f"{verb} RECIPE")
+    if arguments and arguments[0].partition("=")[0] in ("-h", "--help"):
+        which = Flag("RECIPE", "", f"{recipes_for(verb)}, or {OWN_FILE}; its values: smalti {verb} RECIPE --help")
+        return parse(cls, cls(), arguments, f"{verb} RECIPE", (which, *OF_TRAINING))
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("no recipe given", fix=f"smalti {verb} RECIPE ...; there are: {recipes_for(verb)}")
     for function in load_recipe(arguments[0]).values():
         start = function()
         if isinstance(start, cls):
-            return parse(cls, start, arguments[1:], f"{verb} {arguments[0]}")
+            return parse(cls, start, arguments[1:], f"{verb} {arguments[0]}", OF_TRAINING)
     raise UsageError(f"recipe {arguments[0]} has nothing for {verb}", fix=f"there are: {recipes_for(verb)}")
 
 

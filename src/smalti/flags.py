@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from smalti.core.config import as_kind, did_you_mean, kinds, leaves, require_finite
 from smalti.core.errors import UsageError
+from smalti.help import Flag, HelpAskedError, page_of, take_help
 
 T = TypeVar("T")
 
@@ -26,23 +27,36 @@ class UnknownFlagError(UsageError):
 OTHER_FLAGS = ("--resume", "--allow-inexact", "--json", "--debug", "--data")
 
 
-def parse(cls: type[T], default: T | None, arguments: list[str], verb: str) -> T:
+def parse(cls: type[T], default: T | None, arguments: list[str], verb: str, beside: tuple[Flag, ...] = ()) -> T:
     """Override the fields of a configuration with flags. `--data X` is short for `--data.path X`.
+
+    Args:
+        beside: other flags of the verb, which its help shows too.
 
     Raises:
         UsageError: an unknown flag or a value of the wrong type.
+        HelpAskedError: as in `parse_known`.
     """
-    config, unknown = parse_known(cls, default, arguments, verb)
+    config, unknown = parse_known(cls, default, arguments, verb, beside)
     refuse(unknown, flags_of(cls, default), verb)
     return config
 
 
-def parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str) -> tuple[T, list[str]]:
-    """The configuration, and what of the arguments it has no field for."""
+def parse_known(
+    cls: type[T], default: T | None, arguments: list[str], verb: str, beside: tuple[Flag, ...] = ()
+) -> tuple[T, list[str]]:
+    """The configuration, and what of the arguments it has no field for.
+
+    Raises:
+        HelpAskedError: there is a `--help` among the arguments.
+    """
     import tyro
 
     flags = _data_flags(cls, arguments)
+    wanted = take_help(flags)
     default = default if default is None else _with_kinds(default, flags)
+    if wanted is not None:
+        raise HelpAskedError(page_of(cls, default, verb, beside), wanted)
     printed = io.StringIO()
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalRequiredArgs)
     try:
@@ -55,10 +69,7 @@ def parse_known(cls: type[T], default: T | None, arguments: list[str], verb: str
                 return_unknown_args=True,
                 config=settings,
             )
-    except SystemExit as stop:
-        if stop.code == 0:
-            print(printed.getvalue(), end="")
-            raise
+    except SystemExit:
         raise UsageError(_complaint(printed.getvalue()), fix=f"see smalti {verb} --help") from None
     require_finite(config)
     return config, unknown
@@ -123,14 +134,9 @@ def refuse(unknown: list[str], known: list[str], verb: str) -> None:
         raise UnknownFlagError(name, did_you_mean(name, known), verb)
 
 
-def optional(cls: type[Any]) -> list[str]:
-    """The names of the fields that have a default, and so a flag."""
-    return [field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
-
-
 def flags_of(cls: type[Any], default: Any) -> list[str]:
     """Every flag that `smalti` knows for a configuration."""
-    names = optional(cls) if default is None else [field.name for field in leaves(default)]
+    names = [field.name for field in leaves(cls if default is None else default)]
     return ["--" + name.replace("_", "-") for name in names] + list(OTHER_FLAGS)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from smalti import __version__
-from smalti.cli import VERBS, main, recipe_names
+from smalti.cli import VERBS, main
+from smalti.find_recipe import recipe_names
 from smalti.flags import parse
 from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention

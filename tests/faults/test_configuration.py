@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from smalti.cli import load_recipe, main, recipe_names
+from smalti.cli import main
 from smalti.core.config import Field, from_json, kinds, leaves, require_finite, to_json
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.data.load import Data
+from smalti.find_recipe import load_recipe, recipe_names
 from smalti.recipes import nano
 from smalti.runs.embed import Embed
 from smalti.runs.evaluate import Evaluate

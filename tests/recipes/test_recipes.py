@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.cli import recipe_names
 from smalti.core.config import from_json, to_json
 from smalti.core.rng import fold
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
+from smalti.find_recipe import recipe_names
 from smalti.models.cost_estimate import num_parameters
 from smalti.models.mim import build_mim
 from smalti.recipes import base, dalle, nano, paper, release, small, tiny

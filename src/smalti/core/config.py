@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from smalti.core.errors import UsageError
@@ -107,7 +108,7 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     require(isinstance(value, dict), f"{where} is {value!r}, expected the fields of {cls.__name__}")
     kind = value.get("kind", cls.__name__)
     require(kind == cls.__name__, f"{where} is a {kind}, expected a {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = dataclasses.fields(cls)
     names = [f.name for f in fields]
     given = {name: item for name, item in value.items() if name != "kind"}
@@ -119,9 +120,14 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
 
 
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:
     """The configurations that a field may hold, by name: `soft-tokens` for SoftTokens."""
-    annotation = typing.get_type_hints(cls)[field_name]
+    annotation = _hints(cls)[field_name]
     choices = [c for c in typing.get_args(annotation) or (annotation,) if dataclasses.is_dataclass(c)]
     return {kind_name(c): c for c in choices if isinstance(c, type)}
 
@@ -157,7 +163,11 @@ _METADATA = {"unit": "", "paper": "", "resume": "same"}
 
 @dataclass(frozen=True)
 class Field:
-    """One leaf of a configuration, as `smalti explain` prints it."""
+    """One leaf of a configuration, as `smalti explain` prints it.
+
+    Attributes:
+        annotation: the type of its values; of a nested configuration the class that it is.
+    """
 
     name: str
     value: Any
@@ -165,6 +175,7 @@ class Field:
     paper: str
     default: Any
     resume: Resume = "same"
+    annotation: Any = None
 
 
 def leaves(config: Any, prefix: str = "", papers: Mapping[str, str] | None = None) -> Iterator[Field]:
@@ -173,17 +184,20 @@ def leaves(config: Any, prefix: str = "", papers: Mapping[str, str] | None = Non
     A nested configuration that may be one of several classes also yields a leaf with the name of its class.
 
     Args:
+        config: a configuration, or a class, whose leaves then have their defaults; fields without one are left out.
         papers: references in place of those of the fields (`part`).
     """
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
+    cls = config if isinstance(config, type) else type(config)
+    for f in dataclasses.fields(cls):
+        value = getattr(config, f.name, dataclasses.MISSING)
         if dataclasses.is_dataclass(value):
-            choices, usual = kinds(type(config), f.name), kind_name(type(f.default))
+            choices, usual = kinds(cls, f.name), kind_name(type(f.default))
             if len(choices) > 1:
-                yield Field(prefix + f.name, kind_name(type(value)), f"of {', '.join(choices)}", "", usual)
+                of = f"of {', '.join(choices)}"
+                yield Field(prefix + f.name, kind_name(type(value)), of, "", usual, annotation=type(value))
             yield from leaves(value, f"{prefix}{f.name}.", f.metadata.get("papers"))
-        else:
+        elif value is not dataclasses.MISSING:
             default = None if f.default is dataclasses.MISSING else f.default
             unit, paper, resume = (f.metadata.get(key, none) for key, none in _METADATA.items())
             paper = paper if papers is None else papers.get(f.name, "")
-            yield Field(prefix + f.name, value, unit, paper, default, resume)
+            yield Field(prefix + f.name, value, unit, paper, default, resume, _hints(cls)[f.name])

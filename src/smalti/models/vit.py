@@ -25,11 +25,11 @@ class ViT:
     """Configuration of the backbone. The defaults are BEiT-B/16 as in the paper."""
 
     img_size: tuple[int, int] = setting((224, 224), "pixels: height, width", "BEiT §2.5")
-    patch_size: int = setting(16, "pixels", "BEiT §2.1.1")
-    in_chans: int = setting(3, "channels")
-    embed_dim: int = setting(768, "channels", "BEiT §2.5")
+    patch_size: int = setting(16, "pixels: the side of a patch", "BEiT §2.1.1")
+    in_chans: int = setting(3, "channels of an image")
+    embed_dim: int = setting(768, "channels of a token", "BEiT §2.5")
     depth: int = setting(12, "blocks", "BEiT §2.5")
-    num_heads: int = setting(12, "heads", "BEiT §2.5")
+    num_heads: int = setting(12, "heads of attention", "BEiT §2.5")
     mlp_ratio: float = setting(4.0, "hidden / embed_dim", "BEiT §2.5")
     drop_path_rate: float = setting(0.1, "probability at the last block", "BEiT §2.5")
     positions: Literal["absolute", "shared_relative", "block_relative"] = setting(
@@ -38,7 +38,7 @@ class ViT:
     init_values: float | None = setting(None, "start of LayerScale; none: without (the release: 0.1, large 1e-5)")
     k_bias: bool = setting(True, "a bias of queries, keys and values; without, keys have none, as in the release")
     grad_checkpointing: bool = setting(False, "keep the input of each block and compute the rest again: less memory")
-    init: Init = setting("uniform", "name", "BEiT §2.5: uniform in [-0.02, 0.02]")
+    init: Init = setting("uniform", "how weights are drawn", "BEiT §2.5: uniform in [-0.02, 0.02]")
     pos_init: Literal["uniform", "sincos"] = setting("uniform", "start of the learned positions", "BEiT §2.5")
     pos_amplitude: float = setting(0.1, "of the sines that positions start as, with sincos", "MAE: 1")
     mean: tuple[float, ...] = setting((0.5,), "pixel mean, a value a channel or one for all")

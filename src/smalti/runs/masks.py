@@ -41,7 +41,7 @@ class Masks:
     grid: tuple[int, int] = setting((14, 14), "rows and columns of patches")
     ratio: float = setting(0.4, "share of patches to mask")
     count: int | None = setting(None, "patches to mask, in place of the ratio; none: the ratio")
-    draws: int = setting(20_000, "masks")
+    draws: int = setting(20_000, "masks to draw")
     seed: int = setting(0, "of the masks")
     out: str = setting("", "the page (.html) or the picture (.png) to write; empty: none")
 

@@ -108,7 +108,7 @@ class Online:
     """Labelled images that the backbone is measured on while it trains; none by default."""
 
     data: str = setting("", "labelled DATA, as a folder of class folders; empty: no evaluation while training")
-    every: int = setting(500, "steps")
+    every: int = setting(500, "steps between two measurements")
     limit: int = setting(2000, "labelled images at most, an even sample")
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ class TrainTokenizer(TrainingRun):
     init_images: int = setting(
         1000, "images that the codebook is initialised from; 0: random weights, as in the papers"
     )
-    ema_decay: float = setting(0.999, "a step", "DALL-E, appendix A.2")
+    ema_decay: float = setting(0.999, "of the average of weights, a step", "DALL-E, appendix A.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,7 +36,7 @@ class TrainingRun:
     crop: RandomResizedCrop | SquareCrop = RandomResizedCrop()
     optimiser: AdamW = AdamW()
     plan: Plan = Plan()
-    ema_decay: float | None = setting(None, "a step; none: no averaging")
+    ema_decay: float | None = setting(None, "of the average of weights, a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")

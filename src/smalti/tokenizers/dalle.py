@@ -87,9 +87,9 @@ def groups(n_in: int, widths: Sequence[int], depth: int, kernels: Kernels, resam
 class DallE:
     """Configuration of the tokenizer. The defaults are those of the public one."""
 
-    vocab_size: int = setting(8192, "visual tokens", "DALL-E, appendix A; BEiT §2.1.2")
+    vocab_size: int = setting(8192, "visual tokens that there are", "DALL-E, appendix A; BEiT §2.1.2")
     stride: int = setting(8, "pixels between tokens", "DALL-E, appendix A")
-    in_chans: int = setting(3, "channels")
+    in_chans: int = setting(3, "channels of an image")
     width: int = setting(256, "channels at full resolution; twice as many after each halving", "n_hid of the release")
     depth: int = setting(2, "blocks a group", "n_blk_per_group of the release")
     code_width: int = setting(128, "length of a codebook vector", "n_init of the release")

@@ -109,10 +109,10 @@ def split(
 class DVAE:
     """Configuration of the tokenizer."""
 
-    vocab_size: int = setting(512, "visual tokens", "BEiT §2.1.2 uses 8192")
+    vocab_size: int = setting(512, "visual tokens that there are", "BEiT §2.1.2 uses 8192")
     stride: int = setting(8, "pixels between tokens", "BEiT §2.1.2: 112 / 14")
-    in_chans: int = setting(3, "channels")
-    width: int = setting(64, "channels")
+    in_chans: int = setting(3, "channels of an image")
+    width: int = setting(64, "channels of the convolutions")
     depth: int = setting(2, "residual blocks in the encoder and in the decoder")
 
     def __post_init__(self) -> None:

@@ -115,10 +115,10 @@ class Quantised(Trunk):
 class VQ:
     """Configuration of the tokenizer."""
 
-    vocab_size: int = setting(512, "visual tokens")
+    vocab_size: int = setting(512, "visual tokens that there are")
     stride: int = setting(8, "pixels between tokens")
-    in_chans: int = setting(3, "channels")
-    width: int = setting(64, "channels")
+    in_chans: int = setting(3, "channels of an image")
+    width: int = setting(64, "channels of the convolutions")
     depth: int = setting(2, "residual blocks in the encoder and in the decoder")
     code_dim: int = setting(16, "dimensions of a code", "ViT-VQGAN §3.1 uses 32")
     commitment: float = setting(
@@ -219,8 +219,8 @@ class FSQ:
 
     levels: tuple[int, ...] = setting((8, 5, 5, 5), "levels of each number; V is their product", "FSQ §4.1, table 1")
     stride: int = setting(8, "pixels between tokens")
-    in_chans: int = setting(3, "channels")
-    width: int = setting(64, "channels")
+    in_chans: int = setting(3, "channels of an image")
+    width: int = setting(64, "channels of the convolutions")
     depth: int = setting(2, "residual blocks in the encoder and in the decoder")
 
     def __post_init__(self) -> None:

@@ -29,9 +29,9 @@ _NOISE = 1e-3
 class KMeansPatches:
     """Configuration of a tokenizer by k-means on patches."""
 
-    vocab_size: int = setting(512, "visual tokens")
+    vocab_size: int = setting(512, "visual tokens that there are")
     stride: int = setting(8, "pixels between tokens")
-    in_chans: int = setting(3, "channels")
+    in_chans: int = setting(3, "channels of an image")
     whitening: float = setting(0.0, "power: 0 compares pixels, 1 gives every principal component the same variance")
 
     def __post_init__(self) -> None:
@@ -51,9 +51,9 @@ class RandomProjection:
     Differs: patches are whitened by PCA; BEST-RQ normalises each input dimension separately.
     """
 
-    vocab_size: int = setting(512, "visual tokens", "BEST-RQ §4 uses 8192")
+    vocab_size: int = setting(512, "visual tokens that there are", "BEST-RQ §4 uses 8192")
     stride: int = setting(8, "pixels between tokens")
-    in_chans: int = setting(3, "channels")
+    in_chans: int = setting(3, "channels of an image")
     code_dim: int = setting(16, "dimensions of a code", "BEST-RQ §4")
     whitening: float = setting(0.75, "power, see KMeansPatches; with less a few codes take most patches")
 

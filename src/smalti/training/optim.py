@@ -40,7 +40,7 @@ class AdamW:
     eps: float = setting(1e-8, "added to the root of the second moment", "released code")
     weight_decay: float = setting(0.05, "a step, times the learning rate", "BEiT §2.5")
     decay_rule: DecayRule = setting("release", "which weights decay: release, or timm (no table of positions)")
-    clip_grad: float = setting(3.0, "norm", "BEiT, table 12")
+    clip_grad: float = setting(3.0, "the norm that a gradient has at most", "BEiT, table 12")
     layer_decay: float = setting(
         1.0, "learning rate of a layer by that of the layer above it; 1: all alike", "released code, optim_factory.py"
     )

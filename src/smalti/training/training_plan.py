@@ -14,11 +14,11 @@ class Plan:
     """Number of steps, batch size, and intervals of logging, evaluation and checkpoints."""
 
     steps: int = setting(1000, "optimiser steps", resume="free")
-    batch_size: int = setting(256, "images")
+    batch_size: int = setting(256, "images in a step")
     accumulate: int = setting(1, "equal parts of a batch, computed in turn: the same step in less memory")
     repeat: bool = setting(False, "let a batch hold an image more than once, where there are fewer than it has rows")
-    log_every: int = setting(10, "steps", resume="free_without_rollback")
-    save_every: int = setting(1000, "steps", resume="free_without_rollback")
+    log_every: int = setting(10, "steps between two lines of the log", resume="free_without_rollback")
+    save_every: int = setting(1000, "steps between two checkpoints", resume="free_without_rollback")
     skip_nonfinite: int = setting(
         0, "steps without a finite loss and gradient that a run may leave out; then it stops", resume="free"
     )
