@@ -23,7 +23,7 @@ from smalti.data.transforms.views import Crop
 from smalti.data.values import Window
 from smalti.evaluation.features import POOLINGS, Pooling, layer_features
 from smalti.models.classifier import ImageClassifier
-from smalti.models.decoder import Linear
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer
@@ -156,9 +156,14 @@ def network_of(run: str, compute: Compute) -> Network:
     if kind != Pretrain.__name__:
         raise UsageError(f"{run} is a {kind} run", cause="features are those of a pretrained or fine-tuned network")
     config, model = read_config(run, Pretrain), load_pretrained(run, compute)
-    linear, network = isinstance(config.decoder, Linear), Network(model, compute, 0, window=config.data.known_window)
-    depth, whole = network.backbone.config.depth, isinstance(network.backbone.norm, nn.LayerNorm)
-    return replace(network, layer=-(-2 * depth // 3) if linear and whole else depth)
+    network = Network(model, compute, 0, window=config.data.known_window)
+    return replace(network, layer=pretrained_layer(network.backbone, config.decoder))
+
+
+def pretrained_layer(backbone: VisionTransformer, decoder: Linear | CrossAttention) -> int:
+    """The block of a pretrained backbone whose features are taken where none is named (see `Network.layer`)."""
+    depth, whole = backbone.config.depth, isinstance(backbone.norm, nn.LayerNorm)
+    return -(-2 * depth // 3) if isinstance(decoder, Linear) and whole else depth
 
 
 def load_tokenizer(
