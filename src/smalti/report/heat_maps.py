@@ -9,10 +9,12 @@ from smalti.report.page import template
 from smalti.report.pictures import Picture, data_uri
 
 _RAMPS = {
-    "viridis": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
-    "inferno": "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
+    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c "
+    "1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725",
+    "inferno": "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
+    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4",
 }
-"""Ten colours each, evenly spaced on the colour maps of matplotlib of these names, which are perceptually uniform."""
+"""Seventeen colours each, evenly spaced on matplotlib's colour maps of these names, which are perceptually uniform."""
 _PALE = 0.7
 """How much white is mixed into an image where it has no value."""
 _TAILS = (0.01, 0.99)
@@ -44,7 +46,7 @@ class ColourBar:
 
 
 def colours(values: Float[np.ndarray, "*shape"], ramp: str) -> UInt8[np.ndarray, "*shape 3"]:
-    """Values in [0, 1] as colours, linear between the ten of a ramp."""
+    """Values in [0, 1] as colours, linear between those of a ramp."""
     stops = np.array([list(bytes.fromhex(stop)) for stop in _RAMPS[ramp].split()], np.float64)
     at = np.linspace(0, 1, len(stops))
     return np.rint(np.stack([np.interp(values, at, channel) for channel in stops.T], axis=-1)).astype(np.uint8)

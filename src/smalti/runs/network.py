@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require
 from smalti.core.errors import UsageError
+from smalti.core.notebook import facts_table
 from smalti.data.decode import decode, from_pillow
 from smalti.data.reading import centre_box, centre_crop
 from smalti.data.transforms.augment import resample
@@ -65,6 +66,18 @@ class Network:
     def backbone(self) -> VisionTransformer:
         """The network without its head."""
         return self.module if isinstance(self.module, VisionTransformer) else self.module.backbone
+
+    def _repr_html_(self) -> str:
+        config, parameters = self.backbone.config, sum(part.numel() for part in self.module.parameters())
+        facts = {
+            "images": f"{config.img_size[0]} x {config.img_size[1]} pixels, channels: {config.in_chans}",
+            "patches": f"{config.grid[0]} x {config.grid[1]} of {config.patch_size} x {config.patch_size} pixels",
+            "blocks": f"{config.depth} of width {config.embed_dim} with {config.num_heads} heads",
+            "parameters": parameters,
+            "features": f"of block {self.layer}, where none is named",
+        }
+        classes = {"classes": self.classes} if self.classes else {}
+        return facts_table(facts | classes, f"{type(self.module).__name__}, on {self.compute.device.type}")
 
     def features(
         self, images: Tensor | Picture | Sequence[Picture], layer: int | None = None, pooling: Pooling = "mean"
