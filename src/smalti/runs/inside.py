@@ -101,7 +101,7 @@ class Inside:
             if number in self.attention:
                 of_heads = means[-1] if self.heads == "mean" else weights
                 for head in self._heads(of_heads.shape[1]):
-                    name = f"block {number}" if self.heads == "mean" else f"block {number}, head {head}"
+                    name = f"attention, block {number}" if self.heads == "mean" else f"block {number}, head {head}"
                     found[name] = self._asked(of_heads[:, head - 1], backbone)
         if self.rollout:
             found["rollout"] = self._asked(rollout(means), backbone)

@@ -123,7 +123,7 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
     _require_no_predictions(config)
     tokenizer = load_tokenizer(config.model, compute)
     data = input_of(config.model, tokenizer)
-    pixels, names, _ = _read_images(config, data)
+    pixels, *about = _read_images(config, data)
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
@@ -133,7 +133,7 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
         " colour of what it is decoded to on this page."
     )
     columns = {"original": to_pixels(pixels), "decoded": painted}
-    return Seen(columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, names, note)
+    return Seen(columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note)
 
 
 def _require_no_predictions(config: Show) -> None:
@@ -146,20 +146,20 @@ def _look_completed(config: Show, compute: Compute) -> Seen:
     """Original | masked | tokenizer | predicted | entropy; of predicted pixels without tokenizer and entropy."""
     run, inpainter = read_config(config.model, Pretrain), load_inpainter(config.model, compute)
     backbone = inpainter.model.backbone
-    pixels, names, _ = _read_images(config, run.data)
+    pixels, *about = _read_images(config, run.data)
     batch = inpainter.batch(pixels, _mask(config, backbone.config.grid, isinstance(run.decoder, Linear)))
-    seen = _predicted(config, inpainter, batch, names)
+    seen = _predicted(config, inpainter, batch, _captions(*about))
     layer = pretrained_layer(backbone, run.decoder)
     columns, note = config.draw(backbone, batch.image, layer, compute) if config.wanted else ({}, "")
     return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
 
 
-def _predicted(config: Show, inpainter: Inpainter, batch: Batch, names: list[str]) -> Seen:
+def _predicted(config: Show, inpainter: Inpainter, batch: Batch, captions: list[str]) -> Seen:
     """What is predicted for the masked patches of a batch, how sure that is, and samples."""
     if inpainter.tokenizer is None:
         require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
         columns, note = painted_in(inpainter, batch)
-        return Seen(columns, names, note)
+        return Seen(columns, captions, note)
     assert batch.mask is not None
     assert batch.mask_index is not None
     log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
@@ -177,7 +177,7 @@ def _predicted(config: Show, inpainter: Inpainter, batch: Batch, names: list[str
     if config.samples:
         note += f" In samples they are drawn by their probabilities (temperature {config.temperature:g})."
     bar = ColourBar("entropy", "0", f"{random:.1f} nats: a guess at random")
-    return Seen(columns, names, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
+    return Seen(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
 
 
 def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | None:
@@ -261,6 +261,11 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
             true.append(_class_of(source, position))
     stacked = np.stack([np.broadcast_to(picture, (data.side, data.side, data.channels)) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), names, true
+
+
+def _captions(names: list[str], true: list[str]) -> list[str]:
+    """The name of each image, with its class where the name does not say it."""
+    return [name if label in name else f"{name}: {label}" for name, label in zip(names, true, strict=True)]
 
 
 def _class_of(source: ImageDataset, position: int) -> str:
