@@ -77,10 +77,10 @@ def test_a_fine_tuned_network_says_what_it_sees_beside_what_is_true(runs: Path, 
 
 
 def test_a_segmenter_paints_the_classes_of_pixels(runs: Path, tmp_path: Path) -> None:
-    images = runs / "scenery" / "images"
-    show.main(of(runs / "scenes", images, out=tmp_path / "pixels.html", rollout=True))
+    show.main(of(runs / "scenes", runs / "scenery" / "images", out=tmp_path / "pixels.html", rollout=True))
     assert headings(tmp_path / "pixels.html") == ["original", "predicted", "rollout"]
-    show.main(of(runs / "scenes", images, out=tmp_path / "pixels.png"))
+    seen = see(of(runs / "scenes", runs / "scenery", out=tmp_path / "pixels.png"))
+    assert [caption.split(":")[0] for caption in seen.captions] == ["00.png", "04.png", "08.png"], "masks are no images"
 
 
 def test_a_backbone_shows_what_it_fills_in_and_how_sure_it_is(runs: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_all_columns_with_either_decoder(model: str, runs: Path, tmp_path: Path)
     assert any(drawn), "two samples differ"
     text = (tmp_path / "page.html").read_text()
     assert "the patch in row 0, column 3" in text
-    assert "In samples they are drawn by their probabilities (temperature 1)" in text
+    assert "Tokens of samples are drawn by their probabilities (temperature 1)" in text
     first = (tmp_path / "page.html").read_bytes()
     show.main(shown)
     assert (tmp_path / "page.html").read_bytes() == first
@@ -221,6 +221,7 @@ def test_what_a_model_has_not_is_said_in_a_line(runs: Path, tmp_path: Path) -> N
     assert "heads without blocks; add --attention BLOCK" in refused("beit", heads="all")
     assert "a layer, and nothing is drawn of its features; add --pca" in refused("beit", layer=1)
     assert "a query, and no attention is drawn" in refused("beit", query="mean")
+    assert "a temperature of 0.5, and nothing is drawn; add --samples 3" in refused("beit", temperature=0.5)
     assert "17 samples; use 0 to 16" in refused("beit", samples=17)
 
 

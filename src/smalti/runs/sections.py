@@ -192,7 +192,7 @@ def painted_in(inpainter: Inpainter, batch: Batch) -> tuple[Columns, str]:
     predicted = to_pixels(paint(inpainter.model, inpainter.target, batch, inpainter.compute))
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (
-        "In the last column the masked patches are predicted pixels." + (true if inpainter.target.normalise else "")
+        "Masked patches are predicted as pixels." + (true if inpainter.target.normalise else "")
     )
 
 
@@ -206,8 +206,8 @@ def completed(seen: Inpainting, patch_size: int) -> tuple[Columns, str]:
         "predicted": to_pixels(seen.predicted),
     }
     return columns, (
-        "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
-        " replaced by the most likely predicted ones and decoded together."
+        "The tokenizer's view is the best that any prediction can give; the prediction has the most likely"
+        " tokens in masked patches, decoded together with the others."
     )
 
 

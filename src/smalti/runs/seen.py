@@ -42,6 +42,8 @@ from smalti.runs.tokenizers import input_of, load_tokenizer
 SUFFIXES = (".png", ".html", ".htm")
 _WIDE = 224
 """Pixels that a small image is wide in a picture."""
+_BESIDE = 4
+"""Columns of which two grids have room beside each other on a page."""
 _LIKELY = 3
 """Classes named for each image, at most."""
 _MOST_SAMPLES = 16
@@ -74,6 +76,8 @@ class Show(Inside):
         suffix = Path(self.out).suffix.lower()
         require(suffix in SUFFIXES, f"cannot write pictures to '{self.out}'", "use a name in .html or .png")
         require(0 <= self.samples <= _MOST_SAMPLES, f"{self.samples} samples", f"use 0 to {_MOST_SAMPLES}")
+        drawn_at = self.temperature == 1 or bool(self.samples)
+        require(drawn_at, f"a temperature of {self.temperature}, and nothing is drawn", "add --samples 3")
         require(0.05 <= self.temperature <= 10, f"a temperature of {self.temperature}", "use 0.05 to 10")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
@@ -93,7 +97,8 @@ class Seen:
 
     def html(self) -> str:
         """The same for a page, whose style it needs."""
-        tiles = tile_row(self.columns, scale=scale_of(self._side), captions=self.captions, across=2)
+        across = 2 if len(self.columns) <= _BESIDE else 1
+        tiles = tile_row(self.columns, scale=scale_of(self._side), captions=self.captions, across=across)
         return "".join([*(bar.html() for bar in self.bars), tiles])
 
     def _repr_html_(self) -> str:
@@ -163,19 +168,19 @@ def _predicted(config: Show, inpainter: Inpainter, batch: Batch, captions: list[
     assert batch.mask is not None
     assert batch.mask_index is not None
     log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
-    best = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, log_p.argmax(-1).to(places.device))
+    rows, device = list(zip(log_p, places.tolist(), strict=True)), batch.mask.device
+    best = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, log_p.argmax(-1).to(device))
     columns, note = completed(best, inpainter.views.backbone.patch_size)
     values = torch.full(batch.mask.shape, torch.nan).scatter(1, places, entropy(log_p))
     values = values.where(batch.mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
     random = float(np.log(log_p.shape[-1]))
     columns["entropy"] = heat_map(values.numpy(), random, "viridis", columns["original"])
     for number in range(config.samples):
-        rows = zip(log_p, places.tolist(), strict=True)
         guesses = torch.stack([drawn(row, own, config.temperature, config.seed, number) for row, own in rows])
-        sample = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, guesses.to(batch.mask.device))
+        sample = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, guesses.to(device))
         columns[f"sample {number + 1}"] = to_pixels(sample.predicted)
     if config.samples:
-        note += f" In samples they are drawn by their probabilities (temperature {config.temperature:g})."
+        note += f" Tokens of samples are drawn by their probabilities (temperature {config.temperature:g})."
     bar = ColourBar("entropy", "0", f"{random:.1f} nats: a guess at random")
     return Seen(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
 
@@ -212,6 +217,8 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
     _require_no_predictions(config)
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
     outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
+    if isinstance(run.task, Segmentation):
+        config = replace(config, images=tuple(map(run.task.images_inside, config.images)))
     pixels, names, true = _read_images(config, replace(run.data, side=height))
     columns, note = {"original": to_pixels(pixels)}, ""
     if isinstance(run.task, Segmentation):
