@@ -81,6 +81,13 @@ def test_a_segmenter_paints_the_classes_of_pixels(runs: Path, tmp_path: Path) ->
     assert headings(tmp_path / "pixels.html") == ["original", "predicted", "rollout"]
     seen = see(of(runs / "scenes", runs / "scenery", out=tmp_path / "pixels.png"))
     assert [caption.split(":")[0] for caption in seen.captions] == ["00.png", "04.png", "08.png"], "masks are no images"
+    assert list(seen.columns) == ["original", "predicted", "true"]
+    with Image.open(runs / "scenery" / "masks" / "04.png") as file:
+        mask = np.asarray(file)[:, 4:28]  # the centre of 24 x 32
+    pixel = ((np.arange(16) + 0.5) * 1.5).astype(int)
+    expected, truth = mask[np.ix_(pixel, pixel)], seen.columns["true"][1]
+    assert ((truth == 0).all(-1) == (expected == 11)).all(), "void is black"
+    assert len(np.unique(truth.reshape(-1, 3), axis=0)) == len(np.unique(expected))
 
 
 def test_a_backbone_shows_what_it_fills_in_and_how_sure_it_is(runs: Path, tmp_path: Path) -> None:

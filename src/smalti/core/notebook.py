@@ -31,8 +31,8 @@ def facts_table(facts: Mapping[str, Any], title: str = "") -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
-        shown = dict(list(value.items())[:_MOST])
-        return facts_table(shown) + (f"and {len(value) - _MOST} more" if len(value) > _MOST else "")
+        first = dict(list(value.items())[:_MOST])
+        return facts_table(first) + (f"and {len(value) - _MOST} more" if len(value) > _MOST else "")
     if isinstance(value, list | tuple):
         shown = ", ".join(map(_cell, value[:_MOST]))
         return shown + (f", and {len(value) - _MOST} more" if len(value) > _MOST else "")

@@ -12,6 +12,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
 from smalti.models.decoder import CrossAttentionLayer
 from smalti.models.layers import Attention as SelfAttention
+from smalti.models.layers import Block
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 
@@ -71,7 +72,7 @@ def block_attentions(
     Yields:
         From each position (row) to each position (column), [S] first, in [0, 1]. Each row sums to 1.
     """
-    layers = [block.attn for block in backbone.blocks]
+    layers = [block.attn for block in backbone.blocks if isinstance(block, Block)]
     with _inputs_of(layers) as given, compute.autocast():
         backbone(images.to(compute.device))
     for own, inputs in zip(layers, given, strict=True):

@@ -298,8 +298,8 @@ def patch_mask(masked: Bool[np.ndarray, "H W"], grid: Grid) -> Bool[np.ndarray, 
         masked: of any size; a patch covers H / h by W / w of it, which need not be whole pixels.
     """
     rows, columns = (_overlaps(length, parts) for length, parts in zip(masked.shape, grid, strict=True))
-    share = rows @ masked @ columns.T
-    return (share >= 0.5 - 1e-9).reshape(-1)
+    mask: NDArray[np.bool_] = rows @ masked @ columns.T >= 0.5 - 1e-9
+    return mask.reshape(-1)
 
 
 def _overlaps(length: int, parts: int) -> NDArray[np.float64]:

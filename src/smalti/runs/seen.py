@@ -5,18 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Grid
 from smalti.core.errors import UsageError
+from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.decode import decode
 from smalti.data.formats import EXTENSIONS
+from smalti.data.label_maps import cut
 from smalti.data.load import Data
 from smalti.data.reading import centre_box, even_sample, read_square, square
 from smalti.data.tokens import encode
@@ -194,11 +196,12 @@ def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | N
     if not config.mask:
         return None
     picture = decode(Path(config.mask).expanduser(), channels=1)[..., 0]
-    top, left, side, _ = centre_box(*picture.shape, (1, 1))
+    height, width = picture.shape
+    top, left, side, _ = centre_box(height, width, (1, 1))
     size, patches = "{} x {}".format(*grid), grid[0] * grid[1]
     require(
         side >= max(grid),
-        f"mask {config.mask} has {picture.shape[0]} x {picture.shape[1]} pixels for {size} patches",
+        f"mask {config.mask} has {height} x {width} pixels for {size} patches",
         "paint at least a pixel for each patch",
     )
     mask = patch_mask(picture[top : top + side, left : left + side] >= _WHITE, grid)
@@ -213,12 +216,13 @@ def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | N
 
 @torch.no_grad()
 def _look_finetuned(config: Show, compute: Compute) -> Seen:
-    """Original with its most likely classes; of a segmenter, original | predicted."""
+    """Original with its most likely classes; of a segmenter, original | predicted, and where there are masks | true."""
     _require_no_predictions(config)
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
     outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
+    places = config.images
     if isinstance(run.task, Segmentation):
-        config = replace(config, images=tuple(map(run.task.images_inside, config.images)))
+        config = replace(config, images=tuple(map(run.task.images_inside, places)))
     pixels, names, true = _read_images(config, replace(run.data, side=height))
     columns, note = {"original": to_pixels(pixels)}, ""
     if isinstance(run.task, Segmentation):
@@ -227,15 +231,12 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
         columns["predicted"] = np.stack([label_colours(guess, VOID) for guess in guessed])
         said = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
         note = "The centre of the image, and the class of every pixel as the network says: a colour for each class."
+        if all(inside != place for inside, place in zip(config.images, places, strict=True)):
+            columns["true"] = _true_maps(places, config.count, run, run.task, outputs)
     else:
         with compute.autocast():
             scores = torch.cat([network(part.to(compute.device)) for part in pixels.split(64)]).float().cpu()
-        shares = scores.sigmoid() if run.task.multi_label else scores.softmax(1)
-        best = shares.topk(min(_LIKELY, len(outputs)))
-        said = [
-            ", ".join(f"{outputs[n]} {share:.0%}" for share, n in zip(*row, strict=True))
-            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        said = _likely(scores.sigmoid() if run.task.multi_label else scores.softmax(1), outputs)
         note = f"The centre of the image, and the {_LIKELY} most likely classes with their probabilities."
     captions = [
         f"{name}: {guess} (true: {label})" if label else f"{name}: {guess}"
@@ -243,6 +244,30 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
     ]
     drawn, about = config.draw(network.backbone, pixels, run.backbone.depth, compute) if config.wanted else ({}, "")
     return Seen(columns | drawn, captions, f"{note} {about}".strip())
+
+
+def _likely(shares: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> list[str]:
+    """The most likely classes of each image with their probabilities."""
+    best = shares.topk(min(_LIKELY, len(outputs)))
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [", ".join(f"{outputs[n]} {share:.0%}" for share, n in zip(*row, strict=True)) for row in rows]
+
+
+def _true_maps(
+    places: tuple[str, ...], count: int, run: Finetune, task: Segmentation, outputs: tuple[str, ...]
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """The class of every pixel of the centre squares of the same images, as their masks say: a colour for each."""
+    painted, size = [], run.backbone.img_size[:1] * 2
+    for place in places:
+        scenes = task.read(place, run.data, outputs, Log())
+        for position in even_sample(len(scenes), count):
+            label_map = scenes[position].label_map
+            assert label_map is not None
+            height, width = label_map.shape
+            top, left, tall, wide = centre_box(height, width, size)
+            box = (top / height, left / width, tall / height, wide / width)
+            painted.append(label_colours(cut(label_map, box, False, size), VOID))
+    return np.stack(painted)
 
 
 def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str], list[str]]:
