@@ -278,6 +278,47 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     return out
 
 
+def rollout(blocks: Sequence[Array]) -> Array:
+    """Attention rollout (Abnar & Zuidema 2020, eq. 1) of blocks of heads x S x S: the residual counts for a half."""
+    length = blocks[0].shape[-1]
+    joint = np.eye(length)
+    for heads in blocks:
+        mixed = np.zeros((length, length))
+        for row, column in np.ndindex(length, length):
+            mean = sum(float(head[row, column]) for head in heads) / len(heads)
+            mixed[row, column] = 0.5 * mean + 0.5 * (row == column)
+        after = np.zeros((length, length))
+        for row, column in np.ndindex(length, length):
+            share = [mixed[row, between] / sum(mixed[row]) for between in range(length)]
+            after[row, column] = sum(share[between] * joint[between, column] for between in range(length))
+        joint = after
+    return joint
+
+
+def principal_components(rows: Array, k: int) -> tuple[Array, Array]:
+    """Scores of the first k components by singular vectors, each with its largest loading positive; variance shares."""
+    centred = rows - rows.mean(axis=0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    scores = []
+    for direction in directions[:k]:
+        sign = -1.0 if direction[int(np.argmax(np.abs(direction)))] < 0 else 1.0
+        scores.append([sign * float(row @ direction) for row in centred])
+    return np.array(scores).T, singular[:k] ** 2 / sum(singular**2)
+
+
+def patch_mask(masked: NDArray[np.bool_], grid: tuple[int, int], fine: int = 60) -> NDArray[np.bool_]:
+    """Which patches are masked by half or more: counted at fine x fine points of each patch."""
+    result = np.zeros(grid, np.bool_)
+    for row, column in np.ndindex(*grid):
+        inside = 0
+        for down, right in np.ndindex(fine, fine):
+            y = (row + (down + 0.5) / fine) / grid[0] * masked.shape[0]
+            x = (column + (right + 0.5) / fine) / grid[1] * masked.shape[1]
+            inside += int(masked[int(y), int(x)])
+        result[row, column] = 2 * inside >= fine * fine
+    return result.reshape(-1)
+
+
 def multi_head_attention(
     x: Array, weights: Weights, prefix: str, heads: int, grid: tuple[int, int] = (0, 0), table: Array | None = None
 ) -> Array:

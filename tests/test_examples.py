@@ -1,5 +1,6 @@
 """Every example runs."""
 
+import json
 import runpy
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import smalti
 from smalti.cli import main
 from smalti.recipes import tiny
 from tests.small_runs import flat_pictures, picture, pictures, result
-from tests.test_documentation import blocks_of
+from tests.test_documentation import blocks_of, imports_of, resolves
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -64,6 +65,38 @@ def test_fine_tuning_with_transformers(runs: Path, tmp_path: Path, capsys: pytes
         example["main"]([folder, str(runs / "photos"), "--out", str(tmp_path / "tuned"), "--steps", "2"])
     assert "2 classes" in capsys.readouterr().out
     assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
+def test_the_tour_has_no_outputs() -> None:
+    """Pictures of one machine would be in every difference; a notebook that is run makes its own."""
+    tour = json.loads((EXAMPLES / "tour.ipynb").read_text())
+    code = [cell for cell in tour["cells"] if cell["cell_type"] == "code"]
+    assert len(code) > 5
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert resolves_all("".join("".join(cell["source"]) + "\n" for cell in code))
+
+
+def resolves_all(code: str) -> bool:
+    """Whether every import of smalti is of something that there is."""
+    return all(resolves(*found) for found in imports_of(code))
+
+
+@pytest.mark.slow  # a kernel starts, and features of all embedded images are computed and probed
+def test_the_tour_runs_from_its_first_cell_to_the_last(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    tour = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    assert tour.cells[1].source.endswith("STEPS = 300")
+    tour.cells[1].source = tour.cells[1].source.replace("300", "2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of jupyter
+        nbclient.NotebookClient(tour, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [
+        "".join(output.get("data", {}).get("text/html", "") for output in cell.get("outputs", []))
+        for cell in tour.cells
+    ]
+    assert sum('src="data:image/png;base64,' in html for html in shown) == 3, "as tokens, completed, inside"
+    assert sum("<table>" in html for html in shown) == 5, "three results, a tokenizer and a network"
 
 
 def python_of(page: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smalti.core.errors import SmaltiError
+    from smalti.core.notebook import Result
     from smalti.data.load import Data
     from smalti.models.vit import ViT
     from smalti.runs.embed import Embed
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from smalti.runs.pretrain import main as pretrain
     from smalti.runs.search import Search
     from smalti.runs.search import main as search
+    from smalti.runs.seen import Seen, Show, see
     from smalti.runs.serve import Serve
     from smalti.runs.serve import main as serve
+    from smalti.runs.show import main as show
     from smalti.runs.tokenize import Tokenize
     from smalti.runs.tokenize import main as tokenize
     from smalti.runs.train_tokenizer import TrainTokenizer
@@ -54,6 +57,7 @@ _VERBS = {
     "embed": "Embed",
     "predict": "Predict",
     "search": "Search",
+    "show": "Show",
     "serve": "Serve",
     "export": "Export",
     "import_model": "ImportModel",
@@ -62,11 +66,15 @@ _VERBS = {
 
 _WHERE = {config: f"runs.{verb}" for verb, config in _VERBS.items()} | {
     "SmaltiError": "core.errors",
+    "Result": "core.notebook",
     "Data": "data.load",
     "ViT": "models.vit",
     "Plan": "training.training_plan",
     "ImageTokenizer": "tokenizers.image_tokenizer",
     "Network": "runs.network",
+    "Show": "runs.seen",
+    "Seen": "runs.seen",
+    "see": "runs.seen",
     "load": "runs.network",
     "load_network": "runs.network",
     "load_tokenizer": "runs.network",
@@ -86,8 +94,11 @@ __all__ = [
     "Predict",
     "Prepare",
     "Pretrain",
+    "Result",
     "Search",
+    "Seen",
     "Serve",
+    "Show",
     "SmaltiError",
     "Tokenize",
     "TrainTokenizer",
@@ -105,7 +116,9 @@ __all__ = [
     "prepare",
     "pretrain",
     "search",
+    "see",
     "serve",
+    "show",
     "tokenize",
     "train_tokenizer",
 ]

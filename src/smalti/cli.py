@@ -70,7 +70,7 @@ usage: smalti VERB [...] [--json] [--debug]
   embed MODEL DATA --out features.npy                     features of all images, a row each; or features.parquet
   predict MODEL DATA --out predictions.csv                what a fine-tuned network says of each image; masks as PNGs
   search FEATURES IMAGE... [--out PAGE.html]              the nearest images by their features; --near-duplicates 0.95
-  show MODEL IMAGES... [--out PAGE.html]                  pictures: decoded, as tokens; of a backbone: masked, predicted
+  show MODEL IMAGES... [--out PAGE.html] [--attention 6]  pictures: tokens; masked, predicted; attention, features
   serve MODEL [--features features.npy]                   a page on this machine: paint a mask, see what is predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN...                                           one offline HTML file

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smalti.core.compute import Compute
-from smalti.evaluation.samples import survey
+from smalti.evaluation.codebook_survey import survey
 from smalti.functional.patches import constant_patches, patchify
 from tests.test_contracts import GreyLevels
 

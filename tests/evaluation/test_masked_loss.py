@@ -10,8 +10,8 @@ import torch
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
+from smalti.evaluation.inpainting import inpaint, paint
 from smalti.evaluation.pretraining import evaluate_mim, evaluate_pixels
-from smalti.evaluation.samples import inpaint, paint
 from smalti.functional.patches import patchify
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT

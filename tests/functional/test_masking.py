@@ -12,7 +12,7 @@ from smalti.core.config import from_json, to_json
 from smalti.core.contracts import Masking
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, quarters
-from smalti.functional.masking import Blockwise, Random, Rolled, mask_index
+from smalti.functional.masking import Blockwise, Random, Rolled, mask_index, patch_mask
 from tests import oracles
 from tests.contracts import check_masking
 
@@ -265,3 +265,19 @@ def test_mask_index_lists_hidden_patches_in_order_and_pads_with_weight_0(num_pat
         masked = np.flatnonzero(mask)
         assert positions[: len(masked)].tolist() == masked.tolist()
         assert weights.tolist() == [1.0] * len(masked) + [0.0] * (count - len(masked))
+
+
+@pytest.mark.parametrize(("size", "grid"), [((12, 12), (3, 4)), ((10, 10), (4, 4)), ((7, 5), (2, 3)), ((3, 4), (3, 4))])
+def test_a_patch_is_masked_where_half_of_its_pixels_are(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    for seed in range(3):
+        masked = np.random.default_rng(seed).random(size) < 0.5
+        assert patch_mask(masked, grid).tolist() == oracles.patch_mask(masked, grid).tolist()
+
+
+def test_half_a_patch_is_enough_and_a_pixel_a_patch_is_the_mask_itself() -> None:
+    masked = np.zeros((4, 4), np.bool_)
+    masked[:2, 0] = masked[2:, 2:] = True
+    assert patch_mask(masked, (2, 2)).tolist() == [True, False, False, True]
+    masked[0, 0] = False
+    assert patch_mask(masked, (2, 2)).tolist() == [False, False, False, True]
+    assert (patch_mask(masked, (4, 4)) == masked.reshape(-1)).all()

@@ -43,6 +43,14 @@ class TestTiles:
         assert re.findall(r'alt="(.*?)"', html)[:3] == ["original, a.png", "masked, a.png", "original, b.png"]
         assert "repeat(2, minmax(0, 48px))" in html
 
+    def test_many_columns_are_scrolled_on_a_narrow_screen_by_keyboard_too(self, images: np.ndarray) -> None:
+        four = tile_row({str(number): images for number in range(4)})
+        five = tile_row({str(number): images for number in range(5)})
+        assert 'class="pictures"' in four
+        assert "min-width" not in four
+        assert 'class="pictures many" tabindex="0"' in five
+        assert "min-width: 350px" in five
+
     def test_side_by_side_grids_keep_the_order(self, images: np.ndarray) -> None:
         assert tile_row({"original": images}, across=2).count('class="tiles"') == 2
         assert len(pictures_in(tile_row({"original": images}, across=2))) == 3

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 @pytest.fixture(scope="module")
 def network(runs: Path) -> Network:
     return load_network(runs / "beit", "cpu")
+
+
+def test_a_notebook_shows_what_was_loaded(runs: Path) -> None:
+    network = load_network(runs / "classes", "cpu")
+    html = replace(network, classes=("<script>", "down"))._repr_html_()
+    for text in (
+        "ImageClassifier, on cpu",
+        "16 x 16 pixels",
+        "4 x 4 of 4 x 4 pixels",
+        "2 of width 16",
+        "&lt;script&gt;, down",
+    ):
+        assert text in html
+    assert "<script" not in html
+    tokenizer = load_tokenizer(runs / "tokenizer", "cpu")._repr_html_()
+    assert "DVAE, an image tokenizer" in tokenizer
+    assert "16 visual tokens, one for 4 x 4 pixels" in tokenizer
 
 
 def files(runs: Path) -> list[Path]:

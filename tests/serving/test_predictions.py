@@ -19,7 +19,8 @@ from smalti.core.errors import DataError, UsageError
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.tokens import tokenized
 from smalti.evaluation.attention import attention
-from smalti.evaluation.samples import inpaint, paint, prototypes
+from smalti.evaluation.codebook_survey import prototypes
+from smalti.evaluation.inpainting import inpaint, paint
 from smalti.functional.masking import Random, mask_index
 from smalti.report.pictures import to_pixels
 from smalti.serving.predictions import MAX_PIXELS, Predictor

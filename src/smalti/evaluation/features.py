@@ -139,6 +139,13 @@ def layer_features(
     return torch.cat(pooled)
 
 
+@torch.no_grad()
+def patch_features(backbone: Backbone, images: Tensor, compute: Compute, layer: int) -> Float[Tensor, "B N D"]:
+    """The output of one block at every patch, without the final norm, float32, on the CPU. Arguments as above."""
+    parts = images.split(_most_images(backbone, images))
+    return torch.cat([_block_outputs(backbone, part, compute)[0][layer - 1][:, 1:].float().cpu() for part in parts])
+
+
 def _most_images(backbone: Backbone, images: Tensor) -> int:
     """How many images (B C H W) make a batch, at most."""
     return max(1, _MOST_TOKENS * backbone.patch_size**2 // math.prod(images.shape[-2:]))

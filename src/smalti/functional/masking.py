@@ -291,6 +291,24 @@ def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], 
     return order.astype(np.int64), weight.astype(np.float32)
 
 
+def patch_mask(masked: Bool[np.ndarray, "H W"], grid: Grid) -> Bool[np.ndarray, "N"]:
+    """A mask of pixels as one of patches: a patch is masked where at least half of its area is.
+
+    Args:
+        masked: of any size; a patch covers H / h by W / w of it, which need not be whole pixels.
+    """
+    rows, columns = (_overlaps(length, parts) for length, parts in zip(masked.shape, grid, strict=True))
+    mask: NDArray[np.bool_] = rows @ masked @ columns.T >= 0.5 - 1e-9
+    return mask.reshape(-1)
+
+
+def _overlaps(length: int, parts: int) -> NDArray[np.float64]:
+    """The share of each of `parts` equal parts of a line (rows) that lies in each of its `length` pixels (columns)."""
+    ends, pixel = np.linspace(0, length, parts + 1), np.arange(length)
+    inside = np.minimum(ends[1:, None], pixel + 1) - np.maximum(ends[:-1, None], pixel)
+    return inside.clip(0) * parts / length
+
+
 def component_sizes(masks: Bool[np.ndarray, "B N"], grid: Grid) -> Int[np.ndarray, "components"]:
     """The number of patches in every connected component of every mask, where patches are neighbours along an edge.
 

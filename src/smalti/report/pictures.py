@@ -24,7 +24,7 @@ _MASKED, _EDGE = 128, 152
 _SEEN, _ALWAYS_MASKED = 232, 40
 """Grey levels of a patch without an image: never masked, and always."""
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
-_GAP = 4
+GAP = 4
 """White pixels between the pictures of a sheet."""
 _MOST_OPEN = 32
 """Codes of a codebook that are shown before it is unfolded."""
@@ -118,9 +118,9 @@ def token_colours(
     return painted.repeat(side, axis=1).repeat(side, axis=2)
 
 
-def scale_of(width: int) -> int:
-    """Screen pixels for each image pixel: small images are shown about 112 pixels wide."""
-    return max(1, round(112 / width))
+def scale_of(width: int, shown: int = 112) -> int:
+    """Screen pixels for each image pixel: small images are shown about `shown` pixels wide."""
+    return max(1, round(shown / width))
 
 
 def outlined(
@@ -183,13 +183,13 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
     """
     rows = list(zip(*columns.values(), strict=True))
     height, width = rows[0][0].shape[:2] if rows else (1, 1)
-    tall, wide = scale * height + _GAP, scale * width + _GAP
-    painted = np.full((len(rows) * tall + _GAP, len(columns) * wide + _GAP, 3), 255, np.uint8)
+    tall, wide = scale * height + GAP, scale * width + GAP
+    painted = np.full((len(rows) * tall + GAP, len(columns) * wide + GAP, 3), 255, np.uint8)
     for down, row in enumerate(rows):
         for right, picture in enumerate(row):
             large = Image.fromarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
             enlarged = np.asarray(large.resize((scale * width, scale * height), Image.Resampling.NEAREST))
-            top, left = down * tall + _GAP, right * wide + _GAP
+            top, left = down * tall + GAP, right * wide + GAP
             painted[top : top + scale * height, left : left + scale * width] = enlarged
     return painted
 

@@ -11,6 +11,7 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import OutputError
 from smalti.core.log import Log
+from smalti.core.notebook import Result
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.folder import FollowLinks
@@ -95,7 +96,7 @@ def main(config: Evaluate) -> dict[str, Any]:
             found = _evaluated(config, compute, log)
             if is_rank0() and not is_checkpoint(Path(config.model).expanduser()):
                 _keep(config, found, log)
-    return found
+    return Result(found)
 
 
 def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from smalti.core.addresses import is_address
 from smalti.core.compute import Compute
+from smalti.core.config import require
 from smalti.core.errors import CheckpointError, DataError, UsageError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import Data
+from smalti.evaluation.inpainting import Inpainter
 from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel, build_mim
@@ -23,10 +25,11 @@ from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.tokenizers import input_of, load_tokenizer
+from smalti.runs.tokenizers import input_of, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
+from smalti.training.targets import Pixels
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -41,6 +44,19 @@ def load_model(run: str, compute: Compute) -> MaskedImageModel:
     if isinstance(found, VisionTransformer):
         raise UsageError(f"{run} is a backbone alone", cause="without the head nothing is predicted from it")
     return found
+
+
+def load_inpainter(run: str, compute: Compute) -> Inpainter:
+    """The network of a pretraining run with the tokenizer that it names, to fill in masked images.
+
+    Raises:
+        UsageError: it is a bundle that holds the backbone alone, or its tokenizer is not known.
+    """
+    config, model = read_config(run, Pretrain), load_model(run, compute)
+    named = bool(config.tokenizer) or isinstance(config.target, Pixels)
+    require(named, f"what {run} predicts cannot be shown: its weights came without their tokenizer")
+    tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
+    return Inpainter(model, tokenizer, config.target, config.views(tokenizer), compute)
 
 
 def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTransformer:

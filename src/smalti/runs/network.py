@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require
 from smalti.core.errors import UsageError
+from smalti.core.notebook import facts_table
 from smalti.data.decode import decode, from_pillow
 from smalti.data.reading import centre_box, centre_crop
 from smalti.data.transforms.augment import resample
@@ -23,7 +24,7 @@ from smalti.data.transforms.views import Crop
 from smalti.data.values import Window
 from smalti.evaluation.features import POOLINGS, Pooling, layer_features
 from smalti.models.classifier import ImageClassifier
-from smalti.models.decoder import Linear
+from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer
@@ -65,6 +66,18 @@ class Network:
     def backbone(self) -> VisionTransformer:
         """The network without its head."""
         return self.module if isinstance(self.module, VisionTransformer) else self.module.backbone
+
+    def _repr_html_(self) -> str:
+        config, parameters = self.backbone.config, sum(part.numel() for part in self.module.parameters())
+        facts = {
+            "images": f"{config.img_size[0]} x {config.img_size[1]} pixels, channels: {config.in_chans}",
+            "patches": f"{config.grid[0]} x {config.grid[1]} of {config.patch_size} x {config.patch_size} pixels",
+            "blocks": f"{config.depth} of width {config.embed_dim} with {config.num_heads} heads",
+            "parameters": parameters,
+            "features": f"of block {self.layer}, where none is named",
+        }
+        classes = {"classes": self.classes} if self.classes else {}
+        return facts_table(facts | classes, f"{type(self.module).__name__}, on {self.compute.device.type}")
 
     def features(
         self, images: Tensor | Picture | Sequence[Picture], layer: int | None = None, pooling: Pooling = "mean"
@@ -156,9 +169,14 @@ def network_of(run: str, compute: Compute) -> Network:
     if kind != Pretrain.__name__:
         raise UsageError(f"{run} is a {kind} run", cause="features are those of a pretrained or fine-tuned network")
     config, model = read_config(run, Pretrain), load_pretrained(run, compute)
-    linear, network = isinstance(config.decoder, Linear), Network(model, compute, 0, window=config.data.known_window)
-    depth, whole = network.backbone.config.depth, isinstance(network.backbone.norm, nn.LayerNorm)
-    return replace(network, layer=-(-2 * depth // 3) if linear and whole else depth)
+    network = Network(model, compute, 0, window=config.data.known_window)
+    return replace(network, layer=pretrained_layer(network.backbone, config.decoder))
+
+
+def pretrained_layer(backbone: VisionTransformer, decoder: Linear | CrossAttention) -> int:
+    """The block of a pretrained backbone whose features are taken where none is named (see `Network.layer`)."""
+    depth, whole = backbone.config.depth, isinstance(backbone.norm, nn.LayerNorm)
+    return -(-2 * depth // 3) if isinstance(decoder, Linear) and whole else depth
 
 
 def load_tokenizer(

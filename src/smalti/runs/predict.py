@@ -45,7 +45,6 @@ from smalti.evaluation.supervised import AT_ONCE, class_scores, predict
 from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
-from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.image_rows import ImageRows, See, Seen, Table, complete, rendered
@@ -105,7 +104,8 @@ def main(config: Predict) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = same_format(choose_compute(config.device, config.kept_precision()))
         tuned = _tuned(config.model, compute)
-        where = _images(config.images, tuned.run.task)
+        task = tuned.run.task
+        where = task.images_inside(config.images) if isinstance(task, Segmentation) else config.images
         channels, window = tuned.model.backbone.config.in_chans, tuned.run.data.known_window
         source = open_noted(where, channels, log, config, "all", window)
         table = _table(config, tuned, source, log)
@@ -146,14 +146,6 @@ def _tuned(model: str, compute: Compute) -> Tuned:
         raise UsageError(f"{model} is a {kind} run", cause="it has no classes to predict", fix=fix)
     classes = RunFolder(Path(model).expanduser()).read_classes()
     return Tuned(read_config(model, Finetune), classes, load_finetuned(model, compute), compute)
-
-
-def _images(data: str, task: Classification | Segmentation) -> str:
-    """DATA; of a folder with images and masks, the folder of its images."""
-    place = Path(data).expanduser()
-    if isinstance(task, Segmentation) and all((place / name).is_dir() for name in (task.images, task.masks)):
-        return str(place / task.images)
-    return data
 
 
 def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Table:

@@ -11,25 +11,24 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.config import require
-from smalti.core.contracts import Tokenizer
+from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import InMemoryData
 from smalti.data.reading import spread_over_classes
-from smalti.data.tokens import tokenized
 from smalti.evaluation.bound import table_of
+from smalti.evaluation.codebook_survey import survey
+from smalti.evaluation.inpainting import Inpainter, Inpainting, inpaint, paint
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
-from smalti.evaluation.samples import Inpainting, inpaint, paint, survey
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, mask_overlay, scale_of, tile_row, to_pixels
 from smalti.runs.folder import RunFolder, read_config
-from smalti.runs.models import load_model
+from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
-from smalti.runs.tokenizers import load_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.targets import Pixels
 
@@ -177,39 +176,39 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 
 def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
     """The first images, their masked versions and the network's completions, with a description."""
-    config, model = read_config(run, Pretrain), load_model(run, compute)
-    named = bool(config.tokenizer) or isinstance(config.target, Pixels)
-    require(named, f"what {run} predicts cannot be shown: its weights came without their tokenizer")
-    tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
-    views = config.views(tokenizer)
-    batch = views.held_out_batch(held_out, np.arange(min(count, len(held_out))))
-    patch_size = config.backbone.patch_size
-    if tokenizer is not None:
-        seen = inpaint(model, tokenizer, tokenized(batch, tokenizer, views.tokenizing(compute)), compute)
-        return completed(seen, patch_size), (
-            "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
-            " replaced by the most likely predicted ones and decoded together."
-        )
-    assert isinstance(config.target, Pixels)
+    inpainter = load_inpainter(run, compute)
+    batch = inpainter.batch(held_out.images[:count])
+    if inpainter.tokenizer is None:
+        return painted_in(inpainter, batch)
+    return completed(inpaint(inpainter.model, inpainter.tokenizer, batch, compute), inpainter.views.backbone.patch_size)
+
+
+def painted_in(inpainter: Inpainter, batch: Batch) -> tuple[Columns, str]:
+    """The pictures of a network that predicts pixels, by column heading, with a description."""
+    assert isinstance(inpainter.target, Pixels)
     assert batch.mask is not None
     original = to_pixels(batch.image)
-    masked = mask_overlay(original, batch.mask.numpy(), patch_size)
-    predicted = to_pixels(paint(model, config.target, batch.to(compute.device), compute))
+    masked = mask_overlay(original, batch.mask.cpu().numpy(), inpainter.views.backbone.patch_size)
+    predicted = to_pixels(paint(inpainter.model, inpainter.target, batch, inpainter.compute))
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (
-        "In the last column the masked patches are predicted pixels." + (true if config.target.normalise else "")
+        "Masked patches are predicted as pixels." + (true if inpainter.target.normalise else "")
     )
 
 
-def completed(seen: Inpainting, patch_size: int) -> Columns:
-    """The pictures of a completion, by column heading."""
+def completed(seen: Inpainting, patch_size: int) -> tuple[Columns, str]:
+    """The pictures of a completion by column heading, with a description."""
     original = to_pixels(seen.original)
-    return {
+    columns = {
         "original": original,
         "masked": mask_overlay(original, seen.mask.numpy(), patch_size),
         "tokenizer": to_pixels(seen.tokenizer),
         "predicted": to_pixels(seen.predicted),
     }
+    return columns, (
+        "The tokenizer's view is the best that any prediction can give; the prediction has the most likely"
+        " tokens in masked patches, decoded together with the others."
+    )
 
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:

@@ -96,6 +96,12 @@ class Segmentation:
         """The folder of images inside DATA."""
         return os.path.join(path, self.images) if path else ""
 
+    def images_inside(self, path: str) -> str:
+        """The folder of images where DATA has images and masks; other DATA as it is."""
+        place = Path(path).expanduser()
+        both = all((place / name).is_dir() for name in (self.images, self.masks))
+        return str(place / self.images) if both else path
+
     def open(
         self, data: Data, log: Log, bad_files: Path | None
     ) -> TrainingData[SegmentationDataset, SegmentationDataset]:

@@ -24,9 +24,8 @@ from smalti.evaluation.feature_files import open_features, require_described
 from smalti.evaluation.neighbours import scale_of_file
 from smalti.models.vit import VisionTransformer
 from smalti.runs.folder import read_config, read_kind
-from smalti.runs.models import load_model
+from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.tokenizers import target_tokenizer
 
 if TYPE_CHECKING:
     from smalti.serving.nearest_images import NearestImages
@@ -128,12 +127,10 @@ def load_predictor(run: str, compute: Compute) -> "Predictor":
     if kind != Pretrain.__name__:
         fix = "give a run of smalti pretrain; smalti show draws what a tokenizer sees"
         raise UsageError(f"{run} is a {kind} run", cause="masked patches are predicted by a pretrained model", fix=fix)
-    config, model = read_config(run, Pretrain), load_model(run, compute)
-    tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
-    views, data = config.views(tokenizer), config.data
+    found, data = load_inpainter(run, compute), read_config(run, Pretrain).data
     images = _images(data.channels, data.side, data.path == EMBEDDED)
     name = "/".join(Path(run).expanduser().resolve().parts[-2:])
-    return Predictor(name, model, tokenizer, config.target, views, data.side, images, compute)
+    return Predictor(found.model, found.tokenizer, found.target, found.views, compute, name, data.side, images)
 
 
 def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -> "NearestImages":

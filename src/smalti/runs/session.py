@@ -28,6 +28,7 @@ from smalti.core.errors import (
 )
 from smalti.core.files import require_space
 from smalti.core.log import Log
+from smalti.core.notebook import Result
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages
@@ -229,7 +230,7 @@ class Session:
         self.folder.write_result(finite)
         place = self.folder.path / weights
         self.log.say(f"weights: {place / CHECKPOINTS / f'step-{newest_step(place) or 0:08d}' / 'model.safetensors'}")
-        return finite
+        return Result(finite)
 
 
 def effects(before: TrainingRun, now: TrainingRun, step: int) -> list[str]:

@@ -3,33 +3,28 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from smalti.core.compute import Compute
 from smalti.core.config import require
 from smalti.core.contracts import Batch
 from smalti.core.errors import DataError
-from smalti.core.rng import Stream, fold, uniform
-from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.core.rng import Stream, fold
 from smalti.data.decode import decode_bytes, header_of
 from smalti.data.reading import square
-from smalti.data.tokens import tokenized
 from smalti.evaluation.attention import attention
-from smalti.evaluation.samples import inpaint, paint, prototypes
-from smalti.functional.masking import Blockwise, Random, mask_index
-from smalti.models.mim import MaskedImageModel
+from smalti.evaluation.codebook_survey import prototypes
+from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint, paint
+from smalti.functional.masking import Blockwise, Random
 from smalti.report.pictures import data_uri, mask_overlay, to_pixels, token_map
 from smalti.serving.requests import Attend, Mask, Predict
-from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.training.masked_batches import MaskedViews
-from smalti.training.targets import Pixels, SoftTokens, Tokens
+from smalti.training.targets import Pixels
 
 Json: TypeAlias = dict[str, Any]
 Picture: TypeAlias = UInt8[np.ndarray, "s s C"]
@@ -41,26 +36,19 @@ _MOST_ROWS = 400
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A trained network with what it predicts, and the images that it can be tried on.
+class Predictor(Inpainter):
+    """A pretrained network, and the images that it can be tried on.
 
     Attributes:
         name: what the model is called.
-        tokenizer: None where pixels are predicted.
-        views: how it sees images.
         side: pixels of the squares that images are cut to first.
         images: pictures to choose from, by name.
         tiles: data URIs of the decoded codes that have been asked for, filled as needed.
     """
 
     name: str
-    model: MaskedImageModel
-    tokenizer: ImageTokenizer | None
-    target: Tokens | SoftTokens | Pixels
-    views: MaskedViews
     side: int
     images: Mapping[str, Picture]
-    compute: Compute
     tiles: dict[int, str] = field(default_factory=dict)
 
     def facts(self) -> Json:
@@ -166,22 +154,20 @@ class Predictor:
     def _tokens(self, batch: Batch, asked: Predict, masked: Sequence[int]) -> Json:
         assert self.tokenizer is not None
         assert batch.ids is not None
-        logits = self._logits(batch)
-        log_p = logits.log_softmax(-1)
+        log_p = self.log_probabilities(batch)[0]
         own = batch.ids[0].cpu()
         best = log_p.argmax(-1)[None]
-        draws = [_drawn(logits, masked, asked.temperature, asked.seed, number) for number in range(asked.samples)]
+        draws = [drawn(log_p, masked, asked.temperature, asked.seed, number) for number in range(asked.samples)]
         all_guesses = torch.cat([best, *(draw[None] for draw in draws)]).to(self.compute.device)
         seen = inpaint(self.model, self.tokenizer, batch.repeated(len(all_guesses)), self.compute, all_guesses)
         predicted = [data_uri(picture) for picture in to_pixels(seen.predicted)]
         colours = token_map(own.view(1, *self.model.backbone.config.grid).numpy(), self.tokenizer.stride)
-        entropy = [None] * len(own) if not masked else self._by_patch(-(log_p.exp() * log_p).sum(-1), masked, len(own))
         true = log_p.gather(1, own[masked][:, None])[:, 0]
         guesses = [self._guesses(*row, asked.guesses) for row in zip(masked, own[masked].tolist(), log_p, strict=True)]
         codes = {guess["code"] for of_patch in guesses for guess in of_patch["best"]} | {*own[masked].tolist()}
         return {
             "tokens": own.tolist(),
-            "entropy": entropy,
+            "entropy": self._by_patch(entropy(log_p), masked, len(own)),
             "guesses": guesses,
             "tiles": self.tiles_of(sorted(codes) if asked.guesses else []),
             "loss_nats": -float(true.mean()) if masked else None,
@@ -200,24 +186,10 @@ class Predictor:
         }
 
     def _batch(self, pixels: Picture, masked: Sequence[int]) -> Batch:
-        """One image as held-out images are seen, with this mask, and its tokens if there are any."""
-        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))[None]
-        batch = self.views.held_out_batch(InMemoryDataset(image, torch.full((1,), -1)), np.zeros(1, np.int64))
+        """One image with this mask."""
         rows, columns = self.model.backbone.config.grid
-        mask = np.zeros((1, rows * columns), np.bool_)
-        mask[0, list(masked)] = True
-        index, weight = map(torch.from_numpy, mask_index(mask, len(masked)))
-        batch = replace(batch, mask=torch.from_numpy(mask), mask_index=index, mask_weight=weight)
-        if self.tokenizer is None:
-            return batch.to(self.compute.device)
-        return tokenized(batch, self.tokenizer, self.compute, chunk=1)
-
-    @torch.no_grad()
-    def _logits(self, batch: Batch) -> Float[Tensor, "K V"]:
-        assert batch.mask is not None
-        assert batch.mask_index is not None
-        with self.compute.autocast():
-            return self.model(batch.image, batch.mask, batch.mask_index)[0].float().cpu()
+        mask: Bool[np.ndarray, N] = np.isin(np.arange(rows * columns), masked)
+        return self.batch(torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))[None], mask)
 
     @staticmethod
     def _by_patch(values: Tensor, masked: Sequence[int], length: int) -> list[float | None]:
@@ -274,14 +246,3 @@ class Predictor:
         tiles = self.tiles_of([code, *order])
         nearest = [{"code": n, "distance": float(distance[n]), "tile": tiles[str(n)]} for n in order]
         return {"code": code, "tile": tiles[str(code)], "nearest": nearest}
-
-
-def _drawn(
-    logits: Float[Tensor, "K V"], masked: Sequence[int], temperature: float, seed: int, number: int
-) -> Int[Tensor, "K"]:
-    """A code for each masked patch, drawn by its probability: a function of seed, sample and patch alone."""
-    if not masked:
-        return torch.zeros(0, dtype=torch.int64)
-    below = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    draw = torch.from_numpy(uniform(fold(seed, number, np.array(masked), Stream.NOISE), 1))
-    return torch.searchsorted(below, draw * below[:, -1:], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require
+from smalti.core.notebook import facts_table
 
 MAX_VOCAB = 16384
 
@@ -28,6 +29,14 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size, self.stride = config.vocab_size, config.stride
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "codebook": f"{self.vocab_size} visual tokens, one for {self.stride} x {self.stride} pixels",
+            "channels": self.config.in_chans,
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+        }
+        return facts_table(facts, f"{type(self.config).__name__}, an image tokenizer")
 
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
         """Initialise from a sample of the training images.

@@ -1,0 +1,306 @@
+"""Images as a tokenizer, a backbone with its tokenizer, or a fine-tuned network sees them, as pictures in columns."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from smalti.core.compute import Compute, Device, Precision, choose_compute
+from smalti.core.config import require, setting
+from smalti.core.contracts import Batch, Grid
+from smalti.core.errors import UsageError
+from smalti.core.log import Log
+from smalti.data.datasets.dataset import ImageDataset, embedded
+from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.open import EMBEDDED
+from smalti.data.decode import decode
+from smalti.data.formats import EXTENSIONS
+from smalti.data.label_maps import cut
+from smalti.data.load import Data
+from smalti.data.reading import centre_box, even_sample, read_square, square
+from smalti.data.tokens import encode
+from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint
+from smalti.evaluation.supervised import predict
+from smalti.functional.masking import patch_mask
+from smalti.functional.metrics import VOID
+from smalti.models.decoder import Linear
+from smalti.report.figure import figure
+from smalti.report.heat_maps import ColourBar, heat_map
+from smalti.report.page import template
+from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, tile_row, to_pixels, token_colours
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.inside import Inside
+from smalti.runs.models import load_finetuned, load_inpainter
+from smalti.runs.network import pretrained_layer
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.sections import Columns, completed, painted_in
+from smalti.runs.segmentation_task import Segmentation
+from smalti.runs.tokenizers import input_of, load_tokenizer
+
+SUFFIXES = (".png", ".html", ".htm")
+_WIDE = 224
+"""Pixels that a small image is wide in a picture."""
+_BESIDE = 4
+"""Columns of which two grids have room beside each other on a page."""
+_LIKELY = 3
+"""Classes named for each image, at most."""
+_MOST_SAMPLES = 16
+_WHITE = 128
+"""Grey level from which a pixel of a mask is white."""
+
+
+@dataclass(frozen=True)
+class Show(Inside):
+    """What to look at, and with which model."""
+
+    model: str
+    """A run folder of either stage or of finetune, or an imported tokenizer."""
+    images: tuple[str, ...]
+    """Image files, or DATA: a folder, a list, shards, ... or 'embedded'."""
+    out: str = setting("show.html", "the page (.html) or the picture (.png) to write")
+    count: int = setting(12, "images of each DATA, evenly spread")
+    follow_links: FollowLinks | None = setting(None, "links of a folder: inside, or all; none: as of the model")
+    precision: Precision = setting("auto", "number format")
+    device: Device = setting("auto", "where to compute")
+    mask: str = setting("", "a picture that is white where patches are masked; empty: masks drawn as in training")
+    samples: int = setting(0, "predictions beside the best one, in which tokens are drawn by their probability")
+    temperature: float = setting(1.0, "of these draws: below 1 closer to the best guess")
+    seed: int = setting(0, "of these draws")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.images), "no images given", "smalti show MODEL IMAGE...")
+        require(self.count >= 1, f"{self.count} images", "use at least 1")
+        suffix = Path(self.out).suffix.lower()
+        require(suffix in SUFFIXES, f"cannot write pictures to '{self.out}'", "use a name in .html or .png")
+        require(0 <= self.samples <= _MOST_SAMPLES, f"{self.samples} samples", f"use 0 to {_MOST_SAMPLES}")
+        drawn_at = self.temperature == 1 or bool(self.samples)
+        require(drawn_at, f"a temperature of {self.temperature}, and nothing is drawn", "add --samples 3")
+        require(0.05 <= self.temperature <= 10, f"a temperature of {self.temperature}", "use 0.05 to 10")
+        require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as a model sees them, with a caption each, a description and the colour bars of what needs one."""
+
+    columns: Columns
+    captions: list[str]
+    note: str
+    bars: list[ColourBar] = field(default_factory=list)
+
+    def picture(self) -> Picture:
+        """All of them as one picture with headings, captions and colour bars."""
+        return figure(self.columns, scale_of(self._side, _WIDE), self.captions, self.bars)
+
+    def html(self) -> str:
+        """The same for a page, whose style it needs."""
+        across = 2 if len(self.columns) <= _BESIDE else 1
+        tiles = tile_row(self.columns, scale=scale_of(self._side), captions=self.captions, across=across)
+        return "".join([*(bar.html() for bar in self.bars), tiles])
+
+    def _repr_html_(self) -> str:
+        picture = self.picture()
+        return template("notebook.html").render(seen=self, picture=data_uri(picture), width=picture.shape[1] // 2)
+
+    @property
+    def _side(self) -> int:
+        return self.columns["original"].shape[2]
+
+
+def see(config: Show) -> Seen:
+    """Images as a model sees them, as `smalti show` draws them.
+
+    Raises:
+        DataError: an image cannot be read.
+        UsageError: the model has nothing of what is asked for.
+    """
+    compute = choose_compute(config.device, config.precision)
+    looks = {Pretrain.__name__: _look_completed, Finetune.__name__: _look_finetuned}
+    return looks.get(read_kind(config.model), _look_tokenized)(config, compute)
+
+
+def _look_tokenized(config: Show, compute: Compute) -> Seen:
+    """Original | decoded | visual tokens."""
+    require(not config.wanted, f"{config.model} is a tokenizer; it has no attention, and no features of patches")
+    _require_no_predictions(config)
+    tokenizer = load_tokenizer(config.model, compute)
+    data = input_of(config.model, tokenizer)
+    pixels, *about = _read_images(config, data)
+    ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
+    with torch.no_grad(), compute.autocast():
+        decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
+    painted = to_pixels(decoded)
+    note = (
+        "The image, what its visual tokens say when they are decoded, and the tokens themselves: each in the mean"
+        " colour of what it is decoded to on this page."
+    )
+    columns = {"original": to_pixels(pixels), "decoded": painted}
+    return Seen(columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note)
+
+
+def _require_no_predictions(config: Show) -> None:
+    """Masks and samples are of pretrained networks alone."""
+    asked = "--mask" if config.mask else "--samples" if config.samples else ""
+    require(not asked, f"{asked} for {config.model}", "masked patches are predicted by a run of smalti pretrain")
+
+
+def _look_completed(config: Show, compute: Compute) -> Seen:
+    """Original | masked | tokenizer | predicted | entropy; of predicted pixels without tokenizer and entropy."""
+    run, inpainter = read_config(config.model, Pretrain), load_inpainter(config.model, compute)
+    backbone = inpainter.model.backbone
+    pixels, *about = _read_images(config, run.data)
+    batch = inpainter.batch(pixels, _mask(config, backbone.config.grid, isinstance(run.decoder, Linear)))
+    seen = _predicted(config, inpainter, batch, _captions(*about))
+    layer = pretrained_layer(backbone, run.decoder)
+    columns, note = config.draw(backbone, batch.image, layer, compute) if config.wanted else ({}, "")
+    return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
+
+
+def _predicted(config: Show, inpainter: Inpainter, batch: Batch, captions: list[str]) -> Seen:
+    """What is predicted for the masked patches of a batch, how sure that is, and samples."""
+    if inpainter.tokenizer is None:
+        require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
+        columns, note = painted_in(inpainter, batch)
+        return Seen(columns, captions, note)
+    assert batch.mask is not None
+    assert batch.mask_index is not None
+    log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
+    rows, device = list(zip(log_p, places.tolist(), strict=True)), batch.mask.device
+    best = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, log_p.argmax(-1).to(device))
+    columns, note = completed(best, inpainter.views.backbone.patch_size)
+    values = torch.full(batch.mask.shape, torch.nan).scatter(1, places, entropy(log_p))
+    values = values.where(batch.mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
+    random = float(np.log(log_p.shape[-1]))
+    columns["entropy"] = heat_map(values.numpy(), random, "viridis", columns["original"])
+    for number in range(config.samples):
+        guesses = torch.stack([drawn(row, own, config.temperature, config.seed, number) for row, own in rows])
+        sample = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, guesses.to(device))
+        columns[f"sample {number + 1}"] = to_pixels(sample.predicted)
+    if config.samples:
+        note += f" Tokens of samples are drawn by their probabilities (temperature {config.temperature:g})."
+    bar = ColourBar("entropy", "0", f"{random:.1f} nats: a guess at random")
+    return Seen(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
+
+
+def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | None:
+    """The mask of the picture that is given: its centre square lies over that of every image.
+
+    Raises:
+        UsageError: it is smaller than the grid, or masks nothing, or all that an encoder of visible patches would see.
+    """
+    if not config.mask:
+        return None
+    picture = decode(Path(config.mask).expanduser(), channels=1)[..., 0]
+    height, width = picture.shape
+    top, left, side, _ = centre_box(height, width, (1, 1))
+    size, patches = "{} x {}".format(*grid), grid[0] * grid[1]
+    require(
+        side >= max(grid),
+        f"mask {config.mask} has {height} x {width} pixels for {size} patches",
+        "paint at least a pixel for each patch",
+    )
+    mask = patch_mask(picture[top : top + side, left : left + side] >= _WHITE, grid)
+    require(bool(mask.any()), f"mask {config.mask} covers none of {size} patches", "paint white what is masked")
+    if mask.all() and not sees_all:
+        cause = f"all {patches} are masked, and its encoder sees visible patches alone"
+        raise UsageError(
+            f"mask {config.mask} leaves {config.model} no patch to see", cause=cause, fix="leave some black"
+        )
+    return mask
+
+
+@torch.no_grad()
+def _look_finetuned(config: Show, compute: Compute) -> Seen:
+    """Original with its most likely classes; of a segmenter, original | predicted, and where there are masks | true."""
+    _require_no_predictions(config)
+    run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
+    outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
+    places = config.images
+    if isinstance(run.task, Segmentation):
+        config = replace(config, images=tuple(map(run.task.images_inside, places)))
+    pixels, names, true = _read_images(config, replace(run.data, side=height))
+    columns, note = {"original": to_pixels(pixels)}, ""
+    if isinstance(run.task, Segmentation):
+        scenes = list(columns["original"])
+        guessed = [guess.numpy() for guess in predict(network, scenes, (height, height), run.task.window, compute)]
+        columns["predicted"] = np.stack([label_colours(guess, VOID) for guess in guessed])
+        said = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
+        note = "The centre of the image, and the class of every pixel as the network says: a colour for each class."
+        if all(inside != place for inside, place in zip(config.images, places, strict=True)):
+            columns["true"] = _true_maps(places, config.count, run, run.task, outputs)
+    else:
+        with compute.autocast():
+            scores = torch.cat([network(part.to(compute.device)) for part in pixels.split(64)]).float().cpu()
+        said = _likely(scores.sigmoid() if run.task.multi_label else scores.softmax(1), outputs)
+        note = f"The centre of the image, and the {_LIKELY} most likely classes with their probabilities."
+    captions = [
+        f"{name}: {guess} (true: {label})" if label else f"{name}: {guess}"
+        for name, guess, label in zip(names, said, true, strict=True)
+    ]
+    drawn, about = config.draw(network.backbone, pixels, run.backbone.depth, compute) if config.wanted else ({}, "")
+    return Seen(columns | drawn, captions, f"{note} {about}".strip())
+
+
+def _likely(shares: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> list[str]:
+    """The most likely classes of each image with their probabilities."""
+    best = shares.topk(min(_LIKELY, len(outputs)))
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [", ".join(f"{outputs[n]} {share:.0%}" for share, n in zip(*row, strict=True)) for row in rows]
+
+
+def _true_maps(
+    places: tuple[str, ...], count: int, run: Finetune, task: Segmentation, outputs: tuple[str, ...]
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """The class of every pixel of the centre squares of the same images, as their masks say: a colour for each."""
+    painted, size = [], run.backbone.img_size[:1] * 2
+    for place in places:
+        scenes = task.read(place, run.data, outputs, Log())
+        for position in even_sample(len(scenes), count):
+            label_map = scenes[position].label_map
+            assert label_map is not None
+            height, width = label_map.shape
+            top, left, tall, wide = centre_box(height, width, size)
+            box = (top / height, left / width, tall / height, wide / width)
+            painted.append(label_colours(cut(label_map, box, False, size), VOID))
+    return np.stack(painted)
+
+
+def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str], list[str]]:
+    """The centre squares of all named images in the size that the model was trained on, their names and true classes.
+
+    A class is empty where it is not known.
+    """
+    pictures: list[UInt8[np.ndarray, "s s C"]] = []
+    names, true = list[str](), list[str]()
+    follow = config.follow_links or data.follow_links
+    for place in config.images:
+        path = Path(place).expanduser()
+        if path.suffix.lower() in EXTENSIONS and not path.is_dir():
+            pictures.append(square(decode(path, data.channels, window=data.known_window), data.side))
+            names.append(path.name)
+            true.append("")
+            continue
+        held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
+        source = replace(data, follow_links=follow).source(place, part="all") if held_out is None else held_out
+        for position in even_sample(len(source), config.count):
+            pictures.append(read_square(source, position, data.side).pixels)
+            names.append(source.key(position))
+            true.append(_class_of(source, position))
+    stacked = np.stack([np.broadcast_to(picture, (data.side, data.side, data.channels)) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), names, true
+
+
+def _captions(names: list[str], true: list[str]) -> list[str]:
+    """The name of each image, with its class where the name does not say it."""
+    return [name if label in name else f"{name}: {label}" for name, label in zip(names, true, strict=True)]
+
+
+def _class_of(source: ImageDataset, position: int) -> str:
+    """The name of the class of an image, empty where it has none."""
+    label = source.label(position)
+    return source.classes[label] if label >= 0 else ""
