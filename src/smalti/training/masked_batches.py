@@ -97,7 +97,12 @@ class MaskedViews:
             f"the tokenizer reads {self.tokenizer.config.in_chans} channels and data.channels is"
             f" {self.backbone.in_chans}",
         )
-        rows, columns = self.backbone.grid
+        (rows, columns), theirs = self.backbone.grid, self.tokenizer.grid or self.backbone.grid
+        require(
+            (rows, columns) == theirs,
+            f"the teacher of the tokenizer has {theirs[0]}x{theirs[1]} patches, and the backbone {rows}x{columns}",
+            "give them the same grid: --backbone.img-size divided by --backbone.patch-size",
+        )
         token_size = (rows * self.tokenizer.stride, columns * self.tokenizer.stride)
         return TwoViews(crop, size, None if token_size == size else token_size, jitter, self.full_decode)
 
