@@ -148,6 +148,15 @@ def entropy(counts: Sequence[int]) -> float:
     return distribution_entropy([c / total for c in counts])
 
 
+def mutual_information_bits(x: Sequence[int], y: Sequence[int]) -> float:
+    """Σ p(a, b) log2(p(a, b) / p(a) p(b)) over the pairs that occur."""
+    pairs, total = list(zip(x, y, strict=True)), 0.0
+    for a, b in set(pairs):
+        both, one, other = pairs.count((a, b)), list(x).count(a), list(y).count(b)
+        total += both / len(pairs) * math.log2(both * len(pairs) / (one * other))
+    return total
+
+
 def unigram_nats(counts: Sequence[int]) -> list[float]:
     """-ln of each token's share, one added to every count."""
     return [-math.log((count + 1) / (sum(counts) + len(counts))) for count in counts]

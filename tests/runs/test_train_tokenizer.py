@@ -128,7 +128,7 @@ def test_a_second_round_on_the_features_of_the_first(
     shutil.copytree(runs / "beit", teacher)
     for out in (tokenizer, tmp_path / "again"):
         assert features(teacher, photos, out) == 0
-    assert "teacher: block 2 of 2 of " in capsys.readouterr().out
+    assert "teacher: block 2 of 2 of " in capsys.readouterr().err
     assert weights(tokenizer) == weights(tmp_path / "again")
     shutil.rmtree(teacher)
     (tmp_path / "again" / "result.json").unlink()
@@ -163,8 +163,8 @@ def test_what_cannot_teach_is_refused_in_one_line(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, run = runs / "photos", tmp_path / "run"
-    assert features(tmp_path / "none", photos, run) == 6
-    assert f"no run in {tmp_path / 'none'}" in capsys.readouterr().err
+    assert features(tmp_path / "none", photos, run) == 4
+    assert f"{tmp_path / 'none'} is no run folder" in capsys.readouterr().err
     assert features(runs / "tokenizer", photos, run) == 2
     assert f"{runs / 'tokenizer'} is a TrainTokenizer run; features are those of a" in capsys.readouterr().err
     assert features(runs / "beit", photos, run, "--tokenizer.layer", "3") == 2

@@ -16,6 +16,7 @@ from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
+from smalti.evaluation.token_sample import some_labels
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
@@ -174,8 +175,8 @@ def _looked_at(
         compute = views.tokenizing(session.compute)
         train = token_views(views, given.train, config.data.side)
         if not session.resumed:
-            held_out = token_views(views, given.held_out, config.data.side)
-            gate(tokenizer, held_out, train, compute, session.log, accept=config.accept_tokenizer)
+            held_out, labels = token_views(views, given.held_out, config.data.side), some_labels(given.held_out)
+            gate(tokenizer, held_out, train, compute, session.log, accept=config.accept_tokenizer, labels=labels)
         vocab_size, baseline = tokenizer.vocab_size, float(entropy(token_counts(train, tokenizer, compute)))
     beside = config.comparison(vocab_size, baseline)
     if beside is not None:

@@ -165,6 +165,7 @@ def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenize
         session.compute,
         train=some_images(given.train, config.data.side),
         density=config.likelihood == "logit_laplace",
+        labels=given.held_out.labels,
     )
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.planned_steps}
     result = measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
