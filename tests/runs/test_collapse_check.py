@@ -67,9 +67,7 @@ def test_a_sound_tokenizer_passes_also_where_there_are_few_tokens_for_its_codes(
     gate(tokenizer, noise(), noise(seed=1), CPU, Log(), labels=torch.arange(200) % 2)
     said = " ".join(capsys.readouterr().err.split())
     assert "collapsed" not in said
-    assert re.search(
-        r"a code shares \S+ bits with its position \(\S+ by chance\), \S+ bits with its colour", said
-    )
+    assert re.search(r"a code shares \S+ bits with its position \(\S+ by chance\), \S+ bits with its colour", said)
     assert re.search(r"bits with its class \(\S+ by chance\); of k-means a code shares ", said)
 
 

@@ -8,9 +8,9 @@ Hardware: any. Time: two forward passes of the teacher over at most a million pa
 
 from smalti.data.load import Data
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
 
 
 def train_tokenizer() -> TrainTokenizer:
     """A token for every patch of `--tokenizer.teacher`. The plan has no part in it."""
-    return TrainTokenizer(data=Data(), tokenizer=KMeansFeatures(), init_images=16384)
+    return TrainTokenizer(data=Data(), tokenizer=KMeansFeatures(), init_images=FITTED_TO)

@@ -1,12 +1,14 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
-from dataclasses import dataclass
-from typing import Any
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
-from smalti.core.errors import CheckpointError
+from smalti.core.errors import CheckpointError, StoppedError
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.load import AnyImages, InMemoryData, RunImages
@@ -22,11 +24,14 @@ from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
-from smalti.runs.folder import holds_run, is_run, read_config
+from smalti.runs import train_tokenizer
+from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, target_tokenizer
-from smalti.runs.training_run import BackboneRun
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.training_run import BackboneRun, TrainingRun
+from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
@@ -36,6 +41,8 @@ from smalti.training.parallel import Parallel
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer
 from smalti.weights.source import SourceWeights
+
+R = TypeVar("R", bound=TrainingRun)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,9 @@ class Pretrain(BackboneRun):
     )
     token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
     online: Online = Online()
+    rounds: int = setting(
+        1, "the steps in so many runs, each of a new network; tokens are clusters of the features of the one before"
+    )
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
     parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
 
@@ -84,6 +94,12 @@ class Pretrain(BackboneRun):
             not self.token_cache or isinstance(self.target, Tokens),
             f"a token cache serves no {type(self.target).__name__}: it holds the most likely token of each patch",
             "leave --token-cache out, or use --target tokens",
+        )
+        require(1 <= self.rounds <= self.plan.steps, f"rounds is {self.rounds}", "use 1 to --plan.steps")
+        require(
+            self.rounds == 1 or not self.token_cache,
+            "a token cache holds the tokens of one round",
+            "leave --token-cache out, or begin each round by itself",
         )
         pixels = isinstance(self.target, Pixels)
         require(not (self.tokenizer and pixels), "pixels are predicted without a tokenizer", "leave --tokenizer out")
@@ -125,7 +141,65 @@ def main(
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
+        if config.rounds > 1 and not session.resumed:
+            config = _last_round(config, session, images)
         return _run(config, session, images)
+
+
+def _last_round(config: Pretrain, session: Session, images: InMemoryData | None) -> Pretrain:
+    """The configuration of the last of several rounds, an ordinary run, once those before it are complete.
+
+    They are in the folder `rounds` of the run, each with the tokens that are made of it. Each goes on by itself from
+    where it was, so that the whole does. An even share of the steps is for each round.
+    """
+    place = f"{config.out}/{ROUNDS}"
+    tokenizer, target, init_from, left = config.tokenizer, config.target, config.init_from, config.plan.steps
+    for number in range(1, config.rounds):
+        plan = replace(config.plan, steps=config.plan.steps // config.rounds)
+        first = replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
+        first = _begun(replace(first, out=f"{place}/{number}"))
+        session.log.say(f"round {number} of {config.rounds}: {first.out}")
+        _complete(main, first, session, images)
+        left -= first.plan.steps
+        tokens = TrainTokenizer(
+            data=config.data,
+            out=f"{place}/{number}-tokens",
+            precision=config.precision,
+            device=config.device,
+            seed=config.seed,
+            ranks=config.ranks,
+            tokenizer=KMeansFeatures(first.out),
+            init_images=FITTED_TO,
+        )
+        tokens = _begun(tokens)
+        _complete(train_tokenizer.main, tokens, session, images)
+        tokenizer, init_from = tokens.out, ""
+        target = target if isinstance(target, Tokens) else Tokens()
+        config = replace(config, freeze_backbone_steps=0)
+    session.log.say(f"round {config.rounds} of {config.rounds}: {config.out}")
+    plan = replace(config.plan, steps=max(1, left))
+    return replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
+
+
+def _begun(config: R) -> R:
+    """The configuration with which the run in its folder has begun; the same where it has not."""
+    return replace(read_config(config.out, type(config)), out=config.out) if is_run(config.out) else config
+
+
+def _complete(run: Callable[..., dict[str, Any]], config: TrainingRun, session: Session, images: Any) -> None:
+    """Do a run of an earlier round, or what is left of it."""
+    begun = is_run(config.out)
+    if begun and from_rank0(lambda: finished(config.out, config, config)) is not None:
+        return
+    try:
+        run(config, resume=begun, allow_inexact=session.allow_inexact, images=images, compute=session.compute)
+    except StoppedError as stop:
+        fix = stop.fix.replace(shlex.quote(config.out), shlex.quote(str(session.folder.path)))
+        raise StoppedError(stop.what, cause=stop.cause, fix=fix, exit_code=stop.exit_code) from stop
+    except BaseException:
+        if not begun:
+            forget_unstarted(config.out)
+        raise
 
 
 def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from smalti.models.vit import VisionTransformer, ViT, as_unit_range, first_block
 from smalti.tokenizers.image_tokenizer import MAX_VOCAB, ImageTokenizer
 from smalti.tokenizers.trunk import float32
 
+FITTED_TO = 16_384
+"""Images that it is usually fitted to, fewer where they have more than a million patches."""
 _AT_ONCE = 64
 """Images in a forward pass of the teacher while the tokenizer is fitted."""
 _MOST_PATCHES = 1 << 20
