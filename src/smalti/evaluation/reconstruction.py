@@ -109,8 +109,9 @@ def evaluate_tokenizer(
     theirs = None if train is None else _kmeans_ids(tokenizer, train, seen)
 
     def told(codes: Int[Tensor, "B N"] | None) -> CodeInformation | None:
-        some = codes is not None and bool(keep.any())
-        return code_information(codes, seen, tokenizer.stride, keep, classes) if some else None
+        if codes is None or not keep.any():
+            return None
+        return code_information(codes, seen, tokenizer.stride, keep, classes)
 
     return TokenizerResult(
         psnr_db=float(ratios.mean()),

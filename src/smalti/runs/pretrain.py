@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from smalti.core.compute import Compute
-from smalti.core.config import require, setting
+from smalti.core.config import kind_name, require, setting
 from smalti.core.contracts import Batches
 from smalti.core.errors import CheckpointError, StoppedError
+from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.load import AnyImages, InMemoryData, RunImages
@@ -28,7 +29,7 @@ from smalti.runs import train_tokenizer
 from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
-from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.training_run import BackboneRun, TrainingRun
 from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
@@ -50,6 +51,9 @@ class Pretrain(BackboneRun):
     """Everything about a pretraining run."""
 
     tokenizer: str = setting("", "the run folder of the tokenizer", resume="digest")
+    second_tokenizer: str = setting(
+        "", "a run folder whose tokens are predicted too, by a head of their own; empty: none", resume="digest"
+    )
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
     init_from: str = setting("", "start from: a run, or a ViT or BEiT of timm or transformers; empty: drawn")
     freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
@@ -101,15 +105,22 @@ class Pretrain(BackboneRun):
             "a token cache holds the tokens of one round",
             "leave --token-cache out, or begin each round by itself",
         )
+        require(
+            not self.second_tokenizer or (isinstance(self.target, Tokens) and self.rounds == 1),
+            f"a second tokenizer, with target {kind_name(type(self.target))} and {self.rounds} rounds",
+            "it is for --target tokens and a single round",
+        )
         pixels = isinstance(self.target, Pixels)
         require(not (self.tokenizer and pixels), "pixels are predicted without a tokenizer", "leave --tokenizer out")
 
     def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
         """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
+        if not self.reference or self.second_tokenizer:
+            return None
         setup = setup_of(self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size)
-        return comparison_of(setup, baseline, self.plan.batch_size) if self.reference else None
+        return comparison_of(setup, baseline, self.plan.batch_size)
 
-    def views(self, tokenizer: ImageTokenizer | None) -> MaskedViews:
+    def views(self, tokenizer: ImageTokenizer | None, second: ImageTokenizer | None = None) -> MaskedViews:
         """The views of images that the run uses."""
         return MaskedViews(
             self.crop,
@@ -122,6 +133,7 @@ class Pretrain(BackboneRun):
             self.masks_per_image,
             self.data.full_decode,
             self.fp32_tokens,
+            second,
         )
 
 
@@ -210,18 +222,21 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
         "no tokenizer given",
         "give --tokenizer RUN, the folder of smalti train-tokenizer; or use --target pixels",
     )
-    if session.resumed and config.tokenizer and not is_run(config.tokenizer):
-        what = f"the tokenizer of the run is no longer in {config.tokenizer}"
-        raise CheckpointError(what, fix="say where it is now with --tokenizer RUN")
-    tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
+    for flag, place in (("--tokenizer", config.tokenizer), ("--second-tokenizer", config.second_tokenizer)):
+        if session.resumed and place and not is_run(place):
+            what = f"the tokenizer of the run is no longer in {place}"
+            raise CheckpointError(what, fix=f"say where it is now with {flag} RUN")
+    tokenizer, second = target_tokenizer(config.tokenizer, config.target, compute), second_of(config, compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
     if images is None:
         config = config.with_window(log, *_window_before(config, tokenizer))
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given).normalised(given.train)
-    session.same_images(given.train, None if tokenizer is None else digest(tokenizer))
+    session.same_images(given.train, _digest(tokenizer, second))
     beside = _looked_at(config, given, tokenizer, session)
+    if second is not None:
+        _looked_at(config, given, second, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
@@ -267,12 +282,20 @@ def _measured(
 ) -> dict[str, Any]:
     """The result of the run, from its last checkpoint."""
     views, weights = config.views(tokenizer), read_checkpoint(session.folder.path).model
-    model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
+    second = second_of(config, session.compute)
+    codes = 0 if second is None else second.vocab_size
+    model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder, second=codes)
     model = load_frozen(model, weights, config.out, session.compute.device)
     size = config.plan.of_one_of(world_size()).micro_batch_size
     density = tokenizer is not None and has_density(config.tokenizer)
     measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
     session.log.say(describe_loss(measured))
+    if second is not None:
+        model.take_second()
+        of, views = MaskedImageModeling(model), config.views(second)
+        found = measure(of, views, given, size, session.compute, density=has_density(config.second_tokenizer))
+        session.log.say(f"second tokenizer: {describe_loss(found)}")
+        measured |= {f"second_{name}": value for name, value in found.items()}
     if beside is not None:
         session.log.say(beside.describe_end(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
@@ -288,9 +311,10 @@ def prepare(
     source: SourceWeights | None = None,
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
-    plan, views, log = config.plan, config.views(tokenizer), log or Log()
+    plan, second, log = config.plan, second_of(config, compute), log or Log()
+    views, codes = config.views(tokenizer, second), 0 if second is None else second.vocab_size
     plan.at_most(plan.batch_size // config.masks_per_image).require_images(len(images.train))
-    model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder).to(compute.device)
+    model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder, codes).to(compute.device)
     if source is not None:
         log.say(init_from_weights(model, source))
     objective = MaskedImageModeling(model, config.target, config.equal_images, config.decoder.predicted)
@@ -303,6 +327,17 @@ def prepare(
     size, data = plan.batch_size, config.data
     batches = training_batches(views, images, data, size, compute, log, posterior=posterior, token_cache=cache)
     return trainer, batches
+
+
+def second_of(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
+    """The second tokenizer, where there is one."""
+    return load_tokenizer(config.second_tokenizer, compute) if config.second_tokenizer else None
+
+
+def _digest(tokenizer: ImageTokenizer | None, second: ImageTokenizer | None) -> str | None:
+    """The digest of the tokenizer, or one of both; None without any."""
+    digests = [digest(one) for one in (tokenizer, second) if one is not None]
+    return sha256(" ".join(digests).encode()) if len(digests) > 1 else next(iter(digests), None)
 
 
 def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:
