@@ -21,6 +21,7 @@ from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
+from smalti.models.cost_estimate import encoding_work
 from smalti.models.vit import VisionTransformer
 from smalti.runs.session import Session
 from smalti.runs.training_run import TrainingRun
@@ -151,7 +152,8 @@ def _taught(
     rows, columns = teacher.config.grid
     session.log.say(
         f"teacher: block {features.layer} of {network.backbone.config.depth} of {features.teacher}, "
-        f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels"
+        f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
+        f"to encode one takes {encoding_work(teacher.config) / 1e6:,.1f} M multiply-adds"
     )
     data = replace(config.data, side=width, channels=teacher.config.in_chans)
     return replace(config, data=data, tokenizer=features), teacher, network.window
