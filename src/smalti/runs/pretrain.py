@@ -99,7 +99,9 @@ class Pretrain(BackboneRun):
             f"a token cache serves no {type(self.target).__name__}: it holds the most likely token of each patch",
             "leave --token-cache out, or use --target tokens",
         )
-        require(1 <= self.rounds <= self.plan.steps, f"rounds is {self.rounds}", "use 1 to --plan.steps")
+        require(
+            self.rounds == 1 or 2 <= self.rounds <= self.plan.steps, f"rounds is {self.rounds}", "use 1 to --plan.steps"
+        )
         require(
             self.rounds == 1 or not self.token_cache,
             "a token cache holds the tokens of one round",
@@ -235,7 +237,7 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
         config = session.settled(config, given).normalised(given.train)
     session.same_images(given.train, _digest(tokenizer, second))
     beside = _looked_at(config, given, tokenizer, session)
-    if second is not None:
+    if second is not None and not session.resumed:
         _looked_at(config, given, second, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)

@@ -145,7 +145,7 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         """Fit to a sample, in memory that does not grow with the width of the teacher.
 
         Means and directions are of all patches. As in k-means on patches, those of a single colour are left out of the
-        centres, but not of the mean patches of codes. k-means runs on the CPU, where its sums have one order.
+        centres, but not of the mean patches of codes. Only the teacher runs on its device.
 
         Raises:
             DataError: there is no patch with more than one colour.
@@ -162,17 +162,17 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         self._fit_paint(images, ids.view(varied.shape))
 
     def _fit_projection(self, images: Tensor) -> None:
-        """Set means and principal directions; sums are in float64, so that batches do not matter."""
-        total = torch.zeros_like(self.mean, dtype=torch.float64)
-        squares = torch.zeros(total.shape[1], total.shape[1], dtype=torch.float64, device=total.device)
+        """Set means and principal directions; sums are in float64 on the CPU, so that batches do not matter."""
+        total = torch.zeros(self.mean.shape, dtype=torch.float64)
+        squares = torch.zeros(total.shape[1], total.shape[1], dtype=torch.float64)
         for part in images.split(_AT_ONCE):
-            features = self._normalised(self._placed(part)).double()
+            features = self._normalised(self._placed(part)).cpu().double()
             total += features.sum(0)
-            squares += torch.einsum("bnd,bne->de", features, features)
+            squares += features.flatten(0, 1).t() @ features.flatten(0, 1)
         mean = total / len(images)
         self.mean.copy_(mean)
         covariance = squares / (len(images) * len(mean)) - mean.t() @ mean / len(mean)
-        _, vectors = torch.linalg.eigh(covariance.cpu())
+        _, vectors = torch.linalg.eigh(covariance)
         self.directions.copy_(vectors.flip(1).t()[: len(self.directions)])
 
     def _fit_paint(self, images: Tensor, ids: Int[Tensor, "B N"]) -> None:
