@@ -148,6 +148,15 @@ def entropy(counts: Sequence[int]) -> float:
     return distribution_entropy([c / total for c in counts])
 
 
+def mutual_information_bits(x: Sequence[int], y: Sequence[int]) -> float:
+    """Σ p(a, b) log2(p(a, b) / p(a) p(b)) over the pairs that occur."""
+    pairs, total = list(zip(x, y, strict=True)), 0.0
+    for a, b in set(pairs):
+        both, one, other = pairs.count((a, b)), list(x).count(a), list(y).count(b)
+        total += both / len(pairs) * math.log2(both * len(pairs) / (one * other))
+    return total
+
+
 def unigram_nats(counts: Sequence[int]) -> list[float]:
     """-ln of each token's share, one added to every count."""
     return [-math.log((count + 1) / (sum(counts) + len(counts))) for count in counts]
@@ -203,6 +212,29 @@ def scalar_codes(levels: Sequence[int]) -> list[tuple[float, ...]]:
         values = [(digit - count // 2) / (count // 2) for digit in range(count)]
         codes = [(*code, value) for value in values for code in codes]
     return codes
+
+
+def feature_points(features: Array, mean: Array, directions: Array) -> Array:
+    """Features (positions x D) normalised, without the mean of their position, projected, at unit length."""
+    width = features.shape[1]
+    points = []
+    for position, feature in enumerate(features):
+        rest = layer_norm(feature[None], np.ones(width), np.zeros(width), 1e-5)[0] - mean[position]
+        point = [sum(float(a) * float(b) for a, b in zip(rest, direction, strict=True)) for direction in directions]
+        length = math.sqrt(sum(value**2 for value in point))
+        points.append([value / length for value in point])
+    return np.array(points)
+
+
+def feature_projection(images: Array, count: int) -> tuple[Array, Array]:
+    """Of the features of images (images x positions x D): the mean of each position once they are normalised, and the
+    first `count` principal directions, as rows, of what is left without these means."""
+    width = images.shape[2]
+    normal = np.stack([layer_norm(features, np.ones(width), np.zeros(width), 1e-5) for features in images])
+    mean = np.stack([np.mean([image[position] for image in normal], axis=0) for position in range(normal.shape[1])])
+    rest = (normal - mean).reshape(-1, width)
+    _, _, directions = np.linalg.svd(rest, full_matrices=False)
+    return mean, directions[:count]
 
 
 def ssim(image: Array, reconstruction: Array) -> float:

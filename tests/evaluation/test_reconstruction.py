@@ -90,7 +90,7 @@ def test_a_collapsed_codebook_has_a_perplexity_of_one_beside_that_of_kmeans() ->
 
 
 def test_the_window_is_the_same_whatever_is_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.evaluation.reconstruction.token_sample", lambda images, stride: images[:5])
+    monkeypatch.setattr("smalti.evaluation.reconstruction.sample_index", lambda images, stride: torch.arange(5))
     assert evaluate_tokenizer(GreyLevels(), ramp(), CPU).as_dict()["window_tokens"] == 5
 
 
@@ -102,12 +102,15 @@ def test_numbers_that_a_tokenizer_does_not_have_are_none() -> None:
         *("bits_per_dim_unigram", "grey_level_bits_per_dim"),
         *("kmeans_codebook_usage", "kmeans_perplexity", "kmeans_codebook_entropy_nats"),
         "kmeans_top_share",
+        *("class_bits", "class_bits_by_chance", "kmeans_class_bits", "kmeans_class_bits_by_chance"),
+        *(f"kmeans_{of}_bits{more}" for of in ("position", "colour") for more in ("", "_by_chance")),
     }
 
 
 def test_a_discrete_vae_has_all_numbers_and_without_a_density_no_bound() -> None:
     tokenizer = DVAE(vocab_size=8, stride=4, width=4, depth=1).build().requires_grad_(False)
-    found = evaluate_tokenizer(tokenizer, images(), CPU, train=images())
+    shown = images()
+    found = evaluate_tokenizer(tokenizer, shown, CPU, train=shown, labels=torch.arange(len(shown)) % 2)
     assert None not in found.as_dict().values()
     assert found.bound is not None
     assert found.bound.unigram_rate_nats == pytest.approx(4 * found.unigram_entropy)

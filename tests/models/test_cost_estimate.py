@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from smalti.functional.masking import Blockwise, Random
 from smalti.models import vit
-from smalti.models.cost_estimate import pretraining_work, training_memory
+from smalti.models.cost_estimate import encoding_work, pretraining_work, training_memory
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 
@@ -125,6 +125,12 @@ def test_the_work_of_visible_patches_follows_from_the_shapes() -> None:
         work = pretraining_work(SMALL, Random(ratio=masked / num_patches), CrossAttention(predicted=share), 100)
         assert work.forward == embedded + encoder + decoder
         assert work.training == 3 * work.forward - embedded  # pixels have no gradient
+
+
+def test_the_work_of_features_follows_from_the_shapes() -> None:
+    num_patches, width = 48, 64
+    blocks = SMALL.depth * block_work(1 + num_patches, 1 + num_patches, width)
+    assert encoding_work(SMALL) == num_patches * 3 * 4**2 * width + blocks
 
 
 def test_the_work_of_mask_tokens_follows_from_the_shapes() -> None:

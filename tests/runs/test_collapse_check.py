@@ -1,5 +1,6 @@
 """The gate before stage two."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,11 @@ def test_a_sound_tokenizer_passes_also_where_there_are_few_tokens_for_its_codes(
 ) -> None:
     tokenizer = fit_kmeans_baseline(noise(seed=2), vocab_size, 4)
     assert tokenizer is not None
-    gate(tokenizer, noise(), noise(seed=1), CPU, Log())
-    assert "collapsed" not in capsys.readouterr().err
+    gate(tokenizer, noise(), noise(seed=1), CPU, Log(), labels=torch.arange(200) % 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "collapsed" not in said
+    assert re.search(r"a code shares \S+ bits with its position \(\S+ by chance\), \S+ bits with its colour", said)
+    assert re.search(r"bits with its class \(\S+ by chance\); of k-means a code shares ", said)
 
 
 @pytest.mark.parametrize("held_out", [noise(20), torch.full((400, 3, 8, 8), 7, dtype=torch.uint8)])

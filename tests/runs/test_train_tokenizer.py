@@ -1,5 +1,6 @@
 """Stage one with every kind of tokenizer, from the command line."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from smalti.core.compute import Compute
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
 from smalti.data.load import Data
+from smalti.data.token_cache import digest
+from smalti.models.vit import ViT
 from smalti.recipes import fsq, kmeans, random_projection, vq
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, build_objective
 from smalti.tokenizers.dvae import DVAE
+from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from tests.small_runs import CPU, interrupted_before, metrics, newest_checkpoint, pictures, pretrain, result, weights
@@ -110,6 +114,73 @@ def test_fitting_the_same_command_again_ends_in_the_same_bytes(photos: Path, tmp
     assert weights(tmp_path / "one") == weights(tmp_path / "other")
 
 
+def features(teacher: Path, data: Path, out: Path, *flags: str) -> int:
+    """`smalti train-tokenizer features`; the exit code."""
+    given = ["--tokenizer.teacher", str(teacher), "--data", str(data), "--data.held-out", "0.2", "--out", str(out)]
+    return main(["train-tokenizer", "features", *CPU, *given, *flags])
+
+
+def test_a_second_round_on_the_features_of_the_first(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher is inside the tokenizer, so it may go; what is interrupted ends in the same bits."""
+    photos, teacher, tokenizer = runs / "photos", tmp_path / "first", tmp_path / "tokenizer"
+    shutil.copytree(runs / "beit", teacher)
+    for out in (tokenizer, tmp_path / "again"):
+        assert features(teacher, photos, out) == 0
+    assert "teacher: block 2 of 2 of " in capsys.readouterr().err
+    assert weights(tokenizer) == weights(tmp_path / "again")
+    shutil.rmtree(teacher)
+    (tmp_path / "again" / "result.json").unlink()
+    assert main(["train-tokenizer", "--resume", str(tmp_path / "again")]) == 0
+    assert result(tmp_path / "again") == result(tokenizer)
+    assert result(tokenizer)["vocab_size"] == 64
+
+    more = ["--plan.save-every", "1", "--backbone.depth", "3"]
+    assert pretrain(photos, tokenizer, tmp_path / "whole", 3, *more) == 0
+    with interrupted_before(2, monkeypatch):
+        assert pretrain(photos, tokenizer, tmp_path / "run", 3, *more) == 130
+    assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_tokens_of_features_are_known_by_the_weights_of_their_teacher(runs: Path, tmp_path: Path) -> None:
+    """Not by where it was: the digest is part of the key of a token cache."""
+    moved, found = tmp_path / "moved", []
+    shutil.copytree(runs / "beit", moved)
+    for number, teacher in enumerate((runs / "beit", moved, runs / "crossed", runs / "classes")):
+        assert features(teacher, runs / "photos", tmp_path / f"{number}", "--tokenizer.vocab-size", "16") == 0
+        found.append(digest(load_tokenizer(str(tmp_path / f"{number}"), COMPUTE)))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    assert main(["export", str(tmp_path / "1"), "--out", str(tmp_path / "bundle")]) == 0
+    assert digest(load_tokenizer(str(tmp_path / "bundle"), COMPUTE)) == found[0]
+    assert str(moved) not in (tmp_path / "bundle" / "config.json").read_text()
+
+
+def test_what_cannot_teach_is_refused_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, run = runs / "photos", tmp_path / "run"
+    assert features(tmp_path / "none", photos, run) == 4
+    assert f"{tmp_path / 'none'} is no run folder" in capsys.readouterr().err
+    assert features(runs / "tokenizer", photos, run) == 2
+    assert f"{runs / 'tokenizer'} is a TrainTokenizer run; features are those of a" in capsys.readouterr().err
+    assert features(runs / "beit", photos, run, "--tokenizer.layer", "3") == 2
+    assert "layer 3 of a teacher of 2 blocks; use 1 to 2" in capsys.readouterr().err
+    assert main(["train-tokenizer", "features", *CPU, "--data", str(photos), "--out", str(run)]) == 2
+    assert "no teacher given; use --tokenizer.teacher MODEL" in capsys.readouterr().err
+    assert not run.exists()
+    assert features(runs / "beit", photos, run) == 0
+    other = ["--backbone.img-size", "24", "24"]
+    assert pretrain(photos, run, tmp_path / "student", 1, *other) == 2
+    assert (
+        "error: the teacher of the tokenizer has 4x4 patches, and the backbone 6x6; give them the same grid: "
+        "--backbone.img-size divided by --backbone.patch-size" in capsys.readouterr().err
+    )
+
+
 def test_the_buffers_of_a_loaded_quantiser_are_those_it_was_saved_with(photos: Path, tmp_path: Path) -> None:
     assert train("vq", photos, tmp_path / "run") == 0
     tokenizer = load_tokenizer(str(tmp_path / "run"), COMPUTE)
@@ -121,7 +192,10 @@ def test_the_buffers_of_a_loaded_quantiser_are_those_it_was_saved_with(photos: P
 
 @pytest.mark.parametrize(
     "tokenizer",
-    [DVAE(16, 4), VQ(16, 4), FSQ((5, 4), 4), KMeansPatches(16, 4), RandomProjection(16, 4)],
+    [
+        *(DVAE(16, 4), VQ(16, 4), FSQ((5, 4), 4), KMeansPatches(16, 4), RandomProjection(16, 4)),
+        *(KMeansFeatures("runs/beit"), KMeansFeatures("runs/beit", 4, 16, backbone=ViT(depth=4))),
+    ],
     ids=lambda tokenizer: type(tokenizer).__name__,
 )
 def test_a_configuration_comes_back_from_json_with_its_kind(tokenizer: Any) -> None:

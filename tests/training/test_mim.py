@@ -60,6 +60,27 @@ def test_the_mim_loss_equals_the_equation() -> None:
     assert float(output.weight) == int(batch.mask.sum()) == 11
 
 
+def test_the_loss_of_two_codebooks_is_the_mean_of_the_losses_of_their_heads() -> None:
+    """Each as of a model that has this head alone; what is drawn of the first is what it would be without a second."""
+    alone, batch = mim().eval(), mim_batch()
+    both = MaskedImageModeling(build_mim(CONFIG, vocab_size=7, second=5)).eval()
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, both.state_dict()[name])
+    second_ids = (batch.ids * 3 + 1) % 5  # type: ignore[operator]
+    with torch.no_grad():
+        found = both(dataclasses.replace(batch, second_ids=second_ids), STEP)
+        first, only = alone(batch, STEP), both(batch, STEP)
+        both.model.take_second()
+        second = both(dataclasses.replace(batch, ids=second_ids), STEP)
+    assert float(only.loss_sum) == float(first.loss_sum)
+    assert float(found.loss_sum) == pytest.approx((float(first.loss_sum) + float(second.loss_sum)) / 2)
+    assert float(found.weight) == 11
+    for name, of in (("first", first), ("second", second)):
+        total, count = found.metrics[name]
+        assert float(total / count) == pytest.approx(float(of.loss_sum / of.weight))
+    assert float(found.metrics["accuracy"][0]) == float(first.metrics["accuracy"][0])
+
+
 def test_visible_tokens_are_no_targets() -> None:
     objective, batch = mim().eval(), mim_batch()
     assert batch.ids is not None

@@ -62,6 +62,7 @@ class Batch:
         key: one 64-bit key per image; all noise of the step (Gumbel, drop path) is a function of it.
         token_image: the tokenizer's view of the same crop; None where it is `image` itself.
         ids: the visual token of every patch, in [0, V).
+        second_ids: those of a second tokenizer, which are predicted too.
         mask: True where a patch is masked.
         mask_index: positions of the masked patches in [0, N), padded to K.
         mask_weight: 1 at a masked patch, 0 at padding.
@@ -76,6 +77,7 @@ class Batch:
     key: Int[Tensor, "B"]
     token_image: UInt8[Tensor, "B C h w"] | Float[Tensor, "B C h w"] | None = None
     ids: Int[Tensor, "B N"] | None = None
+    second_ids: Int[Tensor, "B N"] | None = None
     mask: Bool[Tensor, "B N"] | None = None
     mask_index: Int[Tensor, "B K"] | None = None
     mask_weight: Float[Tensor, "B K"] | None = None

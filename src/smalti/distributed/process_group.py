@@ -52,11 +52,13 @@ _group: _Group | None = None
 def process_group(ranks: Ranks, device: Device = "auto") -> Iterator[None]:
     """Join the process group, if this run has several processes, and leave it at the end of the block.
 
+    Inside such a block nothing is joined or left.
+
     Raises:
         DistributedError: not all processes have joined, or one is lost; the message names it.
     """
     global _group
-    if world_size() == 1:
+    if world_size() == 1 or _group is not None:
         yield
         return
     _group = _join(ranks, device)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
+from smalti.evaluation.code_information import CodeInformation, code_information, unknown
 from smalti.evaluation.likelihood import Bound, Posterior, Quantiser, measure_bound, soft_psnr
-from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, token_sample
+from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
 from smalti.functional.metrics import CodebookUse, codebook_use, psnr, ssim
 from smalti.models.vit import as_unit_range
 
@@ -29,6 +30,8 @@ class TokenizerResult:
         soft_psnr_db: PSNR where the posterior is decoded instead of its most likely token; None without a posterior.
         bound: for tokenizers that have a density, else None.
         kmeans_baseline: use of a k-means codebook on patches with as many codes; None without training images.
+        information: what codes tell of position, colour and class; None where every patch has a single colour.
+        kmeans_information: the same of k-means.
     """
 
     psnr_db: float
@@ -39,6 +42,8 @@ class TokenizerResult:
     soft_psnr_db: float | None = None
     bound: Bound | None = None
     kmeans_baseline: CodebookUse | None = None
+    information: CodeInformation | None = None
+    kmeans_information: CodeInformation | None = None
 
     def as_dict(self) -> dict[str, float | None]:
         """The numbers under the names that results and `--json` use; None where they do not apply to the tokenizer."""
@@ -57,6 +62,8 @@ class TokenizerResult:
             "bits_per_dim_unigram": None if bound is None else bound.bits_per_dim_unigram,
             "grey_level_bits_per_dim": None if bound is None else bound.grey_level_bits_per_dim,
             **_figures(self.kmeans_baseline, "kmeans_"),
+            **(unknown() if self.information is None else self.information.as_dict()),
+            **(unknown("kmeans_") if self.kmeans_information is None else self.kmeans_information.as_dict("kmeans_")),
         }
 
 
@@ -77,6 +84,7 @@ def evaluate_tokenizer(
     *,
     train: Tensor | None = None,
     density: bool = True,
+    labels: Int[Tensor, "B"] | None = None,
 ) -> TokenizerResult:
     """Encode and decode a sample of held-out images, and compute all metrics.
 
@@ -88,14 +96,23 @@ def evaluate_tokenizer(
         train: training images, some thousands at most, to fit the k-means baseline; None for no baseline.
         density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised; then there is
             no bound.
+        labels: the class of each image, -1 where it has none.
     """
-    seen = token_sample(images, tokenizer.stride)
+    index = sample_index(images, tokenizer.stride)
+    seen, classes = images[index], None if labels is None else labels[index]
     keep = ~constant(seen, tokenizer.stride)
     ids, ratios, similarities = _reconstruct(tokenizer, seen, compute, batch_size)
     unigram_entropy = codebook_use(ids, tokenizer.vocab_size).entropy
     bound = None
     if density and isinstance(tokenizer, Posterior | Quantiser):
         bound = measure_bound(tokenizer, seen, ids, unigram_entropy, compute)
+    theirs = None if train is None else _kmeans_ids(tokenizer, train, seen)
+
+    def told(codes: Int[Tensor, "B N"] | None) -> CodeInformation | None:
+        if codes is None or not keep.any():
+            return None
+        return code_information(codes, seen, tokenizer.stride, keep, classes)
+
     return TokenizerResult(
         psnr_db=float(ratios.mean()),
         ssim=float(similarities.mean()),
@@ -104,13 +121,16 @@ def evaluate_tokenizer(
         constant_share=float((~keep).double().mean()),
         soft_psnr_db=soft_psnr(tokenizer, seen, compute) if isinstance(tokenizer, Posterior) else None,
         bound=bound,
-        kmeans_baseline=None if train is None else _kmeans_use(tokenizer, train, seen, keep),
+        kmeans_baseline=None if theirs is None else codebook_use(theirs, tokenizer.vocab_size, keep),
+        information=told(ids),
+        kmeans_information=told(theirs),
     )
 
 
-def _kmeans_use(tokenizer: Tokenizer, train: Tensor, seen: Tensor, keep: Bool[Tensor, "B N"]) -> CodebookUse | None:
+def _kmeans_ids(tokenizer: Tokenizer, train: Tensor, seen: Tensor) -> Int[Tensor, "B N"] | None:
+    """The codes of k-means on the same patches; None where no patch to fit it to has more than one colour."""
     fitted = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
-    return None if fitted is None else codebook_use(fitted.encode(seen).flatten(1), tokenizer.vocab_size, keep)
+    return None if fitted is None else fitted.encode(seen).flatten(1)
 
 
 @torch.no_grad()

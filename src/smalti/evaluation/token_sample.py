@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from smalti.core.rng import Stream, fold, permutation
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.reading import even_sample, some_squares
 from smalti.functional.codebook import kmeans
 from smalti.functional.patches import constant_patches, patchify, unpatchify
@@ -28,10 +28,10 @@ _PATCHES = 2048
 """Patches per batch of distances to all centres."""
 
 
-def token_sample(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> Tensor:
-    """Images drawn by a hash of their position until they have `tokens` patches with more than one colour, in order.
+def sample_index(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> Int[Tensor, "n"]:
+    """Positions of images, drawn by a hash of them until `tokens` patches have more than one colour, in order.
 
-    Where there are fewer such patches, all images are returned. The sample does not depend on the tokenizer, so all
+    Where there are fewer such patches, all images are taken. The sample does not depend on the tokenizer, so all
     tokenizers with this stride are evaluated on the same images.
 
     Args:
@@ -42,7 +42,13 @@ def token_sample(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> Te
     varied = (~constant(images, stride)).sum(1).numpy()
     order = np.argsort(fold(0, np.arange(len(images)), Stream.SPLIT), kind="stable")
     enough = int(np.searchsorted(np.cumsum(varied[order]), tokens)) + 1
-    return images if enough >= len(images) else images[torch.from_numpy(np.sort(order[:enough]))]
+    return torch.from_numpy(np.sort(order[:enough]))
+
+
+def token_sample(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> Tensor:
+    """The images of `sample_index`."""
+    index = sample_index(images, stride, tokens)
+    return images if len(index) == len(images) else images[index]
 
 
 def constant(images: Tensor, stride: int) -> Bool[Tensor, "B N"]:
@@ -55,6 +61,11 @@ def some_images(images: ImageDataset, side: int, count: int = _IMAGES) -> UInt8[
     if images.pixels is not None:
         return images.pixels[even_sample(len(images), count)]
     return some_squares(images, count, side)
+
+
+def some_labels(images: InMemoryDataset, count: int = _IMAGES) -> Int[Tensor, "B"]:
+    """The classes of `some_images` in memory, -1 where there is none."""
+    return images.labels[even_sample(len(images), count)]
 
 
 @dataclass

@@ -100,7 +100,7 @@ def graphs(subject: Subject) -> dict[str, Graph]:
         raise UsageError("a masked image model is no function of images alone", fix="export it with --part backbone")
     if isinstance(network, ImageTokenizer):
         return {
-            "encoder": Graph(_Encoder(network), "images", ("tokens",), network.stride),
+            "encoder": Graph(_Encoder(network), "images", ("tokens",), 0 if network.grid else network.stride),
             "decoder": Graph(_Decoder(network), "tokens", ("images",), 1),
         }
     if isinstance(network, VisionTransformer):

@@ -3,6 +3,7 @@
 Void pixels, which have no class, are ignored everywhere.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,20 @@ def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
     p = counts.double() / counts.sum()
     nats: Tensor = -torch.special.xlogy(p, p).sum()
     return nats.clamp_min(0) + 0.0  # of a single token, -0
+
+
+def mutual_information(x: Int[Tensor, "n"], y: Int[Tensor, "n"]) -> float:
+    """H(x) + H(y) - H(x, y) of the frequencies of two numbers and of their pairs, in bits.
+
+    It is the plug-in estimate: of independent numbers it is above 0 by chance, about (pairs - values of x - values of y
+    + 1) / 2n nats, counting those that occur (Miller 1955).
+
+    Args:
+        x, y: numbers of 0 or more.
+    """
+    pairs = x * (int(y.max()) + 1) + y
+    nats = [float(entropy(values.unique(return_counts=True)[1])) for values in (x, y, pairs)]
+    return max(0.0, nats[0] + nats[1] - nats[2]) / math.log(2)
 
 
 def unigram_nats(counts: Int[Tensor, "V"]) -> Float[Tensor, "V"]:

@@ -61,6 +61,13 @@ def num_parameters_whole(config: ViT, decoder: Linear | CrossAttention, num_outp
         return sum(parameter.numel() for parameter in build_mim(config, num_outputs, decoder=decoder).parameters())
 
 
+def encoding_work(config: ViT) -> int:
+    """Multiply-adds of the features of an image, by torch's count of the operations; nothing is computed."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        config.build()(torch.zeros(1, config.in_chans, *config.img_size))
+        return counter.get_total_flops() // 2
+
+
 def pretraining_work(config: ViT, masking: Masking, decoder: Linear | CrossAttention, num_outputs: int) -> Work:
     """Multiply-adds an image of masked image modeling, by torch's count of the operations; nothing is computed.
 

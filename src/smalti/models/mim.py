@@ -26,7 +26,12 @@ class MaskedImageModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: VisionTransformer, vocab_size: int, init: Init, decoder: CrossAttentionDecoder | None = None
+        self,
+        backbone: VisionTransformer,
+        vocab_size: int,
+        init: Init,
+        decoder: CrossAttentionDecoder | None = None,
+        second: int = 0,
     ) -> None:
         super().__init__()
         self.backbone, self.decoder = backbone, decoder
@@ -34,6 +39,9 @@ class MaskedImageModel(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if decoder is None else None
         self.head = nn.Linear(width, vocab_size)
         self._initialise_own(init, width)
+        self.second_head = nn.Linear(width, second) if second else None  # drawn last
+        if self.second_head is not None:
+            initialise(self.second_head, init, width)
 
     def _initialise_own(self, init: Init, width: int) -> None:
         own = nn.Module()
@@ -63,6 +71,8 @@ class MaskedImageModel(nn.Module):
         mask_index: Int[Tensor, "B K"],
         key: Int[Tensor, "B"] | None = None,
         at: Int[Tensor, "B P"] | None = None,
+        *,
+        both: bool = False,
     ) -> Float[Tensor, "B P V"]:
         """Logits over the visual tokens at masked patches. Nothing is computed that these do not depend on.
 
@@ -72,6 +82,7 @@ class MaskedImageModel(nn.Module):
             mask_index: positions of the masked patches in [0, N), padded to K; with a decoder every image has K.
             key: one key per sample, of which stochastic depth is a function; None keeps every branch.
             at: positions of the masked patches to predict; None: all.
+            both: the logits of the second head too, behind those of the first.
         """
         at, tokens = mask_index if at is None else at, self.backbone.embed(images)
         grid = self.backbone.config.grid
@@ -79,16 +90,29 @@ class MaskedImageModel(nn.Module):
             visible = visible_index(mask, mask.shape[1] - mask_index.shape[1])
             layers = self.decoder.layer_weights is not None
             encoded = self.backbone.encode(rows(tokens, visible), grid, key=key, visible=visible, layers=layers)
-            return self.head(self.decoder(encoded, visible, at))
+            return self._logits(self.decoder(encoded, visible, at), both)
         assert self.mask_token is not None
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        return self.head(self.backbone.encode(tokens, grid, key=key, at=at).patches)
+        return self._logits(self.backbone.encode(tokens, grid, key=key, at=at).patches, both)
+
+    def _logits(self, features: Float[Tensor, "B P D"], both: bool) -> Float[Tensor, "B P V"]:
+        first = self.head(features)
+        return torch.cat([first, self.second_head(features)], -1) if both and self.second_head is not None else first
+
+    def take_second(self) -> None:
+        """Make the second head the only one."""
+        assert self.second_head is not None
+        self.head, self.second_head = self.second_head, None
 
 
 def build_mim(
-    config: ViT, vocab_size: int, seed: int = 0, decoder: Linear | CrossAttention = _LINEAR
+    config: ViT, vocab_size: int, seed: int = 0, decoder: Linear | CrossAttention = _LINEAR, second: int = 0
 ) -> MaskedImageModel:
-    """A masked image model with random weights, which are a function of the seed."""
+    """A masked image model with random weights, which are a function of the seed.
+
+    Args:
+        second: outputs of a second head, which has its own visual tokens; 0: none.
+    """
     backbone = config.build(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
@@ -97,4 +121,4 @@ def build_mim(
             between = CrossAttentionDecoder(
                 decoder, config.grid, config.embed_dim, config.num_heads, config.depth, config.init
             )
-        return MaskedImageModel(backbone, vocab_size, config.init, between)
+        return MaskedImageModel(backbone, vocab_size, config.init, between, second)

@@ -268,8 +268,8 @@ def describe_tokenizer(result: Mapping[str, Any]) -> str:
         f"{'':<28} {'tokenizer':>10} {'k-means':>10}",
     ]
     for name, key, form in _BOTH:
-        lines.append(f"{name:<28} {_cell(result[key], form):>10} {_cell(result.get(f'kmeans_{key}'), form):>10}")
-    return "\n".join([*lines, *(f"{name:<28} {_cell(result[key], form):>10}" for name, key, form in _OWN)])
+        lines.append(f"{name:<28} {_cell(result.get(key), form):>10} {_cell(result.get(f'kmeans_{key}'), form):>10}")
+    return "\n".join([*lines, *(f"{name:<28} {_cell(result.get(key), form):>10}" for name, key, form in _OWN)])
 
 
 _BOTH = (
@@ -277,6 +277,12 @@ _BOTH = (
     ("perplexity", "perplexity", "{:.1f}"),
     ("unigram entropy, nats", "codebook_entropy_nats", "{:.3f}"),
     ("most frequent code", "top_share", "{:.1%}"),
+    ("bits told of position", "position_bits", "{:.3f}"),
+    ("  by chance", "position_bits_by_chance", "{:.3f}"),
+    ("bits told of colour", "colour_bits", "{:.3f}"),
+    ("  by chance", "colour_bits_by_chance", "{:.3f}"),
+    ("bits told of class", "class_bits", "{:.3f}"),
+    ("  by chance", "class_bits_by_chance", "{:.3f}"),
 )
 _OWN = (
     ("PSNR, hard tokens, dB", "psnr_db", "{:.2f}"),
@@ -297,8 +303,9 @@ def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str
     tokenizer, density = load_tokenizer(config.model, compute), has_density(config.model)
     data = input_of(config.model, tokenizer)
     images = _load(config, data, log)
-    train = some_images(images.train, data.side)
-    return evaluate_tokenizer(tokenizer, images.held_out.images, compute, train=train, density=density).as_dict()
+    train, judged = some_images(images.train, data.side), images.held_out
+    found = evaluate_tokenizer(tokenizer, judged.images, compute, train=train, density=density, labels=judged.labels)
+    return found.as_dict()
 
 
 def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:

@@ -13,6 +13,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
+from smalti.tokenizers.features import KMeansFeatures
 from smalti.training.targets import Pixels
 
 Config = TrainTokenizer | Pretrain | Finetune
@@ -67,7 +68,9 @@ def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
         origin = "command line" if changed else "recipe" if new.value != new.default else "default"
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
-    own = num_parameters(after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone)
+    network = after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone
+    unknown = isinstance(network, KMeansFeatures) and network.backbone is None  # those of a teacher not yet read
+    own = 0 if unknown else num_parameters(network)
     whole = own
     if isinstance(after, Pretrain):
         whole = num_parameters_whole(after.backbone, after.decoder, _num_outputs(after, vocab_size))

@@ -25,6 +25,7 @@ from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
+from smalti.tokenizers.features import KMeansFeatures
 from smalti.training.checkpoint import read_checkpoint
 
 
@@ -134,8 +135,10 @@ def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenize
         assert isinstance(dalle, DallE)
         return TrainTokenizer(tokenizer=dalle, data=Data(channels=dalle.in_chans, side=subject.side))
     if kind == TrainTokenizer.__name__:
-        tokenizer = read_config(model, TrainTokenizer)
-        return replace(tokenizer, out="", data=replace(tokenizer.data, path=""))
+        config = read_config(model, TrainTokenizer)
+        part = config.tokenizer
+        part = replace(part, teacher="") if isinstance(part, KMeansFeatures) else part
+        return replace(config, out="", data=replace(config.data, path=""), tokenizer=part)
     run = read_config(model, Finetune if kind == Finetune.__name__ else Pretrain)
     run = replace(run, out="", data=replace(run.data, path=""))
     if isinstance(run, Finetune) and not isinstance(subject.network, VisionTransformer):

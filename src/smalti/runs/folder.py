@@ -38,6 +38,8 @@ T = TypeVar("T")
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
 _DATA_FIELDS = {"images": int, "fingerprint": str}
+ROUNDS = "rounds"
+"""The folder with the earlier rounds of a pretraining run of several."""
 TOKENIZER = "tokenizer_sha256"
 """In data.json, of a run that predicts the tokens of a tokenizer."""
 _WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
@@ -233,6 +235,9 @@ def forget_unstarted(out: str) -> None:
     """Remove the configuration of a run that failed before its first step; the list of unreadable files stays."""
     path = Path(out).expanduser()
     started = {_CONFIG, _BAD_FILES, _DATA, _CLASSES}
+    if is_rank0():
+        with suppress(OSError):
+            (path / ROUNDS).rmdir()  # nothing is in it
     if is_rank0() and is_run(out) and {entry.name for entry in path.iterdir()} <= started:
         (path / _CONFIG).unlink()
         (path / _DATA).unlink(missing_ok=True)

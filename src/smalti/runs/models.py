@@ -64,6 +64,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
     require_alike(config.decoder, weights, run)
+    weights = {name: value for name, value in weights.items() if not name.startswith("second_head.")}
     if "head.bias" in weights:
         return _frozen(
             lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),

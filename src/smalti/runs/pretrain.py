@@ -1,12 +1,15 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
-from dataclasses import dataclass
-from typing import Any
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from smalti.core.compute import Compute
-from smalti.core.config import require, setting
+from smalti.core.config import kind_name, require, setting
 from smalti.core.contracts import Batches
-from smalti.core.errors import CheckpointError
+from smalti.core.errors import CheckpointError, StoppedError
+from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.load import AnyImages, InMemoryData, RunImages
@@ -16,16 +19,20 @@ from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
+from smalti.evaluation.token_sample import some_labels
 from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
-from smalti.runs.folder import holds_run, is_run, read_config
+from smalti.runs import train_tokenizer
+from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
-from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, target_tokenizer
-from smalti.runs.training_run import BackboneRun
+from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.training_run import BackboneRun, TrainingRun
+from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
@@ -36,12 +43,17 @@ from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.trainer import Trainer
 from smalti.weights.source import SourceWeights
 
+R = TypeVar("R", bound=TrainingRun)
+
 
 @dataclass(frozen=True)
 class Pretrain(BackboneRun):
     """Everything about a pretraining run."""
 
     tokenizer: str = setting("", "the run folder of the tokenizer", resume="digest")
+    second_tokenizer: str = setting(
+        "", "a run folder whose tokens are predicted too, by a head of their own; empty: none", resume="digest"
+    )
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
     init_from: str = setting("", "start from: a run, or a ViT or BEiT of timm or transformers; empty: drawn")
     freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
@@ -59,6 +71,9 @@ class Pretrain(BackboneRun):
     )
     token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
     online: Online = Online()
+    rounds: int = setting(
+        1, "the steps in so many runs, each of a new network; tokens are clusters of the features of the one before"
+    )
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
     parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
 
@@ -84,15 +99,30 @@ class Pretrain(BackboneRun):
             f"a token cache serves no {type(self.target).__name__}: it holds the most likely token of each patch",
             "leave --token-cache out, or use --target tokens",
         )
+        require(
+            self.rounds == 1 or 2 <= self.rounds <= self.plan.steps, f"rounds is {self.rounds}", "use 1 to --plan.steps"
+        )
+        require(
+            self.rounds == 1 or not self.token_cache,
+            "a token cache holds the tokens of one round",
+            "leave --token-cache out, or begin each round by itself",
+        )
+        require(
+            not self.second_tokenizer or (isinstance(self.target, Tokens) and self.rounds == 1),
+            f"a second tokenizer, with target {kind_name(type(self.target))} and {self.rounds} rounds",
+            "it is for --target tokens and a single round",
+        )
         pixels = isinstance(self.target, Pixels)
         require(not (self.tokenizer and pixels), "pixels are predicted without a tokenizer", "leave --tokenizer out")
 
     def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
         """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
+        if not self.reference or self.second_tokenizer:
+            return None
         setup = setup_of(self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size)
-        return comparison_of(setup, baseline, self.plan.batch_size) if self.reference else None
+        return comparison_of(setup, baseline, self.plan.batch_size)
 
-    def views(self, tokenizer: ImageTokenizer | None) -> MaskedViews:
+    def views(self, tokenizer: ImageTokenizer | None, second: ImageTokenizer | None = None) -> MaskedViews:
         """The views of images that the run uses."""
         return MaskedViews(
             self.crop,
@@ -105,6 +135,7 @@ class Pretrain(BackboneRun):
             self.masks_per_image,
             self.data.full_decode,
             self.fp32_tokens,
+            second,
         )
 
 
@@ -124,7 +155,65 @@ def main(
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
+        if config.rounds > 1 and not session.resumed:
+            config = _last_round(config, session, images)
         return _run(config, session, images)
+
+
+def _last_round(config: Pretrain, session: Session, images: InMemoryData | None) -> Pretrain:
+    """The configuration of the last of several rounds, an ordinary run, once those before it are complete.
+
+    They are in the folder `rounds` of the run, each with the tokens that are made of it. Each goes on by itself from
+    where it was, so that the whole does. An even share of the steps is for each round.
+    """
+    place = f"{config.out}/{ROUNDS}"
+    tokenizer, target, init_from, left = config.tokenizer, config.target, config.init_from, config.plan.steps
+    for number in range(1, config.rounds):
+        plan = replace(config.plan, steps=config.plan.steps // config.rounds)
+        first = replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
+        first = _begun(replace(first, out=f"{place}/{number}"))
+        session.log.say(f"round {number} of {config.rounds}: {first.out}")
+        _complete(main, first, session, images)
+        left -= first.plan.steps
+        tokens = TrainTokenizer(
+            data=config.data,
+            out=f"{place}/{number}-tokens",
+            precision=config.precision,
+            device=config.device,
+            seed=config.seed,
+            ranks=config.ranks,
+            tokenizer=KMeansFeatures(first.out),
+            init_images=FITTED_TO,
+        )
+        tokens = _begun(tokens)
+        _complete(train_tokenizer.main, tokens, session, images)
+        tokenizer, init_from = tokens.out, ""
+        target = target if isinstance(target, Tokens) else Tokens()
+        config = replace(config, freeze_backbone_steps=0)
+    session.log.say(f"round {config.rounds} of {config.rounds}: {config.out}")
+    plan = replace(config.plan, steps=max(1, left))
+    return replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
+
+
+def _begun(config: R) -> R:
+    """The configuration with which the run in its folder has begun; the same where it has not."""
+    return replace(read_config(config.out, type(config)), out=config.out) if is_run(config.out) else config
+
+
+def _complete(run: Callable[..., dict[str, Any]], config: TrainingRun, session: Session, images: Any) -> None:
+    """Do a run of an earlier round, or what is left of it."""
+    begun = is_run(config.out)
+    if begun and from_rank0(lambda: finished(config.out, config, config)) is not None:
+        return
+    try:
+        run(config, resume=begun, allow_inexact=session.allow_inexact, images=images, compute=session.compute)
+    except StoppedError as stop:
+        fix = stop.fix.replace(shlex.quote(config.out), shlex.quote(str(session.folder.path)))
+        raise StoppedError(stop.what, cause=stop.cause, fix=fix, exit_code=stop.exit_code) from stop
+    except BaseException:
+        if not begun:
+            forget_unstarted(config.out)
+        raise
 
 
 def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:
@@ -135,18 +224,21 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
         "no tokenizer given",
         "give --tokenizer RUN, the folder of smalti train-tokenizer; or use --target pixels",
     )
-    if session.resumed and config.tokenizer and not is_run(config.tokenizer):
-        what = f"the tokenizer of the run is no longer in {config.tokenizer}"
-        raise CheckpointError(what, fix="say where it is now with --tokenizer RUN")
-    tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
+    for flag, place in (("--tokenizer", config.tokenizer), ("--second-tokenizer", config.second_tokenizer)):
+        if session.resumed and place and not is_run(place):
+            what = f"the tokenizer of the run is no longer in {place}"
+            raise CheckpointError(what, fix=f"say where it is now with {flag} RUN")
+    tokenizer, second = target_tokenizer(config.tokenizer, config.target, compute), second_of(config, compute)
     source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
     if images is None:
         config = config.with_window(log, *_window_before(config, tokenizer))
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given).normalised(given.train)
-    session.same_images(given.train, None if tokenizer is None else digest(tokenizer))
+    session.same_images(given.train, _digest(tokenizer, second))
     beside = _looked_at(config, given, tokenizer, session)
+    if second is not None and not session.resumed:
+        _looked_at(config, given, second, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
@@ -174,8 +266,8 @@ def _looked_at(
         compute = views.tokenizing(session.compute)
         train = token_views(views, given.train, config.data.side)
         if not session.resumed:
-            held_out = token_views(views, given.held_out, config.data.side)
-            gate(tokenizer, held_out, train, compute, session.log, accept=config.accept_tokenizer)
+            held_out, labels = token_views(views, given.held_out, config.data.side), some_labels(given.held_out)
+            gate(tokenizer, held_out, train, compute, session.log, accept=config.accept_tokenizer, labels=labels)
         vocab_size, baseline = tokenizer.vocab_size, float(entropy(token_counts(train, tokenizer, compute)))
     beside = config.comparison(vocab_size, baseline)
     if beside is not None:
@@ -192,12 +284,20 @@ def _measured(
 ) -> dict[str, Any]:
     """The result of the run, from its last checkpoint."""
     views, weights = config.views(tokenizer), read_checkpoint(session.folder.path).model
-    model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
+    second = second_of(config, session.compute)
+    codes = 0 if second is None else second.vocab_size
+    model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder, second=codes)
     model = load_frozen(model, weights, config.out, session.compute.device)
     size = config.plan.of_one_of(world_size()).micro_batch_size
     density = tokenizer is not None and has_density(config.tokenizer)
     measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
     session.log.say(describe_loss(measured))
+    if second is not None:
+        model.take_second()
+        of, views = MaskedImageModeling(model), config.views(second)
+        found = measure(of, views, given, size, session.compute, density=has_density(config.second_tokenizer))
+        session.log.say(f"second tokenizer: {describe_loss(found)}")
+        measured |= {f"second_{name}": value for name, value in found.items()}
     if beside is not None:
         session.log.say(beside.describe_end(measured))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
@@ -213,9 +313,10 @@ def prepare(
     source: SourceWeights | None = None,
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
-    plan, views, log = config.plan, config.views(tokenizer), log or Log()
+    plan, second, log = config.plan, second_of(config, compute), log or Log()
+    views, codes = config.views(tokenizer, second), 0 if second is None else second.vocab_size
     plan.at_most(plan.batch_size // config.masks_per_image).require_images(len(images.train))
-    model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder).to(compute.device)
+    model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder, codes).to(compute.device)
     if source is not None:
         log.say(init_from_weights(model, source))
     objective = MaskedImageModeling(model, config.target, config.equal_images, config.decoder.predicted)
@@ -228,6 +329,17 @@ def prepare(
     size, data = plan.batch_size, config.data
     batches = training_batches(views, images, data, size, compute, log, posterior=posterior, token_cache=cache)
     return trainer, batches
+
+
+def second_of(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
+    """The second tokenizer, where there is one."""
+    return load_tokenizer(config.second_tokenizer, compute) if config.second_tokenizer else None
+
+
+def _digest(tokenizer: ImageTokenizer | None, second: ImageTokenizer | None) -> str | None:
+    """The digest of the tokenizer, or one of both; None without any."""
+    digests = [digest(one) for one in (tokenizer, second) if one is not None]
+    return sha256(" ".join(digests).encode()) if len(digests) > 1 else next(iter(digests), None)
 
 
 def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:

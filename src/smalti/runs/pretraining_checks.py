@@ -19,6 +19,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, unlabelled
 from smalti.data.tokens import encode
+from smalti.evaluation.code_information import code_information
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.evaluation.reference_curves import (
@@ -31,7 +32,7 @@ from smalti.evaluation.reference_curves import (
     references,
     standing,
 )
-from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, token_sample
+from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
 from smalti.functional.masking import Random
 from smalti.functional.metrics import CodebookUse, codebook_use
 from smalti.models.decoder import CrossAttention, Linear
@@ -56,18 +57,27 @@ _POOLINGS: tuple[Pooling, ...] = ("mean",)
 
 
 def gate(
-    tokenizer: Tokenizer, held_out: Tensor, train: Tensor, compute: Compute, log: Log, *, accept: bool = False
+    tokenizer: Tokenizer,
+    held_out: Tensor,
+    train: Tensor,
+    compute: Compute,
+    log: Log,
+    *,
+    accept: bool = False,
+    labels: Tensor | None = None,
 ) -> None:
-    """Accept or refuse a tokenizer (see `faults`). It takes seconds and does not affect the run.
+    """Accept or refuse a tokenizer (see `faults`), and say what its codes tell. It takes seconds and changes nothing.
 
     Args:
         held_out, train: images (B, C, H, W) as the tokenizer will see them; the k-means baseline is fitted to `train`.
         accept: report the faults, but accept the tokenizer.
+        labels: the classes of the held-out images, -1 where there is none.
 
     Raises:
         RefusedError: it has collapsed; the message says what was measured and what to change.
     """
-    seen = token_sample(held_out, tokenizer.stride, max(_FEWEST_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
+    index = sample_index(held_out, tokenizer.stride, max(_FEWEST_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
+    seen = held_out[index]
     keep = ~constant(seen, tokenizer.stride)
     yardstick = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
     if yardstick is None or int(keep.sum()) < _FEWEST:
@@ -75,7 +85,8 @@ def gate(
         return
     ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in seen.split(1024)])
     use = codebook_use(ids, tokenizer.vocab_size, keep)
-    kmeans = codebook_use(yardstick.encode(seen).flatten(1), tokenizer.vocab_size, keep)
+    theirs = yardstick.encode(seen).flatten(1)
+    kmeans = codebook_use(theirs, tokenizer.vocab_size, keep)
     measured = (
         f"{use.used:.1%} of {tokenizer.vocab_size} codes and a perplexity of {use.perplexity:.1f} on {use.tokens} "
         f"held-out tokens, where k-means on the same patches has {kmeans.used:.1%} and {kmeans.perplexity:.1f}"
@@ -84,6 +95,9 @@ def gate(
     if found and not accept:
         raise RefusedError(f"the tokenizer has collapsed: {' and '.join(found)}", cause=f"it has {measured}", fix=_FIX)
     log.say(f"tokenizer: {measured}" + (f"; collapsed, and accepted: {' and '.join(found)}" if found else ""))
+    classes = None if labels is None else labels[index]
+    told, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
+    log.say(f"tokenizer: {told.describe()}; of k-means {usual.describe()}")
 
 
 def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:

@@ -12,7 +12,7 @@ from smalti.report.page import Section
 from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
-from smalti.runs.folder import RunFolder, is_run, read_kind, require_run
+from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.sections import (
     comparison_section,
@@ -51,7 +51,7 @@ def main(config: Report) -> dict[str, Any]:
     sections = _comparisons(runs)
     for run in config.runs:
         name = Path(run).name if len(config.runs) > 1 else ""
-        sections += [replace(section, run=name) for section in _run_sections(run, compute)]
+        sections += [replace(section, run=section.run or name) for section in _run_sections(run, compute)]
     facts, text = verdict_of(config.runs[0]) if len(config.runs) == 1 else together(runs)
     names = ", ".join(Path(run).name for run in config.runs)
     write_page(target, names, text, sections, facts)
@@ -64,7 +64,10 @@ def _run_sections(run: str, compute: Compute) -> list[Section]:
     folder = RunFolder(Path(run).expanduser())
     probes = folder.read_result().get("probe", {}).get("all")
     sections = [*([probe_section(probes)] if probes else []), *evaluation_sections(folder)]
-    return sections + [section for part in _parts(run) for section in _SHOWN[read_kind(part)](part, compute)]
+    for part in _parts(run):
+        name = f"round {Path(part).name}" if Path(part).parent.name == ROUNDS else ""
+        sections += [replace(section, run=name) for section in _SHOWN[read_kind(part)](part, compute)]
+    return sections
 
 
 def _comparisons(runs: list[str]) -> list[Section]:
@@ -78,10 +81,11 @@ def _comparisons(runs: list[str]) -> list[Section]:
 
 
 def _parts(run: str) -> list[str]:
-    """The training runs in a folder: the folder itself, or both stages of a demo."""
+    """The training runs in a folder: the folder itself with its earlier rounds, or both stages of a demo."""
     require_run(run, fix="see smalti info and smalti evaluate")
     if read_kind(run) in _SHOWN:
-        return [run]
+        earlier = sorted(Path(run).expanduser().glob(f"{ROUNDS}/*"), reverse=True)
+        return [run, *(str(path) for path in earlier if is_run(str(path)))]
     inside = [str(Path(run) / stage) for stage in ("pretrain", "tokenizer") if is_run(str(Path(run) / stage))]
     if not inside:
         raise UsageError(f"{run} is a {read_kind(run)} run", cause="a report shows runs of training verbs")

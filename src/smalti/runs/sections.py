@@ -289,6 +289,12 @@ _TOKENIZER_NUMBERS = {
     "kmeans_perplexity": ("the same of k-means on patches", "{:.0f}"),
     "top_share": ("share of the most frequent code", "{:.1%}"),
     "unigram_entropy_nats": ("unigram entropy of the tokens", "{:.3f} nats"),
+    "position_bits": ("bits that a code tells of its position", "{:.3f}"),
+    "position_bits_by_chance": ("the same of shuffled tokens", "{:.3f}"),
+    "colour_bits": ("bits that a code tells of the colour of its patch", "{:.3f}"),
+    "colour_bits_by_chance": ("the same of shuffled tokens", "{:.3f}"),
+    "class_bits": ("bits that a code tells of the class of its image", "{:.3f}"),
+    "class_bits_by_chance": ("the same of shuffled tokens", "{:.3f}"),
     "elbo_nats": ("evidence lower bound, an image", "{:.0f} nats"),
     "bits_per_dim": ("bits per dimension of 8-bit pixels", "{:.2f}"),
 }

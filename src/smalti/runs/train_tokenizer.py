@@ -1,7 +1,7 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,18 +16,22 @@ from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
+from smalti.data.values import Window
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
+from smalti.models.cost_estimate import encoding_work
+from smalti.models.vit import VisionTransformer
 from smalti.runs.session import Session
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.features import KMeansFeatures, KMeansFeatureTokenizer
+from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig
 from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
-from smalti.training.checkpoint import write_checkpoint
+from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
 from smalti.training.optim import AdamW
 from smalti.training.trainer import Trainer
@@ -41,7 +45,7 @@ class TrainTokenizer(TrainingRun):
     """Everything about a tokenizer run."""
 
     optimiser: AdamW = part(AdamW(), dict.fromkeys(_OF_DALLE, "DALL-E, appendix A.2"))
-    tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection = DVAE()
+    tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures = DVAE()
     relaxation: Relaxation = Relaxation()
     """Of the discrete VAEs only, DVAE and DallE."""
     likelihood: Likelihood = setting(
@@ -55,20 +59,24 @@ class TrainTokenizer(TrainingRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.data.channels == self.tokenizer.in_chans,
-            f"data.channels {self.data.channels} and tokenizer.in_chans {self.tokenizer.in_chans} differ",
-        )
-        require(
-            self.data.side % self.tokenizer.stride == 0,
-            f"tokenizer.stride {self.tokenizer.stride} does not divide data.side {self.data.side}",
-            f"use a side that is a multiple of {self.tokenizer.stride}",
-        )
+        if not isinstance(self.tokenizer, KMeansFeatures):  # whose teacher decides them
+            self._require_fit(self.tokenizer)
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
             self.init_images > 0 or self.planned_steps > 0,
             "a tokenizer fitted to no images",
             "use more init_images",
+        )
+
+    def _require_fit(self, tokenizer: TokenizerConfig) -> None:
+        require(
+            self.data.channels == tokenizer.in_chans,
+            f"data.channels {self.data.channels} and tokenizer.in_chans {tokenizer.in_chans} differ",
+        )
+        require(
+            self.data.side % tokenizer.stride == 0,
+            f"tokenizer.stride {tokenizer.stride} does not divide data.side {self.data.side}",
+            f"use a side that is a multiple of {tokenizer.stride}",
         )
 
     def schedules(self) -> dict[str, Callable[[int], float]]:
@@ -82,7 +90,8 @@ class TrainTokenizer(TrainingRun):
     @property
     def planned_steps(self) -> int:
         """Optimiser steps; 0 for tokenizers that are fitted to some images and not trained."""
-        return 0 if isinstance(self.tokenizer, KMeansPatches | RandomProjection) else self.plan.steps
+        fitted = isinstance(self.tokenizer, KMeansPatches | RandomProjection | KMeansFeatures)
+        return 0 if fitted else self.plan.steps
 
 
 def main(
@@ -110,14 +119,44 @@ def main(
 
 def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
+    teacher, window = None, None
+    if isinstance(config.tokenizer, KMeansFeatures) and not session.resumed:
+        config, teacher, window = _taught(config, config.tokenizer, session)
     if images is None:
-        config = config.with_window(session.log)
+        config = config.with_window(session.log, window, "its teacher")
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given)
+        if isinstance(config.tokenizer, KMeansFeatures):
+            config = replace(config, tokenizer=config.tokenizer.sized(len(given.train)))
     session.same_images(given.train)
-    tokenizer = made(config, given, session).to(session.compute.device)
+    tokenizer = made(config, given, session, teacher).to(session.compute.device)
     return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))
+
+
+def _taught(
+    config: TrainTokenizer, features: KMeansFeatures, session: Session
+) -> tuple[TrainTokenizer, VisionTransformer, Window | None]:
+    """The configuration with what the teacher decides, the part of the teacher that is used, and its value window.
+
+    Raises:
+        UsageError: there is no teacher, it is no network, or its images are not square.
+    """
+    from smalti.runs.network import network_of  # which loads tokenizers, and so imports this module
+
+    require(bool(features.teacher), "no teacher given", "use --tokenizer.teacher MODEL, as of pretrain or import")
+    network = network_of(features.teacher, session.compute)
+    features, teacher = features.taught_by(network.backbone)
+    height, width = teacher.config.img_size
+    require(height == width, f"the images of the teacher are {height}x{width}", "use a teacher of square images")
+    rows, columns = teacher.config.grid
+    session.log.say(
+        f"teacher: block {features.layer} of {network.backbone.config.depth} of {features.teacher}, "
+        f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
+        f"to encode one takes {encoding_work(teacher.config) / 1e6:,.1f} M multiply-adds"
+    )
+    data = replace(config.data, side=width, channels=teacher.config.in_chans)
+    return replace(config, data=data, tokenizer=features), teacher, network.window
 
 
 def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
@@ -128,6 +167,7 @@ def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenize
         session.compute,
         train=some_images(given.train, config.data.side),
         density=config.likelihood == "logit_laplace",
+        labels=given.held_out.labels,
     )
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.planned_steps}
     result = measured.as_dict() | {"vocab_size": tokenizer.vocab_size} | counts
@@ -135,8 +175,10 @@ def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenize
     return result
 
 
-def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTokenizer:
-    """The tokenizer, trained or fitted, and saved."""
+def made(
+    config: TrainTokenizer, images: RunImages, session: Session, teacher: VisionTransformer | None = None
+) -> ImageTokenizer:
+    """The tokenizer, trained or fitted, and saved. One that was fitted before is read, as its teacher may be gone."""
     if config.planned_steps > 0:
         trainer, batches = prepare(config, images, session.compute)
         session.begin(config)
@@ -144,7 +186,10 @@ def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTo
         trained = trainer.trained
         assert isinstance(trained, ImageTokenizer)
         return trained
-    tokenizer = start(config, images)
+    if session.resumed:
+        saved = read_checkpoint_on_rank0(session.folder.path).model
+        return load_frozen(config.tokenizer.build(), saved, config.out, session.compute.device)
+    tokenizer = start(config, images, teacher)
     session.begin(config)
     session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
     if is_rank0():
@@ -164,12 +209,16 @@ def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tupl
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 
 
-def start(config: TrainTokenizer, images: AnyImages) -> ImageTokenizer:
+def start(config: TrainTokenizer, images: AnyImages, teacher: VisionTransformer | None = None) -> ImageTokenizer:
     """The tokenizer at step 0, initialised from some of the training images."""
-    side, tokenizer = config.data.side, config.tokenizer.build(config.seed)
-    if config.init_images == 0:
+    side, tokenizer, count = config.data.side, config.tokenizer.build(config.seed), config.init_images
+    if count == 0:
         return tokenizer
-    sample = some_squares(images.train, config.init_images, side)
+    if isinstance(tokenizer, KMeansFeatureTokenizer):
+        assert teacher is not None
+        tokenizer.learn_from(teacher)
+        count = min(count, tokenizer.config.most_images)
+    sample = some_squares(images.train, count, side)
     num_patches = len(sample) * (side // tokenizer.stride) ** 2
     tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
     return tokenizer

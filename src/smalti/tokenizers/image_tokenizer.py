@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require
+from smalti.core.contracts import Grid
 from smalti.core.notebook import facts_table
 
 MAX_VOCAB = 16384
@@ -23,7 +24,13 @@ class TokenizerConfig(Protocol):
 
 
 class ImageTokenizer(nn.Module):
-    """Images to visual tokens and back."""
+    """Images to visual tokens and back.
+
+    Attributes:
+        grid: rows and columns of tokens, where all images have the same; None: any.
+    """
+
+    grid: Grid | None = None
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler, masked, open_view_source
 from smalti.data.token_cache import CachedTokens, TokenCache, token_key
-from smalti.data.tokens import Tokenized, chunk_for
+from smalti.data.tokens import AlsoTokenized, Tokenized, chunk_for
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.patches import rows
 from smalti.models.vit import ViT
@@ -39,6 +39,7 @@ class MaskedViews:
         masks_per_image: masks of a view in a training batch, which counts each of them as one image.
         full_decode: streamed JPEGs are decoded at full size.
         fp32_tokens: the tokenizer computes in float32, whatever the rest of the run does.
+        second: another tokenizer, which sees the token view too.
     """
 
     crop: RandomResizedCrop
@@ -51,6 +52,7 @@ class MaskedViews:
     masks_per_image: int = 1
     full_decode: bool = False
     fp32_tokens: bool = False
+    second: ImageTokenizer | None = None
 
     def tokenizing(self, compute: Compute) -> Compute:
         """Where and in which number format the tokenizer computes, in a run that computes with `compute`."""
@@ -92,12 +94,23 @@ class MaskedViews:
         size = self.backbone.img_size
         if self.tokenizer is None:
             return TwoViews(crop, size, None, jitter, self.full_decode)
-        require(
-            self.backbone.in_chans == self.tokenizer.config.in_chans,
-            f"the tokenizer reads {self.tokenizer.config.in_chans} channels and data.channels is"
-            f" {self.backbone.in_chans}",
-        )
         rows, columns = self.backbone.grid
+        for tokenizer in filter(None, (self.tokenizer, self.second)):
+            channels, theirs = tokenizer.config.in_chans, tokenizer.grid or self.backbone.grid
+            require(
+                self.backbone.in_chans == channels,
+                f"the tokenizer reads {channels} channels and data.channels is {self.backbone.in_chans}",
+            )
+            require(
+                (rows, columns) == theirs,
+                f"the teacher of the tokenizer has {theirs[0]}x{theirs[1]} patches, and the backbone {rows}x{columns}",
+                "give them the same grid: --backbone.img-size divided by --backbone.patch-size",
+            )
+            require(
+                tokenizer.stride == self.tokenizer.stride,
+                f"the tokenizers have strides of {self.tokenizer.stride} and {tokenizer.stride} pixels",
+                "use two that see images of the same size",
+            )
         token_size = (rows * self.tokenizer.stride, columns * self.tokenizer.stride)
         return TwoViews(crop, size, None if token_size == size else token_size, jitter, self.full_decode)
 
@@ -164,6 +177,8 @@ def training_batches(
         batches = CachedTokens(loader, tokenizer, tokenizing, cache, log)
     elif tokenizer is not None:
         batches = Tokenized(loader, tokenizer, tokenizing, chunk_for(num_images), posterior)
+    if views.second is not None:
+        batches = AlsoTokenized(batches, views.second, tokenizing, chunk_for(num_images))
     return batches if views.masks_per_image == 1 else SeveralMasks(batches, views.masks_per_image, views)
 
 

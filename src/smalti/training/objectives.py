@@ -21,6 +21,7 @@ from smalti.functional.losses import (
     kl_weight,
     label_nats,
     marginal_entropy,
+    masked_token_loss,
     pixel_nats,
     reconstruction_loss,
     weights_of_equal_images,
@@ -36,7 +37,7 @@ from smalti.models.vit import as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.dvae import DiscreteVAE, relax, split
 from smalti.tokenizers.quantised import Quantised
-from smalti.training.targets import Tokens
+from smalti.training.targets import Tokens, masked_tokens
 
 _TOKENS = Tokens()
 _TOP = 5
@@ -198,9 +199,22 @@ class MaskedImageModeling(Objective):
         chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
         assert chosen.mask_weight is not None
         key = batch.key if self.training else None
-        predicted = self.model(batch.image, batch.mask, batch.mask_index, key, chosen.mask_index)
+        both = batch.second_ids is not None
+        predicted = self.model(batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both)
         weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
-        return self.target(predicted, chosen, weight, self.with_metrics or not self.training)
+        judge = self._of_both if both else self.target
+        return judge(predicted, chosen, weight, self.with_metrics or not self.training)
+
+    def _of_both(
+        self, predicted: Float[Tensor, "B K W"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool
+    ) -> StepOutput:
+        """The mean of the losses of both heads. Metrics are those of the first, and the loss of each."""
+        count = self.model.head.out_features
+        first = self.target(predicted[..., :count], batch, weight, with_metrics)
+        tokens = masked_tokens(replace(batch, ids=batch.second_ids))
+        second, total = masked_token_loss(predicted[..., count:], tokens, weight)
+        each = {"first": (first.loss_sum.detach(), first.weight), "second": (second.detach(), total)}
+        return StepOutput((first.loss_sum + second) / 2, total, {**first.metrics, **each})
 
 
 def some_masked(batch: Batch, share: float) -> Batch:
