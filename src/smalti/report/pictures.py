@@ -26,6 +26,8 @@ _SEEN, _ALWAYS_MASKED = 232, 40
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
 _GAP = 4
 """White pixels between the pictures of a sheet."""
+PICTURES = 8
+"""Images in a picture that is logged."""
 _MOST_OPEN = 32
 """Codes of a codebook that are shown before it is unfolded."""
 _MOST_DEAD = 200
@@ -192,6 +194,12 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
             top, left = down * tall + _GAP, right * wide + _GAP
             painted[top : top + scale * height, left : left + scale * width] = enlarged
     return painted
+
+
+def thumbnails(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]]) -> UInt8[np.ndarray, "_H _W 3"]:
+    """`sheet`, with small pictures at a multiple of their size, about 64 pixels wide."""
+    width = next(iter(columns.values())).shape[2]
+    return sheet(columns, max(1, round(64 / width)))
 
 
 def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:

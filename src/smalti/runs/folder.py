@@ -32,6 +32,7 @@ from smalti.core.stored import parse_json, read_lines, read_object, read_stored
 from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import has_checkpoint, is_checkpoint, read_checkpoint
+from smalti.training.tracking import STATE as TRACKED
 
 T = TypeVar("T")
 
@@ -205,7 +206,7 @@ def copy_run(run: str, out: str) -> None:
     source, path = Path(run).expanduser(), Path(out).expanduser()
     if path.exists():
         raise UsageError(f"{path} is there already", cause="a run never overwrites", fix="choose another --out")
-    copy_folder(source, path, leave=[LOCK])
+    copy_folder(source, path, leave=[LOCK, TRACKED])
 
 
 def is_run(out: str) -> bool:
@@ -267,6 +268,12 @@ def _public(value: Any) -> Any:
     if isinstance(value, list):
         return [_public(item) for item in value]
     return without_secrets(value) if isinstance(value, str) and is_address(value) else value
+
+
+def public_settings(config: object) -> dict[str, str | int | float | bool]:
+    """Every field of a configuration by its name, without passwords or signatures in its addresses."""
+    values = {field.name: _public(field.value) for field in leaves(config)}
+    return {name: value if isinstance(value, str | int | float) else str(value) for name, value in values.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

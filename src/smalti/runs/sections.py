@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute
@@ -18,13 +16,13 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import InMemoryData
 from smalti.data.reading import spread_over_classes
-from smalti.data.tokens import tokenized
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
-from smalti.evaluation.samples import Inpainting, inpaint, paint, survey
+from smalti.evaluation.samples import survey
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
-from smalti.report.pictures import Card, atlas, mask_overlay, scale_of, tile_row, to_pixels
+from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
+from smalti.runs.completions import Columns, completions
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
@@ -32,9 +30,6 @@ from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
 from smalti.runs.tokenizers import load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.targets import Pixels
-
-Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
-"""Pictures by the name of the way to see them; a row is an image."""
 
 _PICTURES = 12
 
@@ -181,35 +176,16 @@ def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int)
     named = bool(config.tokenizer) or isinstance(config.target, Pixels)
     require(named, f"what {run} predicts cannot be shown: its weights came without their tokenizer")
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
-    views = config.views(tokenizer)
-    batch = views.held_out_batch(held_out, np.arange(min(count, len(held_out))))
-    patch_size = config.backbone.patch_size
+    columns = completions(model, config.target, config.views(tokenizer), held_out, count, compute)
     if tokenizer is not None:
-        seen = inpaint(model, tokenizer, tokenized(batch, tokenizer, views.tokenizing(compute)), compute)
-        return completed(seen, patch_size), (
+        return columns, (
             "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
             " replaced by the most likely predicted ones and decoded together."
         )
     assert isinstance(config.target, Pixels)
-    assert batch.mask is not None
-    original = to_pixels(batch.image)
-    masked = mask_overlay(original, batch.mask.numpy(), patch_size)
-    predicted = to_pixels(paint(model, config.target, batch.to(compute.device), compute))
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
-    return {"original": original, "masked": masked, "predicted": predicted}, (
-        "In the last column the masked patches are predicted pixels." + (true if config.target.normalise else "")
-    )
-
-
-def completed(seen: Inpainting, patch_size: int) -> Columns:
-    """The pictures of a completion, by column heading."""
-    original = to_pixels(seen.original)
-    return {
-        "original": original,
-        "masked": mask_overlay(original, seen.mask.numpy(), patch_size),
-        "tokenizer": to_pixels(seen.tokenizer),
-        "predicted": to_pixels(seen.predicted),
-    }
+    note = "In the last column the masked patches are predicted pixels." + (true if config.target.normalise else "")
+    return columns, note
 
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:

@@ -1,10 +1,12 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.config import part, require, setting
@@ -20,6 +22,7 @@ from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
+from smalti.report.pictures import PICTURES, thumbnails, to_pixels
 from smalti.runs.session import Session
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
@@ -27,9 +30,10 @@ from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
-from smalti.training.checkpoint import write_checkpoint
+from smalti.training.checkpoint import load_frozen, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
 from smalti.training.optim import AdamW
+from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
 
 _OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
@@ -140,7 +144,8 @@ def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTo
     if config.planned_steps > 0:
         trainer, batches = prepare(config, images, session.compute)
         session.begin(config)
-        session.train("tokenizer", trainer, batches, config.plan, config.profile)
+        pictures = partial(_pictures, config, images.held_out.images[:PICTURES], session)
+        session.train("tokenizer", trainer, batches, config, pictures=pictures)
         trained = trainer.trained
         assert isinstance(trained, ImageTokenizer)
         return trained
@@ -150,6 +155,18 @@ def made(config: TrainTokenizer, images: RunImages, session: Session) -> ImageTo
     if is_rank0():
         write_checkpoint(session.folder.path, 0, tokenizer, {})
     return tokenizer
+
+
+@torch.no_grad()
+def _pictures(
+    config: TrainTokenizer, held_out: Tensor, session: Session, weights: Mapping[str, Tensor]
+) -> dict[str, Picture]:
+    """Held-out images, and how the tokenizer with these weights decodes them."""
+    compute = session.compute
+    tokenizer = load_frozen(config.tokenizer.build(), dict(weights), config.out, compute.device)
+    with compute.autocast():
+        decoded = tokenizer.decode(tokenizer.encode(held_out.to(compute.device)))
+    return {"reconstructions": thumbnails({"original": to_pixels(held_out), "decoded": to_pixels(decoded)})}
 
 
 def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:
