@@ -29,6 +29,7 @@ from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.core.stored import parse_json, read_lines, read_object, read_stored
+from smalti.core.versions import environment
 from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import has_checkpoint, is_checkpoint, read_checkpoint
@@ -66,7 +67,8 @@ class RunFolder:
 
     def write_config(self, config: object) -> None:
         """Write the configuration that rebuilds the run, without passwords or signatures in its addresses."""
-        self._write(_CONFIG, {"smalti": __version__, "config": _public(to_json(config))})
+        about = {"smalti": __version__, "environment": environment()}
+        self._write(_CONFIG, about | {"config": _public(to_json(config))})
 
     def write_data(self, data: dict[str, Any]) -> None:
         """Write the data that identifies the images of the run."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
-from smalti.data.load import InMemoryData
+from smalti.data.load import Data, InMemoryData
 from smalti.data.reading import spread_over_classes
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
@@ -23,12 +24,15 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
 from smalti.runs.completions import Columns, completions
+from smalti.runs.feature_sections import feature_sections
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
+from smalti.runs.provenance import differences
 from smalti.runs.tokenizers import load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.training.checkpoint import has_checkpoint
 from smalti.training.targets import Pixels
 
 _PICTURES = 12
@@ -37,24 +41,27 @@ _PICTURES = 12
 def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
     """Curves, reconstructions and codebook of a tokenizer run."""
     config, folder = read_config(run, TrainTokenizer), RunFolder(Path(run).expanduser())
-    held_out = (config.data.load(Log()) if images is None else images).held_out
-    tokenizer = load_tokenizer(run, compute)
-    shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
-    with torch.no_grad(), compute.autocast():
-        decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     series = {name: series_of(folder, name) for name in _TOKENIZER_CURVES}
     curves = "".join(
         curve({name: points}, xlabel="step", ylabel=_TOKENIZER_CURVES[name])
         for name, points in series.items()
         if points[0]
     )
+    begun = Section(
+        "Stage one: the image tokenizer",
+        curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
+        "A tokenizer learns to write an image as a few visual tokens and to read it back: how well it keeps the"
+        " pixels, how much each position says about its image, and how many codes a batch shows of those it could.",
+    )
+    if not has_checkpoint(folder.path):
+        return [begun]
+    held_out = held_out_images(config.data) if images is None else images.held_out
+    tokenizer = load_tokenizer(run, compute)
+    shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
+    with torch.no_grad(), compute.autocast():
+        decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     sections = [
-        Section(
-            "Stage one: the image tokenizer",
-            curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
-            "A tokenizer learns to write an image as a few visual tokens and to read it back: how well it keeps the"
-            " pixels, how much each position says about its image, and how many codes a batch shows of those it could.",
-        ),
+        begun,
         Section(
             "Images written in visual tokens",
             tile_row(
@@ -96,9 +103,6 @@ def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute)
 def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
     """The loss with its baselines, and the network's predictions for masked patches."""
     config, folder = read_config(run, Pretrain), RunFolder(Path(run).expanduser())
-    held_out = (config.data.load(Log()) if images is None else images).held_out
-    chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
-    columns, note = filled_in(run, chosen, compute, _PICTURES)
     result, pixels = folder.read_result(), isinstance(config.target, Pixels)
     name, key = ("patches of one colour", "flat_pixel_loss") if pixels else ("unigram entropy", "unigram_entropy_nats")
     # With soft targets the training loss is not comparable with these.
@@ -115,20 +119,34 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
         chart += curve(shown, xlabel="step", ylabel="share of masked tokens guessed")
     if (online := series_of(folder, ONLINE))[0]:
         chart += curve({"k-NN, best block": online}, xlabel="step", ylabel="share of labelled images known")
+    begun = Section(
+        "Stage two: masked image modeling",
+        chart + _numbers(result, _PRETRAIN_NUMBERS),
+        "A part of the patches is masked, and the network guesses what is there. The dashed line is what a guess"
+        " costs that never looks at the image: what lies below it is learned from the image." + said,
+    )
+    if not has_checkpoint(folder.path):
+        return [begun]
+    held_out = held_out_images(config.data) if images is None else images.held_out
+    chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
+    columns, note = filled_in(run, chosen, compute, _PICTURES)
+    backbone = load_model(run, compute).backbone
     return [
-        Section(
-            "Stage two: masked image modeling",
-            chart + _numbers(result, _PRETRAIN_NUMBERS),
-            "A part of the patches is masked, and the network guesses what is there. The dashed line is what a guess"
-            " costs that never looks at the image: what lies below it is learned from the image." + said,
-        ),
+        begun,
         Section(
             "Masked, and dreamt back",
             tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
             f"Held-out images. {note}",
         ),
         *_bound(result),
+        *feature_sections(backbone, config.backbone, held_out, compute),
     ]
+
+
+@lru_cache(maxsize=2)
+def held_out_images(data: Data) -> InMemoryDataset:
+    """The held-out images of a run; a page that is written again and again reads them once."""
+    return data.load(Log()).held_out
 
 
 def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison | None:
@@ -201,16 +219,19 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         for name, result in results.items()
     ]
     chart = curve({name: series_of(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
+    configuration: type[Any] = TrainTokenizer if kind == TrainTokenizer.__name__ else Pretrain
+    differing = differences({Path(run).name: read_config(run, configuration) for run in runs})
     header = ["run", *(text for text, _ in names.values())]
     compared = {
         number: ([result.get(key) for result in results.values()], key in _GREATER)
         for number, key in enumerate(names, 1)
         if key in _GREATER | _LESS
     }
-    html = chart + table(header, rows, highlight=best_cells(compared))
-    return Section(
-        f"{kind}: side by side", html, "Measured on each run's own held-out images; the best of each is bold."
+    html = chart + table(header, rows, highlight=best_cells(compared)) + differing
+    note = (
+        "Measured on each run's own held-out images; the best of each is bold. So are settings that the other runs, or"
     )
+    return Section(f"{kind}: side by side", html, note + " the first of two, have otherwise.")
 
 
 def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -238,10 +259,15 @@ def percent(share: float) -> str:
 
 
 def write_page(
-    target: Path, title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str] | None = None
+    target: Path,
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str] | None = None,
+    reload: int = 0,
 ) -> None:
-    """Put the sections on one page and write it."""
-    write_bytes(target, page(title, subtitle, sections, facts or {}).encode())
+    """Put the sections on one page and write it; `reload` as of `page`."""
+    write_bytes(target, page(title, subtitle, sections, facts or {}, reload).encode())
 
 
 _TOKENIZER_CURVES = {

@@ -24,7 +24,7 @@ STATE = "tracking.json"
 """In the run folder: under which id the tracker knows the run, and up to which step it has been told."""
 _MOST_WAITING = 1000
 """Steps that may wait for a slow tracker; more are left out."""
-_END = 30.0
+_END = 60.0
 """Seconds that a tracker has, at the end of a run, for what it has not sent."""
 
 Picture = UInt8[np.ndarray, "_H _W 3"]
