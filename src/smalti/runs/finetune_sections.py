@@ -38,7 +38,7 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
     return [
         Section(
             "Fine-tuning on labels",
-            charts + _scores(folder.read_result()) + table(["the run", ""], _facts(config, folder)),
+            charts + _scores(folder.read_result()) + table(["the run", "value"], _facts(config, folder)),
             "A backbone and a head learn from labels. Validation images choose the weights; test images are looked at"
             " once, when that is done. The training loss is that of images as the run changes and mixes them.",
         ),
@@ -108,8 +108,8 @@ def finetune_comparison(runs: Sequence[str]) -> Section:
         ]
         for name, result in results.items()
     ]
-    note = "Measured on each run's own validation and test images; the best of each score is bold. So are settings that"
-    note += " the other runs, or the first of two, have otherwise."
+    note = "Measured on each run's own validation and test images; the best of each score is bold, and so"
+    note += " are settings that differ from those of most runs, or of the first of two."
     html = charts + table(["run", *scores, *header], rows, highlight=best_cells(best))
     html += differences({name: config for name, (config, _) in found.items()})
     return Section("Finetune: side by side", html, note)

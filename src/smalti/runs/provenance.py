@@ -44,7 +44,7 @@ def provenance(runs: Mapping[str, type[Any]]) -> Section:
     columns = {Path(run).name if unique else run: _facts(run, kind) for run, kind in runs.items()}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in names]
-    html = table(["", *columns], rows)
+    html = table(["made with", *(columns if len(columns) > 1 else ["value"])], rows)
     bad = [(line, run) for run in runs for line in _bad_files(RunFolder(Path(run).expanduser()))]
     if bad:
         listed = [[str(line.get("path", "")), str(line.get("reason", ""))] for line, _ in bad[:_MOST_FILES]]

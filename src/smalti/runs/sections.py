@@ -228,10 +228,8 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         if key in _GREATER | _LESS
     }
     html = chart + table(header, rows, highlight=best_cells(compared)) + differing
-    note = (
-        "Measured on each run's own held-out images; the best of each is bold. So are settings that the other runs, or"
-    )
-    return Section(f"{kind}: side by side", html, note + " the first of two, have otherwise.")
+    note = "Measured on each run's own held-out images; the best of each is bold, and so are settings that differ from"
+    return Section(f"{kind}: side by side", html, f"{note} those of most runs, or of the first of two.")
 
 
 def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
