@@ -1,4 +1,4 @@
-"""Pages in a real browser: Debian's Chromium, driven by Playwright, and axe-core, which says what a reader cannot use."""
+"""Pages in a real browser: Chromium, driven by Playwright; and axe-core, which tells what some cannot use."""
 
 import os
 import shutil

@@ -49,7 +49,8 @@ def provenance(runs: Mapping[str, type[Any]]) -> Section:
     if bad:
         listed = [[str(line.get("path", "")), str(line.get("reason", ""))] for line, _ in bad[:_MOST_FILES]]
         more = f", the first {_MOST_FILES}" if len(bad) > _MOST_FILES else ""
-        html += table([f"{len(bad)} files that could not be read{more}", "because"], listed)
+        files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
+        html += table([f"{files} that could not be read{more}", "because"], listed)
     note = "What is needed to do it again, besides the images." + ("" if bad else " Every file could be read.")
     return Section("How it was made", html, note)
 
