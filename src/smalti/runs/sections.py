@@ -207,7 +207,7 @@ def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int)
 
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
-    """Compare runs of one kind: a chart of their losses and a table of their results."""
+    """Compare runs of one kind: charts of their metrics, tables of their results and of settings that differ."""
     folders = {Path(run).name: RunFolder(Path(run).expanduser()) for run in runs}
     results = {name: folder.read_result() for name, folder in folders.items()}
     every = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
@@ -218,7 +218,10 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         [name, *("-" if result.get(key) is None else form.format(result[key]) for key, (_, form) in names.items())]
         for name, result in results.items()
     ]
-    chart = curve({name: series_of(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
+    charts = ""
+    for metric, ylabel in {"loss": "training loss", **_CURVES[kind]}.items():
+        lines = {name: line for name, folder in folders.items() if (line := series_of(folder, metric))[0]}
+        charts += curve(lines, xlabel="step", ylabel=ylabel) if lines else ""
     configuration: type[Any] = TrainTokenizer if kind == TrainTokenizer.__name__ else Pretrain
     differing = differences({Path(run).name: read_config(run, configuration) for run in runs})
     header = ["run", *(text for text, _ in names.values())]
@@ -227,7 +230,7 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         for number, key in enumerate(names, 1)
         if key in _GREATER | _LESS
     }
-    html = chart + table(header, rows, highlight=best_cells(compared)) + differing
+    html = charts + table(header, rows, highlight=best_cells(compared)) + differing
     note = "Measured on each run's own held-out images; the best of each is bold, and so are settings that differ from"
     return Section(f"{kind}: side by side", html, f"{note} those of most runs, or of the first of two.")
 
@@ -245,7 +248,7 @@ def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
     }
     return Section(
         "What the network has learned",
-        table(header, body, highlight=best_cells(best)) + _layer_charts(rows),
+        table(header, body, highlight=best_cells(best)) + layer_charts(rows),
         "Accuracy on labelled test images that neither stage nor any choice has seen. Layer, pooling and regularisation"
         " are chosen on a part of the training images, in the same way for every row.",
     )
@@ -273,6 +276,12 @@ _TOKENIZER_CURVES = {
     "kl": "KL, nats a position",
     "codes": "codes seen in a batch, of those possible",
 }
+
+_CURVES: dict[str, dict[str, str]] = {
+    TrainTokenizer.__name__: _TOKENIZER_CURVES,
+    Pretrain.__name__: {"accuracy": "share of masked tokens guessed", ONLINE: "share of labelled images known"},
+}
+"""By the kind of a run: metrics that are shown besides the loss, and what their axes count."""
 
 _GREATER = {
     *("psnr_db", "ssim", "codebook_usage", "perplexity", "elbo_nats"),
@@ -316,7 +325,7 @@ def _numbers(result: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) ->
     return table(["on held-out images", "value"], rows) if rows else ""
 
 
-def _layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Validation accuracy by layer, a chart for each pooling."""
     poolings: dict[str, dict[str, dict[str, float]]] = {}
     for name, row in rows.items():

@@ -6,6 +6,7 @@ long; a tracker that fails or is too slow is reported once, and metrics.jsonl is
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ STATE = "tracking.json"
 """In the run folder: under which id the tracker knows the run, and up to which step it has been told."""
 _MOST_WAITING = 1000
 """Steps that may wait for a slow tracker; more are left out."""
-_END = 60.0
-"""Seconds that a tracker has, at the end of a run, for what it has not sent."""
+_END, _END_STOPPED = 60.0, 10.0
+"""Seconds that a tracker has for what it has not sent, at the end of a run, and of one that is stopped by a signal."""
 
 Picture = UInt8[np.ndarray, "_H _W 3"]
 
@@ -94,12 +95,14 @@ class Tracking:
         self.thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        patience = _END if kind is None else _END_STOPPED
+        until = time.monotonic() + patience
         with suppress(queue.Full):
-            self.waiting.put(None, timeout=_END)
-        self.thread.join(_END)
+            self.waiting.put(None, timeout=patience)
+        self.thread.join(max(until - time.monotonic(), 0.0))
         if self.thread.is_alive():
-            self._warn(f"not done after {_END:.0f} s")
+            self._warn(f"not done after {patience:.0f} s")
 
     def record(self, line: Mapping[str, float | int | str]) -> None:
         """Keep a line of metrics.jsonl until its step ends."""
