@@ -8,7 +8,7 @@ install_import_hook(["smalti.functional", "smalti.models", "smalti.evaluation", 
 import signal  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -62,6 +62,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert finetune(photos, place / "beit", place / "classes", 2) == 0
     assert segment(scenes(place / "scenery"), place / "beit", place / "scenes", 2) == 0
     return place
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A browser for all tests of pages."""
+    from tests.browser import launched
+
+    with launched() as started:
+        yield started
 
 
 @pytest.fixture

@@ -61,25 +61,48 @@ def test_a_name_beside_a_bar_cannot_steer_the_terminal() -> None:
     assert r"\x1b]0;owned\x07[red]a.tar" in screen.getvalue()
 
 
-NOTE = "loss 4.886  accuracy 0.085  top5 0.257  reference 4.863 (as far)  data 1 %"
+NOTE = "loss 4.886  bits 1.23  812 img/s  data wait 7%  accuracy 0.085  reference 4.863 (as far)  bound by computing"
+LONG = "loss 1.234  codes 97%  1812 img/s  data wait 7%  nll 1.234  kl 0.123  bound by computing"
+SHOWN = {
+    40: "loss 4.886",
+    60: "loss 4.886  bits 1.23  812 img/s",
+    80: "loss 4.886  bits 1.23  812 img/s  data wait 7%",
+    100: "loss 4.886  bits 1.23  812 img/s  data wait 7%",
+    200: NOTE,
+}
 
 
-@pytest.mark.parametrize(
-    ("width", "numbers"),
-    [(60, ""), (80, "loss 4.886  accuracy 0.085"), (100, "loss 4.886  accuracy 0.085  top5 0.257"), (200, NOTE)],
-)
-def test_a_narrow_terminal_shows_step_bar_and_time_left_and_drops_numbers_from_the_end(
-    width: int, numbers: str
-) -> None:
+def line_at(width: int, title: str, total: int, note: str) -> str:
+    """The last line that a terminal of this width shows; nothing of it is wrapped."""
     log, written = Log(), io.StringIO()
     log.console = Console(file=written, force_terminal=True, width=width, highlight=False)
-    with log.progress("pretrain", 2786) as bar:
-        bar.update(1000, NOTE)
-    line = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue()).splitlines()[-1].strip("\r")
-    parts = re.fullmatch(r"pretrain     ([━╸╺ ]+) 1000/2786 ((?:\d+|-):(?:\d+|--):(?:\d+|--)) *(.*?) *", line)
+    with log.progress(title, total) as bar:
+        bar.update(total // 3, note)
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue()).splitlines()
+    shown = [line.strip("\r") for line in lines if line.strip()]
+    assert all(len(line) <= width and line.startswith(title) for line in shown)
+    return shown[-1]
+
+
+@pytest.mark.parametrize("width", SHOWN)
+def test_a_narrow_terminal_shows_step_and_time_left_and_drops_the_bar_and_numbers_from_the_end(width: int) -> None:
+    line = line_at(width, "pretrain", 2786, NOTE)
+    parts = re.fullmatch(r"pretrain +([━╸╺ ]*?) ?928/2786 ((?:\d+|-):(?:\d+|--):(?:\d+|--)) *(.*?) *", line)
     assert parts is not None, line
-    assert len(line) <= width
-    assert (len(parts[1]), parts[3]) == (40 if width >= 120 else 20, numbers)
+    assert parts[3] == SHOWN[width]
+    assert len(parts[1]) == {40: 0, 60: 0, 80: 0, 100: 20, 200: 40}[width]
+
+
+def test_eighty_columns_have_room_for_a_long_run() -> None:
+    line = line_at(80, "tokenizer", 300_000, LONG)
+    assert line.rstrip().endswith("loss 1.234  codes 97%  1812 img/s  data wait 7%")
+
+
+def test_in_a_file_it_is_one_line_with_every_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with Log().progress("pretrain", 2) as bar:
+        bar.update(2, NOTE)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(NOTE)
 
 
 def test_print_json_is_one_line_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

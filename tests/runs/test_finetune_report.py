@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from smalti.cli import main
 from smalti.runs.evaluations import write_evaluation
 from smalti.runs.folder import RunFolder
+from tests.report.reading import inert
 from tests.small_runs import finetune, pictures, result, scenes, segment
 
 
@@ -26,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page_of(*runs: Path, out: Path) -> str:
     assert main(["report", *map(str, runs), "--out", str(out)]) == 0
     text = out.read_text()
-    assert not re.findall(r"https?://|<script|(?:src|href)=[\"'](?!data:|#)", text)
+    assert not re.findall(r"https?://|<script|(?:src|href)=[\"'](?!data:|#)", inert(text))
     return text
 
 
@@ -55,6 +57,15 @@ def test_a_run_of_classification(root: Path, tmp_path: Path) -> None:
         assert [f"{part} images", str(found[f"{part}_images"])] in rows
 
 
+def test_the_most_frequent_mistakes_are_named(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(root / "all", folder)
+    (folder / "result.json").write_text(json.dumps(result(folder) | {"test_confusion": [[6, 2], [3, 1]]}))
+    rows = rows_of(page_of(folder, out=tmp_path / "page.html"))
+    start = rows.index(["an image of", "is taken for", "images", "of its class"])
+    assert rows[start + 1 : start + 3] == [["down", "across", "3", "75%"], ["across", "down", "2", "25%"]]
+
+
 def test_a_run_of_segmentation(root: Path, tmp_path: Path) -> None:
     text, found = page_of(root / "pixels", out=tmp_path / "page.html"), result(root / "pixels")
     assert text.count('<figure class="chart"') == 2
@@ -72,6 +83,10 @@ def test_several_runs_side_by_side(root: Path, tmp_path: Path) -> None:
     assert together.count('<figure class="chart"') == 3, "losses, and a chart for each score"
     tables = [rows_of(part) for part in re.findall(r"<table>.*?</table>", together, re.DOTALL)]
     assert all(len(header) <= 7 for header, *_ in tables), "what is wider is continued below"
+    differing = tables.pop()
+    assert differing[0] == ["what differs", "all", "few", "pixels"]
+    assert ["label_share", "1", "<strong>0.5</strong>", "1"] in differing
+    assert {"out", "seed"}.isdisjoint(row[0] for row in differing)
     assert tables[0][0][:3] == ["run", "test: accuracy", "validation: accuracy"]
     plain = re.compile(r"</?strong>")
     of: dict[str, dict[str, str]] = {}

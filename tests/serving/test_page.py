@@ -1,8 +1,6 @@
 """The page of a model in a real browser: what is drawn, painted, pressed and kept."""
 
 import io
-import os
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -21,12 +19,10 @@ import uvicorn
 from playwright import sync_api as playwright
 
 from smalti.serving.app import build
+from tests.browser import CHROMIUM, TIMEOUT, quiet_page
 from tests.serving.models import predictor_of
 from tests.small_runs import picture, pretrain
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-TIMEOUT = 240_000
-"""Milliseconds; machines of tests are slow at times."""
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
@@ -54,32 +50,12 @@ def address(runs: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    flags = ["--disable-gpu", "--disable-dev-shm-usage", *(["--no-sandbox"] if os.getuid() == 0 else [])]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=TIMEOUT)
-        yield browser
-        browser.close()
-
-
 @contextmanager
 def opened(browser: Any, address: str, width: int = 1200, **options: Any) -> Iterator[Any]:
     """A page that has predicted once; nothing was written to its console, and nothing asked of anybody else."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, **options)
-    page.set_default_timeout(TIMEOUT)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(address)
-    page.locator("body[data-ready]").wait_for()
-    yield page
-    page.close()
-    home = address.partition("#")[0]
-    assert said == []
-    assert [url for url in asked if not url.startswith((home, "data:", "blob:"))] == []
+    with quiet_page(browser, address, width, **options) as page:
+        page.locator("body[data-ready]").wait_for()
+        yield page
 
 
 def predicted(page: Any) -> str:

@@ -45,7 +45,7 @@ def test_the_largest_share_is_named(
     for step in range(3):
         spent.on_batch(step)
         clock.now += training
-    assert spent.describe() == said
+    assert ", ".join(spent.describe()) == said
 
 
 def test_the_first_step_is_told_of_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,22 @@ def _named_holder(folder: Path) -> str:
     return name
 
 
+def is_written(folder: Path) -> bool:
+    """Whether a process writes to a folder, as far as its lock tells without being touched."""
+    if not os.path.lexists(folder / LOCK):
+        return False
+    number, _, node = holder(folder).partition(" on ")
+    if node != os.uname().nodename or not number.isdigit():
+        return True  # on another machine, or it is just being written down
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def own_name() -> str:
     """The name of this process in lock files."""
     return f"{os.getpid()} on {os.uname().nodename}"

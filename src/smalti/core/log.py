@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from smalti.core.ranks import is_rank0
 
 _PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
-_WIDE, _BAR = 120, 20
-"""Columns of a terminal from which the bar has twice its width."""
-_TITLE, _TIME, _GAPS = 12, 8, 4
-"""Columns of the title and of the time left; gaps between the five parts of a line."""
+_BAR, _BARS = 20, (100, 120)
+"""Columns of the bar; columns of a terminal from which there is one, and from which it has twice its width."""
+_TITLE, _TIME = 12, 8
+"""Columns of the title, where there is a bar, and of the time left."""
 
 
 class _Quiet(Console):
@@ -40,9 +40,13 @@ class Log:
     """The console (standard error; results go to standard output) and the metrics file of a run.
 
     In a distributed run, only rank 0 prints and records.
+
+    Attributes:
+        also: is given every line that is recorded.
     """
 
     def __init__(self, metrics: Path | None = None) -> None:
+        self.also: Callable[[Mapping[str, float | int | str]], None] | None = None
         self.console = _Quiet(stderr=True, highlight=False)
         self.path = metrics
         self._lost = 0
@@ -61,6 +65,8 @@ class Log:
         """
         if self.path is None or not is_rank0():
             return
+        if self.also is not None:
+            self.also(values)
         gap = {"lines_lost": self._lost} if self._lost else {}
         try:
             append(self.path, (json.dumps(values | gap) + "\n").encode())
@@ -78,10 +84,10 @@ class Log:
         if not (self.console.is_terminal and is_rank0()):
             yield PlainBar(self, title, total)
             return
-        bar = _BAR if self.console.width < _WIDE else 2 * _BAR
+        bar = _BAR * sum(self.console.width >= least for least in _BARS)
         columns = (
-            TextColumn(f"{{task.description:<{_TITLE}}}"),
-            BarColumn(bar_width=bar),
+            TextColumn(f"{{task.description:<{_TITLE if bar else 0}}}"),
+            *([BarColumn(bar_width=bar)] if bar else []),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
             _Note(self.console, bar),
@@ -98,8 +104,9 @@ class _Note(ProgressColumn):
         super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        titled = max(_TITLE, len(task.description))
-        room = self.console.width - titled - self.bar - len(f"{task.completed}/{task.total}") - _TIME - _GAPS
+        titled = max(_TITLE if self.bar else 0, len(task.description))
+        gaps = 4 if self.bar else 3
+        room = self.console.width - titled - self.bar - len(f"{task.completed}/{task.total}") - _TIME - gaps
         shown, *others = task.fields["note"].split("  ")
         for part in others:
             if len(shown) + 2 + len(part) > room:

@@ -1,5 +1,9 @@
-"""Installed packages that are older than this package requires; some older versions have known vulnerabilities."""
+"""Versions of what is installed: what a run was computed with, and what is older than this package requires.
 
+Some older versions have known vulnerabilities.
+"""
+
+import platform
 import re
 from importlib import metadata
 
@@ -12,6 +16,11 @@ def outdated(package: str = "smalti") -> list[str]:
         if match and (there := _version(match[1])) and _numbers(there) < _numbers(match[2]):
             found.append(f"{match[1]} {there} is installed, and {match[2]} or later is needed")
     return found
+
+
+def environment() -> dict[str, str]:
+    """What this process computes with, for config.json."""
+    return {"python": platform.python_version(), "torch": _version("torch"), "machine": platform.machine()}
 
 
 def _requirements(package: str) -> list[str]:

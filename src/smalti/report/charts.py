@@ -1,17 +1,18 @@
-"""Charts as inline SVG.
+"""Charts as inline SVG, with their numbers beside them for a script of the page (`charts.js`) to zoom and to read.
 
-Nothing here loads anything: no script, no font, no file. Greys are the page's text colour and the series' colours are
-CSS variables with a fall-back, so that one chart serves light and dark pages. Text from outside is escaped.
+Nothing here loads anything: no font, no file. Greys are the page's text colour and the series' colours are CSS
+variables with a fall-back, so that one chart serves light and dark pages. Text from outside is escaped.
 
 matplotlib takes half a second to import, so only drawing pays for it.
 """
 
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,8 +32,8 @@ PALETTE = ("#2d6bb0", "#cf4f2c", "#b98a12", "#2c8a6a", "#8757a8", "#7a756b")
 _INK = "#010203"
 """Stands for the text colour until the SVG is written; no series has it."""
 
-_MOST_POINTS = 400
-"""A line in a small chart shows no more; the file stays small however long the run was."""
+_MOST_POINTS, _MOST_TO_ZOOM = 400, 1000
+"""Points that a line in a small chart shows, and has to zoom into: the file stays small however long the run was."""
 
 _FEWEST_SMOOTHED = 30
 _ROUGH = 0.02
@@ -82,7 +83,8 @@ def curve(
         if level is not None:
             _draw_level(axes, *level, points=np.concatenate([np.zeros((2, 0)), *lines.values()], axis=1))
         svg = _svg(figure, f"{ylabel} by {xlabel}")
-    return _chart(svg, {name: _last(line) for name, line in shown.items()}, width)
+    numbers = _numbers(series, level) | {"xlabel": xlabel, "ylabel": ylabel, "height": height, "log": log_y}
+    return _chart(svg, {name: _last(line) for name, line in shown.items()}, width, numbers)
 
 
 def by_layer(
@@ -114,7 +116,38 @@ def by_layer(
         axes.set_xticks(range(0, len(rows), every), [label for label, _ in rows[::every]])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         svg = _svg(figure, f"{ylabel} by {xlabel}")
-    return _chart(svg, {name: _best(y, [f"{xlabel} {label}" for label, _ in rows]) for name, y in lines.items()}, width)
+    places = list(range(len(rows)))
+    drawn = [_line(name, places, y, number) for number, (name, y) in enumerate(lines.items())]
+    labels = [label for label, _ in rows]
+    numbers = {"lines": drawn, "labels": labels, "percent": True, "xlabel": xlabel, "ylabel": ylabel, "height": height}
+    return _chart(
+        svg, {name: _best(y, [f"{xlabel} {at}" for at in labels]) for name, y in lines.items()}, width, numbers
+    )
+
+
+def _numbers(series: Series, level: tuple[str, float] | None) -> dict[str, Any]:
+    """What the script draws: of a noisy line both the line and its average, and the reference line."""
+    lines, ends = list[dict[str, Any]](), set[float]()
+    for number, (name, xy) in enumerate(series.items()):
+        x, y = _thinned(np.array(xy, dtype=np.float64), _MOST_TO_ZOOM)
+        ends |= {x[0], x[-1]} if len(x) else set()
+        if _is_noisy(y):
+            lines.append(_line(name, x, y, number) | {"faint": True, "key": False})
+            y = _smoothed(y)
+        lines.append(_line(name, x, y, number))
+    if level is not None and ends:
+        line = {"name": level[0], "x": [min(ends), max(ends)], "y": [level[1]] * 2, "dashed": True}
+        lines.append(line)
+    return {"lines": lines}
+
+
+def _line(
+    name: str, x: Sequence[float] | Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], number: int
+) -> dict[str, Any]:
+    """A line for the script: null where there is a gap."""
+    values = [float(f"{value:.5g}") if np.isfinite(value) else None for value in y]
+    colour = f"--tile-{number % len(PALETTE) + 1}"
+    return {"name": name, "x": [float(f"{at:.7g}") for at in x], "y": values, "colour": colour, "key": True}
 
 
 def _quiet_style(content: object) -> AbstractContextManager[None]:
@@ -183,11 +216,11 @@ def _draw_level(axes: "Axes", name: str, value: float, points: Float[np.ndarray,
     axes.margins(y=0.12)
 
 
-def _thinned(line: Float[np.ndarray, "2 n"]) -> Float[np.ndarray, "2 m"]:
-    """Average neighbouring points into at most 400 groups. A group with a value that is not finite becomes a gap."""
+def _thinned(line: Float[np.ndarray, "2 n"], most: int = _MOST_POINTS) -> Float[np.ndarray, "2 m"]:
+    """Average neighbouring points into at most `most` groups. A group with a value that is not finite becomes a gap."""
     line = np.where(np.isfinite(line), line, np.nan)
     n = line.shape[1]
-    starts = np.arange(0, n, max(1, -(-n // _MOST_POINTS)))
+    starts = np.arange(0, n, max(1, -(-n // most)))
     return np.add.reduceat(line, starts, axis=1) / np.diff(starts, append=n)
 
 
@@ -225,10 +258,10 @@ def _svg(figure: "Figure", label: str) -> str:
     return str(spelled_out(svg))
 
 
-def _chart(svg: str, keys: Mapping[str, str], width: int) -> str:
+def _chart(svg: str, keys: Mapping[str, str], width: int, numbers: Mapping[str, Any]) -> str:
     """A chart with its key below: names of the lines, each with the one number to remember."""
     named = [(_css(number), name, value) for number, (name, value) in enumerate(keys.items())]
-    return template("chart.html").render(svg=svg, keys=named, width=width)
+    return template("chart.html").render(svg=svg, keys=named, width=width, numbers=json.dumps(numbers))
 
 
 def _colours(count: int) -> list[str]:

@@ -1,8 +1,11 @@
-"""One self-contained HTML page: no script, no font, no request. It can be mailed, archived and printed.
+"""One self-contained HTML page: no font, no request, and no script but the one that zooms charts. It can be mailed,
+archived and printed, and shows the same where scripts do not run.
 
-Its HTML and CSS are files of this package, which are read as Jinja2 templates.
+Its HTML and CSS are files of this package, read as Jinja2 templates; the charting library is uPlot (`uplot/`).
 """
 
+import base64
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +44,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+@cache
+def _script() -> str:
+    """The charting library, and what draws the charts of a page with it."""
+    files = resources.files("smalti.report")
+    return "".join((files / name).read_text(encoding="utf-8") for name in ("uplot/uPlot.iife.min.js", "charts.js"))
 
 
 def spelled_out(value: object) -> object:
@@ -111,7 +121,7 @@ def best_cells(columns: Mapping[int, tuple[Sequence[float | None], bool]]) -> se
     return found
 
 
-def page(title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str]) -> str:
+def page(title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str], reload: int = 0) -> str:
     """The whole document.
 
     Args:
@@ -119,10 +129,15 @@ def page(title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[
         subtitle: one sentence: what was done, and what came out.
         sections: in reading order; three or more get a table of contents.
         facts: the few numbers to see first, by name.
+        reload: seconds after which a browser loads the page again; 0: never.
 
     Returns:
         HTML 5, to be written as UTF-8. The same arguments give the same characters.
     """
-    document = template("page.html").render(title=title, subtitle=subtitle, sections=sections, facts=facts)
+    script = _script() if any("data-chart=" in section.html for section in sections) else ""
+    digest = f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+    document = template("page.html").render(
+        title=title, subtitle=subtitle, sections=sections, facts=facts, reload=reload, script=script, digest=digest
+    )
     # A file name may hold bytes that are not UTF-8; Python keeps them as surrogates, which no encoder accepts.
     return document.encode("utf-8", "replace").decode()

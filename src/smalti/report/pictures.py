@@ -17,15 +17,17 @@ from torch import Tensor
 from smalti.report.page import template
 
 Picture = UInt8[np.ndarray, "_H _W _C"]
-"""C is 1 or 3. Pictures side by side need not agree in any axis."""
+"""C is 1 or 3, or 4 with the opacity. Pictures side by side need not agree in any axis."""
 
 _MASKED, _EDGE = 128, 152
 """Grey levels of a masked patch and of its edge."""
 _SEEN, _ALWAYS_MASKED = 232, 40
 """Grey levels of a patch without an image: never masked, and always."""
 _GOLDEN, _SATURATION, _LIGHTNESS = 0.6180339887498949, 0.7, (0.45, 0.62, 0.78)
-GAP = 4
-"""White pixels between the pictures of a sheet."""
+GAP, _FRAME = 4, 2
+"""Pixels: between the pictures of a sheet, and of the frame of a picture on a map."""
+PICTURES = 8
+"""Images in a picture that is logged."""
 _MOST_OPEN = 32
 """Codes of a codebook that are shown before it is unfolded."""
 _MOST_DEAD = 200
@@ -118,6 +120,36 @@ def token_colours(
     return painted.repeat(side, axis=1).repeat(side, axis=2)
 
 
+def tile_map(
+    cells: UInt8[np.ndarray, "rows columns side side 3"],
+    labels: Int[np.ndarray, "rows columns"] | None,
+    full: Bool[np.ndarray, "rows columns"],
+    classes: Sequence[str],
+) -> str:
+    """Pictures on a grid, as one picture, with a frame in the colour of the class of each; empty cells are clear.
+
+    Args:
+        labels: the class of each cell; None: no frames.
+        full: whether there is a picture in a cell.
+    """
+    rows, columns, side, _, _ = cells.shape
+    painted = np.zeros((rows, columns, side, side, 4), np.uint8)
+    painted[..., :3] = cells
+    painted[..., 3] = 255 * full[..., None, None]
+    keys = []
+    if labels is not None:
+        colours = token_map(np.arange(len(classes))[None, None])[0, 0]
+        frame = np.ones((side, side), np.bool_)
+        frame[_FRAME:-_FRAME, _FRAME:-_FRAME] = False
+        painted[:, :, frame, :3] = colours[labels][:, :, None]
+        shown = np.unique(labels[full]).tolist()
+        keys = [(f"rgb({', '.join(map(str, colours[number].tolist()))})", classes[number]) for number in shown]
+    whole = painted.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 4)
+    return template("tile_map.html").render(
+        picture=data_uri(whole), width=columns * side, keys=keys, count=int(full.sum())
+    )
+
+
 def scale_of(width: int, shown: int = 112) -> int:
     """Screen pixels for each image pixel: small images are shown about `shown` pixels wide."""
     return max(1, round(shown / width))
@@ -192,6 +224,12 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
             top, left = down * tall + GAP, right * wide + GAP
             painted[top : top + scale * height, left : left + scale * width] = enlarged
     return painted
+
+
+def thumbnails(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]]) -> UInt8[np.ndarray, "_H _W 3"]:
+    """`sheet`, with small pictures at a multiple of their size, about 64 pixels wide."""
+    width = next(iter(columns.values())).shape[2]
+    return sheet(columns, max(1, round(64 / width)))
 
 
 def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:

@@ -24,6 +24,7 @@ from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.folder import RunFolder, create, read_kind
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.provenance import provenance
 from smalti.runs.sections import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
@@ -237,6 +238,7 @@ def _write_report(config: Demo, result: dict[str, Any], images: InMemoryData, co
     sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
     sections += pretrain_sections(f"{config.out}/pretrain", compute, images)
     sections += tokenizer_sections(f"{config.out}/tokenizer", compute, images)
+    sections.append(provenance({f"{config.out}/tokenizer": TrainTokenizer, f"{config.out}/pretrain": Pretrain}))
     facts, text = demo_verdict(result)
     write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", text, sections, facts)
 

@@ -6,6 +6,7 @@ from typing import Any
 from smalti.report.page import Section, best_cells, table
 from smalti.runs.evaluations import read_evaluations
 from smalti.runs.folder import RunFolder
+from smalti.runs.sections import layer_charts
 
 _PROBES = {"knn": "k-NN", "linear": "linear probe"}
 _SCORES = {
@@ -32,7 +33,7 @@ def evaluation_sections(folder: RunFolder) -> list[Section]:
 
 def _section(name: str, found: Mapping[str, Any]) -> Section:
     result = found["result"]
-    html = _probes(result) if result.get("linear") is not None else ""
+    html = _probes(result) + _by_layer(result) if result.get("linear") is not None else ""
     rows = [[text, form.format(result[key])] for key, (text, form) in _SCORES.items() if result.get(key) is not None]
     html += table(["on these images", "value"], rows) if rows else ""
     where = str(found.get("data") or name) + (f", tested on {found['test']}" if found.get("test") else "")
@@ -40,6 +41,12 @@ def _section(name: str, found: Mapping[str, Any]) -> Section:
     if result.get("baselines"):
         note += " The same network untrained and raw pixels were measured in the same way."
     return Section(f"Evaluated on {name}", html, note)
+
+
+def _by_layer(result: Mapping[str, Any]) -> str:
+    """Validation accuracy by layer of the frozen network and of its baselines."""
+    rows = {_TRAINED: result} | dict(result.get("baselines") or {})
+    return layer_charts({name: row for name, row in rows.items() if row.get("validation")})
 
 
 def _probes(result: Mapping[str, Any]) -> str:

@@ -133,7 +133,7 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
 
     best = Best(session.folder, session.log, measure, config.task.score)
     look = (lambda at: from_rank0(lambda: best.look(at))) if config.choose == "best" else None
-    session.train("finetune", trainer, batches, config.plan, config.profile, look)
+    session.train("finetune", trainer, batches, config, look)
     del trainer, batches  # their memory is needed to measure
     weights = BEST if config.choose == "best" else ""
     return from_rank0(lambda: session.finish(lambda: _measured(config, parts, session), weights))

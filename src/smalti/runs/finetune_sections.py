@@ -13,8 +13,10 @@ from smalti.report.page import Section, best_cells, table
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_finetuned
+from smalti.runs.provenance import differences
 from smalti.runs.sections import series_of
 
+_PAIRS = 10
 _SCORES = {
     "accuracy": ("accuracy", "{:.1%}"),
     "top5": ("among the best five guesses", "{:.1%}"),
@@ -36,12 +38,30 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
     return [
         Section(
             "Fine-tuning on labels",
-            charts + _scores(folder.read_result()) + table(["the run", ""], _facts(config, folder)),
+            charts + _scores(folder.read_result()) + table(["the run", "value"], _facts(config, folder)),
             "A backbone and a head learn from labels. Validation images choose the weights; test images are looked at"
             " once, when that is done. The training loss is that of images as the run changes and mixes them.",
         ),
+        *_confusions(folder),
         *_pictures(run, config, folder, compute),
     ]
+
+
+def _confusions(folder: RunFolder) -> list[Section]:
+    """Which classes the test images are taken for most often; none where there are too many classes for a table."""
+    counts, classes = folder.read_result().get("test_confusion"), folder.read_classes()
+    if not counts or len(classes) != len(counts):
+        return []
+    pairs = [(count, true, said) for true, row in enumerate(counts) for said, count in enumerate(row) if true != said]
+    rows = [
+        [classes[true], classes[said], str(count), f"{count / sum(counts[true]):.0%}"]
+        for count, true, said in sorted(pairs, key=lambda one: (-one[0], *one[1:]))[:_PAIRS]
+        if count
+    ]
+    if not rows:
+        return []
+    html = table(["an image of", "is taken for", "images", "of its class"], rows)
+    return [Section("What is taken for what", html, "The most frequent mistakes on test images.")]
 
 
 def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -> list[Section]:
@@ -88,8 +108,10 @@ def finetune_comparison(runs: Sequence[str]) -> Section:
         ]
         for name, result in results.items()
     ]
-    note = "Measured on each run's own validation and test images; the best of each score is bold."
+    note = "Measured on each run's own validation and test images; the best of each score is bold, and so"
+    note += " are settings that differ from those of most runs, or of the first of two."
     html = charts + table(["run", *scores, *header], rows, highlight=best_cells(best))
+    html += differences({name: config for name, (config, _) in found.items()})
     return Section("Finetune: side by side", html, note)
 
 

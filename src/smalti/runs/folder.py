@@ -29,9 +29,11 @@ from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.core.stored import parse_json, read_lines, read_object, read_stored
+from smalti.core.versions import environment
 from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import has_checkpoint, is_checkpoint, read_checkpoint
+from smalti.training.tracking import STATE as TRACKED
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ ROUNDS = "rounds"
 TOKENIZER = "tokenizer_sha256"
 """In data.json, of a run that predicts the tokens of a tokenizer."""
 _WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
-_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES)))
+_WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES, TRACKED)))
 """What only the run itself writes: not the report."""
 
 
@@ -67,7 +69,8 @@ class RunFolder:
 
     def write_config(self, config: object) -> None:
         """Write the configuration that rebuilds the run, without passwords or signatures in its addresses."""
-        self._write(_CONFIG, {"smalti": __version__, "config": _public(to_json(config))})
+        about = {"smalti": __version__, "environment": environment()}
+        self._write(_CONFIG, about | {"config": _public(to_json(config))})
 
     def write_data(self, data: dict[str, Any]) -> None:
         """Write the data that identifies the images of the run."""
@@ -207,7 +210,7 @@ def copy_run(run: str, out: str) -> None:
     source, path = Path(run).expanduser(), Path(out).expanduser()
     if path.exists():
         raise UsageError(f"{path} is there already", cause="a run never overwrites", fix="choose another --out")
-    copy_folder(source, path, leave=[LOCK])
+    copy_folder(source, path, leave=[LOCK, TRACKED])
 
 
 def is_run(out: str) -> bool:
@@ -272,6 +275,12 @@ def _public(value: Any) -> Any:
     if isinstance(value, list):
         return [_public(item) for item in value]
     return without_secrets(value) if isinstance(value, str) and is_address(value) else value
+
+
+def public_settings(config: object) -> dict[str, str | int | float | bool]:
+    """Every field of a configuration by its name, without passwords or signatures in its addresses."""
+    values = {field.name: _public(field.value) for field in leaves(config)}
+    return {name: value if isinstance(value, str | int | float) else str(value) for name, value in values.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,9 +1,12 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.config import kind_name, require, setting
@@ -12,11 +15,13 @@ from smalti.core.errors import CheckpointError, StoppedError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
+from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.token_cache import digest
 from smalti.data.transforms.views import ColorJitter
 from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
+from smalti.evaluation.inpainting import Inpainter
 from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
 from smalti.evaluation.token_sample import some_labels
@@ -25,8 +30,11 @@ from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
+from smalti.report.pictures import PICTURES, thumbnails
 from smalti.runs import train_tokenizer
+from smalti.runs.completions import completions
 from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
+from smalti.runs.hooks import Yardstick
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
@@ -40,6 +48,7 @@ from smalti.training.masked_batches import MaskedViews, training_batches
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.parallel import Parallel
 from smalti.training.targets import Pixels, SoftTokens, Tokens
+from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
 from smalti.weights.source import SourceWeights
 
@@ -236,15 +245,16 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
     if not session.resumed:
         config = session.settled(config, given).normalised(given.train)
     session.same_images(given.train, _digest(tokenizer, second))
-    beside = _looked_at(config, given, tokenizer, session)
+    yardstick = _looked_at(config, given, tokenizer, session)
     if second is not None and not session.resumed:
         _looked_at(config, given, second, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
-    session.train("pretrain", trainer, batches, config.plan, config.profile, evaluation=evaluation, beside=beside)
+    pictures = partial(_pictures, config, given.held_out, tokenizer, session)
+    session.train("pretrain", trainer, batches, config, evaluation=evaluation, yardstick=yardstick, pictures=pictures)
     del trainer, batches  # their memory is needed to measure
-    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, beside)))
+    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, yardstick.reference)))
 
 
 def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[AskedWindow, str]:
@@ -256,10 +266,8 @@ def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[
     return None, ""
 
 
-def _looked_at(
-    config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session
-) -> ReferenceComparison | None:
-    """Refuse a collapsed tokenizer, and find the nearest reference run, if one is wanted and exists."""
+def _looked_at(config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session) -> Yardstick:
+    """Refuse a collapsed tokenizer; measure the unigram entropy of its tokens, and find the nearest reference run."""
     vocab_size, baseline = None, FLAT_PATCH
     if tokenizer is not None:
         views = config.views(tokenizer)
@@ -272,7 +280,23 @@ def _looked_at(
     beside = config.comparison(vocab_size, baseline)
     if beside is not None:
         session.log.say(f"reference: {beside.describe()}")
-    return beside
+    return Yardstick(None if tokenizer is None else baseline, beside)
+
+
+def _pictures(
+    config: Pretrain,
+    held_out: InMemoryDataset,
+    tokenizer: ImageTokenizer | None,
+    session: Session,
+    weights: Mapping[str, Tensor],
+) -> dict[str, Picture]:
+    """Held-out images, masked, and what the network with these weights predicts."""
+    views = config.views(tokenizer)
+    model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
+    model = load_frozen(model, dict(weights), config.out, session.compute.device)
+    inpainter = Inpainter(model, tokenizer, config.target, views, session.compute)
+    seen, _ = completions(inpainter, inpainter.batch(held_out.images[:PICTURES]))
+    return {"predictions": thumbnails(seen)}
 
 
 def _measured(

@@ -1,19 +1,26 @@
-"""`smalti report`: one offline HTML file about one or more runs."""
+"""`smalti report`: one offline HTML file about one or more runs, written again and again while they train."""
 
+import os
+import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import setting
-from smalti.core.errors import UsageError
-from smalti.core.files import require_place
+from smalti.core.errors import CheckpointError, UsageError
+from smalti.core.files import require_place, write_bytes
+from smalti.core.folder_lock import is_written
+from smalti.core.log import Log
 from smalti.report.page import Section
 from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.provenance import provenance
 from smalti.runs.sections import (
     comparison_section,
     pretrain_sections,
@@ -31,6 +38,13 @@ _SHOWN = {
 }
 
 
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, TrainTokenizer, Finetune)}
+_LOOK, _SHARE = 2.0, 10
+"""Seconds between two looks at the metrics; a page is written a tenth of the time at most."""
+_RELOAD = 10
+"""Seconds after which a browser loads the page of a run that goes on again."""
+
+
 @dataclass(frozen=True)
 class Report:
     """Which runs to show, and where to write the page."""
@@ -38,6 +52,7 @@ class Report:
     runs: tuple[str, ...]
     """Run folders; of a demo both of its runs are shown."""
     out: str = setting("", "the HTML file to write; empty: report.html in the first run folder")
+    watch: bool = setting(False, "write it again whenever there are new metrics, until the runs have ended or Ctrl-C")
 
 
 def main(config: Report) -> dict[str, Any]:
@@ -47,16 +62,82 @@ def main(config: Report) -> dict[str, Any]:
     target = Path(config.out).expanduser() if config.out else RunFolder(Path(config.runs[0]).expanduser()).report
     require_place(target)
     compute = choose_compute("cpu", "fp32")
-    runs = [part for run in config.runs for part in _parts(run)]
-    sections = _comparisons(runs)
-    for run in config.runs:
-        name = Path(run).name if len(config.runs) > 1 else ""
-        sections += [replace(section, run=section.run or name) for section in _run_sections(run, compute)]
-    facts, text = verdict_of(config.runs[0]) if len(config.runs) == 1 else together(runs)
-    names = ", ".join(Path(run).name for run in config.runs)
-    write_page(target, names, text, sections, facts)
+    if config.watch:
+        watch(config.runs, target, lambda reload: _write(config.runs, target, compute, reload))
+    else:
+        _write(config.runs, target, compute)
     print(f"written: {target}")
     return {"report": str(target)}
+
+
+def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> None:
+    """Write a page whenever its runs have new metrics, until they have ended, or Ctrl-C.
+
+    Args:
+        runs: run folders.
+        target: the page; what reloads it is taken out at the end.
+        write: writes it, to be loaded again after so many seconds.
+    """
+    log, seen, taken = Log(), None, 0.0
+    for run in runs:
+        require_run(run, fix="see smalti info and smalti evaluate")
+        read_kind(run)
+    log.say(f"watching {', '.join(runs)}: {target} is written again as they go on; Ctrl-C ends it")
+    try:
+        while True:
+            going = any(map(_goes_on, runs))
+            now = [going, *(_state(run) for run in runs)]
+            if now != seen:
+                began = time.monotonic()
+                try:
+                    write(_RELOAD if going else 0)
+                except CheckpointError as error:  # a checkpoint was replaced while it was read, or there is none yet
+                    if not going:
+                        raise
+                    log.say(f"waiting: {error}")
+                else:
+                    seen = now
+                taken = time.monotonic() - began
+            if not going:
+                return
+            time.sleep(max(_LOOK, _SHARE * taken))
+    except KeyboardInterrupt:
+        if target.exists():
+            text = target.read_text(encoding="utf-8")
+            write_bytes(target, re.sub(r'<meta http-equiv="refresh"[^>]*>\n', "", text, count=1).encode())
+
+
+def _goes_on(run: str) -> bool:
+    """Whether a run is being trained; a demo, which has pauses between its stages, until it has a result."""
+    path = Path(run).expanduser()
+    return is_written(path) or (read_kind(run) not in _SHOWN and not RunFolder(path).read_result())
+
+
+def _state(run: str) -> list[tuple[str, int, int]]:
+    """What changes when there is more to show: names, times and sizes of metrics and results."""
+    path = Path(run).expanduser()
+    files = sorted([*path.glob("**/metrics.jsonl"), *path.glob("**/result.json"), *path.glob("**/checkpoints/*")])
+    return [(str(file), found.st_mtime_ns, found.st_size) for file in files if (found := _stat(file)) is not None]
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:  # removed meanwhile
+        return None
+
+
+def _write(given: tuple[str, ...], target: Path, compute: Compute, reload: int = 0) -> None:
+    """Write the page about these folders."""
+    runs = [part for run in given for part in _parts(run)]
+    sections = _comparisons(runs)
+    for run in given:
+        name = Path(run).name if len(given) > 1 else ""
+        sections += [replace(section, run=section.run or name) for section in _run_sections(run, compute)]
+    sections.append(provenance({run: _KINDS[read_kind(run)] for run in runs}))
+    facts, text = verdict_of(given[0]) if len(given) == 1 else together(runs)
+    names = ", ".join(Path(run).name for run in given)
+    write_page(target, names, text, sections, facts, reload)
 
 
 def _run_sections(run: str, compute: Compute) -> list[Section]:

@@ -2,38 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Batch, Tokenizer
+from smalti.core.contracts import Tokenizer
 from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
-from smalti.data.load import InMemoryData
+from smalti.data.load import Data, InMemoryData
 from smalti.data.reading import spread_over_classes
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
-from smalti.evaluation.inpainting import Inpainter, Inpainting, inpaint, paint
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
-from smalti.report.pictures import Card, atlas, mask_overlay, scale_of, tile_row, to_pixels
+from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
+from smalti.runs.completions import completions
+from smalti.runs.feature_sections import feature_sections
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
+from smalti.runs.provenance import differences
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.training.checkpoint import has_checkpoint
 from smalti.training.targets import Pixels
-
-Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
-"""Pictures by the name of the way to see them; a row is an image."""
 
 _PICTURES = 12
 
@@ -41,24 +40,27 @@ _PICTURES = 12
 def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
     """Curves, reconstructions and codebook of a tokenizer run."""
     config, folder = read_config(run, TrainTokenizer), RunFolder(Path(run).expanduser())
-    held_out = (config.data.load(Log()) if images is None else images).held_out
-    tokenizer = load_tokenizer(run, compute)
-    shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
-    with torch.no_grad(), compute.autocast():
-        decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     series = {name: series_of(folder, name) for name in _TOKENIZER_CURVES}
     curves = "".join(
         curve({name: points}, xlabel="step", ylabel=_TOKENIZER_CURVES[name])
         for name, points in series.items()
         if points[0]
     )
+    begun = Section(
+        "Stage one: the image tokenizer",
+        curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
+        "A tokenizer learns to write an image as a few visual tokens and to read it back: how well it keeps the"
+        " pixels, how much each position says about its image, and how many codes a batch shows of those it could.",
+    )
+    if not has_checkpoint(folder.path):
+        return [begun]
+    held_out = held_out_images(config.data) if images is None else images.held_out
+    tokenizer = load_tokenizer(run, compute)
+    shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
+    with torch.no_grad(), compute.autocast():
+        decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     sections = [
-        Section(
-            "Stage one: the image tokenizer",
-            curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
-            "A tokenizer learns to write an image as a few visual tokens and to read it back: how well it keeps the"
-            " pixels, how much each position says about its image, and how many codes a batch shows of those it could.",
-        ),
+        begun,
         Section(
             "Images written in visual tokens",
             tile_row(
@@ -100,9 +102,6 @@ def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute)
 def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
     """The loss with its baselines, and the network's predictions for masked patches."""
     config, folder = read_config(run, Pretrain), RunFolder(Path(run).expanduser())
-    held_out = (config.data.load(Log()) if images is None else images).held_out
-    chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
-    columns, note = filled_in(run, chosen, compute, _PICTURES)
     result, pixels = folder.read_result(), isinstance(config.target, Pixels)
     name, key = ("patches of one colour", "flat_pixel_loss") if pixels else ("unigram entropy", "unigram_entropy_nats")
     # With soft targets the training loss is not comparable with these.
@@ -119,20 +118,34 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
         chart += curve(shown, xlabel="step", ylabel="share of masked tokens guessed")
     if (online := series_of(folder, ONLINE))[0]:
         chart += curve({"k-NN, best block": online}, xlabel="step", ylabel="share of labelled images known")
+    begun = Section(
+        "Stage two: masked image modeling",
+        chart + _numbers(result, _PRETRAIN_NUMBERS),
+        "A part of the patches is masked, and the network guesses what is there. The dashed line is what a guess"
+        " costs that never looks at the image: what lies below it is learned from the image." + said,
+    )
+    if not has_checkpoint(folder.path):
+        return [begun]
+    held_out = held_out_images(config.data) if images is None else images.held_out
+    chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
+    inpainter = load_inpainter(run, compute)
+    columns, note = completions(inpainter, inpainter.batch(chosen.images[:_PICTURES]))
     return [
-        Section(
-            "Stage two: masked image modeling",
-            chart + _numbers(result, _PRETRAIN_NUMBERS),
-            "A part of the patches is masked, and the network guesses what is there. The dashed line is what a guess"
-            " costs that never looks at the image: what lies below it is learned from the image." + said,
-        ),
+        begun,
         Section(
             "Masked, and dreamt back",
             tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
             f"Held-out images. {note}",
         ),
         *_bound(result),
+        *feature_sections(inpainter.model.backbone, config.backbone, held_out, compute),
     ]
+
+
+@lru_cache(maxsize=2)
+def held_out_images(data: Data) -> InMemoryDataset:
+    """The held-out images of a run; a page that is written again and again reads them once."""
+    return data.load(Log()).held_out
 
 
 def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison | None:
@@ -174,45 +187,8 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
     ]
 
 
-def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
-    """The first images, their masked versions and the network's completions, with a description."""
-    inpainter = load_inpainter(run, compute)
-    batch = inpainter.batch(held_out.images[:count])
-    if inpainter.tokenizer is None:
-        return painted_in(inpainter, batch)
-    return completed(inpaint(inpainter.model, inpainter.tokenizer, batch, compute), inpainter.views.backbone.patch_size)
-
-
-def painted_in(inpainter: Inpainter, batch: Batch) -> tuple[Columns, str]:
-    """The pictures of a network that predicts pixels, by column heading, with a description."""
-    assert isinstance(inpainter.target, Pixels)
-    assert batch.mask is not None
-    original = to_pixels(batch.image)
-    masked = mask_overlay(original, batch.mask.cpu().numpy(), inpainter.views.backbone.patch_size)
-    predicted = to_pixels(paint(inpainter.model, inpainter.target, batch, inpainter.compute))
-    true = " Brightness and contrast of each masked patch are not predicted but the true ones."
-    return {"original": original, "masked": masked, "predicted": predicted}, (
-        "Masked patches are predicted as pixels." + (true if inpainter.target.normalise else "")
-    )
-
-
-def completed(seen: Inpainting, patch_size: int) -> tuple[Columns, str]:
-    """The pictures of a completion by column heading, with a description."""
-    original = to_pixels(seen.original)
-    columns = {
-        "original": original,
-        "masked": mask_overlay(original, seen.mask.numpy(), patch_size),
-        "tokenizer": to_pixels(seen.tokenizer),
-        "predicted": to_pixels(seen.predicted),
-    }
-    return columns, (
-        "The tokenizer's view is the best that any prediction can give; the prediction has the most likely"
-        " tokens in masked patches, decoded together with the others."
-    )
-
-
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
-    """Compare runs of one kind: a chart of their losses and a table of their results."""
+    """Compare runs of one kind: charts of their metrics, tables of their results and of settings that differ."""
     folders = {Path(run).name: RunFolder(Path(run).expanduser()) for run in runs}
     results = {name: folder.read_result() for name, folder in folders.items()}
     every = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
@@ -223,17 +199,21 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         [name, *("-" if result.get(key) is None else form.format(result[key]) for key, (_, form) in names.items())]
         for name, result in results.items()
     ]
-    chart = curve({name: series_of(folder, "loss") for name, folder in folders.items()}, xlabel="step", ylabel="loss")
+    charts = ""
+    for metric, ylabel in {"loss": "training loss", **_CURVES[kind]}.items():
+        lines = {name: line for name, folder in folders.items() if (line := series_of(folder, metric))[0]}
+        charts += curve(lines, xlabel="step", ylabel=ylabel) if lines else ""
+    configuration: type[Any] = TrainTokenizer if kind == TrainTokenizer.__name__ else Pretrain
+    differing = differences({Path(run).name: read_config(run, configuration) for run in runs})
     header = ["run", *(text for text, _ in names.values())]
     compared = {
         number: ([result.get(key) for result in results.values()], key in _GREATER)
         for number, key in enumerate(names, 1)
         if key in _GREATER | _LESS
     }
-    html = chart + table(header, rows, highlight=best_cells(compared))
-    return Section(
-        f"{kind}: side by side", html, "Measured on each run's own held-out images; the best of each is bold."
-    )
+    html = charts + table(header, rows, highlight=best_cells(compared)) + differing
+    note = "Measured on each run's own held-out images; the best of each is bold, and so are settings that differ from"
+    return Section(f"{kind}: side by side", html, f"{note} those of most runs, or of the first of two.")
 
 
 def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -249,7 +229,7 @@ def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
     }
     return Section(
         "What the network has learned",
-        table(header, body, highlight=best_cells(best)) + _layer_charts(rows),
+        table(header, body, highlight=best_cells(best)) + layer_charts(rows),
         "Accuracy on labelled test images that neither stage nor any choice has seen. Layer, pooling and regularisation"
         " are chosen on a part of the training images, in the same way for every row.",
     )
@@ -261,10 +241,15 @@ def percent(share: float) -> str:
 
 
 def write_page(
-    target: Path, title: str, subtitle: str, sections: Sequence[Section], facts: Mapping[str, str] | None = None
+    target: Path,
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str] | None = None,
+    reload: int = 0,
 ) -> None:
-    """Put the sections on one page and write it."""
-    write_bytes(target, page(title, subtitle, sections, facts or {}).encode())
+    """Put the sections on one page and write it; `reload` as of `page`."""
+    write_bytes(target, page(title, subtitle, sections, facts or {}, reload).encode())
 
 
 _TOKENIZER_CURVES = {
@@ -272,6 +257,12 @@ _TOKENIZER_CURVES = {
     "kl": "KL, nats a position",
     "codes": "codes seen in a batch, of those possible",
 }
+
+_CURVES: dict[str, dict[str, str]] = {
+    TrainTokenizer.__name__: _TOKENIZER_CURVES,
+    Pretrain.__name__: {"accuracy": "share of masked tokens guessed", ONLINE: "share of labelled images known"},
+}
+"""By the kind of a run: metrics that are shown besides the loss, and what their axes count."""
 
 _GREATER = {
     *("psnr_db", "ssim", "codebook_usage", "perplexity", "elbo_nats"),
@@ -321,7 +312,7 @@ def _numbers(result: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) ->
     return table(["on held-out images", "value"], rows) if rows else ""
 
 
-def _layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Validation accuracy by layer, a chart for each pooling."""
     poolings: dict[str, dict[str, dict[str, float]]] = {}
     for name, row in rows.items():

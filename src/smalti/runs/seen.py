@@ -31,13 +31,13 @@ from smalti.report.figure import figure
 from smalti.report.heat_maps import ColourBar, heat_map
 from smalti.report.page import template
 from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, tile_row, to_pixels, token_colours
+from smalti.runs.completions import Columns, completed, painted_in
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_finetuned, load_inpainter
 from smalti.runs.network import pretrained_layer
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.sections import Columns, completed, painted_in
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.tokenizers import input_of, load_tokenizer
 

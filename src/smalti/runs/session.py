@@ -1,12 +1,9 @@
-"""What the training commands share: run folder, log, compute settings, and hooks that run between two steps.
-
-The hooks save checkpoints, evaluate, keep a step that failed, and roll back after a jump of the loss.
-"""
+"""What the training commands share: run folder, log, compute settings, and the training loop with its hooks."""
 
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,10 +15,9 @@ import torch
 from smalti import __version__
 from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
-from smalti.core.contracts import Batch, Batches, Evaluation
+from smalti.core.contracts import Batches, Evaluation
 from smalti.core.errors import (
     EXIT_OUT_OF_MEMORY,
-    CheckpointError,
     DataError,
     UnmeasuredError,
     is_out_of_memory,
@@ -32,37 +28,35 @@ from smalti.core.notebook import Result
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages
-from smalti.distributed.collectives import all_gather, from_rank0, require_same, same_format
+from smalti.distributed.collectives import from_rank0, require_same, same_format
 from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import (
     TOKENIZER,
     RunFolder,
     create,
+    public_settings,
     read_config,
     reopen,
     require_exact,
     require_same_settings,
     writing,
 )
-from smalti.runs.pretraining_checks import ReferenceComparison
+from smalti.runs.hooks import NO_YARDSTICK, Pictures, Shown, TrainingHooks, Yardstick
 from smalti.runs.training_run import LEARNING_RATE, TrainingRun
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import (
     BackgroundWriter,
-    Checkpoint,
     has_checkpoint,
     newest_step,
     read_checkpoint_on_rank0,
 )
-from smalti.training.loop import RunHooks, fit
-from smalti.training.nonfinite import NotFiniteError, write_dump
+from smalti.training.loop import fit
 from smalti.training.profiling import Profiled
+from smalti.training.trackers import open_tracker, require_tracker
+from smalti.training.tracking import Tracking
 from smalti.training.trainer import Trainer
-from smalti.training.training_plan import Plan
 
 T = TypeVar("T", bound=TrainingRun)
-_RUN = ("config.json", "data.json", "bad_files.jsonl")
-"""What a bundle has of the run."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,7 @@ class Session:
             LockError: another process is writing to the folder.
             DistributedError: the settings differ on another rank.
         """
+        require_tracker(config.log)
         with process_group(config.ranks, config.device), writing(config.out):
             yield Session._open(config, resume, compute, allow_inexact)
 
@@ -155,19 +150,21 @@ class Session:
         title: str,
         trainer: Trainer,
         batches: Batches,
-        plan: Plan,
-        profile: int = 0,
+        config: TrainingRun,
         look: Callable[[Trainer], None] | None = None,
         evaluation: Evaluation | None = None,
-        beside: ReferenceComparison | None = None,
+        yardstick: Yardstick = NO_YARDSTICK,
+        pictures: Pictures | None = None,
     ) -> None:
-        """Run the training loop from where the run stopped, and save to the run folder; `profile` steps are profiled.
+        """Run the training loop from where the run stopped, and save to the run folder.
 
         Args:
-            look, evaluation, beside: as of `TrainingHooks`.
+            config: of the run: its plan, how many steps are profiled, and what it is logged to.
+            look, evaluation, yardstick, pictures: as of `TrainingHooks`.
         """
-        if profile and is_rank0():
-            batches = Profiled(batches, profile, self.folder.path, self.log)
+        plan = config.plan
+        if config.profile and is_rank0():
+            batches = Profiled(batches, config.profile, self.folder.path, self.log)
         if self.resumed:
             self._restore(trainer)
             require(
@@ -183,10 +180,30 @@ class Session:
             require_space(path, trainer.checkpoint_bytes, "the first checkpoint")
         many = f", on {world_size()} processes" if world_size() > 1 else ""
         go_on = f"smalti {self.verb} --resume {shlex.quote(str(path))}{many}"
-        with BackgroundWriter(before=self.folder.require_ours) as writer, name_lost_rank():
-            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, beside)
+        with (
+            BackgroundWriter(before=self.folder.require_ours) as writer,
+            name_lost_rank(),
+            self._tracking(config, trainer.step) as tracking,
+        ):
+            shown = Shown(tracking, 0 if config.log == "none" or pictures is None else config.log_pictures, pictures)
+            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, yardstick, shown)
             fit(trainer, batches, plan, self.log, title=title, compute=self.compute, hooks=hooks)
         self.folder.require_ours()
+
+    @contextmanager
+    def _tracking(self, config: TrainingRun, done: int) -> Iterator[Tracking | None]:
+        """The tracker that the run is logged to, on rank 0; None elsewhere, and where there is none."""
+        if config.log == "none" or not is_rank0():
+            yield None
+            return
+        path, history = self.folder.path, self.folder.read_metrics()
+        opened = partial(open_tracker, config.log, path)
+        with Tracking(config.log, opened, path, done, history, public_settings(config), self.log) as tracking:
+            self.log.also = tracking.record
+            try:
+                yield tracking
+            finally:
+                self.log.also = None
 
     def _restore(self, trainer: Trainer) -> None:
         """Restore the newest complete checkpoint.
@@ -301,73 +318,3 @@ def seconds_per_step(
             trainer.train_step(batches(step).to(compute.device), compute)
             times.append(clock() - began)
     return sorted(times[warm:])[steps // 2]
-
-
-@dataclass(frozen=True)
-class TrainingHooks(RunHooks):
-    """The hooks of a run that has a run folder.
-
-    Attributes:
-        look: called before every save that `plan` asks for; it must not change the trainer.
-        evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
-        beside: the reference run that the loss is compared with.
-    """
-
-    folder: RunFolder
-    compute: Compute
-    plan: Plan
-    writer: BackgroundWriter
-    go_on: str
-    look: Callable[[Trainer], None] | None = None
-    evaluation: Evaluation | None = None
-    beside: ReferenceComparison | None = None
-
-    def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint in a background thread."""
-        plan = self.plan
-        planned = trainer.step == plan.scheduled(trainer.step) or trainer.step == plan.steps
-        if self.look is not None and planned:  # not on a signal: an interrupted run calls it as often
-            self.look(trainer)
-        keep = plan.scheduled(trainer.step) if plan.rollback else None
-        trainer.save(self.folder.path, partial(self.writer.write, keep=keep))
-
-    def keep_failed(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
-        """Save a failed step in the run folder with all that `smalti replay` needs: the images of all ranks."""
-        before = trainer.checkpoint()
-        batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
-        return Path(from_rank0(lambda: str(self._keep(before, batch, failure))))
-
-    def _keep(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
-        path, data = self.folder.path, self.folder.read_data()
-        more = [path / name for name in _RUN if (path / name).exists()]
-        num_images = data["images"] if data else len(batch.index)
-        return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
-
-    def roll_back(self, trainer: Trainer) -> str:
-        """Go back to the newest checkpoint that was due before this step; saves requested by signals do not count."""
-        self.writer.wait()
-        try:
-            checkpoint = read_checkpoint_on_rank0(self.folder.path, until=self.plan.scheduled(trainer.step - 1))
-        except CheckpointError as error:
-            return f"no checkpoint to go back to: {error.cause}"
-        trainer.roll_back(checkpoint, str(self.folder.path))
-        return (
-            f"rolled back to step {checkpoint.step}: the images since are left out, step {trainer.step + 1} is next;"
-            f" {trainer.rollbacks} of at most {self.plan.rollback} times"
-        )
-
-    def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
-        """Evaluate the weights, at a fixed interval of steps and at the end."""
-        if self.evaluation is None or (trainer.step % self.evaluation.every and trainer.step < self.plan.steps):
-            return {}
-        try:
-            return self.evaluation(trainer.trained)
-        except Exception as error:
-            if world_size() > 1 or not is_out_of_memory(error):
-                raise
-            Log().say(f"warning: the evaluation after step {trainer.step} is left out: out of memory")
-            return {}
-
-    def remark(self, step: int, values: Mapping[str, float]) -> str:
-        """How the loss compares with that of the reference run."""
-        return "" if self.beside is None else self.beside(step, values)

@@ -1,10 +1,12 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.config import part, require, setting
@@ -23,6 +25,7 @@ from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
 from smalti.models.cost_estimate import encoding_work
 from smalti.models.vit import VisionTransformer
+from smalti.report.pictures import PICTURES, thumbnails, to_pixels
 from smalti.runs.session import Session
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
@@ -34,6 +37,7 @@ from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
 from smalti.training.optim import AdamW
+from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
 
 _OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
@@ -182,7 +186,8 @@ def made(
     if config.planned_steps > 0:
         trainer, batches = prepare(config, images, session.compute)
         session.begin(config)
-        session.train("tokenizer", trainer, batches, config.plan, config.profile)
+        pictures = partial(_pictures, config, images.held_out.images[:PICTURES], session)
+        session.train("tokenizer", trainer, batches, config, pictures=pictures)
         trained = trainer.trained
         assert isinstance(trained, ImageTokenizer)
         return trained
@@ -195,6 +200,18 @@ def made(
     if is_rank0():
         write_checkpoint(session.folder.path, 0, tokenizer, {})
     return tokenizer
+
+
+@torch.no_grad()
+def _pictures(
+    config: TrainTokenizer, held_out: Tensor, session: Session, weights: Mapping[str, Tensor]
+) -> dict[str, Picture]:
+    """Held-out images, and how the tokenizer with these weights decodes them."""
+    compute = session.compute
+    tokenizer = load_frozen(config.tokenizer.build(), dict(weights), config.out, compute.device)
+    with compute.autocast():
+        decoded = tokenizer.decode(tokenizer.encode(held_out.to(compute.device)))
+    return {"reconstructions": thumbnails({"original": to_pixels(held_out), "decoded": to_pixels(decoded)})}
 
 
 def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:

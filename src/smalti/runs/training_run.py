@@ -20,6 +20,7 @@ from smalti.distributed.process_group import Ranks
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import Checkpoint, read_checkpoint
 from smalti.training.optim import AdamW
+from smalti.training.trackers import TrackerName
 from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
 from smalti.weights.source import SourceWeights
@@ -38,6 +39,8 @@ class TrainingRun:
     plan: Plan = Plan()
     ema_decay: float | None = setting(None, "of the average of weights, a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")
+    log: TrackerName = setting("none", "where metrics and pictures go besides metrics.jsonl", resume="free")
+    log_pictures: int = setting(500, "steps between pictures for log, and at the end; 0: none", resume="free")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of order, crops, masks, mixing, noise, labels and weights")
@@ -46,6 +49,7 @@ class TrainingRun:
     def __post_init__(self) -> None:
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay {self.ema_decay}", "use one in (0, 1)")
         require(self.profile >= 0, f"profile is {self.profile}", "use 0 or more steps")
+        require(self.log_pictures >= 0, f"log_pictures is {self.log_pictures}", "use 0 or more steps")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
     def schedules(self) -> dict[str, Callable[[int], float]]:

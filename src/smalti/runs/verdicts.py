@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_kind
+from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 
@@ -27,8 +27,18 @@ def verdict_of(run: str) -> Verdict:
     """The verdict on one run, or on both stages of a demo."""
     result = RunFolder(Path(run).expanduser()).read_result()
     if not result:
-        return Verdict({}, "Not finished yet: its curves so far.")
+        return _unfinished(run)
     return _VERDICTS[read_kind(run)](result)
+
+
+def _unfinished(run: str) -> Verdict:
+    """How far a run is, and its last loss."""
+    folder, facts = RunFolder(Path(run).expanduser()), dict[str, str]()
+    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (TrainTokenizer, Pretrain, Finetune)}
+    if (kind := kinds.get(read_kind(run))) and (lines := [line for line in folder.read_metrics() if "loss" in line]):
+        facts = {"step": f"{lines[-1]['step']:,} of {read_config(run, kind).plan.steps:,}"}
+        facts["training loss"] = f"{lines[-1]['loss']:.4g}"
+    return Verdict(facts, "Not finished yet: its curves so far.")
 
 
 def together(runs: Sequence[str]) -> Verdict:

@@ -49,9 +49,12 @@ class RunHooks:
         """Metrics of `trainer.trained` after this step, or none; they are separate lines of metrics.jsonl."""
         return {}
 
-    def remark(self, step: int, values: Mapping[str, float]) -> str:
-        """A remark about the loss and metrics of a logged step for the progress line, or an empty text."""
-        return ""
+    def show(self, trainer: Trainer) -> None:
+        """Called after every step, when its metrics are recorded; it must not change the trainer."""
+
+    def remarks(self, step: int, values: Mapping[str, float]) -> tuple[str, str]:
+        """What a logged step has saved, as `bits 1.23`, and what its loss is beside: two texts, empty where unknown."""
+        return "", ""
 
 
 _NO_HOOKS = RunHooks()
@@ -105,9 +108,9 @@ def fit(
                         log.say(warning)
                         if trainer.rollbacks < plan.rollback and (said := hooks.roll_back(trainer)):
                             log.say(said)
-                    numbers = [f"{name} {value:.3f}" for name, value in (values | found).items()]
-                    remark = hooks.remark(trainer.step, values)
-                    bar.update(trainer.step, note="  ".join([*numbers, *filter(None, [remark]), spent.describe()]))
+                    remarks = hooks.remarks(trainer.step, values)
+                    bar.update(trainer.step, _note(values | found, remarks, spent, plan.batch_size))
+                hooks.show(trainer)
                 if trainer.step % plan.save_every == 0 or last or wanted.save:
                     asked.save = False
                     hooks.save(trainer)
@@ -137,6 +140,16 @@ def _step_or_skip(
         except OutputError as error:
             log.say(f"the step cannot be kept: {error}")
             raise failure from None
+
+
+def _note(values: Mapping[str, float], remarks: tuple[str, str], spent: StepTimer, batch_size: int) -> str:
+    """The numbers of the progress line, the most telling first: a narrow terminal shows the first ones."""
+    said = {name: f"{name} {value:.3f}" for name, value in values.items()}
+    saved, beside = remarks
+    wait, bound = spent.describe()
+    codes = f"codes {values['codes']:.0%}" if said.pop("codes", "") else ""
+    first = [said.pop("loss"), saved, codes, spent.speed(batch_size), wait]
+    return "  ".join(filter(None, [*first, *said.values(), beside, bound]))
 
 
 def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ class StepTimer:
     def __init__(self, batches: Batches) -> None:
         self.batches, self.on_batches, self.began = batches, 0.0, time.perf_counter()
         self.waited_before = batches.waited
-        self.running = False
+        self.running, self.steps, self.since = False, 0, 0.0
 
     def on_batch(self, step: int) -> Batch:
         """The batch of a step, whose time is measured."""
@@ -33,15 +33,23 @@ class StepTimer:
         """Log once how long the first step took, which includes compilation."""
         if not self.running:
             log.say(f"first step after {time.perf_counter() - self.began:.1f} s")
-        self.running = True
+            self.running, self.since = True, time.perf_counter()
+        else:
+            self.steps += 1
 
-    def describe(self) -> str:
-        """The shares so far, and which of them limits the run."""
+    def speed(self, batch_size: int) -> str:
+        """Images per second since this was asked last, without the first step; empty where no step was done since."""
+        steps, now = self.steps, time.perf_counter()
+        taken, self.steps, self.since = now - self.since, 0, now
+        return f"{steps * batch_size / max(taken, 1e-9):.0f} img/s" if steps else ""
+
+    def describe(self) -> tuple[str, str]:
+        """The share of time spent waiting for images so far, and what limits the run."""
         total = max(time.perf_counter() - self.began, 1e-9)
         data = (self.batches.waited - self.waited_before) / total
         tokens = max(self.on_batches / total - data, 0.0)
         verdict = max((1 - data - tokens, "computing"), (data, _DATA), (tokens, "tokenizing"))[1]
-        return f"data wait {data:.0%}, bound by {verdict}"
+        return f"data wait {data:.0%}", f"bound by {verdict}"
 
 
 class Profiled:

@@ -1,0 +1,89 @@
+"""Report sections of the features of held-out images: the nearest of some, what is mistaken for what, and a map."""
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from smalti.core.compute import Compute
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.loader import InMemoryViewSource, Sampler
+from smalti.data.reading import spread_over_classes
+from smalti.data.transforms.views import TwoViews, WholeImage
+from smalti.evaluation.feature_space import FeatureSpace, feature_space, flat_map, mistaken, nearest_others, on_grid
+from smalti.models.vit import VisionTransformer, ViT
+from smalti.report.charts import PALETTE
+from smalti.report.page import Section, table
+from smalti.report.pictures import scale_of, tile_map, tile_row, to_pixels
+
+_IMAGES = 1000
+"""Held-out images that are looked at, at most."""
+_QUERIES, _NEIGHBOURS, _PAIRS = 6, 6, 8
+_ROWS, _COLUMNS, _CELL = 18, 30, 32
+"""Cells of the map, and their side in pixels."""
+
+
+def feature_sections(
+    backbone: VisionTransformer, config: ViT, held_out: InMemoryDataset, compute: Compute
+) -> list[Section]:
+    """What a frozen backbone finds alike among held-out images; none where there are fewer than three."""
+    some = held_out.select(spread_over_classes(held_out.labels, _IMAGES))
+    if len(some) < 3:
+        return []
+    views = InMemoryViewSource(some, TwoViews(WholeImage(), config.img_size))
+    order, index = Sampler(len(some), len(some), seed=0), np.arange(len(some))
+    shown = InMemoryDataset(views(order.rows(index, np.zeros_like(index))).image, some.labels, some.classes)
+    space = feature_space(backbone, shown, compute)
+    return [_neighbours(space, some), _map(space, some)]
+
+
+def _neighbours(space: FeatureSpace, images: InMemoryDataset) -> Section:
+    """Some images with those most similar to them; where there are labels, also which are mistaken for which."""
+    queries = torch.from_numpy(spread_over_classes(images.labels, _QUERIES))
+    found = nearest_others(space.unit, queries, _NEIGHBOURS)
+    pixels = to_pixels(images.images)
+    columns = {"image": pixels[queries.numpy()]} | {
+        "nearest" if rank == 0 else str(rank + 1): pixels[column] for rank, column in enumerate(found.t().numpy())
+    }
+    captions, note, html = [], f"By the mean features of block {space.block}.", ""
+    if space.accuracy is not None:
+        alike = (images.labels[found] == images.labels[queries][:, None]).sum(1).tolist()
+        names = [images.classes[label] for label in images.labels[queries].tolist()]
+        captions = [f"{name}: {same} of {found.shape[1]} are too" for name, same in zip(names, alike, strict=True)]
+        predicted = images.labels[nearest_others(space.unit, torch.arange(len(images)), 1)[:, 0]]
+        html = _mistaken(predicted, images)
+        note += " It is the block that knows these labels best, so what is counted here is no figure to report."
+    width = scale_of(pixels.shape[2]) if pixels.shape[2] < 64 else 1
+    rows = tile_row(columns, scale=max(1, width * 5 // 8), captions=captions, across=2)
+    note = f"Held-out images, and those most similar to them among {len(images):,}. {note}"
+    return Section("The nearest in feature space", rows + html, note)
+
+
+def _mistaken(predicted: torch.Tensor, images: InMemoryDataset) -> str:
+    """The most frequent confusions of each image with the one nearest to it."""
+    total = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    rows = [
+        [images.classes[true], images.classes[other], str(count), f"{count / total[true]:.0%}"]
+        for true, other, count in mistaken(predicted, images.labels)[:_PAIRS]
+    ]
+    return table(["an image of", "is nearest to one of", "images", "of its class"], rows) if rows else ""
+
+
+def _map(space: FeatureSpace, images: InMemoryDataset) -> Section:
+    """Images where their features put them, with a frame in the colour of their class."""
+    places, how = flat_map(space.unit)
+    pixels = np.broadcast_to(to_pixels(images.images), (len(images), *images.images.shape[-2:], 3))
+    grid = on_grid(places, _ROWS, _COLUMNS)
+    named = space.accuracy is not None and len(images.classes) <= 2 * len(PALETTE)
+    html = tile_map(_small(pixels, grid), images.labels.numpy()[grid] if named else None, grid >= 0, images.classes)
+    note = f"Held-out images by {how} of the mean features of block {space.block}: alike is what lies near."
+    return Section("A map of the features", html, note)
+
+
+def _small(pixels: UInt8[np.ndarray, "n H W 3"], grid: np.ndarray) -> UInt8[np.ndarray, "rows columns side side 3"]:
+    """The pictures of the cells, of one small size; what is empty is white."""
+    cells = np.full((*grid.shape, _CELL, _CELL, 3), 255, np.uint8)
+    for place in zip(*np.nonzero(grid >= 0), strict=True):
+        small = Image.fromarray(pixels[grid[place]]).resize((_CELL, _CELL), Image.Resampling.BILINEAR)
+        cells[place] = np.asarray(small)
+    return cells

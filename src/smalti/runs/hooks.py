@@ -1,0 +1,161 @@
+"""What a training run does between two steps.
+
+It saves checkpoints, evaluates, makes pictures for a tracker, keeps a step that failed, and goes back after a jump of
+the loss.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from torch import Tensor
+
+from smalti.core.compute import Compute
+from smalti.core.contracts import Batch, Evaluation
+from smalti.core.errors import CheckpointError, is_out_of_memory
+from smalti.core.log import Log
+from smalti.core.ranks import world_size
+from smalti.distributed.collectives import all_gather, from_rank0, full_tensors
+from smalti.runs.folder import RunFolder
+from smalti.runs.pretraining_checks import ReferenceComparison
+from smalti.training.checkpoint import BackgroundWriter, Checkpoint, read_checkpoint_on_rank0
+from smalti.training.loop import RunHooks
+from smalti.training.nonfinite import NotFiniteError, write_dump
+from smalti.training.tracking import Picture, Tracking
+from smalti.training.trainer import Trainer
+from smalti.training.training_plan import Plan
+
+_RUN = ("config.json", "data.json", "bad_files.jsonl")
+"""What a bundle has of the run."""
+
+Pictures: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Picture]]
+"""Makes pictures, by name, with the weights of the network at a step."""
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the loss of a step is compared with.
+
+    Attributes:
+        baseline: what a guess costs that never looks at the image, in nats a masked token; None for other losses.
+        reference: the nearest of our own runs.
+    """
+
+    baseline: float | None = None
+    reference: ReferenceComparison | None = None
+
+    def saved(self, values: Mapping[str, float]) -> str:
+        """The bits a masked token that the loss lies below the baseline, as `bits 1.23`."""
+        if self.baseline is None:
+            return ""
+        return f"bits {(self.baseline - values.get('hard', values['loss'])) / math.log(2):.2f}"
+
+
+NO_YARDSTICK = Yardstick()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which pictures of a run go to which tracker.
+
+    Attributes:
+        tracking: the tracker; None where there is none, and on all ranks but the first.
+        every: steps between pictures; 0: none.
+        make: makes them.
+    """
+
+    tracking: Tracking | None = None
+    every: int = 0
+    make: Pictures | None = None
+
+
+_NOTHING_SHOWN = Shown()
+
+
+@dataclass(frozen=True)
+class TrainingHooks(RunHooks):
+    """The hooks of a run that has a run folder.
+
+    Attributes:
+        look: called before every save that `plan` asks for; it must not change the trainer.
+        evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
+        yardstick: what the loss is compared with.
+        shown: the pictures that are logged.
+    """
+
+    folder: RunFolder
+    compute: Compute
+    plan: Plan
+    writer: BackgroundWriter
+    go_on: str
+    look: Callable[[Trainer], None] | None = None
+    evaluation: Evaluation | None = None
+    yardstick: Yardstick = NO_YARDSTICK
+    shown: Shown = _NOTHING_SHOWN
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint in a background thread."""
+        plan = self.plan
+        planned = trainer.step == plan.scheduled(trainer.step) or trainer.step == plan.steps
+        if self.look is not None and planned:  # not on a signal: an interrupted run calls it as often
+            self.look(trainer)
+        keep = plan.scheduled(trainer.step) if plan.rollback else None
+        trainer.save(self.folder.path, partial(self.writer.write, keep=keep))
+
+    def keep_failed(self, trainer: Trainer, batch: Batch, failure: NotFiniteError) -> Path:
+        """Save a failed step in the run folder with all that `smalti replay` needs: the images of all ranks."""
+        before = trainer.checkpoint()
+        batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
+        return Path(from_rank0(lambda: str(self._keep(before, batch, failure))))
+
+    def _keep(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
+        path, data = self.folder.path, self.folder.read_data()
+        more = [path / name for name in _RUN if (path / name).exists()]
+        num_images = data["images"] if data else len(batch.index)
+        return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
+
+    def roll_back(self, trainer: Trainer) -> str:
+        """Go back to the newest checkpoint that was due before this step; saves requested by signals do not count."""
+        self.writer.wait()
+        try:
+            checkpoint = read_checkpoint_on_rank0(self.folder.path, until=self.plan.scheduled(trainer.step - 1))
+        except CheckpointError as error:
+            return f"no checkpoint to go back to: {error.cause}"
+        trainer.roll_back(checkpoint, str(self.folder.path))
+        return (
+            f"rolled back to step {checkpoint.step}: the images since are left out, step {trainer.step + 1} is next;"
+            f" {trainer.rollbacks} of at most {self.plan.rollback} times"
+        )
+
+    def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
+        """Evaluate the weights, at a fixed interval of steps and at the end."""
+        if self.evaluation is None or (trainer.step % self.evaluation.every and trainer.step < self.plan.steps):
+            return {}
+        try:
+            return self.evaluation(trainer.trained)
+        except Exception as error:
+            if world_size() > 1 or not is_out_of_memory(error):
+                raise
+            Log().say(f"warning: the evaluation after step {trainer.step} is left out: out of memory")
+            return {}
+
+    def show(self, trainer: Trainer) -> None:
+        """Make the pictures that are due, and send what there is of the step to the tracker."""
+        shown = self.shown
+        if shown.every and (trainer.step % shown.every == 0 or trainer.step == self.plan.steps):
+            weights = full_tensors(trainer.trained.state_dict())  # of all ranks, where they are sharded
+            if shown.tracking is not None and shown.make is not None:
+                try:
+                    shown.tracking.show(shown.make(weights))
+                except Exception as error:
+                    shown.tracking.failed(error)
+        if shown.tracking is not None:
+            shown.tracking.end_step(trainer.step)
+
+    def remarks(self, step: int, values: Mapping[str, float]) -> tuple[str, str]:
+        """The bits saved, and how the loss compares with that of the reference run."""
+        beside = "" if self.yardstick.reference is None else self.yardstick.reference(step, values)
+        return self.yardstick.saved(values), beside
