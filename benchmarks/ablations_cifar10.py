@@ -72,6 +72,7 @@ class Variation:
         )
 
 
+_BEST = Variation(tokenizer="kmeans-1024-whitened-50", pos_amplitude=1.0)
 VARIATIONS = {
     "visible": Variation(),
     "lr-4e-3": Variation(lr=4e-3),
@@ -80,7 +81,11 @@ VARIATIONS = {
     "whitened-lr-predicted": Variation(
         tokenizer="kmeans-1024-whitened-50", lr=4e-3, decoder=CrossAttention(predicted=0.5)
     ),
-    "whitened-positions": Variation(tokenizer="kmeans-1024-whitened-50", pos_amplitude=1.0),
+    "whitened-positions": _BEST,
+    "whitened-positions-lr-4e-3": replace(_BEST, lr=4e-3),
+    "whitened-positions-masked-85": replace(_BEST, ratio=0.85),
+    "whitened-positions-crop-20": replace(_BEST, crop=0.2),
+    "features-of-816": replace(_BEST, tokenizer="features-of-816"),
     "positions": Variation(pos_amplitude=1.0),
     "visible-seed-1": Variation(seed=1),
     "whitened-50-seed-1": Variation(tokenizer="kmeans-1024-whitened-50", seed=1),
