@@ -1,7 +1,20 @@
-"""Installed packages that are older than this package requires; some older versions have known vulnerabilities."""
+"""Installed packages: those that are too old, some of which have known vulnerabilities; all of them for a bug report;
+and the systems that the package runs on.
+"""
 
+import importlib.util
+import platform
 import re
 from importlib import metadata
+
+from smalti.core.errors import UsageError
+
+
+def require_system() -> None:
+    """Raise a UsageError on a system without POSIX locks, as Windows is."""
+    if importlib.util.find_spec("fcntl") is None:
+        cause = "this system has no fcntl, which locks run folders"
+        raise UsageError("smalti runs on Linux and macOS", cause=cause, fix="on Windows use WSL")
 
 
 def outdated(package: str = "smalti") -> list[str]:
@@ -12,6 +25,17 @@ def outdated(package: str = "smalti") -> list[str]:
         if match and (there := _version(match[1])) and _numbers(there) < _numbers(match[2]):
             found.append(f"{match[1]} {there} is installed, and {match[2]} or later is needed")
     return found
+
+
+def installed(package: str = "smalti") -> dict[str, str]:
+    """The versions of Python, the system, `package`, and of all that it needs or can use and that is there."""
+    needed = [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in _requirements(package)]
+    there = {name: _version(name) for name in (package, *needed)}
+    python = f"{platform.python_version()} ({platform.python_implementation()})"
+    return {name: version for name, version in there.items() if version} | {
+        "python": python,
+        "platform": platform.platform(),
+    }
 
 
 def _requirements(package: str) -> list[str]:
