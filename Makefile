@@ -2,6 +2,7 @@
 # make test   lint, types, all tests that are not marked slow
 # make docs-check   figures of the documentation against the recorded results beside them
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
+# make wheel  wheel and sdist in dist/, and the demo with the wheel in an environment that had nothing
 # make parity the same weights in our networks, in those of timm and transformers, and in ONNX; it installs these
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
@@ -12,7 +13,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test slow docs-check parity lock audit sbom clean
+.PHONY: demo test slow docs-check parity lock audit sbom wheel clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -57,5 +58,11 @@ audit:  # in an environment of its own: what it needs is not what was tested
 sbom:
 	@$(PYTHON) scripts/sbom.py > sbom.json && echo "written: sbom.json"
 
+wheel:
+	@test -x .venv-build/bin/python || { $(PYTHON) -m venv .venv-build && .venv-build/bin/pip install --quiet build; }
+	rm -rf dist
+	.venv-build/bin/python -m build
+	$(PYTHON) scripts/check_wheel.py dist --pip '$(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)'
+
 clean:
-	rm -rf .venv .venv-audit sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-build dist sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

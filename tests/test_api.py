@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_editors_and_mypy_see_the_same_names() -> None:
 def test_other_names_do_not_exist() -> None:
     with pytest.raises(AttributeError, match="module 'smalti' has no attribute 'pretrian'"):
         _ = smalti.pretrian  # type: ignore[attr-defined]
+
+
+def test_a_system_that_it_does_not_run_on_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows is, which has no fcntl."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(smalti.SmaltiError, match=r"runs on Linux and macOS; .* on Windows use WSL"):
+        smalti.__getattr__("load")
+    assert not hasattr(smalti, "unload")

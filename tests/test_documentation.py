@@ -89,7 +89,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())
     every = {"train_tokenizer": tiny.train_tokenizer, "pretrain": tiny.pretrain, "finetune": tiny.finetune}
-    monkeypatch.setattr(cli, "_load_file", lambda path, function: every)
+    monkeypatch.setattr("smalti.find_recipe._load_file", lambda path, function: every)
 
 
 def has_targets(words: list[str], makefile: str) -> bool:

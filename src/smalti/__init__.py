@@ -126,6 +126,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
+    if name in __all__ and name != "SmaltiError":
+        import_module("smalti.core.versions").require_system()
     if name in _VERBS:
         found = import_module(f"smalti.runs.{name}").main
     elif name in _WHERE:

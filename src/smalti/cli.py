@@ -5,7 +5,6 @@ torch is imported by the runs, so nothing here imports them before a verb is cho
 
 import dataclasses
 import importlib
-import importlib.util
 import os
 import shlex
 import sys
@@ -30,7 +29,7 @@ from smalti.core.errors import (
 )
 from smalti.core.log import Log, print_json, printable
 from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
-from smalti.core.versions import outdated
+from smalti.core.versions import installed, outdated, require_system
 from smalti.distributed.signals import TerminatedError, terminating
 from smalti.find_recipe import OWN_FILE, load_recipe, recipe_names, recipes_for
 from smalti.flags import (
@@ -52,7 +51,7 @@ Result: TypeAlias = dict[str, Any]
 
 USAGE = f"""smalti {__version__}: BEiT from scratch, on anyone's images
 
-usage: smalti VERB [...] [--json] [--debug]
+usage: smalti VERB [...] [--json] [--debug]; smalti --version [--verbose], for bug reports
 
   demo [--data DATA] [--budget 10m]                       both stages and the measurements, on the embedded images
   check DATA                                              counts, sizes, unreadable files, copies, mean and deviation
@@ -144,15 +143,12 @@ def _dispatch(arguments: list[str]) -> Result | None:
         print(USAGE.format(recipes=", ".join(recipe_names())), end="")
         return None
     if arguments[0] == "--version":
-        print(__version__)
-        return None
+        return _version(verbose="--verbose" in arguments)
     if arguments[0] in ("completion", "--complete"):
         print(completion(arguments[1:]) if arguments[0] == "completion" else candidates(arguments[1:], _pages))
         return None
     verb, rest = arguments[0], arguments[1:]
-    if importlib.util.find_spec("fcntl") is None:
-        cause = "this system has no fcntl, which locks run folders"
-        raise UsageError("smalti runs on Linux and macOS", cause=cause, fix="on Windows use WSL")
+    require_system()
     for line in outdated():
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
@@ -175,6 +171,20 @@ def _dispatch(arguments: list[str]) -> Result | None:
     except UnknownFlagError as error:
         owners = _owners(error.flag, verb)
         raise UsageError(error.what, cause=error.hint if owners else "", fix=owners or error.fix) from None
+
+
+def _version(verbose: bool) -> Result | None:
+    """Print the version; `verbose` also all that a bug report needs."""
+    if not verbose:
+        print(__version__)
+        return None
+    require_system()
+    from smalti.core.compute import about_compute
+
+    about = installed() | about_compute()
+    for name, value in about.items():
+        print(f"{name}: {value}")
+    return about
 
 
 def _pages() -> dict[str, Page]:

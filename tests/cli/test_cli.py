@@ -84,6 +84,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+def test_the_version_with_what_a_bug_report_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smalti.core.compute._gflops", lambda kind: 100.0)
+    about = json_of(["--version", "--verbose"], capsys)
+    assert {"smalti", "torch", "numpy", "python", "platform", "compute", "threads", "GPUs"} <= set(about)
+    assert "cpu in fp32" in about["compute"]
+    assert main(["--version", "--verbose"]) == 0
+    assert f"\ntorch: {about['torch']}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_system_without_fcntl_is_refused_in_one_line(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -119,7 +130,7 @@ def test_every_verb_has_help(verb: str, flag: str, capsys: pytest.CaptureFixture
 
 
 def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretrain", "nano", "--help"]) == 0
+    assert main(["pretrain", "nano", "--help", "all"]) == 0
     assert "(default: 28 28)" in capsys.readouterr().out
 
 

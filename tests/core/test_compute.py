@@ -27,6 +27,28 @@ def test_auto_takes_bf16_where_it_is_one_and_a_half_times_as_fast(
     assert ("no fast bf16 units" in chosen.describe()) == (dtype == torch.float32)
 
 
+def test_a_mac_computes_on_its_gpu_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    chosen = choose_compute()
+    assert (chosen.device_kind, chosen.precision) == ("mps", "fp32")
+
+
+def test_on_macos_memory_is_counted_in_bytes_and_no_glibc_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kilobytes = compute.peak_memory()
+    monkeypatch.setattr(compute.sys, "platform", "darwin")
+    assert compute.peak_memory() <= kilobytes / 1000
+    assert not compute.keep_freed_memory()
+
+
+def test_what_is_chosen_here_is_told_for_a_bug_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_gflops", lambda kind: 100.0)
+    about = compute.about_compute()
+    assert about["compute"] == choose_compute().describe()
+    assert about["threads"].startswith(f"{torch.get_num_threads()} of ")
+    assert all(about.values())
+
+
 def test_work_that_the_clock_books_late_is_not_taken_for_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product of 2 ms, on a clock that moves by 4 ms: now and then a product seems to take no time."""
     readings = itertools.count()

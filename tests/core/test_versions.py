@@ -6,6 +6,7 @@ import pytest
 
 from smalti.cli import main
 from smalti.core import versions
+from smalti.core.versions import installed as all_installed
 from smalti.core.versions import outdated
 
 
@@ -52,3 +53,16 @@ def test_the_bounds_are_those_of_the_project() -> None:
 
 def test_from_its_sources_alone_nothing_is_known() -> None:
     assert outdated("a package that nobody has") == []
+
+
+def test_a_bug_report_has_all_versions_that_are_there(installed: dict[str, str]) -> None:
+    installed["timm"] = "1.0.20"
+    about = all_installed()
+    assert {name: about[name] for name in ("torch", "numpy", "timm")} == {
+        "torch": "2.14.1+cpu",
+        "numpy": "2.0",
+        "timm": "1.0.20",
+    }
+    assert "missing" not in about
+    assert about["python"].startswith("3.")
+    assert about["platform"]

@@ -107,6 +107,17 @@ def test_workers_render_what_one_process_renders(
     assert said == []
 
 
+@pytest.mark.slow
+def test_where_forking_is_not_safe_as_on_macos_workers_are_spawned(
+    workers: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new interpreter, which imports what it needs: a few seconds."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    job = Noise(trouble={3: "bad"})
+    spawned = workers(job, 1)
+    assert_same(spawned(task(1, 2, 3)), Inline(job)(task(1, 2, 3)))
+
+
 def test_a_row_shows_its_image_with_its_key() -> None:
     rendered = Inline(Noise())(Task(np.array([5, 6]), np.array([7, 2**64 - 1], np.uint64)))
     expected = [np.empty((3, 4, 5), np.uint8), np.empty(7, np.uint8)]

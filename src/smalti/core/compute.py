@@ -5,6 +5,7 @@ On a CPU the faster number format is found by timing both.
 
 import ctypes
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -91,6 +92,19 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     fp32, bf16 = _gflops(torch.float32), _gflops(torch.bfloat16)
     dtype = torch.bfloat16 if bf16 > _WORTH_IT * fp32 else torch.float32
     return Compute(chosen, dtype, (("fp32", fp32), ("bf16", bf16)))
+
+
+def about_compute() -> dict[str, str]:
+    """What `auto` chooses on this machine and from what, for a bug report."""
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "compute": choose_compute().describe(),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "GPUs": ", ".join(gpus) or "none that torch can use",
+        "CUDA of torch": torch.version.cuda or "none",
+        "C++ compiler": "yes" if has_compiler() else "none, so nothing is compiled on a CPU",
+    }
 
 
 def _choose_device(name: Device) -> torch.device:

@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from smalti.core.errors import UsageError
@@ -108,7 +107,7 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     require(isinstance(value, dict), f"{where} is {value!r}, expected the fields of {cls.__name__}")
     kind = value.get("kind", cls.__name__)
     require(kind == cls.__name__, f"{where} is a {kind}, expected a {cls.__name__}")
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)
     names = [f.name for f in fields]
     given = {name: item for name, item in value.items() if name != "kind"}
@@ -120,14 +119,9 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
 
 
-@cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:
     """The configurations that a field may hold, by name: `soft-tokens` for SoftTokens."""
-    annotation = _hints(cls)[field_name]
+    annotation = typing.get_type_hints(cls)[field_name]
     choices = [c for c in typing.get_args(annotation) or (annotation,) if dataclasses.is_dataclass(c)]
     return {kind_name(c): c for c in choices if isinstance(c, type)}
 
@@ -188,6 +182,7 @@ def leaves(config: Any, prefix: str = "", papers: Mapping[str, str] | None = Non
         papers: references in place of those of the fields (`part`).
     """
     cls = config if isinstance(config, type) else type(config)
+    annotations = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         value = getattr(config, f.name, dataclasses.MISSING)
         if dataclasses.is_dataclass(value):
@@ -200,4 +195,4 @@ def leaves(config: Any, prefix: str = "", papers: Mapping[str, str] | None = Non
             default = None if f.default is dataclasses.MISSING else f.default
             unit, paper, resume = (f.metadata.get(key, none) for key, none in _METADATA.items())
             paper = paper if papers is None else papers.get(f.name, "")
-            yield Field(prefix + f.name, value, unit, paper, default, resume, _hints(cls)[f.name])
+            yield Field(prefix + f.name, value, unit, paper, default, resume, annotations[f.name])

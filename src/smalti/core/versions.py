@@ -1,11 +1,20 @@
-"""Versions of what is installed: what a run was computed with, and what is older than this package requires.
-
-Some older versions have known vulnerabilities.
+"""Versions of what is installed: too old, some of which have known vulnerabilities; what a run was computed with; all of
+them for a bug report. And the systems that the package runs on.
 """
 
+import importlib.util
 import platform
 import re
 from importlib import metadata
+
+from smalti.core.errors import UsageError
+
+
+def require_system() -> None:
+    """Raise a UsageError on a system without POSIX locks, as Windows is."""
+    if importlib.util.find_spec("fcntl") is None:
+        cause = "this system has no fcntl, which locks run folders"
+        raise UsageError("smalti runs on Linux and macOS", cause=cause, fix="on Windows use WSL")
 
 
 def outdated(package: str = "smalti") -> list[str]:
@@ -21,6 +30,17 @@ def outdated(package: str = "smalti") -> list[str]:
 def environment() -> dict[str, str]:
     """What this process computes with, for config.json."""
     return {"python": platform.python_version(), "torch": _version("torch"), "machine": platform.machine()}
+
+
+def installed(package: str = "smalti") -> dict[str, str]:
+    """The versions of Python, the system, `package`, and of all that it needs or can use and that is there."""
+    needed = [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in _requirements(package)]
+    there = {name: _version(name) for name in (package, *needed)}
+    python = f"{platform.python_version()} ({platform.python_implementation()})"
+    return {name: version for name, version in there.items() if version} | {
+        "python": python,
+        "platform": platform.platform(),
+    }
 
 
 def _requirements(package: str) -> list[str]:
