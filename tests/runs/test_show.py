@@ -18,6 +18,8 @@ from smalti.report.heat_maps import component_colours, heat_map
 from smalti.report.pictures import to_pixels
 from smalti.runs import evaluate, report, show
 from smalti.runs.evaluate import Evaluate, describe_tokenizer
+from smalti.runs.export import Export
+from smalti.runs.export import main as export
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_inpainter
 from smalti.runs.report import Report
@@ -140,6 +142,16 @@ def test_all_columns_with_either_decoder(model: str, runs: Path, tmp_path: Path)
     first = (tmp_path / "page.html").read_bytes()
     show.main(shown)
     assert (tmp_path / "page.html").read_bytes() == first
+
+
+def test_a_backbone_alone_has_attention_and_features(runs: Path, tmp_path: Path) -> None:
+    export(Export(str(runs / "beit"), "bundle", str(tmp_path / "bundle"), "backbone", None))
+    seen = see(of(tmp_path / "bundle", runs / "photos", out=tmp_path / "x.png", attention=(2,), pca=True))
+    assert list(seen.columns) == ["original", "attention, block 2", "PCA"]
+    whole = see(of(runs / "beit", runs / "photos", out=tmp_path / "x.png", attention=(2,), pca=True)).columns
+    assert all((pictures == whole[name]).all() for name, pictures in seen.columns.items())
+    with pytest.raises(UsageError, match="is a backbone alone; without the head nothing is predicted from it"):
+        see(of(tmp_path / "bundle", runs / "photos", out=tmp_path / "x.png"))
 
 
 def test_maps_are_of_whole_images_as_the_network_computes_them(runs: Path) -> None:

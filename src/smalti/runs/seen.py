@@ -36,7 +36,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_finetuned, load_inpainter
-from smalti.runs.network import pretrained_layer
+from smalti.runs.network import network_of, pretrained_layer
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.tokenizers import input_of, load_tokenizer
@@ -151,7 +151,13 @@ def _require_no_predictions(config: Show) -> None:
 
 def _look_completed(config: Show, compute: Compute) -> Seen:
     """Original | masked | tokenizer | predicted | entropy; of predicted pixels without tokenizer and entropy."""
-    run, inpainter = read_config(config.model, Pretrain), load_inpainter(config.model, compute)
+    run = read_config(config.model, Pretrain)
+    try:
+        inpainter = load_inpainter(config.model, compute)
+    except UsageError:  # it is a backbone alone, or came without its tokenizer
+        if not config.wanted:
+            raise
+        return _look_inside(config, run.data, compute)
     backbone = inpainter.model.backbone
     pixels, *about = _read_images(config, run.data)
     batch = inpainter.batch(pixels, _mask(config, backbone.config.grid, isinstance(run.decoder, Linear)))
@@ -159,6 +165,16 @@ def _look_completed(config: Show, compute: Compute) -> Seen:
     layer = pretrained_layer(backbone, run.decoder)
     columns, note = config.draw(backbone, batch.image, layer, compute) if config.wanted else ({}, "")
     return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
+
+
+def _look_inside(config: Show, data: Data, compute: Compute) -> Seen:
+    """Original with attention and features, of a network that predicts nothing that could be shown."""
+    _require_no_predictions(config)
+    network = network_of(config.model, compute)
+    pixels, *about = _read_images(config, data)
+    images = network.preprocess(pixels)
+    columns, note = config.draw(network.backbone, images, network.layer, compute)
+    return Seen({"original": to_pixels(images)} | columns, _captions(*about), note)
 
 
 def _predicted(config: Show, inpainter: Inpainter, batch: Batch, captions: list[str]) -> Seen:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -188,8 +188,8 @@ class Predictor(Inpainter):
     def _batch(self, pixels: Picture, masked: Sequence[int]) -> Batch:
         """One image with this mask."""
         rows, columns = self.model.backbone.config.grid
-        mask: Bool[np.ndarray, N] = np.isin(np.arange(rows * columns), masked)
-        return self.batch(torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))[None], mask)
+        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
+        return self.batch(image[None], np.isin(np.arange(rows * columns), masked))
 
     @staticmethod
     def _by_patch(values: Tensor, masked: Sequence[int], length: int) -> list[float | None]:
