@@ -76,5 +76,14 @@ def test_e08_ranks_learn_what_one_learns(kind: str, world: int, photos: Path, to
     assert_same_losses(one, trained(world, command, photos, tmp_path / "many"))
 
 
+@pytest.mark.slow
+def test_rounds_are_the_same_for_two_ranks(photos: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """But for a token whose two nearest centres are equally far, and rounding."""
+    command = [*mim("tokens", tokenizer), "--rounds", "2"]
+    one, many = (metrics(trained(world, command, photos, tmp_path / f"{world}", 8)) for world in (1, 2))
+    assert [line["loss"] for line in many] == pytest.approx([line["loss"] for line in one], rel=0.02)
+    assert len(one) == 4
+
+
 def mim(kind: str, tokenizer: Path) -> list[str]:
     return ["pretrain", "tiny", *PRETRAIN_FLAGS, *TARGETS[kind], "--tokenizer", str(tokenizer), "--accept-tokenizer"]

@@ -64,6 +64,15 @@ def test_a_first_round_may_predict_pixels(runs: Path, tmp_path: Path) -> None:
     assert result(tmp_path / "run" / "rounds" / "1")["pixel_loss"] > 0
 
 
+def test_rounds_may_go_on_from_the_weights_of_the_round_before(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert pretrain(runs / "photos", runs / "tokenizer", run, 2, *ROUNDS, "--rounds-go-on") == 0
+    assert read_config(str(run), Pretrain).init_from == f"{run}/rounds/1"
+    assert f"from {run}/rounds/1: " in capsys.readouterr().err
+
+
 def test_one_report_shows_all_rounds(whole: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert main(["report", str(whole), "--out", str(page)]) == 0

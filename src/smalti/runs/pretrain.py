@@ -80,9 +80,8 @@ class Pretrain(BackboneRun):
     )
     token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
     online: Online = Online()
-    rounds: int = setting(
-        1, "the steps in so many runs, each of a new network; tokens are clusters of the features of the one before"
-    )
+    rounds: int = setting(1, "the steps in so many runs; each predicts clusters of the features of the one before")
+    rounds_go_on: bool = setting(False, "each round starts from the weights of the one before; else from new ones")
     reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
     parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
 
@@ -196,7 +195,7 @@ def _last_round(config: Pretrain, session: Session, images: InMemoryData | None)
         )
         tokens = _begun(tokens)
         _complete(train_tokenizer.main, tokens, session, images)
-        tokenizer, init_from = tokens.out, ""
+        tokenizer, init_from = tokens.out, first.out if config.rounds_go_on else ""
         target = target if isinstance(target, Tokens) else Tokens()
         config = replace(config, freeze_backbone_steps=0)
     session.log.say(f"round {config.rounds} of {config.rounds}: {config.out}")

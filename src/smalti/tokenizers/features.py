@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError, UsageError
 from smalti.functional.codebook import greatest, kmeans, vocabulary_for
-from smalti.functional.patches import constant_patches, patchify, unpatchify
+from smalti.functional.patches import constant_patches, patchify
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range, first_blocks
 from smalti.tokenizers.image_tokenizer import MAX_VOCAB, ImageTokenizer
 from smalti.tokenizers.trunk import float32
@@ -214,4 +214,4 @@ class KMeansFeatureTokenizer(ImageTokenizer):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""
-        return unpatchify(F.embedding(ids.flatten(1), self.painted), self.stride, (ids.shape[1], ids.shape[2]))
+        return F.pixel_shuffle(F.embedding(ids, self.painted).permute(0, 3, 1, 2), self.stride)
