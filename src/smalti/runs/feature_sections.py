@@ -32,7 +32,8 @@ def feature_sections(
         return []
     views = InMemoryViewSource(some, TwoViews(WholeImage(), config.img_size))
     order, index = Sampler(len(some), len(some), seed=0), np.arange(len(some))
-    shown = InMemoryDataset(views(order.rows(index, np.zeros_like(index))).image, some.labels, some.classes)
+    resized = torch.from_numpy(to_pixels(views(order.rows(index, np.zeros_like(index))).image)).permute(0, 3, 1, 2)
+    shown = InMemoryDataset(resized, some.labels, some.classes)
     space = feature_space(backbone, shown, compute)
     return [_neighbours(space, some), _map(space, some)]
 
