@@ -24,11 +24,12 @@ from smalti.evaluation.supervised import predict
 from smalti.functional.metrics import VOID
 from smalti.report.page import Section
 from smalti.report.pictures import label_colours, png, scale_of, sheet, tile_row, to_pixels, token_colours
+from smalti.runs.completions import Columns
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.models import load_finetuned
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.sections import Columns, filled_in, write_page
+from smalti.runs.sections import filled_in, write_page
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.tokenizers import input_of, load_tokenizer
 
