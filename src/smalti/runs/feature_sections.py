@@ -1,5 +1,7 @@
 """Report sections of the features of held-out images: the nearest of some, what is mistaken for what, and a map."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -16,8 +18,8 @@ from smalti.report.charts import PALETTE
 from smalti.report.page import Section, table
 from smalti.report.pictures import scale_of, tile_map, tile_row, to_pixels
 
-_IMAGES = 1000
-"""Held-out images that are looked at, at most."""
+_IMAGES, _PATCHES, _FEWEST = 1000, 60_000, 100
+"""Held-out images that are looked at, at most; how many patches they may have together; but not fewer images than that."""
 _QUERIES, _NEIGHBOURS, _PAIRS = 6, 6, 8
 _ROWS, _COLUMNS, _CELL = 18, 30, 32
 """Cells of the map, and their side in pixels."""
@@ -27,7 +29,8 @@ def feature_sections(
     backbone: VisionTransformer, config: ViT, held_out: InMemoryDataset, compute: Compute
 ) -> list[Section]:
     """What a frozen backbone finds alike among held-out images; none where there are fewer than three."""
-    some = held_out.select(spread_over_classes(held_out.labels, _IMAGES))
+    affordable = max(_FEWEST, _PATCHES // math.prod(config.grid))
+    some = held_out.select(spread_over_classes(held_out.labels, min(_IMAGES, affordable)))
     if len(some) < 3:
         return []
     views = InMemoryViewSource(some, TwoViews(WholeImage(), config.img_size))
