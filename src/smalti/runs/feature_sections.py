@@ -19,7 +19,7 @@ from smalti.report.page import Section, table
 from smalti.report.pictures import scale_of, tile_map, tile_row, to_pixels
 
 _IMAGES, _PATCHES, _FEWEST = 1000, 60_000, 100
-"""Held-out images that are looked at, at most; patches that they may have together; but not fewer images than the last."""
+"""Held-out images at most; patches that they may have together, at most; but so many images at least."""
 _QUERIES, _NEIGHBOURS, _PAIRS = 6, 6, 8
 _ROWS, _COLUMNS, _CELL = 18, 30, 32
 """Cells of the map, and their side in pixels."""
