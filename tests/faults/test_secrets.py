@@ -19,7 +19,7 @@ from smalti.core.contracts import Batch
 from smalti.core.log import Log, printable
 from smalti.recipes import nano
 from smalti.runs.folder import create, writing
-from smalti.runs.session import TrainingHooks
+from smalti.runs.hooks import TrainingHooks
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.nonfinite import NotFiniteError, Numbers

@@ -12,9 +12,10 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.evaluation.features import extract
+from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
 
+_POOLINGS: tuple[Pooling, ...] = ("mean",)
 _UNLABELLED_DEPTH = 2 / 3
 """Of masked image models, blocks about so deep are the best ones for most data; used where labels cannot tell."""
 
@@ -35,7 +36,7 @@ class FeatureSpace(NamedTuple):
 
 def feature_space(backbone: Backbone, images: InMemoryDataset, compute: Compute) -> FeatureSpace:
     """Mean features of the block that knows labels best, or of one at two thirds of the depth without labels."""
-    layers = extract(backbone, images, compute, poolings=("mean",))
+    layers = extract(backbone, images, compute, poolings=_POOLINGS)
     several = len(images.labels.unique()) > 1 and bool((images.labels >= 0).all())
     scores = {at: leave_one_out_accuracy(x, images.labels) for at, x in layers.items()} if several else {}
     deep = list(layers)[round(_UNLABELLED_DEPTH * len(layers)) - 1]
@@ -88,4 +89,4 @@ def mistaken(predicted: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> list[tupl
     wrong = predicted != labels
     pairs, counts = torch.stack([labels[wrong], predicted[wrong]], 1).unique(dim=0, return_counts=True)
     found = [(*pair, count) for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)]
-    return sorted(found, key=lambda one: (-one[2], one[:2]))  # type: ignore[return-value]
+    return sorted(found, key=lambda one: (-one[2], one[:2]))

@@ -46,7 +46,8 @@ function made(figure) {
     padding: [8, 12, 0, 0],
     legend: { show: false },
     cursor: {
-      drag: { x: true, y: false, dist: 4 }, points: { size: 7 }, y: false,
+      drag: { x: true, y: false, dist: 4 }, y: false,
+      points: { size: (_, series) => lines[series - 1]?.key ? 7 : 0 },
       dataIdx: (self, series, index) => series === 0 ? index : nearest(self.data[series], index),
       sync: xlabel === "step" ? { key: "step", setSeries: false } : undefined,
     },

@@ -1,5 +1,7 @@
 """Report sections of the features of held-out images: the nearest of some, what is mistaken for what, and a map."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -16,8 +18,8 @@ from smalti.report.charts import PALETTE
 from smalti.report.page import Section, table
 from smalti.report.pictures import scale_of, tile_map, tile_row, to_pixels
 
-_IMAGES = 1000
-"""Held-out images that are looked at, at most."""
+_IMAGES, _PATCHES, _FEWEST = 1000, 60_000, 100
+"""Held-out images at most; patches that they may have together, at most; but so many images at least."""
 _QUERIES, _NEIGHBOURS, _PAIRS = 6, 6, 8
 _ROWS, _COLUMNS, _CELL = 18, 30, 32
 """Cells of the map, and their side in pixels."""
@@ -27,12 +29,14 @@ def feature_sections(
     backbone: VisionTransformer, config: ViT, held_out: InMemoryDataset, compute: Compute
 ) -> list[Section]:
     """What a frozen backbone finds alike among held-out images; none where there are fewer than three."""
-    some = held_out.select(spread_over_classes(held_out.labels, _IMAGES))
+    affordable = max(_FEWEST, _PATCHES // math.prod(config.grid))
+    some = held_out.select(spread_over_classes(held_out.labels, min(_IMAGES, affordable)))
     if len(some) < 3:
         return []
     views = InMemoryViewSource(some, TwoViews(WholeImage(), config.img_size))
     order, index = Sampler(len(some), len(some), seed=0), np.arange(len(some))
-    shown = InMemoryDataset(views(order.rows(index, np.zeros_like(index))).image, some.labels, some.classes)
+    resized = torch.from_numpy(to_pixels(views(order.rows(index, np.zeros_like(index))).image)).permute(0, 3, 1, 2)
+    shown = InMemoryDataset(resized, some.labels, some.classes)
     space = feature_space(backbone, shown, compute)
     return [_neighbours(space, some), _map(space, some)]
 
