@@ -1,5 +1,6 @@
-"""Versions of what is installed: too old, some of which have known vulnerabilities; what a run was computed with; all of
-them for a bug report. And the systems that the package runs on.
+"""What is installed: packages that are too old, all of them for a bug report, and what a run was computed with.
+
+Some older versions have known vulnerabilities. Systems that the package runs on.
 """
 
 import importlib.util
