@@ -157,7 +157,7 @@ def page_of(cls: type[Any], default: Any, command: str, beside: tuple[Flag, ...]
     arguments = [Flag(f.name.upper(), "..." if f.name in several else "", said[f.name]) for f in needed]
     start = cls if default is None else default
     short = dataclasses.is_dataclass(getattr(cls, "data", None))
-    fields = [_flag(field, short) for field in leaves(start)]
+    fields = [_flag(field, short) for field in leaves(start) if not _is_derived(field)]
     parts = {f.name: getattr(start, f.name) for f in dataclasses.fields(cls) if f not in needed}
     return Page(
         " ".join([command, *(f"{flag.name}{flag.values}" for flag in arguments)]),
@@ -171,6 +171,11 @@ def about(run: types.ModuleType) -> str:
     """What a verb does, by the docstring of its module."""
     text = re.sub(r"^`[^`]*`: ", "", _first(run))
     return text[0].upper() + text[1:]
+
+
+def _is_derived(field: Field) -> bool:
+    """Whether it is a part that is not known yet, and set by what it is derived from."""
+    return field.value is None and any(map(dataclasses.is_dataclass, typing.get_args(field.annotation)))
 
 
 def _flag(field: Field, short: bool) -> Flag:
