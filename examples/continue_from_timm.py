@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     given.out.mkdir(parents=True)
-    theirs = timm.create_model(given.model, pretrained=not given.drawn)
+    theirs = timm.create_model(given.model, pretrained=not given.drawn, num_classes=0)  # without its head
     save_model(theirs, str(given.out / "timm.safetensors"))
     heads = theirs.blocks[0].attn.num_heads
     imported = smalti.ImportModel((str(given.out / "timm.safetensors"),), str(given.out / "start"), num_heads=heads)

@@ -16,7 +16,7 @@ import smalti
 from smalti.cli import main
 from smalti.recipes import tiny
 from tests.small_runs import PRETRAIN_FLAGS, TOKENIZER_FLAGS, flat_pictures, picture, pictures, result
-from tests.test_documentation import blocks_of
+from tests.test_documentation import blocks_of, commands_of
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -134,6 +134,32 @@ def test_every_example_is_short_and_in_the_index() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 80, path
         assert f"({path.name})" in index, path
+
+
+SMALL = {"train-tokenizer": [*TOKENIZER_FLAGS, "--plan.steps", "2"], "pretrain": [*PRETRAIN_FLAGS, "--plan.steps", "2"]}
+SMALL["pretrain"].append("--accept-tokenizer")
+SMALL["evaluate"] = ["--draws", "2", "--no-baselines"]
+
+
+@pytest.mark.docs
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its commands in order, with a tiny network; `plan`, which tries recipes as they are, has tests of its own."""
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "photos")
+    (tmp_path / "photos" / "across").rename(tmp_path / "photos" / "Kiwi")
+    picture(1, across=True).save("photos/Kiwi/Kiwi_001.jpg")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    blocks = list(blocks_of((ROOT / "docs" / "tutorial.md").read_text()))
+    commands = [words[1:] for block in blocks if block.language == "bash" for words in commands_of(block)]
+    for verb, *rest in commands:
+        if verb not in ("install", "plan") and (verb != "export" or find_spec("timm")):
+            assert main([verb, *rest, *SMALL.get(verb, [])]) == 0, (verb, *rest)
+    for name in ("tokens.html", "tokens.png", "predicted.png"):
+        assert Path(name).is_file()
+    capsys.readouterr()
+    if find_spec("timm"):
+        exec(next(block.code for block in blocks if block.language == "python"), {})
+        assert capsys.readouterr().out == "torch.Size([1, 16]) torch.Size([1, 17, 16])\n"
 
 
 def python_of(page: str) -> Iterator[str]:
