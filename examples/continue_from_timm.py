@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tokenizer=given.tokenizer,
         init_from=imported.out,
         freeze_backbone_steps=given.steps // 10,  # until the new decoder knows something
-        plan=replace(start.plan, steps=given.steps, batch_size=32),
+        plan=replace(start.plan, steps=given.steps, batch_size=32, repeat=True),
         out=str(given.out / "run"),
     )
     result = smalti.pretrain(config)
