@@ -1,6 +1,8 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
-# make test   lint, types, all tests that are not marked slow
+# make test   lint, types, all tests that are not marked slow, on two cores; the slowest 25 are named
 # make docs-check   figures of the documentation against the recorded results beside them
+# make docs   the documentation site, in site/; it needs no network once it is built
+# make coverage     the same tests, and which lines they run; it fails below the floor in pyproject.toml
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make wheel  wheel and sdist in dist/, and the demo with the wheel in an environment that had nothing
 # make parity the same weights in our networks, in those of timm and transformers, and in ONNX; it installs these
@@ -13,22 +15,37 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test slow docs-check parity lock audit sbom wheel clean
+.PHONY: demo test lint types unit slow docs-check docs coverage parity lock audit sbom wheel clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 
-test: .venv/installed-dev
+test: lint types unit
+
+lint: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+
+types: .venv/installed-dev
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadscope
+
+unit: .venv/installed-dev
+	$(BIN)/pytest -n 2 --dist loadscope --durations 25
 
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
 
 docs-check: .venv/installed-dev
 	$(BIN)/pytest -m docs
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+coverage: .venv/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadscope
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 parity: .venv/installed-interop
 	$(BIN)/pytest tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py tests/evaluation/test_neighbours.py
@@ -43,6 +60,10 @@ parity: .venv/installed-interop
 
 .venv/installed-interop: .venv/installed-dev
 	@sh scripts/install.sh $(PYTHON) $(TORCH) '.[dev,interop]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	@sh scripts/install.sh $(PYTHON) $(TORCH) '.[docs]'
 	@touch $@
 
 lock: .venv/installed-dev  # the exact versions that were tested; pip install --require-hashes -r requirements.lock
@@ -65,4 +86,4 @@ wheel:
 	$(PYTHON) scripts/check_wheel.py dist --pip '$(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)'
 
 clean:
-	rm -rf .venv .venv-audit .venv-build dist sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-build dist sbom.json site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from smalti import cli
 from smalti.recipes import tiny
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 FENCE = r"^(?P<indent> *(?:[-*+] +|\d+\. +)?)(?P<fence>```+|~~~+) *(?P<language>\w+)[^\n]*\n"
 BLOCK = re.compile(FENCE + r"(?P<code>.*?)^ *(?P=fence)", re.MULTILINE | re.DOTALL)
 SHELL = {"bash", "sh", "shell", "console", "zsh"}
@@ -88,6 +88,7 @@ def only_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(importlib.import_module(f"smalti.runs.{verb}"), "main", lambda config, **_: {})
     monkeypatch.setattr("smalti.runs.folder.read_config", lambda run, cls: cls())
+    monkeypatch.setattr("smalti.runs.folder.copy_run", lambda run, out: None)
     every = {"train_tokenizer": tiny.train_tokenizer, "pretrain": tiny.pretrain, "finetune": tiny.finetune}
     monkeypatch.setattr("smalti.find_recipe._load_file", lambda path, function: every)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import smalti
 from smalti.cli import main
 from smalti.recipes import tiny
-from tests.small_runs import flat_pictures, picture, pictures, result
-from tests.test_documentation import blocks_of, imports_of, resolves
+from tests.small_runs import PRETRAIN_FLAGS, TOKENIZER_FLAGS, flat_pictures, picture, pictures, result
+from tests.test_documentation import blocks_of, commands_of, imports_of, resolves
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -97,6 +99,100 @@ def test_the_tour_runs_from_its_first_cell_to_the_last(tmp_path: Path) -> None:
     ]
     assert sum('src="data:image/png;base64,' in html for html in shown) == 3, "as tokens, completed, inside"
     assert sum("<table>" in html for html in shown) == 5, "three results, a tokenizer and a network"
+
+
+def run_example(name: str, *arguments: object) -> dict[str, Any]:
+    """Run an example in its small form, and return what it defines."""
+    example = runpy.run_path(str(EXAMPLES / name))
+    example["main"]([str(argument) for argument in arguments])
+    return example
+
+
+def test_few_labels(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (runs / "beit", runs / "photos", "--labels", 1, "--steps", 1)
+    run_example("few_labels.py", *given, "--out", tmp_path / "few")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("   1 a class: pretrained ")
+    assert (
+        result(tmp_path / "few" / "drawn-1")["train_images"]
+        == result(tmp_path / "few" / "pretrained-1")["train_images"]
+    )
+
+
+def test_segmentation(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (runs / "beit", runs / "scenery", "--void", 11, "--predict", runs / "photos", "--steps", 1)
+    run_example("segmentation.py", *given, "--out", tmp_path / "run")
+    assert "test images: mean IoU " in capsys.readouterr().out
+    assert len(list((tmp_path / "run" / "masks.masks").rglob("*.png"))) == 32
+
+
+def test_a_tokenizer_from_outside(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "backbone.safetensors"
+    example = run_example("own_tokenizer.py", runs / "photos", "--steps", 1, "--out", out)
+    assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= load_file(out).keys()
+    tokenizer = example["MeanColourTokenizer"](example["MeanColour"](levels=4))
+    ids = torch.arange(64).view(1, 8, 8)  # every colour
+    assert torch.equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+
+
+def test_a_recipe_from_outside(runs: Path, tmp_path: Path) -> None:
+    recipe = str(EXAMPLES / "own_recipe.py")
+    for stage in ("train_tokenizer", "pretrain"):
+        assert main(["explain", f"{recipe}:{stage}"]) == 0
+    one = ["--data", str(runs / "photos"), "--plan.steps", "1"]
+    small = [*TOKENIZER_FLAGS, *one, "--out", str(tmp_path / "vq")]
+    assert main(["train-tokenizer", f"{recipe}:train_tokenizer", *small]) == 0
+    given = [*PRETRAIN_FLAGS, *one, "--tokenizer", str(tmp_path / "vq"), "--accept-tokenizer"]
+    assert main(["pretrain", f"{recipe}:pretrain", *given, "--out", str(tmp_path / "beit")]) == 0
+
+
+def test_features_with_scikit_learn(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    given = (runs / "beit", runs / "photos", "--groups", 2)
+    run_example("features_with_scikit_learn.py", *given, "--out", tmp_path / "features.npy")
+    printed = capsys.readouterr().out
+    assert "32 images, 32 features, block 2\nlogistic regression: " in printed
+    assert "group 1: " in printed
+
+
+def test_going_on_from_timm(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    given = ("test_vit", runs / "photos", "--tokenizer", runs / "tokenizer", "--steps", 1, "--drawn")
+    run_example("continue_from_timm.py", *given, "--out", tmp_path / "further")
+    assert "nats a masked token; by frequency" in capsys.readouterr().out
+    assert (tmp_path / "further" / "timm" / "config.json").is_file()
+
+
+def test_every_example_is_short_and_in_the_index() -> None:
+    index = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 80, path
+        assert f"({path.name})" in index, path
+
+
+SMALL = {"train-tokenizer": [*TOKENIZER_FLAGS, "--plan.steps", "2"], "pretrain": [*PRETRAIN_FLAGS, "--plan.steps", "2"]}
+SMALL["pretrain"].append("--accept-tokenizer")
+SMALL["evaluate"] = ["--draws", "2", "--no-baselines"]
+
+
+@pytest.mark.docs
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its commands in order, with a tiny network; `plan`, which tries recipes as they are, has tests of its own."""
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "photos")
+    (tmp_path / "photos" / "across").rename(tmp_path / "photos" / "Kiwi")
+    picture(1, across=True).save("photos/Kiwi/Kiwi_001.jpg")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    blocks = list(blocks_of((ROOT / "docs" / "tutorial.md").read_text()))
+    commands = [words[1:] for block in blocks if block.language == "bash" for words in commands_of(block)]
+    for verb, *rest in commands:
+        if verb not in ("install", "plan") and (verb != "export" or find_spec("timm")):
+            assert main([verb, *rest, *SMALL.get(verb, [])]) == 0, (verb, *rest)
+    for name in ("tokens.html", "tokens.png", "predicted.png"):
+        assert Path(name).is_file()
+    capsys.readouterr()
+    if find_spec("timm"):
+        exec(next(block.code for block in blocks if block.language == "python"), {})
+        assert capsys.readouterr().out == "torch.Size([1, 16]) torch.Size([1, 17, 16])\n"
 
 
 def python_of(page: str) -> Iterator[str]:
