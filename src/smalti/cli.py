@@ -321,8 +321,8 @@ def _start(out: str, run: Callable[[], Result]) -> Result:
 
 def _explain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     if (wanted := take_help(arguments)) is not None:
-        flags = f"{', '.join(recipe_names())}, or {OWN_FILE}; it is followed by flags of the verb that runs it"
-        raise HelpAskedError(Page(f"{verb} RECIPE", about(run), (Flag("RECIPE", "", flags), *ALWAYS), {}), wanted)
+        which = f"{', '.join(recipe_names())}, or {OWN_FILE}; it is followed by flags of the verb that runs it"
+        raise HelpAskedError(Page(f"{verb} RECIPE", about(run), (Flag("RECIPE", "", which), *ALWAYS), {}), wanted)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("no recipe given", fix=f"smalti explain RECIPE; there are: {', '.join(recipe_names())}")
     name, flags = arguments[0], arguments[1:]
