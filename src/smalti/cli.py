@@ -152,7 +152,9 @@ def _dispatch(arguments: list[str]) -> Result | None:
     for line in outdated():
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
-        raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
+        raise UsageError(
+            f"unknown verb '{verb}'", fix=did_you_mean(verb, [*VERBS, "completion"]) or "see smalti --help"
+        )
     wanted = take_help(typed := list(arguments))
     if wanted is not None and typed in ([verb], [verb, *typed[1:2]]) and set(typed[1:]) <= set(recipe_names()):
         page = kept_pages(_pages).get(" ".join(typed))
