@@ -7,7 +7,6 @@ import venv
 from pathlib import Path
 
 import pytest
-
 from scripts.check_wheel import demo, missing
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ def test_both_hold_all_files_of_the_package_and_no_others(dist: Path) -> None:
 
 
 def test_the_installed_wheel_runs_the_demo(dist: Path, tmp_path: Path) -> None:
-    """In an environment whose smalti is the wheel; what it needs is that of this one. `make wheel` installs that too."""
+    """Its environment has the wheel, and what it needs from this one. `make wheel` installs that too."""
     venv.create(tmp_path / "environment", with_pip=True)
     (wheel,) = dist.glob("*.whl")
     python = tmp_path / "environment" / "bin" / "python"
