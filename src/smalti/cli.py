@@ -152,7 +152,9 @@ def _dispatch(arguments: list[str]) -> Result | None:
     for line in outdated():
         Log().say(f"warning: {line}; pip install --upgrade smalti")
     if verb not in VERBS:
-        raise UsageError(f"unknown verb '{verb}'", fix=did_you_mean(verb, list(VERBS)) or "see smalti --help")
+        raise UsageError(
+            f"unknown verb '{verb}'", fix=did_you_mean(verb, [*VERBS, "completion"]) or "see smalti --help"
+        )
     wanted = take_help(typed := list(arguments))
     if wanted is not None and typed in ([verb], [verb, *typed[1:2]]) and set(typed[1:]) <= set(recipe_names()):
         page = kept_pages(_pages).get(" ".join(typed))
@@ -321,8 +323,8 @@ def _start(out: str, run: Callable[[], Result]) -> Result:
 
 def _explain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     if (wanted := take_help(arguments)) is not None:
-        names = f"{', '.join(recipe_names())}, or {OWN_FILE}; it is followed by flags of the verb that runs it"
-        raise HelpAskedError(Page(f"{verb} RECIPE", about(run), (Flag("RECIPE", "", names), *ALWAYS), {}), wanted)
+        which = f"{', '.join(recipe_names())}, or {OWN_FILE}; it is followed by flags of the verb that runs it"
+        raise HelpAskedError(Page(f"{verb} RECIPE", about(run), (Flag("RECIPE", "", which), *ALWAYS), {}), wanted)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("no recipe given", fix=f"smalti explain RECIPE; there are: {', '.join(recipe_names())}")
     name, flags = arguments[0], arguments[1:]

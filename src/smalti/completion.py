@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from smalti.core.config import did_you_mean
 from smalti.core.errors import UsageError
-from smalti.help import Flag, Page
+from smalti.help import Flag, Page, take_help
 from smalti.help_cache import kept_pages
 
 _SHELLS = {
@@ -43,11 +43,13 @@ _PLACES = {
 
 
 def completion(arguments: list[str]) -> str:
-    """The script that makes a shell complete the commands of smalti.
+    """The script that makes a shell complete the commands of smalti; on `--help`, where it goes.
 
     Raises:
         UsageError: there is none for the shell.
     """
+    if take_help(list(arguments)) is not None:
+        return "\n".join([f"usage: smalti completion {'|'.join(_SHELLS)}\n", *_PLACES.values()])
     name = arguments[0] if len(arguments) == 1 else ""
     if name not in _SHELLS:
         what = f"no completion for '{' '.join(arguments)}'" if arguments else "no shell given"

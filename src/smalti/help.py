@@ -154,7 +154,7 @@ def page_of(cls: type[Any], default: Any, command: str, beside: tuple[Flag, ...]
     needed = [] if default is not None else [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     said = {} if not needed else dict(_docstrings(cls))
     several = [f.name for f in needed if typing.get_origin(typing.get_type_hints(cls)[f.name]) is tuple]
-    arguments = [Flag(f.name.upper(), "..." if f.name in several else "", said[f.name]) for f in needed]
+    arguments = [Flag(f.name.upper(), "..." if f.name in several else "", said.get(f.name, "")) for f in needed]
     start = cls if default is None else default
     short = dataclasses.is_dataclass(getattr(cls, "data", None))
     fields = [_flag(field, short) for field in leaves(start) if not _is_derived(field)]
@@ -170,7 +170,7 @@ def page_of(cls: type[Any], default: Any, command: str, beside: tuple[Flag, ...]
 def about(run: types.ModuleType) -> str:
     """What a verb does, by the docstring of its module."""
     text = re.sub(r"^`[^`]*`: ", "", _first(run))
-    return text[0].upper() + text[1:]
+    return text[:1].upper() + text[1:]
 
 
 def _is_derived(field: Field) -> bool:
@@ -211,14 +211,18 @@ def _shown(value: Any) -> str:
 
 def _first(documented: Any) -> str:
     """The first sentence of a docstring, or all of its first paragraph where that is a sentence without an end."""
-    paragraph = " ".join(inspect.cleandoc(documented.__doc__).split("\n\n")[0].split())
+    paragraph = " ".join(inspect.cleandoc(documented.__doc__ or "").split("\n\n")[0].split())
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0].rstrip(".")
 
 
 def _docstrings(cls: type[Any]) -> Iterator[tuple[str, str]]:
     """(field, the string below it in the source) of a class and of those it is derived from."""
     for base in reversed(cls.__mro__[:-1]):
-        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
+        try:
+            source = inspect.getsource(base)
+        except OSError:  # installed without sources
+            continue
+        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body
         for field, below in pairwise(body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):

@@ -104,6 +104,13 @@ def test_another_shell_is_refused(arguments: list[str], text: str, capsys: pytes
     assert error_of(["completion", *arguments], 2, capsys) == f"error: {text}"
 
 
+def test_its_help_says_where_each_script_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"smalti completion {shell}" in printed for shell in SHELLS)
+    assert "did you mean 'completion'?" in error_of(["completoin"], 2, capsys)
+
+
 def test_the_command_prints_the_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "zsh"]) == 0
     assert capsys.readouterr().out == completion(["zsh"]) + "\n"
