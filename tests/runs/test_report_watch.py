@@ -16,8 +16,9 @@ RELOADS = '<meta http-equiv="refresh"'
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A folder that looks like a tokenizer run at its beginning."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like a tokenizer run at its beginning; pages may be written one after another."""
+    monkeypatch.setattr(report, "_SHARE", 0)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text('{"smalti": "0.1.0", "config": {"kind": "TrainTokenizer"}}')

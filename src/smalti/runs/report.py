@@ -78,7 +78,7 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
         target: the page; what reloads it is taken out at the end.
         write: writes it, to be loaded again after so many seconds.
     """
-    log, seen, taken = Log(), None, 0.0
+    log, seen, rested = Log(), None, 0.0
     for run in runs:
         require_run(run, fix="see smalti info and smalti evaluate")
         read_kind(run)
@@ -87,7 +87,7 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
         while True:
             going = any(map(_goes_on, runs))
             now = [going, *(_state(run) for run in runs)]
-            if now != seen:
+            if now != seen and (time.monotonic() >= rested or not going):
                 began = time.monotonic()
                 try:
                     write(_RELOAD if going else 0)
@@ -97,10 +97,10 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
                     log.say(f"waiting: {error}")
                 else:
                     seen = now
-                taken = time.monotonic() - began
+                rested = time.monotonic() + _SHARE * (time.monotonic() - began)
             if not going:
                 return
-            time.sleep(max(_LOOK, _SHARE * taken))
+            time.sleep(_LOOK)
     except KeyboardInterrupt:
         if target.exists():
             text = target.read_text(encoding="utf-8")
