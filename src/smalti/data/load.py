@@ -23,9 +23,10 @@ from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source
 from smalti.data.datasets.prepared import prepared_window
 from smalti.data.duplicates import copies
+from smalti.data.formats import channels_remedy, other_channels
 from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
 from smalti.data.splits import put_aside
-from smalti.data.values import AskedWindow, Window, require_window
+from smalti.data.values import AskedWindow, Window, require_channels, require_window
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
@@ -72,7 +73,7 @@ class Data(ReadOptions):
         "a Hugging Face data set, what 'smalti prepare' wrote, or 'embedded'",
         resume="free",
     )
-    channels: int = setting(3, "1 grey, 3 RGB")
+    channels: int = setting(3, "1 grey, 3 RGB, or as many as the images have")
     side: int = setting(64, "pixels")
     held_out: float = setting(0.05, "share of the images never trained on; the embedded ones have their own")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
@@ -90,9 +91,20 @@ class Data(ReadOptions):
         None, "stored values that become black and white: MIN MAX; auto: 99.8 % of them; none: all that the format has"
     )
 
+    show_channels: tuple[int, ...] | None = setting(
+        None, "channels of pictures, from 0: red, green and blue, or one; none: the first three", resume="free"
+    )
+
     def __post_init__(self) -> None:
+        require_channels(self.channels)
         require_window(self.window, self.channels)
-        require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        shown = self.show_channels or (0,)
+        few = f"use one of 0 to {self.channels - 1}, or three of them for red, green and blue"
+        require(
+            len(shown) in (1, 3) and set(shown) <= set(range(self.channels)),
+            f"channels {shown} of {self.channels} in pictures",
+            few,
+        )
         require(self.side >= 4, f"images of {self.side} pixels", "use at least 4")
         require(0 < self.held_out < 1, f"a held-out share of {self.held_out}", "choose one between 0 and 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}", "choose one in [0, 1]")
@@ -204,12 +216,17 @@ class Data(ReadOptions):
         """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
         made = prepared_window(Path(self.path).expanduser()) if self.path else None
         if made is not None and self.window in (None, "auto"):
+            if len(made) not in (2, 2 * self.channels):
+                cause = str(other_channels(len(made) // 2, self.channels))
+                raise DataError(f"cannot read {self.path}", cause=cause, fix=channels_remedy(cause))
             return replace(self, window=made)
         if self.window != "auto":
             return self
         window = measured_window(replace(self, window=None).source(self.path, log), log or Log())
         if log is not None:
-            log.say("values from {} to {} are black and white".format(*(f"{bound:g}" for bound in window[:2])))
+            ranges = [f"{low:g} to {high:g}" for low, high in zip(window[::2], window[1::2], strict=True)]
+            each = " of the channels in turn" if len(ranges) > 1 else ""
+            log.say(f"values from {', '.join(ranges)}{each} are black and white")
         return replace(self, window=window)
 
     def fits(self, count: int) -> bool:

@@ -163,7 +163,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
     result: dict[str, Any] = {f"validation_{name}": value for name, value in validated.scores.items()}
     result |= {f"test_{name}": value for name, value in tested.as_dict().items()}
     if isinstance(task, Segmentation):
-        task.write_page(session.folder.path, model, parts.test, size, session.compute)
+        task.write_page(session.folder.path, model, parts.test, size, session.compute, config.data.show_channels)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
     result["overlap"] = _overlap(config, parts)._asdict()

@@ -18,12 +18,12 @@ from smalti.core.log import printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
-from smalti.data.reading import read_square, square
+from smalti.data.reading import channels_in, read_square, square
 from smalti.data.token_cache import digest
 from smalti.evaluation.feature_files import FeatureFile, open_features, require_described, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
-from smalti.report.pictures import tile_row
+from smalti.report.pictures import false_colours, tile_row
 from smalti.runs.network import network_of
 from smalti.runs.sections import write_page
 
@@ -150,11 +150,14 @@ def _caption(found: dict[str, Any]) -> str:
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
     source = open_source(config.data or _said(features), 3, options=config, part="all")
+    source.channels = channels_in(source)
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
     names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"
     if config.images:
-        columns["image"] = [square(decode(Path(image).expanduser(), 3), _SIDE) for image in config.images]
+        columns["image"] = [
+            false_colours(square(decode(Path(image).expanduser(), source.channels), _SIDE)) for image in config.images
+        ]
         captions = [f"{image}: {caption}" for image, caption in zip(config.images, captions, strict=True)]
         names, note = [str(number) for number in range(1, len(lines[0]) + 1)], "The nearest, best first, of"
     for number, name in enumerate(names):
@@ -178,4 +181,4 @@ def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "
     if not 0 <= position < len(source) or text_of(source.key(position)) != image["key"]:
         cause = f"image {position} is not {image['key']} any more"
         raise DataError("the images have changed since their features were computed", cause=cause, fix="see --data")
-    return read_square(source, position, _SIDE).pixels
+    return false_colours(read_square(source, position, _SIDE).pixels)

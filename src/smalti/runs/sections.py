@@ -53,6 +53,7 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
         for name, points in series.items()
         if points[0]
     )
+    channels = config.data.show_channels
     sections = [
         Section(
             "Stage one: the image tokenizer",
@@ -63,19 +64,26 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
         Section(
             "Images written in visual tokens",
             tile_row(
-                {"original": to_pixels(shown), "decoded": to_pixels(decoded)}, scale=scale_of(shown.shape[-1]), across=3
+                {"original": to_pixels(shown, channels), "decoded": to_pixels(decoded, channels)},
+                scale=scale_of(shown.shape[-1]),
+                across=3,
             ),
             "Held-out images, never trained on. A reconstruction knows one token number for each tile and no more.",
         ),
-        _codebook(tokenizer, held_out.images, compute),
+        _codebook(tokenizer, held_out.images, compute, channels),
     ]
-    return sections if config.data.channels == 1 else [*sections, _photographs(config, tokenizer, compute)]
+    return sections if config.data.channels != 3 else [*sections, _photographs(config, tokenizer, compute)]
 
 
-def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute) -> Section:
+def _codebook(
+    tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None = None
+) -> Section:
     """The most frequent codes with typical patches, and the codes that do not occur."""
     found = survey(tokenizer, held_out, compute)
-    cards = [Card(c.number, c.share, to_pixels(c.prototype[None])[0], to_pixels(c.examples)) for c in found.codes]
+    cards = [
+        Card(c.number, c.share, to_pixels(c.prototype[None], shown)[0], to_pixels(c.examples, shown))
+        for c in found.codes
+    ]
     return Section(
         "The codebook",
         atlas(cards, found.counts.numpy()),
@@ -175,9 +183,16 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
     ]
 
 
-def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int) -> tuple[Columns, str]:
-    """The first images, their masked versions and the network's completions, with a description."""
+def filled_in(
+    run: str, held_out: InMemoryDataset, compute: Compute, count: int, channels: tuple[int, ...] | None = None
+) -> tuple[Columns, str]:
+    """The first images, their masked versions and the network's completions, with a description.
+
+    Args:
+        channels: shown in pictures; None: as of the run.
+    """
     config, model = read_config(run, Pretrain), load_model(run, compute)
+    shown = channels or config.data.show_channels
     named = bool(config.tokenizer) or isinstance(config.target, Pixels)
     require(named, f"what {run} predicts cannot be shown: its weights came without their tokenizer")
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
@@ -186,29 +201,29 @@ def filled_in(run: str, held_out: InMemoryDataset, compute: Compute, count: int)
     patch_size = config.backbone.patch_size
     if tokenizer is not None:
         seen = inpaint(model, tokenizer, tokenized(batch, tokenizer, views.tokenizing(compute)), compute)
-        return completed(seen, patch_size), (
+        return completed(seen, patch_size, shown), (
             "The tokenizer's view is the best that any prediction can give; in the last column the masked tokens are"
             " replaced by the most likely predicted ones and decoded together."
         )
     assert isinstance(config.target, Pixels)
     assert batch.mask is not None
-    original = to_pixels(batch.image)
+    original = to_pixels(batch.image, shown)
     masked = mask_overlay(original, batch.mask.numpy(), patch_size)
-    predicted = to_pixels(paint(model, config.target, batch.to(compute.device), compute))
+    predicted = to_pixels(paint(model, config.target, batch.to(compute.device), compute), shown)
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (
         "In the last column the masked patches are predicted pixels." + (true if config.target.normalise else "")
     )
 
 
-def completed(seen: Inpainting, patch_size: int) -> Columns:
-    """The pictures of a completion, by column heading."""
-    original = to_pixels(seen.original)
+def completed(seen: Inpainting, patch_size: int, shown: tuple[int, ...] | None = None) -> Columns:
+    """The pictures of a completion, by column heading, with `shown` channels."""
+    original = to_pixels(seen.original, shown)
     return {
         "original": original,
         "masked": mask_overlay(original, seen.mask.numpy(), patch_size),
-        "tokenizer": to_pixels(seen.tokenizer),
-        "predicted": to_pixels(seen.predicted),
+        "tokenizer": to_pixels(seen.tokenizer, shown),
+        "predicted": to_pixels(seen.predicted, shown),
     }
 
 

@@ -129,6 +129,9 @@ def load_predictor(run: str, compute: Compute) -> "Predictor":
         fix = "give a run of smalti pretrain; smalti show draws what a tokenizer sees"
         raise UsageError(f"{run} is a {kind} run", cause="masked patches are predicted by a pretrained model", fix=fix)
     config, model = read_config(run, Pretrain), load_model(run, compute)
+    channels = config.data.channels
+    fix = "smalti show draws what it sees"
+    require(channels in (1, 3), f"the page shows grey and RGB images, and {run} reads {channels} channels", fix)
     tokenizer = target_tokenizer(config.tokenizer, config.target, compute)
     views, data = config.views(tokenizer), config.data
     images = _images(data.channels, data.side, data.path == EMBEDDED)

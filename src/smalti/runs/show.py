@@ -16,7 +16,7 @@ from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.decode import decode
-from smalti.data.formats import EXTENSIONS
+from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.load import Data
 from smalti.data.reading import even_sample, read_square, square
 from smalti.data.tokens import encode
@@ -47,6 +47,7 @@ class Show:
     """Image files, or DATA: a folder, a list, shards, ... or 'embedded'."""
     out: str = setting("show.html", "the page (.html) or the picture (.png) to write")
     count: int = setting(12, "images of each DATA, evenly spread")
+    show_channels: tuple[int, ...] | None = setting(None, "as for training; none: as of the model")
     follow_links: FollowLinks | None = setting(None, "links of a folder: inside, or all; none: as of the model")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
@@ -84,25 +85,26 @@ def main(config: Show) -> dict[str, Any]:
 def _look_tokenized(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
     """Original | decoded | visual tokens."""
     tokenizer = load_tokenizer(config.model, compute)
-    data = input_of(config.model, tokenizer)
+    data = _shown(config, input_of(config.model, tokenizer))
     pixels, names = read_images(config, data)
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
-    painted = to_pixels(decoded)
+    painted = to_pixels(decoded, data.show_channels)
     note = (
         "The image, what its visual tokens say when they are decoded, and the tokens themselves: each in the mean"
         " colour of what it is decoded to on this page."
     )
-    columns = {"original": to_pixels(pixels), "decoded": painted}
+    columns = {"original": to_pixels(pixels, data.show_channels), "decoded": painted}
     return columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, names, note
 
 
 def _look_completed(config: Show, compute: Compute) -> tuple[Columns, list[str], str]:
     """Original | masked | tokenizer | predicted; without the third for a model that predicts pixels."""
-    pixels, names = read_images(config, read_config(config.model, Pretrain).data)
+    data = _shown(config, read_config(config.model, Pretrain).data)
+    pixels, names = read_images(config, data)
     images = InMemoryDataset(pixels, torch.full((len(pixels),), -1))
-    columns, note = filled_in(config.model, images, compute, len(pixels))
+    columns, note = filled_in(config.model, images, compute, len(pixels), data.show_channels)
     return columns, names, note
 
 
@@ -111,15 +113,17 @@ def _look_finetuned(config: Show, compute: Compute) -> tuple[Columns, list[str],
     """Original with its most likely classes; of a segmenter, original | predicted."""
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
     outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
-    pixels, names = read_images(config, replace(run.data, side=height))
+    data = _shown(config, replace(run.data, side=height))
+    pixels, names = read_images(config, data)
+    pictures = to_pixels(pixels, data.show_channels)
     if isinstance(run.task, Segmentation):
-        scenes = list(to_pixels(pixels))
+        scenes = list(pixels.permute(0, 2, 3, 1).numpy())
         guessed = [guess.numpy() for guess in predict(network, scenes, (height, height), run.task.window, compute)]
         painted = np.stack([label_colours(guess, VOID) for guess in guessed])
         found = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
         captions = [f"{name}: {classes}" for name, classes in zip(names, found, strict=True)]
         note = "The centre of the image, and the class of every pixel as the network says: a colour for each class."
-        return {"original": to_pixels(pixels), "predicted": painted}, captions, note
+        return {"original": pictures, "predicted": painted}, captions, note
     with compute.autocast():
         scores = torch.cat([network(part.to(compute.device)) for part in pixels.split(64)]).float().cpu()
     shares = scores.sigmoid() if run.task.multi_label else scores.softmax(1)
@@ -129,7 +133,12 @@ def _look_finetuned(config: Show, compute: Compute) -> tuple[Columns, list[str],
         for name, row in zip(names, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True)
     ]
     note = f"The centre of the image, and the {_LIKELY} most likely classes with their probabilities."
-    return {"original": to_pixels(pixels)}, captions, note
+    return {"original": pictures}, captions, note
+
+
+def _shown(config: Show, data: Data) -> Data:
+    """The images of a model, with the channels in pictures that are asked for."""
+    return data if config.show_channels is None else replace(data, show_channels=config.show_channels)
 
 
 def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str]]:
@@ -139,7 +148,7 @@ def read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], lis
     follow = config.follow_links or data.follow_links
     for place in config.images:
         path = Path(place).expanduser()
-        if path.suffix.lower() in EXTENSIONS and not path.is_dir():
+        if path.suffix.lower() in EXTENSIONS | ARRAYS and not path.is_dir():
             pictures.append(square(decode(path, data.channels, window=data.known_window), data.side))
             names.append(path.name)
             continue

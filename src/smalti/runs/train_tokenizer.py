@@ -58,6 +58,7 @@ class TrainTokenizer(TrainingRun):
         require(
             self.data.channels == self.tokenizer.in_chans,
             f"data.channels {self.data.channels} and tokenizer.in_chans {self.tokenizer.in_chans} differ",
+            f"use --tokenizer.in-chans {self.data.channels}",
         )
         require(
             self.data.side % self.tokenizer.stride == 0,

@@ -17,8 +17,9 @@ from smalti.core.config import require
 from smalti.core.contracts import Batch
 from smalti.core.errors import DataError
 from smalti.core.rng import Stream, fold, uniform
+from smalti.data.bands import header_of
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.data.decode import decode_bytes, header_of
+from smalti.data.decode import decode_bytes
 from smalti.data.reading import square
 from smalti.data.tokens import tokenized
 from smalti.evaluation.attention import attention

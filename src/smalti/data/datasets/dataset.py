@@ -30,7 +30,7 @@ class ImageDataset(Protocol):
 
     Attributes:
         kind: the kind of DATA, in a word.
-        channels: the channels of decoded images, 1 (grey) or 3 (RGB).
+        channels: the channels of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
         classes: class names by class number; empty if there are no labels.
         left_out: files that were found beside the images and skipped.
         notes: what a user should know before training, one sentence each.
@@ -264,7 +264,7 @@ class InMemoryDataset(ImageDataset):
     """Images of one size, held in memory; small-image training reads them a whole batch at a time.
 
     Args:
-        images: uint8, (n, C, H, W), 0 to 255, C = 1 or 3.
+        images: uint8, (n, C, H, W), 0 to 255, any C.
         labels: class numbers, integer, shape (n,); -1 for none.
         classes: class names by class number.
     """

@@ -22,7 +22,7 @@ class FileList(Files):
 
     Args:
         path: the list.
-        channels: 1 (grey) or 3 (RGB).
+        channels: of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
         root: the folder that paths are relative to; empty: that of the list.
         label_separator: see `labels.resolve`.
         log: shows progress.

@@ -6,16 +6,17 @@ test split are touched by no verb that learns.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.folder import FollowLinks, IsImage
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
-from smalti.data.datasets.names import has_image_suffix, is_system
+from smalti.data.datasets.names import has_array_suffix, has_image_suffix, is_system
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLIT_NAMES: Mapping[str, Split] = {
@@ -112,35 +113,38 @@ def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
     place = Path(data).expanduser()
     if data == "embedded" or not place.is_dir():
         return Layout(place)
-    root = place
+    root, is_image = place, has_image_suffix if _holds(place, follow) else has_array_suffix
     for _ in range(_DEEPEST):
         files, folders = _entries(root, follow)
-        splits, beside = _folder_splits(root, folders, follow)
+        splits, beside = _folder_splits(root, folders, partial(_holds, follow=follow, is_image=is_image))
         if splits:
             return Layout(root, splits, beside, root != place)
-        has_images = any(has_image_suffix(os.fsencode(name)) for name in files)
-        full = [] if has_images else list(islice((name for name in folders if _holds(root / name, follow)), 2))
+        has_images = any(is_image(os.fsencode(name)) for name in files)
+        within = (name for name in folders if _holds(root / name, follow, is_image))
+        full = [] if has_images else list(islice(within, 2))
         if not (full or has_images):
             return Layout(root, _list_splits(root, files), (), root != place)
-        if len(full) != 1 or _holds(root / full[0], follow, deepest=0):
+        if len(full) != 1 or _holds(root / full[0], follow, is_image, deepest=0):
             break
         root /= full[0]
     return Layout(root, wrapped=root != place)
 
 
-def _folder_splits(root: Path, folders: list[str], follow: FollowLinks) -> tuple[dict[Split, Path], tuple[str, ...]]:
+def _folder_splits(
+    root: Path, folders: list[str], holds: Callable[[Path], bool]
+) -> tuple[dict[Split, Path], tuple[str, ...]]:
     """The splits among the sub-folders, and the other ones that hold images; empty where they are no splits."""
     exact = {name: SPLIT_NAMES[name.casefold()] for name in folders if name.casefold() in SPLIT_NAMES}
-    exact = {name: split for name, split in exact.items() if _holds(root / name, follow)}
-    others = (name for name in folders if name not in exact and _holds(root / name, follow))
+    exact = {name: split for name, split in exact.items() if holds(root / name)}
+    others = (name for name in folders if name not in exact and holds(root / name))
     if "train" in exact.values() and len(set(exact.values())) > 1:
         return _by_split(root, exact), tuple(others)
     if exact and next(others, None) is None:  # test/test is a test split in a folder of its own
         return ({} if SPLIT_NAMES.get(root.name.casefold()) in exact.values() else _by_split(root, exact)), ()
     worded = {name: found for name in folders if (found := split_in(name))}
-    if any(_holds(root / name, follow) for name in folders if name not in worded):
+    if any(holds(root / name) for name in folders if name not in worded):
         return {}, ()
-    worded = {name: split for name, split in worded.items() if _holds(root / name, follow)}
+    worded = {name: split for name, split in worded.items() if holds(root / name)}
     are_splits = "train" in worded.values() and 1 < len(worded) == len(set(worded.values()))
     return (_by_split(root, worded) if are_splits else {}), ()
 
@@ -185,9 +189,9 @@ def _entries(folder: Path, follow: FollowLinks) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def _holds(folder: Path, follow: FollowLinks, deepest: int = _DEEPEST) -> bool:
+def _holds(folder: Path, follow: FollowLinks, is_image: IsImage = has_image_suffix, deepest: int = _DEEPEST) -> bool:
     """Whether a folder or one of its sub-folders, down to `deepest` levels, has images; it stops at the first."""
     files, folders = _entries(folder, follow)
-    if any(has_image_suffix(name) or os.path.splitext(name)[1].lower() in _STORES for name in map(os.fsencode, files)):
+    if any(is_image(name) or os.path.splitext(name)[1].lower() in _STORES for name in map(os.fsencode, files)):
         return True
-    return deepest > 0 and any(_holds(folder / name, follow, deepest - 1) for name in folders)
+    return deepest > 0 and any(_holds(folder / name, follow, is_image, deepest - 1) for name in folders)

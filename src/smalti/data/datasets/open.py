@@ -62,7 +62,7 @@ def open_source(
 
     Args:
         path: DATA.
-        channels: the channels of decoded images, 1 (grey) or 3 (RGB).
+        channels: the channels of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
         log: shows progress.
         options: how it is read.
         part: which images of a folder with splits.
@@ -121,7 +121,7 @@ def open_noted(
         log.say(f"note: {note}")
     if source.left_out.counts:
         log.say(f"left out: {source.left_out}")
-    if options.pages == "first" and (unread := unread_pages(source)):
+    if options.pages == "first" and channels in (1, 3) and (unread := unread_pages(source)):
         log.say(f"note: the first page of each TIFF is read, {unread} further ones are not; --data.pages all")
     return source
 
