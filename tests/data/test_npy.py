@@ -53,7 +53,7 @@ def test_values_of_every_type_are_read_in_the_byte_order_of_this_machine(type: s
 def test_black_and_white_of_a_type_or_of_the_window() -> None:
     wide = (pixels() // 2).astype(np.uint16) * 257
     assert np.array_equal(decode_bytes(saved(wide), "x", 3), pixels() // 2)
-    assert np.array_equal(decode_bytes(saved(wide.astype(np.float32)), "x", 3, None, (0, 65535)), pixels() // 2)
+    assert np.array_equal(decode_bytes(saved(wide.astype(np.float32)), "x", 3, None, (0.0, 65535.0)), pixels() // 2)
     assert decode_bytes(saved(wide.astype(np.float32)), "x", 3).max() == 255, "the largest value of each"
     assert header_of(saved(wide)) == ("array", "uint16 x 3", 5, 7)
 

@@ -36,7 +36,7 @@ def open_checked(data: bytes) -> ImageFile:
     try:
         image = open_image(data)
     except SyntaxError as error:
-        if str(error) == _NO_MODE:
+        if str(error) == _NO_MODE or isinstance(error.__cause__, IndexError):  # more bands than modes have
             raise NoModeError from error
         raise
     check_size(*image.size)

@@ -1,10 +1,12 @@
 """Pixels in another size, with any number of channels."""
 
+from typing import TypeAlias
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-Part = tuple[float, float, float, float]
+Part: TypeAlias = tuple[float | int, float | int, float | int, float | int]
 """Left, top, right and bottom of a part of an image, in pixels."""
 
 

@@ -35,7 +35,7 @@ class Check(ReadOptions):
     """Which images to look at, and how closely."""
 
     data: str
-    """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar') or Parquet files, also at an
+    """A folder, a list (.txt .lst .csv .tsv), a .zip, tar shards ('shards-{000..009}.tar') or Parquet files, also at an
     address, a Hugging Face data set, the folder of prepared shards, or 'embedded'."""
     channels: int | None = setting(None, "what mean and deviation are of: 1 grey, 3 RGB; none: as the images have")
     side: int = setting(256, "pixels; images are decoded to about this shorter side")

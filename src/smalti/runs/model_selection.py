@@ -18,7 +18,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
-from smalti.data.duplicates import copies
+from smalti.data.groups import together
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
@@ -102,7 +102,7 @@ def divide(
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        groups = copies(images.train.select(learn))
+        groups = together(images.train.select(learn))
         kept, aside = put_aside(len(learn), shares.validation, shares.seed, groups=groups)
         chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
         learn = learn[kept]

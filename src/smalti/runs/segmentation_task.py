@@ -16,6 +16,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
+from smalti.data.groups import numbered
 from smalti.data.label_maps import (
     MaskReading,
     MaskValues,
@@ -136,8 +137,9 @@ class Segmentation:
         """
         whole, held_out = given.train, given.held_out
         learn = np.arange(len(whole))
+        groups = numbered(whole, data.group) if data.group else None
         if not (test and validation_data) and not len(held_out):
-            learn, aside = put_aside(len(whole), data.held_out, 0)
+            learn, aside = put_aside(len(whole), data.held_out, 0, groups=groups)
             held_out = whole.select(aside)
         judged: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
         validation: ImageDataset
@@ -146,7 +148,8 @@ class Segmentation:
         elif test:
             validation = held_out
         else:
-            places, chosen = put_aside(len(learn), shares.validation, shares.seed)
+            some = None if groups is None else groups[learn]
+            places, chosen = put_aside(len(learn), shares.validation, shares.seed, groups=some)
             learn, validation = learn[places], whole.select(learn[chosen])
         if min(len(learn), len(validation), len(judged)) == 0:
             cause = "some are learned from, some are for choices and some for the test"

@@ -17,6 +17,7 @@ from smalti.core.errors import DataError
 from smalti.data.datasets.folder import FollowLinks, IsImage
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
 from smalti.data.datasets.names import has_array_suffix, has_image_suffix, is_system
+from smalti.data.datasets.zip_members import list_folder, zip_place
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLIT_NAMES: Mapping[str, Split] = {
@@ -32,6 +33,9 @@ _ROLES: dict[Split, str] = {
     "test": "is kept for the end",
 }
 _ORDER: tuple[Split, ...] = ("train", "validation", "test")
+Listing: TypeAlias = Callable[[Path], tuple[list[str], list[str]]]
+"""The names of the files and of the sub-folders of a folder, sorted."""
+
 _WORD = re.compile(r"[^\W\d_]+")
 _STORES = frozenset({b".parquet", b".arrow", b".tar"})
 _DEEPEST = 16
@@ -99,7 +103,7 @@ class Layout:
 
 
 def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
-    """How DATA is read. Of anything but a folder, and of a folder without splits and lone folders: as it is.
+    """How DATA is read. What is neither a folder nor a zip, or has no splits and lone folders, is read as it is.
 
     - Sub-folders `train` and `val`, `valid`, `validation`, `dev`, `test` or `testing`, in any case, are splits. So are
       sub-folders that all have one of these words in their names (`train2017`, `val2017`), and a lone `train`.
@@ -111,20 +115,22 @@ def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
         OSError: a folder cannot be listed.
     """
     place = Path(data).expanduser()
-    if data == "embedded" or not place.is_dir():
+    archives = zip_place(data)
+    if archives is None and (data == "embedded" or not place.is_dir()):
         return Layout(place)
-    root, is_image = place, has_image_suffix if _holds(place, follow) else has_array_suffix
+    listed = partial(_entries, follow=follow) if archives is None else partial(list_folder, archives)
+    root, is_image = place, has_image_suffix if _holds(place, listed) else has_array_suffix
     for _ in range(_DEEPEST):
-        files, folders = _entries(root, follow)
-        splits, beside = _folder_splits(root, folders, partial(_holds, follow=follow, is_image=is_image))
+        files, folders = listed(root)
+        splits, beside = _folder_splits(root, folders, partial(_holds, listed=listed, is_image=is_image))
         if splits:
             return Layout(root, splits, beside, root != place)
         has_images = any(is_image(os.fsencode(name)) for name in files)
-        within = (name for name in folders if _holds(root / name, follow, is_image))
+        within = (name for name in folders if _holds(root / name, listed, is_image))
         full = [] if has_images else list(islice(within, 2))
         if not (full or has_images):
             return Layout(root, _list_splits(root, files), (), root != place)
-        if len(full) != 1 or _holds(root / full[0], follow, is_image, deepest=0):
+        if len(full) != 1 or _holds(root / full[0], listed, is_image, deepest=0):
             break
         root /= full[0]
     return Layout(root, wrapped=root != place)
@@ -189,9 +195,9 @@ def _entries(folder: Path, follow: FollowLinks) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def _holds(folder: Path, follow: FollowLinks, is_image: IsImage = has_image_suffix, deepest: int = _DEEPEST) -> bool:
+def _holds(folder: Path, listed: Listing, is_image: IsImage = has_image_suffix, deepest: int = _DEEPEST) -> bool:
     """Whether a folder or one of its sub-folders, down to `deepest` levels, has images; it stops at the first."""
-    files, folders = _entries(folder, follow)
+    files, folders = listed(folder)
     if any(is_image(name) or os.path.splitext(name)[1].lower() in _STORES for name in map(os.fsencode, files)):
         return True
-    return deepest > 0 and any(_holds(folder / name, follow, is_image, deepest - 1) for name in folders)
+    return deepest > 0 and any(_holds(folder / name, listed, is_image, deepest - 1) for name in folders)

@@ -62,6 +62,10 @@ class Pages(ImageDataset):
     def name(self, index: int) -> str:
         return self.files.name(int(self.file_of[index])) + self._page(index)
 
+    def column(self, name: str) -> list[str | None]:
+        found = self.files.column(name)
+        return [found[number] for number in self.file_of.tolist()]
+
     def length(self, index: int) -> int:
         return self.files.length(int(self.file_of[index]))
 

@@ -114,6 +114,19 @@ class Parquet(TableDataset):
         file = int(self._files[group])
         return file, position - int(self._first[np.searchsorted(self._files, file)])
 
+    def arrays(self, column: str) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for number, name in enumerate(self.places.names):
+            try:
+                with self.places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+                    require_column(file.schema_arrow, column, name)
+                    for batch in file.iter_batches(65_536, columns=[column], use_threads=False):
+                        yield batch.column(0)
+            except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+                raise DataError(f"cannot read {name}", cause=why(error)) from error
+
     def cell(self, index: int) -> Any:
         position = range(len(self))[index]
         with self._lock:
