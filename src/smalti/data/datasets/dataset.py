@@ -219,6 +219,26 @@ class Subset(ImageDataset):
         return hashlib.sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
 
 
+class Renumbered(Subset):
+    """All images of another dataset, with other class numbers.
+
+    Args:
+        classes: all classes of `whole`, and perhaps more, in the new order.
+    """
+
+    def __init__(self, whole: ImageDataset, classes: tuple[str, ...]) -> None:
+        super().__init__(whole, np.arange(len(whole)))
+        place = {name: number for number, name in enumerate(classes)}
+        self.classes, self.numbers = classes, [place[name] for name in whole.classes]
+
+    def label(self, index: int) -> int:
+        label = super().label(index)
+        return self.numbers[label] if label >= 0 else NONE
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.whole.fingerprint()}{self.classes}".encode(errors="surrogateescape")).hexdigest()
+
+
 class Joined(ImageDataset):
     """Several datasets, one after the other; classes of the same name are one, and keys begin with the name of a part.
 
