@@ -114,5 +114,5 @@ def test_the_recipes_of_a_plan_are_told() -> None:
     assert told.finetune is not None
     runs = (*told.stages, told.finetune)
     assert [run.data.channels for run in runs] == [CHANNELS] * 3
-    assert [getattr(run, "tokenizer", None) or run.backbone for run in runs][0].in_chans == CHANNELS
-    assert all(run.backbone.in_chans == CHANNELS for run in runs[1:])
+    assert told.stages.tokenizer.tokenizer.in_chans == CHANNELS
+    assert all(run.backbone.in_chans == CHANNELS for run in (told.stages.pretrain, told.finetune))

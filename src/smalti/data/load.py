@@ -9,6 +9,8 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from smalti.core.addresses import shown
 from smalti.core.config import require, setting
@@ -157,7 +159,7 @@ class Data(ReadOptions):
 
     def _read(self, source: ImageDataset, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
         images = read_source(source, self, log, bad_files)
-        for note in value_notes(images.images):
+        for note in [] if _all_the_same(images.images) else value_notes(images.images):
             log.say(f"note: {note}")
         return images
 
@@ -277,10 +279,15 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
         path, reason = bad.found[0]
         raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
     bad.finish(log)
-    if len(labels) > 1 and all(np.array_equal(pixels[0], other) for other in pixels[1 : len(labels)]):
+    if _all_the_same(torch.from_numpy(pixels[: len(labels)])):
         log.say(f"warning: all {len(labels)} images are the same, so what is learned from them means nothing")
     groups = None if source.groups is None else source.groups[np.array(kept, np.int64)]
     return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes, groups)
+
+
+def _all_the_same(images: UInt8[Tensor, "n C H W"]) -> bool:
+    """Whether there are several images, and all are equal: that is said, and nothing else about their values."""
+    return len(images) > 1 and all(torch.equal(images[0], other) for other in images[1:])
 
 
 def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:

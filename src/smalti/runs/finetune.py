@@ -218,7 +218,7 @@ def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
     """
     run = _run_at(config.init) if holds_run(config.init) else None
     known = known_outputs(config)
-    return config.source(config.init, run, known == outputs or bool(known) and set(known) < set(outputs))
+    return config.source(config.init, run, known == outputs or (bool(known) and set(known) < set(outputs)))
 
 
 def known_outputs(config: Finetune) -> tuple[str, ...]:

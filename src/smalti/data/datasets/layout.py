@@ -6,6 +6,7 @@ test split are touched by no verb that learns.
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from smalti.core.errors import DataError
 from smalti.data.datasets.folder import FollowLinks, IsImage
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
 from smalti.data.datasets.names import has_array_suffix, has_image_suffix, is_system
+from smalti.data.datasets.tar import expand
 from smalti.data.datasets.zip_members import list_folder, zip_place
 
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -38,6 +40,7 @@ Listing: TypeAlias = Callable[[Path], tuple[list[str], list[str]]]
 
 _WORD = re.compile(r"[^\W\d_]+")
 _STORES = frozenset({b".parquet", b".arrow", b".tar"})
+_SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{1,18})-(?P<rest>of-\d+(-\w+)?)")
 _DEEPEST = 16
 
 
@@ -108,7 +111,8 @@ def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
     - Sub-folders `train` and `val`, `valid`, `validation`, `dev`, `test` or `testing`, in any case, are splits. So are
       sub-folders that all have one of these words in their names (`train2017`, `val2017`), and a lone `train`.
     - A lone sub-folder in which further folders have the images is stepped through.
-    - Without folders of images, lists of these names are splits: train.csv, test.csv.
+    - Without folders of images, lists of these names are splits: train.csv, test.csv; so are Parquet files, perhaps in
+      a lone folder, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, data/test-0000-of-0001.parquet.
 
     Raises:
         DataError: two folders are the same split.
@@ -129,8 +133,12 @@ def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
         within = (name for name in folders if _holds(root / name, listed, is_image))
         full = [] if has_images else list(islice(within, 2))
         if not (full or has_images):
-            return Layout(root, _list_splits(root, files), (), root != place)
+            return Layout(root, _list_splits(root, files) or _table_splits(root, files), (), root != place)
         if len(full) != 1 or _holds(root / full[0], listed, is_image, deepest=0):
+            inner = root / full[0] if len(full) == 1 else root
+            tables = {} if has_images or inner == root else _table_splits(inner, listed(inner)[0])
+            if tables:
+                return Layout(inner, tables)
             break
         root /= full[0]
     return Layout(root, wrapped=root != place)
@@ -166,6 +174,33 @@ def _list_splits(root: Path, files: list[str]) -> dict[Split, Path]:
     lists = [name for name in files if Path(name).suffix.lower() in TABLE_SUFFIXES | TEXT_SUFFIXES]
     named = {name: SPLIT_NAMES[stem] for name in lists if (stem := Path(name).stem.casefold()) in SPLIT_NAMES}
     return _by_split(root, named) if "train" in named.values() else {}
+
+
+def _table_splits(root: Path, files: list[str]) -> dict[Split, Path]:
+    """The splits that are Parquet files, as train-00000-of-00002.parquet of the Hugging Face hub, or test.parquet."""
+    stems = defaultdict[Split, list[str]](list)
+    for name in files:
+        stem, suffix = os.path.splitext(name)
+        shard = _SHARD.fullmatch(stem)
+        split = SPLIT_NAMES.get((shard["split"] if shard else stem).casefold())
+        if suffix.lower() == ".parquet" and split and not set(stem) & set(",{}"):
+            stems[split].append(stem)
+        elif os.fsencode(suffix.lower()) in _STORES or has_image_suffix(os.fsencode(name)):
+            return {}  # of no split, so which files belong together is not known
+    if "train" not in stems or len(stems) < 2:
+        return {}
+    return {split: root / f"{_pattern(stems[split])}.parquet" for split in _ORDER if split in stems}
+
+
+def _pattern(stems: list[str]) -> str:
+    """One name for several files, which `expand` takes apart."""
+    shards = [_SHARD.fullmatch(stem) for stem in stems]
+    first, last = shards[0], shards[-1]
+    if first is not None and last is not None and len(stems) > 1:
+        pattern = f"{first['split']}-{{{first['number']}..{last['number']}}}-{first['rest']}"
+        if expand(pattern) == stems:
+            return pattern
+    return stems[0] if len(stems) == 1 else f"{{{','.join(stems)}}}"
 
 
 def _by_split(root: Path, named: Mapping[str, Split]) -> dict[Split, Path]:
