@@ -87,11 +87,11 @@ def test_evaluate_takes_the_groups_of_the_model_for_its_own_images(scans: Path) 
 def test_copies_and_groups_are_joined() -> None:
     pixels = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
     pixels[5] = pixels[0]
-    images = InMemoryDataset(pixels, torch.zeros(6), (), np.array([0, 0, 1, 1, 2, 3]))
+    images = InMemoryDataset(pixels, torch.zeros(6, dtype=torch.int64), (), np.array([0, 0, 1, 1, 2, 3]))
     same = together(images)
     assert same[0] == same[1] == same[5]
     assert len(set(same.tolist())) == 3
-    assert len(set(together(InMemoryDataset(pixels, torch.zeros(6))).tolist())) == 5
+    assert len(set(together(InMemoryDataset(pixels, torch.zeros(6, dtype=torch.int64))).tolist())) == 5
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_columns_of_tables(tmp_path: Path) -> None:
 
 
 def test_lists_of_split_keep_groups_by_path_together(scans: Path, tmp_path: Path) -> None:
-    split(SplitVerb(str(scans / "scans"), out=str(tmp_path / "lists"), test=0.25, group="^([^/]+)/"))
+    split(SplitVerb(str(scans / "list.csv"), out=str(tmp_path / "lists"), test=0.25, group=r"/(p\d+)/"))
     sides = [
         {line.split("/scans/")[1].split("/")[0] for line in (tmp_path / "lists" / name).read_text().splitlines()[1:]}
         for name in ("train.csv", "test.csv")

@@ -22,6 +22,7 @@ from smalti.data.datasets.tables import (
     choose_split,
     find_columns,
     plain,
+    require_column,
     require_extra,
     why,
     without_bytes,

@@ -112,7 +112,7 @@ def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
       sub-folders that all have one of these words in their names (`train2017`, `val2017`), and a lone `train`.
     - A lone sub-folder in which further folders have the images is stepped through.
     - Without folders of images, lists of these names are splits: train.csv, test.csv; so are Parquet files, perhaps in
-      a lone folder, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, data/test-0000-of-0001.parquet.
+      a lone folder, as the Hugging Face hub has them: data/train-00000-of-00002.parquet.
 
     Raises:
         DataError: two folders are the same split.
@@ -196,7 +196,7 @@ def _pattern(stems: list[str]) -> str:
     """One name for several files, which `expand` takes apart."""
     shards = [_SHARD.fullmatch(stem) for stem in stems]
     first, last = shards[0], shards[-1]
-    if first is not None and last is not None and len(stems) > 1:
+    if first is not None and last is not None and 0 < int(last["number"]) - int(first["number"]) == len(stems) - 1:
         pattern = f"{first['split']}-{{{first['number']}..{last['number']}}}-{first['rest']}"
         if expand(pattern) == stems:
             return pattern

@@ -24,6 +24,7 @@ from smalti.data.datasets.tables import (
     cells,
     choose_split,
     find_columns,
+    require_column,
     require_extra,
     why,
     without_bytes,
