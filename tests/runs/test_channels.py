@@ -70,7 +70,7 @@ def test_both_stages_their_pictures_and_the_verbs_after_them(
     assert pictures[0].shape == pictures[1].shape
     assert not np.array_equal(pictures[0], pictures[1])
     assert (pictures[2] == pictures[2][..., :1]).all()
-    assert main(["report", str(five / "tokenizer"), run, "--device", "cpu"]) == 0
+    assert main(["report", str(five / "tokenizer"), run]) == 0
     assert main(["embed", run, images, "--out", str(tmp_path / "f.npy"), "--device", "cpu", "--num-workers", "0"]) == 0
     page = str(tmp_path / "page.html")
     one = str(next((five / "bands" / "water").iterdir()))
@@ -80,9 +80,8 @@ def test_both_stages_their_pictures_and_the_verbs_after_them(
     assert "the page shows grey and RGB images, and" in capsys.readouterr().err
     flags = (*FIVE, "--backbone.in-chans", "5")
     assert finetune(five / "bands", five / "beit", tmp_path / "classes", 2, *flags) == 0
-    assert (
-        main(["predict", str(tmp_path / "classes"), images, "--out", str(tmp_path / "p.csv"), "--device", "cpu"]) == 0
-    )
+    words = ["predict", str(tmp_path / "classes"), images, "--device", "cpu", "--num-workers", "0"]
+    assert main([*words, "--out", str(tmp_path / "p.csv")]) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 21
 
 
