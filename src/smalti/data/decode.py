@@ -154,6 +154,8 @@ def from_pillow(image: Image.Image, channels: int, window: Window | None = None)
         DataError: it cannot be decoded.
     """
     try:
+        if channels not in (1, 3):
+            raise FormatError(f"Pillow's images are grey or RGB, and {channels} channels are wanted: give the file")
         return np.ascontiguousarray(upright(_any_format(image, channels, image.size, window), orientation(image)))
     except Exception as error:  # as in `decode_scaled`
         raise DataError("cannot read an image given by Pillow", cause=f"{error}" or type(error).__name__) from error

@@ -1,6 +1,7 @@
 """`smalti search`: the images of a data set that are nearest to others by their features, and near duplicates."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import require_place
 from smalti.core.log import printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import ReadOptions, open_source
+from smalti.data.datasets.folder import is_within
+from smalti.data.datasets.open import EMBEDDED, ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import channels_in, read_square, square
 from smalti.data.token_cache import digest
@@ -168,11 +170,17 @@ def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) ->
 
 
 def _said(features: FeatureFile) -> str:
-    """Where the file says that its images were. No request is sent because a file says so."""
-    place = str(features.about["images"])
+    """Where the file says that its images were. No request is sent because a file says so, and nothing is opened but
+    what lies in the folder of the file.
+    """
+    place, fix = str(features.about["images"]), "give it with --data, if it is right"
     if is_address(place):
         cause = f"{features.path.name} says that its images are at {shown(place)}"
-        raise DataError("nothing is fetched from there unasked", cause=cause, fix="give it with --data, if it is right")
+        raise DataError("nothing is fetched from there unasked", cause=cause, fix=fix)
+    folder, there = (os.path.realpath(os.fsencode(path)) for path in (features.path.parent, place))
+    if place != EMBEDDED and not is_within(there, (folder,)):
+        cause = f"{features.path.name} says that its images are in {place}, outside its own folder"
+        raise DataError("nothing is opened there unasked", cause=cause, fix=fix)
     return place
 
 
