@@ -19,6 +19,7 @@ from smalti.data.bands import stored_bands
 from smalti.data.formats import READERS, FormatError, check_size
 from smalti.data.opened import NoModeError, open_checked, orientation
 from smalti.data.resize import resized
+from smalti.data.tiff import turn_of_tiff
 from smalti.data.values import (
     UnclearError,
     Window,
@@ -280,9 +281,14 @@ def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
 
 def turn_of(data: bytes) -> int:
     """The EXIF orientation of the bytes of an image that has been decoded, 1 (upright) to 8."""
-    if not data.startswith(READERS[TiffImageFile]) and not any(word in data for word in _MAY_TURN):
+    is_tiff = data.startswith(READERS[TiffImageFile])
+    if data.startswith(npy.MAGIC) or not (is_tiff or any(word in data for word in _MAY_TURN)):
         return 1
-    with open_checked(data) as image:
+    try:
+        image = open_checked(data)
+    except NoModeError:
+        return turn_of_tiff(data)
+    with image:
         if not isinstance(image, JpegImageFile):
             image.load()  # may be stored after the pixels
         return orientation(image)

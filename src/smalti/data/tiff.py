@@ -123,16 +123,27 @@ class Bands(NamedTuple):
 
 def bands_of(data: bytes) -> Bands:
     """The channels of the first full-size page of a TIFF; one where that cannot be read."""
-    layout, pages = _layout(data), _directories(data)
-    if layout is None or not pages:
-        return Bands(1, 0, 0)
-    try:
-        (count,) = struct.unpack_from(layout.order + layout.number, data, pages[0])
-        tags = _tags(data, layout, pages[0] + struct.calcsize(layout.number), count, last=_EXTRA)
-    except struct.error:
-        return Bands(1, 0, 0)
+    tags = _first_tags(data)
     alpha = sum(kind in _ALPHA for kind in tags.get(_EXTRA, ()))
     return Bands(tags.get(_SAMPLES, (1,))[0], alpha, 3 if tags.get(_PHOTOMETRIC, (1,))[0] in _COLOURED else 0)
+
+
+def turn_of_tiff(data: bytes) -> int:
+    """The orientation of the first full-size page, 1 (upright) to 8."""
+    turn = _first_tags(data).get(_ORIENTATION, (1,))[0]
+    return turn if 1 <= turn <= 8 else 1
+
+
+def _first_tags(data: bytes) -> dict[int, tuple[int, ...]]:
+    """The integers of the tags of the first full-size page; none where they cannot be read."""
+    layout, pages = _layout(data), _directories(data)
+    if layout is None or not pages:
+        return {}
+    try:
+        (count,) = struct.unpack_from(layout.order + layout.number, data, pages[0])
+        return _tags(data, layout, pages[0] + struct.calcsize(layout.number), count, last=_EXTRA)
+    except struct.error:
+        return {}
 
 
 def read_tiff(data: bytes, channels: int) -> tuple[Stored, int]:
@@ -165,10 +176,8 @@ def read_tiff(data: bytes, channels: int) -> tuple[Stored, int]:
             raise FormatError("its pages, which are its channels, differ in size or in the type of their values")
         values = np.concatenate([_values(page) for page in chosen], axis=2)
     kept = values if values.shape[2] == channels else values[..., : bands.stored - bands.alpha]
-    first = chosen[0]
-    signed, white_is_zero = kept.dtype.kind == "i", first.photometric == 0
-    turn = first.tags.valueof(_ORIENTATION, 1)
-    return of_tiff(kept, first.bitspersample, signed, white_is_zero), turn if turn in range(1, 9) else 1
+    signed, white_is_zero = kept.dtype.kind == "i", chosen[0].photometric == 0
+    return of_tiff(kept, chosen[0].bitspersample, signed, white_is_zero), turn_of_tiff(data)
 
 
 def _require_readable(page: Any, channels: int) -> None:

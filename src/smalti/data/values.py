@@ -128,8 +128,9 @@ def _white(image: Stored) -> float:
 
 def windowed(values: NDArray[Any], window: Window) -> NDArray[np.uint8]:
     """Values (..., C) or (H, W) of any real dtype to 0 ... 255; those outside the window become 0 or 255."""
-    if len(window) > 2:
-        parts = [windowed(values[..., c], window[2 * c : 2 * c + 2]) for c in range(values.shape[-1])]
+    if len(window) > 2 or (values.ndim == 3 and values.shape[2] > 3):  # one by one, which takes less memory
+        each = window if len(window) > 2 else window * values.shape[2]
+        parts = [windowed(values[..., c], each[2 * c : 2 * c + 2]) for c in range(values.shape[-1])]
         return np.stack(parts, axis=-1)
     if values.dtype.kind == "f" or values.dtype.itemsize > 2:
         return _scaled(values.astype(np.float64), window)

@@ -36,7 +36,7 @@ from smalti.data.datasets.tar_members import is_inside, plain
 from smalti.data.decode import MAX_BYTES
 
 PACKED = "packed by a method that is not read (stored and deflate are)"
-_ZIP = re.compile(r"(?P<archive>.*?\.zip)(?:/+(?P<inner>.*))?", re.IGNORECASE | re.DOTALL)
+_ZIP = re.compile(r"\.zip(?=/|$)", re.IGNORECASE)
 _HEADER, _SIGNATURE = 30, b"PK\3\4"
 _ENCRYPTED = 0x1
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -89,13 +89,17 @@ class ZipImages(NamedTuple):
 
 def zip_place(data: str) -> ZipPlace | None:
     """The archives that DATA names, if it names any; a folder called `x.zip` is a folder."""
-    found = _ZIP.fullmatch(data)
-    if found is None or Path(data).expanduser().is_dir():
+    ends = [found.end() for found in _ZIP.finditer(data)]
+    if not ends or Path(data).expanduser().is_dir():
         return None
-    archive = Path(found["archive"]).expanduser()
-    files = [archive] if archive.is_file() or "{" not in found["archive"] else map(Path, expand(found["archive"]))
-    archives = tuple(file.expanduser() for file in files)
-    return ZipPlace(archives, (found["inner"] or "").strip("/")) if all(map(Path.is_file, archives)) else None
+    for end in ends:
+        archive, inner = Path(data[:end]).expanduser(), data[end:].strip("/")
+        if archive.is_file():
+            return ZipPlace((archive,), inner)
+        if "{" in data[:end]:
+            archives = tuple(Path(file).expanduser() for file in expand(data[:end]))
+            return ZipPlace(archives, inner) if any(map(Path.is_file, archives)) else None
+    return None
 
 
 def images_of(place: ZipPlace) -> tuple[LocalFiles, list[ZipImages]]:
