@@ -61,7 +61,7 @@ def test_a_folder_as_the_hub_hands_it_out(tmp_path: Path, capsys: pytest.Capture
     result = main(Check(str(tmp_path), side=16))
     assert (result["kind"], result["images"], result["readable"]) == ("parquet", 13, 13)
     assert list(result["splits"].values()) == [12, 1]
-    assert result["classes"] == {"cat": 4, "dog": 4, "emu": 4}
+    assert result["classes"] == {"cat": 5, "dog": 4, "emu": 4}
 
 
 def test_files_of_a_pattern_and_one_file(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_both_stages_their_pictures_and_the_verbs_after_them(
     assert main(["embed", run, images, "--out", str(tmp_path / "f.npy"), "--device", "cpu", "--num-workers", "0"]) == 0
     page = str(tmp_path / "page.html")
     one = str(next((five / "bands" / "water").iterdir()))
-    assert main(["search", str(tmp_path / "f.npy"), one, "--out", page, "--device", "cpu"]) == 0
+    assert main(["search", str(tmp_path / "f.npy"), one, "--data", images, "--out", page, "--device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["serve", run, "--device", "cpu"]) == 2
     assert "the page shows grey and RGB images, and" in capsys.readouterr().err

@@ -83,11 +83,12 @@ def of_tiff(values: NDArray[Any], bits: int, signed: bool, white_is_zero: bool) 
     """The values of a TIFF with so many bits a value, bright as large.
 
     Raises:
-        UnclearError: floats in which white is zero.
+        UnclearError: floats or 32-bit integers in which white is zero.
     """
+    if white_is_zero and (values.dtype.kind == "f" or bits == 32):
+        what = "floats" if values.dtype.kind == "f" else "32-bit integers"
+        raise UnclearError(f"a TIFF of {what} in which white is zero: it says not what black is")
     if values.dtype.kind == "f":
-        if white_is_zero:
-            raise UnclearError("a TIFF of floats in which white is zero: it says not what black is")
         return Stored(values, None)
     if bits == 32:
         return Stored(values if signed else values.view(np.uint32), None)

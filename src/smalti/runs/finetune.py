@@ -117,7 +117,7 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     if images is None:
         before = _run_at(config.init).data.window if config.init and holds_run(config.init) else None
         config = config.with_window(session.log, before, config.init, config.task.images_of(config.data.path))
-    given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    given: Given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     config = replace(config, task=config.task.settled(given.train))
     if isinstance(config.task, Classification) and not config.task.multi_label:
         known = session.folder.read_classes() if session.resumed else ()

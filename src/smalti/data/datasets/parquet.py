@@ -116,8 +116,8 @@ class Parquet(TableDataset):
         return file, position - int(self._first[np.searchsorted(self._files, file)])
 
     def arrays(self, column: str) -> Iterator[Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         for number, name in enumerate(self.places.names):
             try:
@@ -146,7 +146,7 @@ class Parquet(TableDataset):
 
     def _read_on(self, position: int) -> None:
         """Decode the next batch of an image's row group, or its first batch if the reader is past the image."""
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
 
         group = self._group_of(position)
         if self._rows_of(group) == 1 and self._bytes[group] > 2 * MAX_BYTES:  # of one image, before it is unpacked
@@ -165,7 +165,7 @@ class Parquet(TableDataset):
 
     def _batches(self, group: int) -> Iterator[Any]:
         """Yield the images of a row group in batches."""
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq
 
         leaf = self.columns.leaf
         # No prefetch: Arrow's threads abort the process if they access a Python file while the process exits.
