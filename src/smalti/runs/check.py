@@ -44,7 +44,7 @@ class Check(ReadOptions):
     window: AskedWindow = setting(None, "stored values that become black and white: MIN MAX, or auto; none: all")
 
     def __post_init__(self) -> None:
-        require_channels(self.channels or 3)
+        require_channels(3 if self.channels is None else self.channels)
         require_window(self.window, self.channels or len(self.window or ()) // 2)
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(0 <= self.distance <= 3, f"a distance of {self.distance} bits", "choose 0 to 3")

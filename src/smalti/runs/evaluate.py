@@ -83,7 +83,7 @@ class Evaluate:
         return replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow, group=group)
 
 
-_SETTINGS = ("held_out", "validation", "poolings", "k", "draws", "seed", "precision")
+_SETTINGS = ("held_out", "validation", "group", "poolings", "k", "draws", "seed", "precision")
 """What is kept beside a result: the flags that figures depend on."""
 
 
