@@ -13,6 +13,7 @@ from smalti.core.contracts import Backbone, Batch, Masking, Sample, Target, Toke
 from smalti.core.log import Log
 from smalti.core.rng import fold
 from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.formats import MAX_CHANNELS
 
 GRIDS = ((14, 14), (7, 7), (1, 2), (2, 1), (2, 2), (3, 8), (20, 20), (1, 16), (30, 2))
 
@@ -111,7 +112,7 @@ def check_dataset(dataset: ImageDataset) -> None:
     """Random access, the same every time and in every process, of encoded images that decode to H W C uint8."""
     count = len(dataset)
     assert count >= 1
-    assert dataset.channels in (1, 3)
+    assert 1 <= dataset.channels <= MAX_CHANNELS
     assert all(isinstance(note, str) for note in dataset.notes)
     json.dumps(dataset.left_out.as_dict())
     dataset.verify(Log())

@@ -36,11 +36,15 @@ ROWS = [
     {"__init__"},
 ]
 ROWS_OF_DATA = [
-    {"npy", "values", "formats"},
+    {"formats", "resize"},
+    {"npy", "values", "opened"},
+    {"tiff"},
+    {"bands"},
     {"decode"},
     {"datasets"},
     {"reading", "splits", "partition", "mask_ids", "transforms", "workers"},
     {"bad_files", "duplicates", "shard_writer"},
+    {"groups"},
     {"load", "write_shards"},
     {"loader"},
     {"tokens", "label_maps"},

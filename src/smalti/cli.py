@@ -77,7 +77,7 @@ usage: smalti VERB [...] [--json] [--debug]; smalti --version [--verbose], for b
   explain RECIPE                                          every field, its unit and where it comes from
   completion bash                                         a script that completes these commands; also zsh and fish
 
-DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), tar shards
+DATA is a folder of images (flat, or one folder a class), a list of them (.txt .lst .csv .tsv), a .zip, tar shards
 ('shards-{{{{000..009}}}}.tar'), Parquet files, a Hugging Face data set, prepared SHARDS, or `embedded`.
 RECIPE is a name ({{recipes}}) or my_file.py:function.
 A part that there are several kinds of is chosen by name: --masking random, --target pixels.

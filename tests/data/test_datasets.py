@@ -1,5 +1,6 @@
 """One suite for every kind of dataset: the same nine images, wherever they are, are the same dataset."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def tar(root: Path) -> ImageDataset:
     return open_source(f"{root}/{{0..1}}.tar", 1)
 
 
+def zipped(root: Path) -> ImageDataset:
+    with zipfile.ZipFile(root / "photos.zip", "w") as archive:
+        for value in range(COUNT):
+            archive.writestr(f"photos/{CLASSES[value % 3]}/{value}.png", png(value))
+    return open_source(str(root / "photos.zip"), 1)
+
+
 def prepared(root: Path) -> ImageDataset:
     source = listed(root)
     write_shards(source, root / "shards", raw_settings(source, channels=1), Log(), shard_bytes=5000)
@@ -74,7 +82,7 @@ def subset(root: Path) -> ImageDataset:
     return twice.select(np.array(order))
 
 
-@pytest.mark.parametrize("kind", [folder, listed, memory, tar, prepared, arrow, parquet, subset])
+@pytest.mark.parametrize("kind", [folder, listed, memory, tar, zipped, prepared, arrow, parquet, subset])
 def test_every_dataset_keeps_the_contract(
     kind: Callable[[Path], ImageDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,9 @@ from PIL import Image, ImageFile
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data import decode as decoding
+from smalti.data.bands import header_of
 from smalti.data.datasets.folder import Folder
-from smalti.data.decode import decode, decode_bytes, header_of
+from smalti.data.decode import decode, decode_bytes
 from smalti.data.formats import EXTENSIONS, FORMATS, size_before_decoding
 from smalti.data.load import Data
 

@@ -269,7 +269,7 @@ def test_h02_what_is_no_data_is_a_data_error(tmp_path: Path, monkeypatch: pytest
         ("nowhere", f"no folder nowhere; it does not exist; check the path; it is looked for in {tmp_path}$"),
         (str(tmp_path / "emtpy"), "no folder .*emtpy; it does not exist; check the path: did you mean 'empty'?"),
         (str(tmp_path / "file.png"), "file.png is a file; DATA is a folder of images; give the folder it lies in"),
-        (str(tmp_path / "file.zip"), "file.zip is a file; DATA is .* tar shards .*; unpack it into a folder"),
+        (str(tmp_path / "file.zip"), "file.zip is no zip archive; .*; fetch it again"),
         (str(tmp_path / "file.npy"), r"file.npy is a file; DATA is a folder of images, a list of them \(.txt"),
         (str(tmp_path / "pipe"), "pipe is neither a folder nor a file; not a regular file; check the path"),
         (str(tmp_path / "empty"), "no images in"),
@@ -305,7 +305,7 @@ def test_held_out_images_are_spread_over_the_folder() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": 2}, "2 channels; use 1 or 3"),
+        ({"channels": 0}, r"0 channels; use 1 \(grey\), 3 \(RGB\), or as many as the images have, at most 64"),
         ({"side": 3}, "images of 3 pixels; use at least 4"),
         ({"held_out": 0.0}, "a held-out share of 0.0"),
         ({"held_out": 1.0}, "a held-out share of 1.0"),
@@ -341,4 +341,6 @@ def test_equal_images_are_worth_a_line(differ: bool, tmp_path: Path, capsys: pyt
         Image.new("RGB", (16, 16), (9 if differ and number == 5 else 0,) * 3).save(tmp_path / f"{number}.png")
     Data(path=str(tmp_path), side=8).load(Log())
     said = "warning: all 6 images are the same, so what is learned from them means nothing"
-    assert (said in capsys.readouterr().err) is not differ
+    lines = capsys.readouterr().err
+    assert (said in lines) is not differ
+    assert ("note: " in lines) is differ, "one line says it"

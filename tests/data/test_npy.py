@@ -1,4 +1,4 @@
-"""Pixels as `.npy` files: the bytes that NumPy writes, and no others are read."""
+"""Pixels as `.npy` files: the bytes that NumPy writes, without its reader."""
 
 import io
 
@@ -7,7 +7,8 @@ import pytest
 
 from smalti.core.errors import DataError
 from smalti.data import npy
-from smalti.data.decode import decode_bytes, header_of
+from smalti.data.bands import header_of
+from smalti.data.decode import decode_bytes
 
 
 def saved(array: np.ndarray) -> bytes:
@@ -39,16 +40,35 @@ def test_colours_are_those_asked_for_and_the_size_may_be_less() -> None:
     assert header_of(colour) == ("array", "RGB", 60, 40)
 
 
+@pytest.mark.parametrize("type", ["|u1", "<u2", ">u2", "<i2", "<u4", "<i4", "<f2", "<f4", ">f4", "<f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_values_of_every_type_are_read_in_the_byte_order_of_this_machine(type: str, order: str) -> None:
+    array = np.asarray(pixels(4, 5, 7), type, order=order)
+    found = npy.decode(saved(array))
+    assert np.array_equal(found, array)
+    assert found.dtype == array.dtype.newbyteorder("=")
+    assert found.flags.c_contiguous
+
+
+def test_black_and_white_of_a_type_or_of_the_window() -> None:
+    wide = (pixels() // 2).astype(np.uint16) * 257
+    assert np.array_equal(decode_bytes(saved(wide), "x", 3), pixels() // 2)
+    assert np.array_equal(decode_bytes(saved(wide.astype(np.float32)), "x", 3, None, (0.0, 65535.0)), pixels() // 2)
+    assert decode_bytes(saved(wide.astype(np.float32)), "x", 3).max() == 255, "the largest value of each"
+    assert header_of(saved(wide)) == ("array", "uint16 x 3", 5, 7)
+
+
 GOOD = npy.encode(pixels())
 
 
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (saved(pixels().astype(np.float32)), "other values than"),
-        (saved(pixels()[..., 0]), "other values than"),
-        (saved(pixels(4, 5, 2)), "other values than"),
-        (saved(np.asfortranarray(pixels())), "other values than"),
+        (saved(pixels().astype(np.complex64)), "other values than"),
+        (saved(pixels().astype(bool)), "other values than"),
+        (saved(pixels()[..., 0]), "an array of 7x5 values; images are H x W x C, C from 1 to 64"),
+        (saved(pixels(3, 64, 65)), "an array of 3x64x65 values; images are H x W x C, C from 1 to 64"),
+        (saved(pixels(4, 5, 2)), "it has 2 channels, and 3 are wanted"),
         (GOOD[:-1], "104 bytes for 7x5x3 pixels"),
         (GOOD + b"x", "106 bytes for 7x5x3 pixels"),
         (GOOD[:60], "other values than"),

@@ -10,8 +10,9 @@ from PIL import Image
 
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import ReadOptions, open_source
-from smalti.data.datasets.pages import count_pages, page_first, unread_pages
+from smalti.data.datasets.pages import unread_pages
 from smalti.data.decode import decode_bytes
+from smalti.data.tiff import count_pages, page_first
 from tests.contracts import check_dataset
 
 SHADES = (20, 90, 200)

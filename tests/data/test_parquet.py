@@ -22,7 +22,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.datasets.parquet import Parquet, split_of
 from smalti.data.datasets.tables import TableDataset
-from smalti.data.load import Data
+from smalti.data.load import Data, official_splits
 from smalti.data.reading import attempt
 from smalti.runs.check import Check, main
 from tests.contracts import check_dataset
@@ -51,14 +51,17 @@ def test_a_folder_as_the_hub_hands_it_out(tmp_path: Path, capsys: pytest.Capture
     assert values(source) == list(range(12))
     assert (source.kind, source.classes) == ("parquet", ("cat", "dog", "emu"))
     assert [source[position].label for position in range(12)] == [0, 1, 2] * 4
-    assert source.notes == ("the split 'train' is read; there are also: test",)
+    train = "train-{00000..00001}-of-00002.parquet"
+    assert source.notes == (f"splits: {train} is learned from, test-00000-of-00001.parquet is kept for the end",)
+    assert official_splits(str(tmp_path), "")[1] == f"{tmp_path}/data/test-00000-of-00001.parquet"
     assert source.name(7) == f"{tmp_path}/data/train-00001-of-00002.parquet:1"
     assert source.key(5) == "train-00000-of-00002.parquet:5"
     assert source.shrunk(0, 2).image.shape == (2, 2, 1)
     assert "index files  2/2" in capsys.readouterr().err
     result = main(Check(str(tmp_path), side=16))
-    assert (result["kind"], result["images"], result["readable"]) == ("parquet", 12, 12)
-    assert result["classes"] == {"cat": 4, "dog": 4, "emu": 4}
+    assert (result["kind"], result["images"], result["readable"]) == ("parquet", 13, 13)
+    assert list(result["splits"].values()) == [12, 1]
+    assert result["classes"] == {"cat": 5, "dog": 4, "emu": 4}
 
 
 def test_files_of_a_pattern_and_one_file(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_16_bit_tiff_in_which_white_is_zero_is_not_inverted() -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [(UNSIGNED, "<u4"), (FLOAT, "<f4")])
 def test_a_32_bit_tiff_in_which_white_is_zero_is_refused_and_not_called_damaged(kind: int, dtype: str) -> None:
-    with pytest.raises(DataError, match=r"white is zero|of a kind that is not read") as error:
+    with pytest.raises(DataError, match="white is zero") as error:
         decode_bytes(grey_tiff(RAMP.astype(dtype), 32, INVERTED, kind), "a", 1)
     assert "damaged" not in str(error.value)
 

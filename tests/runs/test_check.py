@@ -132,7 +132,7 @@ def test_no_data_is_a_data_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": 2}, "2 channels"),
+        ({"channels": 0}, "0 channels"),
         ({"side": 8}, "a side of 8"),
         ({"distance": 4}, "4 bits"),
         ({"limit": 0}, "0 im"),

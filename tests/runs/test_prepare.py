@@ -222,7 +222,7 @@ def test_no_data_is_a_data_error_and_nothing_is_made(tmp_path: Path) -> None:
         ({"side": 8}, "a side of 8 pixels; use at least 16"),
         ({"quality": 0}, "a quality of 0; choose 1 to 100"),
         ({"quality": 101}, "a quality of 101; choose 1 to 100"),
-        ({"channels": 2}, "2 channels; use 1 or 3"),
+        ({"channels": 0}, r"0 channels; use 1 \(grey\), 3 \(RGB\), or as many"),
         ({"limit": 0}, "a limit of 0 images; use at least 1"),
         ({"max_bad_fraction": 1.5}, r"max_bad_fraction 1\.5; choose one in \[0, 1\]"),
     ],

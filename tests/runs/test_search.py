@@ -211,6 +211,19 @@ def test_no_request_is_sent_because_a_file_says_so(tmp_path: Path, capsys: pytes
     assert "word" not in line
 
 
+@pytest.mark.parametrize("place", ["/etc", "photos/../../elsewhere", "link"])
+def test_nothing_outside_the_folder_of_a_file_is_opened_because_it_says_so(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    path = features(tmp_path, images=str(tmp_path / place))
+    command = ["search", str(path), "--near-duplicates", "0.0001", "--out", str(tmp_path / "page.html"), *CPU]
+    assert smalti(command) == 3
+    line = capsys.readouterr().err
+    assert "nothing is opened there unasked; f.npy says that its images are in" in line
+    assert "outside its own folder; give it with --data, if it is right" in line
+
+
 @pytest.mark.parametrize("name", ["f.npy", "f.rows.csv", "f.about.json"])
 def test_a_pipe_in_the_place_of_a_file_of_features_is_not_waited_for(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ from smalti.core.files import FETCH, POINTER, append, write_bytes
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
 from smalti.core.stored import read_lines
+from smalti.data.formats import channels_remedy
 from smalti.data.workers.jobs import Bad
 from smalti.distributed.collectives import all_gather_json
 
@@ -65,7 +66,7 @@ class LeftOutFiles:
         if len(self.found) > self.most or len(self.found) == self.total:
             self.write()
             cause = self.found[0][1]
-            raise DataError(self._summary(), cause=cause, fix=FETCH if POINTER in cause else self.fix)
+            raise DataError(self._summary(), cause=cause, fix=_remedy(cause) or self.fix)
 
     def _summary(self) -> str:
         return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
@@ -75,6 +76,11 @@ class LeftOutFiles:
         if self.path is not None and is_rank0():
             lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.found)
             write_bytes(self.path, "".join(lines).encode())
+
+
+def _remedy(cause: str) -> str:
+    """What to do where images are not damaged but not there, or not what was asked for; else nothing."""
+    return FETCH if POINTER in cause else channels_remedy(cause)
 
 
 class BadFiles:
@@ -134,7 +140,7 @@ class BadFiles:
         return DataError(
             f"{len(self.reasons)} of {self.total} images cannot be read, {self.seen} were shown",
             cause=", ".join(first),
-            fix=FETCH if POINTER in first[0] else "remove them, or raise --data.max-bad-fraction",
+            fix=_remedy(first[0]) or "remove them, or raise --data.max-bad-fraction",
         )
 
 

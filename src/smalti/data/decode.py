@@ -1,26 +1,25 @@
-"""Decode image files to upright uint8 arrays with one or three channels. An invalid image raises DataError."""
+"""Decode image files to upright uint8 arrays. An invalid image raises DataError."""
 
-import ctypes
 import math
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, _imaging
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from smalti.core.errors import DataError
-from smalti.core.files import POINTER, is_pointer
 from smalti.data import npy
-from smalti.data.formats import READERS, FormatError, open_image, size_before_decoding
+from smalti.data.bands import stored_bands
+from smalti.data.formats import READERS, FormatError, check_size
+from smalti.data.opened import NoModeError, open_checked, orientation
+from smalti.data.resize import resized
+from smalti.data.tiff import turn_of_tiff
 from smalti.data.values import (
     UnclearError,
     Window,
@@ -37,28 +36,10 @@ except ImportError:  # Pillow reads JPEG too, more slowly
     simplejpeg = None
 
 MAX_BYTES = 512 << 20
-MAX_PIXELS = 100_000_000
-MAX_ASPECT = 100
 
 _PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "instead of RST")  # in libjpeg's warnings
-_INTACT = {"unknown pixel mode": "a TIFF with values or channels of a kind that is not read"}
-"""What Pillow says of files that are not damaged."""
-_ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
 _MAY_TURN = (b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"EXIF", b"exif")
-
-
-class _RefusedError(Exception):
-    """What is wrong with a file; the message leaves out the file name."""
-
-
-class Header(NamedTuple):
-    """Header data of an image file: format and mode as named by Pillow; the format of an `.npy` file is `array`."""
-
-    format: str
-    mode: str
-    width: int
-    height: int
 
 
 def decode(
@@ -68,7 +49,7 @@ def decode(
 
     Args:
         path: the file; its format is taken from its content, not from its name.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, which become each other; another number is what the file must have.
         shorter_side: where given, shrink so that the shorter side has this many pixels (never enlarge).
         window: the stored values that become 0 and 255; None: the least and the greatest that the format has.
 
@@ -91,7 +72,7 @@ def read_file(path: Path) -> bytes:
     """
     try:
         return _read(path)
-    except (OSError, ValueError, _RefusedError) as error:  # ValueError: a null byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DataError(f"cannot read {path}", cause=getattr(error, "strerror", None) or str(error)) from error
 
 
@@ -118,7 +99,7 @@ def decode_scaled(
     Args:
         data: the bytes of the file.
         name: name of the file in messages.
-        channels: 1 for grey, 3 for RGB.
+        channels: as for `decode`.
         least: returns, for height and width of the upright image, the smallest scale that suffices; 1 is full size.
         window: as for `decode`.
 
@@ -129,31 +110,42 @@ def decode_scaled(
         DataError: as for `decode`; the message contains `name`.
     """
     try:
-        pixels = _plain_jpeg(data, channels, least)
-        if pixels is not None:
-            return pixels if window is None else windowed(pixels, window)
-        if data.startswith(npy.MAGIC):
-            return _array(data, channels, least, window)
-        with _open(data) as image:
-            # Only a JPEG can be decoded at a fraction; other formats may store their orientation after the pixels.
-            if not isinstance(image, JpegImageFile):
-                image.load()
-            turn = orientation(image)
-            width, height = image.size if turn < 5 else image.size[::-1]
-            needed = _scaled_size(image.size, least(height, width))
-            pixels = _fast_jpeg(data, image, channels, needed)
-            if pixels is None:
-                pixels = _any_format(image, channels, needed, window, data)
-            elif window is not None:
-                pixels = windowed(pixels, window)
-            return np.ascontiguousarray(upright(pixels, turn))
-    except (_RefusedError, FormatError, UnclearError) as error:
+        return _decoded(data, channels, least, window)
+    except (FormatError, UnclearError) as error:
         raise DataError(f"cannot read {name}", cause=str(error)) from None
     except MemoryError as error:
         raise DataError(f"cannot read {name}", cause="not enough memory") from error
     except Exception as error:  # decoders raise many kinds (OSError, SyntaxError, struct.error, ...): all mean bad file
-        cause = _INTACT.get(str(error)) or f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
-        raise DataError(f"cannot read {name}", cause=cause) from error
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read {name}", cause=f"damaged: {cause}") from error
+
+
+def _decoded(
+    data: bytes, channels: int, least: Callable[[int, int], float], window: Window | None
+) -> NDArray[np.uint8]:
+    """As `decode_scaled`, with the exceptions of the decoders."""
+    if channels not in (1, 3) or data.startswith(npy.MAGIC):
+        return _bands(data, channels, least, window)
+    pixels = _plain_jpeg(data, channels, least)
+    if pixels is not None:
+        return pixels if window is None else windowed(pixels, window)
+    try:
+        image = open_checked(data)
+    except NoModeError:
+        return _bands(data, channels, least, window)
+    with image:
+        # Only a JPEG can be decoded at a fraction; other formats may store their orientation after the pixels.
+        if not isinstance(image, JpegImageFile):
+            image.load()
+        turn = orientation(image)
+        width, height = image.size if turn < 5 else image.size[::-1]
+        needed = _scaled_size(image.size, least(height, width))
+        pixels = _fast_jpeg(data, image, channels, needed)
+        if pixels is None:
+            pixels = _any_format(image, channels, needed, window, data)
+        elif window is not None:
+            pixels = windowed(pixels, window)
+        return np.ascontiguousarray(upright(pixels, turn))
 
 
 def from_pillow(image: Image.Image, channels: int, window: Window | None = None) -> NDArray[np.uint8]:
@@ -163,41 +155,11 @@ def from_pillow(image: Image.Image, channels: int, window: Window | None = None)
         DataError: it cannot be decoded.
     """
     try:
+        if channels not in (1, 3):
+            raise FormatError(f"Pillow's images are grey or RGB, and {channels} channels are wanted: give the file")
         return np.ascontiguousarray(upright(_any_format(image, channels, image.size, window), orientation(image)))
     except Exception as error:  # as in `decode_scaled`
         raise DataError("cannot read an image given by Pillow", cause=f"{error}" or type(error).__name__) from error
-
-
-def stored_values(data: bytes, name: str) -> NDArray[Any]:
-    """The values of an image as its file has them: (H, W), or (H, W, C) for colours; grey ones are bright where large.
-
-    Raises:
-        DataError: as for `decode`.
-    """
-    try:
-        if data.startswith(npy.MAGIC):
-            return npy.decode(data)
-        with _open(data) as image:
-            image.load()
-            found = stored(image)
-            if found is not None:
-                return found.values
-            pixels, scale = (
-                np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")),
-                colour_scale(image, data),
-            )
-            return pixels if scale == 1 else pixels * np.uint16(scale)
-    except Exception as error:  # as in `decode_scaled`
-        raise DataError(f"cannot read {name}", cause=str(error) or type(error).__name__) from error
-
-
-def header_of(data: bytes) -> Header:
-    """The header of a file that has been decoded already."""
-    if data.startswith(npy.MAGIC):
-        height, width, channels = npy.shape(data)
-        return Header("array", "L" if channels == 1 else "RGB", width, height)
-    with open_image(data) as image:
-        return Header(str(image.format), image.mode, *image.size)
 
 
 def _read(path: Path) -> bytes:
@@ -206,52 +168,18 @@ def _read(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
-            raise _RefusedError("not a regular file")
+            raise FormatError("not a regular file")
         if about.st_size > MAX_BYTES:
-            raise _RefusedError(f"{about.st_size} bytes, above the limit of {MAX_BYTES}")
+            raise FormatError(f"{about.st_size} bytes, above the limit of {MAX_BYTES}")
         return file.read(about.st_size)
 
 
-def _open(data: bytes) -> ImageFile:
-    """The Pillow reader for this content, whose size is within the limits, with no pixels decoded yet."""
-    if not data:
-        raise _RefusedError("the file is empty")
-    if is_pointer(data):
-        raise _RefusedError(POINTER)
-    if (claimed := size_before_decoding(data)) is not None:
-        _check_size(*claimed)
-    image = open_image(data)
-    _check_size(*image.size)
-    if isinstance(image, TiffImageFile):
-        _silence_libtiff()
-    return image
-
-
-@cache
-def _silence_libtiff() -> None:
-    """Have libtiff say nothing: it writes to standard error by itself what Pillow raises as an exception too."""
-    with suppress(OSError, AttributeError):  # another build of Pillow, which then goes on writing
-        library = ctypes.CDLL(_imaging.__file__)
-        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-            setter = getattr(library, name)
-            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
-            setter(None)
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _RefusedError(f"{width}x{height} pixels, above the limit of {MAX_PIXELS}")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise _RefusedError(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
-
-
-def _array(data: bytes, channels: int, least: Callable[[int, int], float], window: Window | None) -> NDArray[np.uint8]:
-    """The pixels of an `.npy` file at full size."""
-    height, width, _ = npy.shape(data)
-    _check_size(width, height)
-    least(height, width)
-    pixels = npy.decode(data)
-    return _as_channels(pixels if window is None else windowed(pixels, window), channels)
+def _bands(data: bytes, channels: int, least: Callable[[int, int], float], window: Window | None) -> NDArray[np.uint8]:
+    """The pixels of an array, or of an image with other channels than one or three, at full size."""
+    values, turn = stored_bands(data, channels)
+    pixels = np.ascontiguousarray(upright(eight_bits(values, window), turn))
+    least(*pixels.shape[:2])
+    return _as_channels(pixels, channels)
 
 
 def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) -> NDArray[np.uint8] | None:
@@ -268,7 +196,7 @@ def _plain_jpeg(data: bytes, channels: int, least: Callable[[int, int], float]) 
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray"):
             return None
-        _check_size(width, height)
+        check_size(width, height)
         needed = _scaled_size((width, height), least(height, width))
         return _turbo(data, channels, needed)
     except ValueError:
@@ -343,32 +271,27 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
-    height, width, channels = pixels.shape
+    height, width, _ = pixels.shape
     scale = shorter_side / min(height, width)
     if scale >= 1:
         return pixels
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    return np.array(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)).reshape(*size[::-1], channels)
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    return resized(pixels, size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def turn_of(data: bytes) -> int:
     """The EXIF orientation of the bytes of an image that has been decoded, 1 (upright) to 8."""
-    if not data.startswith(READERS[TiffImageFile]) and not any(word in data for word in _MAY_TURN):
+    is_tiff = data.startswith(READERS[TiffImageFile])
+    if data.startswith(npy.MAGIC) or not (is_tiff or any(word in data for word in _MAY_TURN)):
         return 1
-    with _open(data) as image:
+    try:
+        image = open_checked(data)
+    except NoModeError:
+        return turn_of_tiff(data)
+    with image:
         if not isinstance(image, JpegImageFile):
             image.load()  # may be stored after the pixels
         return orientation(image)
-
-
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a file, 1 (upright) to 8."""
-    try:
-        turn = image.getexif().get(_ORIENTATION)
-    except Exception:  # broken EXIF is common and says nothing about the pixels
-        return 1
-    return int(turn) if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:

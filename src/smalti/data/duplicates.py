@@ -83,7 +83,10 @@ def difference_hash(image: NDArray[np.uint8]) -> tuple[int, int]:
     They stay the same, or nearly, when an image is saved in another format, quality or size. Both are needed: with one
     alone, images of an object on a plain background are all alike. A single colour gives zeros.
     """
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
+    grey = image[..., 0] if image.shape[2] == 1 else image
+    if image.shape[2] not in (1, 3):
+        grey = np.rint(image.mean(2)).astype(np.uint8)
+    picture = Image.fromarray(grey).convert("L")
     wide, high = (np.asarray(picture.resize(size, Image.Resampling.BOX)) for size in ((9, 8), (8, 9)))
     return _bits(wide[:, 1:] > wide[:, :-1]), _bits(high[1:] > high[:-1])
 

@@ -1,5 +1,6 @@
 """Which image formats are read: their suffixes, how their files begin, and the Pillow reader of each."""
 
+import re
 from importlib import import_module
 from io import BytesIO
 
@@ -30,6 +31,13 @@ READERS: dict[type[ImageFile], tuple[bytes, ...]] = {
     PpmImageFile: (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     Jpeg2KImageFile: (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 }
+ARRAYS = frozenset({".npy"})
+"""Images where there are no others: beside images, arrays are features or masks."""
+MAX_CHANNELS = 64
+MAX_PIXELS = 100_000_000
+"""Of an image of up to three channels; of more, as many values."""
+MAX_ASPECT = 100
+IN_CHANS = "--tokenizer.in-chans or --backbone.in-chans"
 FORMATS = (*(str(reader.format) for reader in READERS), "AVIF", "HEIF", "JXL")
 
 _AVIF = (b"avif", b"avis")
@@ -41,7 +49,35 @@ _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 
 
 
 class FormatError(ValueError):
-    """A file is of no format that can be read here; the message leaves out the file name."""
+    """A file is of no format that can be read here, or is beyond a limit; the message leaves out the file name."""
+
+
+_CHANNELS = re.compile(r"it has (\d+) channels?, and")
+
+
+def other_channels(found: int, asked: int) -> FormatError:
+    """The error for a file that has another number of channels than asked for."""
+    wanted = "1 is" if asked == 1 else f"{asked} are"
+    return FormatError(f"it has {found} channel{'s' if found > 1 else ''}, and {wanted} wanted")
+
+
+def channels_remedy(cause: str) -> str:
+    """What to write where images have another number of channels, by the cause in `other_channels`; else nothing."""
+    found = _CHANNELS.search(cause)
+    return (found and f"train with --data.channels {found[1]} and as many {IN_CHANS}") or ""
+
+
+def check_size(width: int, height: int, channels: int = 3) -> None:
+    """Refuse an image before memory for its pixels is allocated.
+
+    Raises:
+        FormatError: it has too many pixels, or one side is much longer than the other.
+    """
+    if width * height * max(channels, 3) > 3 * MAX_PIXELS:
+        more = f" of {channels} channels" if channels > 3 else ""
+        raise FormatError(f"{width}x{height} pixels{more}, above the limit of {MAX_PIXELS * 3 // max(channels, 3)}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise FormatError(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
 
 
 def open_image(data: bytes) -> ImageFile:

@@ -9,6 +9,8 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from smalti.core.addresses import shown
 from smalti.core.config import require, setting
@@ -22,10 +24,11 @@ from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source
 from smalti.data.datasets.prepared import prepared_window
-from smalti.data.duplicates import copies
+from smalti.data.formats import channels_remedy, other_channels
+from smalti.data.groups import GROUP, numbered, require_group, together
 from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
 from smalti.data.splits import put_aside
-from smalti.data.values import AskedWindow, Window, require_window
+from smalti.data.values import AskedWindow, Window, require_channels, require_window
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
@@ -68,11 +71,11 @@ class Data(ReadOptions):
 
     path: str = setting(
         "",
-        "a folder of images, a list (.txt, .csv), tar shards or Parquet files (a-{000..009}.tar, also at an address), "
-        "a Hugging Face data set, what 'smalti prepare' wrote, or 'embedded'",
+        "a folder of images, a list (.txt, .csv), .zip, tar shards or Parquet files (a-{000..009}.tar, also at an "
+        "address), a Hugging Face data set, what 'smalti prepare' wrote, or 'embedded'",
         resume="free",
     )
-    channels: int = setting(3, "1 grey, 3 RGB")
+    channels: int = setting(3, "1 grey, 3 RGB, or as many as the images have")
     side: int = setting(64, "pixels")
     held_out: float = setting(0.05, "share of the images never trained on; the embedded ones have their own")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
@@ -90,9 +93,22 @@ class Data(ReadOptions):
         None, "stored values that become black and white: MIN MAX; auto: 99.8 % of them; none: all that the format has"
     )
 
+    group: str = setting("", GROUP)
+    show_channels: tuple[int, ...] | None = setting(
+        None, "channels of pictures, from 0: red, green and blue, or one; none: the first three", resume="free"
+    )
+
     def __post_init__(self) -> None:
+        require_channels(self.channels)
+        require_group(self.group)
         require_window(self.window, self.channels)
-        require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        shown = self.show_channels or (0,)
+        few = f"use one of 0 to {self.channels - 1}, or three of them for red, green and blue"
+        require(
+            len(shown) in (1, 3) and set(shown) <= set(range(self.channels)),
+            f"channels {shown} of {self.channels} in pictures",
+            few,
+        )
         require(self.side >= 4, f"images of {self.side} pixels", "use at least 4")
         require(0 < self.held_out < 1, f"a held-out share of {self.held_out}", "choose one between 0 and 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}", "choose one in [0, 1]")
@@ -113,7 +129,7 @@ class Data(ReadOptions):
         """
         if self.path == EMBEDDED:
             return self.load(log)
-        source = self.noted_source(self.path, log)
+        source = self.grouped(self.noted_source(self.path, log))
         if labelled and source.classes:
             source = source.labelled()
         if self.fits(min(len(source), self.limit or len(source))):
@@ -127,7 +143,7 @@ class Data(ReadOptions):
         held_out = self._validation(source.classes, log, _MOST_HELD_OUT)
         if held_out is None:
             train, aside = put_aside(
-                _at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT, copies(source.select(positions))
+                _at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT, together(source.select(positions))
             )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
@@ -139,11 +155,11 @@ class Data(ReadOptions):
         """Read all images into memory. Arguments and errors as in `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        return self._divided(self.noted_source(self.path, log), log, bad_files)
+        return self._divided(self.grouped(self.noted_source(self.path, log)), log, bad_files)
 
     def _read(self, source: ImageDataset, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
         images = read_source(source, self, log, bad_files)
-        for note in value_notes(images.images):
+        for note in [] if _all_the_same(images.images) else value_notes(images.images):
             log.say(f"note: {note}")
         return images
 
@@ -187,6 +203,12 @@ class Data(ReadOptions):
         """
         return open_source(path, self.channels, log, self, part, self.measured(log).known_window)
 
+    def grouped(self, source: ImageDataset) -> ImageDataset:
+        """A dataset with its groups, if `group` asks for some."""
+        if self.group:
+            source.groups = numbered(source, self.group)
+        return source
+
     def noted_source(self, path: str, log: Log) -> ImageDataset:
         """The same, and what a user should know of it is said."""
         return open_noted(path, self.channels, log, self, window=self.measured(log).known_window)
@@ -204,12 +226,17 @@ class Data(ReadOptions):
         """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
         made = prepared_window(Path(self.path).expanduser()) if self.path else None
         if made is not None and self.window in (None, "auto"):
+            if len(made) not in (2, 2 * self.channels):
+                cause = str(other_channels(len(made) // 2, self.channels))
+                raise DataError(f"cannot read {self.path}", cause=cause, fix=channels_remedy(cause))
             return replace(self, window=made)
         if self.window != "auto":
             return self
         window = measured_window(replace(self, window=None).source(self.path, log), log or Log())
         if log is not None:
-            log.say("values from {} to {} are black and white".format(*(f"{bound:g}" for bound in window[:2])))
+            ranges = [f"{low:g} to {high:g}" for low, high in zip(window[::2], window[1::2], strict=True)]
+            each = " of the channels in turn" if len(ranges) > 1 else ""
+            log.say(f"values from {', '.join(ranges)}{each} are black and white")
         return replace(self, window=window)
 
     def fits(self, count: int) -> bool:
@@ -231,11 +258,12 @@ class Data(ReadOptions):
 def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
     """Decode a dataset into memory with one thread per core; unreadable images are listed and left out."""
     if source.pixels is not None:  # already in memory
-        return InMemoryDataset(source.pixels, source.all_labels(), source.classes)
+        return InMemoryDataset(source.pixels, source.all_labels(), source.classes, source.groups)
     positions = even_sample(len(source), data.limit)
     failed: dict[str, str] = {}
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
     labels: list[int] = []
+    kept: list[int] = []
     with each(lambda place: read_square(source, place, data.side), positions, log, "read images") as found:
         for position, result in found:
             if isinstance(result, DataError):
@@ -243,6 +271,7 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
             else:
                 pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
                 labels.append(result.label)
+                kept.append(position)
     fix = "remove them, or raise --data.max-bad-fraction"
     bad = LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, fix, sorted(failed.items()))
     if bad.found and data.on_bad_image == "error":
@@ -250,9 +279,15 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
         path, reason = bad.found[0]
         raise DataError(f"cannot read {path}", cause=reason, fix="remove it, or use --data.on-bad-image replace")
     bad.finish(log)
-    if len(labels) > 1 and all(np.array_equal(pixels[0], other) for other in pixels[1 : len(labels)]):
+    if _all_the_same(torch.from_numpy(pixels[: len(labels)])):
         log.say(f"warning: all {len(labels)} images are the same, so what is learned from them means nothing")
-    return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes)
+    groups = None if source.groups is None else source.groups[np.array(kept, np.int64)]
+    return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes, groups)
+
+
+def _all_the_same(images: UInt8[Tensor, "n C H W"]) -> bool:
+    """Whether there are several images, and all are equal: that is said, and nothing else about their values."""
+    return len(images) > 1 and all(torch.equal(images[0], other) for other in images[1:])
 
 
 def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
@@ -260,7 +295,7 @@ def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
 
     The others are shuffled once, so that the first thousand, used to initialise a tokenizer, are of all classes.
     """
-    train, aside = put_aside(_at_least_two(len(images)), share, 0, groups=copies(images))
+    train, aside = put_aside(_at_least_two(len(images)), share, 0, groups=together(images))
     return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
@@ -287,7 +322,8 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
         DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
     """
     log.say(f"training images from {train}, test images from {test}")
-    learnt, judged = (read_source(data.noted_source(path, log), data, log) for path in (train, test))
+    learnt = read_source(data.grouped(data.noted_source(train, log)), data, log)
+    judged = read_source(data.noted_source(test, log), data, log)
     return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
 
 
@@ -311,7 +347,7 @@ def renumbered(images: InMemoryDataset, classes: tuple[str, ...]) -> InMemoryDat
     place = {name: number for number, name in enumerate(dict.fromkeys(classes + images.classes))}
     numbers = torch.tensor([place[name] for name in images.classes])
     labels = torch.where(images.labels < 0, images.labels, numbers[images.labels])
-    return InMemoryDataset(images.images, labels, tuple(place))
+    return InMemoryDataset(images.images, labels, tuple(place), images.groups)
 
 
 def unlabelled(data: Data, path: str, what: str) -> DataError:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Bar, Log
+from smalti.data.bands import channels_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.decode import stored_values
+from smalti.data.formats import channels_remedy
+from smalti.data.resize import resized
 from smalti.data.values import Window
 
 T = TypeVar("T")
@@ -29,6 +31,7 @@ Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _MOST_IMAGES = 10_000
 _LEAST_STD = 1e-3
+_MOST_LOOKED_AT = 16
 _MEASURED, _VALUES_OF_EACH = 256, 4096
 """Images whose values are looked at, and values of each, at most."""
 _INSIDE = (0.001, 0.999)
@@ -128,10 +131,7 @@ def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def centre_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """The largest part in the centre of pixels (H, W, C) that has the shape of `size` (h, w), resized to it, uint8."""
     top, left, tall, wide = centre_box(image.shape[0], image.shape[1], size)
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    box = (left, top, left + wide, top + tall)
-    scaled = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
-    return scaled.reshape(*size, -1)
+    return resized(image, size, Image.Resampling.BICUBIC, (left, top, left + wide, top + tall))
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -169,15 +169,27 @@ class CentreCrops:
         out[0][:] = centre_crop(pixels, self.size).transpose(2, 0, 1)
 
 
+def channels_in(source: ImageDataset) -> int:
+    """The channels of the images, as those of some are: 3 unless all of them have another number; grey counts as 3."""
+    if source.pixels is not None:
+        return source.channels
+    places = even_sample(len(source), _MOST_LOOKED_AT)
+    found = {attempt(lambda place: channels_of(source.read(place), source.name(place)), place) for place in places}
+    counts = {count for count in found if isinstance(count, int)}
+    return counts.pop() if len(counts) == 1 and not counts & {1, 3} else 3
+
+
 def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spaced."""
     if images.pixels is not None:
         return images.pixels[:count]
     positions = even_sample(len(images), count)
     with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
-        pixels = [result.pixels for _, result in found if isinstance(result, Square)]
+        results = [result for _, result in found]
+    pixels = [result.pixels for result in results if isinstance(result, Square)]
     if not pixels:
-        raise DataError(f"none of {count} images can be read", cause="all that were tried are damaged")
+        cause = next(result.cause for result in results if isinstance(result, DataError))
+        raise DataError(f"none of {len(results)} images can be read", cause=cause, fix=channels_remedy(cause))
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -205,7 +217,10 @@ def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statis
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
     if channels != 3:
-        raise UsageError(f"ImageNet's statistics for {channels} channel", fix="use --normalisation auto or half")
+        raise UsageError(
+            f"ImageNet's statistics for {channels} channel{'s' if channels > 1 else ''}",
+            fix="use --normalisation auto or half",
+        )
     return _IMAGENET
 
 
@@ -225,25 +240,36 @@ def measured(images: torch.Tensor) -> Statistics:
 def measured_window(source: ImageDataset, log: Log) -> Window:
     """The stored values between which 99.8 % of those of some evenly spaced images lie.
 
+    Of images that are neither grey nor RGB those of each channel: bands of a satellite have ranges of their own.
+
     Raises:
         DataError: no image can be read, they differ in the kind of their values, or all values are the same.
     """
     positions = even_sample(len(source), _MEASURED)
 
+    bands = 1 if source.channels in (1, 3) else source.channels
+
     def some_values(position: int) -> NDArray[Any]:
-        values = stored_values(source.read(position), source.name(position)).reshape(-1)
+        values = stored_values(source.read(position), source.name(position), source.channels).reshape(-1, bands)
         return values[:: max(1, len(values) // _VALUES_OF_EACH)]
 
     with each(some_values, positions, log, "measure values") as found:
-        values = [result for _, result in found if not isinstance(result, DataError)]
+        results = [result for _, result in found]
+    values = [result for result in results if not isinstance(result, DataError)]
     kinds = sorted({str(part.dtype.newbyteorder("=")) for part in values})
     if len(kinds) != 1:
         cause = f"they have {' and '.join(kinds)} values" if kinds else "none of them can be read"
-        raise DataError("no one value window fits these images", cause=cause, fix="give one, or leave it out")
-    low, high = (float(bound) for bound in np.quantile(np.concatenate(values), _INSIDE))
-    if not low < high:
-        raise DataError("no value window fits these images", cause=f"almost all of their values are {low:g}")
-    return low, high
+        reason = next((result.cause for result in results if isinstance(result, DataError)), "")
+        remedy = channels_remedy(reason) if not kinds else ""
+        cause = reason if remedy else cause
+        fix = remedy or "give one, or leave it out"
+        raise DataError("no one value window fits these images", cause=cause, fix=fix)
+    bounds = np.quantile(np.concatenate(values), _INSIDE, axis=0).T
+    for number, (low, high) in enumerate(bounds, 1):
+        if not low < high:
+            cause = f"almost all of their values are {low:g}" + (f" in channel {number}" if bands > 1 else "")
+            raise DataError("no value window fits these images", cause=cause)
+    return tuple(float(bound) for bound in bounds.reshape(-1))
 
 
 def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:

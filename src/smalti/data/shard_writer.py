@@ -25,7 +25,7 @@ from smalti.data.datasets.names import LeftOut, NamesBuilder
 from smalti.data.datasets.prepared import VERSION, Encoding, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
-from smalti.data.decode import orientation
+from smalti.data.opened import orientation
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
@@ -72,7 +72,7 @@ def make_record(source: ImageDataset, position: int, form: Form) -> Record:
     """
     data = source.read(position)
     sample = source.decoded(position, data, form.side)  # decoded in full, to verify what is stored
-    if form.encoding == "raw":
+    if form.encoding == "raw" or form.channels not in (1, 3):
         return Record(npy.encode(sample.image), sample.label, sample.key)
     if _is_fit(data, form):
         return Record(data, sample.label, sample.key)

@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from smalti.core.config import require
+from smalti.data.formats import MAX_CHANNELS
 
 Window: TypeAlias = tuple[float, ...]
 """The stored values that become 0 and 255, in between linearly: two for all channels, or two a channel."""
@@ -20,6 +21,12 @@ AskedWindow: TypeAlias = Literal["auto"] | Window | None
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _PNG, _PNG_DEPTH = b"\x89PNG", 24  # offset of the bits a value
+
+
+def require_channels(channels: int) -> None:
+    """Refuse a number of channels that no image can have."""
+    fix = f"use 1 (grey), 3 (RGB), or as many as the images have, at most {MAX_CHANNELS}"
+    require(1 <= channels <= MAX_CHANNELS, f"{channels} channels", fix)
 
 
 def require_window(window: AskedWindow, channels: int) -> None:
@@ -62,7 +69,7 @@ def stored(image: Image.Image) -> Stored | None:
         return None
     values = np.asarray(image)
     if isinstance(image, TiffImageFile):
-        return _of_tiff(values, bits, signed, _first(tags, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO)
+        return of_tiff(values, bits, signed, _first(tags, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO)
     clear = image.info.get("transparency") if isinstance(image, PngImageFile) else None
     return Stored(values, 65535, None if clear is None else values == clear)
 
@@ -72,10 +79,16 @@ def _first(tags: Any, tag: int, missing: int) -> int:
     return int(found[0] if isinstance(found, tuple) else found)
 
 
-def _of_tiff(values: NDArray[Any], bits: int, signed: bool, white_is_zero: bool) -> Stored:
+def of_tiff(values: NDArray[Any], bits: int, signed: bool, white_is_zero: bool) -> Stored:
+    """The values of a TIFF with so many bits a value, bright as large.
+
+    Raises:
+        UnclearError: floats or 32-bit integers in which white is zero.
+    """
+    if white_is_zero and (values.dtype.kind == "f" or bits == 32):
+        what = "floats" if values.dtype.kind == "f" else "32-bit integers"
+        raise UnclearError(f"a TIFF of {what} in which white is zero: it says not what black is")
     if values.dtype.kind == "f":
-        if white_is_zero:
-            raise UnclearError("a TIFF of floats in which white is zero: it says not what black is")
         return Stored(values, None)
     if bits == 32:
         return Stored(values if signed else values.view(np.uint32), None)
@@ -92,6 +105,8 @@ def eight_bits(image: Stored, window: Window | None) -> UInt8[np.ndarray, "H W"]
         UnclearError: values are not finite, or there are negative 16-bit ones and no window.
     """
     values = image.values
+    if window is None and values.dtype == np.uint8 and image.white == 255:
+        return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UnclearError("values that are not finite")
     if window is None:
@@ -114,8 +129,9 @@ def _white(image: Stored) -> float:
 
 def windowed(values: NDArray[Any], window: Window) -> NDArray[np.uint8]:
     """Values (..., C) or (H, W) of any real dtype to 0 ... 255; those outside the window become 0 or 255."""
-    if len(window) > 2:
-        parts = [windowed(values[..., c], window[2 * c : 2 * c + 2]) for c in range(values.shape[-1])]
+    if len(window) > 2 or (values.ndim == 3 and values.shape[2] > 3):  # one by one, which takes less memory
+        each = window if len(window) > 2 else window * values.shape[2]
+        parts = [windowed(values[..., c], each[2 * c : 2 * c + 2]) for c in range(values.shape[-1])]
         return np.stack(parts, axis=-1)
     if values.dtype.kind == "f" or values.dtype.itemsize > 2:
         return _scaled(values.astype(np.float64), window)

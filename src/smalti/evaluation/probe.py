@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
-from smalti.data.splits import by_lot
+from smalti.data.splits import by_lot, put_aside
 from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 
@@ -185,6 +187,12 @@ class Split:
         order = torch.from_numpy(by_lot(num_images, seed))
         aside = max(1, round(validation * num_images))
         return Split(fit=order[aside:], validation=order[:aside])
+
+    @staticmethod
+    def of_groups(groups: NDArray[np.int64], validation: float, seed: int) -> "Split":
+        """A split in which all images of a group are on one side; `groups` has a number for each image."""
+        fit, aside = put_aside(len(groups), validation, seed, groups=groups)
+        return Split(torch.from_numpy(fit), torch.from_numpy(aside))
 
     @staticmethod
     def behind(num_images: int, num_validation: int, seed: int) -> "Split":

@@ -232,11 +232,31 @@ def thumbnails(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]]) -> UInt8[
     return sheet(columns, max(1, round(64 / width)))
 
 
-def to_pixels(images: Tensor) -> UInt8[np.ndarray, "n H W C"]:
-    """Convert images (n, C, H, W), uint8 or float in [0, 1], to uint8 pictures with channels last."""
+def to_pixels(images: Tensor, shown: Sequence[int] | None = None) -> UInt8[np.ndarray, "n H W _C"]:
+    """Convert images (n, C, H, W), uint8 or float in [0, 1], to uint8 pictures with channels last.
+
+    Args:
+        shown: as for `false_colours`.
+    """
     pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().to(torch.uint8)
-    array: UInt8[np.ndarray, "n H W C"] = pixels.cpu().permute(0, 2, 3, 1).numpy()
-    return array
+    return false_colours(pixels.cpu().permute(0, 2, 3, 1).numpy(), shown)
+
+
+def false_colours(
+    pixels: UInt8[np.ndarray, "*n H W C"], shown: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "*n H W _C"]:
+    """Some channels as red, green and blue, or one as grey.
+
+    Args:
+        shown: the numbers of three channels, or of one; None: all of grey and RGB, and of others the first three, blue
+            being black where there are two.
+    """
+    channels = pixels.shape[-1]
+    if shown is None and channels in (1, 3):
+        return pixels
+    if shown is None and channels == 2:
+        return np.concatenate([pixels, np.zeros_like(pixels[..., :1])], axis=-1)
+    return np.ascontiguousarray(pixels[..., list(shown or (0, 1, 2))])
 
 
 def data_uri(picture: Picture) -> str:

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
+from smalti.data.bands import Header, channels_of, header_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset, Joined
 from smalti.data.datasets.layout import split_in
-from smalti.data.datasets.open import ReadOptions
-from smalti.data.datasets.pages import count_pages
-from smalti.data.decode import Header, header_of, stored_values
+from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
 from smalti.data.load import Data
-from smalti.data.reading import GREY, LEAST_RANGE, each, even_sample
-from smalti.data.values import AskedWindow, is_16_bit, require_window
+from smalti.data.reading import GREY, LEAST_RANGE, channels_in, each, even_sample
+from smalti.data.tiff import count_pages
+from smalti.data.values import AskedWindow, is_16_bit, require_channels, require_window
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN = 10
@@ -35,17 +35,17 @@ class Check(ReadOptions):
     """Which images to look at, and how closely."""
 
     data: str
-    """A folder, a list (.txt .lst .csv .tsv), tar shards ('shards-{000..009}.tar') or Parquet files, also at an
+    """A folder, a list (.txt .lst .csv .tsv), a .zip, tar shards ('shards-{000..009}.tar') or Parquet files, also at an
     address, a Hugging Face data set, the folder of prepared shards, or 'embedded'."""
-    channels: int = setting(3, "1 grey, 3 RGB: what mean and standard deviation are of")
+    channels: int | None = setting(None, "what mean and deviation are of: 1 grey, 3 RGB; none: as the images have")
     side: int = setting(256, "pixels; images are decoded to about this shorter side")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     distance: int = setting(2, "bits of 64, across and down, in which near copies differ at most")
     window: AskedWindow = setting(None, "stored values that become black and white: MIN MAX, or auto; none: all")
 
     def __post_init__(self) -> None:
-        require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
-        require_window(self.window, self.channels)
+        require_channels(3 if self.channels is None else self.channels)
+        require_window(self.window, self.channels or len(self.window or ()) // 2)
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(0 <= self.distance <= 3, f"a distance of {self.distance} bits", "choose 0 to 3")
         require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
@@ -67,6 +67,7 @@ class Seen(NamedTuple):
     values: "Values"
     pages: int
     is_grey: bool
+    channels: int
 
 
 class Values(NamedTuple):
@@ -80,9 +81,13 @@ class Values(NamedTuple):
 def main(config: Check) -> dict[str, Any]:
     """Read every image; nothing is written."""
     log = Log()
-    source = Data.reading(config.data, config.channels, config, config.window).source(config.data, log, "all")
+    source = open_source(config.data, config.channels or 3, log, config, "all")
+    source.channels = config.channels or channels_in(source)
+    if config.window is not None:
+        data = Data.reading(config.data, source.channels, config, config.window)
+        source = data.source(config.data, log, "all")
     source.verify(log)
-    tally = Tally(config.channels)
+    tally = Tally(source.channels)
     positions = even_sample(len(source), config.limit)
     with each(
         lambda position: _look(source, position, config.side, config.pages == "all"), positions, log, "check"
@@ -102,17 +107,19 @@ def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen
     sample = source.decoded(position, data, side)
     header = header_of(data)
     flat = sample.image.reshape(-1, sample.image.shape[2]).astype(np.float64) / 255
-    hashed, pages = difference_hash(sample.image), 1 if is_page else count_pages(data)
+    one_page = is_page or source.channels not in (1, 3)  # pages may be the channels
+    hashed, pages = difference_hash(sample.image), 1 if one_page else count_pages(data)
     is_grey = bool((sample.image == sample.image[..., :1]).all())
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
     values = _values(data, source.name(position), header, sample.image)
-    return Seen(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey)
+    channels = channels_of(data, source.name(position))
+    return Seen(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey, channels)
 
 
 def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:
     """Of 8-bit files, which are most, the least and greatest of the pixels that have been decoded."""
-    if header.mode.startswith(_WIDE) or header.format == "TIFF" or is_16_bit(data):
-        stored = stored_values(data, name)
+    if header.mode.startswith(_WIDE) or header.format in ("TIFF", "array") or is_16_bit(data):
+        stored = stored_values(data, name, pixels.shape[2])
         return Values(str(stored.dtype.newbyteorder("=")), float(stored.min()), float(stored.max()))
     return Values("uint8", float(pixels.min()), float(pixels.max()))
 
@@ -126,7 +133,7 @@ class Tally:
         self.positions, self.sizes = array("Q"), array("Q")
         self.digests, self.hashes = array("Q"), array("Q")
         self.total, self.squares, self.pixels = np.zeros(channels), np.zeros(channels), 0
-        self.grey = True
+        self.grey, self.channels = True, Counter[int]()
         self.values, self.pages = dict[str, tuple[int, float, float]](), Counter[int]()
 
     @property
@@ -154,6 +161,7 @@ class Tally:
         self.pixels += seen.pixels
         self.pages[seen.pages] += 1
         self.grey &= seen.is_grey
+        self.channels[seen.channels] += 1
         count, low, high = self.values.get(seen.values.type, (0, np.inf, -np.inf))
         self.values[seen.values.type] = count + 1, min(low, seen.values.low), max(high, seen.values.high)
 
@@ -171,6 +179,7 @@ class Tally:
             "unreadable": {"count": self.unreadable, "reasons": dict(self.reasons), "files": self.files},
             "formats": dict(self.formats.most_common()),
             "modes": dict(self.modes.most_common()),
+            "channels": {str(number): count for number, count in self.channels.most_common()},
             "classes": {name: self.labels[number] for number, name in enumerate(source.classes)},
             "sizes": _sizes(_pairs(self.sizes).astype(np.int64)),
             "values": {
@@ -178,6 +187,7 @@ class Tally:
             },
             "grey": self.grey and self.pixels > 0,
             "pages": sum(number * count for number, count in self.pages.items()),
+            "pages_each": max(self.pages) if len(self.pages) == 1 else None,
             "exact_duplicates": self._named(exact, source),
             "near_duplicates": self._named(near, source) | {"distance": distance},
             "mean": mean.tolist() if self.pixels else None,
@@ -252,10 +262,15 @@ def describe(result: dict[str, Any]) -> str:
         found = result[f"{name}_duplicates"]
         rows.append((f"{name} copies", f"{found['images']} images in {found['groups']} groups"))
         rows += [("", " = ".join(map(printable, group))) for group in found["examples"][:3]]
-    rows += [("values", _described(name, about)) for name, about in result["values"].items()]
+    many = bool(set(result["channels"]) - {"1", "3"})
+    rows += [("values", _described(name, about, many)) for name, about in result["values"].items()]
+    if many:
+        rows += [("channels", _channels(result["channels"]))]
     if result["pages"] > result["readable"]:
-        unread = result["pages"] - result["readable"]
-        rows.append(("pages", f"{unread} after the first of a TIFF are not read; train with --data.pages all"))
+        unread, each_has = result["pages"] - result["readable"], result["pages_each"]
+        text = f"{unread} after the first of a TIFF are not read; train with --data.pages all"
+        stacks = each_has is not None and result["channels"].keys() == {"1"}
+        rows.append(("pages", text + (f", or --data.channels {each_has} where they are channels" if stacks else "")))
     if result["grey"] and len(result["mean"]) == 3:
         rows.append(("note", f"every image is grey, its three channels are the same; {GREY}"))
     if result["mean"] is not None:
@@ -263,15 +278,29 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(f"{title:<14}{text}" for title, text in rows)
 
 
-def _described(type_name: str, about: dict[str, Any]) -> str:
-    """The values of images of a type, and what to do where they use little of its range, or where that is unknown."""
+def _channels(counts: dict[str, int]) -> str:
+    """The channels of images, and the flags to give where all have as many."""
+    text = ", ".join(f"{number} in {count} images" for number, count in counts.items())
+    if len(counts) > 1:
+        return f"{text}; only images of one number can be learned from"
+    number = next(iter(counts))
+    return f"{text}; train with --data.channels {number} --tokenizer.in-chans {number} (pretrain: --backbone.in-chans)"
+
+
+def _described(type_name: str, about: dict[str, Any], many: bool) -> str:
+    """The values of images of a type, and what to do where they use little of its range, or where that is unknown.
+
+    Args:
+        many: they are of channels with ranges of their own, which are measured.
+    """
     low, high = about["low"], about["high"]
+    window = "--data.window auto" if many else f"--data.window {low:g} {high:g}, or auto"
     text = f"{type_name} from {low:g} to {high:g} in {about['images']} images"
     if type_name.startswith(("float", "int32", "uint32")) or low < 0:
-        return f"{text}: black and white are not known; train with --data.window {low:g} {high:g}, or auto"
+        return f"{text}: black and white are not known; train with {window}"
     share = (high - low) / np.iinfo(type_name).max
     if share < LEAST_RANGE:
-        return f"{text}, {share:.1%} of what the files can hold; train with --data.window {low:g} {high:g}, or auto"
+        return f"{text}, {share:.1%} of what the files can hold; train with {window}"
     return text
 
 

@@ -29,7 +29,7 @@ from smalti.evaluation.supervised import (
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.report.page import Section
-from smalti.report.pictures import scale_of, tile_row
+from smalti.report.pictures import scale_of, tile_row, to_pixels
 from smalti.runs.model_selection import Given, Labelled, Measured, Shares, divide, read_labelled
 from smalti.training.objectives import Classify, ClassifySeveral
 
@@ -140,6 +140,7 @@ class Classification:
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
+        show_channels: tuple[int, ...] | None = None,
     ) -> Section:
         """Some images, spread over their classes, with what the network says and what is true."""
         shown = images.select(spread_over_classes(images.all_labels(), _SHOWN))
@@ -148,7 +149,7 @@ class Classification:
         said = self.names(scores, outputs)
         true = [shown.classes[label] for label in shown.all_labels().tolist()]
         captions = [f"{guess} (true: {name})" for guess, name in zip(said, true, strict=True)]
-        pixels = list(shown.pixels.permute(0, 2, 3, 1).numpy())
+        pixels = list(to_pixels(shown.pixels, show_channels))
         html = tile_row({"image": pixels}, scale=scale_of(shown.pixels.shape[-1]), captions=captions, across=4)
         return Section("Test images, and what the network says", html, "The most likely class with its probability.")
 

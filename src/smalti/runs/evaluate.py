@@ -16,6 +16,7 @@ from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
+from smalti.data.datasets.open import lasting
 from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
 from smalti.distributed.collectives import from_rank0, same_format
@@ -58,6 +59,7 @@ class Evaluate:
     device: Device = setting("auto", "where to compute")
     seed: int = setting(0, "of the split and of the draws of few labels")
     test: str = setting("", "DATA with the official test images; empty: the test split, else held out")
+    group: str | None = setting(None, "as of training; none: as of the model, for its own images")
     follow_links: FollowLinks | None = setting(None, "links of a folder: inside, or all; none: as of the model")
     poolings: tuple[Pooling, ...] = setting(Battery().poolings, "how a layer becomes a vector; also: 2x2")
     k: int = setting(20, "neighbours that vote in k-NN")
@@ -77,11 +79,12 @@ class Evaluate:
 
     def reading(self, trained_on: Data) -> Data:
         """The images, read as those that the model was trained on."""
-        follow = self.follow_links or trained_on.follow_links
-        return replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow)
+        follow, own = self.follow_links or trained_on.follow_links, lasting(self.images) == lasting(trained_on.path)
+        group = self.group if self.group is not None else trained_on.group if own else ""
+        return replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow, group=group)
 
 
-_SETTINGS = ("held_out", "validation", "poolings", "k", "draws", "seed", "precision")
+_SETTINGS = ("held_out", "validation", "group", "poolings", "k", "draws", "seed", "precision")
 """What is kept beside a result: the flags that figures depend on."""
 
 
@@ -236,7 +239,8 @@ class _Probes:
 
         def judged() -> dict[str, Any]:
             train, test, *validation = features or [pixel_features(part) for part in parts]
-            labels, split = images.train.labels, None
+            labels, groups = images.train.labels, images.train.groups
+            split = None if groups is None else Split.of_groups(groups, config.validation, config.seed)
             if more is not None:
                 train = {layer: torch.cat([x, validation[0][layer]]) for layer, x in train.items()}
                 labels, split = torch.cat([labels, more.labels]), Split.behind(len(labels), len(more), config.seed)

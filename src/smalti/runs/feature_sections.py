@@ -1,6 +1,7 @@
 """Report sections of the features of held-out images: the nearest of some, what is mistaken for what, and a map."""
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.reading import spread_over_classes
 from smalti.data.transforms.views import TwoViews, WholeImage
 from smalti.evaluation.feature_space import FeatureSpace, feature_space, flat_map, mistaken, nearest_others, on_grid
-from smalti.models.vit import VisionTransformer, ViT
+from smalti.models.vit import VisionTransformer
 from smalti.report.charts import PALETTE
 from smalti.report.page import Section, table
 from smalti.report.pictures import scale_of, tile_map, tile_row, to_pixels
 
+Pictures: TypeAlias = UInt8[np.ndarray, "n H W _C"]
 _IMAGES, _PATCHES, _FEWEST = 1000, 60_000, 100
 """Held-out images at most; patches that they may have together, at most; but so many images at least."""
 _QUERIES, _NEIGHBOURS, _PAIRS = 6, 6, 8
@@ -26,26 +28,33 @@ _ROWS, _COLUMNS, _CELL = 18, 30, 32
 
 
 def feature_sections(
-    backbone: VisionTransformer, config: ViT, held_out: InMemoryDataset, compute: Compute
+    backbone: VisionTransformer,
+    held_out: InMemoryDataset,
+    compute: Compute,
+    channels: tuple[int, ...] | None = None,
 ) -> list[Section]:
-    """What a frozen backbone finds alike among held-out images; none where there are fewer than three."""
+    """What a frozen backbone finds alike among held-out images, of which `channels` are shown.
+
+    There is none where there are fewer than three.
+    """
+    config = backbone.config
     affordable = max(_FEWEST, _PATCHES // math.prod(config.grid))
     some = held_out.select(spread_over_classes(held_out.labels, min(_IMAGES, affordable)))
     if len(some) < 3:
         return []
     views = InMemoryViewSource(some, TwoViews(WholeImage(), config.img_size))
     order, index = Sampler(len(some), len(some), seed=0), np.arange(len(some))
-    resized = torch.from_numpy(to_pixels(views(order.rows(index, np.zeros_like(index))).image)).permute(0, 3, 1, 2)
+    resized = (255 * views(order.rows(index, np.zeros_like(index))).image).round().to(torch.uint8)
     shown = InMemoryDataset(resized, some.labels, some.classes)
     space = feature_space(backbone, shown, compute)
-    return [_neighbours(space, some), _map(space, some)]
+    pixels = to_pixels(some.images, channels)
+    return [_neighbours(space, some, pixels), _map(space, some, pixels)]
 
 
-def _neighbours(space: FeatureSpace, images: InMemoryDataset) -> Section:
+def _neighbours(space: FeatureSpace, images: InMemoryDataset, pixels: Pictures) -> Section:
     """Some images with those most similar to them; where there are labels, also which are mistaken for which."""
     queries = torch.from_numpy(spread_over_classes(images.labels, _QUERIES))
     found = nearest_others(space.unit, queries, _NEIGHBOURS)
-    pixels = to_pixels(images.images)
     columns = {"image": pixels[queries.numpy()]} | {
         "nearest" if rank == 0 else str(rank + 1): pixels[column] for rank, column in enumerate(found.t().numpy())
     }
@@ -73,10 +82,10 @@ def _mistaken(predicted: torch.Tensor, images: InMemoryDataset) -> str:
     return table(["an image of", "is nearest to one of", "images", "of its class"], rows) if rows else ""
 
 
-def _map(space: FeatureSpace, images: InMemoryDataset) -> Section:
+def _map(space: FeatureSpace, images: InMemoryDataset, pixels: Pictures) -> Section:
     """Images where their features put them, with a frame in the colour of their class."""
     places, how = flat_map(space.unit)
-    pixels = np.broadcast_to(to_pixels(images.images), (len(images), *images.images.shape[-2:], 3))
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
     grid = on_grid(places, _ROWS, _COLUMNS)
     named = space.accuracy is not None and len(images.classes) <= 2 * len(PALETTE)
     html = tile_map(_small(pixels, grid), images.labels.numpy()[grid] if named else None, grid >= 0, images.classes)

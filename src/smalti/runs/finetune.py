@@ -22,8 +22,8 @@ from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
-from smalti.runs.folder import RunFolder, holds_run, read_config, read_kind
-from smalti.runs.model_selection import BEST, Best, Choose, Given, Labelled, Measured, Shares, read_chosen
+from smalti.runs.folder import holds_run, read_config, read_kind, run_folder
+from smalti.runs.model_selection import BEST, Best, Choose, Given, Labelled, Measured, Shares, known_first, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
@@ -117,8 +117,11 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     if images is None:
         before = _run_at(config.init).data.window if config.init and holds_run(config.init) else None
         config = config.with_window(session.log, before, config.init, config.task.images_of(config.data.path))
-    given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    given: Given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     config = replace(config, task=config.task.settled(given.train))
+    if isinstance(config.task, Classification) and not config.task.multi_label:
+        known = session.folder.read_classes() if session.resumed else ()
+        given = known_first(given, known or known_outputs(config))
     parts = config.divided(given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
@@ -163,7 +166,7 @@ def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, 
     result: dict[str, Any] = {f"validation_{name}": value for name, value in validated.scores.items()}
     result |= {f"test_{name}": value for name, value in tested.as_dict().items()}
     if isinstance(task, Segmentation):
-        task.write_page(session.folder.path, model, parts.test, size, session.compute)
+        task.write_page(session.folder.path, model, parts.test, size, session.compute, config.data.show_channels)
     counts = {"train": parts.train.train, "validation": parts.validation, "test": parts.test}
     result |= {f"{name}_images": len(images) for name, images in counts.items()}
     result["overlap"] = _overlap(config, parts)._asdict()
@@ -190,7 +193,11 @@ def prepare(
     plan.require_images(len(images.train))
     model = task.build(config.backbone, task.outputs(parts.classes), config.seed).to(compute.device)
     if source is not None:
-        (log or Log()).say(init_from_weights(model, source))
+        known, outputs = known_outputs(config), task.outputs(parts.classes)
+        if set(known) < set(outputs):
+            source = source.grown(model.state_dict(), known, outputs)
+        for line in (init_from_weights(model, source), describe_growth(config.init, known, outputs)):
+            (log or Log()).say(line) if line else None
     if config.freeze:
         model.backbone.requires_grad_(False)
     trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
@@ -204,14 +211,35 @@ def prepare(
 
 
 def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
-    """The weights at `init`. The head of a fine-tuning run is loaded too if its outputs are the same.
+    """The weights at `init`. The head of a fine-tuning run is loaded too if all of its outputs are among these.
 
     Raises:
         UsageError: `init` is a run of another kind.
     """
     run = _run_at(config.init) if holds_run(config.init) else None
-    same = isinstance(run, Finetune) and RunFolder(Path(config.init).expanduser()).read_classes() == outputs
-    return config.source(config.init, run, same)
+    known = known_outputs(config)
+    return config.source(config.init, run, known == outputs or (bool(known) and set(known) < set(outputs)))
+
+
+def known_outputs(config: Finetune) -> tuple[str, ...]:
+    """The outputs of the run at `init`, if it was fine-tuned for the same kind of task; else none."""
+    if not config.init or not holds_run(config.init) or read_kind(config.init) != Finetune.__name__:
+        return ()
+    same = type(read_config(config.init, Finetune).task) is type(config.task)
+    return run_folder(config.init).read_classes() if same else ()
+
+
+def describe_growth(init: str, known: tuple[str, ...], outputs: tuple[str, ...]) -> str:
+    """One line on what becomes of the classes of the run at `init`; empty where they are the same, or others."""
+    lacking = [name for name in known if name not in set(outputs)]
+    new = [name for name in outputs if name not in set(known)]
+    if not lacking and known and new:
+        first = f"{', '.join(new[:3])} and {len(new) - 3} more" if len(new) > 3 else ", ".join(new)
+        return f"the {len(known)} classes of {init} keep their numbers and rows of the head; new: {first}"
+    if lacking and len(lacking) < len(known):
+        what = f"{len(lacking)} of the {len(known)} classes of {init} are not in these images, first '{lacking[0]}'"
+        return f"{what}: the head and the numbers of classes are new"
+    return ""
 
 
 def _run_at(init: str) -> "Pretrain | Finetune":

@@ -77,7 +77,8 @@ def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -
     except DataError as error:
         log.say(f"no test images of {run}: {error}")
         return []
-    return [config.task.pictures(load_finetuned(run, compute), images, outputs, config.backbone.img_size, compute)]
+    size, channels = config.backbone.img_size, config.data.show_channels
+    return [config.task.pictures(load_finetuned(run, compute), images, outputs, size, compute, channels)]
 
 
 def finetune_comparison(runs: Sequence[str]) -> Section:

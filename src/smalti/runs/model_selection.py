@@ -15,10 +15,10 @@ from torch import nn
 from smalti.core.errors import DataError, is_out_of_memory
 from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, Renumbered
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
-from smalti.data.duplicates import copies
+from smalti.data.groups import together
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
@@ -102,7 +102,7 @@ def divide(
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        groups = copies(images.train.select(learn))
+        groups = together(images.train.select(learn))
         kept, aside = put_aside(len(learn), shares.validation, shares.seed, groups=groups)
         chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
         learn = learn[kept]
@@ -112,6 +112,22 @@ def divide(
     if images.bad_files is None:
         return Labelled(TrainingData(part, chosen_on), judged)
     return Labelled(TrainingData(part, chosen_on, data.noted(part, log, images.bad_files.path)), judged)
+
+
+def known_first(images: Given, known: tuple[str, ...]) -> Given:
+    """The images with the classes of an earlier run first, in its order, if they have all of them; new ones after."""
+    classes = images.train.classes
+    if not set(known) <= set(classes) or classes[: len(known)] == known:
+        return images
+    order = (*known, *(name for name in classes if name not in set(known)))
+    train, held_out = (_in_order(part, order) for part in (images.train, images.held_out))
+    return TrainingData(train, held_out, images.bad_files)
+
+
+def _in_order(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+    if isinstance(images, InMemoryDataset):
+        return renumbered(images, classes)
+    return Renumbered(images, classes)
 
 
 def read_labelled(

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import ReadOptions, open_noted
 from smalti.data.load import Data
-from smalti.data.reading import each, even_sample
+from smalti.data.reading import channels_in, each, even_sample
 from smalti.functional.codebook import vocabulary_for
 from smalti.models.cost_estimate import num_parameters, pretraining_work
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
@@ -24,7 +24,10 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
+from smalti.tokenizers.features import KMeansFeatures
 from smalti.training.training_plan import Plan
+
+BackboneRunT = TypeVar("BackboneRunT", Pretrain, Finetune)
 
 _LOOKED_AT = 64
 """Images whose sizes are looked at."""
@@ -67,6 +70,20 @@ class Candidate(NamedTuple):
     finetune: Finetune | None = None
 
 
+def of_channels(candidate: Candidate, channels: int) -> Candidate:
+    """A candidate for images of so many channels."""
+    (tokenizer, pretrain), tune = candidate.stages, candidate.finetune
+    assert not isinstance(tokenizer.tokenizer, KMeansFeatures), "its teacher decides"
+    data, part = replace(tokenizer.data, channels=channels), replace(tokenizer.tokenizer, in_chans=channels)
+    stages = Stages(replace(tokenizer, data=data, tokenizer=part), _of_channels(pretrain, channels))
+    return candidate._replace(stages=stages, finetune=None if tune is None else _of_channels(tune, channels))
+
+
+def _of_channels(run: BackboneRunT, channels: int) -> BackboneRunT:
+    data = replace(run.data, channels=channels)
+    return replace(run, data=data, backbone=replace(run.backbone, in_chans=channels))
+
+
 class Survey(NamedTuple):
     """The number of images and of training images, their typical shorter side, and how many of those read were bad."""
 
@@ -94,6 +111,9 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
     source = open_noted(config.data, channels, log, config)
+    source.channels = channels_in(source) if channels == 3 else channels
+    if source.channels not in (1, 3):
+        recipes = {name: of_channels(recipe, source.channels) for name, recipe in recipes.items()}
     survey = look(source, log, read_layout(config.data, config.follow_links).validation)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
@@ -103,7 +123,8 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     start = recipes[name].finetune
     if start is not None and len(source.classes) > 1:
         result["finetune"] = finetuning(start, survey, len(source.classes))
-        result["commands"].append(shlex.join(finetune_command(config, name, result["finetune"])))
+        words = finetune_command(config, name, result["finetune"])
+        result["commands"].append(shlex.join(words + _channel_flags("--backbone.in-chans", source.channels)))
     print(describe(result))
     return result
 
@@ -207,11 +228,14 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     """The two command lines, as lists of arguments.
 
     Args:
-        start: the unchanged recipe; each difference from it becomes a flag.
+        start: the recipe, for images of so many channels but else unchanged; each difference becomes a flag.
     """
     data, recipe, codes = ["--data", config.data], result["recipe"], str(result["vocab_size"])
     first = ["smalti", "train-tokenizer", recipe, *data, "--out", "runs/tokenizer", "--tokenizer.vocab-size", codes]
     second = ["smalti", "pretrain", recipe, *data, "--tokenizer", "runs/tokenizer", "--out", "runs/beit"]
+    channels = start.pretrain.data.channels
+    first += _channel_flags("--tokenizer.in-chans", channels)
+    second += _channel_flags("--backbone.in-chans", channels)
     first += _plan_flags(start.tokenizer, result["tokenizer"])
     second += _plan_flags(start.pretrain, result["pretrain"])
     second += _unless("auto", "--compile", config.compile)
@@ -243,6 +267,11 @@ def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> lis
     if about["batch_size"] != run.plan.batch_size and run.optimiser.lr_batch_size is None:
         flags += ["--optimiser.lr-batch-size", str(run.plan.batch_size)]
     return flags + _unless("1", "--plan.accumulate", str(about["accumulate"]))
+
+
+def _channel_flags(part: str, channels: int) -> list[str]:
+    """Flags for images that are neither grey nor RGB, for which there are recipes."""
+    return [] if channels in (1, 3) else ["--data.channels", str(channels), part, str(channels)]
 
 
 def _unless(default: str, flag: str, value: str) -> list[str]:

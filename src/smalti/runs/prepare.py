@@ -13,7 +13,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import ReadOptions, lasting
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.load import Data
-from smalti.data.values import AskedWindow, Window, require_window
+from smalti.data.values import AskedWindow, Window, require_channels, require_window
 from smalti.data.write_shards import encode_for_rank0, write_shards
 from smalti.distributed.collectives import from_rank0, require_same
 from smalti.distributed.process_group import Ranks, process_group
@@ -27,9 +27,9 @@ class Prepare(ReadOptions):
     """As for check: a folder, a list, tar shards, Parquet files, a data set of Hugging Face, or 'embedded'."""
     out: str = setting("", "the folder to write, or to go on with")
     side: int = setting(256, "pixels of the shorter side, at most")
-    encoding: Encoding = setting("jpeg", "jpeg; raw: pixels without loss (.npy), for small images")
+    encoding: Encoding = setting("jpeg", "jpeg; raw: pixels without loss (.npy), as all of other than 1 or 3 channels")
     quality: int = setting(90, "of a JPEG, 1 to 100")
-    channels: int = setting(3, "1 grey, 3 RGB")
+    channels: int = setting(3, "1 grey, 3 RGB, or as many as the images have")
     limit: int | None = setting(None, "images at most, an even sample; none: all")
     max_bad_fraction: float = setting(0.01, "share of unreadable images above which it stops")
     window: AskedWindow = setting(None, "stored values that become black and white: MIN MAX, or auto; none: all")
@@ -39,7 +39,7 @@ class Prepare(ReadOptions):
         require(bool(self.out), "no folder to write", "use --out FOLDER")
         require(self.side >= 16, f"a side of {self.side} pixels", "use at least 16")
         require(1 <= self.quality <= 100, f"a quality of {self.quality}", "choose 1 to 100")
-        require(self.channels in (1, 3), f"{self.channels} channels", "use 1 or 3")
+        require_channels(self.channels)
         require_window(self.window, self.channels)
         require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}", "choose one in [0, 1]")
@@ -63,12 +63,13 @@ def main(config: Prepare) -> dict[str, Any]:
 
 
 def _settings(config: Prepare, source: ImageDataset, window: Window | None) -> Settings:
+    encoding = config.encoding if config.channels in (1, 3) else "raw"
     return Settings(
         data=lasting(config.data),
         source=source.kind,
         side=config.side,
-        encoding=config.encoding,
-        quality=config.quality if config.encoding == "jpeg" else None,
+        encoding=encoding,
+        quality=config.quality if encoding == "jpeg" else None,
         channels=config.channels,
         limit=config.limit,
         length=len(source),

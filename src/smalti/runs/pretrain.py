@@ -294,7 +294,7 @@ def _pictures(
     model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
     model = load_frozen(model, dict(weights), config.out, session.compute.device)
     inpainter = Inpainter(model, tokenizer, config.target, views, session.compute)
-    seen, _ = completions(inpainter, inpainter.batch(held_out.images[:PICTURES]))
+    seen, _ = completions(inpainter, inpainter.batch(held_out.images[:PICTURES]), config.data.show_channels)
     return {"predictions": thumbnails(seen)}
 
 

@@ -1,6 +1,7 @@
 """`smalti search`: the images of a data set that are nearest to others by their features, and near duplicates."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import require_place
 from smalti.core.log import printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import ReadOptions, open_source
+from smalti.data.datasets.folder import is_within
+from smalti.data.datasets.open import EMBEDDED, ReadOptions, open_source
 from smalti.data.decode import decode
-from smalti.data.reading import read_square, square
+from smalti.data.reading import channels_in, read_square, square
 from smalti.data.token_cache import digest
 from smalti.evaluation.feature_files import FeatureFile, open_features, require_described, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
-from smalti.report.pictures import tile_row
+from smalti.report.pictures import false_colours, tile_row
 from smalti.runs.network import network_of
 from smalti.runs.sections import write_page
 
@@ -150,11 +152,14 @@ def _caption(found: dict[str, Any]) -> str:
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
     source = open_source(config.data or _said(features), 3, options=config, part="all")
+    source.channels = channels_in(source)
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
     names, note = ["one", "other"], f"Pairs with a similarity of at least {config.near_duplicates}, of"
     if config.images:
-        columns["image"] = [square(decode(Path(image).expanduser(), 3), _SIDE) for image in config.images]
+        columns["image"] = [
+            false_colours(square(decode(Path(image).expanduser(), source.channels), _SIDE)) for image in config.images
+        ]
         captions = [f"{image}: {caption}" for image, caption in zip(config.images, captions, strict=True)]
         names, note = [str(number) for number in range(1, len(lines[0]) + 1)], "The nearest, best first, of"
     for number, name in enumerate(names):
@@ -165,11 +170,17 @@ def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) ->
 
 
 def _said(features: FeatureFile) -> str:
-    """Where the file says that its images were. No request is sent because a file says so."""
-    place = str(features.about["images"])
+    """Where the file says that its images were. No request is sent because a file says so, and nothing is opened but
+    what lies in the folder of the file.
+    """
+    place, fix = str(features.about["images"]), "give it with --data, if it is right"
     if is_address(place):
         cause = f"{features.path.name} says that its images are at {shown(place)}"
-        raise DataError("nothing is fetched from there unasked", cause=cause, fix="give it with --data, if it is right")
+        raise DataError("nothing is fetched from there unasked", cause=cause, fix=fix)
+    folder, there = (os.path.realpath(os.fsencode(path)) for path in (features.path.parent, place))
+    if place != EMBEDDED and not is_within(there, (folder,)):
+        cause = f"{features.path.name} says that its images are in {place}, outside its own folder"
+        raise DataError("nothing is opened there unasked", cause=cause, fix=fix)
     return place
 
 
@@ -178,4 +189,4 @@ def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "
     if not 0 <= position < len(source) or text_of(source.key(position)) != image["key"]:
         cause = f"image {position} is not {image['key']} any more"
         raise DataError("the images have changed since their features were computed", cause=cause, fix="see --data")
-    return read_square(source, position, _SIDE).pixels
+    return false_colours(read_square(source, position, _SIDE).pixels)

@@ -59,24 +59,32 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
     shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
     with torch.no_grad(), compute.autocast():
         decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
+    channels = config.data.show_channels
     sections = [
         begun,
         Section(
             "Images written in visual tokens",
             tile_row(
-                {"original": to_pixels(shown), "decoded": to_pixels(decoded)}, scale=scale_of(shown.shape[-1]), across=3
+                {"original": to_pixels(shown, channels), "decoded": to_pixels(decoded, channels)},
+                scale=scale_of(shown.shape[-1]),
+                across=3,
             ),
             "Held-out images, never trained on. A reconstruction knows one token number for each tile and no more.",
         ),
-        _codebook(tokenizer, held_out.images, compute),
+        _codebook(tokenizer, held_out.images, compute, channels),
     ]
-    return sections if config.data.channels == 1 else [*sections, _photographs(config, tokenizer, compute)]
+    return sections if config.data.channels != 3 else [*sections, _photographs(config, tokenizer, compute)]
 
 
-def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute) -> Section:
+def _codebook(
+    tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None = None
+) -> Section:
     """The most frequent codes with typical patches, and the codes that do not occur."""
     found = survey(tokenizer, held_out, compute)
-    cards = [Card(c.number, c.share, to_pixels(c.prototype[None])[0], to_pixels(c.examples)) for c in found.codes]
+    cards = [
+        Card(c.number, c.share, to_pixels(c.prototype[None], shown)[0], to_pixels(c.examples, shown))
+        for c in found.codes
+    ]
     return Section(
         "The codebook",
         atlas(cards, found.counts.numpy()),
@@ -129,7 +137,7 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
     held_out = held_out_images(config.data) if images is None else images.held_out
     chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
     inpainter = load_inpainter(run, compute)
-    columns, note = completions(inpainter, inpainter.batch(chosen.images[:_PICTURES]))
+    columns, note = completions(inpainter, inpainter.batch(chosen.images[:_PICTURES]), config.data.show_channels)
     return [
         begun,
         Section(
@@ -138,7 +146,7 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
             f"Held-out images. {note}",
         ),
         *_bound(result),
-        *feature_sections(inpainter.model.backbone, config.backbone, held_out, compute),
+        *feature_sections(inpainter.model.backbone, held_out, compute, config.data.show_channels),
     ]
 
 

@@ -17,7 +17,7 @@ from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.decode import decode
-from smalti.data.formats import EXTENSIONS
+from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.label_maps import cut
 from smalti.data.load import Data
 from smalti.data.reading import centre_box, even_sample, read_square, square
@@ -63,6 +63,7 @@ class Show(Inside):
     """Image files, or DATA: a folder, a list, shards, ... or 'embedded'."""
     out: str = setting("show.html", "the page (.html) or the picture (.png) to write")
     count: int = setting(12, "images of each DATA, evenly spread")
+    show_channels: tuple[int, ...] | None = setting(None, "as for training; none: as of the model")
     follow_links: FollowLinks | None = setting(None, "links of a folder: inside, or all; none: as of the model")
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
@@ -129,17 +130,17 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
     require(not config.wanted, f"{config.model} is a tokenizer; it has no attention, and no features of patches")
     _require_no_predictions(config)
     tokenizer = load_tokenizer(config.model, compute)
-    data = input_of(config.model, tokenizer)
+    data = _shown(config, input_of(config.model, tokenizer))
     pixels, *about = _read_images(config, data)
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
-    painted = to_pixels(decoded)
+    painted = to_pixels(decoded, data.show_channels)
     note = (
         "The image, what its visual tokens say when they are decoded, and the tokens themselves: each in the mean"
         " colour of what it is decoded to on this page."
     )
-    columns = {"original": to_pixels(pixels), "decoded": painted}
+    columns = {"original": to_pixels(pixels, data.show_channels), "decoded": painted}
     return Seen(columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note)
 
 
@@ -158,10 +159,10 @@ def _look_completed(config: Show, compute: Compute) -> Seen:
         if not config.wanted:
             raise
         return _look_inside(config, run.data, compute)
-    backbone = inpainter.model.backbone
-    pixels, *about = _read_images(config, run.data)
+    backbone, data = inpainter.model.backbone, _shown(config, run.data)
+    pixels, *about = _read_images(config, data)
     batch = inpainter.batch(pixels, _mask(config, backbone.config.grid, isinstance(run.decoder, Linear)))
-    seen = _predicted(config, inpainter, batch, _captions(*about))
+    seen = _predicted(config, inpainter, batch, _captions(*about), data.show_channels)
     layer = pretrained_layer(backbone, run.decoder)
     columns, note = config.draw(backbone, batch.image, layer, compute) if config.wanted else ({}, "")
     return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
@@ -174,21 +175,23 @@ def _look_inside(config: Show, data: Data, compute: Compute) -> Seen:
     pixels, *about = _read_images(config, data)
     images = network.preprocess(pixels)
     columns, note = config.draw(network.backbone, images, network.layer, compute)
-    return Seen({"original": to_pixels(images)} | columns, _captions(*about), note)
+    return Seen({"original": to_pixels(images, _shown(config, data).show_channels)} | columns, _captions(*about), note)
 
 
-def _predicted(config: Show, inpainter: Inpainter, batch: Batch, captions: list[str]) -> Seen:
+def _predicted(
+    config: Show, inpainter: Inpainter, batch: Batch, captions: list[str], shown: tuple[int, ...] | None
+) -> Seen:
     """What is predicted for the masked patches of a batch, how sure that is, and samples."""
     if inpainter.tokenizer is None:
         require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
-        columns, note = painted_in(inpainter, batch)
+        columns, note = painted_in(inpainter, batch, shown)
         return Seen(columns, captions, note)
     assert batch.mask is not None
     assert batch.mask_index is not None
     log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
     rows, device = list(zip(log_p, places.tolist(), strict=True)), batch.mask.device
     best = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, log_p.argmax(-1).to(device))
-    columns, note = completed(best, inpainter.views.backbone.patch_size)
+    columns, note = completed(best, inpainter.views.backbone.patch_size, shown)
     values = torch.full(batch.mask.shape, torch.nan).scatter(1, places, entropy(log_p))
     values = values.where(batch.mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
     random = float(np.log(log_p.shape[-1]))
@@ -196,7 +199,7 @@ def _predicted(config: Show, inpainter: Inpainter, batch: Batch, captions: list[
     for number in range(config.samples):
         guesses = torch.stack([drawn(row, own, config.temperature, config.seed, number) for row, own in rows])
         sample = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, guesses.to(device))
-        columns[f"sample {number + 1}"] = to_pixels(sample.predicted)
+        columns[f"sample {number + 1}"] = to_pixels(sample.predicted, shown)
     if config.samples:
         note += f" Tokens of samples are drawn by their probabilities (temperature {config.temperature:g})."
     bar = ColourBar("entropy", "0", f"{random:.1f} nats: a guess at random")
@@ -239,10 +242,11 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
     places = config.images
     if isinstance(run.task, Segmentation):
         config = replace(config, images=tuple(map(run.task.images_inside, places)))
-    pixels, names, true = _read_images(config, replace(run.data, side=height))
-    columns, note = {"original": to_pixels(pixels)}, ""
+    data = _shown(config, replace(run.data, side=height))
+    pixels, names, true = _read_images(config, data)
+    columns, note = {"original": to_pixels(pixels, data.show_channels)}, ""
     if isinstance(run.task, Segmentation):
-        scenes = list(columns["original"])
+        scenes = list(pixels.permute(0, 2, 3, 1).numpy())
         guessed = [guess.numpy() for guess in predict(network, scenes, (height, height), run.task.window, compute)]
         columns["predicted"] = np.stack([label_colours(guess, VOID) for guess in guessed])
         said = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
@@ -286,6 +290,11 @@ def _true_maps(
     return np.stack(painted)
 
 
+def _shown(config: Show, data: Data) -> Data:
+    """The images of a model, with the channels in pictures that are asked for."""
+    return data if config.show_channels is None else replace(data, show_channels=config.show_channels)
+
+
 def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], list[str], list[str]]:
     """The centre squares of all named images in the size that the model was trained on, their names and true classes.
 
@@ -296,7 +305,7 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
     follow = config.follow_links or data.follow_links
     for place in config.images:
         path = Path(place).expanduser()
-        if path.suffix.lower() in EXTENSIONS and not path.is_dir():
+        if path.suffix.lower() in EXTENSIONS | ARRAYS and not path.is_dir():
             pictures.append(square(decode(path, data.channels, window=data.known_window), data.side))
             names.append(path.name)
             true.append("")

@@ -16,6 +16,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
+from smalti.data.groups import numbered
 from smalti.data.label_maps import (
     MaskReading,
     MaskValues,
@@ -38,7 +39,7 @@ from smalti.functional.metrics import VOID, mean_iou, pixel_confusion
 from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segmenter
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
-from smalti.report.pictures import Picture, label_colours, outlined, scale_of, tile_row
+from smalti.report.pictures import Picture, false_colours, label_colours, outlined, scale_of, tile_row
 from smalti.runs.model_selection import Given, Labelled, Measured, Shares
 from smalti.training.objectives import Segment
 
@@ -142,8 +143,9 @@ class Segmentation:
         """
         whole, held_out = given.train, given.held_out
         learn = np.arange(len(whole))
+        groups = numbered(whole, data.group) if data.group else None
         if not (test and validation_data) and not len(held_out):
-            learn, aside = put_aside(len(whole), data.held_out, 0)
+            learn, aside = put_aside(len(whole), data.held_out, 0, groups=groups)
             held_out = whole.select(aside)
         judged: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
         validation: ImageDataset
@@ -152,7 +154,8 @@ class Segmentation:
         elif test:
             validation = held_out
         else:
-            places, chosen = put_aside(len(learn), shares.validation, shares.seed)
+            some = None if groups is None else groups[learn]
+            places, chosen = put_aside(len(learn), shares.validation, shares.seed, groups=some)
             learn, validation = learn[places], whole.select(learn[chosen])
         if min(len(learn), len(validation), len(judged)) == 0:
             cause = "some are learned from, some are for choices and some for the test"
@@ -239,6 +242,7 @@ class Segmentation:
         outputs: tuple[str, ...],
         size: tuple[int, int],
         compute: Compute,
+        show_channels: tuple[int, ...] | None = None,
     ) -> Section:
         """Some images with the outlines of what their masks and the network say, and the mean IoU of each."""
         shown = images.select(np.array(even_sample(len(images), _SHOWN)))
@@ -250,9 +254,10 @@ class Segmentation:
             assert scene.label_map is not None
             table = pixel_confusion(guess, torch.from_numpy(scene.label_map), len(outputs))
             captions.append(f"{shown.key(index)}: mean IoU {mean_iou(table):.0%}")
-            drawn["image"].append(scene.image)
+            picture = false_colours(scene.image, show_channels)
+            drawn["image"].append(picture)
             for name, label_map in (("truth", scene.label_map), ("predicted", guess.numpy())):
-                drawn[name].append(outlined(scene.image, label_map, (VOID, *neutral)))
+                drawn[name].append(outlined(picture, label_map, (VOID, *neutral)))
         there = [number for number in range(len(outputs)) if number not in neutral]
         legend = [label_colours(np.full((12, 24), number, np.uint8), VOID) for number in there]
         scale = scale_of(scenes[0].image.shape[1])
@@ -270,9 +275,10 @@ class Segmentation:
         images: ImageDataset,
         size: tuple[int, int],
         compute: Compute,
+        show_channels: tuple[int, ...] | None = None,
     ) -> None:
         """Write a page of some images with their ground truth and the network's predictions."""
-        section = self.pictures(model, images, images.classes, size, compute)
+        section = self.pictures(model, images, images.classes, size, compute, show_channels)
         write_bytes(folder / _PAGE, page(folder.name, "What a network says of every pixel.", [section], {}).encode())
 
 

@@ -127,7 +127,10 @@ def load_predictor(run: str, compute: Compute) -> "Predictor":
     if kind != Pretrain.__name__:
         fix = "give a run of smalti pretrain; smalti show draws what a tokenizer sees"
         raise UsageError(f"{run} is a {kind} run", cause="masked patches are predicted by a pretrained model", fix=fix)
-    found, data = load_inpainter(run, compute), read_config(run, Pretrain).data
+    data, fix = read_config(run, Pretrain).data, "smalti show draws what it sees"
+    shown = f"the page shows grey and RGB images, and {run} reads {data.channels} channels"
+    require(data.channels in (1, 3), shown, fix)
+    found = load_inpainter(run, compute)
     images = _images(data.channels, data.side, data.path == EMBEDDED)
     name = "/".join(Path(run).expanduser().resolve().parts[-2:])
     return Predictor(found.model, found.tokenizer, found.target, found.views, compute, name, data.side, images)

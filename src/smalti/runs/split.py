@@ -14,11 +14,10 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, require_place, write_bytes
 from smalti.core.log import Log, printable
-from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import Files
-from smalti.data.datasets.lists import TABLE_SUFFIXES, read_column
 from smalti.data.datasets.open import ReadOptions, open_noted
 from smalti.data.duplicates import digest
+from smalti.data.groups import GROUP, group_values, require_group
 from smalti.data.partition import joined_groups, partition
 from smalti.data.reading import each
 
@@ -32,7 +31,7 @@ class Split(ReadOptions):
     out: str = setting("", "the folder for train.csv, test.csv and validation.csv; it is DATA for every verb")
     test: float = setting(0.2, "share of the images for the test")
     validation: float = setting(0.0, "share of the images for validation; 0: none")
-    group: str = setting("", "a column of the list, as of patients or places: images with the same value stay together")
+    group: str = setting("", GROUP)
     seed: int = setting(0, "of the random choice")
 
     def __post_init__(self) -> None:
@@ -40,6 +39,7 @@ class Split(ReadOptions):
         require(0 < self.test < 1, f"a test share of {self.test}", "choose one between 0 and 1")
         require(0 <= self.validation < 1, f"a validation share of {self.validation}", "choose one in [0, 1)")
         require(self.test + self.validation < 1, "nothing is left to learn from", "choose smaller shares")
+        require_group(self.group)
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
 
     @property
@@ -65,8 +65,9 @@ def main(config: Split) -> dict[str, Any]:
     if not isinstance(source, Files):
         cause = f"the lists name files, and DATA is of the kind {source.kind}"
         raise DataError(f"cannot split {config.data}", cause=cause, fix="give a folder of images, or a list")
+    wanted = [group_values(source, config.group)] if config.group else []
     digests = _digests(source, log)
-    groups = joined_groups([tuple(row) for row in digests.tolist()], *_groups(config, source))
+    groups = joined_groups([tuple(row) for row in digests.tolist()], *wanted)
     labels = source.all_labels().numpy()
     part = partition(labels, groups, digests[:, 0], config.shares, config.seed)
     counts = dict(zip(config.shares, np.bincount(part, minlength=len(lists)).tolist(), strict=True))
@@ -92,17 +93,6 @@ def _digests(source: Files, log: Log) -> NDArray[np.uint64]:
                 raise result
             rows[place] = result
     return rows
-
-
-def _groups(config: Split, source: Files) -> list[list[str | None]]:
-    """The values of the column of groups, None for empty ones; no list where none are wanted."""
-    if not config.group:
-        return []
-    path = Path(config.data).expanduser()
-    if not isinstance(source, FileList) or path.suffix.lower() not in TABLE_SUFFIXES:
-        cause = f"{config.data} is no table (.csv .tsv)"
-        raise DataError(f"no column {config.group}", cause=cause, fix="give a table with this column as DATA")
-    return [[value or None for value in read_column(path, config.group)]]
 
 
 def _list(source: Files, positions: NDArray[np.int64], out: Path) -> bytes:

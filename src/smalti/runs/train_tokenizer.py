@@ -76,6 +76,7 @@ class TrainTokenizer(TrainingRun):
         require(
             self.data.channels == tokenizer.in_chans,
             f"data.channels {self.data.channels} and tokenizer.in_chans {tokenizer.in_chans} differ",
+            f"use --tokenizer.in-chans {self.data.channels}",
         )
         require(
             self.data.side % tokenizer.stride == 0,
@@ -211,7 +212,8 @@ def _pictures(
     tokenizer = load_frozen(config.tokenizer.build(), dict(weights), config.out, compute.device)
     with compute.autocast():
         decoded = tokenizer.decode(tokenizer.encode(held_out.to(compute.device)))
-    return {"reconstructions": thumbnails({"original": to_pixels(held_out), "decoded": to_pixels(decoded)})}
+    seen = {"original": held_out, "decoded": decoded}
+    return {"reconstructions": thumbnails({name: to_pixels(x, config.data.show_channels) for name, x in seen.items()})}
 
 
 def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:

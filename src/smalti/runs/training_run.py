@@ -94,6 +94,7 @@ class BackboneRun(TrainingRun):
         require(
             self.data.channels == self.backbone.in_chans,
             f"data.channels {self.data.channels} and backbone.in_chans {self.backbone.in_chans} differ",
+            f"use --backbone.in-chans {self.data.channels}",
         )
 
     def compile_blocks(self, blocks: Iterable[nn.Module], device: torch.device) -> None:

@@ -16,7 +16,8 @@ from smalti.core.config import require
 from smalti.core.contracts import Batch
 from smalti.core.errors import DataError
 from smalti.core.rng import Stream, fold
-from smalti.data.decode import decode_bytes, header_of
+from smalti.data.bands import header_of
+from smalti.data.decode import decode_bytes
 from smalti.data.reading import square
 from smalti.evaluation.attention import attention
 from smalti.evaluation.codebook_survey import prototypes

@@ -61,6 +61,22 @@ class SourceWeights:
         """The same weights without the head."""
         return replace(self, weights={n: value for n, value in self.weights.items() if not n.startswith("head.")})
 
+    def grown(self, own: Mapping[str, Tensor], known: tuple[str, ...], outputs: tuple[str, ...]) -> "SourceWeights":
+        """The same weights with a head for more outputs: rows of the known ones are kept, others are those of `own`.
+
+        Args:
+            own: the weights of the network that is to have them.
+            known: the outputs of the head here.
+            outputs: those of the network, all of the known ones among them.
+        """
+        rows, weights = [outputs.index(name) for name in known], dict(self.weights)
+        for name, value in self.weights.items():
+            mine = own.get(name)
+            if name.startswith("head.") and mine is not None and len(value) == len(known) != len(mine) == len(outputs):
+                weights[name] = mine.detach().cpu().clone()
+                weights[name][rows] = value.to(mine.dtype)
+        return replace(self, weights=weights)
+
     @property
     def depth(self) -> int:
         """The number of blocks."""

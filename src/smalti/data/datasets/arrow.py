@@ -22,6 +22,7 @@ from smalti.data.datasets.tables import (
     choose_split,
     find_columns,
     plain,
+    require_column,
     require_extra,
     why,
     without_bytes,
@@ -92,6 +93,16 @@ class Arrow(TableDataset):
         row = position if self._order is None else int(self._order[position])
         file = bisect_right(self._ends, row)
         return file, row - (self._ends[file - 1] if file else 0)
+
+    def arrays(self, column: str) -> Iterator[Any]:
+        for path in self.files.data:
+            table = open_table(path)
+            require_column(table.schema, column, str(path))
+            yield table.column(column)
+
+    def column(self, name: str) -> list[str | None]:
+        found = super().column(name)
+        return found if self._order is None else [found[row] for row in self._order.tolist()]
 
     def fingerprint(self) -> str:
         order = b"" if self._order is None else self._order.astype("<i8").tobytes()

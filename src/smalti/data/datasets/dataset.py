@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.core.contracts import Sample
+from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data import npy
 from smalti.data.datasets.labels import NONE, Classes
@@ -30,7 +31,7 @@ class ImageDataset(Protocol):
 
     Attributes:
         kind: the kind of DATA, in a word.
-        channels: the channels of decoded images, 1 (grey) or 3 (RGB).
+        channels: the channels of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
         classes: class names by class number; empty if there are no labels.
         left_out: files that were found beside the images and skipped.
         notes: what a user should know before training, one sentence each.
@@ -38,6 +39,7 @@ class ImageDataset(Protocol):
         digest: the digest of the content, if one was recorded when the dataset was written, else empty.
         pixels: all images, if they are in memory and of one size: uint8, (n, C, H, W), 0 to 255; else None.
         in_order: whether only sequential reading is fast; such a dataset should be read into memory or prepared.
+        groups: a number for each image, the same for images that stay on one side of a split; None: no such groups.
         window: the stored values that become 0 and 255 when an image is decoded; None: all that its format has.
     """
 
@@ -51,6 +53,7 @@ class ImageDataset(Protocol):
     pixels: UInt8[Tensor, "n C H W"] | None = None
     in_order: bool = False
     window: Window | None = None
+    groups: NDArray[np.int64] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -102,6 +105,16 @@ class ImageDataset(Protocol):
     def length(self, index: int) -> int:
         """The size of an image's file in bytes if that is cheap to find out, else 0."""
         return 0
+
+    def column(self, name: str) -> list[str | None]:
+        """The cells of a column of the table that the images are in or listed by, None for empty ones.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        cause = f"DATA of the kind {self.kind} has no columns"
+        fix = "give a list (.csv .tsv) or a table, or a regular expression for paths, as '^([^/]+)/'"
+        raise DataError(f"no column {name}", cause=cause, fix=fix)
 
     def fingerprint(self) -> str:
         """A digest of all names, labels and file sizes; it does not depend on where the files are stored."""
@@ -182,6 +195,7 @@ class Subset(ImageDataset):
         self.kind, self.channels, self.classes = whole.kind, whole.channels, whole.classes
         self.left_out, self.notes = whole.left_out, whole.notes
         self.in_order, self.window = whole.in_order, whole.window
+        self.groups = None if whole.groups is None else whole.groups[positions]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -203,6 +217,26 @@ class Subset(ImageDataset):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
+
+
+class Renumbered(Subset):
+    """All images of another dataset, with other class numbers.
+
+    Args:
+        classes: all classes of `whole`, and perhaps more, in the new order.
+    """
+
+    def __init__(self, whole: ImageDataset, classes: tuple[str, ...]) -> None:
+        super().__init__(whole, np.arange(len(whole)))
+        place = {name: number for number, name in enumerate(classes)}
+        self.classes, self.numbers = classes, [place[name] for name in whole.classes]
+
+    def label(self, index: int) -> int:
+        label = super().label(index)
+        return self.numbers[label] if label >= 0 else NONE
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.whole.fingerprint()}{self.classes}".encode(errors="surrogateescape")).hexdigest()
 
 
 class Joined(ImageDataset):
@@ -264,18 +298,23 @@ class InMemoryDataset(ImageDataset):
     """Images of one size, held in memory; small-image training reads them a whole batch at a time.
 
     Args:
-        images: uint8, (n, C, H, W), 0 to 255, C = 1 or 3.
+        images: uint8, (n, C, H, W), 0 to 255, any C.
         labels: class numbers, integer, shape (n,); -1 for none.
         classes: class names by class number.
+        groups: a number for each image, as of every dataset; or None.
     """
 
     kind = "embedded"
 
     def __init__(
-        self, images: UInt8[Tensor, "n C H W"], labels: Int[Tensor, "n"], classes: tuple[str, ...] = ()
+        self,
+        images: UInt8[Tensor, "n C H W"],
+        labels: Int[Tensor, "n"],
+        classes: tuple[str, ...] = (),
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         self.images = self.pixels = images
-        self.labels, self.classes = labels, classes
+        self.labels, self.classes, self.groups = labels, classes, groups
         self.channels, self.left_out = images.shape[1], LeftOut()
 
     def __len__(self) -> int:
@@ -311,11 +350,12 @@ class InMemoryDataset(ImageDataset):
 
     def with_channels(self, channels: int) -> "InMemoryDataset":
         """The same grey images with `channels` channels; for RGB the grey channel is repeated without a copy."""
-        return InMemoryDataset(self.images.expand(-1, channels, -1, -1), self.labels, self.classes)
+        return InMemoryDataset(self.images.expand(-1, channels, -1, -1), self.labels, self.classes, self.groups)
 
     def select(self, positions: Int[Tensor, "m"] | NDArray[np.int64]) -> "InMemoryDataset":
         index = torch.as_tensor(positions)
-        return InMemoryDataset(self.images[index], self.labels[index], self.classes)
+        groups = None if self.groups is None else self.groups[index.numpy()]
+        return InMemoryDataset(self.images[index], self.labels[index], self.classes, groups)
 
 
 def embedded(split: str) -> InMemoryDataset:

@@ -10,7 +10,7 @@ import numpy as np
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.folder import Files, count_up, twin_notes, walk
-from smalti.data.datasets.lists import as_text, read_list
+from smalti.data.datasets.lists import TABLE_SUFFIXES, as_text, read_column, read_list
 from smalti.data.datasets.names import Names, NamesBuilder, has_image_suffix
 
 _SAMPLE = 64
@@ -22,7 +22,7 @@ class FileList(Files):
 
     Args:
         path: the list.
-        channels: 1 (grey) or 3 (RGB).
+        channels: of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
         root: the folder that paths are relative to; empty: that of the list.
         label_separator: see `labels.resolve`.
         log: shows progress.
@@ -33,7 +33,7 @@ class FileList(Files):
     def __init__(
         self, path: Path, channels: int, root: str = "", label_separator: str = "auto", log: Log | None = None
     ) -> None:
-        listed = read_list(path)
+        listed, self.table = read_list(path), path
         place = Path(root).expanduser() if root else path.parent
         if not place.is_dir():
             raise DataError(f"no folder {place}", cause="it is the root of the images of a list", fix="check the path")
@@ -43,6 +43,12 @@ class FileList(Files):
         self.no_labels = listed.no_labels
         self.take_labels(listed.labels.build(label_separator))
         self.notes += tuple(twin_notes(self.classes))
+
+    def column(self, name: str) -> list[str | None]:
+        if self.table.suffix.lower() not in TABLE_SUFFIXES:
+            fix = "give a table with this column as DATA, or a regular expression for paths"
+            raise DataError(f"no column {name}", cause=f"{self.table} is no table (.csv .tsv)", fix=fix)
+        return [cell or None for cell in read_column(self.table, name)]
 
 
 def _located(names: Names, root: Path, path: Path, log: Log) -> tuple[Names, tuple[str, ...]]:

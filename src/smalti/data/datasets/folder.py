@@ -17,12 +17,23 @@ from rich.text import Text
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
+from smalti.data.datasets.names import (
+    NO_IMAGE,
+    SYSTEM,
+    LeftOut,
+    Names,
+    NamesBuilder,
+    has_array_suffix,
+    has_image_suffix,
+    is_system,
+)
 from smalti.data.decode import read_file
-from smalti.data.formats import EXTENSIONS
+from smalti.data.formats import ARRAYS, EXTENSIONS
 
 FollowLinks: TypeAlias = Literal["inside", "all"]
 """Symbolic links to follow: those that stay inside the folder, or all."""
+
+IsImage: TypeAlias = Callable[[bytes], bool]
 
 IRREGULAR = "not a regular file"
 BROKEN = "broken link"
@@ -36,6 +47,14 @@ class Found(NamedTuple):
 
     name: bytes
     left_out: str = ""
+
+
+class _Rule(NamedTuple):
+    """What is taken: the folders that links may lead to, whether others are followed, and what is an image by name."""
+
+    within: tuple[bytes, ...]
+    follow: FollowLinks
+    is_image: IsImage
 
 
 class _Level(NamedTuple):
@@ -66,7 +85,7 @@ def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
         yield tick
 
 
-def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
+def walk(root: Path, follow: FollowLinks = "inside", is_image: IsImage = has_image_suffix) -> Iterator[Found]:
     """Yield every file below `root`; the images in sorted order, whatever the order of the file system.
 
     No folder is listed twice (by device and inode), so links cannot multiply the data. Only folders are opened: a FIFO
@@ -76,10 +95,10 @@ def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
         OSError: a folder cannot be listed.
     """
     top = os.fsencode(root)
-    within = link_targets(top)
+    rule = _Rule(link_targets(top), follow, is_image)
     seen = {_identity(top)}
     levels = [_Level(b"", [], [])]
-    yield from _list(top, levels[0], within, follow)
+    yield from _list(top, levels[0], rule)
     while levels:
         prefix, files, folders = levels[-1]
         if files and (not folders or files[-1] < folders[-1]):
@@ -93,16 +112,16 @@ def walk(root: Path, follow: FollowLinks = "inside") -> Iterator[Found]:
                 continue
             seen.add(identity)
             levels.append(_Level(os.path.join(name, b""), [], []))
-            yield from _list(path, levels[-1], within, follow)
+            yield from _list(path, levels[-1], rule)
         else:
             levels.pop()
 
 
-def _list(path: bytes, level: _Level, within: tuple[bytes, ...], follow: FollowLinks) -> Iterator[Found]:
+def _list(path: bytes, level: _Level, rule: _Rule) -> Iterator[Found]:
     """Fill `level` with a folder's images and sub-folders; yield the entries that are skipped."""
     with os.scandir(path) as entries:
         for entry in entries:
-            kind = _kind(entry, within, follow)
+            kind = _kind(entry, rule)
             if kind == "file":
                 level.files.append(entry.name)
             elif kind == "folder":
@@ -113,34 +132,34 @@ def _list(path: bytes, level: _Level, within: tuple[bytes, ...], follow: FollowL
     level.folders.sort(reverse=True)
 
 
-def _kind(entry: os.DirEntry[bytes], within: tuple[bytes, ...], follow: FollowLinks) -> str:
+def _kind(entry: os.DirEntry[bytes], rule: _Rule) -> str:
     """`file`, `folder`, or the reason why the entry is skipped."""
     if is_system(entry.name):
         return SYSTEM
     if entry.is_symlink():
-        return _link_kind(entry, within, follow)
+        return _link_kind(entry, rule)
     if entry.is_dir(follow_symlinks=False):
         return "folder"
-    if not has_image_suffix(entry.name):
+    if not rule.is_image(entry.name):
         return NO_IMAGE
     return "file" if entry.is_file(follow_symlinks=False) else IRREGULAR
 
 
-def _link_kind(entry: os.DirEntry[bytes], within: tuple[bytes, ...], follow: FollowLinks) -> str:
+def _link_kind(entry: os.DirEntry[bytes], rule: _Rule) -> str:
     try:
         mode = os.stat(entry.path).st_mode
     except OSError:  # points nowhere, or at itself
         return BROKEN
-    inside = is_within(os.path.realpath(entry.path), within)
+    inside = is_within(os.path.realpath(entry.path), rule.within)
     if stat.S_ISDIR(mode):
         if inside:
             return INSIDE
-        return "folder" if follow == "all" else OUTSIDE
-    if not has_image_suffix(entry.name):
+        return "folder" if rule.follow == "all" else OUTSIDE
+    if not rule.is_image(entry.name):
         return NO_IMAGE
     if not stat.S_ISREG(mode):
         return IRREGULAR
-    return "file" if inside or follow == "all" else OUTSIDE
+    return "file" if inside or rule.follow == "all" else OUTSIDE
 
 
 def link_targets(root: bytes) -> tuple[bytes, ...]:
@@ -199,32 +218,48 @@ class Files(StoredDataset):
             return 0
 
 
+class _Scan(NamedTuple):
+    """The images of a folder; the folders of the first level, numbered, and that of each image, -1 for none."""
+
+    names: NamesBuilder
+    left_out: LeftOut
+    firsts: dict[bytes, int]
+    labels: "array[int]"
+
+
+def _scan(root: Path, log: Log, follow: FollowLinks, is_image: IsImage) -> _Scan:
+    found = _Scan(NamesBuilder(), LeftOut(), {}, array("i"))
+    with count_up(log, f"scan {root}") as tick:
+        for name, reason in walk(root, follow, is_image):
+            if reason:
+                found.left_out.add(reason, name)
+                continue
+            found.names.add(name)
+            first, slash, _ = name.partition(os.fsencode(os.sep))
+            found.labels.append(found.firsts.setdefault(first, len(found.firsts)) if slash else -1)
+            tick(len(found.names))
+    return found
+
+
 class Folder(Files):
     """A folder of image files, searched recursively, in sorted order.
 
-    If every image is in a sub-folder, the sub-folders of the first level are the classes. Entries that are hidden, made
-    by the system, or not regular files are skipped and counted; so are links out of the folder, unless `follow` is
-    `all`.
+    If every image is in a sub-folder, the sub-folders of the first level are the classes. Where there are no other
+    images, arrays (`.npy`) are images. Entries that are hidden, made by the system, or not regular files are skipped
+    and counted; so are links out of the folder, unless `follow` is `all`.
     """
 
     kind = "folder"
 
     def __init__(self, root: Path, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> None:
-        names, left_out, firsts, labels = NamesBuilder(), LeftOut(), dict[bytes, int](), array("i")
-        with count_up(log or Log(), f"scan {root}") as tick:
-            for name, reason in walk(root, follow):
-                if reason:
-                    left_out.add(reason, name)
-                    continue
-                names.add(name)
-                first, slash, _ = name.partition(os.fsencode(os.sep))
-                labels.append(firsts.setdefault(first, len(firsts)) if slash else -1)
-                tick(len(names))
-        super().__init__(root, names.build(), channels)
-        self.left_out = left_out
-        if not len(names):
+        found = _scan(root, log or Log(), follow, has_image_suffix)
+        if not len(found.names) and found.left_out.suffixes.keys() & ARRAYS:
+            found = _scan(root, log or Log(), follow, has_array_suffix)
+        super().__init__(root, found.names.build(), channels)
+        self.left_out, firsts = found.left_out, found.firsts
+        if not len(self.names):
             raise self._no_images()
-        ids = np.array(labels, np.int32)
+        ids = np.array(found.labels, np.int32)
         if outside := int((ids < 0).sum()):
             self.no_labels = f"{outside} of {len(ids)} images lie in no folder of a class, but in {root} itself"
         if int(ids.min()) >= 0:
@@ -238,7 +273,7 @@ class Folder(Files):
         elif left_out.suffixes[".tar"]:
             fix = "give tar shards by a pattern, as in --data 'folder/shards-{000..009}.tar'"
         found = left_out.suffix_line() or str(left_out) or "nothing at all"
-        looked_for = f"looked for {' '.join(sorted(EXTENSIONS))}"
+        looked_for = f"looked for {' '.join(sorted(EXTENSIONS | ARRAYS))}"
         cause = "no file there has an image's extension"
         return DataError(f"no images in {self.root}", cause=cause, fix=f"found {found}; {looked_for}; {fix}")
 

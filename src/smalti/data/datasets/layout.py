@@ -6,16 +6,20 @@ test split are touched by no verb that learns.
 
 import os
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.folder import FollowLinks, IsImage
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
-from smalti.data.datasets.names import has_image_suffix, is_system
+from smalti.data.datasets.names import has_array_suffix, has_image_suffix, is_system
+from smalti.data.datasets.tar import expand
+from smalti.data.datasets.zip_members import list_folder, zip_place
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLIT_NAMES: Mapping[str, Split] = {
@@ -31,8 +35,12 @@ _ROLES: dict[Split, str] = {
     "test": "is kept for the end",
 }
 _ORDER: tuple[Split, ...] = ("train", "validation", "test")
+Listing: TypeAlias = Callable[[Path], tuple[list[str], list[str]]]
+"""The names of the files and of the sub-folders of a folder, sorted."""
+
 _WORD = re.compile(r"[^\W\d_]+")
 _STORES = frozenset({b".parquet", b".arrow", b".tar"})
+_SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{1,18})-(?P<rest>of-\d+(-\w+)?)")
 _DEEPEST = 16
 
 
@@ -98,49 +106,59 @@ class Layout:
 
 
 def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
-    """How DATA is read. Of anything but a folder, and of a folder without splits and lone folders: as it is.
+    """How DATA is read. What is neither a folder nor a zip, or has no splits and lone folders, is read as it is.
 
     - Sub-folders `train` and `val`, `valid`, `validation`, `dev`, `test` or `testing`, in any case, are splits. So are
       sub-folders that all have one of these words in their names (`train2017`, `val2017`), and a lone `train`.
     - A lone sub-folder in which further folders have the images is stepped through.
-    - Without folders of images, lists of these names are splits: train.csv, test.csv.
+    - Without folders of images, lists of these names are splits: train.csv, test.csv; so are Parquet files, perhaps in
+      a lone folder, as the Hugging Face hub has them: data/train-00000-of-00002.parquet.
 
     Raises:
         DataError: two folders are the same split.
         OSError: a folder cannot be listed.
     """
     place = Path(data).expanduser()
-    if data == "embedded" or not place.is_dir():
+    archives = zip_place(data)
+    if archives is None and (data == "embedded" or not place.is_dir()):
         return Layout(place)
-    root = place
+    listed = partial(_entries, follow=follow) if archives is None else partial(list_folder, archives)
+    root, is_image = place, has_image_suffix if _holds(place, listed) else has_array_suffix
     for _ in range(_DEEPEST):
-        files, folders = _entries(root, follow)
-        splits, beside = _folder_splits(root, folders, follow)
+        files, folders = listed(root)
+        splits, beside = _folder_splits(root, folders, partial(_holds, listed=listed, is_image=is_image))
         if splits:
             return Layout(root, splits, beside, root != place)
-        has_images = any(has_image_suffix(os.fsencode(name)) for name in files)
-        full = [] if has_images else list(islice((name for name in folders if _holds(root / name, follow)), 2))
+        has_images = any(is_image(os.fsencode(name)) for name in files)
+        within = (name for name in folders if _holds(root / name, listed, is_image))
+        full = [] if has_images else list(islice(within, 2))
         if not (full or has_images):
-            return Layout(root, _list_splits(root, files), (), root != place)
-        if len(full) != 1 or _holds(root / full[0], follow, deepest=0):
+            return Layout(root, _list_splits(root, files) or _table_splits(root, files), (), root != place)
+        if len(full) != 1 or _holds(root / full[0], listed, is_image, deepest=0):
+            inner = root / full[0] if len(full) == 1 else root
+            tables = {} if has_images or inner == root else _table_splits(inner, listed(inner)[0])
+            if tables:
+                return Layout(inner, tables)
             break
         root /= full[0]
     return Layout(root, wrapped=root != place)
 
 
-def _folder_splits(root: Path, folders: list[str], follow: FollowLinks) -> tuple[dict[Split, Path], tuple[str, ...]]:
+def _folder_splits(
+    root: Path, folders: list[str], holds: Callable[[Path], bool]
+) -> tuple[dict[Split, Path], tuple[str, ...]]:
     """The splits among the sub-folders, and the other ones that hold images; empty where they are no splits."""
     exact = {name: SPLIT_NAMES[name.casefold()] for name in folders if name.casefold() in SPLIT_NAMES}
-    exact = {name: split for name, split in exact.items() if _holds(root / name, follow)}
-    others = (name for name in folders if name not in exact and _holds(root / name, follow))
+    exact = {name: split for name, split in exact.items() if holds(root / name)}
+    others = (name for name in folders if name not in exact and holds(root / name))
     if "train" in exact.values() and len(set(exact.values())) > 1:
         return _by_split(root, exact), tuple(others)
     if exact and next(others, None) is None:  # test/test is a test split in a folder of its own
         return ({} if SPLIT_NAMES.get(root.name.casefold()) in exact.values() else _by_split(root, exact)), ()
     worded = {name: found for name in folders if (found := split_in(name))}
-    if any(_holds(root / name, follow) for name in folders if name not in worded):
+    if any(holds(root / name) for name in folders if name not in worded):
         return {}, ()
-    worded = {name: split for name, split in worded.items() if _holds(root / name, follow)}
+    worded = {name: split for name, split in worded.items() if holds(root / name)}
     are_splits = "train" in worded.values() and 1 < len(worded) == len(set(worded.values()))
     return (_by_split(root, worded) if are_splits else {}), ()
 
@@ -156,6 +174,33 @@ def _list_splits(root: Path, files: list[str]) -> dict[Split, Path]:
     lists = [name for name in files if Path(name).suffix.lower() in TABLE_SUFFIXES | TEXT_SUFFIXES]
     named = {name: SPLIT_NAMES[stem] for name in lists if (stem := Path(name).stem.casefold()) in SPLIT_NAMES}
     return _by_split(root, named) if "train" in named.values() else {}
+
+
+def _table_splits(root: Path, files: list[str]) -> dict[Split, Path]:
+    """The splits that are Parquet files, as train-00000-of-00002.parquet of the Hugging Face hub, or test.parquet."""
+    stems = defaultdict[Split, list[str]](list)
+    for name in files:
+        stem, suffix = os.path.splitext(name)
+        shard = _SHARD.fullmatch(stem)
+        split = SPLIT_NAMES.get((shard["split"] if shard else stem).casefold())
+        if suffix.lower() == ".parquet" and split and not set(stem) & set(",{}"):
+            stems[split].append(stem)
+        elif os.fsencode(suffix.lower()) in _STORES or has_image_suffix(os.fsencode(name)):
+            return {}  # of no split, so which files belong together is not known
+    if "train" not in stems or len(stems) < 2:
+        return {}
+    return {split: root / f"{_pattern(stems[split])}.parquet" for split in _ORDER if split in stems}
+
+
+def _pattern(stems: list[str]) -> str:
+    """One name for several files, which `expand` takes apart."""
+    shards = [_SHARD.fullmatch(stem) for stem in stems]
+    first, last = shards[0], shards[-1]
+    if first is not None and last is not None and 0 < int(last["number"]) - int(first["number"]) == len(stems) - 1:
+        pattern = f"{first['split']}-{{{first['number']}..{last['number']}}}-{first['rest']}"
+        if expand(pattern) == stems:
+            return pattern
+    return stems[0] if len(stems) == 1 else f"{{{','.join(stems)}}}"
 
 
 def _by_split(root: Path, named: Mapping[str, Split]) -> dict[Split, Path]:
@@ -185,9 +230,9 @@ def _entries(folder: Path, follow: FollowLinks) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def _holds(folder: Path, follow: FollowLinks, deepest: int = _DEEPEST) -> bool:
+def _holds(folder: Path, listed: Listing, is_image: IsImage = has_image_suffix, deepest: int = _DEEPEST) -> bool:
     """Whether a folder or one of its sub-folders, down to `deepest` levels, has images; it stops at the first."""
-    files, folders = _entries(folder, follow)
-    if any(has_image_suffix(name) or os.path.splitext(name)[1].lower() in _STORES for name in map(os.fsencode, files)):
+    files, folders = listed(folder)
+    if any(is_image(name) or os.path.splitext(name)[1].lower() in _STORES for name in map(os.fsencode, files)):
         return True
-    return deepest > 0 and any(_holds(folder / name, follow, deepest - 1) for name in folders)
+    return deepest > 0 and any(_holds(folder / name, listed, is_image, deepest - 1) for name in folders)

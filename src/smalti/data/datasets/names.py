@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from smalti.data.formats import EXTENSIONS
+from smalti.data.formats import ARRAYS, EXTENSIONS
 
 NO_IMAGE = "no image's extension"
 SYSTEM = "hidden or made by the system"
@@ -16,6 +16,7 @@ _SYSTEM = frozenset(
     | {b"$recycle.bin", b"system volume information"}
 )
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
+_ARRAYS = frozenset(suffix.encode() for suffix in ARRAYS)
 _SHOWN_SUFFIXES = 5
 _MOST_SUFFIXES = 1000
 """The most suffixes counted separately: numbered files (`scan.0001`, `scan.0002`) each have another one."""
@@ -118,3 +119,8 @@ def is_system(name: bytes) -> bool:
 def has_image_suffix(name: bytes) -> bool:
     """Whether the name has the extension of an image file."""
     return os.path.splitext(name)[1].lower() in _SUFFIXES
+
+
+def has_array_suffix(name: bytes) -> bool:
+    """Whether the name has the extension of an array, which is an image where there are no others."""
+    return os.path.splitext(name)[1].lower() in _ARRAYS

@@ -23,6 +23,8 @@ from smalti.data.datasets.parquet import Parquet, parquet_files
 from smalti.data.datasets.prepared import Prepared, is_prepared, refuse_pack
 from smalti.data.datasets.remote import RemoteFiles, check_address, suffix_of
 from smalti.data.datasets.tar import Shards, expand
+from smalti.data.datasets.zip_members import ZipPlace, zip_place
+from smalti.data.datasets.zips import Zips
 from smalti.data.formats import EXTENSIONS
 from smalti.data.values import Window
 
@@ -57,12 +59,12 @@ def open_source(
 ) -> ImageDataset:
     """Open the dataset that DATA names; of several splits, the training split.
 
-    DATA is a folder, a list or CSV file, tar shards or Parquet files (by a pattern, local or at an address), a Hugging
-    Face dataset, the output of `smalti prepare`, or the embedded images.
+    DATA is a folder, a list or CSV file, zip archives, tar shards or Parquet files (by a pattern, local or at an
+    address), a Hugging Face dataset, the output of `smalti prepare`, or the embedded images.
 
     Args:
         path: DATA.
-        channels: the channels of decoded images, 1 (grey) or 3 (RGB).
+        channels: the channels of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
         log: shows progress.
         options: how it is read.
         part: which images of a folder with splits.
@@ -91,6 +93,8 @@ def _open(path: str, channels: int, log: Log | None, options: ReadOptions, part:
     try:
         if is_address(path):
             return _open_remote(path, channels, log, options.label_separator)
+        if (archives := zip_place(path)) is not None:
+            return _open_zips(path, archives, channels, log, options, part)
         if "{" in path and not place.exists():
             files = [Path(file).expanduser() for file in expand(path)]
             return _open_files(files, channels, log, options.label_separator)
@@ -121,7 +125,7 @@ def open_noted(
         log.say(f"note: {note}")
     if source.left_out.counts:
         log.say(f"left out: {source.left_out}")
-    if options.pages == "first" and (unread := unread_pages(source)):
+    if options.pages == "first" and channels in (1, 3) and (unread := unread_pages(source)):
         log.say(f"note: the first page of each TIFF is read, {unread} further ones are not; --data.pages all")
     return source
 
@@ -175,6 +179,18 @@ def _open_folder(place: Path, channels: int, log: Log | None, options: ReadOptio
     return source
 
 
+def _open_zips(
+    path: str, archives: ZipPlace, channels: int, log: Log | None, options: ReadOptions, part: Part
+) -> ImageDataset:
+    layout = read_layout(path, options.follow_links)
+    if layout.splits:
+        return _open_splits(layout, channels, log, options, part)
+    source = Zips(zip_place(str(layout.root)) or archives, channels)
+    if layout.wrapped:
+        source.notes = (f"read is {layout.describe()}", *source.notes)
+    return source
+
+
 def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
     """The training split, or all splits as one."""
     if part == "learned":
@@ -198,8 +214,10 @@ def _open_file(path: Path, channels: int, log: Log | None, separator: str) -> Im
         return Arrow(ArrowFiles([path], []), channels, log, separator)
     if suffix in EXTENSIONS:
         raise DataError(f"{path} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
-    cause = "DATA is a folder of images, a list of them (.txt .lst .csv .tsv), tar shards (.tar), .parquet or .arrow"
-    raise DataError(f"{path} is a file", cause=cause, fix="unpack it into a folder" if suffix == ".zip" else "")
+    cause = (
+        "DATA is a folder of images, a list of them (.txt .lst .csv .tsv), .zip, tar shards (.tar), .parquet or .arrow"
+    )
+    raise DataError(f"{path} is a file", cause=cause)
 
 
 def _missing(path: Path) -> DataError:

@@ -1,32 +1,21 @@
 """The pages of TIFF files as images: a stack is as many images as it has pages."""
 
-import struct
 from threading import Lock
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.tiff import count_pages, page_first
 
 ReadPages: TypeAlias = Literal["first", "all"]
 """Of a TIFF with several pages the first one, or each as an image."""
 
 _TIFF = (".tif", ".tiff")
-_SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4
 _LOOKED_AT = 16
 """Files whose pages are counted before training, at most."""
-
-
-class _Layout(NamedTuple):
-    """Where a TIFF, classic or big, has its directories: `struct` codes, and places and sizes in bytes."""
-
-    order: str
-    offset: str
-    number: str
-    first: int
-    entry: int
 
 
 class Pages(ImageDataset):
@@ -73,6 +62,10 @@ class Pages(ImageDataset):
     def name(self, index: int) -> str:
         return self.files.name(int(self.file_of[index])) + self._page(index)
 
+    def column(self, name: str) -> list[str | None]:
+        found = self.files.column(name)
+        return [found[number] for number in self.file_of.tolist()]
+
     def length(self, index: int) -> int:
         return self.files.length(int(self.file_of[index]))
 
@@ -102,58 +95,3 @@ def _pages_of(files: ImageDataset, number: int) -> int:
 
 def _is_tiff(files: ImageDataset, number: int) -> bool:
     return files.key(number).lower().endswith(_TIFF)
-
-
-def count_pages(data: bytes) -> int:
-    """The pages of a TIFF, without previews and masks; 1 for other files and where its directories are damaged."""
-    return max(len(_directories(data)), 1)
-
-
-def page_first(data: bytes, page: int) -> bytes:
-    """The bytes of a TIFF in which this page, counted from 0, is the first."""
-    layout = _layout(data)
-    assert layout is not None
-    width = struct.calcsize(layout.offset)
-    place = struct.pack(layout.order + layout.offset, _directories(data)[page])
-    return data[: layout.first] + place + data[layout.first + width :]
-
-
-def _layout(data: bytes) -> _Layout | None:
-    for mark, order in ((b"II", "<"), (b"MM", ">")):
-        if data[:4] == mark + struct.pack(order + "H", 42):
-            return _Layout(order, "I", "H", 4, 12)
-        if data[:4] == mark + struct.pack(order + "H", 43):
-            return _Layout(order, "Q", "Q", 8, 20)
-    return None
-
-
-def _directories(data: bytes) -> list[int]:
-    """The offsets of the directories of full-size pages."""
-    layout, found, seen = _layout(data), list[int](), set[int]()
-    if layout is None:
-        return found
-    try:
-        (place,) = struct.unpack_from(layout.order + layout.offset, data, layout.first)
-        while place and place not in seen:
-            seen.add(place)
-            (count,) = struct.unpack_from(layout.order + layout.number, data, place)
-            entries = place + struct.calcsize(layout.number)
-            end = entries + count * layout.entry
-            (following,) = struct.unpack_from(layout.order + layout.offset, data, end)
-            if not _is_preview(data, layout, entries, count):
-                found.append(place)
-            place = following
-    except struct.error:  # the file ends before
-        pass
-    return found
-
-
-def _is_preview(data: bytes, layout: _Layout, entries: int, count: int) -> bool:
-    value = layout.entry - struct.calcsize(layout.offset)
-    for number in range(min(count, 8)):  # tags are in ascending order, and this is the lowest
-        entry = entries + number * layout.entry
-        (tag,) = struct.unpack_from(layout.order + "H", data, entry)
-        if tag == _SUBFILE_TYPE:
-            (kind,) = struct.unpack_from(layout.order + "I", data, entry + value)
-            return bool(kind & (_REDUCED | _MASK))
-    return False

@@ -24,6 +24,7 @@ from smalti.data.datasets.tables import (
     cells,
     choose_split,
     find_columns,
+    require_column,
     require_extra,
     why,
     without_bytes,
@@ -114,6 +115,19 @@ class Parquet(TableDataset):
         file = int(self._files[group])
         return file, position - int(self._first[np.searchsorted(self._files, file)])
 
+    def arrays(self, column: str) -> Iterator[Any]:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        for number, name in enumerate(self.places.names):
+            try:
+                with self.places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+                    require_column(file.schema_arrow, column, name)
+                    for batch in file.iter_batches(65_536, columns=[column], use_threads=False):
+                        yield batch.column(0)
+            except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+                raise DataError(f"cannot read {name}", cause=why(error)) from error
+
     def cell(self, index: int) -> Any:
         position = range(len(self))[index]
         with self._lock:
@@ -132,7 +146,7 @@ class Parquet(TableDataset):
 
     def _read_on(self, position: int) -> None:
         """Decode the next batch of an image's row group, or its first batch if the reader is past the image."""
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
 
         group = self._group_of(position)
         if self._rows_of(group) == 1 and self._bytes[group] > 2 * MAX_BYTES:  # of one image, before it is unpacked
@@ -151,7 +165,7 @@ class Parquet(TableDataset):
 
     def _batches(self, group: int) -> Iterator[Any]:
         """Yield the images of a row group in batches."""
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq
 
         leaf = self.columns.leaf
         # No prefetch: Arrow's threads abort the process if they access a Python file while the process exits.

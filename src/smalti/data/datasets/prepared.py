@@ -68,7 +68,7 @@ class Settings:
         source: the kind of DATA, in a word.
         side: the maximum of the shorter side in pixels.
         quality: the JPEG quality, 1 to 100; None if pixels are stored.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey), 3 (RGB), or of all channels.
         limit: the maximum number of images, evenly sampled.
         length: the number of images in DATA.
         fingerprint: a digest of their names, labels and, where cheap to find out, file sizes.
@@ -183,7 +183,7 @@ class Prepared(IndexedTars):
             if not NONE <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
                 raise DamagedShardError(folder / ABOUT, f"labels lie outside the {len(self.classes)} classes")
             self.notes = missing_note(self.labels)
-        if self.about.settings.channels < channels:
+        if self.about.settings.channels == 1 and channels == 3:
             self.notes += ("what was prepared is grey",)
 
     def key(self, index: int) -> str:

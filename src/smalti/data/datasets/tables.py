@@ -4,12 +4,13 @@ import hashlib
 import importlib.util
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.core.stored import parse_object
 from smalti.data.datasets.data_files import DataFiles
@@ -54,6 +55,18 @@ class TableDataset(StoredDataset):
     def cell(self, index: int) -> Any:
         """The pyarrow scalar that holds an image."""
 
+    @abstractmethod
+    def arrays(self, column: str) -> Iterator[Any]:
+        """The pyarrow arrays of a column, of all rows in order.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+
+    def column(self, name: str) -> list[str | None]:
+        cells = (cell for array in self.arrays(name) for cell in array.to_pylist())
+        return [None if cell is None or cell == "" else str(cell) for cell in cells]
+
     def name(self, index: int) -> str:
         file, row = self.place(index)
         return f"{self.places.names[file]}:{row}"
@@ -84,6 +97,14 @@ class TableDataset(StoredDataset):
         digest = hashlib.sha256(repr((files, len(self), self.classes)).encode(errors="surrogateescape"))
         digest.update(b"" if self.labels is None else self.labels.astype("<i4").tobytes())
         return digest.hexdigest()
+
+
+def require_column(schema: Any, column: str, name: str) -> None:
+    """Raise a `DataError` if a table has no such column of names or numbers."""
+    there = [field.name for field in schema if _is_label(field.type) and not _is_list(field.type)]
+    if column not in there:
+        fix = did_you_mean(column, there) or f"there are: {', '.join(there)[:300] or 'none'}"
+        raise DataError(f"{name} has no column {column} of names or numbers", fix=fix)
 
 
 def require_extra(module: str, what: str) -> None:

@@ -19,10 +19,19 @@ from smalti.core.files import sha256, write_bytes
 from smalti.core.stored import open_stored, parse_json
 from smalti.data.datasets.data_files import FileVersion, cache_folder, make_cache_folder
 from smalti.data.datasets.labels import NONE, SEPARATOR, Labels
-from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, has_image_suffix, is_system
+from smalti.data.datasets.names import (
+    NO_IMAGE,
+    SYSTEM,
+    LeftOut,
+    Names,
+    NamesBuilder,
+    has_array_suffix,
+    has_image_suffix,
+    is_system,
+)
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
 from smalti.data.decode import MAX_BYTES
-from smalti.data.formats import EXTENSIONS
+from smalti.data.formats import ARRAYS, EXTENSIONS
 
 DUPLICATE, LEADS_OUT, SECOND = "name used before", "path out of the archive", "further image of a sample"
 TOO_LARGE, BAD_LABEL, DAMAGED = "too large", "label that cannot be read", "damaged archive"
@@ -187,7 +196,7 @@ def _odd(member: Member) -> str:
         return SYSTEM
     if _suffix(name) in (_LABEL, _JSON):
         return ""
-    if not has_image_suffix(name):
+    if not has_image_suffix(name) and not has_array_suffix(name):
         return NO_IMAGE
     return TOO_LARGE if member.size > MAX_BYTES else ""
 
@@ -211,8 +220,16 @@ class _Builder:
         self.names, self.offsets, self.sizes = NamesBuilder(), array("Q"), array("I")
 
     def add(self, sample: list[Member]) -> None:
-        """Add the images of a sample. If it has an image such as `a.png`, others such as `a.seg.png` are skipped."""
+        """Add the images of a sample. If it has an image such as `a.png`, others such as `a.seg.png` are skipped.
+
+        Arrays are images in samples without others.
+        """
         images = [member for member in sample if has_image_suffix(member.name)]
+        arrays = [member for member in sample if has_array_suffix(member.name)]
+        if images:
+            for member in arrays:
+                self.left_out.add(NO_IMAGE, member.name)
+        images = images or arrays
         if not images:
             for member in sample:
                 if _suffix(member.name) == _JSON:
@@ -324,4 +341,4 @@ def _slot(version: FileVersion) -> Path:
 
 
 def _identity(version: FileVersion) -> _Identity:
-    return _Identity(_VERSION, *version, tuple(sorted(EXTENSIONS)))
+    return _Identity(_VERSION, *version, tuple(sorted(EXTENSIONS | ARRAYS)))

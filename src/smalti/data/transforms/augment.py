@@ -23,6 +23,7 @@ from torch import Tensor
 
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.decode import decode_scaled
+from smalti.data.resize import resized
 from smalti.data.transforms.views import Box, Crop, TwoViews
 
 Filter: TypeAlias = Literal["bicubic", "lanczos"]
@@ -89,12 +90,18 @@ def colour_matrix(
 ) -> tuple[Float[Tensor, "B C C"], Float[Tensor, "B C 1"]]:
     """Matrix and offset that change the colours of images with values in [0, 1].
 
+    Only RGB has a grey value; of other channels each is its own, so saturation changes nothing, and contrast is that of
+    each channel.
+
     Args:
         factors: factors of brightness, contrast and saturation, in this order; 1 changes nothing.
         mean: mean of each channel in [0, 1]; contrast scales the distance from its grey value.
     """
     channels = mean.shape[1]
     brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
+    if channels not in (1, 3):
+        matrix = (brightness * contrast) * torch.eye(channels, device=mean.device)
+        return matrix, (((1 - contrast) * brightness)[..., 0] * mean)[..., None]
     grey = torch.tensor(_GREY if channels == 3 else (1.0,), device=mean.device)
     mixed = saturation * torch.eye(channels, device=mean.device) + (1 - saturation) * grey.expand(channels, channels)
     # Not mean @ grey: a matrix product may round an image's result differently depending on the rest of the batch.
@@ -221,9 +228,8 @@ def _resize(pixels: NDArray[np.uint8], out: NDArray[np.uint8], filter: Filter) -
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         torch.from_numpy(out).copy_(F.interpolate(image, out.shape[1:], mode=filter, antialias=True)[0])
     else:
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        scaled = np.asarray(picture.resize(out.shape[:0:-1], _PILLOW[filter]))
-        out[:] = scaled.reshape(*scaled.shape[:2], -1).transpose(2, 0, 1)
+        size = (out.shape[1], out.shape[2])
+        out[:] = resized(pixels, size, _PILLOW[filter]).transpose(2, 0, 1)
 
 
 def _jittered(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -74,7 +74,7 @@ def brightness(levels: Tensor, amount: Tensor) -> Tensor:
 
 def contrast(levels: Tensor, amount: Tensor) -> Tensor:
     """Scale contrast: amount 0 gives the mean grey of the image everywhere, 1 the image."""
-    mean = (grey(levels).double().mean((1, 2, 3), keepdim=True) + 0.5).floor().to(levels.dtype)
+    mean = (grey(levels).double().mean((2, 3), keepdim=True) + 0.5).floor().to(levels.dtype)
     return blend(mean.expand_as(levels), levels, amount)
 
 
@@ -139,7 +139,7 @@ def transformed(levels: Tensor, matrix: Float[Tensor, "B 6"]) -> Tensor:
     read = F.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
     fill = torch.tensor(_FILL, device=levels.device)
-    fill = grey(fill[None, :, None, None]) if levels.shape[1] == 1 else fill[None, :, None, None]
+    fill = grey(fill[None, :, None, None]) if levels.shape[1] != 3 else fill[None, :, None, None]
     return torch.where(inside, read.round(), fill)
 
 
@@ -149,8 +149,8 @@ def blend(other: Tensor, levels: Tensor, amount: Tensor) -> Tensor:
 
 
 def grey(levels: Tensor) -> Tensor:
-    """ITU-R 601 grey level: (B, 1, H, W), float, whole numbers in [0, 255]."""
-    if levels.shape[1] == 1:
+    """ITU-R 601 grey level: (B, 1, H, W), float, whole numbers in [0, 255]; else the channels as they are."""
+    if levels.shape[1] != 3:
         return levels
     red, green, blue = levels.split(1, dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()

@@ -1,0 +1,189 @@
+"""The images in a zip archive, by its central directory; nothing is ever extracted.
+
+A path such as `photos.zip/train` is the folder `train` in the archive, and `photos-{0..3}.zip/train` that of several.
+"""
+
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.errors import DataError
+from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.folder import IRREGULAR
+from smalti.data.datasets.names import (
+    NO_IMAGE,
+    SYSTEM,
+    LeftOut,
+    Names,
+    NamesBuilder,
+    has_array_suffix,
+    has_image_suffix,
+    is_system,
+)
+from smalti.data.datasets.tar import expand
+from smalti.data.datasets.tar_index import DUPLICATE, LEADS_OUT, TOO_LARGE
+from smalti.data.datasets.tar_members import is_inside, plain
+from smalti.data.decode import MAX_BYTES
+
+PACKED = "packed by a method that is not read (stored and deflate are)"
+_ZIP = re.compile(r"\.zip(?=/|$)", re.IGNORECASE)
+_HEADER, _SIGNATURE = 30, b"PK\3\4"
+_ENCRYPTED = 0x1
+_STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+class ZipPlace(NamedTuple):
+    """Archives, and a folder inside of them, empty for all that they have."""
+
+    archives: tuple[Path, ...]
+    inner: str
+
+
+class ZipImages(NamedTuple):
+    """The n images of an archive, and its arrays, which are images where there are no others.
+
+    Attributes:
+        names: their paths.
+        numbers: offset of the header, bytes in the archive, bytes, CRC-32 and method of each, int64, shape (n, 5).
+        is_array: which of them are arrays, bool, shape (n,).
+    """
+
+    names: Names
+    numbers: NDArray[np.int64]
+    is_array: NDArray[np.bool_]
+    left_out: LeftOut
+
+    def unpacked(self, file: FileIO, row: int) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            ValueError: they are not what the central directory says.
+            OSError: they cannot be read.
+        """
+        offset, packed, size, crc, method = self.numbers[row].tolist()
+        file.seek(offset)
+        header = file.read(_HEADER)
+        if len(header) < _HEADER or not header.startswith(_SIGNATURE):
+            raise ValueError("damaged: there is no member where the archive says")
+        file.seek(offset + _HEADER + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28)))
+        data = file.read(packed)
+        if method == _DEFLATED:
+            try:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            except zlib.error as error:
+                raise ValueError(f"damaged: {error}") from error
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise ValueError("damaged: its bytes are not those of its check sum")
+        return data
+
+
+def zip_place(data: str) -> ZipPlace | None:
+    """The archives that DATA names, if it names any; a folder called `x.zip` is a folder."""
+    ends = [found.end() for found in _ZIP.finditer(data)]
+    if not ends or Path(data).expanduser().is_dir():
+        return None
+    for end in ends:
+        archive, inner = Path(data[:end]).expanduser(), data[end:].strip("/")
+        if archive.is_file():
+            return ZipPlace((archive,), inner)
+        if "{" in data[:end]:
+            archives = tuple(Path(file).expanduser() for file in expand(data[:end]))
+            return ZipPlace(archives, inner) if any(map(Path.is_file, archives)) else None
+    return None
+
+
+def images_of(place: ZipPlace) -> tuple[LocalFiles, list[ZipImages]]:
+    """The archives, and the images of each.
+
+    Raises:
+        DataError: one of them is none, is encrypted, or is damaged.
+    """
+    files = LocalFiles(place.archives, "archive")
+    return files, [_read(*files.version(number), name) for number, name in enumerate(files.names)]
+
+
+def list_folder(place: ZipPlace, folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the images and of the sub-folders of a folder, whose path begins with that of the archives."""
+    inner = zip_place(str(folder))
+    start = f"{inner.inner}/" if inner is not None and inner.inner else ""
+    files, folders = set[str](), set[str]()
+    for images in images_of(place)[1]:
+        for row in range(len(images.names)):
+            name = os.fsdecode(images.names[row])
+            if name.startswith(start):
+                first, slash, _ = name[len(start) :].partition("/")
+                (folders if slash else files).add(first)
+    return sorted(files), sorted(folders)
+
+
+@lru_cache(maxsize=64)
+def _read(path: str, size: int, mtime_ns: int, name: str) -> ZipImages:
+    """The images of an archive in the version that these numbers are of."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _images(archive.infolist(), name)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{name} is no zip archive", cause=str(error) or "damaged", fix="fetch it again") from error
+    except OSError as error:
+        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
+
+
+def _images(members: list[zipfile.ZipInfo], archive: str) -> ZipImages:
+    _require_apart(members, archive)
+    left_out, found = LeftOut(), dict[bytes, zipfile.ZipInfo]()
+    for member, name, reason in _named(members):
+        if not reason and member.flag_bits & _ENCRYPTED:
+            cause, fix = f"{member.filename} needs a password", "unpack it into a folder"
+            raise DataError(f"{archive} is encrypted", cause=cause, fix=fix)
+        reason = reason or (DUPLICATE if name in found else "")
+        if reason:
+            left_out.add(reason, name)
+        else:
+            found[name] = member
+    names, ordered = NamesBuilder(), sorted(found, key=lambda name: name.split(b"/"))  # as `walk` has them
+    for name in ordered:
+        names.add(name)
+    rows = [found[name] for name in ordered]
+    numbers = [(one.header_offset, one.compress_size, one.file_size, one.CRC, one.compress_type) for one in rows]
+    arrays = np.array([has_array_suffix(name) for name in ordered], np.bool_)
+    return ZipImages(names.build(), np.array(numbers, np.int64).reshape(-1, 5), arrays, left_out)
+
+
+def _named(members: list[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, bytes, str]]:
+    """Yield each file with its path, in which back-slashes of old programs are slashes, and why it is left out."""
+    for member in members:
+        if member.is_dir():
+            continue
+        raw = os.fsencode(member.filename.replace("\\", "/").encode(errors="replace"))
+        if not is_inside(raw) or re.match(rb"[A-Za-z]:", raw):
+            yield member, raw, LEADS_OUT
+            continue
+        name = plain(raw)
+        mode = member.external_attr >> 16
+        if any(is_system(part) for part in name.split(b"/")):
+            yield member, name, SYSTEM
+        elif not has_image_suffix(name) and not has_array_suffix(name):
+            yield member, name, NO_IMAGE
+        elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            yield member, name, IRREGULAR
+        elif member.file_size > MAX_BYTES or member.compress_size > MAX_BYTES:
+            yield member, name, TOO_LARGE
+        else:
+            yield member, name, "" if member.compress_type in (_STORED, _DEFLATED) else PACKED
+
+
+def _require_apart(members: list[zipfile.ZipInfo], archive: str) -> None:
+    """Refuse an archive in which members share bytes: a small file of which any amount can be unpacked."""
+    places = np.array(sorted((one.header_offset, one.compress_size) for one in members), np.float64).reshape(-1, 2)
+    if bool((places[:-1].sum(1) + _HEADER > places[1:, 0]).any()) or bool((places < 0).any()):
+        raise DataError(f"{archive} is no sound zip archive", cause="its members overlap", fix="fetch it again")

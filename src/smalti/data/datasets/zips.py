@@ -1,0 +1,104 @@
+"""Images in zip archives, read in place: a folder that was packed is read as the folder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.core.errors import DataError
+from smalti.data.datasets.dataset import StoredDataset
+from smalti.data.datasets.folder import twin_notes
+from smalti.data.datasets.labels import NONE
+from smalti.data.datasets.names import LeftOut
+from smalti.data.datasets.tar_index import DUPLICATE
+from smalti.data.datasets.zip_members import ZipPlace, images_of
+
+
+class Zips(StoredDataset):
+    """The images of zip archives, or of a folder inside of them, in sorted order; classes are those of a `Folder`.
+
+    Archives are opened for each image, so threads and workers read at once, and images in any order.
+    """
+
+    kind = "zip"
+
+    def __init__(self, place: ZipPlace, channels: int) -> None:
+        self.place, self.channels, self.left_out = place, channels, LeftOut()
+        self.files, self.archives = images_of(place)
+        self.inner = f"{place.inner}/" if place.inner else ""
+        for name, images in zip(self.files.names, self.archives, strict=True):
+            self.left_out.merge(images.left_out, f"{name}/" if len(self.archives) > 1 else "")
+        rows = self._rows(arrays=False)
+        rows = rows if len(rows) else self._rows(arrays=True)
+        self.where: NDArray[np.int64] = self._sorted(rows)
+        if not len(self.where):
+            found = self.left_out.suffix_line()
+            cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
+            raise DataError(f"no images in {self._folder()}", cause=cause, fix="check the path")
+        self._take_classes()
+
+    def _rows(self, arrays: bool) -> list[tuple[int, int]]:
+        """Archive and row of each image in the folder, or of each array."""
+        start = os.fsencode(self.inner)
+        return [
+            (number, row)
+            for number, images in enumerate(self.archives)
+            for row in np.flatnonzero(images.is_array == arrays).tolist()
+            if images.names[row].startswith(start)
+        ]
+
+    def _sorted(self, rows: list[tuple[int, int]]) -> NDArray[np.int64]:
+        """The rows in the order of their names; of several archives that have the same name, the first counts."""
+        found: dict[bytes, tuple[int, int]] = {}
+        for number, row in rows:
+            name = self.archives[number].names[row]
+            if found.setdefault(name, (number, row)) != (number, row):
+                self.left_out.add(DUPLICATE, name)
+        ordered = sorted(found, key=lambda name: name.split(b"/"))
+        return np.array([found[name] for name in ordered], np.int64).reshape(-1, 2)
+
+    def _take_classes(self) -> None:
+        firsts, ids = dict[str, int](), np.full(len(self.where), NONE, np.int32)
+        for index in range(len(self)):
+            first, slash, _ = self.key(index).partition("/")
+            if slash:
+                ids[index] = firsts.setdefault(first, len(firsts))
+        if outside := int((ids < 0).sum()):
+            self.no_labels = (
+                f"{outside} of {len(ids)} images lie in no folder of a class, but in {self._folder()} itself"
+            )
+        else:
+            self.classes, self.labels = tuple(firsts), ids
+            self.notes = tuple(twin_notes(self.classes))
+
+    def _folder(self) -> str:
+        return str(Path(self.files.names[0]) / self.place.inner)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def _at(self, index: int) -> tuple[int, int]:
+        number, row = self.where[range(len(self))[index]].tolist()
+        return number, row
+
+    def read(self, index: int) -> bytes:
+        number, row = self._at(index)
+        try:
+            with self.files.open(number) as file:
+                return self.archives[number].unpacked(file, row)
+        except (OSError, ValueError) as error:
+            cause = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"cannot read {self.name(index)}", cause=cause) from error
+
+    def key(self, index: int) -> str:
+        number, row = self._at(index)
+        return os.fsdecode(self.archives[number].names[row])[len(self.inner) :]
+
+    def name(self, index: int) -> str:
+        number, row = self._at(index)
+        return f"{self.files.names[number]}/{os.fsdecode(self.archives[number].names[row])}"
+
+    def length(self, index: int) -> int:
+        number, row = self._at(index)
+        return int(self.archives[number].numbers[row, 2])
