@@ -26,4 +26,4 @@ def resized(
         each = [resized(pixels[..., n : n + 1], size, filter, part, reducing_gap) for n in range(channels)]
         return np.concatenate(each, axis=2)
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    return np.asarray(picture.resize(size[::-1], filter, part, reducing_gap)).reshape(*size, channels)
+    return np.array(picture.resize(size[::-1], filter, part, reducing_gap)).reshape(*size, channels)
