@@ -117,4 +117,4 @@ def stored_bands(data: bytes, channels: int) -> tuple[Stored, int]:
         if len(image.getbands()) != channels or not image.has_transparency_data:
             raise other_channels(_channels(data), channels)
         image.load()
-        return Stored(np.asarray(image), 255), orientation(image)
+        return Stored(np.array(image), 255), orientation(image)
