@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.tokenizers import dvae
 from smalti.tokenizers.dvae import DVAE, split
+from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from tests.contracts import check_tokenizer
 
 SMALL = DVAE(vocab_size=16, stride=4, in_chans=3, width=8, depth=1)
@@ -58,6 +60,18 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     one, same, other = (SMALL.build(seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["codebook.weight"], other["codebook.weight"])
+
+
+@pytest.mark.parametrize("width", [8, 48])
+def test_a_start_from_hardly_more_patches_than_codes_is_no_certainty(width: int) -> None:
+    """Each patch has a centre of its own then, but what is near it in other images has not."""
+    tokenizer = DVAE(vocab_size=64, stride=4, width=width, depth=0).build()
+    tokenizer.initialise_from(images(SMALL, 2), torch.arange(2 * 8 * 4))
+    objective = DiscreteVAEObjective(tokenizer, Relaxation(), 100)
+    other = images(SMALL, 4)[2:]
+    batch = Batch(other, torch.arange(2), torch.arange(2))
+    output = objective(batch, torch.tensor(0))
+    assert float(output.loss_sum.detach() / output.weight) < 30  # of white noise; it was 2000
 
 
 def test_a_split_code_takes_the_positions_that_its_parent_fits_best() -> None:

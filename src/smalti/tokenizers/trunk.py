@@ -158,8 +158,13 @@ def set_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
 
 
 def error_unit(points: Float[Tensor, "n D"], centres: Float[Tensor, "V D"], num_pixels: int) -> Float[Tensor, ""]:
-    """Root mean square distance per sub-pixel from points to their nearest centres, over the first 4096 points."""
-    return torch.cdist(points[:4096], centres).amin(1).square().mean().div(num_pixels).sqrt().clamp_min(1e-3)
+    """Root mean square distance per sub-pixel from points to their nearest centres, over the first 4096 points.
+
+    At least a tenth of that from the origin: with hardly more points than centres, each point has one of its own.
+    """
+    unit = torch.cdist(points[:4096], centres).amin(1).square().mean().div(num_pixels).sqrt()
+    spread = points[:4096].square().sum(1).mean().div(num_pixels).sqrt()
+    return torch.maximum(unit, 0.1 * spread).clamp_min(1e-3)
 
 
 def principal_directions(points: Float[Tensor, "n P"], width: int) -> Float[Tensor, "{width} P"]:
