@@ -118,7 +118,7 @@ def test_colours_are_pillows_where_pillow_is_right(torture: Path) -> None:
     """Pillow converts these modes rightly; not so 16 bits (clipped) and transparency (dropped)."""
     compared = 0
     for name, expected in EXPECTED.items():
-        if expected.startswith("ok"):
+        if expected.startswith("ok") and "UnidentifiedImageError" not in name:  # those Pillow cannot read
             with Image.open(torture / name) as image:
                 if image.has_transparency_data or image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB"):
                     continue
