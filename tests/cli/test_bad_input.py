@@ -215,7 +215,7 @@ def test_a_backbone_as_tokenizer(photos: Path, backbone: Path, tmp_path: Path, f
 def test_other_channels_than_the_tokenizer_has(photos: Path, tokenizer: Path, tmp_path: Path, failure: Failure) -> None:
     grey = ["--data.channels", "1"]
     line = failure(pretrain(photos, tokenizer, tmp_path / "run", 2, *grey), 2)
-    assert line == "data.channels 1 and backbone.in_chans 3 differ"
+    assert line == "data.channels 1 and backbone.in_chans 3 differ; use --backbone.in-chans 1"
     line = failure(pretrain(photos, tokenizer, tmp_path / "run", 2, *grey, "--backbone.in-chans", "1"), 2)
     assert line == "the tokenizer reads 3 channels and data.channels is 1"
 

@@ -17,8 +17,8 @@ NOT_IMPORTED = {
     *("socket", "http", "requests", "httpx", "ftplib", "smtplib", "telnetlib", "xmlrpc"),  # addresses are fsspec's
     *("tarfile", "posthog", "sentry_sdk", "wandb"),
 }
-IMPORTED = {"runs/serve.py": {"socket"}}
-"""It listens, and asks nobody."""
+IMPORTED = {"runs/serve.py": {"socket"}, "training/trackers.py": {"wandb"}}
+"""The first listens, and asks nobody; the second is offline, and for who asks for it by `--log wandb`."""
 NOT_CALLED = {
     *("eval", "exec", "compile", "__import__", "breakpoint"),
     *("os.system", "os.popen", "os.startfile", "os.fork", "os.forkpty"),
@@ -29,12 +29,13 @@ NOT_PASSED = {"allow_pickle", "weights_only", "shell", "trust_remote_code"}
 NOT_NAMED = {"extractall", "LOAD_TRUNCATED_IMAGES", "set_defaults_from_env"}
 CALLED = {"exporting/torch_export.py": "torch.export.load"}
 """Of what has been written a moment ago, to compare it."""
-IMPORTS_BY_NAME = {"cli.py"}
-"""`importlib.import_module`, of recipes inside the package; `my_file.py:function` is the user's own."""
+IMPORTS_BY_NAME = {"cli.py", "find_recipe.py"}
+"""`importlib.import_module`, of verbs and recipes inside the package; `my_file.py:function` is the user's own."""
 WRITES = {
     "core/files.py": {"touch", "xb"},  # the probe of a folder; a file that is written in pieces
     "data/shard_writer.py": {"xb"},  # which follows no link
     "data/workers/worker.py": {"write_text"},  # a number for the system, in /proc
+    "training/trackers.py": {"xb"},  # events, which are appended to a new file as they come
 }
 """What is not written by `core/files.py`: without following links, into files that are not there yet."""
 

@@ -7,7 +7,7 @@ for it: WANDB_MODE=online, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID or TRACKIO_SERV
 import contextlib
 import importlib.util
 import os
-import socket
+import platform
 import struct
 import sys
 import time
@@ -70,7 +70,7 @@ class TensorBoard:
         self.id, self.folder, self.event = "tensorboard", folder / "tensorboard", Event
         self.folder.mkdir(exist_ok=True)
         self.earlier = sorted(self.folder.glob("events.out.tfevents.*"))
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
         self.file = open(self.folder / name, "xb")  # noqa: SIM115
         self.writer = RecordWriter(self.file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))

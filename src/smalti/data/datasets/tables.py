@@ -76,10 +76,11 @@ class TableDataset(StoredDataset):
 
     def read(self, index: int) -> bytes:
         try:
-            cell = self.cell(index)
+            cell = plain(self.cell(index))
         except DataError as error:
             raise DataError(f"cannot read {self.name(index)}", cause=error.cause or error.what) from error
-        cell = plain(cell)
+        except LookupError as error:  # a damaged dictionary lacks the entry
+            raise DataError(f"cannot read {self.name(index)}", cause=why(error)) from error
         if not cell.is_valid:
             cause = "the cell is empty, or holds the path of a file without its bytes"
             raise DataError(f"cannot read {self.name(index)}", cause=cause)
