@@ -125,27 +125,13 @@ class TokenizedOnce(Tokenized):
 
 
 @dataclass(frozen=True)
-class AlsoTokenized:
+class AlsoTokenized(Tokenized):
     """Batches with the `second_ids` of another tokenizer, which sees the same view."""
-
-    batches: Batches
-    tokenizer: Tokenizer
-    compute: Compute
-    chunk: int = CHUNK
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
         batch = self.batches(step).to(self.compute.device)
         return replace(batch, second_ids=encode(token_view(batch), self.tokenizer, self.compute, self.chunk))
-
-    @property
-    def waited(self) -> float:
-        """Seconds spent waiting for images, without tokenizing them."""
-        return self.batches.waited
-
-    def close(self) -> None:
-        """Stop the background workers."""
-        self.batches.close()
 
 
 def _filled(part: Tensor, chunk: int) -> Tensor:

@@ -14,6 +14,7 @@ from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
+from smalti.functional.pca import pca
 
 _POOLINGS: tuple[Pooling, ...] = ("mean",)
 _UNLABELLED_DEPTH = 2 / 3
@@ -59,11 +60,7 @@ def flat_map(unit: Float[Tensor, "n F"]) -> tuple[Float[np.ndarray, "n 2"], str]
         import umap
 
         return umap.UMAP(random_state=0, n_jobs=1).fit_transform(unit.numpy()).astype(np.float64), "UMAP"
-    centred = (unit - unit.mean(0)).double()
-    _, axes = torch.linalg.eigh(centred.t() @ centred)
-    axes = axes[:, [-1, -2]]
-    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # a sign is arbitrary: the greatest is positive
-    return (centred @ (axes * signs)).numpy(), "principal components"
+    return pca(unit, 2).scores.double().numpy(), "principal components"
 
 
 def on_grid(places: Float[np.ndarray, "n 2"], rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:

@@ -1,6 +1,7 @@
 """Report sections of the features of held-out images: the nearest of some, what is mistaken for what, and a map."""
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -74,12 +75,23 @@ def _neighbours(space: FeatureSpace, images: InMemoryDataset, pixels: Pictures) 
 
 def _mistaken(predicted: torch.Tensor, images: InMemoryDataset) -> str:
     """The most frequent confusions of each image with the one nearest to it."""
-    total = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
-    rows = [
-        [images.classes[true], images.classes[other], str(count), f"{count / total[true]:.0%}"]
-        for true, other, count in mistaken(predicted, images.labels)[:_PAIRS]
-    ]
-    return table(["an image of", "is nearest to one of", "images", "of its class"], rows) if rows else ""
+    totals = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    pairs = mistaken(predicted, images.labels)[:_PAIRS]
+    return confusion_table(pairs, totals, images.classes, "is nearest to one of")
+
+
+def confusion_table(
+    pairs: Sequence[tuple[int, int, int]], totals: Sequence[int], classes: Sequence[str], verb: str
+) -> str:
+    """Confusions as a table; empty if there are none.
+
+    Args:
+        pairs: true class, the class that it is taken for, and how often.
+        totals: images of each class.
+        verb: what an image of the first does with the second.
+    """
+    rows = [[classes[true], classes[other], str(n), f"{n / totals[true]:.0%}"] for true, other, n in pairs]
+    return table(["an image of", verb, "images", "of its class"], rows) if rows else ""
 
 
 def _map(space: FeatureSpace, images: InMemoryDataset, pixels: Pictures) -> Section:

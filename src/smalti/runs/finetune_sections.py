@@ -10,6 +10,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.report.charts import curve
 from smalti.report.page import Section, best_cells, table
+from smalti.runs.feature_sections import confusion_table
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_finetuned
@@ -52,16 +53,10 @@ def _confusions(folder: RunFolder) -> list[Section]:
     counts, classes = folder.read_result().get("test_confusion"), folder.read_classes()
     if not counts or len(classes) != len(counts):
         return []
-    pairs = [(count, true, said) for true, row in enumerate(counts) for said, count in enumerate(row) if true != said]
-    rows = [
-        [classes[true], classes[said], str(count), f"{count / sum(counts[true]):.0%}"]
-        for count, true, said in sorted(pairs, key=lambda one: (-one[0], *one[1:]))[:_PAIRS]
-        if count
-    ]
-    if not rows:
-        return []
-    html = table(["an image of", "is taken for", "images", "of its class"], rows)
-    return [Section("What is taken for what", html, "The most frequent mistakes on test images.")]
+    pairs = [(true, said, n) for true, row in enumerate(counts) for said, n in enumerate(row) if n and true != said]
+    most = sorted(pairs, key=lambda one: (-one[2], one[:2]))[:_PAIRS]
+    html = confusion_table(most, [sum(row) for row in counts], classes, "is taken for")
+    return [Section("What is taken for what", html, "The most frequent mistakes on test images.")] if html else []
 
 
 def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -> list[Section]:

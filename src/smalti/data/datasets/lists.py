@@ -12,7 +12,7 @@ from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, OneColumn, guess_labels
 from smalti.data.datasets.labels import Labels
-from smalti.data.datasets.names import Names, NamesBuilder, has_array_suffix, has_image_suffix
+from smalti.data.datasets.names import Names, NamesBuilder, may_be_image
 from smalti.data.formats import ARRAYS, EXTENSIONS
 
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
@@ -103,12 +103,6 @@ def _escaped(text: str) -> bool:
     return any("\udc80" <= character <= "\udcff" for character in text)
 
 
-def _is_file(text: str) -> bool:
-    """Whether a text has the extension of an image or an array."""
-    name = os.fsencode(text)
-    return has_image_suffix(name) or has_array_suffix(name)
-
-
 def _text(file: TextIO, path: Path) -> Iterator[Row]:
     """Yield the rows of a text file; each line is a path, or a path, a separator and a label.
 
@@ -119,7 +113,7 @@ def _text(file: TextIO, path: Path) -> Iterator[Row]:
         if not text.strip():
             continue
         found = None
-        if not _is_file(text.rstrip()):
+        if not may_be_image(os.fsencode(text.rstrip())):
             found = _PATH_FIRST.fullmatch(text.rstrip())
             if found is None and not os.path.lexists(path.parent / text):
                 found = _ID_FIRST.fullmatch(text.strip())
@@ -138,7 +132,7 @@ def _table(file: TextIO, path: Path, header: list[str], notes: list[str]) -> Ite
     place = next((names.index(name) for name in PATH_COLUMNS + ID_COLUMNS if name in names), None)
     labels: LabelColumn | None = None
     if place is None:
-        if not header or not _is_file(header[0]):
+        if not header or not may_be_image(os.fsencode(header[0])):
             raise _no_paths(path, header)
         place, offset, column = 0, 0, "1"
         labels = OneColumn(1) if len(header) > 1 else None

@@ -121,6 +121,11 @@ def has_image_suffix(name: bytes) -> bool:
     return os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
+def may_be_image(name: bytes) -> bool:
+    """Whether the name has the extension of an image file, or of an array."""
+    return has_image_suffix(name) or has_array_suffix(name)
+
+
 def has_array_suffix(name: bytes) -> bool:
     """Whether the name has the extension of an array, which is an image where there are no others."""
     return os.path.splitext(name)[1].lower() in _ARRAYS

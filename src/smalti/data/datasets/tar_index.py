@@ -28,6 +28,7 @@ from smalti.data.datasets.names import (
     has_array_suffix,
     has_image_suffix,
     is_system,
+    may_be_image,
 )
 from smalti.data.datasets.tar_members import DamagedTarError, Member, is_inside, members, plain
 from smalti.data.decode import MAX_BYTES
@@ -196,7 +197,7 @@ def _odd(member: Member) -> str:
         return SYSTEM
     if _suffix(name) in (_LABEL, _JSON):
         return ""
-    if not has_image_suffix(name) and not has_array_suffix(name):
+    if not may_be_image(name):
         return NO_IMAGE
     return TOO_LARGE if member.size > MAX_BYTES else ""
 

@@ -8,6 +8,7 @@ import re
 import stat
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from io import FileIO
@@ -27,8 +28,8 @@ from smalti.data.datasets.names import (
     Names,
     NamesBuilder,
     has_array_suffix,
-    has_image_suffix,
     is_system,
+    may_be_image,
 )
 from smalti.data.datasets.tar import expand
 from smalti.data.datasets.tar_index import DUPLICATE, LEADS_OUT, TOO_LARGE
@@ -115,15 +116,26 @@ def images_of(place: ZipPlace) -> tuple[LocalFiles, list[ZipImages]]:
 def list_folder(place: ZipPlace, folder: Path) -> tuple[list[str], list[str]]:
     """The names of the images and of the sub-folders of a folder, whose path begins with that of the archives."""
     inner = zip_place(str(folder))
-    start = f"{inner.inner}/" if inner is not None and inner.inner else ""
-    files, folders = set[str](), set[str]()
-    for images in images_of(place)[1]:
-        for row in range(len(images.names)):
-            name = os.fsdecode(images.names[row])
-            if name.startswith(start):
-                first, slash, _ = name[len(start) :].partition("/")
-                (folders if slash else files).add(first)
-    return sorted(files), sorted(folders)
+    path = inner.inner if inner is not None else ""
+    files = LocalFiles(place.archives, "archive")
+    parts = [_folders(*files.version(number), name).get(path) for number, name in enumerate(files.names)]
+    found = [set[str]().union(*(part[kind] for part in parts if part is not None)) for kind in (0, 1)]
+    return sorted(found[0]), sorted(found[1])
+
+
+@lru_cache(maxsize=64)
+def _folders(path: str, size: int, mtime_ns: int, name: str) -> dict[str, tuple[set[str], set[str]]]:
+    """The names of images and sub-folders of each folder of an archive, by its path, empty for the outermost."""
+    found = defaultdict[str, tuple[set[str], set[str]]](lambda: (set(), set()))
+    images = _read(path, size, mtime_ns, name)
+    for row in range(len(images.names)):
+        folder, _, file = os.fsdecode(images.names[row]).rpartition("/")
+        found[folder][0].add(file)
+        while folder:
+            outer, _, inner = folder.rpartition("/")
+            found[outer][1].add(inner)
+            folder = outer
+    return dict(found)
 
 
 @lru_cache(maxsize=64)
@@ -172,7 +184,7 @@ def _named(members: list[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, by
         mode = member.external_attr >> 16
         if any(is_system(part) for part in name.split(b"/")):
             yield member, name, SYSTEM
-        elif not has_image_suffix(name) and not has_array_suffix(name):
+        elif not may_be_image(name):
             yield member, name, NO_IMAGE
         elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             yield member, name, IRREGULAR
