@@ -102,7 +102,7 @@ class Seen:
         """The same for a page, whose style it needs."""
         across = 2 if len(self.columns) <= _BESIDE else 1
         tiles = tile_row(self.columns, scale=scale_of(self._side), captions=self.captions, across=across)
-        return "".join([*(bar.html() for bar in self.bars), tiles])
+        return "".join([tiles, *(bar.html() for bar in self.bars)])
 
     def _repr_html_(self) -> str:
         picture = self.picture()
