@@ -72,7 +72,7 @@ def test_groups_and_copies_stay_together(tmp_path: Path) -> None:
     assert not contents[0] & contents[1]
     with pytest.raises(DataError, match=r"no column pateint; did you mean 'patient'|has no column pateint"):
         main(Split(str(tmp_path / "list.csv"), str(tmp_path / "wrong"), group="pateint"))
-    with pytest.raises(DataError, match="is no table"):
+    with pytest.raises(DataError, match="no column patient; DATA of the kind folder has no columns"):
         main(Split(str(tmp_path), str(tmp_path / "folder"), group="patient"))
 
 
