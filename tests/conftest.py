@@ -64,9 +64,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A browser for all tests of pages."""
+    """A browser for the tests of a module; while it is open, its event loop is the one that runs in this process."""
     from tests.browser import launched
 
     with launched() as started:
