@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def main() -> None:
     images = STUDY.data(places).load(Log())
     for name in given.variation or VARIATIONS:
         out = given.runs / name
-        keep(given.out, name, lambda name=name, out=out: run(VARIATIONS[name], out, places, compute, images))
+        keep(given.out, name, partial(run, VARIATIONS[name], out, places, compute, images))
     print(table(all_finished(given.out)))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smalti.core.compute import choose_compute
+from smalti.core.compute import Precision, choose_compute
 from smalti.core.config import to_json
 from smalti.evaluation.features import layer_features
 from smalti.models.vit import ViT, first_blocks
@@ -47,12 +47,14 @@ def network(folder: Path, config: ViT) -> None:
     write_bundle(folder, to_json(Pretrain(backbone=config)), 0, "", weights)
 
 
-def measure(home: Path, config: ViT, count: int, batch_size: int, rounds: int, precision: str) -> dict[str, float]:
+def measure(
+    home: Path, config: ViT, count: int, batch_size: int, rounds: int, precision: Precision
+) -> dict[str, float]:
     """Seconds of both in every round, and the median of their ratios."""
     photographs(home / "photographs", count, config.img_size[0])
     network(home / "model", config)
     compute = choose_compute(precision=precision)
-    backbone = first_blocks(load_network(home / "model", compute.device.type, compute.precision).backbone, config.depth)
+    backbone = first_blocks(load_network(home / "model", precision=precision).backbone, config.depth)
     pixels = torch.randint(256, (count, 3, *config.img_size), dtype=torch.uint8)
 
     def bare() -> float:

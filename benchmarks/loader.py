@@ -143,7 +143,7 @@ def compare(folder: Path, batch_size: int, steps: int) -> dict[str, object]:
     sizes = [np.prod(Image.open(path).size) for path in paths]
     return {
         "files": len(paths),
-        "pixels_median": int(statistics.median(sizes)),
+        "pixels_median": int(np.median(sizes)),
         "machine": platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "simplejpeg")},
         "milliseconds_an_image": {name: round(1000 * value / batch_size, 3) for name, value in seconds.items()},

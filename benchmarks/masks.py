@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -92,8 +93,7 @@ def measure_variants(rounds: int, masks: int = 4096) -> dict[str, dict[str, floa
         masking(keys, (14, 14))
         figures[name] = {
             f"at_once_{num}": statistics.median(
-                _seconds(lambda some=keys[:num], masking=masking: masking(some, (14, 14))) / num * 1e6
-                for _ in range(rounds)
+                _seconds(partial(masking, keys[:num], (14, 14))) / num * 1e6 for _ in range(rounds)
             )
             for num in (masks, BATCH)
         }

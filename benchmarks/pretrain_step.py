@@ -205,6 +205,7 @@ def transformers_loss(vit: ViT, vocab_size: int) -> tuple[nn.Module, Callable[[B
     model = BeitForMaskedImageModeling(config).train()
 
     def loss(batch: Batch, image: Tensor) -> Tensor:
+        assert batch.ids is not None
         return model(image, bool_masked_pos=batch.mask, labels=batch.ids[batch.mask]).loss
 
     return model, loss
@@ -288,7 +289,7 @@ def contenders(case: Case, against: list[str], compute: Compute, compiled: bool)
     peers = {name: PEERS[name](case, compiled) for name in against}
     steps: dict[str, Callable[[], object]] = {"smalti": partial(trainer.train_step, given, compute, with_metrics=False)}
     for name, step in peers.items():
-        steps[name] = lambda step=step: step(usual)
+        steps[name] = partial(step, usual)
     if raw.token_image is None and "compiled_bf16" in peers:
         steps["tokens_smalti"] = lambda: trainer.train_step(
             tokenized(raw, tokenizer, compute, batches.chunk), compute, with_metrics=False

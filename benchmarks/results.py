@@ -113,7 +113,7 @@ class Results:
             return {}
         rows = self.study.rows
         of = replace(rows[self.study.curve], images=0)
-        found = {
+        found: dict[float, dict[str, float]] = {
             rows[name].images: figures(cells)
             for name, cells in self.finished.items()
             if replace(rows[name], images=0) == of
@@ -122,7 +122,7 @@ class Results:
         return _lines({name: {images: row.get(kind) for images, row in found.items()} for name, kind in kinds.items()})
 
 
-def _lines(shares: Mapping[str, Mapping[int, float | None]]) -> Lines:
+def _lines(shares: Mapping[str, Mapping[float, float | None]]) -> Lines:
     """In per cent, without what is not measured; only lines of two points or more."""
     found = {name: {x: 100 * y for x, y in line.items() if y is not None} for name, line in shares.items()}
     return {name: line for name, line in found.items() if len(line) > 1}

@@ -65,7 +65,7 @@ def main() -> None:
     compute = choose_compute(precision=given.precision)
     images = replace(OURS.data, path=str(given.cifar10 / "train")).load(Log())
     for name in given.setting or SEARCH:
-        keep(given.out, name, lambda name=name: run(SEARCH[name], given.runs / name, given.cifar10, compute, images))
+        keep(given.out, name, partial(run, SEARCH[name], given.runs / name, given.cifar10, compute, images))
     print(table(all_finished(given.out)))
 
 

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import uvicorn
 
-from smalti.core.compute import choose_compute
+from smalti.core.compute import Precision, choose_compute
 from smalti.runs.serve import load_predictor
 from smalti.serving.app import build
 
 
 @contextmanager
-def served(model: str, precision: str) -> Iterator[int]:
+def served(model: str, precision: Precision) -> Iterator[int]:
     """The port at which the model is served, in this process."""
     app = build(load_predictor(model, choose_compute("cpu", precision)), None)
     listening = socket.socket()
@@ -63,7 +63,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def measure(model: str, precision: str, count: int) -> dict[str, float]:
+def measure(model: str, precision: Precision, count: int) -> dict[str, float]:
     """All figures."""
     with served(model, precision) as port:
         for seed in range(20):

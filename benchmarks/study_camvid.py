@@ -38,6 +38,7 @@ from smalti.runs.folder import RunFolder
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.simple import KMeansPatches
 from smalti.training.optim import AdamW
 from smalti.training.training_plan import Plan
@@ -81,6 +82,7 @@ def starts() -> dict[str, Start]:
     """All pretrainings, the short one first."""
     kmeans = TrainTokenizer(SQUARES, tokenizer=KMeansPatches(vocab_size=512, stride=8, in_chans=3), crop=CROP)
     dvae = replace(small.train_tokenizer(), data=SQUARES, crop=CROP, plan=Plan(steps=3000, batch_size=64))
+    assert isinstance(dvae.tokenizer, DVAE)
     dvae = replace(dvae, tokenizer=replace(dvae.tokenizer, vocab_size=512))
     return {
         "kmeans-20k": Start(kmeans, 20_000),

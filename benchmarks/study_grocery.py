@@ -12,8 +12,9 @@ Results are files of docs/results/grocery/ROW.
 from dataclasses import replace
 
 from cells import run
+from pretrain_cifar10 import BACKBONE
 from study import Row, Study
-from study_cifar10 import BACKBONE, BEST, ROWS
+from study_cifar10 import BEST, ROWS
 
 STUDY = Study(
     "grocery",

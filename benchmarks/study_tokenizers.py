@@ -37,6 +37,8 @@ from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
+from smalti.tokenizers.dvae import DVAE
+from smalti.tokenizers.quantised import FSQ
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "tokenizers"
 
@@ -52,9 +54,11 @@ class Cell:
 
 def cells() -> dict[str, Cell]:
     """All of them, cheap ones first."""
-    dvae = cifar10(small.train_tokenizer())
+    dvae, scalar = cifar10(small.train_tokenizer()), fsq.train_tokenizer()
+    assert isinstance(dvae.tokenizer, DVAE)
+    assert isinstance(scalar.tokenizer, FSQ)
     larger = replace(dvae.tokenizer, vocab_size=8192)
-    eight_thousand = replace(fsq.train_tokenizer().tokenizer, levels=(8, 8, 5, 5, 5))
+    eight_thousand = replace(scalar.tokenizer, levels=(8, 8, 5, 5, 5))
     paper = replace(dvae.relaxation, beta=6.6)
     none = replace(dvae.relaxation, beta=0.0, spread=0.0)
     # The sum over the batch and its positions in the place of their mean, as in the public trainers of such tokenizers.
@@ -64,8 +68,8 @@ def cells() -> dict[str, Cell]:
         "kmeans-1024": Cell("cifar10", kmeans.train_tokenizer(), 0),
         "random-projection-1024": Cell("cifar10", random_projection.train_tokenizer(), 0),
         "vq-1024": Cell("cifar10", vq.train_tokenizer(), 5),
-        "fsq-1000": Cell("cifar10", fsq.train_tokenizer(), 3),
-        "fsq-8000": Cell("cifar10", replace(fsq.train_tokenizer(), tokenizer=eight_thousand), 5),
+        "fsq-1000": Cell("cifar10", scalar, 3),
+        "fsq-8000": Cell("cifar10", replace(scalar, tokenizer=eight_thousand), 5),
         "dvae-1024": Cell("cifar10", dvae, 10),
         "dvae-1024-beta-6.6": Cell("cifar10", replace(dvae, relaxation=paper), 10),
         "collapse-no-remedy": Cell("cifar10", replace(dvae, relaxation=none, init_images=0), 2),
@@ -78,6 +82,7 @@ def cells() -> dict[str, Cell]:
 
 def cifar10(config: TrainTokenizer) -> TrainTokenizer:
     """A recipe for photographs, for pictures of 32 x 32 pixels with 64 visual tokens each."""
+    assert isinstance(config.tokenizer, DVAE)
     return replace(config, data=Data(channels=3, side=32), tokenizer=replace(config.tokenizer, stride=4))
 
 

@@ -190,6 +190,7 @@ def main() -> None:
     options = parser.parse_args()
 
     start = small.train_tokenizer()
+    assert isinstance(start.tokenizer, DVAE)
     width = options.width or (DallE().width if options.dalle else start.tokenizer.width)
     config = (
         DallE(vocab_size=options.vocab_size, width=width)

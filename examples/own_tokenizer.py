@@ -43,6 +43,7 @@ class MeanColourTokenizer(ImageTokenizer):
     def __init__(self, config: MeanColour) -> None:
         super().__init__(config)
         self.levels = config.levels
+        self.weights: Tensor
         self.register_buffer("weights", config.levels ** torch.arange(config.in_chans)[:, None, None])
 
     def encode(self, images: Tensor) -> Tensor:  # B C H W -> B h w

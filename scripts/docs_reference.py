@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import smalti
 from smalti import cli
 from smalti.core.config import kind_name, kinds, leaves
+from smalti.find_recipe import load_recipe, recipe_names
 
 Config = type[Any]
 _VERB_FLAGS = {
@@ -28,7 +29,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/verbs.md": "\n\n".join(["# Verbs", _VERBS_INTRODUCTION, *map(_verb, cli.VERBS)]),
         "reference/parts.md": "\n\n".join(["# Parts", _PARTS_INTRODUCTION, *map(_part, sorted(_parts(), key=_name))]),
-        "reference/recipes.md": "\n\n".join(["# Recipes", _RECIPES_INTRODUCTION, *map(_recipe, cli.recipe_names())]),
+        "reference/recipes.md": "\n\n".join(["# Recipes", _RECIPES_INTRODUCTION, *map(_recipe, recipe_names())]),
         "reference/api.md": _api(),
     }
 
@@ -185,7 +186,7 @@ def _notes(cls: Config) -> dict[str, str]:
 def _recipe(name: str) -> str:
     module = importlib.import_module(f"smalti.recipes.{name}")
     blocks = [f"## {name}", _prose(inspect.getdoc(module) or "")]
-    for verb, make in cli.load_recipe(name).items():
+    for verb, make in load_recipe(name).items():
         config = make()
         usual = {leaf.name: leaf.value for leaf in leaves(type(config)())}
         rows = [

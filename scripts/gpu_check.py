@@ -179,7 +179,7 @@ class Training:
 
 def machine(where: Machine, _: Path) -> Found:
     """The device, versions, and how fast it multiplies matrices."""
-    found = {"torch": torch.__version__, "python": sys.version.split()[0], "processors": os.cpu_count()}
+    found: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0], "processors": os.cpu_count()}
     if where.cuda:
         about = torch.cuda.get_device_properties(where.device)
         found |= {"device": about.name, "capability": f"{about.major}.{about.minor}", "memory": about.total_memory}
@@ -266,10 +266,11 @@ def one_rank(where: Machine, _: Path) -> Found:
     def sharded(objective: nn.Module) -> nn.Module:
         for block in (module for module in objective.modules() if isinstance(module, Block)):
             fully_shard(block)
-        return fully_shard(objective)
+        fully_shard(objective)
+        return objective
 
     found, alone = Found({"backend": "nccl" if where.cuda else "gloo"}), two_steps(lambda objective: objective)
-    store = distributed.HashStore()
+    store = distributed.HashStore()  # type: ignore[attr-defined]
     distributed.init_process_group("cpu:gloo,cuda:nccl" if where.cuda else "gloo", store=store, rank=0, world_size=1)
     try:
         found.expect("DDP, difference of the loss", abs(two_steps(DistributedDataParallel) - alone), 1e-3)
@@ -394,6 +395,7 @@ def peers(where: Machine, _: Path) -> Found:
 def tokenizers(where: Machine, _: Path) -> Found:
     """The discrete VAE of the recipe `small`: images encoded a second, and images trained on a second."""
     run, compute, rows = small.train_tokenizer(), Compute(where.device, _BF16), 4 if where.small else 64
+    assert isinstance(run.tokenizer, DVAE)
     config = replace(run.tokenizer, width=16) if where.small else run.tokenizer
     side = 32 if where.small else 112
     images = torch.randint(256, (rows, 3, side, side), dtype=torch.uint8, device=where.device)

@@ -5,8 +5,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import in_process
 import pytest
+from tests.benchmarks import in_process
 from tests.small_runs import CPU, pictures
 
 from smalti.cli import main

@@ -7,10 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import in_process
 import numpy as np
 import pytest
 from PIL import Image
+from tests.benchmarks import in_process
 
 ROOT = Path(__file__).parents[2]
 STUDY, RESULTS = ROOT / "benchmarks" / "study_camvid.py", ROOT / "docs" / "results" / "camvid"

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import in_process
 import pytest
+from tests.benchmarks import in_process
 from tests.small_runs import pictures
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study_tokenizers.py"

@@ -4,8 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-import in_process
 import pytest
+from tests.benchmarks import in_process
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "tokenizer_step.py"
 

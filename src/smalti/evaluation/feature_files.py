@@ -152,7 +152,7 @@ class _Npy:
 class _Parquet:
     def __init__(self, path: Path) -> None:
         require_extra("pyarrow", str(path))
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq
 
         self.path, self._file = path, pq.ParquetFile(path)
         metadata = self._file.schema_arrow.metadata or {}

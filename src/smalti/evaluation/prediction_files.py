@@ -58,7 +58,7 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         if path.suffix != PARQUET:
             return read_object(beside(path, _ABOUT), follow=True)
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq
 
         return parse_object(pq.read_schema(path).metadata[b"smalti"])
     except (OSError, ValueError, KeyError, TypeError) as error:

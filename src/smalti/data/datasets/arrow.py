@@ -123,7 +123,7 @@ def open_table(path: Path) -> Any:
     Raises:
         DataError: it is damaged, truncated, or compressed, which rules out random access.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     try:
         with pa.memory_map(str(path)) as source:

@@ -116,8 +116,8 @@ class Parquet(TableDataset):
         return file, position - int(self._first[np.searchsorted(self._files, file)])
 
     def arrays(self, column: str) -> Iterator[Any]:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
         for number, name in enumerate(self.places.names):
             try:

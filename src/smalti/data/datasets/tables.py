@@ -152,7 +152,7 @@ def cells(column: Any) -> Any:
 
 def plain(cell: Any) -> Any:
     """The scalar itself, or what one of a dictionary array stands for."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     return cell.value if isinstance(cell, pa.DictionaryScalar) else cell
 
