@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from ablations_cifar10 import keep
-from equal_time import BUDGETS, prepare
+from equal_time import prepare
 from equal_time import HOME as EQUAL_TIME
 from plots import log_lines
 
@@ -28,7 +28,7 @@ from smalti.core.files import write_json
 HOME = EQUAL_TIME.with_name("time_to_accuracy")
 TARGET = 0.62
 """Accuracy of a linear probe of frozen features."""
-POINTS = (204, 408, *BUDGETS)
+POINTS = (408, 816, 1224)
 """Core-seconds."""
 METHODS = ("ours", "mae")
 
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME)
     parser.add_argument("--equal-time", type=Path, default=EQUAL_TIME, help="the folder of results of equal_time.py")
     parser.add_argument("--points", type=int, nargs="+", default=POINTS, help="core-seconds")
+    parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=40, help="of timing a step")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
@@ -86,7 +87,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.page:
         cell = prepare(parser, given, given.equal_time)
-        for seed, budget, method in product(given.seed or (0,), given.points, METHODS):
+        for seed, budget, method in product(given.seed or (0,), given.points, given.method or METHODS):
             name = f"{budget}-{method}-{seed}"
             if not (given.equal_time / f"{name}.json").exists():
                 keep(given.out, name, cell(budget, method, seed).frozen)
