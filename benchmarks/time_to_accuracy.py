@@ -19,8 +19,8 @@ from statistics import mean
 from typing import Any
 
 from ablations_cifar10 import keep
-from equal_time import prepare
 from equal_time import HOME as EQUAL_TIME
+from equal_time import prepare
 from plots import log_lines
 
 from smalti.core.files import write_json
