@@ -11,16 +11,18 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
 
 from smalti.core.errors import UsageError
 from smalti.core.ranks import world_size
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
@@ -174,9 +176,19 @@ def has_compiler() -> bool:
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile each block in place, for fixed shapes; compilation takes place in the first step."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that a CPU has no CUDA
+    _quiet_compiler()
     for block in blocks:
         block.compile(dynamic=False)
+
+
+def compiled(function: F) -> F:
+    """The function, compiled for fixed shapes where it is first called."""
+    _quiet_compiler()
+    return cast(F, torch.compile(function, dynamic=False))
+
+
+def _quiet_compiler() -> None:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that a CPU has no CUDA
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
@@ -47,7 +48,7 @@ from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.parallel import Parallel
-from smalti.training.targets import Pixels, SoftTokens, Tokens
+from smalti.training.targets import CompiledTokens, Pixels, SoftTokens, Tokens
 from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
 from smalti.weights.source import SourceWeights
@@ -122,6 +123,10 @@ class Pretrain(BackboneRun):
         )
         pixels = isinstance(self.target, Pixels)
         require(not (self.tokenizer and pixels), "pixels are predicted without a tokenizer", "leave --tokenizer out")
+
+    def compiles_loss(self, device: torch.device) -> bool:
+        """Whether the loss is compiled too. With mask tokens in the encoder it never is: such runs keep their bits."""
+        return isinstance(self.decoder, CrossAttention) and isinstance(self.target, Tokens) and self.compiles(device)
 
     def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
         """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
@@ -342,7 +347,8 @@ def prepare(
     model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder, codes).to(compute.device)
     if source is not None:
         log.say(init_from_weights(model, source))
-    objective = MaskedImageModeling(model, config.target, config.equal_images, config.decoder.predicted)
+    target = CompiledTokens() if config.compiles_loss(compute.device) else config.target
+    objective = MaskedImageModeling(model, target, config.equal_images, config.decoder.predicted)
     frozen, steps = model.backbone.parameters(), config.freeze_backbone_steps
     trainer = Trainer(
         objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel

@@ -99,8 +99,12 @@ class BackboneRun(TrainingRun):
 
     def compile_blocks(self, blocks: Iterable[nn.Module], device: torch.device) -> None:
         """Compile blocks in place, if that is requested or worthwhile."""
-        if should_compile(self.compile, self.plan.steps, device):
+        if self.compiles(device):
             compile_blocks(blocks)
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether compiling is requested or worthwhile."""
+        return should_compile(self.compile, self.plan.steps, device)
 
     def normalised(self, images: ImageDataset) -> Self:
         """The configuration with the pixel mean and standard deviation that `normalisation` asks for."""

@@ -7,6 +7,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smalti.core.compute import compiled
 from smalti.core.config import setting
 from smalti.core.contracts import Batch, StepOutput
 from smalti.functional.losses import masked_token_loss, patch_error, soft_cross_entropy
@@ -26,6 +27,24 @@ class Tokens:
         self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
     ) -> StepOutput:
         loss_sum, total = masked_token_loss(predicted, masked_tokens(batch), weight)
+        return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
+
+
+class CompiledTokens:
+    """`Tokens` with a compiled loss: the scores of a training step are read twice and not five times.
+
+    What is measured on other images, in batches of any size, is computed as without it. Equal up to rounding.
+    """
+
+    def __init__(self) -> None:
+        self._loss = compiled(masked_token_loss)
+
+    def __call__(
+        self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
+    ) -> StepOutput:
+        if not predicted.requires_grad:
+            return Tokens()(predicted, batch, weight, with_metrics)
+        loss_sum, total = self._loss(predicted, masked_tokens(batch), weight)
         return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
 
 
