@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smalti.cli import main as smalti
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets import parquet, tables
@@ -26,7 +27,7 @@ from smalti.data.load import Data, official_splits
 from smalti.data.reading import attempt
 from smalti.runs.check import Check, main
 from tests.contracts import check_dataset
-from tests.data.tables import IMAGE, features, png, table, write
+from tests.data.tables import IMAGE, features, png, save_to_disk, table, write
 
 
 def opened(path: Path | str, channels: int = 1) -> TableDataset:
@@ -90,7 +91,18 @@ STRUCT = pa.array([{"bytes": png(3), "path": None}, {"bytes": png(4), "path": "x
         ({"img": BYTES}, 1, (), []),
         ({"whatever": BYTES}, 1, (), []),
         ({"a.b": STRUCT}, 3, (), []),
-        ({"Mask": BYTES, "Image": STRUCT}, 3, (), []),
+        (
+            {"Mask": BYTES, "Image": STRUCT},
+            3,
+            (),
+            ["columns of images: Image is read, Mask not; --data.image-column NAME for another"],
+        ),
+        (
+            {"image": BYTES, "views": pa.array([[png(5)], []])},
+            1,
+            (),
+            ["column views has several images in a row and is not read"],
+        ),
         ({"image": BYTES.cast(pa.large_binary()), "label": TEXT}, 1, ("ant", "dog"), []),
         ({"x": BYTES, "cls": TEXT.dictionary_encode()}, 1, ("ant", "dog"), []),
         ({"x": BYTES, "label": pa.array([True, False])}, 1, ("0", "1"), []),
@@ -106,7 +118,7 @@ STRUCT = pa.array([{"bytes": png(3), "path": None}, {"bytes": png(4), "path": "x
             1,
             ("0", "1"),
             [
-                "columns of images: image, jpg; image is used",
+                "columns of images: image is read, jpg not; --data.image-column NAME for another",
                 "columns of labels: fine_label, coarse_label; fine_label is used",
             ],
         ),
@@ -118,6 +130,32 @@ def test_columns_are_found_by_name_and_type(
     source = opened(write(tmp_path / "a.parquet", pa.table(content)))
     assert (int(source[0].image[0, 0, 0]), source.classes, list(source.notes)) == (first, classes, notes)
     assert (source.label(0) >= 0 or source.label(1) >= 0) == bool(classes)
+
+
+def test_a_column_of_images_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"left": BYTES, "right": STRUCT, "views": pa.array([[png(5)], []]), "label": TEXT}
+    folders = [write(tmp_path / "a/0.parquet", pa.table(content)), save_to_disk(tmp_path / "b", pa.table(content))]
+    for path in folders:
+        digests = set()
+        for column, first in (("left", 1), ("right", 3)):
+            source = open_source(str(path), 1, options=ReadOptions(image_column=column))
+            assert (values(source), source.classes) == ([first, first + 1], ("ant", "dog"))
+            digests.add(source.fingerprint())
+            assert smalti(["check", str(path), "--data.image-column", column]) == 0
+            assert f"columns of images: {column} is read, " in capsys.readouterr().out
+        assert len(digests) == 2
+        for column, message in (("rigth", "has no column rigth of images; did you mean 'right'"), ("views", "several")):
+            with pytest.raises(DataError, match=message):
+                open_source(str(path), 1, options=ReadOptions(image_column=column))
+
+
+def test_the_usual_column_by_its_name_is_the_same_data(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.parquet", pa.table({"image": BYTES, "depth": STRUCT})))
+    usual, named, other = (
+        open_source(path, 1, options=ReadOptions(image_column=column)).fingerprint()
+        for column in ("", "image", "depth")
+    )
+    assert usual == named != other
 
 
 def test_columns_are_found_by_the_features_written_into_the_file(tmp_path: Path) -> None:
@@ -139,9 +177,18 @@ def test_features_that_are_none_are_passed_over(tmp_path: Path, text: bytes) -> 
         (
             pa.table({"image": ["a.png"], "n": [1]}),
             "no images in .*; no column holds the bytes of image files; the columns are: "
-            r"image \(string\), n \(int64\); name it one of image, img, images, ...",
+            r"image \(string\), n \(int64\); write the bytes of the files into a column 'image'",
         ),
-        (pa.table({"a": BYTES, "b": BYTES}), r"the columns are: a \(binary\), b \(binary\)"),
+        (
+            pa.table({"a": BYTES, "b": BYTES}),
+            "it is not clear which images of .* are meant; several columns hold them: a, b; "
+            "choose one, as in --data.image-column a",
+        ),
+        (
+            pa.table({"images": pa.array([[{"bytes": png(), "path": ""}]], pa.list_(IMAGE))}),
+            "cannot read the images of .*; column images has several images in a row, and an image is a row; "
+            "write a row for each of them: docs/own-data.md shows how",
+        ),
         (pa.table({}), "the columns are: none"),
         (table([]), "no images in .*; the table has no rows; check the path"),
         (

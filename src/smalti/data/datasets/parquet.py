@@ -67,10 +67,17 @@ class Parquet(TableDataset):
     kind = "parquet"
     in_order = True
 
-    def __init__(self, places: DataFiles, channels: int, log: Log | None = None, label_separator: str = "auto") -> None:
+    def __init__(
+        self,
+        places: DataFiles,
+        channels: int,
+        log: Log | None = None,
+        label_separator: str = "auto",
+        image_column: str = "",
+    ) -> None:
         require_extra("pyarrow", places.names[0])
         super().__init__(places, channels)
-        index = _Index()
+        index = _Index(image_column)
         with (log or Log()).progress("index files", len(places)) as bar:
             for number in range(len(places)):
                 index.add(places, number)
@@ -181,7 +188,8 @@ class Parquet(TableDataset):
 class _Index:
     """Collects, for each row group of all files in order: first row, rows per batch, file, number in the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_column: str) -> None:
+        self.image_column = image_column
         self.first, self.sizes, self.files, self.groups = array("q"), array("q"), array("i"), array("i")
         self.group_bytes = array("q")
         self.rows, self.bytes = 0, 0
@@ -201,7 +209,7 @@ class _Index:
             raise DataError(f"cannot read {name}", cause=why(error), fix="check the path") from error
 
     def _add(self, file: Any, number: int, name: str) -> None:
-        columns = find_columns(file.schema_arrow, name)
+        columns = find_columns(file.schema_arrow, name, self.image_column)
         if self.columns is None:
             self.columns, self.labels = columns, ColumnLabels(columns, name)
         elif columns[:3] != self.columns[:3]:
