@@ -124,7 +124,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     if start is not None and len(source.classes) > 1:
         result["finetune"] = finetuning(start, survey, len(source.classes))
         words = finetune_command(config, name, result["finetune"])
-        result["commands"].append(shlex.join(words + _channel_flags("--backbone.in-chans", source.channels)))
+        result["commands"].append(shlex.join(words + channel_flags("--backbone.in-chans", source.channels)))
     print(describe(result))
     return result
 
@@ -228,12 +228,12 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     first = ["smalti", "train-tokenizer", recipe, *data, "--out", "runs/tokenizer", "--tokenizer.vocab-size", codes]
     second = ["smalti", "pretrain", recipe, *data, "--tokenizer", "runs/tokenizer", "--out", "runs/beit"]
     channels = start.pretrain.data.channels
-    first += _channel_flags("--tokenizer.in-chans", channels)
-    second += _channel_flags("--backbone.in-chans", channels)
+    first += channel_flags("--tokenizer.in-chans", channels)
+    second += channel_flags("--backbone.in-chans", channels)
     first += _plan_flags(start.tokenizer, result["tokenizer"])
     second += _plan_flags(start.pretrain, result["pretrain"])
     second += _unless("auto", "--compile", config.compile)
-    both = _reading_flags(config)
+    both = reading_flags(config)
     both += _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
     return [first + both, second + both]
 
@@ -250,12 +250,12 @@ def finetune_command(config: PlanAhead, recipe: str, about: Mapping[str, Any]) -
     """The command line that follows pretraining, as a list of arguments."""
     words = ["smalti", "finetune", recipe, "--data", config.data, "--init", "runs/beit", "--out", "runs/classes"]
     words += ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
-    words += _reading_flags(config)
+    words += reading_flags(config)
     return words + _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
 
 
-def _reading_flags(config: ReadOptions) -> list[str]:
-    """Flags for the images to be read as they are for the plan."""
+def reading_flags(config: ReadOptions) -> list[str]:
+    """Flags for images to be read as these options say."""
     usual = ReadOptions()
     flags = {name: (str(getattr(usual, name)), str(value)) for name, value in read_as(config).items()}
     return [
@@ -271,7 +271,7 @@ def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> lis
     return flags + _unless("1", "--plan.accumulate", str(about["accumulate"]))
 
 
-def _channel_flags(part: str, channels: int) -> list[str]:
+def channel_flags(part: str, channels: int) -> list[str]:
     """Flags for images that are neither grey nor RGB, for which there are recipes."""
     return [] if channels in (1, 3) else ["--data.channels", str(channels), part, str(channels)]
 
