@@ -124,8 +124,8 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
     steps = config.plan.steps
     shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
     rate = config.optimiser.at(config.plan.batch_size).rates(steps)
-    annealed = config.annealed() if isinstance(config, TrainTokenizer) else None
     schedules: dict[str, Cosine | Ramp] = {"learning rate": rate}
-    schedules |= dict(zip(("temperature", "beta"), annealed or (), strict=False))
+    if isinstance(config, TrainTokenizer) and (annealed := config.annealed()) is not None:
+        schedules["temperature"], schedules["beta"] = annealed
     own = {name: {each.steps // 4, each.steps // 2, each.steps} for name, each in schedules.items()}
     return {name: {step: each(step) for step in sorted((shown | own[name]) - {0})} for name, each in schedules.items()}
