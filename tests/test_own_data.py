@@ -7,9 +7,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from smalti.cli import main as smalti
+from smalti.data.datasets.open import open_source
+from tests.data.tables import png
 from tests.small_runs import picture
 
 PAGE = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text()
@@ -60,3 +64,14 @@ def test_a_layout_is_read_as_the_page_says(
 
 def test_every_layout_of_the_page_is_tried() -> None:
     assert len(FOUND) == PAGE.count("Read as: ") == PAGE.count("```bash") == 9
+
+
+def test_a_table_with_several_images_in_a_row_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = pa.array([[png(1), png(2)], [], [png(3)]])
+    pq.write_table(pa.table({"images": cells, "patient": ["a", "b", "c"]}), "scans.parquet")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(code, {})
+    source = open_source("slices.parquet", 1)
+    assert [int(source[place].image[0, 0, 0]) for place in range(len(source))] == [1, 2, 3]
+    assert source.column("patient") == ["a", "a", "c"]

@@ -223,3 +223,24 @@ def test_the_deviations_of_the_starts_are_drawn() -> None:
     assert f"so of {weight.std():.4f}" in PAGE
     assert math.log2(255 / 0.8) == pytest.approx(BITS_OF_8_BIT_PIXELS)
     assert "log2(255/0.8) bits" in PAGE
+
+
+def test_the_learning_rates_of_the_released_code_are_computed() -> None:
+    """As utils.py, cosine_scheduler, makes them: an array over all updates, that of the first at its front."""
+    config = release.pretrain()
+    ours, steps, peak, end = config.optimiser.rates(config.plan.steps), config.plan.steps, 1.5e-3, 1e-5
+    warmup = 10 * (IMAGENET // config.plan.batch_size)
+    left = np.arange(steps - warmup)
+    after = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * left / len(left)))
+    theirs = np.concatenate([np.linspace(0, peak, warmup), after])
+    assert (warmup, ours.warmup) == (6250, 6250)
+    assert f"of {spaced(warmup)} updates the i-th, counted from 0, has i/{warmup - 1} of the peak" in PAGE
+    assert f"(i + 1)/{warmup} of it" in PAGE
+    assert f"the last {theirs[-1]:.10e}".replace("e-05", "e-5") in PAGE
+    assert (theirs[0], theirs[warmup - 1], theirs[warmup]) == (0, peak, peak)
+    for update in (0, 1, 3000, warmup - 1):
+        assert theirs[update] == pytest.approx(peak * update / (warmup - 1))
+        assert ours(update + 1) == pytest.approx(peak * (update + 1) / warmup)
+    for update in (warmup, warmup + 1, 100_000, steps - 2):
+        assert ours(update + 1) == pytest.approx(theirs[update + 1], rel=1e-12)
+    assert ours(steps) == end

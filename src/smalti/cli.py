@@ -295,13 +295,18 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
 def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
     """Say what can be done with a finished run."""
     from smalti.core.addresses import shown
+    from smalti.runs.plan import channel_flags, reading_flags
 
-    run, data = shlex.quote(config.out), shlex.quote(shown(config.data.path))
+    run, data = shlex.quote(config.out), config.data
+    channels = channel_flags("--backbone.in-chans", data.channels)
     if verb == "train-tokenizer":
         known = recipe in recipe_names() and "pretrain" in load_recipe(recipe)
-        then = f"smalti pretrain {recipe if known else 'RECIPE'} --data {data} --tokenizer {run} --out OUT"
+        flags = channels + reading_flags(data) + (["--data.group", data.group] if data.group else [])
+        words = ["smalti", "pretrain", recipe if known else "RECIPE", "--data", shown(data.path)]
+        then = shlex.join([*words, "--tokenizer", config.out, *flags, "--out", "OUT"])
     elif verb == "pretrain":
-        then = f"smalti evaluate {run} LABELLED; smalti finetune RECIPE --data LABELLED --init {run} --out OUT"
+        flags = shlex.join(["--init", config.out, *channels, "--out", "OUT"])
+        then = f"smalti evaluate {run} LABELLED; smalti finetune RECIPE --data LABELLED {flags}"
     else:
         then = f"smalti evaluate {run} LABELLED; smalti report {run}"
     Log().say(f"next: {then}")

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smalti.cli import main as smalti
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets import parquet, tables
+from smalti.data.datasets import parquet, parquet_pages, tables
 from smalti.data.datasets.data_files import LocalFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import ReadOptions, open_source
@@ -26,7 +28,7 @@ from smalti.data.load import Data, official_splits
 from smalti.data.reading import attempt
 from smalti.runs.check import Check, main
 from tests.contracts import check_dataset
-from tests.data.tables import IMAGE, features, png, table, write
+from tests.data.tables import IMAGE, features, png, save_to_disk, table, write
 
 
 def opened(path: Path | str, channels: int = 1) -> TableDataset:
@@ -90,7 +92,18 @@ STRUCT = pa.array([{"bytes": png(3), "path": None}, {"bytes": png(4), "path": "x
         ({"img": BYTES}, 1, (), []),
         ({"whatever": BYTES}, 1, (), []),
         ({"a.b": STRUCT}, 3, (), []),
-        ({"Mask": BYTES, "Image": STRUCT}, 3, (), []),
+        (
+            {"Mask": BYTES, "Image": STRUCT},
+            3,
+            (),
+            ["columns of images: Image is read, Mask not; --data.image-column NAME for another"],
+        ),
+        (
+            {"image": BYTES, "views": pa.array([[png(5)], []])},
+            1,
+            (),
+            ["column views has several images in a row and is not read"],
+        ),
         ({"image": BYTES.cast(pa.large_binary()), "label": TEXT}, 1, ("ant", "dog"), []),
         ({"x": BYTES, "cls": TEXT.dictionary_encode()}, 1, ("ant", "dog"), []),
         ({"x": BYTES, "label": pa.array([True, False])}, 1, ("0", "1"), []),
@@ -106,7 +119,7 @@ STRUCT = pa.array([{"bytes": png(3), "path": None}, {"bytes": png(4), "path": "x
             1,
             ("0", "1"),
             [
-                "columns of images: image, jpg; image is used",
+                "columns of images: image is read, jpg not; --data.image-column NAME for another",
                 "columns of labels: fine_label, coarse_label; fine_label is used",
             ],
         ),
@@ -118,6 +131,32 @@ def test_columns_are_found_by_name_and_type(
     source = opened(write(tmp_path / "a.parquet", pa.table(content)))
     assert (int(source[0].image[0, 0, 0]), source.classes, list(source.notes)) == (first, classes, notes)
     assert (source.label(0) >= 0 or source.label(1) >= 0) == bool(classes)
+
+
+def test_a_column_of_images_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"left": BYTES, "right": STRUCT, "views": pa.array([[png(5)], []]), "label": TEXT}
+    folders = [write(tmp_path / "a/0.parquet", pa.table(content)), save_to_disk(tmp_path / "b", pa.table(content))]
+    for path in folders:
+        digests = set()
+        for column, first in (("left", 1), ("right", 3)):
+            source = open_source(str(path), 1, options=ReadOptions(image_column=column))
+            assert (values(source), source.classes) == ([first, first + 1], ("ant", "dog"))
+            digests.add(source.fingerprint())
+            assert smalti(["check", str(path), "--data.image-column", column]) == 0
+            assert f"columns of images: {column} is read, " in capsys.readouterr().out
+        assert len(digests) == 2
+        for column, message in (("rigth", "has no column rigth of images; did you mean 'right'"), ("views", "several")):
+            with pytest.raises(DataError, match=message):
+                open_source(str(path), 1, options=ReadOptions(image_column=column))
+
+
+def test_the_usual_column_by_its_name_is_the_same_data(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.parquet", pa.table({"image": BYTES, "depth": STRUCT})))
+    usual, named, other = (
+        open_source(path, 1, options=ReadOptions(image_column=column)).fingerprint()
+        for column in ("", "image", "depth")
+    )
+    assert usual == named != other
 
 
 def test_columns_are_found_by_the_features_written_into_the_file(tmp_path: Path) -> None:
@@ -139,9 +178,18 @@ def test_features_that_are_none_are_passed_over(tmp_path: Path, text: bytes) -> 
         (
             pa.table({"image": ["a.png"], "n": [1]}),
             "no images in .*; no column holds the bytes of image files; the columns are: "
-            r"image \(string\), n \(int64\); name it one of image, img, images, ...",
+            r"image \(string\), n \(int64\); write the bytes of the files into a column 'image'",
         ),
-        (pa.table({"a": BYTES, "b": BYTES}), r"the columns are: a \(binary\), b \(binary\)"),
+        (
+            pa.table({"a": BYTES, "b": BYTES}),
+            "it is not clear which images of .* are meant; several columns hold them: a, b; "
+            "choose one, as in --data.image-column a",
+        ),
+        (
+            pa.table({"images": pa.array([[{"bytes": png(), "path": ""}]], pa.list_(IMAGE))}),
+            "cannot read the images of .*; column images has several images in a row, and an image is a row; "
+            "write a row for each of them: docs/own-data.md shows how",
+        ),
         (pa.table({}), "the columns are: none"),
         (table([]), "no images in .*; the table has no rows; check the path"),
         (
@@ -445,7 +493,91 @@ def test_i18_an_image_above_the_limit_is_refused_before_it_is_unpacked(
     path = write(tmp_path / "a.parquet", pa.table({"image": pa.array([bytes(5000)])}))
     source = opened(path)
     source._kept.clear()
-    monkeypatch.setattr(parquet, "MAX_BYTES", 1000)
+    monkeypatch.setattr(parquet_pages, "MAX_BYTES", 1000)
     monkeypatch.setattr(Parquet, "_batches", lambda *_: pytest.fail("it is unpacked"))
-    with pytest.raises(DataError, match=r"cannot read .*a\.parquet:0; 0 MiB; at most 0"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet:0; a page of 0\.0 MiB would be 0 MiB .*; at most 0"):
         source.read(0)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """Small files with a large cell among small ones, of images or of labels; and what is said of each."""
+    folder = tmp_path_factory.mktemp("hostile")
+    large, few = [png(), bytes(100 << 20), png()], [png(0), png(1), png(2)]
+    text = pa.array(["x" * (40 << 20), "a", "b"])
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3000, np.int32)), pa.array(["x" * 30_000]))
+    files = {
+        "page": ({"image": large}, False, "page.parquet:0; a page of 0.0 MiB would be 100 MiB unpacked; at most 50"),
+        "dictionary": ({"image": large}, True, "dictionary.parquet:0; a page of 0.0 MiB would be 100 MiB unpacked;"),
+        "label": ({"image": few, "label": text}, True, "column label has a page of 40960 KiB for 3 values: too large"),
+        "names": ({"image": [png()] * 3000, "label": names}, True, "column label has a page of 29 KiB for 1 values"),
+    }
+    for name, (columns, dictionary, _) in files.items():
+        path = folder / f"{name}.parquet"
+        pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=dictionary)
+    return {folder / f"{name}.parquet": message for name, (_, _, message) in files.items()}
+
+
+PEAK = """
+import resource, sys
+from smalti.core.errors import DataError
+from smalti.data.datasets.open import open_source
+from smalti.data.datasets import parquet_pages
+import pyarrow.parquet
+
+parquet_pages.MAX_BYTES = 50 << 20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        open_source(path, 1).read(0)
+    except DataError as error:
+        print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_i18_a_small_file_with_a_large_cell_is_refused_in_little_memory(hostile: dict[Path, str]) -> None:
+    assert all(path.stat().st_size < 100_000 for path in hostile)
+    command = [sys.executable, "-c", PEAK, *map(str, hostile)]
+    *errors, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    for error, message in zip(errors, hostile.values(), strict=True):
+        assert message in error
+    assert int(peak) // (1024 if sys.platform == "darwin" else 1) < 25_000
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("struct", [True, False])
+def test_the_pages_of_what_arrow_writes(tmp_path: Path, version: Any, dictionary: bool, struct: bool) -> None:
+    content = table([n % 9 for n in range(70)])
+    if not struct:
+        content = content.set_column(0, "image", content["image"].combine_chunks().field("bytes"))
+    path = tmp_path / "a.parquet"
+    options = {"use_dictionary": dictionary, "data_page_version": version, "row_group_size": 40, "data_page_size": 100}
+    options["write_statistics"] = False
+    pq.write_table(content, path, compression="gzip", write_batch_size=7, **options)
+    with path.open("rb") as file:
+        found = parquet_pages.chunks(file, "image.bytes" if struct else "image")
+        for group, (chunk,) in enumerate(found):
+            about = pq.ParquetFile(path).metadata.row_group(group).column(0)
+            assert (chunk.start, chunk.length) == (
+                about.dictionary_page_offset or about.data_page_offset,
+                about.total_compressed_size,
+            )
+            pages = list(parquet_pages.image_pages(file, chunk, "a"))
+            assert sum(page.values for page in pages if not page.is_dictionary) == about.num_values
+            assert [page.is_dictionary for page in pages] == [dictionary, *[False] * (len(pages) - 1)]
+            assert 0 < about.total_uncompressed_size - sum(page.unpacked for page in pages) < 100 * len(pages)
+    assert len(found) == 2
+    assert values(opened(path)) == [n % 9 for n in range(70)]
+
+
+def test_images_that_share_what_they_begin_with_are_decoded_one_by_one(tmp_path: Path) -> None:
+    """A page of 1 MB that would be 60 MB in one batch."""
+    path, image = tmp_path / "a.parquet", b"x" * 1_000_000
+    options: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(pa.table({"image": [image] * 60}), path, **options)
+    source = opened(path)
+    before = pa.total_allocated_bytes()
+    assert all(source.read(position) == image for position in range(0, 60, 10))
+    assert pa.total_allocated_bytes() - before < 20_000_000

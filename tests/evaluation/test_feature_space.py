@@ -1,5 +1,7 @@
 """Features as a space to look at, on features whose answer is known."""
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ def test_the_nearest_are_others_and_the_most_similar_first() -> None:
 
 
 def test_a_flat_map_keeps_what_is_far_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "umap", ModuleType("umap"))  # another package, without UMAP
     generator = torch.Generator().manual_seed(0)
     groups = torch.eye(8)[torch.tensor([0] * 20 + [1] * 20)]
     places, how = flat_map(groups + 0.01 * torch.randn(40, 8, generator=generator))
@@ -32,9 +34,6 @@ def test_a_flat_map_keeps_what_is_far_far(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_umap_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from types import ModuleType
-
     class Umap:
         def __init__(self, random_state: int, n_jobs: int) -> None:
             assert (random_state, n_jobs) == (0, 1)
@@ -45,9 +44,11 @@ def test_umap_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
     made = ModuleType("umap")
     made.__dict__["UMAP"] = Umap
     monkeypatch.setitem(sys.modules, "umap", made)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     places, how = flat_map(torch.eye(20))
     assert (how, places.shape, places.dtype) == ("UMAP", (20, 2), np.float64)
+    assert flat_map(torch.eye(15))[1] == "principal components"  # fewer than it asks for neighbours
+    monkeypatch.setitem(sys.modules, "umap", None)  # not installed
+    assert flat_map(torch.eye(20))[1] == "principal components"
 
 
 def test_on_a_grid_every_corner_has_its_image_and_no_image_is_twice() -> None:

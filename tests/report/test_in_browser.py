@@ -97,6 +97,24 @@ def test_dragging_zooms_and_a_button_shows_all_again(browser: Any, address: str)
         assert shown_steps(page) == (10, 1000)
 
 
+def test_two_fingers_zoom_a_chart(browser: Any, address: str) -> None:
+    with quiet_page(browser, address, 390, has_touch=True, is_mobile=True) as page:
+        box, touch = over(page), page.context.new_cdp_session(page)
+        back = page.locator("figure.chart").first.locator("button")
+        assert back.is_hidden()
+        y, middle = box["y"] + box["height"] / 2, box["x"] + box["width"] / 2
+        for kind, far in (("touchStart", 40), ("touchMove", 50), ("touchMove", 70), ("touchMove", 80)):
+            points = [{"x": middle - far, "y": y, "id": 0}, {"x": middle + far, "y": y, "id": 1}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        back.wait_for(state="visible")
+        first, last = shown_steps(page)
+        assert first == pytest.approx(10 + 990 / 4, abs=40)
+        assert last == pytest.approx(1000 - 990 / 4, abs=40)
+        back.tap()
+        back.wait_for(state="hidden")
+
+
 def test_the_keyboard_reads_and_zooms_too(browser: Any, address: str) -> None:
     with quiet_page(browser, address) as page:
         page.locator(".u-over").first.focus()

@@ -59,6 +59,24 @@ def test_one_line_says_what_is_wrong(bands: Path, tmp_path: Path, capsys: pytest
     assert "data.channels 5 and tokenizer.in_chans 3 differ; use --tokenizer.in-chans 5" in capsys.readouterr().err
 
 
+def test_a_tokenizer_of_other_channels_is_named_before_its_window(
+    five: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(five / "bands", five / "tokenizer", tmp_path / "run", 1) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "reads 5 channels and data.channels is 3; use --data.channels and --backbone.in-chans 5" in said
+
+
+def test_the_next_command_reads_the_images_as_this_run(bands: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (*FIVE, "--data.group", "(\\d+)", "--data.follow-links", "all")
+    assert train_tokenizer(bands / "bands", bands / "grouped", 1, *flags, "--tokenizer.in-chans", "5") == 0
+    then = capsys.readouterr().err.splitlines()[-1]
+    assert then.endswith(
+        f"--tokenizer {bands}/grouped --data.channels 5 --backbone.in-chans 5 --data.follow-links all "
+        "--data.group '(\\d+)' --out OUT"
+    )
+
+
 def test_both_stages_their_pictures_and_the_verbs_after_them(
     five: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_the_commands_run_what_was_measured(captured: list[Any]) -> None:
     options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "compile": "off", "follow_links": "all"}
+    options |= {"image_column": "left", "pages": "all"}
     survey = MANY._replace(train=50)
     stages = Stages(TINY.tokenizer, replace(TINY.pretrain, plan=replace(TINY.pretrain.plan, accumulate=4)))
     result = proposal(survey, stages=stages, **options)
@@ -229,6 +230,7 @@ def test_the_commands_run_what_was_measured(captured: list[Any]) -> None:
         assert smalti(words) == 0
     for ran, start, about in zip(captured, TINY, (result["tokenizer"], result["pretrain"]), strict=True):
         assert (ran.data.path, ran.data.follow_links) == ("my photos", "all")
+        assert (ran.data.image_column, ran.data.pages) == ("left", "all")
         assert (ran.device, ran.precision, ran.out) == ("cpu", "fp32", ran.out)
         assert (ran.plan.steps, ran.plan.batch_size) == (about["steps"], 32)
         assert ran.optimiser.at(32).lr == pytest.approx(start.optimiser.lr / 2)

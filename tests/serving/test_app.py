@@ -25,7 +25,7 @@ pytest.importorskip("starlette")
 import httpx2
 from starlette.testclient import TestClient
 
-from smalti.core.errors import UsageError
+from smalti.core.errors import DataError, UsageError
 from smalti.runs.embed import Embed
 from smalti.runs.embed import main as embed
 from smalti.runs.serve import Serve, load_nearest, load_predictor
@@ -130,6 +130,9 @@ def test_nearest_images_are_found_where_features_are_given(
     features = str(tmp_path / "features.npy")
     embed(Embed(str(runs / "crossed"), str(runs / "photos"), features, device="cpu", precision="fp32"))
     config = Serve(str(runs / "crossed"), features=features)
+    with pytest.raises(DataError, match=r"nothing is opened there unasked; features\.npy says that its images are in "):
+        load_nearest(config, predictor.model.backbone, CPU)
+    config = replace(config, data=str(runs / "photos"))
     nearest = load_nearest(config, predictor.model.backbone, CPU)
     asking = TestClient(build(predictor, nearest), LOCAL)
     assert asking.get("/api/model").json()["features"] is True

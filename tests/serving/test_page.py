@@ -127,6 +127,18 @@ def test_painting_with_a_finger(browser: Any, address: str) -> None:
         assert masked(page) == [0, 1, 2]
 
 
+def test_two_fingers_zoom_the_page_and_paint_nothing(browser: Any, address: str) -> None:
+    with opened(browser, f"{address}#patches=1.2", 390, has_touch=True, is_mobile=True) as page:
+        assert page.locator("meta[name=viewport]").get_attribute("content") == "width=device-width, initial-scale=1"
+        page.locator("#paint").scroll_into_view_if_needed()
+        touch, (x, y) = page.context.new_cdp_session(page), middle(page, "#paint", 5)
+        assert page.evaluate("visualViewport.scale") == 1
+        touch.send("Input.synthesizePinchGesture", {"x": x, "y": y, "scaleFactor": 2.0, "gestureSourceType": "touch"})
+        page.wait_for_function("visualViewport.scale > 1.5")
+        assert masked(page) == [1, 2]
+        assert "patches=1.2" in page.url
+
+
 def test_the_keyboard_alone_can_do_it(browser: Any, address: str) -> None:
     """Tab to the board, arrows, space; on to the prediction, Enter; then an overlay."""
 

@@ -62,7 +62,11 @@ def other_channels(found: int, asked: int) -> FormatError:
 
 
 def channels_remedy(cause: str) -> str:
-    """What to write where images have another number of channels, by the cause in `other_channels`; else nothing."""
+    """What to write where images have another number of channels, by the cause in `other_channels`; else nothing.
+
+    The number is read from the text because that is all that is kept of bad images: between processes, in
+    bad_files.jsonl, and from a run to its resumption.
+    """
     found = _CHANNELS.search(cause)
     return (found and f"train with --data.channels {found[1]} and as many {IN_CHANS}") or ""
 

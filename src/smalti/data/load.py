@@ -3,7 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -22,7 +22,7 @@ from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source
+from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source, read_as
 from smalti.data.datasets.prepared import prepared_window
 from smalti.data.formats import channels_remedy, other_channels
 from smalti.data.groups import GROUP, numbered, require_group, together
@@ -192,8 +192,7 @@ class Data(ReadOptions):
     @classmethod
     def reading(cls, path: str, channels: int, options: ReadOptions, window: AskedWindow = None) -> "Data":
         """Settings that read DATA with these options, of whatever verb they are."""
-        given = {field.name: getattr(options, field.name) for field in fields(ReadOptions)}
-        return cls(path, channels, window=window, **given)
+        return cls(path, channels, window=window, **read_as(options))
 
     def source(self, path: str, log: Log | None = None, part: Part = "learned") -> ImageDataset:
         """The dataset at `path`, read as these settings say.

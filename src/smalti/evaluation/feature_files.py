@@ -10,6 +10,7 @@ features.parquet      columns position, key, label (null: none) and features (li
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,10 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from smalti.core.addresses import is_address, shown
 from smalti.core.errors import DataError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import open_stored, parse_object, read_object
+from smalti.data.datasets.folder import is_within
 from smalti.data.datasets.names import Names, NamesBuilder
+from smalti.data.datasets.open import EMBEDDED
 from smalti.data.datasets.tables import require_extra
 
 NPY, PARQUET = ".npy", ".parquet"
@@ -120,6 +124,24 @@ def require_described(features: FeatureFile) -> None:
             raise DataError(
                 f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
             )
+
+
+def said_place(features: FeatureFile) -> str:
+    """Where a file says that its images are.
+
+    Raises:
+        DataError: at an address, or outside of the folder of the file: no request is sent, and nothing is opened there,
+            because a file says so.
+    """
+    place, fix = str(features.about["images"]), "give it with --data, if it is right"
+    if is_address(place):
+        cause = f"{features.path.name} says that its images are at {shown(place)}"
+        raise DataError("nothing is fetched from there unasked", cause=cause, fix=fix)
+    folder, there = (os.path.realpath(os.fsencode(path)) for path in (features.path.parent, place))
+    if place != EMBEDDED and not is_within(there, (folder,)):
+        cause = f"{features.path.name} says that its images are in {place}, outside its own folder"
+        raise DataError("nothing is opened there unasked", cause=cause, fix=fix)
+    return place
 
 
 class _Npy:

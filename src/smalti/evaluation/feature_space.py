@@ -1,6 +1,6 @@
 """Features of images as a space to look at: the nearest images of each, and a map in two dimensions."""
 
-import importlib.util
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,10 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.functional.pca import pca
+from smalti.models.vit import feature_block
 
 _POOLINGS: tuple[Pooling, ...] = ("mean",)
-_UNLABELLED_DEPTH = 2 / 3
-"""Of masked image models, blocks about so deep are the best ones for most data; used where labels cannot tell."""
+_NEIGHBOURS_OF_UMAP = 15
 
 
 class FeatureSpace(NamedTuple):
@@ -36,11 +36,11 @@ class FeatureSpace(NamedTuple):
 
 
 def feature_space(backbone: Backbone, images: InMemoryDataset, compute: Compute) -> FeatureSpace:
-    """Mean features of the block that knows labels best, or of one at two thirds of the depth without labels."""
+    """Mean features of the block that knows labels best; without labels, of the `feature_block`."""
     layers = extract(backbone, images, compute, poolings=_POOLINGS)
     several = len(images.labels.unique()) > 1 and bool((images.labels >= 0).all())
     scores = {at: leave_one_out_accuracy(x, images.labels) for at, x in layers.items()} if several else {}
-    deep = list(layers)[round(_UNLABELLED_DEPTH * len(layers)) - 1]
+    deep = list(layers)[feature_block(len(layers)) - 1]
     chosen = max(scores, key=lambda at: scores[at]) if scores else deep
     features = layers[chosen]
     standardised = (features - features.mean(0)) / features.std(0).clamp_min(1e-6)
@@ -55,11 +55,12 @@ def nearest_others(unit: Float[Tensor, "n F"], queries: Int[Tensor, "m"], count:
 
 
 def flat_map(unit: Float[Tensor, "n F"]) -> tuple[Float[np.ndarray, "n 2"], str]:
-    """Places in a plane, by UMAP where it is installed, else along the first two principal components; and its name."""
-    if importlib.util.find_spec("umap") is not None and len(unit) > 15:
-        import umap
+    """Places in a plane, by UMAP where umap-learn is installed, else along two principal components; and which."""
+    if len(unit) > _NEIGHBOURS_OF_UMAP:
+        with suppress(ImportError):  # there is another package of that name, without it
+            from umap import UMAP
 
-        return umap.UMAP(random_state=0, n_jobs=1).fit_transform(unit.numpy()).astype(np.float64), "UMAP"
+            return UMAP(random_state=0, n_jobs=1).fit_transform(unit.numpy()).astype(np.float64), "UMAP"
     return pca(unit, 2).scores.double().numpy(), "principal components"
 
 

@@ -203,6 +203,16 @@ def _residual_dtype(x: Tensor, training: bool) -> Tensor:
     return x
 
 
+def feature_block(depth: int) -> int:
+    """The block, counted from 1, whose features are used where none is named and labels cannot tell: two thirds up.
+
+    The last blocks of a masked image model turn what is in a patch into what was to be predicted there, and the first
+    ones have seen little but the patch. Where it is not so, callers take the last block: of a fine-tuned network, of
+    one that was cut after a block, and in `smalti embed` of the encoder of a decoder, which predicts nothing itself.
+    """
+    return -(-2 * depth // 3)
+
+
 def first_blocks(backbone: VisionTransformer, depth: int) -> VisionTransformer:
     """A copy of a network that ends after its first `depth` blocks; it has the final norm of the whole one."""
     shorter = copy.deepcopy(backbone)

@@ -5,6 +5,9 @@ Its tokenizer is the public DALL-E one: `smalti import encoder.pkl decoder.pkl -
 Source: microsoft/unilm, beit, get_started_for_image_classification.md.
 Hardware: 16 V100 of 32 GB, about 5 days; with fewer, `--plan.accumulate N` splits the batch of 2048.
 Expected: ImageNet-1K top-1 83.2 % at 224 x 224 after fine-tuning, as published; not repeated here.
+Differs: the first update has 1/6250 of the learning rate where the code has 0, and those after the warm-up have the
+    code's rate of the next update. Batches run on into the next epoch, where the code drops the last 1 167 of
+    1 281 167 images of each. All other differences: docs/paper-map.md.
 """
 
 from dataclasses import replace

@@ -112,6 +112,28 @@ function made(figure) {
     else return;
     event.preventDefault();
   });
+
+  // By two fingers: the places under them stay under them. One finger scrolls the page, a tap reads values.
+  const fingers = new Map();
+  let held = null;
+  const across = (event) => event.clientX - over.getBoundingClientRect().left;
+  over.addEventListener("pointerdown", (event) => {
+    if (event.pointerType !== "touch") return;
+    fingers.set(event.pointerId, across(event));
+    held = fingers.size === 2 ? [...fingers.values()].map((left) => plot.posToVal(left, "x")) : null;
+  });
+  over.addEventListener("pointermove", (event) => {
+    if (!fingers.has(event.pointerId)) return;
+    fingers.set(event.pointerId, across(event));
+    if (held === null) return;
+    const [one, other] = fingers.values();
+    const pixel = (held[1] - held[0]) / (other - one);
+    if (!(pixel > 0) || !Number.isFinite(pixel)) return;
+    const start = held[0] - one * pixel;
+    plot.setScale("x", { min: Math.max(x[0], start), max: Math.min(x[x.length - 1], start + over.clientWidth * pixel) });
+  });
+  for (const end of ["pointerup", "pointercancel"])
+    over.addEventListener(end, (event) => { if (fingers.delete(event.pointerId)) held = null; });
   over.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
   back.addEventListener("click", whole);
   return plot;

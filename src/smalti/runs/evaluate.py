@@ -65,6 +65,10 @@ class Evaluate:
     k: int = setting(20, "neighbours that vote in k-NN")
     draws: int = setting(10, "draws of few labels")
     root: str = setting("", "the folder that the paths of a list are relative to; empty: that of the list")
+    image_column: str | None = setting(
+        None,
+        "of a table with several columns of images: the one that is read; none: as of the model, for its own images",
+    )
     baselines: bool = setting(True, "measure the same network untrained, in two initialisations, and raw pixels too")
     num_heads: int | None = setting(None, "as of smalti import; of weights of other programs")
     normalisation: Statistics = setting("auto", "as of smalti import; of weights of other programs")
@@ -81,7 +85,9 @@ class Evaluate:
         """The images, read as those that the model was trained on."""
         follow, own = self.follow_links or trained_on.follow_links, lasting(self.images) == lasting(trained_on.path)
         group = self.group if self.group is not None else trained_on.group if own else ""
-        return replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow, group=group)
+        column = self.image_column if self.image_column is not None else trained_on.image_column if own else ""
+        data = replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow, group=group)
+        return replace(data, image_column=column)
 
 
 _SETTINGS = ("held_out", "validation", "group", "poolings", "k", "draws", "seed", "precision")

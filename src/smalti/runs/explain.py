@@ -12,7 +12,6 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.features import KMeansFeatures
 from smalti.training.targets import Pixels
 
@@ -125,15 +124,8 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
     steps = config.plan.steps
     shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
     rate = config.optimiser.at(config.plan.batch_size).rates(steps)
-    schedules: dict[str, Cosine | Ramp] = {"learning rate": rate, **_annealing(config)}
+    schedules: dict[str, Cosine | Ramp] = {"learning rate": rate}
+    if isinstance(config, TrainTokenizer) and (annealed := config.annealed()) is not None:
+        schedules["temperature"], schedules["beta"] = annealed
     own = {name: {each.steps // 4, each.steps // 2, each.steps} for name, each in schedules.items()}
     return {name: {step: each(step) for step in sorted((shown | own[name]) - {0})} for name, each in schedules.items()}
-
-
-def _annealing(config: Config) -> dict[str, Cosine | Ramp]:
-    if not isinstance(config, TrainTokenizer) or not isinstance(config.tokenizer, DVAE | DallE):
-        return {}
-    return {
-        "temperature": config.relaxation.annealing(config.plan.steps),
-        "beta": config.relaxation.ramp(config.plan.steps),
-    }

@@ -27,7 +27,7 @@ from smalti.models.classifier import ImageClassifier
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
-from smalti.models.vit import VisionTransformer
+from smalti.models.vit import VisionTransformer, feature_block
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.models import load_finetuned, load_pretrained
@@ -176,7 +176,7 @@ def network_of(run: str, compute: Compute) -> Network:
 def pretrained_layer(backbone: VisionTransformer, decoder: Linear | CrossAttention) -> int:
     """The block of a pretrained backbone whose features are taken where none is named (see `Network.layer`)."""
     depth, whole = backbone.config.depth, isinstance(backbone.norm, nn.LayerNorm)
-    return -(-2 * depth // 3) if isinstance(decoder, Linear) and whole else depth
+    return feature_block(depth) if isinstance(decoder, Linear) and whole else depth
 
 
 def load_tokenizer(

@@ -14,7 +14,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import ReadOptions, open_noted
+from smalti.data.datasets.open import ReadOptions, open_noted, read_as
 from smalti.data.load import Data
 from smalti.data.reading import channels_in, each, even_sample
 from smalti.functional.codebook import vocabulary_for
@@ -124,7 +124,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     if start is not None and len(source.classes) > 1:
         result["finetune"] = finetuning(start, survey, len(source.classes))
         words = finetune_command(config, name, result["finetune"])
-        result["commands"].append(shlex.join(words + _channel_flags("--backbone.in-chans", source.channels)))
+        result["commands"].append(shlex.join(words + channel_flags("--backbone.in-chans", source.channels)))
     print(describe(result))
     return result
 
@@ -193,13 +193,7 @@ def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
 
 
 def _of(config: PlanAhead, data: Data) -> Data:
-    return replace(
-        data,
-        path=config.data,
-        follow_links=config.follow_links,
-        root=config.root,
-        label_separator=config.label_separator,
-    )
+    return replace(data, path=config.data, **read_as(config))
 
 
 def _filled(plan: Plan, num_images: int) -> Plan:
@@ -234,13 +228,12 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     first = ["smalti", "train-tokenizer", recipe, *data, "--out", "runs/tokenizer", "--tokenizer.vocab-size", codes]
     second = ["smalti", "pretrain", recipe, *data, "--tokenizer", "runs/tokenizer", "--out", "runs/beit"]
     channels = start.pretrain.data.channels
-    first += _channel_flags("--tokenizer.in-chans", channels)
-    second += _channel_flags("--backbone.in-chans", channels)
+    first += channel_flags("--tokenizer.in-chans", channels)
+    second += channel_flags("--backbone.in-chans", channels)
     first += _plan_flags(start.tokenizer, result["tokenizer"])
     second += _plan_flags(start.pretrain, result["pretrain"])
     second += _unless("auto", "--compile", config.compile)
-    both = _unless("inside", "--data.follow-links", config.follow_links)
-    both += _unless("", "--data.root", config.root) + _unless("auto", "--data.label-separator", config.label_separator)
+    both = reading_flags(config)
     both += _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
     return [first + both, second + both]
 
@@ -257,8 +250,17 @@ def finetune_command(config: PlanAhead, recipe: str, about: Mapping[str, Any]) -
     """The command line that follows pretraining, as a list of arguments."""
     words = ["smalti", "finetune", recipe, "--data", config.data, "--init", "runs/beit", "--out", "runs/classes"]
     words += ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
-    words += _unless("inside", "--data.follow-links", config.follow_links)
+    words += reading_flags(config)
     return words + _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
+
+
+def reading_flags(config: ReadOptions) -> list[str]:
+    """Flags for images to be read as these options say."""
+    usual = ReadOptions()
+    flags = {name: (str(getattr(usual, name)), str(value)) for name, value in read_as(config).items()}
+    return [
+        word for name, (was, now) in flags.items() for word in _unless(was, f"--data.{name.replace('_', '-')}", now)
+    ]
 
 
 def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
@@ -269,7 +271,7 @@ def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> lis
     return flags + _unless("1", "--plan.accumulate", str(about["accumulate"]))
 
 
-def _channel_flags(part: str, channels: int) -> list[str]:
+def channel_flags(part: str, channels: int) -> list[str]:
     """Flags for images that are neither grey nor RGB, for which there are recipes."""
     return [] if channels in (1, 3) else ["--data.channels", str(channels), part, str(channels)]
 

@@ -264,7 +264,10 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
 def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[AskedWindow, str]:
     """The value window of the run whose tokenizer is used, or whose weights are started from, and that run."""
     if tokenizer is not None:
-        return input_of(config.tokenizer, tokenizer).window, config.tokenizer
+        before, channels = input_of(config.tokenizer, tokenizer), config.data.channels
+        what = f"the tokenizer reads {before.channels} channels and data.channels is {channels}"
+        require(before.channels == channels, what, f"use --data.channels and --backbone.in-chans {before.channels}")
+        return before.window, config.tokenizer
     if holds_run(config.init_from):
         return read_config(config.init_from, Pretrain).data.window, config.init_from
     return None, ""

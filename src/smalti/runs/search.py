@@ -1,7 +1,6 @@
 """`smalti search`: the images of a data set that are nearest to others by their features, and near duplicates."""
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import UInt8
 
-from smalti.core.addresses import is_address, shown
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import require_place
 from smalti.core.log import printable
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.folder import is_within
-from smalti.data.datasets.open import EMBEDDED, ReadOptions, open_source
+from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import channels_in, read_square, square
 from smalti.data.token_cache import digest
-from smalti.evaluation.feature_files import FeatureFile, open_features, require_described, text_of
+from smalti.evaluation.feature_files import FeatureFile, open_features, require_described, said_place, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
 from smalti.report.pictures import false_colours, tile_row
@@ -48,7 +45,7 @@ class Search(ReadOptions):
     approximate: bool = setting(False, "find near duplicates by a graph of faiss, which misses a few; for many images")
     count: int = setting(10, "nearest images of each, or pairs on the page and in the JSON")
     out: str = setting("", "a page (.html) of the images found; empty: none")
-    data: str = setting("", "where the images of the page are; empty: where they were then")
+    data: str = setting("", "where the images of the page are; empty: where they were, in the folder of the features")
     precision: Precision = setting("auto", "number format of the network")
     device: Device = setting("auto", "where to compute")
 
@@ -151,7 +148,7 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
-    source = open_source(config.data or _said(features), 3, options=config, part="all")
+    source = open_source(config.data or said_place(features), 3, options=config, part="all")
     source.channels = channels_in(source)
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}
@@ -167,21 +164,6 @@ def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) ->
     html = tile_row(columns, scale=1, captions=captions)
     subtitle = f"{note} {features.count} images; cosine of standardised features."
     write_page(Path(config.out).expanduser(), features.path.name, subtitle, [Section("Images", html)])
-
-
-def _said(features: FeatureFile) -> str:
-    """Where the file says that its images were. No request is sent because a file says so, and nothing is opened but
-    what lies in the folder of the file.
-    """
-    place, fix = str(features.about["images"]), "give it with --data, if it is right"
-    if is_address(place):
-        cause = f"{features.path.name} says that its images are at {shown(place)}"
-        raise DataError("nothing is fetched from there unasked", cause=cause, fix=fix)
-    folder, there = (os.path.realpath(os.fsencode(path)) for path in (features.path.parent, place))
-    if place != EMBEDDED and not is_within(there, (folder,)):
-        cause = f"{features.path.name} says that its images are in {place}, outside its own folder"
-        raise DataError("nothing is opened there unasked", cause=cause, fix=fix)
-    return place
 
 
 def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "H W C"]:

@@ -20,7 +20,7 @@ from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import square
 from smalti.data.token_cache import digest
-from smalti.evaluation.feature_files import open_features, require_described
+from smalti.evaluation.feature_files import open_features, require_described, said_place
 from smalti.evaluation.neighbours import scale_of_file
 from smalti.models.vit import VisionTransformer
 from smalti.runs.folder import read_config, read_kind
@@ -46,7 +46,9 @@ class Serve:
     port: int = setting(8421, "0: any that is free")
     token: str = setting("", "what requests must bring; at least 16 characters, visible ASCII")
     features: str = setting("", "a file of `smalti embed` with this model, in which nearest images are found")
-    data: str = setting("", "where the images of the features are; empty: where they were then")
+    data: str = setting(
+        "", "where the images of the features are; empty: where they were, in the folder of the features"
+    )
     precision: Precision = setting("auto", "number format")
     device: Device = setting("auto", "where to compute")
 
@@ -140,7 +142,7 @@ def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -
     """The features to search in, which must be those of this model.
 
     Raises:
-        DataError: they, or their images, cannot be read.
+        DataError: they, or their images, cannot be read; or these are elsewhere, and `data` does not say where.
         UsageError: another network made them.
     """
     from smalti.serving.nearest_images import NearestImages
@@ -151,7 +153,7 @@ def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -
     if digest(backbone) != features.about["weights"]:
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {config.model}", cause=cause, fix="use smalti embed")
-    source = open_source(config.data or features.about["images"], 3, part="all")
+    source = open_source(config.data or said_place(features), 3, part="all")
     return NearestImages(features, scale_of_file(features), source, backbone, compute)
 
 

@@ -23,6 +23,7 @@ from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
+from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.cost_estimate import encoding_work
 from smalti.models.vit import VisionTransformer
 from smalti.report.pictures import PICTURES, thumbnails, to_pixels
@@ -86,11 +87,17 @@ class TrainTokenizer(TrainingRun):
 
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """As of every run; and of discrete VAEs the temperature, and the weight of the KL."""
-        if not isinstance(self.tokenizer, DVAE | DallE):
+        if (annealed := self.annealed()) is None:
             return super().schedules()
-        temperature, beta = (make(self.plan.steps) for make in (self.relaxation.annealing, self.relaxation.ramp))
+        temperature, beta = annealed
         own = {"temperature": lambda step: temperature(step - 1), "KL weight": lambda step: beta(step - 1)}
         return super().schedules() | own
+
+    def annealed(self) -> tuple[Cosine, Ramp | Cosine] | None:
+        """Temperature and weight of the KL at each step, counted from 0; None of tokenizers that have none."""
+        if not isinstance(self.tokenizer, DVAE | DallE):
+            return None
+        return self.relaxation.annealing(self.plan.steps), self.relaxation.ramp(self.plan.steps)
 
     @property
     def planned_steps(self) -> int:

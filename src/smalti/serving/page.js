@@ -178,19 +178,31 @@ function setMasked(patch, masked) {
 function listenToPainting() {
   const board = $("paint");
   let painting = null; // whether the stroke masks, or unmasks
+  let before = null; // the mask when it began
+  const takeBack = () => { // two fingers zoom the page: what the first one painted was not meant
+    if (painting === null) return;
+    painting = null;
+    state.patches = before.patches;
+    showMask(before.masked);
+    keepLink();
+    predict();
+  };
   board.addEventListener("pointerdown", (event) => {
+    if (!event.isPrimary) return takeBack();
     const patch = patchAt(event, board);
     if (patch === null || event.button) return;
+    before = { patches: state.patches, masked: state.patches ?? state.found?.masked ?? [] };
     painting = !cells()[patch].classList.contains("masked");
     board.setPointerCapture(event.pointerId);
     focusOn(board, patch);
     setMasked(patch, painting);
   });
   board.addEventListener("pointermove", (event) => {
-    const patch = painting === null ? null : patchAt(event, board);
+    const patch = painting === null || !event.isPrimary ? null : patchAt(event, board);
     if (patch !== null) setMasked(patch, painting);
   });
-  for (const end of ["pointerup", "pointercancel"]) board.addEventListener(end, () => (painting = null));
+  board.addEventListener("pointerup", () => (painting = null));
+  board.addEventListener("pointercancel", takeBack);
   board.addEventListener("click", (event) => {
     if (event.detail === 0) toggle(event.target); // space or Enter
   });

@@ -21,7 +21,7 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError, UsageError
 from smalti.functional.codebook import greatest, kmeans, vocabulary_for
 from smalti.functional.patches import constant_patches, patchify
-from smalti.models.vit import VisionTransformer, ViT, as_unit_range, first_blocks
+from smalti.models.vit import VisionTransformer, ViT, as_unit_range, feature_block, first_blocks
 from smalti.tokenizers.image_tokenizer import MAX_VOCAB, ImageTokenizer
 from smalti.tokenizers.trunk import float32
 
@@ -81,14 +81,14 @@ class KMeansFeatures:
     def taught_by(self, teacher: VisionTransformer) -> "tuple[KMeansFeatures, VisionTransformer]":
         """The configuration with what is known of a teacher, and the part of the teacher that is used.
 
-        Without a `layer` that is two thirds of its blocks: the last ones turn what is in a patch into what was to be
-        predicted, the first ones have seen little but the patch. Of a network that was cut after a block, that block.
+        Without a `layer` that is its `feature_block`, also of the encoder of a decoder: clusters are to be of what is
+        in a patch, not of what a decoder reads. Of a network that was cut after a block, that block.
 
         Raises:
             UsageError: there is no such block.
         """
         blocks = teacher.config.depth
-        layer = self.layer or (-(-2 * blocks // 3) if isinstance(teacher.norm, nn.LayerNorm) else blocks)
+        layer = self.layer or (feature_block(blocks) if isinstance(teacher.norm, nn.LayerNorm) else blocks)
         require(layer <= blocks, f"layer {layer} of a teacher of {blocks} blocks", f"use 1 to {blocks}")
         used = first_blocks(teacher, layer)
         return replace(self, layer=layer, backbone=used.config), used

@@ -45,7 +45,14 @@ class Arrow(TableDataset):
 
     kind = "huggingface"
 
-    def __init__(self, files: ArrowFiles, channels: int, log: Log | None = None, label_separator: str = "auto") -> None:
+    def __init__(
+        self,
+        files: ArrowFiles,
+        channels: int,
+        log: Log | None = None,
+        label_separator: str = "auto",
+        image_column: str = "",
+    ) -> None:
         require_extra("pyarrow", str(files.data[0]))
         super().__init__(LocalFiles(files.data, "file"), channels)
         self.files = files
@@ -55,7 +62,7 @@ class Arrow(TableDataset):
             for number, path in enumerate(files.data):
                 tables.append(open_table(path))
                 bar.update(number + 1)
-        columns = find_columns(tables[0].schema, first)
+        columns = find_columns(tables[0].schema, first, image_column)
         labels = ColumnLabels(columns, first)
         for table, path in zip(tables, files.data, strict=True):
             if table.schema.types != tables[0].schema.types or table.schema.names != tables[0].schema.names:

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from smalti.core.addresses import is_address, shown, without_secrets
 from smalti.core.config import did_you_mean, setting
@@ -43,7 +43,15 @@ class ReadOptions:
         "", "the folder that the paths of a list are relative to; empty: that of the list", resume="free"
     )
     label_separator: str = setting("auto", LABEL_SEPARATOR)
+    image_column: str = setting(
+        "", "of a table with several columns of images: the one that is read; empty: a declared one, or of a usual name"
+    )
     pages: ReadPages = setting("first", "of a TIFF with several pages: the first, or all, each as an image")
+
+
+def read_as(options: ReadOptions) -> dict[str, Any]:
+    """The options of any verb by name."""
+    return {field.name: getattr(options, field.name) for field in fields(ReadOptions)}
 
 
 _USUAL = ReadOptions()
@@ -92,12 +100,12 @@ def _open(path: str, channels: int, log: Log | None, options: ReadOptions, part:
     place = Path(path).expanduser()
     try:
         if is_address(path):
-            return _open_remote(path, channels, log, options.label_separator)
+            return _open_remote(path, channels, log, options)
         if (archives := zip_place(path)) is not None:
             return _open_zips(path, archives, channels, log, options, part)
         if "{" in path and not place.exists():
             files = [Path(file).expanduser() for file in expand(path)]
-            return _open_files(files, channels, log, options.label_separator)
+            return _open_files(files, channels, log, options)
         if not place.exists():
             raise _missing(place)
         if place.is_dir():
@@ -105,7 +113,7 @@ def _open(path: str, channels: int, log: Log | None, options: ReadOptions, part:
         require_fetched(place)
         if place.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES and place.is_file():
             return FileList(place, channels, options.root, options.label_separator, log)
-        return _open_file(place, channels, log, options.label_separator)
+        return _open_file(place, channels, log, options)
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
@@ -137,24 +145,24 @@ def lasting(data: str) -> str:
     return data if data == EMBEDDED else os.path.abspath(os.path.expanduser(data))
 
 
-def _open_remote(pattern: str, channels: int, log: Log | None, separator: str) -> ImageDataset:
+def _open_remote(pattern: str, channels: int, log: Log | None, options: ReadOptions) -> ImageDataset:
     check_address(pattern)
     urls = expand(pattern)
     suffixes = {suffix_of(url) for url in urls}
     if suffixes == {PARQUET}:
-        return Parquet(RemoteFiles(urls), channels, log, separator)
+        return Parquet(RemoteFiles(urls), channels, log, options.label_separator, options.image_column)
     if suffixes == {TAR}:
-        return Shards(RemoteFiles(urls), channels, log, separator)
+        return Shards(RemoteFiles(urls), channels, log, options.label_separator)
     found = ", ".join(sorted(suffix or "a folder" for suffix in suffixes))
     cause = f"at an address are read tar shards (.tar) and Parquet files, not {found}"
     raise DataError(f"cannot open {shown(pattern)}", cause=cause, fix="as in https://.../shards-{000..009}.tar")
 
 
-def _open_files(paths: list[Path], channels: int, log: Log | None, separator: str) -> ImageDataset:
+def _open_files(paths: list[Path], channels: int, log: Log | None, options: ReadOptions) -> ImageDataset:
     """Open the Parquet files or tar shards of a pattern."""
     if all(path.suffix.lower() == PARQUET for path in paths):
-        return Parquet(LocalFiles(paths, "file"), channels, log, separator)
-    return Shards(LocalFiles(paths), channels, log, separator)
+        return Parquet(LocalFiles(paths, "file"), channels, log, options.label_separator, options.image_column)
+    return Shards(LocalFiles(paths), channels, log, options.label_separator)
 
 
 def _open_folder(place: Path, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
@@ -162,7 +170,7 @@ def _open_folder(place: Path, channels: int, log: Log | None, options: ReadOptio
     if is_prepared(place):
         return Prepared(place, channels)
     if is_dataset(place):
-        return Arrow(arrow_files(place), channels, log, options.label_separator)
+        return Arrow(arrow_files(place), channels, log, options.label_separator, options.image_column)
     layout = read_layout(str(place), options.follow_links)
     if layout.splits:
         return _open_splits(layout, channels, log, options, part)
@@ -172,7 +180,7 @@ def _open_folder(place: Path, channels: int, log: Log | None, options: ReadOptio
         files, notes = parquet_files(place, options.follow_links)
         if not files:
             raise
-        source = Parquet(LocalFiles(files, "file"), channels, log, options.label_separator)
+        source = Parquet(LocalFiles(files, "file"), channels, log, options.label_separator, options.image_column)
         source.notes = (*notes, *source.notes)
     if layout.wrapped:
         source.notes = (f"read is {layout.describe()}", *source.notes)
@@ -202,16 +210,16 @@ def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOp
     return source
 
 
-def _open_file(path: Path, channels: int, log: Log | None, separator: str) -> ImageDataset:
+def _open_file(path: Path, channels: int, log: Log | None, options: ReadOptions) -> ImageDataset:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError(f"{path} is neither a folder nor a file", cause=IRREGULAR, fix="check the path")
     if ".tar" in (part.lower() for part in path.suffixes[-2:]) or suffix == ".tgz":
-        return Shards(LocalFiles([path]), channels, log, separator)
+        return Shards(LocalFiles([path]), channels, log, options.label_separator)
     if suffix == PARQUET:
-        return Parquet(LocalFiles([path]), channels, log, separator)
+        return Parquet(LocalFiles([path]), channels, log, options.label_separator, options.image_column)
     if suffix == ".arrow":
-        return Arrow(ArrowFiles([path], []), channels, log, separator)
+        return Arrow(ArrowFiles([path], []), channels, log, options.label_separator, options.image_column)
     if suffix in EXTENSIONS:
         raise DataError(f"{path} is a file", cause="DATA is a folder of images", fix="give the folder it lies in")
     cause = (

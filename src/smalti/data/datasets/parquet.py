@@ -5,6 +5,7 @@ import re
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from io import IOBase
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.folder import FollowLinks, is_within, link_targets
 from smalti.data.datasets.names import is_system
+from smalti.data.datasets.parquet_pages import DELTA_BYTE_ARRAY, Chunk, chunks, image_pages, label_rows
 from smalti.data.datasets.tables import (
     TRAIN,
     ColumnLabels,
@@ -29,7 +31,6 @@ from smalti.data.datasets.tables import (
     why,
     without_bytes,
 )
-from smalti.data.decode import MAX_BYTES
 
 BATCH_BYTES = 64 << 20
 """Row groups larger than this are decoded in batches of about this size, going by what the file says of its size."""
@@ -67,10 +68,17 @@ class Parquet(TableDataset):
     kind = "parquet"
     in_order = True
 
-    def __init__(self, places: DataFiles, channels: int, log: Log | None = None, label_separator: str = "auto") -> None:
+    def __init__(
+        self,
+        places: DataFiles,
+        channels: int,
+        log: Log | None = None,
+        label_separator: str = "auto",
+        image_column: str = "",
+    ) -> None:
         require_extra("pyarrow", places.names[0])
         super().__init__(places, channels)
-        index = _Index()
+        index = _Index(image_column)
         with (log or Log()).progress("index files", len(places)) as bar:
             for number in range(len(places)):
                 index.add(places, number)
@@ -84,7 +92,8 @@ class Parquet(TableDataset):
         self.no_labels = self.columns.no_labels
         self.take_labels(index.labels.build(label_separator))
         self._first, self._files, self._groups = np.array(index.first), np.array(index.files), np.array(index.groups)
-        self._sizes, self._bytes = np.array(index.sizes), np.array(index.group_bytes)
+        self._sizes = np.array(index.sizes)
+        self._starts, self._lengths = np.array(index.starts), np.array(index.lengths)
         self._length = index.rows
         self._start()
         if index.bytes < _SLIM_BYTES * index.rows:  # rows so small that they may hold no images at all
@@ -123,7 +132,8 @@ class Parquet(TableDataset):
             try:
                 with self.places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
                     require_column(file.schema_arrow, column, name)
-                    for batch in file.iter_batches(65_536, columns=[column], use_threads=False):
+                    rows = label_rows(raw, column, name)
+                    for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                         yield batch.column(0)
             except (OSError, ValueError, LookupError, pa.ArrowException) as error:
                 raise DataError(f"cannot read {name}", cause=why(error)) from error
@@ -140,40 +150,44 @@ class Parquet(TableDataset):
     def _group_of(self, position: int) -> int:
         return int(np.searchsorted(self._first, position, side="right")) - 1
 
-    def _rows_of(self, group: int) -> int:
-        end = self._first[group + 1] if group + 1 < len(self._first) else self._length
-        return int(end - self._first[group])
-
     def _read_on(self, position: int) -> None:
         """Decode the next batch of an image's row group, or its first batch if the reader is past the image."""
         import pyarrow as pa
 
         group = self._group_of(position)
-        if self._rows_of(group) == 1 and self._bytes[group] > 2 * MAX_BYTES:  # of one image, before it is unpacked
-            raise DataError("too large", cause=f"{self._bytes[group] >> 20} MiB; at most {MAX_BYTES >> 20}")
         try:
             if group != self._group or position < self._next:
+                self._check(group)
                 self._group, self._next, self._reader = group, int(self._first[group]), self._batches(group)
             images = next(self._reader, None)
             if images is None:
                 raise ValueError("its row group is shorter than it says")
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             self._group = -1
             raise DataError(f"cannot read {self.places.names[self._files[group]]}", cause=why(error)) from error
         self._kept.append(_Batch(self._next, images))
         self._next += len(images)
 
+    def _check(self, group: int) -> None:
+        """Raise a `DataError` if the pages of a row group are too large to be unpacked."""
+        file, chunk = int(self._files[group]), Chunk(int(self._starts[group]), int(self._lengths[group]))
+        with self.places.open(file) as raw:
+            for page in image_pages(raw, chunk, self.places.names[file]):
+                if page.encoding == DELTA_BYTE_ARRAY:  # each image may be as large as the page
+                    self._sizes[group] = 1
+
     def _batches(self, group: int) -> Iterator[Any]:
         """Yield the images of a row group in batches."""
         import pyarrow.parquet as pq
 
-        leaf = self.columns.leaf
+        leaf, rows = self.columns.leaf, int(self._sizes[group])
+        kept = [] if rows == 1 else [leaf]  # an image that is in many rows is in memory once
         # No prefetch: Arrow's threads abort the process if they access a Python file while the process exits.
         with (
             self.places.open(int(self._files[group])) as raw,
-            pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False, read_dictionary=[leaf]) as file,
+            pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False, read_dictionary=kept) as file,
         ):
-            within, rows = [int(self._groups[group])], int(self._sizes[group])
+            within = [int(self._groups[group])]
             for batch in file.iter_batches(rows, row_groups=within, columns=[leaf], use_threads=False):
                 yield cells(batch.column(0))
 
@@ -181,9 +195,10 @@ class Parquet(TableDataset):
 class _Index:
     """Collects, for each row group of all files in order: first row, rows per batch, file, number in the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_column: str) -> None:
+        self.image_column = image_column
         self.first, self.sizes, self.files, self.groups = array("q"), array("q"), array("i"), array("i")
-        self.group_bytes = array("q")
+        self.starts, self.lengths = array("q"), array("q")
         self.rows, self.bytes = 0, 0
         self.columns: Columns | None = None
         self.labels: ColumnLabels | None = None
@@ -196,40 +211,39 @@ class _Index:
         name = places.names[number]
         try:
             with places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
-                self._add(file, number, name)
+                self._add(file, raw, number, name)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise DataError(f"cannot read {name}", cause=why(error), fix="check the path") from error
 
-    def _add(self, file: Any, number: int, name: str) -> None:
-        columns = find_columns(file.schema_arrow, name)
+    def _add(self, file: Any, raw: IOBase, number: int, name: str) -> None:
+        columns = find_columns(file.schema_arrow, name, self.image_column)
         if self.columns is None:
             self.columns, self.labels = columns, ColumnLabels(columns, name)
         elif columns[:3] != self.columns[:3]:
             cause = f"its columns are {columns.image} and {columns.label}, not {self.columns.image} and "
             raise DataError(f"{name} is another table than the first", cause=f"{cause}{self.columns.label}")
-        before = self.rows
+        before, images = self.rows, chunks(raw, columns.leaf)
         for group in range(file.num_row_groups):
             # Not `about.column(...)`: on a damaged file it can crash the process.
             about = file.metadata.row_group(group)
-            self._add_group(number, group, about.num_rows, max(about.total_byte_size, 0))
+            self._add_group(number, group, about.num_rows, max(about.total_byte_size, 0), images[group][0])
         if columns.label is not None and self.labels is not None:
-            labelled = 0
-            for batch in file.iter_batches(65_536, columns=[columns.label], use_threads=False):
+            labelled, rows = 0, label_rows(raw, columns.label, name)
+            for batch in file.iter_batches(rows, columns=[columns.label], use_threads=False):
                 self.labels.add(batch.column(0))
                 labelled += len(batch)
             if labelled != self.rows - before:
                 raise ValueError(f"{labelled} labels for {self.rows - before} rows")
 
-    def _add_group(self, number: int, group: int, rows: int, size: int) -> None:
+    def _add_group(self, number: int, group: int, rows: int, size: int, images: Chunk) -> None:
         if not 0 <= rows <= _MAX_ROWS:
             raise ValueError(f"row group {group} has {rows} rows")
         self.bytes += size
         if rows:
             step = rows if size <= BATCH_BYTES else max(1, rows * BATCH_BYTES // size)
             step = max(min(step, BATCH_ROWS), rows // _MAX_BATCHES)
-            self.group_bytes.append(size)
-            fields = (self.first, self.sizes, self.files, self.groups)
-            for field, value in zip(fields, (self.rows, step, number, group), strict=True):
+            fields = (self.first, self.sizes, self.files, self.groups, self.starts, self.lengths)
+            for field, value in zip(fields, (self.rows, step, number, group, *images), strict=True):
                 field.append(value)
             self.rows += rows
 

@@ -25,7 +25,12 @@ IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "p
 
 
 class Columns(NamedTuple):
-    """The columns to read. `classes` are the class names in the schema; if empty, classes come from the values."""
+    """The columns to read.
+
+    Attributes:
+        classes: the class names in the schema; if empty, classes come from the values.
+        asked: the column of images, where it is not the one that is read without being asked for.
+    """
 
     image: str
     is_struct: bool
@@ -33,6 +38,7 @@ class Columns(NamedTuple):
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     no_labels: str = ""
+    asked: str = ""
 
     @property
     def leaf(self) -> str:
@@ -42,6 +48,8 @@ class Columns(NamedTuple):
 
 class TableDataset(StoredDataset):
     """Images in the rows of several files."""
+
+    columns: Columns
 
     def __init__(self, places: DataFiles, channels: int) -> None:
         self.places, self.channels = places, channels
@@ -91,11 +99,15 @@ class TableDataset(StoredDataset):
         return bytes(buffer.to_pybytes())
 
     def fingerprint(self) -> str:
-        """A digest of file names, file sizes and all labels; it does not depend on where the files are stored."""
+        """A digest of file names, file sizes and all labels, and of the column of images where it was asked for.
+
+        It does not depend on where the files are stored.
+        """
         files = [
             (self.places.relative(name), size) for name, size in zip(self.places.names, self.places.sizes, strict=True)
         ]
-        digest = hashlib.sha256(repr((files, len(self), self.classes)).encode(errors="surrogateescape"))
+        asked = (self.columns.asked,) if self.columns.asked else ()
+        digest = hashlib.sha256(repr((files, len(self), self.classes, *asked)).encode(errors="surrogateescape"))
         digest.update(b"" if self.labels is None else self.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
@@ -114,25 +126,28 @@ def require_extra(module: str, what: str) -> None:
         raise DataError(f"cannot open {what}", cause=f"{module} is not installed", fix="pip install 'smalti[data]'")
 
 
-def find_columns(schema: Any, name: str) -> Columns:
+def find_columns(schema: Any, name: str, asked: str = "") -> Columns:
     """Choose the columns of a pyarrow schema by the Hugging Face features in its metadata, else by name and type.
 
+    Args:
+        asked: the column of images; empty: the one that is declared to be, or has a usual name, or is the only one.
+
     Raises:
-        DataError: no column holds the bytes of images; the message lists the columns.
+        DataError: no column holds the bytes of images, or several do and it is not clear which; the message names them.
     """
     features = _features(schema)
     holding = [field.name for field in schema if _holds_bytes(field.type)]
     declared = [column for column in holding if features.get(column, {}).get("_type") == "Image"]
-    images = declared or _known(holding, IMAGE_COLUMNS) or (holding if len(holding) == 1 else [])
-    if not images:
-        kinds = ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:8])
-        cause = f"no column holds the bytes of image files; the columns are: {kinds[:300] or 'none'}"
-        raise DataError(f"no images in {name}", cause=cause, fix=f"name it one of {', '.join(IMAGE_COLUMNS[:3])}, ...")
-    fitting = [field.name for field in schema if field.name not in images and _is_label(field.type)]
+    images = declared or _known(holding, IMAGE_COLUMNS) or holding
+    usual = (_known(images, IMAGE_COLUMNS) or (images if len(images) == 1 else [""]))[0]
+    if (image := asked or usual) not in holding:
+        raise _no_images(schema, name, holding, asked)
+    fitting = [field.name for field in schema if field.name not in holding and _is_label(field.type)]
     classed = [column for column in fitting if _class_names(features.get(column, {}))]
-    image = (_known(images, IMAGE_COLUMNS) or images)[0]
     label = next(iter(_known(classed, LABEL_COLUMNS) or classed or _known(fitting, LABEL_COLUMNS)), None)
-    notes = [f"columns of images: {', '.join(images)}; {image} is used"] if len(images) > 1 else []
+    lists = [field.name for field in schema if _holds_lists(field.type)]
+    notes = [_choice(holding, image)] if len(holding) > 1 else []
+    notes += [f"column {column} has several images in a row and is not read" for column in lists]
     if len(known := _known(fitting, LABEL_COLUMNS)) > 1:
         notes.append(f"columns of labels: {', '.join(known)}; {label} is used")
     if label is None and (unfit := _known([field.name for field in schema], LABEL_COLUMNS)):
@@ -140,7 +155,35 @@ def find_columns(schema: Any, name: str) -> Columns:
     named = _class_names(features[label]) if label and label in classed else ()
     there = ", ".join(schema.names)[:300]
     sought = f"the columns are {there}; labels are looked for in {', '.join(LABEL_COLUMNS[:4])}, ..."
-    return Columns(image, _is_struct(schema.field(image).type), label, named, tuple(notes), sought)
+    other = image if image != usual else ""
+    return Columns(image, _is_struct(schema.field(image).type), label, named, tuple(notes), sought, other)
+
+
+def _choice(columns: list[str], image: str) -> str:
+    others = [column for column in columns if column != image]
+    return f"columns of images: {image} is read, {', '.join(others)[:200]} not; --data.image-column NAME for another"
+
+
+def _no_images(schema: Any, name: str, holding: list[str], asked: str) -> DataError:
+    """The error for a table without a column of images that could be read."""
+    lists = [field.name for field in schema if _holds_lists(field.type)]
+    if asked in lists or (lists and not holding):
+        cause = f"column {asked or lists[0]} has several images in a row, and an image is a row"
+        return DataError(
+            f"cannot read the images of {name}",
+            cause=cause,
+            fix="write a row for each of them: docs/own-data.md shows how",
+        )
+    if asked:
+        fix = did_you_mean(asked, holding) or f"there are: {', '.join(holding)[:300] or 'none'}"
+        return DataError(f"{name} has no column {asked} of images", fix=fix)
+    if holding:
+        cause = f"several columns hold them: {', '.join(holding)[:300]}"
+        fix = f"choose one, as in --data.image-column {holding[0]}"
+        return DataError(f"it is not clear which images of {name} are meant", cause=cause, fix=fix)
+    kinds = ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:8])
+    cause = f"no column holds the bytes of image files; the columns are: {kinds[:300] or 'none'}"
+    return DataError(f"no images in {name}", cause=cause, fix="write the bytes of the files into a column 'image'")
 
 
 def cells(column: Any) -> Any:
@@ -299,6 +342,13 @@ def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
         return _holds_bytes(kind.value_type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _holds_lists(kind: Any) -> bool:
+    """Whether a cell holds the bytes of several images."""
+    import pyarrow as pa
+
+    return (_is_list(kind) or bool(pa.types.is_fixed_size_list(kind))) and _holds_bytes(kind.value_type)
 
 
 def _is_label(kind: Any) -> bool:
