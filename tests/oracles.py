@@ -726,7 +726,7 @@ def class_loss(scores: Array, shares: Array, smoothing: float) -> float:
     total = 0.0
     for row, share in zip(scores, shares, strict=True):
         log_p = row - np.log(np.exp(row).sum())
-        total -= sum(((1 - smoothing) * s + smoothing / len(row)) * p for s, p in zip(share, log_p, strict=True))
+        total -= float(sum(((1 - smoothing) * s + smoothing / len(row)) * p for s, p in zip(share, log_p, strict=True)))
     return total / len(scores)
 
 

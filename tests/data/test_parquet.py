@@ -202,7 +202,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The row groups that are begun."""
     seen: list[int] = []
     batches = Parquet._batches
-    monkeypatch.setattr(Parquet, "_batches", lambda self, group: seen.append(group) or batches(self, group))
+
+    def begin(source: Parquet, group: int) -> Any:
+        seen.append(group)
+        return batches(source, group)
+
+    monkeypatch.setattr(Parquet, "_batches", begin)
     return seen
 
 
@@ -444,6 +449,7 @@ def test_i18_an_image_above_the_limit_is_refused_before_it_is_unpacked(
 ) -> None:
     path = write(tmp_path / "a.parquet", pa.table({"image": pa.array([bytes(5000)])}))
     source = opened(path)
+    assert isinstance(source, Parquet)
     source._kept.clear()
     monkeypatch.setattr(parquet, "MAX_BYTES", 1000)
     monkeypatch.setattr(Parquet, "_batches", lambda *_: pytest.fail("it is unpacked"))
