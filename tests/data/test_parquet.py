@@ -202,12 +202,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The row groups that are begun."""
     seen: list[int] = []
     batches = Parquet._batches
-
-    def begin(source: Parquet, group: int) -> Any:
-        seen.append(group)
-        return batches(source, group)
-
-    monkeypatch.setattr(Parquet, "_batches", begin)
+    monkeypatch.setattr(Parquet, "_batches", lambda self, group: seen.append(group) or batches(self, group))
     return seen
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time

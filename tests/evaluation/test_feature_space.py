@@ -47,7 +47,7 @@ def test_umap_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "umap", made)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     places, how = flat_map(torch.eye(20))
-    assert (how, places.shape, places.dtype) == ("UMAP", (20, 2), np.float64)
+    assert (how, places.shape, places.dtype) == ("UMAP", (20, 2), np.dtype(np.float64))
 
 
 def test_on_a_grid_every_corner_has_its_image_and_no_image_is_twice() -> None:
