@@ -726,7 +726,7 @@ def class_loss(scores: Array, shares: Array, smoothing: float) -> float:
     total = 0.0
     for row, share in zip(scores, shares, strict=True):
         log_p = row - np.log(np.exp(row).sum())
-        total -= float(sum(((1 - smoothing) * s + smoothing / len(row)) * p for s, p in zip(share, log_p, strict=True)))
+        total -= sum(((1 - smoothing) * s + smoothing / len(row)) * p for s, p in zip(share, log_p, strict=True))
     return total / len(scores)
 
 
@@ -743,7 +743,7 @@ def label_loss(scores: Array, target: Array, smoothing: float) -> float:
     """Mean binary cross-entropy over images and labels, in nats."""
     total = 0.0
     for row, column in np.ndindex(*scores.shape):
-        p, t = 1 / (1 + math.exp(-scores[row, column])), (1 - smoothing) * target[row, column] + smoothing / 2
+        p, t = 1 / (1 + math.exp(-scores[row, column])), (1 - smoothing) * float(target[row, column]) + smoothing / 2
         total -= t * math.log(p) + (1 - t) * math.log(1 - p)
     return total / scores.size
 

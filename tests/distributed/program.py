@@ -56,7 +56,7 @@ def inject(fault: str) -> None:
         module: Any = checkpoint
         module.write_folder = write
         return
-    trained_by: Any = Trainer
+    kind: Any = Trainer
     whole_step = Trainer.train_step
 
     def train_step(trainer: Trainer, batch: Any, *arguments: Any) -> Any:
@@ -66,7 +66,7 @@ def inject(fault: str) -> None:
             happen(what)
         return whole_step(trainer, batch, *arguments)
 
-    trained_by.train_step = train_step
+    kind.train_step = train_step
 
 
 def happen(what: str) -> None:
