@@ -38,7 +38,7 @@ class SteepAtOne(MeanGrey):
 
     def forward(self, batch: Batch, step: Tensor) -> StepOutput:
         output = super().forward(batch, step)
-        nothing = self.model[2].bias.sum() * 0
+        nothing = self.model.get_parameter("2.bias").sum() * 0
         return output._replace(loss_sum=output.loss_sum + (nothing.sqrt() if int(step) == 1 else nothing))
 
 
