@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,8 +193,8 @@ def _check_parts(target: Target, batch: Batch, predicted: Tensor, weight: Tensor
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     parts = []
     for part in (slice(0, 1), slice(1, None)):
-        some = Batch(**{name: value if value is None else value[part] for name, value in values.items()})
-        parts.append(target(predicted[part], some, weight[part]))
+        some: dict[str, Any] = {name: value if value is None else value[part] for name, value in values.items()}
+        parts.append(target(predicted[part], Batch(**some), weight[part]))
     whole = target(predicted, batch, weight)
     torch.testing.assert_close(sum(part.loss_sum for part in parts), whole.loss_sum)
     assert float(sum(part.weight for part in parts)) == float(whole.weight)

@@ -743,7 +743,7 @@ def label_loss(scores: Array, target: Array, smoothing: float) -> float:
     """Mean binary cross-entropy over images and labels, in nats."""
     total = 0.0
     for row, column in np.ndindex(*scores.shape):
-        p, t = 1 / (1 + math.exp(-scores[row, column])), (1 - smoothing) * target[row, column] + smoothing / 2
+        p, t = 1 / (1 + math.exp(-scores[row, column])), (1 - smoothing) * float(target[row, column]) + smoothing / 2
         total -= t * math.log(p) + (1 - t) * math.log(1 - p)
     return total / scores.size
 

@@ -41,6 +41,7 @@ def as_timm_beit(model: MaskedImageModel) -> dict[str, Tensor]:
 
 def as_released(model: MaskedImageModel) -> dict[str, Tensor]:
     """A checkpoint of the released pretraining code, with its index of the shared table."""
+    assert model.mask_token is not None
     named = backbone_of(model) | {"mask_token": model.mask_token.detach().clone()}
     head = {f"lm_head.{name}": value for name, value in model.head.state_dict().items()}
     index = {"rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.int64)}

@@ -92,7 +92,7 @@ def test_a_verb_takes_the_configuration_of_its_name(name: str) -> None:
 def test_editors_and_mypy_see_the_same_names() -> None:
     tree = ast.parse(Path(smalti.__file__).read_text())
     (typed,) = (node for node in tree.body if isinstance(node, ast.If))
-    named = {}
+    named: dict[str, tuple[str | None, str]] = {}
     for node in typed.body:
         assert isinstance(node, ast.ImportFrom)
         named |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
@@ -103,7 +103,7 @@ def test_editors_and_mypy_see_the_same_names() -> None:
 
 def test_other_names_do_not_exist() -> None:
     with pytest.raises(AttributeError, match="module 'smalti' has no attribute 'pretrian'"):
-        _ = smalti.pretrian  # type: ignore[attr-defined]
+        _ = smalti.pretrian
 
 
 def test_a_system_that_it_does_not_run_on_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

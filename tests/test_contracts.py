@@ -1,6 +1,7 @@
 """The contract suites themselves: they pass what is right and catch what is wrong."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -65,13 +66,14 @@ class Wrong:
     """A masking that hides nothing, everything, or depends on its place in the batch."""
 
     fault: str
+    constant: ClassVar[bool] = False
 
     def count(self, grid: Grid) -> int:
         return Random().count(grid)
 
     def __call__(self, keys: Keys, grid: Grid) -> np.ndarray:
         if self.fault == "place":
-            return Random()(keys + np.arange(len(keys), dtype=np.uint64), grid)
+            return Random()(np.add(keys, np.arange(len(keys), dtype=np.uint64)), grid)
         return np.full((len(keys), grid[0] * grid[1]), self.fault == "everything")
 
 

@@ -202,7 +202,7 @@ def python_of(page: str) -> Iterator[str]:
 def test_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What README and docs/embed.md say, as it stands there, with two steps and a network of 2 blocks."""
     monkeypatch.chdir(tmp_path)
-    cpu = {"device": "cpu", "precision": "fp32"}
+    cpu: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
     tokenizer, backbone = tiny.train_tokenizer(), tiny.pretrain()
     tokenizer = replace(tokenizer, plan=replace(tokenizer.plan, steps=2, batch_size=16), **cpu)
     backbone = replace(backbone, plan=replace(backbone.plan, steps=2, batch_size=16), accept_tokenizer=True, **cpu)

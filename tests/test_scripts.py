@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from smalti.cli import main
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
 from smalti.evaluation.reference_curves import Reference, references
-from tests.small_runs import PRETRAIN_FLAGS, main, pictures, pretrain, train_tokenizer
+from tests.small_runs import PRETRAIN_FLAGS, pictures, pretrain, train_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

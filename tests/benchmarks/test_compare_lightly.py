@@ -81,12 +81,9 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
 
 @pytest.mark.parametrize("method", ["mae", "simmim-our-settings"])
 def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(methods: ModuleType, method: str, tmp_path: Path) -> None:
-    images = TrainingData(
-        InMemoryDataset(
-            torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8), torch.zeros(8, dtype=torch.int64)
-        ),
-        None,
-    )
+    pixels = torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8)
+    dataset = InMemoryDataset(pixels, torch.zeros(8, dtype=torch.int64))
+    images = TrainingData(dataset, dataset)
     compute = choose_compute("cpu", "fp32")
     whole, first, second = (methods.Training(methods.METHODS[method], images, 3, compute, False) for _ in range(3))
     for _ in range(3):

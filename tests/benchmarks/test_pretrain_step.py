@@ -16,7 +16,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "pretrain_step.py"
 SMALL = ["--json", "--batch", "2", "--depth", "1", "--rounds", "1", "--compile", "off", "--threads", "1"]
 
 
-def figures_of(*flags: str) -> dict[str, object]:
+def figures_of(*flags: str) -> dict[str, Any]:
     command = [sys.executable, str(BENCHMARK), *SMALL, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
 """Where and in which number format a run computes."""
 
 import itertools
+import sys
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_mac_computes_on_its_gpu_in_fp32(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_on_macos_memory_is_counted_in_bytes_and_no_glibc_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     kilobytes = compute.peak_memory()
-    monkeypatch.setattr(compute.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert compute.peak_memory() <= kilobytes / 1000
     assert not compute.keep_freed_memory()
 

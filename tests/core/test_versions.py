@@ -5,7 +5,6 @@ from importlib import metadata
 import pytest
 
 from smalti.cli import main
-from smalti.core import versions
 from smalti.core.versions import installed as all_installed
 from smalti.core.versions import outdated
 
@@ -21,8 +20,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return there[package]
 
     needed = ["torch>=2.10", "pillow>=13", "numpy>=2.0", "missing>=1", "timm>=1.0.20; extra == 'interop'", "odd"]
-    monkeypatch.setattr(versions.metadata, "requires", lambda package: needed)
-    monkeypatch.setattr(versions.metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda package: needed)
+    monkeypatch.setattr(metadata, "version", version)
     return there
 
 

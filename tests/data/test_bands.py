@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def saved(array: np.ndarray) -> bytes:
 
 
 CONTIG, SEPARATE = {"planarconfig": "contig"}, {"planarconfig": "separate"}
-WAYS = {
+WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
     "bands side by side": (False, CONTIG | {"photometric": "minisblack"}),
     "bands one after another": (True, SEPARATE | {"photometric": "minisblack"}),
     "LZW with differences": (False, CONTIG | {"photometric": "minisblack", "compression": "lzw", "predictor": True}),

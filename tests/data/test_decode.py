@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -564,7 +566,7 @@ def test_g15_no_frame_but_the_first_is_decoded(extension: str) -> None:
     assert _seconds(lambda: decode_bytes(many, "a", 3)) < 10 * _seconds(lambda: decode_bytes(one, "a", 3)) + 0.01
 
 
-def _seconds(call: object) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     times = []
     for _ in range(5):
         began = time.perf_counter()
@@ -689,7 +691,7 @@ def test_g21_a_big_tiff_and_one_of_1000_pages() -> None:
 
 
 def test_g21_a_deflate_bomb_in_a_tiff_yields_what_its_header_says_or_an_error() -> None:
-    tags = {256: (8,), 257: (8,), 258: (8,), 259: (8,), 262: (1,), 273: (0,)}
+    tags: dict[int, tuple[int, ...]] = {256: (8,), 257: (8,), 258: (8,), 259: (8,), 262: (1,), 273: (0,)}
     bomb = zeros()
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     assert outcome(tiff(tags | {279: (len(bomb),)}, bomb)) in ("ok", "damaged")
@@ -735,7 +737,7 @@ def test_g23_formats_whose_plugin_is_missing_are_named_with_the_command(
 
 @pytest.mark.parametrize("format", ["AVIF", "JPEG2000", "HEIF", "JXL"])
 def test_g23_the_formats_of_phones_and_archives(format: str) -> None:
-    options: dict[str, object] = {"JXL": {"lossless": True}, "JPEG2000": {}}.get(format, {"quality": 95})
+    options: dict[str, Any] = {"JXL": {"lossless": True}, "JPEG2000": {}}.get(format, {"quality": 95})
     if format == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
     if format == "JXL":

@@ -8,9 +8,9 @@ import torch
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.groups import group_values, numbered, together
-from smalti.data.load import Data, TrainingData
+from smalti.data.load import Data
 from smalti.evaluation.probe import Split
 from smalti.runs.evaluate import Evaluate
 from smalti.runs.model_selection import Shares, divide
@@ -36,7 +36,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def patients(data: Data, images: InMemoryDataset) -> set[int]:
+def patients(data: Data, images: ImageDataset) -> set[int]:
     assert images.groups is not None
     return set(images.groups.tolist())
 
@@ -150,5 +150,6 @@ def test_lists_of_split_keep_groups_by_path_together(scans: Path, tmp_path: Path
 def test_a_training_set_keeps_its_groups_when_chosen_from() -> None:
     images = InMemoryDataset(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, -1, 1, 0]), ("a", "b"))
     images.groups = np.array([5, 6, 7, 5])
-    assert images.labelled().groups.tolist() == [5, 7, 5]
-    assert TrainingData(images, images).train.select(np.array([3, 1])).groups.tolist() == [5, 6]
+    for chosen, groups in ((images.labelled(), [5, 7, 5]), (images.select(np.array([3, 1])), [5, 6])):
+        assert chosen.groups is not None
+        assert chosen.groups.tolist() == groups

@@ -4,6 +4,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def tar(root: Path, labels: list[str]) -> str:
     return str(put(root / "a.tar", *[member for pair in pairs for member in pair]))
 
 
-def arrow_table(labels: list[str]) -> "pa.Table":
+def arrow_table(labels: list[str]) -> Any:
     whole = all(label.lstrip("-").isascii() and label.isdecimal() and label == str(int(label)) for label in labels)
     column = pa.array([int(label) for label in labels]) if whole else pa.array(labels)
     return pa.table({"image": pa.array([png(n) for n in range(len(labels))]), "label": column})

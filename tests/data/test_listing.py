@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets import folder
-from smalti.data.datasets.folder import BROKEN, INSIDE, IRREGULAR, OUTSIDE, twins, walk
+from smalti.data.datasets.folder import BROKEN, INSIDE, IRREGULAR, OUTSIDE, FollowLinks, twins, walk
 from smalti.data.datasets.labels import MAX_CLASSES, Labels, resolve
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, NamesBuilder
 from smalti.data.datasets.open import open_source
@@ -29,12 +30,12 @@ def touch(*paths: Path) -> None:
         path.touch()
 
 
-def taken(root: Path, **settings: str) -> list[str]:
-    return [os.fsdecode(name) for name, reason in walk(root, **settings) if not reason]
+def taken(root: Path, follow: FollowLinks = "inside") -> list[str]:
+    return [os.fsdecode(name) for name, reason in walk(root, follow) if not reason]
 
 
-def refused(root: Path, **settings: str) -> set[tuple[str, str]]:
-    return {(os.fsdecode(name), reason) for name, reason in walk(root, **settings) if reason}
+def refused(root: Path, follow: FollowLinks = "inside") -> set[tuple[str, str]]:
+    return {(os.fsdecode(name), reason) for name, reason in walk(root, follow) if reason}
 
 
 @given(st.lists(st.binary()))
@@ -186,7 +187,7 @@ def test_what_is_left_out_is_counted_with_its_first_name_in_order() -> None:
 
 def test_progress_is_said_on_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(folder.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with folder.count_up(Log(), "scan photos") as tick:
         for count in range(1, 1025):
             tick(count)

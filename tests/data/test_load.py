@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,8 @@ def test_no_warning_of_the_decoder_reaches_the_user_and_the_filters_stay_as_they
     """An image of more than 89 million pixels warns in Pillow; many threads must not leave a filter behind."""
     fill(tmp_path / "images", 60)
     Image.new("1", (9_500, 9_500)).save(tmp_path / "images" / "large.png")
-    before = list(warnings.filters)
+    filters: Any = warnings.filters
+    before = list(filters)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -143,7 +145,7 @@ def test_no_warning_of_the_decoder_reaches_the_user_and_the_filters_stay_as_they
             Data(str(tmp_path / "images"), side=4).load(Log())
             left = list(warnings.filters)
     finally:
-        warnings.filters[:] = before
+        filters[:] = before
     assert [str(warning.message) for warning in caught] == []
     assert left == inside
 
@@ -313,7 +315,7 @@ def test_held_out_images_are_spread_over_the_folder() -> None:
         ({"limit": 1}, "a limit of 1 images; use at least 2"),
     ],
 )
-def test_impossible_settings_are_refused(fields: dict[str, float], message: str) -> None:
+def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Data("x", **fields)
 

@@ -78,6 +78,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_not_on_the_batch_size() -> Non
     assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
     assert torch.equal(torch.cat([part.key for part in parts]), whole.key)
     torch.testing.assert_close(torch.cat([part.image for part in parts]), whole.image)
+    assert whole.mask is not None
     assert all(part.mask is not None for part in parts)
     assert torch.equal(torch.cat([part.mask for part in parts if part.mask is not None]), whole.mask)
 

@@ -123,6 +123,7 @@ def turned_pair(root: Path, turn: int, size: tuple[int, int], mask_as: MaskTurn)
 def test_a_mask_follows_the_turn_of_its_image_where_sizes_say_so(tmp_path: Path, turn: int, mask_as: MaskTurn) -> None:
     expected = turned_pair(tmp_path, turn, (16, 24), mask_as)
     sample = open_pairs(tmp_path, "images", "masks", 3, "inside", None)[0]
+    assert sample.label_map is not None
     assert np.array_equal(sample.label_map, expected)
     assert np.array_equal(sample.image[..., 0] > 128, expected == 1)
 
@@ -135,8 +136,9 @@ def test_a_turn_that_sizes_do_not_show_is_named_and_can_be_said(
     expected = turned_pair(tmp_path, turn, size, mask_as)
     with pytest.raises(DataError, match=rf"the EXIF tag of its image turns that \({turn}\).*--task.mask-turn stored"):
         open_pairs(tmp_path, "images", "masks", 3, "inside", None)[0]
-    said = open_pairs(tmp_path, "images", "masks", 3, "inside", None, reading=MaskReading(mask_as))
-    assert np.array_equal(said[0].label_map, expected)
+    said = open_pairs(tmp_path, "images", "masks", 3, "inside", None, reading=MaskReading(mask_as))[0]
+    assert said.label_map is not None
+    assert np.array_equal(said.label_map, expected)
 
 
 def test_a_mask_of_another_size_than_a_turned_image_names_exif(tmp_path: Path) -> None:

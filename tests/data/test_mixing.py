@@ -34,6 +34,7 @@ def test_images_and_labels_are_mixed_with_those_at_the_mirrored_place(mixing: Mi
     kept = np.broadcast_to(mixing.kept(fold(np.arange(8)), 6, 9), (8, 6, 9))
     one_hot = F.one_hot(batch.label, 5).double().numpy()
     assert mixed.target is not None
+    assert mixed.label is not None
     for i in range(8):
         expected = oracles.mixed_pair(batch.image[i].numpy(), batch.image[7 - i].numpy(), kept[i])
         np.testing.assert_allclose(mixed.image[i].numpy(), expected, atol=1e-6)

@@ -1,6 +1,7 @@
 """Pixels as `.npy` files: the bytes that NumPy writes, without its reader."""
 
 import io
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_colours_are_those_asked_for_and_the_size_may_be_less() -> None:
 
 @pytest.mark.parametrize("type", ["|u1", "<u2", ">u2", "<i2", "<u4", "<i4", "<f2", "<f4", ">f4", "<f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_values_of_every_type_are_read_in_the_byte_order_of_this_machine(type: str, order: str) -> None:
+def test_values_of_every_type_are_read_in_the_byte_order_of_this_machine(type: str, order: Literal["C", "F"]) -> None:
     array = np.asarray(pixels(4, 5, 7), type, order=order)
     found = npy.decode(saved(array))
     assert np.array_equal(found, array)

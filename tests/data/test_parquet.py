@@ -492,6 +492,7 @@ def test_i18_an_image_above_the_limit_is_refused_before_it_is_unpacked(
 ) -> None:
     path = write(tmp_path / "a.parquet", pa.table({"image": pa.array([bytes(5000)])}))
     source = opened(path)
+    assert isinstance(source, Parquet)
     source._kept.clear()
     monkeypatch.setattr(parquet_pages, "MAX_BYTES", 1000)
     monkeypatch.setattr(Parquet, "_batches", lambda *_: pytest.fail("it is unpacked"))

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from smalti.core.addresses import shown
+from smalti.core.addresses import SCHEMES, shown
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets import parquet, remote
@@ -131,7 +132,7 @@ def server() -> Iterator[Server]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SMALTI_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SMALTI_CACHE_GB", raising=False)
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return tmp_path / "cache" / "remote"
 
 
@@ -247,11 +248,11 @@ def test_h17_an_address_cannot_name_another_within_it(server: Server) -> None:
         open_source(f"{server.url}/x::file:///etc/0.tar", 1)
 
 
-@pytest.mark.parametrize("scheme", remote.SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_allowed_addresses(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the list alone: taken from it, the same address is refused."""
     check_address(f"{scheme}://bucket/0.tar")
-    monkeypatch.delitem(remote.SCHEMES, scheme)
+    monkeypatch.delitem(SCHEMES, scheme)
     with pytest.raises(DataError, match=f"{scheme}: is none of the addresses that are read"):
         check_address(f"{scheme}://bucket/0.tar")
 
@@ -524,7 +525,7 @@ def test_a_disk_that_is_full_is_a_data_error(cache: Path, monkeypatch: pytest.Mo
     class Usage:
         free = 10
 
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(DataError, match=r"2e-05 MB needed, 1e-05 MB left on the disk of "):
         fill(cache, "a", 20)
 

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def photo(height: int = 90, width: int = 130, seed: int = 0) -> Image.Image:
     return Image.fromarray((np.asarray(coarse) * 0.9 + rng.integers(0, 20, (height, width, 3))).astype(np.uint8))
 
 
-def folder(path: Path, *pictures: Image.Image, suffix: str = "png", channels: int = 3, **options: object) -> Folder:
+def folder(path: Path, *pictures: Image.Image, suffix: str = "png", channels: int = 3, **options: Any) -> Folder:
     path.mkdir(exist_ok=True)
     for number, picture in enumerate(pictures):
         picture.save(path / f"{number}.{suffix}", **options)
@@ -47,6 +48,7 @@ def rendered(source: Folder, views: TwoViews, key: int, position: int = 0) -> li
 def in_pillow(picture: Image.Image, views: TwoViews, key: int) -> list[NDArray[np.uint8]]:
     """The released code's way: crop in whole pixels, then two resizes."""
     width, height = picture.size
+    assert isinstance(views.crop, RandomResizedCrop)
     top, left, tall, wide = views.crop.one(key, height, width)
     h, w = max(round(tall * height), 1), max(round(wide * width), 1)
     y, x = min(round(top * height), height - h), min(round(left * width), width - w)

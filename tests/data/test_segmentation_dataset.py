@@ -45,6 +45,7 @@ def test_an_image_comes_with_the_mask_of_its_name(folder: Path) -> None:
     check_dataset(found)
     assert np.array_equal(image, np.asarray(Image.open(folder / "images" / "04.png")))
     ids = np.asarray(Image.open(folder / "masks" / "04.png"))
+    assert label_map is not None
     assert np.array_equal(label_map, np.where(ids == 11, VOID, ids))
     assert found.key(4) == "04.png"
     assert np.array_equal(found.select(np.array([4, 1]))[0].image, image)
@@ -117,6 +118,7 @@ def test_the_whole_image_at_its_size_is_itself(folder: Path) -> None:
     scene = opened(folder)[2]
     image, label_map = seen(scene, TwoViews(WholeImage(), (24, 32)), np.uint64(1))
     torch.testing.assert_close(image, torch.from_numpy(scene.image).permute(2, 0, 1) / 255, atol=1e-5, rtol=0)
+    assert scene.label_map is not None
     assert np.array_equal(label_map.numpy(), scene.label_map)
 
 
@@ -142,10 +144,11 @@ def test_a_batch_is_a_function_of_its_step(folder: Path) -> None:
     }
     other = Loader(SegmentationViewSource(opened(folder), CROP), order)
     for step in (5, 2):
-        again = other(step)
+        before, again = batches[step], other(step)
+        assert before.label_map is not None
         assert again.label_map is not None
-        assert torch.equal(again.image, batches[step].image)
-        assert torch.equal(again.label_map, batches[step].label_map)
+        assert torch.equal(again.image, before.image)
+        assert torch.equal(again.label_map, before.label_map)
         assert again.image.shape == (4, 3, 20, 28)
         assert again.label_map.shape == (4, 20, 28)
     other.close()

@@ -171,7 +171,7 @@ def test_members_of_the_systems_tar_with_sparse_files(tmp_path: Path) -> None:
 
 
 def test_h14_odd_members_are_left_out_and_counted(tmp_path: Path) -> None:
-    odd = [
+    odd: list[tuple[str | tarfile.TarInfo, bytes]] = [
         ("../out.png", png()),
         ("a/../../out.png", png()),
         ("/etc/out.png", png()),
@@ -358,7 +358,7 @@ def test_missing_shards_are_counted_and_the_first_is_named(tmp_path: Path) -> No
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards whose headers are read."""
     seen: list[str] = []
-    build = shards.build_index
+    build = tar_index.build_index
 
     def spy(file: Any, length: int, name: str) -> Any:
         seen.append(Path(name).name)
@@ -458,7 +458,7 @@ def test_h19_an_index_is_rebuilt_when_anything_about_it_is_different(
     # The same cache file under another root does not speak for another shard.
     other = put(tmp_path / "b" / "0.tar", ("b.png", png(6)))
     assert keys(shards_at([other], 1)) == ["0.tar/b.png"]
-    monkeypatch.setattr(tar_index.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     built.clear()
     shards_at([path], 1)
     assert built == ["0.tar"], "another user's index is not trusted"

@@ -227,6 +227,7 @@ def test_what_hung_or_killed_a_worker_is_not_opened_again_after_a_resume(photos:
     with open(listing, "a") as file:
         file.write('{"path": "cut o')
     images = streamed(photos, bad_files=listing)
+    assert images.bad_files is not None
     assert images.bad_files.quarantined == {4}
     batches = loader(images)
     rows = Sampler(len(images.train), 2, 3).rows(np.array([4, 7]), np.array([0, 0]))

@@ -236,8 +236,14 @@ def test_the_key_of_a_run(tmp_path: Path) -> None:
     images, dvae = InMemoryDataset(pixels, labels), DVAE(16, 4, 3, 8)
 
     def key(**changed: Any) -> TokenKey:
-        given = {"source": images, "views": VIEWS, "seed": 0, "tokenizer": dvae.build(0), "compute": fp32} | changed
-        return token_key(**given)
+        given: dict[str, Any] = {
+            "source": images,
+            "views": VIEWS,
+            "seed": 0,
+            "tokenizer": dvae.build(0),
+            "compute": fp32,
+        }
+        return token_key(**given | changed)
 
     assert key() == key()
     assert (key().num_patches, key().num_images, key().side) == (4, 4, 16)

@@ -51,6 +51,7 @@ def test_ids_are_the_tokens_of_the_token_view_row_by_row() -> None:
     result = Tokenized(steps, tokenizer, CPU)(3)
     view = batch(3).token_image
     assert view is not None
+    assert result.ids is not None
     assert torch.equal(result.ids, tokenizer.encode(view).reshape(2, 6))
     assert torch.equal(result.image, batch(3).image)
 
@@ -58,6 +59,7 @@ def test_ids_are_the_tokens_of_the_token_view_row_by_row() -> None:
 def test_without_a_token_view_the_image_itself_is_tokenised() -> None:
     tokenizer = GreyLevels()
     result = tokenized(dataclasses.replace(batch(0), token_image=None), tokenizer, CPU)
+    assert result.ids is not None
     assert torch.equal(result.ids, tokenizer.encode(batch(0).image).reshape(2, 16))
 
 
@@ -74,6 +76,8 @@ def test_batches_that_are_asked_for_again_are_tokenised_once() -> None:
     batches = TokenizedOnce(Steps(), tokenizer, CPU)
     for step in (0, 1, 1, 0):
         asked, live = batches(step), Tokenized(Steps(), GreyLevels(), CPU)(step)
+        assert asked.ids is not None
+        assert live.ids is not None
         assert torch.equal(asked.ids, live.ids)
         assert torch.equal(asked.image, live.image)
     assert tokenizer.given == [CHUNK] * 2

@@ -39,6 +39,10 @@ REASONS = (
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about metadata
 
 
+class Torture(Files):
+    kind = "torture"
+
+
 @pytest.fixture(autouse=True)
 def _no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outcomes are those without plugins, wherever the tests run."""
@@ -103,7 +107,7 @@ def test_a_hostile_file_has_the_same_outcome_as_an_image_to_train_on(torture: Pa
     names = NamesBuilder()
     for name in EXPECTED:
         names.add(os.fsencode(name))
-    source = Files(torture, names.build(), channels)
+    source = Torture(torture, names.build(), channels)
     render = Render(source, TwoViews(RandomResizedCrop(), (8, 8), (4, 4)))
     out = [np.zeros(shape, np.uint8) for shape in render.shapes]
     for position, (name, expected) in enumerate(EXPECTED.items()):

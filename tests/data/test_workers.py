@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def workers(said: list[str]) -> Iterator[Callable[..., Workers]]:
     """Begins workers that end with the test."""
     begun: list[Workers] = []
 
-    def begin(job: Job, num_workers: int = 2, batch_size: int = 16, **options: object) -> Workers:
+    def begin(job: Job, num_workers: int = 2, batch_size: int = 16, **options: Any) -> Workers:
         begun.append(Workers(job, batch_size, num_workers, say=said.append, **options))
         return begun[-1]
 
@@ -261,7 +262,7 @@ def test_f02_an_image_that_crashes_its_reader_is_quarantined(workers: Callable[.
     many, alone = workers(Noise(trouble=trouble), 3), Inline(Noise(), quarantined=set(trouble))
     tasks = [task(*range(16)), task(*range(15, -1, -1)), task(*range(0, 32, 2))]
     many.prefetch(tasks)
-    news = []
+    news: list[Bad] = []
     for one in tasks:
         result = many(one)
         assert_same(result, alone(one))

@@ -1,6 +1,7 @@
 """Writing shards: killed and continued, with other settings, beside another writer, on a full disk, with bad files."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smalti.core import folder_lock
 from smalti.core.errors import DataError, LockError, OutputError, UsageError
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
@@ -291,7 +291,7 @@ def test_a_lock_that_was_removed_after_it_was_opened_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder before us removes its file between our opening and our locking it."""
-    really, calls = folder_lock.fcntl.flock, []
+    really, calls = fcntl.flock, []
 
     def flock(descriptor: int, operation: int) -> None:
         calls.append(operation)
@@ -299,7 +299,7 @@ def test_a_lock_that_was_removed_after_it_was_opened_does_not_count(
             (tmp_path / ".lock").unlink()
         really(descriptor, operation)
 
-    monkeypatch.setattr(folder_lock.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with only_writer(tmp_path):
         assert len(calls) == 2
         assert (tmp_path / ".lock").exists()
@@ -311,7 +311,7 @@ def test_where_there_are_no_locks_it_works_without(
     def flock(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(folder_lock.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert put(photos, tmp_path / "shards").written == 4
 
 

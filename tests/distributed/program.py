@@ -21,6 +21,7 @@ import smalti.runs.finetune
 import smalti.runs.pretrain  # noqa: F401
 from smalti.cli import main
 from smalti.core.errors import DataError
+from smalti.core.files import write_folder
 from smalti.training import checkpoint
 from smalti.training.trainer import Trainer
 
@@ -46,15 +47,16 @@ def inject(fault: str) -> None:
     """A fault is `WHAT:STEP`, where a step begins, or `WHAT:save:STEP`, while its checkpoint is written."""
     what, *when = fault.split(":")
     if len(when) == 2:
-        whole_write = checkpoint.write_folder
 
-        def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+        def write(folder: Path, files: dict[str, bytes]) -> None:
             if folder.name == f"step-{int(when[1]):08d}":
                 happen(what)
-            whole_write(folder, files)
+            write_folder(folder, files)
 
-        checkpoint.write_folder = write_folder
+        module: Any = checkpoint
+        module.write_folder = write
         return
+    kind: Any = Trainer
     whole_step = Trainer.train_step
 
     def train_step(trainer: Trainer, batch: Any, *arguments: Any) -> Any:
@@ -64,7 +66,7 @@ def inject(fault: str) -> None:
             happen(what)
         return whole_step(trainer, batch, *arguments)
 
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    kind.train_step = train_step
 
 
 def happen(what: str) -> None:

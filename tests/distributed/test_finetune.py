@@ -4,6 +4,7 @@ There are fewer than 32 images to learn from and 16 in a batch, so steps go on i
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def tuned(world: int, data: Path, out: Path, *flags: str) -> Path:
     return out
 
 
-def close(values: dict[str, float]) -> dict[str, float]:
+def close(values: dict[str, float]) -> dict[str, Any]:
     return {name: pytest.approx(value, rel=CLOSE, abs=CLOSE) for name, value in values.items()}
 
 

@@ -1,6 +1,7 @@
 """Attention of whole images, and attention rollout."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def images(rng: torch.Generator) -> torch.Tensor:
 
 @pytest.mark.parametrize("positions", ["absolute", "shared_relative", "block_relative"])
 def test_attention_of_whole_images_is_that_of_a_model_in_which_nothing_is_masked(
-    positions: str, images: torch.Tensor
+    positions: Any, images: torch.Tensor
 ) -> None:
     model = build_mim(replace(CONFIG, positions=positions, init="xavier"), 8).eval()
     none = np.zeros((1, 6), np.bool_)
@@ -39,7 +40,8 @@ def test_attention_of_whole_images_is_that_of_a_model_in_which_nothing_is_masked
             one = attention(model, batch, CPU, number)
             torch.testing.assert_close(of_image[:, 1:, 1:], one.patches)
             torch.testing.assert_close(of_image[:, 1:, 0], one.cls)
-    assert not model.backbone.blocks[0].attn._forward_pre_hooks
+    blocks: Any = model.backbone.blocks
+    assert not blocks[0].attn._forward_pre_hooks
 
 
 def test_rollout_is_the_product_of_all_blocks(rng: torch.Generator) -> None:

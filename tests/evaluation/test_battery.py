@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,6 @@ def test_a_result_is_plain_json_and_a_short_table(fair: BatteryResult) -> None:
         ("selection_images", 0, "selection_images is 0; use at least 1"),
     ],
 )
-def test_a_battery_that_makes_no_sense(field: str, value: object, message: str) -> None:
+def test_a_battery_that_makes_no_sense(field: str, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(Battery(), **{field: value})

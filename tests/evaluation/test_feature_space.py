@@ -45,7 +45,7 @@ def test_umap_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
     made.__dict__["UMAP"] = Umap
     monkeypatch.setitem(sys.modules, "umap", made)
     places, how = flat_map(torch.eye(20))
-    assert (how, places.shape, places.dtype) == ("UMAP", (20, 2), np.float64)
+    assert (how, places.shape, places.dtype) == ("UMAP", (20, 2), np.dtype(np.float64))
     assert flat_map(torch.eye(15))[1] == "principal components"  # fewer than it asks for neighbours
     monkeypatch.setitem(sys.modules, "umap", None)  # not installed
     assert flat_map(torch.eye(20))[1] == "principal components"

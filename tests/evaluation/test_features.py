@@ -2,6 +2,7 @@
 
 import errno
 import tempfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_both_poolings_are_kept_once() -> None:
 
 
 def test_what_was_not_asked_for_is_not_there() -> None:
-    found = extract(CONFIG.build(), images(), CPU, poolings=("both",))
+    found = extract(CONFIG.build(), images(), CPU, poolings=["both"])
     with pytest.raises(KeyError):
         found[1, "mean"]
 
@@ -96,7 +97,8 @@ def test_half_precision_halves_what_is_kept_and_gives_the_same_to_three_digits()
 def test_a_value_beyond_half_precision_ends_at_its_largest() -> None:
     backbone = CONFIG.build()
     with torch.no_grad():
-        backbone.blocks[1].mlp.fc2.bias[0] = 1e6
+        block: Any = backbone.blocks[1]
+        block.mlp.fc2.bias[0] = 1e6
     assert float(extract(backbone, images(), CPU, dtype=torch.float16)[2, "mean"].max()) == 65504
 
 

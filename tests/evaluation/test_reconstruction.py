@@ -85,6 +85,7 @@ def test_a_collapsed_codebook_has_a_perplexity_of_one_beside_that_of_kmeans() ->
     baseline = evaluate_tokenizer(fitted(16), ramp(), CPU).as_dict()
     assert found["kmeans_perplexity"] == baseline["perplexity"]
     assert found["kmeans_codebook_usage"] == baseline["codebook_usage"]
+    assert baseline["perplexity"] is not None
     assert baseline["perplexity"] > 12
     assert found["codebook_entropy_nats"] == 0
 

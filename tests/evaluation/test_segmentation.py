@@ -65,7 +65,7 @@ def test_the_table_is_of_all_pixels_that_are_not_void(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes", 11)
     found = open_pairs(folder, "images", "masks", 3, "inside", None).numbered(Numbering(11, 3), ("a", "b", "c"))
     table = confusion_on(ByColour(), found, (24, 32), 1.0, COMPUTE)
-    label_maps = np.stack([found[index].label_map for index in range(11)])
+    label_maps = np.stack([np.asarray(found[index].label_map) for index in range(11)])
     assert table.sum(1).tolist() == [int((label_maps == number).sum()) for number in range(3)]
     assert int(table.sum()) == int((label_maps != VOID).sum()) == 11 * 22 * 32
     assert scores_of(table)["pixel_accuracy"] > 0.999

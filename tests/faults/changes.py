@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smalti.core import files
 from smalti.core.contracts import Batch
 from smalti.data.loader import Loader
 from smalti.functional import gumbel_relaxation as relaxation
@@ -29,6 +28,11 @@ SPIKES = (24, 31, 35)
 """Steps whose loss jumps."""
 
 
+def install(owner: Any, name: str, change: Any) -> None:
+    """Something of a class or a module is another for good."""
+    setattr(owner, name, change)
+
+
 def spikes() -> None:
     """Some steps compute a hundred times their loss, as a bad batch may make it."""
     whole = Trainer._gradients
@@ -37,7 +41,7 @@ def spikes() -> None:
         output = whole(trainer, *arguments, **named)
         return output._replace(loss_sum=output.loss_sum * (100 if trainer.step + 1 in SPIKES else 1))
 
-    Trainer._gradients = gradients  # type: ignore[method-assign]
+    install(Trainer, "_gradients", gradients)
 
 
 def slow() -> None:
@@ -48,7 +52,7 @@ def slow() -> None:
         time.sleep(0.1)
         return whole(trainer, *arguments, **named)
 
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    install(Trainer, "train_step", train_step)
 
 
 def hangs() -> None:
@@ -59,7 +63,7 @@ def hangs() -> None:
         time.sleep(600 if trainer.step == 3 else 0)
         return whole(trainer, *arguments, **named)
 
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    install(Trainer, "train_step", train_step)
 
 
 def nohup() -> None:
@@ -84,7 +88,7 @@ def dies_before(step: int) -> Callable[[], None]:
             return whole(trainer, *arguments, **named)
 
         written = _noted_writer()
-        Trainer.train_step = train_step  # type: ignore[method-assign]
+        install(Trainer, "train_step", train_step)
 
     return change
 
@@ -98,7 +102,7 @@ def _noted_writer() -> Callable[[], None]:
         begin(writer, before)
         writers.append(writer)
 
-    BackgroundWriter.__init__ = init  # type: ignore[method-assign]
+    install(BackgroundWriter, "__init__", init)
     return lambda: writers[-1].wait()
 
 
@@ -116,7 +120,7 @@ def dies_in_the_third_part() -> None:
 
     steps: list[int] = []
     written = _noted_writer()
-    Batch.split = split  # type: ignore[method-assign,assignment]
+    install(Batch, "split", split)
 
 
 def dies_after_an_epoch() -> None:
@@ -129,12 +133,12 @@ def dies_after_an_epoch() -> None:
         whole(trainer, *arguments, **named)
 
     whole, written = Trainer.save, _noted_writer()
-    Trainer.save = save  # type: ignore[method-assign]
+    install(Trainer, "save", save)
 
 
 def dies_while_measuring() -> None:
     """A14: all is trained, and nothing is measured."""
-    pretrain.measure = lambda *_, **__: die()  # type: ignore[assignment,return-value]
+    install(pretrain, "measure", lambda *_, **__: die())
 
 
 def dies_while_the_result_is_written() -> None:
@@ -146,7 +150,7 @@ def dies_while_the_result_is_written() -> None:
             die()
         whole(source, target)
 
-    files.os.replace = replace  # type: ignore[assignment]
+    install(os, "replace", replace)
 
 
 def after_taking_up(forget: Callable[[Trainer, Checkpoint], None]) -> Callable[[], None]:
@@ -159,7 +163,7 @@ def after_taking_up(forget: Callable[[Trainer, Checkpoint], None]) -> Callable[[
             whole(trainer, found, where)
             forget(trainer, found)
 
-        Trainer.load_state = load_state  # type: ignore[method-assign]
+        install(Trainer, "load_state", load_state)
 
     return change
 
@@ -179,7 +183,8 @@ def _dying_codes(trainer: Trainer, _: Checkpoint) -> None:
 
 
 def _codebook(trainer: Trainer, _: Checkpoint) -> None:
-    trainer.objective.model.sums.mul_(1.01)  # type: ignore[operator,union-attr]
+    model: Any = trainer.objective.model
+    model.sums.mul_(1.01)
 
 
 def _rollbacks(trainer: Trainer, _: Checkpoint) -> None:
@@ -198,7 +203,7 @@ def order_from_the_start() -> None:
         calls.append(step)
         return whole(loader, len(calls) - 1)
 
-    Loader.__call__ = batch  # type: ignore[method-assign]
+    install(Loader, "__call__", batch)
 
 
 def late_noise() -> None:
@@ -208,12 +213,12 @@ def late_noise() -> None:
     def noise(key: Any, num: int, **_: Any) -> Any:
         return -torch.rand(len(key), num, generator=generator).clamp_min(1e-9).log().neg().log()
 
-    relaxation.gumbel_noise = noise  # type: ignore[assignment]
+    install(relaxation, "gumbel_noise", noise)
 
 
 def late_copies() -> None:
     """A checkpoint is written when the next one is due, from tensors that have moved on."""
-    checkpoint._copied = dict  # type: ignore[assignment]
+    install(checkpoint, "_copied", dict)
     write, waiting = BackgroundWriter.write, list[Any]()
 
     def late(writer: BackgroundWriter, *arguments: Any, **options: Any) -> None:
@@ -221,12 +226,12 @@ def late_copies() -> None:
             write(writer, *waiting.pop()[0], **options)
         waiting.append((arguments,))
 
-    BackgroundWriter.write = late  # type: ignore[method-assign]
+    install(BackgroundWriter, "write", late)
 
 
 def metrics_stay() -> None:
     """Losses of steps that are repeated are there twice."""
-    RunFolder.forget_metrics_after = lambda *_: None  # type: ignore[method-assign]
+    install(RunFolder, "forget_metrics_after", lambda *_: None)
 
 
 def begins_anew_whatever_happens() -> None:
@@ -237,7 +242,7 @@ def begins_anew_whatever_happens() -> None:
         with suppress(Exception):
             whole(session, trainer)
 
-    Session._restore = restore  # type: ignore[method-assign]
+    install(Session, "_restore", restore)
 
 
 def no_number_is_no_error() -> None:
@@ -257,15 +262,15 @@ def no_number_is_no_error() -> None:
         return output
 
     def train_step(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
-        torch.isfinite = finite_to_the_step  # type: ignore[assignment]
+        install(torch, "isfinite", finite_to_the_step)
         try:
             return step(trainer, *arguments, **named)
         finally:
-            torch.isfinite = isfinite  # type: ignore[assignment]
+            install(torch, "isfinite", isfinite)
 
     whole, step = Trainer._gradients, Trainer.train_step
-    Trainer._gradients = gradients  # type: ignore[method-assign]
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    install(Trainer, "_gradients", gradients)
+    install(Trainer, "train_step", train_step)
 
 
 CHANGES: dict[str, Callable[[], None]] = {

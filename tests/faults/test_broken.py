@@ -1,6 +1,8 @@
 """Guarantees taken away once: the tests of disks, writers, readers and secrets notice each."""
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from smalti import cli
-from smalti.core import addresses, files, folder_lock, log
+from smalti.core import addresses, files, log
 from smalti.core.errors import CheckpointError, OutputError
 from smalti.runs import folder
 from smalti.training import checkpoint
@@ -19,7 +21,7 @@ Mutant = Callable[[pytest.MonkeyPatch], None]
 
 
 def no_lock(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(folder_lock.fcntl, "flock", lambda handle, operation: None)
+    patch.setattr(fcntl, "flock", lambda handle, operation: None)
 
 
 def no_second_look(patch: pytest.MonkeyPatch) -> None:
@@ -47,7 +49,7 @@ def no_second_try(patch: pytest.MonkeyPatch) -> None:
 
 
 def modes_are_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(files.shutil, "copymode", lambda source, target: None)
+    patch.setattr(shutil, "copymode", lambda source, target: None)
 
 
 def secrets_are_kept(patch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from smalti.core import files, stored
 from smalti.core.errors import CheckpointError
+from smalti.core.log import Log
 from smalti.training import checkpoint
 from smalti.training.checkpoint import read_checkpoint
 from tests.faults.trial import save, value_of
@@ -57,7 +58,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("damage", [one_bit, cut_off])
 def test_every_damage_is_caught(run: Path, damage: Damage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint.Log, "say", lambda self, line: None)
+    monkeypatch.setattr(Log, "say", lambda self, line: None)
     assert caught(run, damage, TRIALS) == TRIALS
 
 
@@ -69,7 +70,7 @@ def test_a_page_of_zeros_is_caught(run: Path) -> None:
 
 
 def test_a_reader_that_skips_digests_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint.Log, "say", lambda self, line: None)
+    monkeypatch.setattr(Log, "say", lambda self, line: None)
     verified = stored._verified
 
     def careless(path: Path) -> list[tuple[str, bytes]]:

@@ -90,7 +90,7 @@ def test_j10_no_command_talks_to_anybody_starts_a_program_or_unpickles(tmp_path:
 
 def test_j09_no_home_no_terminal_no_input_no_threads_and_no_language(tmp_path: Path) -> None:
     photos = pictures(tmp_path / "fotografías\udcff")
-    flags = ["--data", os.fsencode(photos), "--out", str(tmp_path / "run"), "--plan.steps", "2"]
+    flags: list[str | bytes] = ["--data", os.fsencode(photos), "--out", str(tmp_path / "run"), "--plan.steps", "2"]
     odd = {"OMP_NUM_THREADS": "0", "LANG": "C", "LC_ALL": "C", "TERM": "dumb", "COLUMNS": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "smalti", "train-tokenizer", "tiny", *TOKENIZER_FLAGS, *flags, "--json"],

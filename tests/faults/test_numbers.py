@@ -12,6 +12,7 @@ from torch import Tensor
 from smalti.cli import main
 from smalti.core.contracts import Batch, StepOutput
 from smalti.core.errors import NumericError
+from smalti.evaluation.pretraining import measure
 from smalti.runs import pretrain
 from smalti.training.checkpoint import read_checkpoint
 from tests.small_runs import metrics, pictures, result, weights
@@ -37,7 +38,7 @@ class SteepAtOne(MeanGrey):
 
     def forward(self, batch: Batch, step: Tensor) -> StepOutput:
         output = super().forward(batch, step)
-        nothing = self.model[2].bias.sum() * 0
+        nothing = self.model.get_parameter("2.bias").sum() * 0
         return output._replace(loss_sum=output.loss_sum + (nothing.sqrt() if int(step) == 1 else nothing))
 
 
@@ -75,8 +76,6 @@ def test_i07_a_mask_that_hides_nothing_or_all_is_refused(
 def test_i10_a_measurement_that_is_no_number_is_said_and_stops_nothing(
     photos: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure = pretrain.measure
-
     def without_a_number(*arguments: Any, **settings: Any) -> dict[str, Any]:
         found = measure(*arguments, **settings)
         return found | {"loss_nats": math.nan, "bound": found["bound"] | {"trained_rate_bits_per_dim": math.inf}}

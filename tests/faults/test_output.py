@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -352,7 +353,7 @@ def test_c12_what_a_network_file_system_says_for_a_moment_is_waited_for(
     code: int, operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(files.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     for write in (
         lambda: write_bytes(tmp_path / "file", b"new"),
         lambda: write_folder(tmp_path / "folder", {"a": b"new"}),
@@ -371,7 +372,7 @@ def test_c12_what_does_not_pass_is_an_error_after_three_more_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(files.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", failing("write", errno.ESTALE, 9))
         with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file; Stale file handle"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_d07_under_nohup_the_end_of_a_terminal_is_ignored(one: Nursery, whole: W
     assert end_of(tmp_path / "run") == whole.files
 
 
-def started(command: list[str], **options: int) -> subprocess.Popen[bytes]:
+def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     """The command line as a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "smalti", *command], env=environment, **options)

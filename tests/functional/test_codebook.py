@@ -36,8 +36,9 @@ def test_codes_follow_their_points_as_the_equation_says(seed: int, count: int, d
         points = unit(rng, count, 3)
         ids = torch.randint(5, (count,), generator=rng)
         after = followed(before, points, ids, decay)
-        state = [value.double().numpy() for value in before[:3]]
-        expected = oracles.follow_codebook(*state, before.unused.numpy(), points.double().numpy(), ids.numpy(), decay)
+        codes, sizes, sums = (value.double().numpy() for value in before[:3])
+        unused, at = before.unused.numpy(), points.double().numpy()
+        expected = oracles.follow_codebook(codes, sizes, sums, unused, at, ids.numpy(), decay)
         for ours, theirs in zip(after, expected, strict=True):
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
         before = after

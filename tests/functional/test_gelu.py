@@ -41,6 +41,8 @@ def test_inside_a_compiled_graph_it_gives_the_bits_of_torch(rng: torch.Generator
     torch.autograd.backward((compiled, plain), (torch.ones_like(x), torch.ones_like(x)))
     assert any("smalti" in name for name in seen)
     assert torch.equal(compiled, plain)
+    assert one.grad is not None
+    assert other.grad is not None
     assert torch.equal(one.grad, other.grad)
 
 

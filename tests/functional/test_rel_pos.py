@@ -57,6 +57,7 @@ def test_the_gradient_of_the_table_is_the_same_on_any_number_of_threads(rng: tor
         torch.set_num_threads(threads)
         table = torch.zeros(732, 3, requires_grad=True)
         position_bias(table, index).backward(gradient)
+        assert table.grad is not None
         gradients.append(table.grad)
     torch.set_num_threads(1)
     assert all(torch.equal(gradients[0], other) for other in gradients)
@@ -73,6 +74,7 @@ def test_the_bias_of_some_positions_is_their_rows_and_has_the_same_gradient_on_a
         bias = values.clone().requires_grad_()
         some = bias_rows(bias, at)
         some.backward(gradient)
+        assert bias.grad is not None
         gradients.append(bias.grad)
     torch.set_num_threads(1)
     assert all(torch.equal(some[b], values[:, at[b]]) for b in range(8))

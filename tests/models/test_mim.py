@@ -67,6 +67,7 @@ def test_the_mask_token_is_what_stands_for_hidden_patches() -> None:
     built, (images, mask, index) = model(), batch(1)
     with torch.no_grad():
         tokens = built.backbone.embed(images)
+        assert built.mask_token is not None
         tokens[mask] = built.mask_token[0, 0]
         expected = built.head(built.backbone.encode(tokens, CONFIG.grid).patches[0, index[0]])
         torch.testing.assert_close(built(images, mask, index)[0], expected)
@@ -110,4 +111,5 @@ def test_mask_token_and_head_start_in_the_range_of_the_paper() -> None:
     assert float(head.abs().max()) <= 0.02
     assert float(head.std()) == pytest.approx(0.01155, rel=0.01)
     assert not built.head.bias.detach().any()
+    assert built.mask_token is not None
     assert 0 < float(built.mask_token.detach().abs().max()) <= 0.02

@@ -14,14 +14,20 @@ from smalti.models.vit import ViT
 
 CONFIG = ViT(img_size=(8, 12), patch_size=4, embed_dim=16, depth=4, num_heads=2, init="xavier", drop_path_rate=0.5)
 IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-HEADS = [Linear(), Linear(block=2), MultiLevel(width=8), MultiLevel(width=8, levels=(1, 1, 2, 3), auxiliary=0.4)]
+HEADS: list[Linear | MultiLevel] = [
+    Linear(),
+    Linear(block=2),
+    MultiLevel(width=8),
+    MultiLevel(width=8, levels=(1, 1, 2, 3), auxiliary=0.4),
+]
 
 
 def test_the_linear_head_is_a_product_of_normalised_patches_scaled_to_the_image() -> None:
     model, bare = build_segmenter(CONFIG, 5, Linear(block=3), seed=3), CONFIG.build(seed=3)
+    linear: Any = model.head.linear
     with torch.no_grad():
         states = bare.encode(bare.embed(IMAGES), CONFIG.grid, layers=True).layers[2][:, 1:]
-        scores = F.layer_norm(states, (16,), eps=1e-6) @ model.head.linear.weight.t() + model.head.linear.bias
+        scores = F.layer_norm(states, (16,), eps=1e-6) @ linear.weight.t() + linear.bias
         small = scores.reshape(2, 2, 3, 5).permute(0, 3, 1, 2)
         torch.testing.assert_close(model(IMAGES), F.interpolate(small, (8, 12), mode="bilinear"))
 
@@ -41,7 +47,7 @@ def test_every_pixel_has_scores_on_any_grid(head: Linear | MultiLevel, size: tup
     scores = model.all_scores(images)
     assert [tuple(part.shape) for part in scores] == [(2, 5, *size)] * (1 + (head.auxiliary > 0))
     assert torch.equal(model(images), scores[0])
-    sum(part.sum() for part in scores).backward()
+    torch.stack([part.sum() for part in scores]).sum().backward()
     assert all(parameter.grad is not None for parameter in model.head.parameters())
 
 
@@ -66,7 +72,7 @@ def test_the_pyramid_has_four_two_one_and_half_the_resolution() -> None:
     assert [tuple(level.shape[-2:]) for level in levels] == [(12, 20), (6, 10), (3, 5), (2, 3)]
     assert levels[2] is maps[2]
     assert float(levels[3][0, 0, 0, 0]) == float(maps[3][0, 0, :2, :2].max())
-    kinds = [type(layer) for layer in pyramid.levels[0]]
+    kinds = [type(layer) for layer in pyramid.levels[0].children()]
     assert kinds == [nn.ConvTranspose2d, nn.GroupNorm, nn.GELU, nn.ConvTranspose2d]
 
 

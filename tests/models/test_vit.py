@@ -15,9 +15,9 @@ from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 from tests import oracles
 from tests.contracts import check_backbone
 
-RELEASED = {"positions": "shared_relative", "init_values": 0.1, "k_bias": False}
+RELEASED: dict[str, Any] = {"positions": "shared_relative", "init_values": 0.1, "k_bias": False}
 TINY = ViT(img_size=(8, 12), patch_size=4, in_chans=3, embed_dim=16, depth=3, num_heads=4, drop_path_rate=0.4)
-LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+LARGE: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 
 
 def images(config: ViT, num: int = 3) -> torch.Tensor:
@@ -142,13 +142,14 @@ def test_tables_start_at_zero_and_so_change_nothing(positions: Any) -> None:
 
 def test_the_shared_bias_is_computed_once_a_forward() -> None:
     model, calls = dataclasses.replace(TINY, **RELEASED).build(), []
+    assert model.rel_pos_bias is not None
     model.rel_pos_bias.register_forward_hook(lambda *_: calls.append(1))
     model(images(TINY))
     assert len(calls) == 1
 
 
 def test_layer_scale_starts_where_it_is_told_to() -> None:
-    model = dataclasses.replace(TINY, init_values=0.25, init="trunc2").build()
+    model: Any = dataclasses.replace(TINY, init_values=0.25, init="trunc2").build()
     for block in model.blocks:
         assert block.gamma_1.tolist() == block.gamma_2.tolist() == [0.25] * 16
 
@@ -218,6 +219,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state_alone(
 def test_sincos_positions_are_where_the_patches_are_and_are_learned() -> None:
     config = dataclasses.replace(TINY, pos_init="sincos")
     model = config.build()
+    assert model.pos_embed is not None
     assert torch.equal(model.pos_embed.detach()[0, 1:], sincos_2d((2, 3), 16, amplitude=0.1))
     assert model.pos_embed.requires_grad
     plain = TINY.build().state_dict()

@@ -70,7 +70,7 @@ def without_key_bias(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {name: torch.cat([q, v]) for name, (q, _, v) in joint.items()}
 
 
-def of_timm(config: ViT) -> nn.Module:
+def of_timm(config: ViT) -> Any:
     """The model of timm that has the names of this variant, without a head."""
     timm = pytest.importorskip("timm")
     sizes = {

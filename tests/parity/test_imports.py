@@ -61,8 +61,8 @@ def test_backbones_and_classifiers_of_timm(name: str, suffix: str, tmp_path: Pat
 @torch.no_grad()
 def test_folders_of_transformers(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-    sizes |= {"image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6}
+    sizes: dict[str, float] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 256, "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6}
     if name == "ViTModel":
         config = transformers.ViTConfig(**sizes)
     else:

@@ -50,7 +50,7 @@ class TestCharts:
 
     def test_a_noisy_line_is_faint_with_its_average_over_it(self) -> None:
         x, noise = np.arange(100), np.tile([0.0, 1.0], 50)
-        html = curve({"loss": (x, 5 - x / 50 + noise)}, xlabel="step", ylabel="loss")
+        html = curve({"loss": (x.tolist(), (5 - x / 50 + noise).tolist())}, xlabel="step", ylabel="loss")
         styles = [p.get("style", "") for p in svg_of(html).iter("path") if "stroke: var(--tile-1" in p.get("style", "")]
         assert ["stroke-opacity: 0.3" in style for style in styles] == [True, False]
         (value,) = re.findall(r"</i>loss <b>(\S+)</b>", html)
@@ -59,7 +59,7 @@ class TestCharts:
     def test_a_smooth_line_and_a_short_one_are_drawn_once(self) -> None:
         x = np.arange(100)
         for y in (np.exp(-x / 10), x / 100):
-            html = curve({"loss": (x, y)}, xlabel="step", ylabel="loss")
+            html = curve({"loss": (x.tolist(), y.tolist())}, xlabel="step", ylabel="loss")
             assert sum("stroke: var(--tile-1" in p.get("style", "") for p in svg_of(html).iter("path")) == 1
 
     def test_the_average_keeps_gaps_and_is_that_of_what_is_there(self) -> None:

@@ -138,7 +138,7 @@ def test_no_data_is_a_data_error(tmp_path: Path) -> None:
         ({"limit": 0}, "0 im"),
     ],
 )
-def test_impossible_settings_are_refused(fields: dict[str, int], message: str) -> None:
+def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Check("x", **fields)
 

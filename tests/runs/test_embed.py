@@ -112,7 +112,7 @@ def test_other_kinds_of_data(data: str, runs: Path, tmp_path: Path, monkeypatch:
         where = str(tmp_path / "shards")
         assert smalti(["prepare", str(runs / "photos"), "--out", where, "--encoding", "raw"]) == 0
     else:
-        images = open_source(data, 3).select(np.arange(50))
+        images: Any = open_source(data, 3).select(np.arange(50))
         monkeypatch.setattr(embed, "open_noted", lambda *_: images)
     main(Embed(str(runs / "beit"), where, str(tmp_path / "f.npy"), device="cpu", precision="fp32"))
     found = np.load(tmp_path / "f.npy")

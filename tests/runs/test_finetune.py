@@ -17,6 +17,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, TrainingData
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
+from smalti.evaluation.supervised import class_scores
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.runs import classification_task as classification
@@ -81,10 +82,10 @@ def test_labels_are_learned_from_nothing(tmp_path: Path) -> None:
 def test_shuffled_labels_are_guessed_by_chance_on_test_images(tmp_path: Path) -> None:
     train, test = bright_and_dark(600), bright_and_dark(600, seed=1)
     rng = np.random.default_rng(3)
-    shuffled = (
+    learned, judged = (
         InMemoryDataset(part.images, part.labels[rng.permutation(len(part))], part.classes) for part in (train, test)
     )
-    found = trained(config(tmp_path / "run"), TrainingData(*shuffled))
+    found = trained(config(tmp_path / "run"), TrainingData(learned, judged))
     assert found["test_accuracy"] == pytest.approx(0.5, abs=0.1)
 
 
@@ -92,7 +93,7 @@ def test_validation_chooses_and_the_test_is_looked_at_once_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    whole = classification.class_scores
+    whole = class_scores
 
     def scores(model: Any, images: InMemoryDataset, *rest: Any) -> Any:
         seen.append((len(metrics(tmp_path / "run")), len(images)))
@@ -251,7 +252,7 @@ def test_weights_of_timm_at_another_resolution(
     assert finetune(photos, tmp_path / "vit.safetensors", tmp_path / "run", 1, *STILL) == 0
     assert "for 4x4 patches instead of 2x2; the head and the norm of pooled patches are new" in capsys.readouterr().err
     here = start_weights(tmp_path / "run")
-    assert torch.equal(here["backbone.blocks.1.mlp.fc1.weight"], there.backbone.blocks[1].mlp.fc1.weight)
+    assert torch.equal(here["backbone.blocks.1.mlp.fc1.weight"], there.state_dict()["backbone.blocks.1.mlp.fc1.weight"])
     assert here["backbone.pos_embed"].shape == (1, 17, 16)
 
 

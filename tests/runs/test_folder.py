@@ -82,7 +82,7 @@ def test_of_runs_that_start_together_one_wins(tmp_path: Path) -> None:
     """J04."""
     for attempt in range(20):
         out = str(tmp_path / str(attempt))
-        start, outcomes = Barrier(2), []
+        start, outcomes = Barrier(2), list[str]()
 
         def run(out: str = out, start: Barrier = start, outcomes: list[str] = outcomes) -> None:
             start.wait()

@@ -71,7 +71,7 @@ def test_training_does_not_notice(root: Path) -> None:
 def test_the_figure_is_that_of_the_best_block_of_the_network_as_it_is_saved(root: Path) -> None:
     backbone = load_model(str(root / "online"), CPU).backbone
     images = Data(path=str(root / "labelled"), side=16, held_out=0.2).load(Log()).train
-    features = extract(backbone, images, CPU, poolings=("mean",), dtype=torch.float16)
+    features = extract(backbone, images, CPU, poolings=["mean"], dtype=torch.float16)
     expected = max(leave_one_out_accuracy(x, images.labels) for x in features.values())
     assert curve(root / "online")[-1]["knn"] == expected
 
@@ -127,6 +127,6 @@ def test_images_that_are_not_square_are_refused() -> None:
     ("field", "value", "message"),
     [("every", 0, "online.every is 0; use at least 1"), ("limit", 1, "online.limit is 1; use at least 2")],
 )
-def test_an_evaluation_that_makes_no_sense(field: str, value: int, message: str) -> None:
+def test_an_evaluation_that_makes_no_sense(field: str, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         Online(**{field: value})

@@ -57,7 +57,11 @@ def test_ctrl_c_ends_it_and_the_page_no_longer_reloads(run: Path, monkeypatch: p
 
     (run / LOCK).write_text(f"{os.getpid()} on {os.uname().nodename}\n")
     monkeypatch.setattr("smalti.runs.report.time.sleep", interrupt)
-    report.watch((str(run),), target, lambda reload: target.write_text(page("t", "s", [], {}, reload)) and None)
+
+    def write(reload: int) -> None:
+        target.write_text(page("t", "s", [], {}, reload))
+
+    report.watch((str(run),), target, write)
     assert target.read_text() == page("t", "s", [], {})
 
 

@@ -19,6 +19,7 @@ from smalti.core.contracts import Batch
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
+from smalti.evaluation import supervised
 from smalti.models.segmenter import Segmenter
 from smalti.runs import segmentation_task as segmentation
 from smalti.runs.model_selection import Shares
@@ -91,7 +92,7 @@ def test_validation_chooses_and_the_test_is_looked_at_once_at_the_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[tuple[int, str]] = []
-    whole = segmentation.confusion_on
+    whole = supervised.confusion_on
 
     def confusion_on(model: Any, images: Any, *rest: Any) -> Any:
         looked.append((len(metrics(tmp_path / "run")), images.masks.parent.name))

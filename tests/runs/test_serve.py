@@ -1,5 +1,6 @@
 """`smalti serve` as a process: what it says, whom it answers, and how it ends."""
 
+import importlib.util
 import json
 import os
 import re
@@ -184,7 +185,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
-    whole = serve.importlib.util.find_spec
+    whole = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "uvicorn" else whole(name, *rest)
     )

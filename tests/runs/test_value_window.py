@@ -90,7 +90,9 @@ def test_the_window_is_measured_once_and_kept_and_is_the_next_runs_too(
     assert json.loads((tmp_path / "bundle" / "preprocessor.json").read_text())["window"] == [low, high]
     assert "value window" in (tmp_path / "bundle" / "README.md").read_text()
     file = next((stacks / "down").iterdir())
-    [shown] = smalti.load(str(tmp_path / "bundle"), device="cpu").preprocess(str(file))
+    bundle = smalti.load(str(tmp_path / "bundle"), device="cpu")
+    assert isinstance(bundle, smalti.Network)
+    [shown] = bundle.preprocess(str(file))
     assert shown.max() > 200
     capsys.readouterr()
     other = ["--data.window", "0", "4095"]
@@ -108,6 +110,7 @@ def test_embed_sees_the_window(stacks: Path, tokenizer: Path, tmp_path: Path) ->
     out = tmp_path / "features.npy"
     assert main(["embed", str(tmp_path / "run"), str(stacks), "--out", str(out), *CPU]) == 0
     network = smalti.load(str(tmp_path / "run"), device="cpu")
+    assert isinstance(network, smalti.Network)
     files = sorted(str(path) for path in stacks.glob("*/*.tif"))
     expected = network.features(files).numpy()
     np.testing.assert_allclose(np.load(out), expected, atol=1e-4)

@@ -172,7 +172,8 @@ def test_attention_is_what_the_network_computes(predictor: Predictor) -> None:
 
 def test_attention_weights_give_the_output_of_the_layer(predictor: Predictor) -> None:
     """Weights times values, projected, are what the layer computes."""
-    for block in predictor.model.blocks:
+    blocks: Any = predictor.model.blocks
+    for block in blocks:
         layer, generator = block.attn, torch.Generator().manual_seed(0)
         x = torch.randn(1, 17, layer.proj.in_features, generator=generator)
         given = (x,) if hasattr(layer, "qkv") else (x, x)

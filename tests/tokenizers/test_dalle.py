@@ -145,7 +145,7 @@ def test_encoding_in_bf16_takes_the_greatest_float32_logit() -> None:
 
 
 def test_it_can_be_trained_by_the_objective_of_stage_one() -> None:
-    objective = DiscreteVAEObjective(SMALL.build(), Relaxation(), steps=10)  # type: ignore[arg-type]
+    objective = DiscreteVAEObjective(SMALL.build(), Relaxation(), steps=10)
     batch = Batch(image=images(SMALL), index=torch.arange(3), key=torch.arange(3))
     output = objective(batch, torch.tensor(0))
     output.loss_sum.backward()

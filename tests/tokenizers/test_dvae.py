@@ -1,5 +1,7 @@
 """The discrete VAE as a tokenizer."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,8 @@ def test_a_token_sees_its_own_patch_and_its_neighbours() -> None:
     """One residual block of 3 x 3: a changed pixel reaches the tokens around its own, and none further away."""
     tokenizer = SMALL.build()
     with torch.no_grad():
-        tokenizer.encoder[0].conv2.weight.fill_(0.1)
+        first: Any = tokenizer.encoder[0]
+        first.conv2.weight.fill_(0.1)
         picture = torch.full((1, 3, 40, 40), 0.5)
         changed = picture.clone()
         changed[:, :, 16:20, 16:20] = 0.9

@@ -11,14 +11,15 @@ from torch import nn
 
 from smalti.core.errors import OutputError
 from smalti.core.files import write_folder
-from smalti.core.stored import read_folder
+from smalti.core.stored import is_whole, read_folder
 from smalti.training import checkpoint
 from smalti.training.checkpoint import BackgroundWriter, read_checkpoint, write_checkpoint
 
 
-def layer(value: float = 1.0) -> nn.Module:
+def layer(value: float = 1.0) -> nn.Conv2d:
     made = nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
     nn.init.constant_(made.weight, value)
+    assert made.bias is not None
     nn.init.zeros_(made.bias)
     return made
 
@@ -77,9 +78,8 @@ def test_the_next_write_waits_for_the_one_before(tmp_path: Path) -> None:
 
 
 def test_what_was_written_here_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    whole = checkpoint.is_whole
-    monkeypatch.setattr(checkpoint, "is_whole", lambda path: read.append(path.name) or whole(path))
+    read: list[str] = []
+    monkeypatch.setattr(checkpoint, "is_whole", lambda path: read.append(path.name) or is_whole(path))
     write_checkpoint(tmp_path, 1, layer(), {})
     with BackgroundWriter() as writer:
         for step in range(2, 5):

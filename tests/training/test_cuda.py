@@ -45,7 +45,7 @@ def test_a_batch_in_pinned_memory_arrives_whole(rng: torch.Generator) -> None:
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("positions", ["absolute", "shared_relative", "block_relative"])
 def test_the_loss_is_that_of_the_cpu(rng: torch.Generator, positions: Any, dtype: torch.dtype, close: float) -> None:
-    sizes = {"img_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    sizes: dict[str, Any] = {"img_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
     config = ViT(**sizes, drop_path_rate=0.0, positions=positions)
     objective, made = MaskedImageModeling(build_mim(config, 8)), batch(rng)
     expected = means(objective(made, torch.tensor(0)))["loss"]

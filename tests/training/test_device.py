@@ -26,7 +26,6 @@ from smalti.models.segmenter import MultiLevel, build_segmenter
 from smalti.models.vit import ViT
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.image_tokenizer import TokenizerConfig
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.training.objectives import (
@@ -42,7 +41,7 @@ from smalti.training.targets import Pixels, SoftTokens, Tokens
 CUDA = torch.device("cuda:0")
 VOCAB, GRID = 8, (4, 4)
 SIZES: dict[str, Any] = {"img_size": (32, 32), "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
-TOKENIZERS = [
+TOKENIZERS: list[Any] = [
     DVAE(vocab_size=VOCAB, stride=8, width=8),
     VQ(vocab_size=VOCAB, stride=8, width=8),
     FSQ(levels=(4, 3), stride=8, width=8),
@@ -104,10 +103,10 @@ OBJECTIVES = {
     "decoder": lambda: masked(Tokens(), CrossAttention(depth=2, predicted=0.5, mix_layers=True)),
     "soft-tokens": lambda: masked(SoftTokens(), CrossAttention()),
     "pixels": lambda: masked(Pixels(), Linear()),
-    "dvae": lambda: DiscreteVAEObjective(TOKENIZERS[0].build(), _RELAXATION, 100),  # type: ignore[arg-type]
-    "dalle": lambda: DiscreteVAEObjective(TOKENIZERS[5].build(), Relaxation(hard=True), 100),  # type: ignore[arg-type]
-    "vq": lambda: QuantisedObjective(TOKENIZERS[1].build()),  # type: ignore[arg-type]
-    "fsq": lambda: QuantisedObjective(TOKENIZERS[2].build()),  # type: ignore[arg-type]
+    "dvae": lambda: DiscreteVAEObjective(TOKENIZERS[0].build(), _RELAXATION, 100),
+    "dalle": lambda: DiscreteVAEObjective(TOKENIZERS[5].build(), Relaxation(hard=True), 100),
+    "vq": lambda: QuantisedObjective(TOKENIZERS[1].build()),
+    "fsq": lambda: QuantisedObjective(TOKENIZERS[2].build()),
     "classes": lambda: Classify(build_classifier(ViT(**SIZES), 5), 0.1),
     "segments": lambda: Segment(build_segmenter(ViT(**SIZES), 5, LinearHead())),
     "segments-four-levels": lambda: Segment(build_segmenter(ViT(**SIZES), 5, MultiLevel(width=8))),
@@ -127,7 +126,7 @@ def test_the_loss_is_computed_on_the_device(name: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("config", TOKENIZERS, ids=lambda config: type(config).__name__)
-def test_images_become_tokens_and_pictures_on_the_device(config: TokenizerConfig) -> None:
+def test_images_become_tokens_and_pictures_on_the_device(config: Any) -> None:
     tokenizer, compute = config.build().eval(), Compute(CUDA, torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         on_cuda(tokenizer)

@@ -76,6 +76,8 @@ class MeanGreyByConvolution(MeanGrey):
 class MeanGreyThatFollows(MeanGrey):
     """The same, with state that no gradient moves: some in the model, some in the objective."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.model.register_buffer("seen", torch.zeros(16))
@@ -85,11 +87,11 @@ class MeanGreyThatFollows(MeanGrey):
     def forward(self, batch: Batch, step: Tensor) -> StepOutput:
         self.latest = batch.image[:, 0, :4, :4].flatten(1).mean(0)
         output = super().forward(batch, step)
-        return output._replace(loss_sum=output.loss_sum * (1 + self.model.seen.mean()))
+        return output._replace(loss_sum=output.loss_sum * (1 + self.model.get_buffer("seen").mean()))
 
     def follow(self, step: int) -> None:
         assert self.latest is not None
-        self.model.seen.lerp_(self.latest, 0.5 / step)
+        self.model.get_buffer("seen").lerp_(self.latest, 0.5 / step)
         self.calls += 1
 
 
@@ -99,7 +101,10 @@ class Saving(RunHooks):
     go_on = "it"
 
     def __init__(self, save: Callable[[Trainer], None]) -> None:
-        self.save = save  # type: ignore[method-assign]
+        self.call = save
+
+    def save(self, trainer: Trainer) -> None:
+        self.call(trainer)
 
 
 def batches(seed: int = 0) -> Loader:
@@ -271,7 +276,7 @@ def test_an_absolute_learning_rate_needs_no_word(capsys: pytest.CaptureFixture[s
 def warming_up(frozen_steps: int) -> Trainer:
     """The first layer is frozen for so many steps."""
     objective = MeanGrey()
-    frozen = objective.model[0].parameters()
+    frozen = next(objective.model.children()).parameters()
     return Trainer(objective, OPTIMISER, Plan(steps=12, batch_size=6), 0.9, frozen=frozen, frozen_steps=frozen_steps)
 
 
@@ -284,7 +289,8 @@ def test_what_is_frozen_neither_moves_nor_decays_nor_has_moments_until_its_first
     for name, value in now.items():
         assert torch.equal(value, start[name]) == name.startswith("0."), name
         assert torch.equal(average[name], start[name]) == name.startswith("0."), name
-    frozen, head = made.objective.model[0].weight, made.objective.model[2].weight
+    layers: Any = made.objective.model
+    frozen, head = layers[0].weight, layers[2].weight
     assert frozen not in made.optimizer.state
     made.train_step(given(3), CPU)
     assert not torch.equal(frozen, start["0.weight"])
@@ -468,7 +474,8 @@ def test_the_objective_trains_and_is_left_in_evaluation() -> None:
     made = trainer()
     modes: list[bool] = []
     made.objective.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    run(made.objective.eval() and made)
+    made.objective.eval()
+    run(made)
     assert all(modes)
     assert not made.objective.training
 
@@ -486,8 +493,9 @@ def test_the_parts_of_a_batch_are_equal() -> None:
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "log_every", "save_every"])
 def test_plans_need_at_least_one_of_everything(name: str) -> None:
+    nothing: dict[str, Any] = {name: 0}
     with pytest.raises(UsageError, match=f"{name} is 0; use at least 1"):
-        Plan(**{name: 0})
+        Plan(**nothing)
 
 
 def test_no_fewer_than_no_steps_are_left_out() -> None:

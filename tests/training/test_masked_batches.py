@@ -68,6 +68,8 @@ def test_tokens_may_be_computed_in_float32_in_a_run_in_bf16(tmp_path: Path, post
     exact, ours, rough = seen["a run in float32"], seen["float32"], seen["as the run"]
     torch.testing.assert_close(ours.ids, exact.ids, rtol=0, atol=0)
     if posterior:
+        assert exact.scores is not None
+        assert rough.scores is not None
         torch.testing.assert_close(ours.scores, exact.scores, rtol=0, atol=0)
         assert not torch.equal(rough.scores, exact.scores)
     there = open_cache(tmp_path / "cache", views, images().train, tokenizer, 12, bf16).key

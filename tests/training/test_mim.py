@@ -1,6 +1,7 @@
 """Masked image modeling against the equation: what counts, how it is summed, and what is learned from."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def mim(*, equal_images: bool = False) -> MaskedImageModeling:
 
 def part_of(batch: Batch, part: slice) -> Batch:
     values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{name: v if v is None else v[part] for name, v in values.items()})
+    parts: dict[str, Any] = {name: v if v is None else v[part] for name, v in values.items()}
+    return Batch(**parts)
 
 
 def test_the_mim_loss_equals_the_equation() -> None:
@@ -66,7 +68,8 @@ def test_the_loss_of_two_codebooks_is_the_mean_of_the_losses_of_their_heads() ->
     both = MaskedImageModeling(build_mim(CONFIG, vocab_size=7, second=5)).eval()
     for name, value in alone.state_dict().items():
         assert torch.equal(value, both.state_dict()[name])
-    second_ids = (batch.ids * 3 + 1) % 5  # type: ignore[operator]
+    assert batch.ids is not None
+    second_ids = (batch.ids * 3 + 1) % 5
     with torch.no_grad():
         found = both(dataclasses.replace(batch, second_ids=second_ids), STEP)
         first, only = alone(batch, STEP), both(batch, STEP)
@@ -84,12 +87,14 @@ def test_the_loss_of_two_codebooks_is_the_mean_of_the_losses_of_their_heads() ->
 def test_visible_tokens_are_no_targets() -> None:
     objective, batch = mim().eval(), mim_batch()
     assert batch.ids is not None
+    assert batch.mask is not None
     other = dataclasses.replace(batch, ids=torch.where(batch.mask, batch.ids, (batch.ids + 1) % 7))
     assert torch.equal(objective(batch, STEP).loss_sum, objective(other, STEP).loss_sum)
 
 
 def test_mim_accuracy_counts_right_guesses_over_hidden_patches() -> None:
     objective, batch = mim().eval(), mim_batch()
+    assert batch.ids is not None
     assert batch.mask_index is not None
     with torch.no_grad():
         guesses = objective.model(batch.image, batch.mask, batch.mask_index).argmax(-1)

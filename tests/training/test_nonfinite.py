@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_a_step_in_which_all_is_finite() -> None:
 
 
 def test_a_weight_that_is_not_finite_before_the_step() -> None:
-    model = network()
+    model: Any = network()
     with torch.no_grad():
         model[2][0].bias[1] = float("inf")
     assert found(model) == Place("weight", "2.0.bias")
@@ -60,7 +61,7 @@ def test_a_weight_that_is_not_finite_before_the_step() -> None:
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_an_activation_is_that_of_the_first_and_innermost_module(scale: float) -> None:
     assert found(network(lambda values: values * scale)) == Place("activation", "1")
-    model = network()
+    model: Any = network()
     model[2][1] = Function(lambda values: values * scale)
     assert found(model) == Place("activation", "2.1")
 
@@ -88,7 +89,8 @@ def test_numbers_are_the_norms_of_the_gradients() -> None:
     model(torch.tensor([[3.0, 4.0]])).sum().backward()
     numbers = Numbers.of(model, torch.tensor(0.5), torch.tensor(26.0).sqrt())
     assert numbers.grad_norms == {"weight": 5.0, "bias": 1.0}
-    assert (numbers.loss, numbers.grad_norm) == (0.5, pytest.approx(math.sqrt(26)))
+    assert numbers.loss == 0.5
+    assert numbers.grad_norm == pytest.approx(math.sqrt(26))
 
 
 def test_numbers_are_the_same_bit_for_bit_and_nan_is_nan() -> None:

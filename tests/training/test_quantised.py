@@ -81,8 +81,9 @@ def test_the_codebook_follows_the_points_of_a_training_step_once() -> None:
     with torch.no_grad():
         points, ids = built.points(given.image).flatten(0, 2), built.encode(given.image).flatten()
     objective.follow(1)
-    state = [value.double().numpy() for value in before[:3]]
-    expected = oracles.follow_codebook(*state, before.unused.numpy(), points.double().numpy(), ids.numpy(), 0.99)
+    codes, sizes, sums = (value.double().numpy() for value in before[:3])
+    unused, at = before.unused.numpy(), points.double().numpy()
+    expected = oracles.follow_codebook(codes, sizes, sums, unused, at, ids.numpy(), 0.99)
     for ours, theirs in zip(built.book, expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
     now = built.codes.clone()

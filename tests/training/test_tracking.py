@@ -82,8 +82,8 @@ def test_steps_that_a_killed_run_repeats_are_there_once(tmp_path: Path, forgets:
 
 def test_a_tracker_that_comes_later_is_told_what_has_been(tmp_path: Path) -> None:
     tracker = Kept()
-    lines = [{"step": 1, "knn": 0.5}, {"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0, "stage": "mim"}]
-    told(tracker, tmp_path, [3], done=2, history=lines)
+    both: list[dict[str, Any]] = [{"step": 1, "knn": 0.5}, {"step": 1, "loss": 1.0}]
+    told(tracker, tmp_path, [3], done=2, history=[*both, {"step": 2, "loss": 2.0, "stage": "mim"}])
     assert tracker.steps[:2] == [(1, {"knn": 0.5, "loss": 1.0}), (2, {"loss": 2.0})]
     assert [step for step, _ in tracker.steps] == [1, 2, 3]
 
@@ -108,7 +108,7 @@ def test_a_tracker_that_hangs_keeps_nobody_waiting(
     monkeypatch.setattr("smalti.training.tracking._END", 0.05)
     monkeypatch.setattr("smalti.training.tracking._MOST_WAITING", 2)
     hanging, tracker = threading.Event(), Kept()
-    tracker.scalars = lambda *_: bool(hanging.wait(20))  # type: ignore[method-assign,assignment,return-value]
+    tracker.scalars = lambda *_: bool(hanging.wait(20))  # type: ignore[method-assign,assignment]
     told(tracker, tmp_path, list(range(1, 9)))
     assert capsys.readouterr().err.count("warning") == 1
     hanging.set()

@@ -134,8 +134,8 @@ def storage(key: Any = "0", num_values: Any = 4, dtype: Any = torch.FloatStorage
 
 def parameter(*description: Any) -> Reduced:
     """A parameter of storage, offset, size and stride."""
-    tensor = Reduced(torch._utils._rebuild_tensor_v2, *description, False, OrderedDict())  # type: ignore[attr-defined]
-    return Reduced(torch._utils._rebuild_parameter, tensor, False, OrderedDict())  # type: ignore[attr-defined]
+    tensor = Reduced(torch._utils._rebuild_tensor_v2, *description, False, OrderedDict())
+    return Reduced(torch._utils._rebuild_parameter, tensor, False, OrderedDict())
 
 
 def network(**state: Any) -> Encoder:

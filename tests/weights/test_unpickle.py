@@ -143,10 +143,7 @@ def unarmed() -> dict[str, Reduced]:
         "functools.partial": Reduced(functools.partial, os.system, "true"),
         "operator.attrgetter": Reduced(operator.attrgetter, "system"),
         "collections.defaultdict": Reduced(defaultdict, list),
-        "torch._utils._rebuild_device_tensor_from_numpy": Reduced(
-            torch._utils._rebuild_device_tensor_from_numpy,  # type: ignore[attr-defined]
-            [],
-        ),
+        "torch._utils._rebuild_device_tensor_from_numpy": Reduced(torch._utils._rebuild_device_tensor_from_numpy, []),
     }
 
 

@@ -47,7 +47,7 @@ class Log:
 
     def __init__(self, metrics: Path | None = None) -> None:
         self.also: Callable[[Mapping[str, float | int | str]], None] | None = None
-        self.console = _Quiet(stderr=True, highlight=False)
+        self.console: Console = _Quiet(stderr=True, highlight=False)
         self.path = metrics
         self._lost = 0
         self._warned = False

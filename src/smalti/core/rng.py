@@ -45,7 +45,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
-def fold(*counters: int | NDArray[np.integer]) -> Keys:
+def fold(*counters: int | np.integer | NDArray[np.integer]) -> Keys:
     """Hash counters (integers or integer arrays, broadcast together) to 64-bit keys.
 
     Each counter enters through a permutation of the 64-bit integers, so keys that differ in one counter only are

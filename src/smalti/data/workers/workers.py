@@ -67,9 +67,9 @@ class Workers(Renderer):
             raise
 
     @property
-    def pids(self) -> list[int | None]:
+    def pids(self) -> list[int]:
         """The process ids of the workers."""
-        return [child.process.pid for child in self._children]
+        return [child.process.pid for child in self._children if child.process.pid is not None]
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
         """See `Renderer`. Tasks that are queued already keep their place."""
