@@ -71,7 +71,10 @@ def test_a_flag_of_another_verb_gets_its_hint(capsys: pytest.CaptureFixture[str]
             ["evaluate", "run", "images", "--near-duplicates", "0.9"],
             "search has it, evaluate has not; see smalti evaluate",
         ),
-        (["check", "images", "--plan.steps", "3"], "train-tokenizer, tokenize, pretrain and finetune have it, check has not"),
+        (
+            ["check", "images", "--plan.steps", "3"],
+            "train-tokenizer, tokenize, pretrain and finetune have it, check has not",
+        ),
     ):
         assert main(arguments) == 2
         assert hint in capsys.readouterr().err

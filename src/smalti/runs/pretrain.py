@@ -40,8 +40,9 @@ from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.training_run import BackboneRun, TrainingRun
-from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
+from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.taught import FITTED_TO
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
