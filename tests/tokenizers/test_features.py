@@ -35,7 +35,7 @@ def fitted(
 ) -> KMeansFeatureTokenizer:
     config, used = KMeansFeatures(vocab_size=8, components=6).taught_by(teacher)
     tokenizer = config.build()
-    tokenizer.learn_from(used)
+    tokenizer.learn_from(used, images)
     tokenizer.initialise_from(images, torch.arange(COUNT * 24) if order is None else order)
     return tokenizer
 

@@ -13,7 +13,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.taught import Taught
 from smalti.training.targets import Pixels
 
 Config = TrainTokenizer | Pretrain | Finetune
@@ -69,7 +69,7 @@ def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
     network = after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone
-    unknown = isinstance(network, KMeansFeatures) and network.backbone is None  # those of a teacher not yet read
+    unknown = isinstance(network, Taught) and network.backbone is None  # those of a teacher not yet read
     own = 0 if unknown else num_parameters(network)
     whole = own
     if isinstance(after, Pretrain):

@@ -25,7 +25,7 @@ from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.taught import Taught
 from smalti.training.checkpoint import read_checkpoint
 
 
@@ -137,7 +137,7 @@ def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenize
     if kind == TrainTokenizer.__name__:
         config = read_config(model, TrainTokenizer)
         part = config.tokenizer
-        part = replace(part, teacher="") if isinstance(part, KMeansFeatures) else part
+        part = replace(part, teacher="") if isinstance(part, Taught) else part
         return replace(config, out="", data=replace(config.data, path=""), tokenizer=part)
     run = read_config(model, Finetune if kind == Finetune.__name__ else Pretrain)
     run = replace(run, out="", data=replace(run.data, path=""))

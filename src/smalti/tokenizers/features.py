@@ -90,8 +90,8 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         self.register_buffer("centres", torch.zeros(config.vocab_size, width))
         self.register_buffer("painted", torch.zeros(config.vocab_size, pixels))
 
-    def learn_from(self, teacher: VisionTransformer) -> None:
-        """Use the weights of a teacher, which `taught_by` has cut, and its device."""
+    def learn_from(self, teacher: VisionTransformer, images: Tensor) -> None:
+        """Use the weights of a teacher, which `taught_by` has cut, and its device; images have no part in it."""
         self.backbone = teacher
         self.to(teacher.cls_token.device)
 
