@@ -205,6 +205,23 @@ def follow_codebook(
     return codes, sizes, sums, unused
 
 
+def followed_means(means: Array, sizes: Array, values: Array, ids: NDArray[np.int64], decay: float) -> Array:
+    """The mean of what was assigned to each code: a weighted mean of the old mean and the new values."""
+    means = means.copy()
+    for k in range(len(sizes)):
+        mine = [value for value, code in zip(values, ids, strict=True) if code == k]
+        old = decay * sizes[k]
+        if mine:
+            means[k] = (old * means[k] + (1 - decay) * sum(mine)) / (old + (1 - decay) * len(mine))
+    return means
+
+
+def cosine(one: Array, other: Array) -> float:
+    """The cosine of the angle between two vectors."""
+    lengths = math.sqrt(sum(x * x for x in one)) * math.sqrt(sum(x * x for x in other))
+    return float(sum(x * y for x, y in zip(one, other, strict=True)) / lengths)
+
+
 def scalar_codes(levels: Sequence[int]) -> list[tuple[float, ...]]:
     """Every code of finite scalar quantisation, the first number turning fastest."""
     codes: list[tuple[float, ...]] = [()]

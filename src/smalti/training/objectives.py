@@ -1,4 +1,4 @@
-"""Objectives: discrete VAEs, quantised tokenizers and VQ-KD (stage one), masked image modeling (stage two), fine-tuning.
+"""Objectives: discrete VAEs, quantisers and VQ-KD (stage one), masked image modeling (stage two), fine-tuning.
 
 Fine-tuning learns one class or several labels per image, or the class of every pixel.
 """
