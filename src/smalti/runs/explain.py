@@ -73,7 +73,9 @@ def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
     own = 0 if unknown else num_parameters(network)
     whole = own
     if isinstance(after, Pretrain):
-        whole = num_parameters_whole(after.backbone, after.decoder, _num_outputs(after, vocab_size))
+        whole = num_parameters_whole(
+            after.backbone, after.decoder, _num_outputs(after, vocab_size), after.patch_aggregation
+        )
     return {
         "fields": fields,
         "num_parameters": own,
@@ -115,7 +117,7 @@ def _multiply_adds(config: Config, vocab_size: int) -> dict[str, int]:
     if not isinstance(config, Pretrain):
         return {}
     num_outputs = _num_outputs(config, vocab_size)
-    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs)
+    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs, config.patch_aggregation)
     return {"forward": work.forward, "training": work.training, "outputs": num_outputs}
 
 

@@ -17,6 +17,7 @@ from smalti.exporting.certificate import Pairs, certify, describe, require_packa
 from smalti.exporting.graphs import outputs
 from smalti.exporting.subject import Subject
 from smalti.models.mim import MaskedImageModel
+from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import VisionTransformer
 from smalti.runs.facts import facts_of
 from smalti.runs.finetune import Finetune
@@ -143,5 +144,6 @@ def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenize
     run = replace(run, out="", data=replace(run.data, path=""))
     if isinstance(run, Finetune) and not isinstance(subject.network, VisionTransformer):
         return replace(run, init="", test="", validation_data="", choose="last")
-    alone = replace(as_kind(run, Pretrain), backbone=subject.backbone.config)
+    whole = replace(as_kind(run, Pretrain), patch_aggregation=PatchAggregation())  # whose weights fall away
+    alone = replace(whole, backbone=subject.backbone.config)
     return replace(alone, init_from="", freeze_backbone_steps=0, token_cache="")

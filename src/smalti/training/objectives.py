@@ -222,6 +222,8 @@ class FeatureReconstruction(Objective):
 class MaskedImageModeling(Objective):
     """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images.
 
+    In training that of patch aggregation is added where the model has it (BEiT v2 §2.3); metrics are of the last block.
+
     Args:
         predicted: share of the masked patches that a training step predicts; in evaluation, all are.
     """
@@ -239,11 +241,17 @@ class MaskedImageModeling(Objective):
         chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
         assert chosen.mask_weight is not None
         key = batch.key if self.training else None
-        both = batch.second_ids is not None
-        predicted = self.model(batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both)
+        both, aggregated = batch.second_ids is not None, self.training and self.model.aggregation is not None
+        predicted = self.model(
+            batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both, aggregated=aggregated
+        )
         weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
-        judge = self._of_both if both else self.target
-        return judge(predicted, chosen, weight, self.with_metrics or not self.training)
+        judge, with_metrics = self._of_both if both else self.target, self.with_metrics or not self.training
+        if not aggregated:
+            return judge(predicted, chosen, weight, with_metrics)
+        last, shallow = (judge(part, chosen, weight, with_metrics) for part in predicted.chunk(2, dim=1))
+        each = {"last": (last.loss_sum.detach(), last.weight), "aggregated": (shallow.loss_sum.detach(), last.weight)}
+        return StepOutput(last.loss_sum + shallow.loss_sum, last.weight, {**last.metrics, **each})
 
     def _of_both(
         self, predicted: Float[Tensor, "B K W"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool
