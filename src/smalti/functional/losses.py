@@ -40,7 +40,7 @@ def masked_token_loss(
 def cosine_distance(predicted: Float[Tensor, "*B F"], target: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
     """1 - cos(predicted, target), in [0, 2], in float32; 1 where one of them is zero.
 
-    Reference: BEiT v2 §2.2, which maximises the cosine.
+    Reference: Peng et al. 2022 (BEiT v2), which maximises the cosine.
     """
     return 1 - (F.normalize(predicted.float(), dim=-1) * F.normalize(target.float(), dim=-1)).sum(-1)
 

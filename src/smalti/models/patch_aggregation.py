@@ -5,7 +5,7 @@
 The patches of block l know less than those of the last one, so the shallow prediction is only good where [S] tells what
 is missing: [S] learns to sum up the image. It is for training alone, and its weights fall away.
 
-Reference: Peng et al. 2022 (BEiT v2), §2.3; released code, modeling_pretrain.py, `cls_pt_layers`.
+Reference: Peng et al. 2022 (BEiT v2), patch aggregation; released code, modeling_pretrain.py, `cls_pt_layers`.
 """
 
 import math
@@ -26,7 +26,7 @@ from smalti.models.vit import VisionTransformer, ViT
 class PatchAggregation:
     """Configuration of the shallow prediction; none by default."""
 
-    depth: int = setting(0, "blocks that predict from [S] and patches of a lower block; 0: none", "BEiT v2 §2.3: 2")
+    depth: int = setting(0, "blocks that predict from [S] and patches of a lower block; 0: none", "BEiT v2: 2")
     layer: int | None = setting(
         None, "that block, counted from 1; none: three quarters up", "BEiT v2: 9 of 12, 21 of 24"
     )

@@ -187,7 +187,7 @@ class FeatureReconstruction(Objective):
     o is what the decoder makes of the codes, t the teacher's feature. The gradient of the first term is
     straight-through; `follow` updates the codebook after the step. The teacher is no part of the objective's modules.
 
-    Reference: Peng et al. 2022 (BEiT v2), §2.2; its term for the codebook is replaced by moving averages, as there.
+    Reference: Peng et al. 2022 (BEiT v2), VQ-KD; its term for the codebook is replaced by moving averages, as there.
     """
 
     def __init__(self, tokenizer: VQKDTokenizer, teacher: VisionTransformer) -> None:
@@ -222,7 +222,7 @@ class FeatureReconstruction(Objective):
 class MaskedImageModeling(Objective):
     """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images.
 
-    In training that of patch aggregation is added where the model has it (BEiT v2 §2.3); metrics are of the last block.
+    In training that of patch aggregation is added where the model has it (BEiT v2); metrics are of the last block.
 
     Args:
         predicted: share of the masked patches that a training step predicts; in evaluation, all are.
