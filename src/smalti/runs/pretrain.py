@@ -132,7 +132,7 @@ class Pretrain(BackboneRun):
 
     def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
         """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
-        if not self.reference or self.second_tokenizer or self.patch_aggregation.depth:
+        if not self.reference or self.second_tokenizer:
             return None
         setup = setup_of(self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size)
         return comparison_of(setup, baseline, self.plan.batch_size)

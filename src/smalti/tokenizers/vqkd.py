@@ -48,9 +48,7 @@ class VQKD(Taught):
     depth: int | None = setting(None, "blocks of the encoder; none: as many as the teacher to its block", "BEiT v2: 12")
     decoder_depth: int = setting(3, "blocks of the decoder", "BEiT v2: 3, in its code also 1")
     code_dim: int = setting(32, "dimensions of a code", "BEiT v2")
-    commitment: float = setting(
-        1.0, "weight of the squared distance of a point to its code", "BEiT v2; its code: 1/32"
-    )
+    commitment: float = setting(1.0, "weight of the squared distance of a point to its code", "BEiT v2; its code: 1/32")
     decay: float = setting(0.99, "a step, of the codes", "released code")
     dead_after: int = setting(100, "steps without a point after which a code moves")
     backbone: ViT | None = setting(None, "the encoder; known when the teacher is read")
