@@ -205,6 +205,23 @@ def follow_codebook(
     return codes, sizes, sums, unused
 
 
+def followed_means(means: Array, sizes: Array, values: Array, ids: NDArray[np.int64], decay: float) -> Array:
+    """The mean of what was assigned to each code: a weighted mean of the old mean and the new values."""
+    means = means.copy()
+    for k in range(len(sizes)):
+        mine = [value for value, code in zip(values, ids, strict=True) if code == k]
+        old = decay * sizes[k]
+        if mine:
+            means[k] = (old * means[k] + (1 - decay) * sum(mine)) / (old + (1 - decay) * len(mine))
+    return means
+
+
+def cosine(one: Array, other: Array) -> float:
+    """The cosine of the angle between two vectors."""
+    lengths = math.sqrt(sum(x * x for x in one)) * math.sqrt(sum(x * x for x in other))
+    return float(sum(x * y for x, y in zip(one, other, strict=True)) / lengths)
+
+
 def scalar_codes(levels: Sequence[int]) -> list[tuple[float, ...]]:
     """Every code of finite scalar quantisation, the first number turning fastest."""
     codes: list[tuple[float, ...]] = [()]
@@ -387,6 +404,23 @@ def embed(weights: Weights, image: Array, size: int, mean: float = 0.5, std: flo
     return patchify((image - mean) / std, size) @ flat.T + weights["patch_embed.proj.bias"]
 
 
+def transformer_block(
+    x: Array,
+    weights: Weights,
+    block: str,
+    heads: int,
+    keep: Sequence[float] | Array = (1.0, 1.0),
+    grid: tuple[int, int] = (0, 0),
+    table: Array | None = None,
+) -> Array:
+    """One block of the backbone, its branches scaled by `keep`."""
+    first, second = keep[0] * weights.get(f"{block}.gamma_1", 1.0), keep[1] * weights.get(f"{block}.gamma_2", 1.0)
+    normed = layer_norm(x, weights[f"{block}.norm1.weight"], weights[f"{block}.norm1.bias"])
+    x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads, grid, table)
+    normed = layer_norm(x, weights[f"{block}.norm2.weight"], weights[f"{block}.norm2.bias"])
+    return x + second * feed_forward(normed, weights, f"{block}.mlp")
+
+
 def encode(
     weights: Weights,
     tokens: Array,
@@ -403,13 +437,7 @@ def encode(
     table = weights.get("rel_pos_bias.relative_position_bias_table")
     layers = []
     for i in range(depth):
-        block = f"blocks.{i}"
-        first, second = (1.0, 1.0) if keep is None else keep[i]
-        first, second = first * weights.get(f"{block}.gamma_1", 1.0), second * weights.get(f"{block}.gamma_2", 1.0)
-        normed = layer_norm(x, weights[f"{block}.norm1.weight"], weights[f"{block}.norm1.bias"])
-        x = x + first * multi_head_attention(normed, weights, f"{block}.attn", heads, grid, table)
-        normed = layer_norm(x, weights[f"{block}.norm2.weight"], weights[f"{block}.norm2.bias"])
-        x = x + second * feed_forward(normed, weights, f"{block}.mlp")
+        x = transformer_block(x, weights, f"blocks.{i}", heads, (1.0, 1.0) if keep is None else keep[i], grid, table)
         layers.append(x)
     x = layer_norm(x, weights["norm.weight"], weights["norm.bias"])
     return x[0], x[1:], layers
@@ -424,6 +452,31 @@ def mim_logits(weights: Weights, image: Array, mask: NDArray[np.bool_], *, size:
             tokens[i] = weights["mask_token"][0, 0]
     _, patches, _ = encode(backbone, tokens, heads=heads, depth=depth)
     return patches @ weights["head.weight"].T + weights["head.bias"]
+
+
+def aggregated_logits(
+    weights: Weights,
+    image: Array,
+    mask: NDArray[np.bool_],
+    *,
+    heads: int,
+    depth: int,
+    layer: int,
+    keep: Sequence[Array],
+    shallow_keep: Sequence[Array],
+    grid: tuple[int, int],
+) -> Array:
+    """Scores at every patch of 4 pixels (N x V), as shallow blocks predict them from [S] and the patches of `layer`."""
+    backbone = {name.removeprefix("backbone."): value for name, value in weights.items()}
+    table = backbone.get("rel_pos_bias.relative_position_bias_table")
+    tokens = embed(backbone, image, 4)
+    tokens[mask] = weights["mask_token"][0, 0]
+    _, _, layers = encode(backbone, tokens, heads=heads, depth=depth, keep=np.stack(keep), grid=grid)
+    x = np.concatenate([layers[-1][:1], layers[layer - 1][1:]])
+    for i, factors in enumerate(shallow_keep):
+        x = transformer_block(x, weights, f"aggregation.blocks.{i}", heads, factors, grid, table)
+    normed = layer_norm(x, backbone["norm.weight"], backbone["norm.bias"])
+    return normed[1:] @ weights["head.weight"].T + weights["head.bias"]
 
 
 def mim_loss(

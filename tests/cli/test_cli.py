@@ -33,9 +33,9 @@ def story():
     return nano.demo()
 """
 
-RECIPES = "base, dalle, features, fsq, kmeans, nano, paper, random_projection, release, small, tiny, vq"
+RECIPES = "base, dalle, features, fsq, kmeans, nano, paper, random_projection, release, small, tiny, vq, vqkd"
 FOR_PRETRAIN = "base, nano, paper, release, small, tiny"
-FOR_TOKENIZER = "base, dalle, features, fsq, kmeans, nano, paper, random_projection, small, tiny, vq"
+FOR_TOKENIZER = "base, dalle, features, fsq, kmeans, nano, paper, random_projection, small, tiny, vq, vqkd"
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -9,10 +9,12 @@ import pytest
 
 from tests.distributed.started import started
 from tests.small_runs import (
+    CPU,
     PRETRAIN_FLAGS,
     TOKENIZER_FLAGS,
     metrics,
     pictures,
+    pretrain,
     train_tokenizer,
 )
 
@@ -27,6 +29,8 @@ TOKENIZERS = {
     "vq": ["vq", *TOKENIZER_FLAGS, *GENTLE, "--tokenizer.dead-after", "3"],
     "fsq": ["fsq", *FSQ_FLAGS, "--optimiser.lr", "1e-5"],
 }
+VQKD = [*CPU, *GENTLE, "--data.held-out", "0.2", "--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat"]
+VQKD += ["--tokenizer.dead-after", "3", "--tokenizer.vocab-size", "16", "--tokenizer.code-dim", "4"]
 TARGETS = {
     "tokens": [],
     "accumulated": ["--plan.accumulate", "2", "--masking", "random", "--equal-images"],
@@ -45,6 +49,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(photos: Path) -> Path:
     assert train_tokenizer(photos, photos.parent / "tokenizer", 2) == 0
     return photos.parent / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def teacher(photos: Path, tokenizer: Path) -> Path:
+    assert pretrain(photos, tokenizer, photos.parent / "teacher", 2, "--accept-tokenizer") == 0
+    return photos.parent / "teacher"
 
 
 def trained(world: int, command: list[str], photos: Path, out: Path, steps: int = STEPS) -> Path:
@@ -74,6 +84,11 @@ def test_e08_ranks_learn_what_one_learns(kind: str, world: int, photos: Path, to
     command = ["train-tokenizer", *TOKENIZERS[kind]] if kind in TOKENIZERS else mim(kind, tokenizer)
     one = trained(1, command, photos, tmp_path / "one")
     assert_same_losses(one, trained(world, command, photos, tmp_path / "many"))
+
+
+def test_ranks_learn_the_same_of_a_teacher(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    command = ["train-tokenizer", "vqkd", *VQKD, "--tokenizer.teacher", str(teacher)]
+    assert_same_losses(*(trained(world, command, photos, tmp_path / f"{world}") for world in (1, 2)))
 
 
 @pytest.mark.slow

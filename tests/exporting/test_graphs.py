@@ -20,6 +20,7 @@ from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.tokenizers.vqkd import VQKD
 from smalti.training.init_weights import load_resized
 from tests.exporting.networks import (
     BASE,
@@ -45,6 +46,7 @@ TOKENIZERS = {
     "random-projection": RandomProjection(vocab_size=16, stride=4),
     "dalle": DallE(vocab_size=16, width=8, depth=1, stride=4),
     "features": KMeansFeatures(vocab_size=16, backbone=PAPER),
+    "vqkd": VQKD(vocab_size=16, code_dim=4, decoder_depth=1, backbone=PAPER, target_dim=8),
 }
 BACKBONES = {"paper": PAPER, "released": RELEASED, "blocks": BLOCKS, "grey": GREY, "base": BASE}
 MISSING = [package for package in onnx.PACKAGES if importlib.util.find_spec(package) is None]

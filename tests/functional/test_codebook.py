@@ -11,8 +11,10 @@ from smalti.functional.codebook import (
     Codebook,
     drawn_codes,
     followed,
+    followed_means,
     greatest,
     nearest,
+    replacements,
     revived,
     started,
     steps_unused,
@@ -135,3 +137,26 @@ def test_no_codes_are_drawn_from_nothing(most: int) -> None:
 def test_the_greatest_is_the_first_of_several_as_argmax_says(dtype: torch.dtype, scores: list[list[float]]) -> None:
     rows = torch.tensor(scores).to(dtype)
     assert torch.equal(greatest(rows), rows.argmax(-1))
+
+
+@given(st.integers(0, 1000), st.integers(0, 30), st.sampled_from([0.0, 0.5, 0.99]))
+def test_means_of_codes_follow_what_is_assigned_to_them(seed: int, count: int, decay: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    means, before = torch.rand(5, 4, generator=rng), book(rng)
+    for _ in range(3):
+        points, values = unit(rng, count, 3), torch.rand(count, 4, generator=rng)
+        ids = torch.randint(5, (count,), generator=rng)
+        given_to = [value.double().numpy() for value in (means, before.sizes, values)]
+        means = followed_means(means, before.sizes, values, ids, decay)
+        expected = oracles.followed_means(given_to[0], given_to[1], given_to[2], ids.numpy(), decay)
+        np.testing.assert_allclose(means.numpy(), expected, rtol=1e-4, atol=1e-5)
+        before = followed(before, points, ids, decay)
+
+
+def test_dead_codes_move_to_the_points_that_are_named(rng: torch.Generator) -> None:
+    points = unit(rng, 9, 3)
+    before = book(rng)._replace(unused=torch.tensor([3, 0, 2, 5, 1]))
+    dead, chosen = replacements(before.unused, len(points), step=4, dead_after=2)
+    assert dead.tolist() == [0, 2, 3]
+    assert torch.equal(revived(before, points, 4, 2).codes[dead], points[chosen])
+    assert [len(found) for found in replacements(before.unused, len(points), 4, dead_after=9)] == [0, 0]

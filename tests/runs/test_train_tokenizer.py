@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from smalti.cli import main
 from smalti.core.compute import Compute
@@ -16,12 +17,14 @@ from smalti.data.load import Data
 from smalti.data.token_cache import digest
 from smalti.models.vit import ViT
 from smalti.recipes import fsq, kmeans, random_projection, vq
+from smalti.runs.network import load_network
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, build_objective
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.tokenizers.vqkd import VQKD
 from tests.small_runs import CPU, interrupted_before, metrics, newest_checkpoint, pictures, pretrain, result, weights
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
@@ -181,6 +184,67 @@ def test_what_cannot_teach_is_refused_in_one_line(
     )
 
 
+def vqkd(teacher: Path, data: Path, out: Path, *flags: str) -> int:
+    """`smalti train-tokenizer vqkd` with a tiny network; the exit code."""
+    small = ["--tokenizer.vocab-size", "16", "--tokenizer.code-dim", "4", "--tokenizer.decoder-depth", "1"]
+    plan = ["--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat", "--plan.steps", "5", "--data.held-out"]
+    given = ["--tokenizer.teacher", str(teacher), "--data", str(data), "--out", str(out)]
+    return main(["train-tokenizer", "vqkd", *CPU, *small, *plan, "0.2", *given, *flags])
+
+
+def test_vqkd_learns_from_a_teacher_which_may_move_while_it_learns_and_go_afterwards(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, teacher, moved = runs / "photos", tmp_path / "first", tmp_path / "moved"
+    shutil.copytree(runs / "beit", teacher)
+    flags = ["--plan.save-every", "2", "--tokenizer.dead-after", "1", "--ema-decay", "0.5"]
+    assert vqkd(teacher, photos, tmp_path / "whole", *flags) == 0
+    assert "teacher: block 2 of 2 of " in capsys.readouterr().err
+    with interrupted_before(4, monkeypatch):
+        assert vqkd(teacher, photos, tmp_path / "run", *flags) == 130
+    go_on = ["train-tokenizer", "--resume", str(tmp_path / "run")]
+    shutil.move(teacher, moved)
+    assert main(go_on) == 4
+    assert main([*go_on, "--tokenizer.teacher", str(runs / "crossed")]) == 2
+    assert "the teacher has other weights than it had" in capsys.readouterr().err
+    assert main([*go_on, "--tokenizer.teacher", str(moved)]) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    assert {"cosine", "gap", "alive", "perplexity"} <= set(metrics(tmp_path / "run")[0])
+    shutil.rmtree(moved)
+    assert pretrain(photos, tmp_path / "run", tmp_path / "second", 1, "--accept-tokenizer") == 0
+
+
+@pytest.mark.slow
+def test_vqkd_is_exported_and_shown_as_others_are(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert vqkd(runs / "beit", runs / "photos", run) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "bundle")]) == 0
+    assert str(runs / "beit") not in (tmp_path / "bundle" / "config.json").read_text()
+    found = [digest(load_tokenizer(str(place), COMPUTE)) for place in (run, tmp_path / "bundle")]
+    assert found[0] == found[1]
+    assert main(["show", str(run), str(runs / "photos"), "--out", str(tmp_path / "page.html"), *CPU[:2]]) == 0
+    assert main(["evaluate", str(run), str(runs / "photos"), *CPU[:2]]) == 0
+
+
+def test_weights_of_another_program_teach(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the run does that they are of, but for pixel statistics. What a file does not tell is said at its import."""
+    backbone, photos = load_network(runs / "beit", "cpu").backbone, runs / "photos"
+    file = tmp_path / "model.safetensors"
+    save_file({name: value.contiguous() for name, value in backbone.state_dict().items()}, file)
+    assert vqkd(file, photos, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert f"use --num-heads: smalti import {file} with it, and give the folder that is written" in error
+    wide = replace(backbone.config, embed_dim=64, num_heads=1, mean=(0.5,), std=(0.5,)).build()
+    save_file({name: value.contiguous() for name, value in wide.state_dict().items()}, file)
+    assert main(["import", str(file), "--out", str(tmp_path / "imported")]) == 0
+    for number, teacher in enumerate((file, tmp_path / "imported")):
+        assert vqkd(teacher, photos, tmp_path / f"{number}", "--plan.steps", "2") == 0
+        assert features(teacher, photos, tmp_path / f"features-{number}") == 0
+    assert metrics(tmp_path / "0") == metrics(tmp_path / "1")
+    assert weights(tmp_path / "features-0") == weights(tmp_path / "features-1")
+
+
 def test_the_buffers_of_a_loaded_quantiser_are_those_it_was_saved_with(photos: Path, tmp_path: Path) -> None:
     assert train("vq", photos, tmp_path / "run") == 0
     tokenizer = load_tokenizer(str(tmp_path / "run"), COMPUTE)
@@ -195,6 +259,7 @@ def test_the_buffers_of_a_loaded_quantiser_are_those_it_was_saved_with(photos: P
     [
         *(DVAE(16, 4), VQ(16, 4), FSQ((5, 4), 4), KMeansPatches(16, 4), RandomProjection(16, 4)),
         *(KMeansFeatures("runs/beit"), KMeansFeatures("runs/beit", 4, 16, backbone=ViT(depth=4))),
+        *(VQKD("runs/beit"), VQKD("runs/beit", 4, 16, backbone=ViT(depth=4), target_dim=8)),
     ],
     ids=lambda tokenizer: type(tokenizer).__name__,
 )

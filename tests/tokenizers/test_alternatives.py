@@ -16,10 +16,11 @@ from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection, whitening
+from smalti.tokenizers.vqkd import VQKD
 from tests import oracles
 from tests.contracts import check_tokenizer
 
-Config = DVAE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures
+Config = DVAE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures | VQKD
 TEACHER = ViT(img_size=(32, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2, init="xavier")
 CONFIGS: list[Config] = [
     DVAE(vocab_size=16, stride=4, width=8, depth=1),
@@ -32,6 +33,7 @@ CONFIGS: list[Config] = [
     RandomProjection(vocab_size=16, stride=4),
     RandomProjection(vocab_size=700, stride=8, in_chans=5, code_dim=3, whitening=1.0),
     KMeansFeatures(vocab_size=16, components=12, layer=2, backbone=TEACHER),
+    VQKD(vocab_size=16, layer=2, decoder_depth=1, code_dim=8, backbone=TEACHER, target_dim=12),
 ]
 SMALL = {type(config): config for config in CONFIGS[::-1]}
 
@@ -86,7 +88,7 @@ def test_starting_twice_gives_the_same_bits_and_leaves_chance_alone(config: Conf
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("make", [VQ, FSQ, DVAE, RandomProjection, lambda: CONFIGS[-1]])
+@pytest.mark.parametrize("make", [VQ, FSQ, DVAE, RandomProjection, lambda: CONFIGS[-2], lambda: CONFIGS[-1]])
 def test_another_seed_gives_other_weights(make: Callable[[], Any]) -> None:
     one, other = (make().build(seed).state_dict() for seed in (1, 2))
     assert any(not torch.equal(one[name], other[name]) for name in one)
@@ -163,7 +165,7 @@ def test_k_means_tokens_are_the_nearest_centres_in_pixels() -> None:
         assert found.flatten().tolist() == nearest
 
 
-@pytest.mark.parametrize("config", [CONFIGS[5], CONFIGS[7], CONFIGS[9]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[5], CONFIGS[7], CONFIGS[9], CONFIGS[10]], ids=str)
 def test_a_code_paints_the_mean_of_its_patches(config: Config) -> None:
     tokenizer, images = fitted(config)
     patches = np.concatenate([oracles.patchify(image, 4) for image in as_unit_range(images).double().numpy()])
@@ -215,6 +217,10 @@ def test_whitening_gives_principal_components_one_variance(rng: torch.Generator)
         (lambda: KMeansFeatures(layer=0), "layer is 0; blocks are counted from 1"),
         (lambda: KMeansFeatures(vocab_size=1), "a vocabulary of 1; use 2 to 16384, or 0 for a size by images"),
         (lambda: KMeansFeatures(components=1), "1 principal components; use at least 2"),
+        (lambda: VQKD(depth=0), "an encoder of 0 blocks; use at least 1"),
+        (lambda: VQKD(decoder_depth=0), "a decoder of 0 blocks; use at least 1"),
+        (lambda: VQKD(code_dim=1), "codes of 1 dimensions; use at least 2"),
+        (lambda: VQKD(decay=1.0), "a decay of 1.0"),
         (lambda: KMeansFeatures().build(), "no teacher given; use --tokenizer.teacher MODEL"),
     ],
 )

@@ -35,7 +35,7 @@ def fitted(
 ) -> KMeansFeatureTokenizer:
     config, used = KMeansFeatures(vocab_size=8, components=6).taught_by(teacher)
     tokenizer = config.build()
-    tokenizer.learn_from(used)
+    tokenizer.learn_from(used, images)
     tokenizer.initialise_from(images, torch.arange(COUNT * 24) if order is None else order)
     return tokenizer
 
@@ -120,8 +120,8 @@ def test_memory_is_bounded_by_parts_that_do_not_matter(
     teacher: VisionTransformer, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fitted(teacher, images)
-    for name, value in (("_AT_ONCE", 7), ("_POINTS", 50)):
-        monkeypatch.setattr(f"smalti.tokenizers.features.{name}", value)
+    for name, value in (("features.AT_ONCE", 7), ("taught.AT_ONCE", 7), ("features._POINTS", 50)):
+        monkeypatch.setattr(f"smalti.tokenizers.{name}", value)
     parts = fitted(teacher, images)
     torch.testing.assert_close(parts.mean, whole.mean)
     with torch.no_grad():

@@ -144,26 +144,60 @@ def followed(book: Codebook, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"]
     )
 
 
+def followed_means(
+    means: Float[Tensor, "V P"],
+    sizes: Float[Tensor, "V"],
+    values: Float[Tensor, "n P"],
+    ids: Int[Tensor, "n"],
+    decay: float,
+) -> Float[Tensor, "V P"]:
+    """The mean of what was assigned to each code, after a step, with the weights that `followed` gives to points.
+
+    A code without points keeps its mean.
+
+    Args:
+        means: before the step.
+        sizes: of the codebook before the step.
+        values: what belongs to each point, such as the pixels of its patch.
+        ids: the code assigned to each, in [0, V).
+        decay: γ in [0, 1).
+    """
+    counts = torch.bincount(ids, minlength=len(means)).to(values.dtype)
+    added = torch.zeros_like(means).index_add_(0, ids, values)
+    weights = decay * sizes + (1 - decay) * counts
+    moved = (decay * sizes[:, None] * means + (1 - decay) * added) / weights.clamp_min(1e-12)[:, None]
+    return torch.where(counts[:, None] > 0, moved, means)
+
+
 def steps_unused(unused: Int[Tensor, "V"], ids: Int[Tensor, "n"]) -> Int[Tensor, "V"]:
     """The counters of steps without use after one more step, which used the codes `ids`."""
     return torch.where(torch.bincount(ids, minlength=len(unused)) > 0, 0, unused + 1)
 
 
-def revived(book: Codebook, points: Float[Tensor, "n d"], step: int, dead_after: int) -> Codebook:
-    """Move dead codes, those without points for `dead_after` steps, to points of this step.
+def replacements(
+    unused: Int[Tensor, "V"], num_points: int, step: int, dead_after: int
+) -> tuple[Int[Tensor, "dead"], Int[Tensor, "dead"]]:
+    """The dead codes, those without points for `dead_after` steps, and for each the point that it moves to.
 
     A hash of `step` chooses the points, so a repeated step chooses the same ones; they are different points as long as
-    there are enough. A moved code has the weight of one point per step.
+    there are enough.
     """
-    dead = (book.unused >= dead_after).nonzero()[:, 0]
+    dead = (unused >= dead_after).nonzero()[:, 0]
+    if len(dead) == 0:
+        return dead, dead
+    order = torch.from_numpy(permutation(0, step, num_points)).to(unused.device)
+    return dead, order[torch.arange(len(dead), device=unused.device) % num_points]
+
+
+def revived(book: Codebook, points: Float[Tensor, "n d"], step: int, dead_after: int) -> Codebook:
+    """Move dead codes to points of this step (`replacements`). A moved code has the weight of one point per step."""
+    dead, chosen = replacements(book.unused, len(points), step, dead_after)
     if len(dead) == 0:
         return book
-    order = torch.from_numpy(permutation(0, step, len(points))).to(points.device)
-    taken = points[order[torch.arange(len(dead), device=points.device) % len(points)]]
     return Codebook(
-        codes=book.codes.index_copy(0, dead, taken),
+        codes=book.codes.index_copy(0, dead, points[chosen]),
         sizes=book.sizes.index_fill(0, dead, 1.0),
-        sums=book.sums.index_copy(0, dead, taken),
+        sums=book.sums.index_copy(0, dead, points[chosen]),
         unused=book.unused.index_fill(0, dead, 0),
     )
 

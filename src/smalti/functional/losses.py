@@ -37,6 +37,14 @@ def masked_token_loss(
     return (nats * weight.flatten()).sum(), weight.sum()
 
 
+def cosine_distance(predicted: Float[Tensor, "*B F"], target: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
+    """1 - cos(predicted, target), in [0, 2], in float32; 1 where one of them is zero.
+
+    Reference: Peng et al. 2022 (BEiT v2), which maximises the cosine.
+    """
+    return 1 - (F.normalize(predicted.float(), dim=-1) * F.normalize(target.float(), dim=-1)).sum(-1)
+
+
 def logit_laplace_nll(
     pixels: Float[Tensor, "B C H W"], mu: Float[Tensor, "B C H W"], log_scale: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:

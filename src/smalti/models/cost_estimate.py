@@ -9,9 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from smalti.core.contracts import Masking
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
+from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import ViT
 
 _FLOAT32 = 4
+_NO_AGGREGATION = PatchAggregation()
 
 
 class Memory(NamedTuple):
@@ -55,10 +57,16 @@ def num_parameters(network: Buildable) -> int:
         return sum(parameter.numel() for parameter in network.build().parameters())
 
 
-def num_parameters_whole(config: ViT, decoder: Linear | CrossAttention, num_outputs: int) -> int:
-    """How many parameters pretraining has: backbone, mask token or decoder, and a head of `num_outputs`."""
+def num_parameters_whole(
+    config: ViT,
+    decoder: Linear | CrossAttention,
+    num_outputs: int,
+    aggregation: PatchAggregation = _NO_AGGREGATION,
+) -> int:
+    """How many parameters pretraining has: of backbone, mask token or decoder, `num_outputs` of a head, aggregation."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_mim(config, num_outputs, decoder=decoder).parameters())
+        model = build_mim(config, num_outputs, decoder=decoder, aggregation=aggregation)
+        return sum(parameter.numel() for parameter in model.parameters())
 
 
 def encoding_work(config: ViT) -> int:
@@ -68,7 +76,13 @@ def encoding_work(config: ViT) -> int:
         return counter.get_total_flops() // 2
 
 
-def pretraining_work(config: ViT, masking: Masking, decoder: Linear | CrossAttention, num_outputs: int) -> Work:
+def pretraining_work(
+    config: ViT,
+    masking: Masking,
+    decoder: Linear | CrossAttention,
+    num_outputs: int,
+    aggregation: PatchAggregation = _NO_AGGREGATION,
+) -> Work:
     """Multiply-adds an image of masked image modeling, by torch's count of the operations; nothing is computed.
 
     Args:
@@ -76,13 +90,13 @@ def pretraining_work(config: ViT, masking: Masking, decoder: Linear | CrossAtten
     """
     num_patches, num_masked = config.grid[0] * config.grid[1], masking.count(config.grid)
     with torch.device("meta"):
-        model = build_mim(config, num_outputs, decoder=decoder)
+        model = build_mim(config, num_outputs, decoder=decoder, aggregation=aggregation)
         index = torch.arange(num_masked)[None]
         mask = torch.zeros(1, num_patches, dtype=torch.bool)
         predicted = index[:, : max(1, round(decoder.predicted * num_masked))]
         images = torch.zeros(1, config.in_chans, *config.img_size)
         with FlopCounterMode(display=False) as counter:
-            output = model(images, mask, index, at=predicted)
+            output = model(images, mask, index, at=predicted, aggregated=aggregation.depth > 0)
             forward = counter.get_total_flops()
             output.sum().backward()
             return Work(forward // 2, counter.get_total_flops() // 2)

@@ -213,21 +213,24 @@ def _scaled(
     return branch if keep is None else keep * branch
 
 
-def drop_path_keep(key: Int[Tensor, "B"], depth: int, rate: float) -> Float[Tensor, "depth 2 B 1 1"]:
+def drop_path_keep(key: Int[Tensor, "B"], depth: int, rate: float, stream: int = 1) -> Float[Tensor, "depth 2 B 1 1"]:
     """Factors of stochastic depth: for each block, branch and sample 0 with probability p, else 1/(1-p).
 
-    p rises linearly from 0 in the first block to `rate` in the last. The draws are a function of the sample's key.
+    p rises linearly from 0 in the first block to `rate` in the last. The draws are a function of the sample's key
+    and of the `stream`.
 
     Reference: Huang et al. 2016; BEiT §2.5 (0.1).
     """
     p = torch.linspace(0, rate, depth, device=key.device)[:, None, None]
-    draws = uniform_noise(key, 2 * depth, stream=1).t().reshape(depth, 2, -1)
+    draws = uniform_noise(key, 2 * depth, stream).t().reshape(depth, 2, -1)
     return ((draws >= p) / (1 - p))[..., None, None]
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, init: Init, embed_dim: int) -> None:
+def initialise(model: nn.Module, init: Init, embed_dim: int, below: int = 0) -> None:
     """Draw all weights; biases 0, LayerNorm 1 and 0, then rescale the output matrices of block l by 1/√(2l).
+
+    There are `below` blocks before those of the model, which count.
 
     LayerScale and tables of relative positions keep the values from their constructors.
 
@@ -248,7 +251,7 @@ def initialise(model: nn.Module, init: Init, embed_dim: int) -> None:
         elif "gamma" not in name and not name.endswith("bias_table"):
             is_token = name.endswith(("cls_token", "pos_embed", "mask_token"))
             _draw(parameter, "uniform" if is_token and init in ("width", "xavier") else init, embed_dim)
-    for layer, block in enumerate(getattr(model, "blocks", []), start=1):
+    for layer, block in enumerate(getattr(model, "blocks", []), start=below + 1):
         block.attn.proj.weight.div_(math.sqrt(2 * layer))
         block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
 

@@ -1,9 +1,12 @@
 """Masked image modeling: a backbone, a decoder where there is one, and a head over the visual tokens."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from smalti.core.contracts import Features
 from smalti.functional.patches import rows, visible_index
 from smalti.models.decoder import (
     CrossAttention,
@@ -13,9 +16,18 @@ from smalti.models.decoder import (
     Linear,
 )
 from smalti.models.layers import Attention, Block, Init, initialise
+from smalti.models.patch_aggregation import AggregatingBlocks, PatchAggregation
 from smalti.models.vit import VisionTransformer, ViT
 
 _LINEAR = Linear()
+_NO_AGGREGATION = PatchAggregation()
+_FALLS_AWAY = ("second_head.", "aggregation.")
+"""Weights that only training needs, by the beginning of their names."""
+
+
+def lasting(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without those that only training needs: of a second head, and of patch aggregation."""
+    return {name: value for name, value in weights.items() if not name.startswith(_FALLS_AWAY)}
 
 
 class MaskedImageModel(nn.Module):
@@ -32,6 +44,7 @@ class MaskedImageModel(nn.Module):
         init: Init,
         decoder: CrossAttentionDecoder | None = None,
         second: int = 0,
+        aggregation: PatchAggregation = _NO_AGGREGATION,
     ) -> None:
         super().__init__()
         self.backbone, self.decoder = backbone, decoder
@@ -39,9 +52,10 @@ class MaskedImageModel(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if decoder is None else None
         self.head = nn.Linear(width, vocab_size)
         self._initialise_own(init, width)
-        self.second_head = nn.Linear(width, second) if second else None  # drawn last
+        self.second_head = nn.Linear(width, second) if second else None  # drawn after the rest
         if self.second_head is not None:
             initialise(self.second_head, init, width)
+        self.aggregation = AggregatingBlocks(aggregation, backbone.config) if aggregation.depth else None
 
     def _initialise_own(self, init: Init, width: int) -> None:
         own = nn.Module()
@@ -73,7 +87,8 @@ class MaskedImageModel(nn.Module):
         at: Int[Tensor, "B P"] | None = None,
         *,
         both: bool = False,
-    ) -> Float[Tensor, "B P V"]:
+        aggregated: bool = False,
+    ) -> Float[Tensor, "B Q V"]:
         """Logits over the visual tokens at masked patches. Nothing is computed that these do not depend on.
 
         Args:
@@ -83,17 +98,33 @@ class MaskedImageModel(nn.Module):
             key: one key per sample, of which stochastic depth is a function; None keeps every branch.
             at: positions of the masked patches to predict; None: all.
             both: the logits of the second head too, behind those of the first.
+            aggregated: those of patch aggregation too, as P more patches, so that Q = 2P; else Q = P.
         """
         at, tokens = mask_index if at is None else at, self.backbone.embed(images)
         grid = self.backbone.config.grid
-        if self.decoder is not None:
+        visible = None
+        if self.decoder is None:
+            assert self.mask_token is not None
+            tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
+            encoded = self.backbone.encode(tokens, grid, key=key, at=at, layers=aggregated)
+        else:
             visible = visible_index(mask, mask.shape[1] - mask_index.shape[1])
-            layers = self.decoder.layer_weights is not None
+            layers = aggregated or self.decoder.layer_weights is not None
             encoded = self.backbone.encode(rows(tokens, visible), grid, key=key, visible=visible, layers=layers)
-            return self._logits(self.decoder(encoded, visible, at), both)
-        assert self.mask_token is not None
-        tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        return self._logits(self.backbone.encode(tokens, grid, key=key, at=at).patches, both)
+        features = self._predicting(encoded, visible, at)
+        if aggregated:
+            assert self.aggregation is not None
+            shallow = self.aggregation(encoded, self.backbone, key, at if visible is None else None, visible)
+            features = torch.cat([features, self._predicting(shallow, visible, at)], dim=1)
+        return self._logits(features, both)
+
+    def _predicting(
+        self, encoded: Features, visible: Int[Tensor, "B v"] | None, at: Int[Tensor, "B P"]
+    ) -> Float[Tensor, "B P W"]:
+        """What the head reads: the encoder's output at the patches `at`, or what the decoder makes of all of it."""
+        if self.decoder is None or visible is None:
+            return encoded.patches
+        return self.decoder(encoded, visible, at)
 
     def _logits(self, features: Float[Tensor, "B P D"], both: bool) -> Float[Tensor, "B P V"]:
         first = self.head(features)
@@ -106,12 +137,18 @@ class MaskedImageModel(nn.Module):
 
 
 def build_mim(
-    config: ViT, vocab_size: int, seed: int = 0, decoder: Linear | CrossAttention = _LINEAR, second: int = 0
+    config: ViT,
+    vocab_size: int,
+    seed: int = 0,
+    decoder: Linear | CrossAttention = _LINEAR,
+    second: int = 0,
+    aggregation: PatchAggregation = _NO_AGGREGATION,
 ) -> MaskedImageModel:
     """A masked image model with random weights, which are a function of the seed.
 
     Args:
         second: outputs of a second head, which has its own visual tokens; 0: none.
+        aggregation: the shallow prediction through [S], which is for training.
     """
     backbone = config.build(seed)
     with torch.random.fork_rng(devices=[]):
@@ -121,4 +158,4 @@ def build_mim(
             between = CrossAttentionDecoder(
                 decoder, config.grid, config.embed_dim, config.num_heads, config.depth, config.init
             )
-        return MaskedImageModel(backbone, vocab_size, config.init, between, second)
+        return MaskedImageModel(backbone, vocab_size, config.init, between, second, aggregation)

@@ -161,18 +161,25 @@ class VisionTransformer(nn.Module):
         x = _residual_dtype(x, self.training)
         depth, rate = self.config.depth, self.config.drop_path_rate
         keep = [None] * depth if key is None or rate == 0 else drop_path_keep(key, depth, rate).to(x.dtype)
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        if bias is not None and where is not None:
-            bias = bias_between(bias, where)
+        bias = self.shared_bias(where)
         wanted = None if at is None else F.pad(at + 1, (1, 0))
         outputs = []
         for block, block_keep in zip(self.blocks, keep, strict=True):
-            x = self._run(block, x, block_keep, bias, wanted if block is self.blocks[-1] else None, where)
+            x = self.run_block(block, x, block_keep, bias, wanted if block is self.blocks[-1] else None, where)
             outputs.append(x)
         x = self.norm(x)
         return Features(x[:, 0], x[:, 1:], tuple(outputs) if layers else ())
 
-    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+    def shared_bias(
+        self, where: Int[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "heads S S"] | Float[Tensor, "B heads S S"] | None:
+        """The bias of attention that all blocks share, between the positions `where` (default: all); often none."""
+        if self.rel_pos_bias is None:
+            return None
+        bias = self.rel_pos_bias()
+        return bias if where is None else bias_between(bias, where)
+
+    def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Run a block; with `grad_checkpointing` its activations are recomputed in the backward pass."""
         if not (self.config.grad_checkpointing and torch.is_grad_enabled()):
             return block(*inputs)

@@ -8,7 +8,8 @@ Hardware: any. Time: two forward passes of the teacher over at most a million pa
 
 from smalti.data.load import Data
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
+from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.taught import FITTED_TO
 
 
 def train_tokenizer() -> TrainTokenizer:

@@ -12,7 +12,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.taught import Taught
 from smalti.training.targets import Pixels
 
 Config = TrainTokenizer | Pretrain | Finetune
@@ -68,11 +68,13 @@ def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
     network = after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone
-    unknown = isinstance(network, KMeansFeatures) and network.backbone is None  # those of a teacher not yet read
+    unknown = isinstance(network, Taught) and network.backbone is None  # those of a teacher not yet read
     own = 0 if unknown else num_parameters(network)
     whole = own
     if isinstance(after, Pretrain):
-        whole = num_parameters_whole(after.backbone, after.decoder, _num_outputs(after, vocab_size))
+        whole = num_parameters_whole(
+            after.backbone, after.decoder, _num_outputs(after, vocab_size), after.patch_aggregation
+        )
     return {
         "fields": fields,
         "num_parameters": own,
@@ -114,7 +116,7 @@ def _multiply_adds(config: Config, vocab_size: int) -> dict[str, int]:
     if not isinstance(config, Pretrain):
         return {}
     num_outputs = _num_outputs(config, vocab_size)
-    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs)
+    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs, config.patch_aggregation)
     return {"forward": work.forward, "training": work.training, "outputs": num_outputs}
 
 

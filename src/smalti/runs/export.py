@@ -17,6 +17,7 @@ from smalti.exporting.certificate import Pairs, certify, describe, require_packa
 from smalti.exporting.graphs import outputs
 from smalti.exporting.subject import Subject
 from smalti.models.mim import MaskedImageModel
+from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import VisionTransformer
 from smalti.runs.facts import facts_of
 from smalti.runs.finetune import Finetune
@@ -25,7 +26,7 @@ from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.taught import Taught
 from smalti.training.checkpoint import read_checkpoint
 
 
@@ -137,11 +138,12 @@ def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenize
     if kind == TrainTokenizer.__name__:
         config = read_config(model, TrainTokenizer)
         part = config.tokenizer
-        part = replace(part, teacher="") if isinstance(part, KMeansFeatures) else part
+        part = replace(part, teacher="") if isinstance(part, Taught) else part
         return replace(config, out="", data=replace(config.data, path=""), tokenizer=part)
     run = read_config(model, Finetune if kind == Finetune.__name__ else Pretrain)
     run = replace(run, out="", data=replace(run.data, path=""))
     if isinstance(run, Finetune) and not isinstance(subject.network, VisionTransformer):
         return replace(run, init="", test="", validation_data="", choose="last")
-    alone = replace(as_kind(run, Pretrain), backbone=subject.backbone.config)
+    whole = replace(as_kind(run, Pretrain), patch_aggregation=PatchAggregation())  # whose weights fall away
+    alone = replace(whole, backbone=subject.backbone.config)
     return replace(alone, init_from="", freeze_backbone_steps=0, token_cache="")

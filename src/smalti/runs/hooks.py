@@ -20,7 +20,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.distributed.collectives import all_gather, from_rank0, full_tensors
 from smalti.runs.folder import RunFolder
-from smalti.runs.pretraining_checks import ReferenceComparison
+from smalti.runs.pretraining_checks import ReferenceComparison, token_loss
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import RunHooks
 from smalti.training.nonfinite import NotFiniteError, write_dump
@@ -51,7 +51,7 @@ class Yardstick:
         """The bits a masked token that the loss lies below the baseline, as `bits 1.23`."""
         if self.baseline is None:
             return ""
-        return f"bits {(self.baseline - values.get('hard', values['loss'])) / math.log(2):.2f}"
+        return f"bits {(self.baseline - token_loss(values)) / math.log(2):.2f}"
 
 
 NO_YARDSTICK = Yardstick()

@@ -19,7 +19,7 @@ from smalti.data.load import Data
 from smalti.evaluation.inpainting import Inpainter
 from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
-from smalti.models.mim import MaskedImageModel, build_mim
+from smalti.models.mim import MaskedImageModel, build_mim, lasting
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
@@ -64,7 +64,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
     require_alike(config.decoder, weights, run)
-    weights = {name: value for name, value in weights.items() if not name.startswith("second_head.")}
+    weights = lasting(weights)
     if "head.bias" in weights:
         return _frozen(
             lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),

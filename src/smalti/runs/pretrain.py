@@ -30,7 +30,8 @@ from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
-from smalti.models.mim import build_mim
+from smalti.models.mim import build_mim, lasting
+from smalti.models.patch_aggregation import PatchAggregation
 from smalti.report.pictures import PICTURES, thumbnails
 from smalti.runs import train_tokenizer
 from smalti.runs.completions import completions
@@ -41,8 +42,9 @@ from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.training_run import BackboneRun, TrainingRun
-from smalti.tokenizers.features import FITTED_TO, KMeansFeatures
+from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.taught import FITTED_TO
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
@@ -70,6 +72,7 @@ class Pretrain(BackboneRun):
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
     decoder: Linear | CrossAttention = Linear()
     target: Tokens | SoftTokens | Pixels = Tokens()
+    patch_aggregation: PatchAggregation = PatchAggregation()
     equal_images: bool = setting(False, "each image counts the same; else each masked patch", "BEiT's code: patches")
     jitter: ColorJitter = ColorJitter()
     num_views: int | None = setting(None, "views of an image, in turn, so that a token cache pays; none: always new")
@@ -90,6 +93,10 @@ class Pretrain(BackboneRun):
         super().__post_init__()
         self.masking.count(self.backbone.grid)  # raises if the grid has fewer patches than are to be masked
         self.decoder.num_visible(self.masking, self.backbone.grid)  # raises if the number is not determined
+        if self.patch_aggregation.depth:
+            self.patch_aggregation.layer_of(self.backbone)  # raises if there is no such block
+            mixed = isinstance(self.decoder, CrossAttention) and self.decoder.mix_layers
+            require(not mixed, "patch aggregation, and a decoder that mixes layers", "leave one of them out")
         require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
         require(
             self.masks_per_image >= 1 and self.plan.batch_size % self.masks_per_image == 0,
@@ -300,7 +307,7 @@ def _pictures(
     """Held-out images, masked, and what the network with these weights predicts."""
     views = config.views(tokenizer)
     model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
-    model = load_frozen(model, dict(weights), config.out, session.compute.device)
+    model = load_frozen(model, lasting(weights), config.out, session.compute.device)
     inpainter = Inpainter(model, tokenizer, config.target, views, session.compute)
     seen, _ = completions(inpainter, inpainter.batch(held_out.images[:PICTURES]), config.data.show_channels)
     return {"predictions": thumbnails(seen)}
@@ -317,7 +324,9 @@ def _measured(
     views, weights = config.views(tokenizer), read_checkpoint(session.folder.path).model
     second = second_of(config, session.compute)
     codes = 0 if second is None else second.vocab_size
-    model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder, second=codes)
+    model = build_mim(
+        config.backbone, views.num_outputs, decoder=config.decoder, second=codes, aggregation=config.patch_aggregation
+    )
     model = load_frozen(model, weights, config.out, session.compute.device)
     size = config.plan.of_one_of(world_size()).micro_batch_size
     density = tokenizer is not None and has_density(config.tokenizer)
@@ -347,7 +356,9 @@ def prepare(
     plan, second, log = config.plan, second_of(config, compute), log or Log()
     views, codes = config.views(tokenizer, second), 0 if second is None else second.vocab_size
     plan.at_most(plan.batch_size // config.masks_per_image).require_images(len(images.train))
-    model = build_mim(config.backbone, views.num_outputs, config.seed, config.decoder, codes).to(compute.device)
+    model = build_mim(
+        config.backbone, views.num_outputs, config.seed, config.decoder, codes, config.patch_aggregation
+    ).to(compute.device)
     if source is not None:
         log.say(init_from_weights(model, source))
     target = CompiledTokens() if config.compiles_loss(compute.device) else config.target
@@ -356,7 +367,8 @@ def prepare(
     trainer = Trainer(
         objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel
     )
-    config.compile_blocks(model.blocks, compute.device)
+    shallow = () if model.aggregation is None else model.aggregation.blocks
+    config.compile_blocks([*model.blocks, *shallow], compute.device)
     posterior, cache = isinstance(config.target, SoftTokens), config.token_cache
     size, data = plan.batch_size, config.data
     batches = training_batches(views, images, data, size, compute, log, posterior=posterior, token_cache=cache)

@@ -168,6 +168,11 @@ def online_probe(config: Online, backbone: ViT, data: Data, compute: Compute, lo
     return OnlineProbe(config.every, backbone, images.labelled(), compute)
 
 
+def token_loss(values: Mapping[str, float]) -> float:
+    """The loss of a step against the most likely tokens, in nats: without that of patch aggregation."""
+    return values.get("hard", values.get("last", values["loss"]))
+
+
 @dataclass(frozen=True)
 class ReferenceComparison:
     """Compares a run with a reference after the same number of images. It does not affect training.
@@ -189,7 +194,7 @@ class ReferenceComparison:
             return "beyond the reference" if images > self.reference.images[-1] else ""
         if not self.setup.comparable(self.reference.setup):
             return f"reference {self.baseline - theirs:.3f}"
-        gain = self.baseline - values.get("hard", values["loss"])
+        gain = self.baseline - token_loss(values)
         return f"reference {self.baseline - theirs:.3f} ({standing(gain, theirs, self.setup.target)})"
 
     def loss_at(self, step: int) -> float | None:

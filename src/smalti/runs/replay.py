@@ -19,6 +19,7 @@ from smalti.runs.model_selection import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.tokenizers.taught import Taught
 from smalti.training.nonfinite import DumpStep, Numbers, first_not_finite, numbers_as_json, read_dump
 from smalti.training.trainer import Trainer
 
@@ -120,7 +121,10 @@ def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batc
         return finetune.prepare(run, run.divided(images, Log()), compute)
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
-    return train_tokenizer.prepare(replace(run, init_images=0), images, compute)  # its weights are in the bundle
+    run, teacher = replace(run, init_images=0), None  # its weights are in the bundle
+    if isinstance(run.tokenizer, Taught):
+        run, teacher, _ = train_tokenizer.taught(run, run.tokenizer, compute, Log())
+    return train_tokenizer.prepare(run, images, compute, teacher)
 
 
 def _computed(trainer: Trainer, batch: Batch, compute: Compute) -> Numbers:

@@ -115,7 +115,8 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
     # With soft targets the training loss is not comparable with these.
     level = (name, result[key]) if key in result and "soft_loss_nats" not in result else None
     ylabel = "error per masked patch" if pixels else "nats per masked patch"
-    loss, beside = series_of(folder, "loss"), _beside(config, result)
+    loss = series_of(folder, "last" if config.patch_aggregation.depth else "loss")
+    beside = _beside(config, result)
     reference, said = ({}, "") if beside is None else _reference(beside, loss[0])
     chart = curve({"training loss": loss} | reference, xlabel="step", ylabel=ylabel, level=level)
     if not pixels:

@@ -121,16 +121,20 @@ class Session:
             if classes:
                 self.folder.write_classes(classes)
 
-    def same_images(self, source: ImageDataset, tokenizer: str | None = None) -> None:
-        """Record which images the run is trained on, and the digest of the tokenizer whose tokens it predicts.
+    def same_images(self, source: ImageDataset, network: str | None = None, named: str = "tokenizer") -> None:
+        """Record which images the run is trained on, and which network says what it has to predict.
+
+        Args:
+            network: the digest of the tokenizer, or of a tokenizer's teacher; None: there is none.
+            named: what that is, for messages.
 
         Raises:
             DataError: the run is resumed, and the images are not those it started with.
-            UsageError: it is resumed with another tokenizer, and that is not allowed.
+            UsageError: it is resumed with another network, and that is not allowed.
         """
         found = {"images": len(source), "fingerprint": source.fingerprint()}
         require_same("data set", found | {"memory": "stream" if source.pixels is None else "resident"})
-        whole = found | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        whole = found | ({} if network is None else {TOKENIZER: network})
         before = self.folder.read_data() if is_rank0() else whole
         if before is None:
             self.folder.write_data(whole)
@@ -142,8 +146,8 @@ class Session:
                 cause=f"there were {there} of them, now {here}" if there != here else "files differ in name or length",
                 fix=f"bring them back, or begin a new run{_starting_from(self.verb, self.folder.path)}",
             )
-        if before.get(TOKENIZER, tokenizer) != tokenizer:
-            require_exact(str(self.folder.path), ["the tokenizer has other weights than it had"], self.allow_inexact)
+        if before.get(TOKENIZER, network) != network:
+            require_exact(str(self.folder.path), [f"the {named} has other weights than it had"], self.allow_inexact)
 
     def train(
         self,

@@ -1,5 +1,6 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +13,13 @@ from smalti.core.compute import Compute
 from smalti.core.config import part, require, setting
 from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
+from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
+from smalti.data.token_cache import digest
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.data.values import Window
 from smalti.distributed.collectives import from_rank0
@@ -27,6 +30,7 @@ from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.cost_estimate import encoding_work
 from smalti.models.vit import VisionTransformer
 from smalti.report.pictures import PICTURES, thumbnails, to_pixels
+from smalti.runs.folder import holds_run
 from smalti.runs.session import Session
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
@@ -35,11 +39,14 @@ from smalti.tokenizers.features import KMeansFeatures, KMeansFeatureTokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig
 from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.vqkd import VQKD, VQKDTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
-from smalti.training.objectives import DiscreteVAEObjective, QuantisedObjective, Relaxation
+from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstruction, QuantisedObjective, Relaxation
 from smalti.training.optim import AdamW
 from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
+from smalti.weights.read import is_foreign
 
 _OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
 """Settings of the optimiser that DALL-E states."""
@@ -50,7 +57,7 @@ class TrainTokenizer(TrainingRun):
     """Everything about a tokenizer run."""
 
     optimiser: AdamW = part(AdamW(), dict.fromkeys(_OF_DALLE, "DALL-E, appendix A.2"))
-    tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures = DVAE()
+    tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures | VQKD = DVAE()
     relaxation: Relaxation = Relaxation()
     """Of the discrete VAEs only, DVAE and DallE."""
     likelihood: Likelihood = setting(
@@ -64,7 +71,7 @@ class TrainTokenizer(TrainingRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tokenizer, KMeansFeatures):  # whose teacher decides them
+        if not isinstance(self.tokenizer, Taught):  # whose teacher decides them
             self._require_fit(self.tokenizer)
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
@@ -132,43 +139,65 @@ def main(
 def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     teacher, window = None, None
-    if isinstance(config.tokenizer, KMeansFeatures) and not session.resumed:
-        config, teacher, window = _taught(config, config.tokenizer, session)
+    if isinstance(config.tokenizer, Taught) and (config.planned_steps or not session.resumed):
+        config, teacher, window = taught(config, config.tokenizer, session.compute, session.log)
     if images is None:
         config = config.with_window(session.log, window, "its teacher")
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given)
-        if isinstance(config.tokenizer, KMeansFeatures):
+        if isinstance(config.tokenizer, Taught):
             config = replace(config, tokenizer=config.tokenizer.sized(len(given.train)))
-    session.same_images(given.train)
+    learns_from = None if teacher is None or not config.planned_steps else digest(teacher)
+    session.same_images(given.train, learns_from, "teacher")
     tokenizer = made(config, given, session, teacher).to(session.compute.device)
     return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))
 
 
-def _taught(
-    config: TrainTokenizer, features: KMeansFeatures, session: Session
+def taught(
+    config: TrainTokenizer, tokenizer: Taught, compute: Compute, log: Log
 ) -> tuple[TrainTokenizer, VisionTransformer, Window | None]:
     """The configuration with what the teacher decides, the part of the teacher that is used, and its value window.
 
     Raises:
         UsageError: there is no teacher, it is no network, or its images are not square.
     """
-    from smalti.runs.network import network_of  # which loads tokenizers, and so imports this module
-
-    require(bool(features.teacher), "no teacher given", "use --tokenizer.teacher MODEL, as of pretrain or import")
-    network = network_of(features.teacher, session.compute)
-    features, teacher = features.taught_by(network.backbone)
+    place = tokenizer.teacher
+    require(bool(place), "no teacher given", "use --tokenizer.teacher MODEL, as of pretrain or import")
+    network, window = _read_teacher(place, compute)
+    tokenizer, teacher = tokenizer.taught_by(network)
     height, width = teacher.config.img_size
     require(height == width, f"the images of the teacher are {height}x{width}", "use a teacher of square images")
     rows, columns = teacher.config.grid
-    session.log.say(
-        f"teacher: block {features.layer} of {network.backbone.config.depth} of {features.teacher}, "
+    log.say(
+        f"teacher: block {tokenizer.layer} of {network.config.depth} of {place}, "
         f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
-        f"to encode one takes {encoding_work(teacher.config) / 1e6:,.1f} M multiply-adds"
+        f"to encode one takes {encoding_work(tokenizer.taught) / 1e6:,.1f} M multiply-adds"
     )
     data = replace(config.data, side=width, channels=teacher.config.in_chans)
-    return replace(config, data=data, tokenizer=features), teacher, network.window
+    assert isinstance(tokenizer, KMeansFeatures | VQKD)
+    return replace(config, data=data, tokenizer=tokenizer), teacher, window
+
+
+def _read_teacher(place: str, compute: Compute) -> tuple[VisionTransformer, Window | None]:
+    """The network of a MODEL, or of weights of timm or transformers, and its value window.
+
+    Raises:
+        CheckpointError: there is none.
+        UsageError: it is a tokenizer; or weights of another program do not tell all that is needed.
+    """
+    from smalti.runs.foreign import read_foreign  # both load what `smalti train-tokenizer` usually does not need
+    from smalti.runs.network import network_of  # which also loads tokenizers, and so imports this module
+
+    if holds_run(place) or not is_foreign(place):
+        network = network_of(place, compute)
+        return network.backbone, network.window
+    try:
+        subject, _ = read_foreign(place)
+    except UsageError as error:
+        fix = f"smalti import {shlex.quote(place)} with it, and give the folder that is written"
+        raise UsageError(error.what, cause=error.cause, fix=f"{error.fix}: {fix}") from None
+    return subject.backbone.to(compute.device), None
 
 
 def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
@@ -192,7 +221,7 @@ def made(
 ) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved. One that was fitted before is read, as its teacher may be gone."""
     if config.planned_steps > 0:
-        trainer, batches = prepare(config, images, session.compute)
+        trainer, batches = prepare(config, images, session.compute, teacher)
         session.begin(config)
         pictures = partial(_pictures, config, images.held_out.images[:PICTURES], session)
         session.train("tokenizer", trainer, batches, config, pictures=pictures)
@@ -223,7 +252,9 @@ def _pictures(
     return {"reconstructions": thumbnails({name: to_pixels(x, config.data.show_channels) for name, x in seen.items()})}
 
 
-def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tuple[Trainer, Loader]:
+def prepare(
+    config: TrainTokenizer, images: AnyImages, compute: Compute, teacher: VisionTransformer | None = None
+) -> tuple[Trainer, Loader]:
     """A trainer at step 0, and its training batches."""
     plan, side = config.plan, config.data.side
     plan.require_images(len(images.train))
@@ -231,7 +262,8 @@ def prepare(config: TrainTokenizer, images: AnyImages, compute: Compute) -> tupl
     views = TwoViews(config.crop, (side, side), jitter=config.jitter, full_decode=config.data.full_decode)
     order = Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size()))
     batches = Loader(open_view_source(images, views, config.data, share, compute.device), order)
-    objective = build_objective(config, start(config, images).to(compute.device))
+    tokenizer = start(config, images, teacher).to(compute.device)
+    objective = build_objective(config, tokenizer, teacher)
     return Trainer(objective, config.optimiser, plan, config.ema_decay), batches
 
 
@@ -240,17 +272,20 @@ def start(config: TrainTokenizer, images: AnyImages, teacher: VisionTransformer 
     side, tokenizer, count = config.data.side, config.tokenizer.build(config.seed), config.init_images
     if count == 0:
         return tokenizer
-    if isinstance(tokenizer, KMeansFeatureTokenizer):
-        assert teacher is not None
-        tokenizer.learn_from(teacher)
-        count = min(count, tokenizer.config.most_images)
+    if isinstance(config.tokenizer, Taught):
+        count = min(count, config.tokenizer.most_images)
     sample = some_squares(images.train, count, side)
+    if isinstance(tokenizer, KMeansFeatureTokenizer | VQKDTokenizer):
+        assert teacher is not None
+        tokenizer.learn_from(teacher, sample)
     num_patches = len(sample) * (side // tokenizer.stride) ** 2
     tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
     return tokenizer
 
 
-def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Objective:
+def build_objective(
+    config: TrainTokenizer, tokenizer: ImageTokenizer, teacher: VisionTransformer | None = None
+) -> Objective:
     """The training objective of this kind of tokenizer.
 
     Raises:
@@ -260,4 +295,7 @@ def build_objective(config: TrainTokenizer, tokenizer: ImageTokenizer) -> Object
         return DiscreteVAEObjective(tokenizer, config.relaxation, config.plan.steps, config.likelihood)
     if isinstance(tokenizer, Quantised):
         return QuantisedObjective(tokenizer, config.likelihood)
+    if isinstance(tokenizer, VQKDTokenizer):
+        assert teacher is not None
+        return FeatureReconstruction(tokenizer, teacher)
     raise UsageError(f"a {type(config.tokenizer).__name__} tokenizer is fitted, not trained")

@@ -11,92 +11,52 @@ Differs: a teacher of images; features without the mean of their position, at un
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.core.errors import DataError, UsageError
-from smalti.functional.codebook import greatest, kmeans, vocabulary_for
-from smalti.functional.patches import constant_patches, patchify
-from smalti.models.vit import VisionTransformer, ViT, as_unit_range, feature_block, first_blocks
-from smalti.tokenizers.image_tokenizer import MAX_VOCAB, ImageTokenizer
+from smalti.functional.codebook import greatest, kmeans
+from smalti.models.vit import VisionTransformer, ViT
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.taught import (
+    AT_ONCE,
+    Taught,
+    feature_parts,
+    mean_patches,
+    normalised_features,
+    painted_image,
+    varied_patches,
+    without_norm,
+)
 from smalti.tokenizers.trunk import float32
 
-FITTED_TO = 16_384
-"""Images that it is usually fitted to, fewer where they have more than a million patches."""
-_AT_ONCE = 64
-"""Images in a forward pass of the teacher while the tokenizer is fitted."""
-_MOST_PATCHES = 1 << 20
-"""Patches that it is fitted to, at most: 256 MB with 64 components."""
 _POINTS = 1 << 15
 """Points per batch of distances to all centres."""
 
 
 @dataclass(frozen=True)
-class KMeansFeatures:
+class KMeansFeatures(Taught):
     """Configuration of a tokenizer by k-means on the features of a teacher."""
 
-    teacher: str = setting("", "MODEL whose features are clustered: a run, checkpoint, bundle or import", resume="free")
-    layer: int | None = setting(None, "block of the teacher, counted from 1; none: two thirds up", "HuBERT: half")
-    vocab_size: int = setting(0, "visual tokens; 0: one for 500 of those of the training images, see smalti plan")
     components: int = setting(64, "principal components of features that are compared, at most")
     backbone: ViT | None = setting(None, "the teacher up to that block; known when it is read")
 
     def __post_init__(self) -> None:
-        require(self.layer is None or self.layer >= 1, f"layer is {self.layer}", "blocks are counted from 1")
-        few_or_many = self.vocab_size == 0 or 2 <= self.vocab_size <= MAX_VOCAB
-        require(few_or_many, f"a vocabulary of {self.vocab_size}", f"use 2 to {MAX_VOCAB}, or 0 for a size by images")
+        super().__post_init__()
         require(self.components >= 2, f"{self.components} principal components", "use at least 2")
 
-    @property
-    def taught(self) -> ViT:
-        """The configuration of the teacher.
-
-        Raises:
-            UsageError: there is none yet.
-        """
-        if self.backbone is None:
-            raise UsageError("no teacher given", fix="use --tokenizer.teacher MODEL, as of smalti pretrain or import")
-        return self.backbone
-
-    @property
-    def stride(self) -> int:
-        """Pixels between tokens: a patch of the teacher."""
-        return self.taught.patch_size
-
-    @property
-    def in_chans(self) -> int:
-        """Channels."""
-        return self.taught.in_chans
-
-    @property
-    def most_images(self) -> int:
-        """How many images it is fitted to, at most: those of a million patches."""
-        rows, columns = self.taught.grid
-        return max(1, _MOST_PATCHES // (rows * columns))
-
-    def taught_by(self, teacher: VisionTransformer) -> "tuple[KMeansFeatures, VisionTransformer]":
-        """The configuration with what is known of a teacher, and the part of the teacher that is used.
-
-        Without a `layer` that is its `feature_block`, also of the encoder of a decoder: clusters are to be of what is
-        in a patch, not of what a decoder reads. Of a network that was cut after a block, that block.
+    def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
+        """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
 
         Raises:
             UsageError: there is no such block.
         """
-        blocks = teacher.config.depth
-        layer = self.layer or (feature_block(blocks) if isinstance(teacher.norm, nn.LayerNorm) else blocks)
-        require(layer <= blocks, f"layer {layer} of a teacher of {blocks} blocks", f"use 1 to {blocks}")
-        used = first_blocks(teacher, layer)
-        return replace(self, layer=layer, backbone=used.config), used
-
-    def sized(self, num_images: int) -> "KMeansFeatures":
-        """The configuration with a vocabulary for so many training images, where `vocab_size` is 0."""
-        rows, columns = self.taught.grid
-        return replace(self, vocab_size=self.vocab_size or vocabulary_for(num_images, rows * columns))
+        used = self.used_part(teacher)
+        return replace(self, layer=used.config.depth, backbone=used.config), used
 
     def build(self, seed: int = 0) -> "KMeansFeatureTokenizer":
         """A tokenizer whose centres are not set yet, with a teacher of random weights."""
@@ -123,21 +83,16 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         super().__init__(config)
         vit = config.taught
         self.grid = vit.grid
-        self.backbone = self._without_norm(vit.build(seed))
+        self.backbone = without_norm(vit.build(seed))
         width, pixels = min(config.components, vit.embed_dim), vit.in_chans * vit.patch_size**2
         self.register_buffer("mean", torch.zeros(vit.grid[0] * vit.grid[1], vit.embed_dim))
         self.register_buffer("directions", torch.zeros(width, vit.embed_dim))
         self.register_buffer("centres", torch.zeros(config.vocab_size, width))
         self.register_buffer("painted", torch.zeros(config.vocab_size, pixels))
 
-    @staticmethod
-    def _without_norm(backbone: VisionTransformer) -> VisionTransformer:
-        backbone.norm = nn.Identity()
-        return backbone.eval().requires_grad_(False)
-
-    def learn_from(self, teacher: VisionTransformer) -> None:
-        """Use the weights of a teacher, which `taught_by` has cut, and its device."""
-        self.backbone = self._without_norm(teacher)
+    def learn_from(self, teacher: VisionTransformer, images: Tensor) -> None:
+        """Use the weights of a teacher, which `taught_by` has cut, and its device; images have no part in it."""
+        self.backbone = teacher
         self.to(teacher.cls_token.device)
 
     @torch.no_grad()
@@ -150,23 +105,19 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         Raises:
             DataError: there is no patch with more than one colour.
         """
-        parts = images.split(_AT_ONCE)
-        varied = torch.cat([~constant_patches(part, self.stride) for part in parts])
-        if not varied.any():
-            raise DataError("every patch of the images has a single colour", fix="train on images that show something")
+        varied = varied_patches(images, self.stride)
         self._fit_projection(images)
-        points = torch.cat([self.points(self._placed(part)).cpu() for part in parts])
+        points = torch.cat([self.points(self._placed(part)).cpu() for part in images.split(AT_ONCE)])
         shown = points[varied]
         self.centres.copy_(kmeans(shown, self.vocab_size, order[order < len(shown)]))
         ids = torch.cat([self.nearest(self._placed(part)).cpu() for part in points.flatten(0, 1).split(_POINTS)])
-        self._fit_paint(images, ids.view(varied.shape))
+        self.painted.copy_(mean_patches(images, ids.view(varied.shape), self.vocab_size, self.stride))
 
     def _fit_projection(self, images: Tensor) -> None:
         """Set means and principal directions; sums are in float64 on the CPU, so that batches do not matter."""
         total = torch.zeros(self.mean.shape, dtype=torch.float64)
         squares = torch.zeros(total.shape[1], total.shape[1], dtype=torch.float64)
-        for part in images.split(_AT_ONCE):
-            features = self._normalised(self._placed(part)).cpu().double()
+        for features in feature_parts(self.backbone, images):
             total += features.sum(0)
             squares += features.flatten(0, 1).t() @ features.flatten(0, 1)
         mean = total / len(images)
@@ -174,14 +125,6 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         covariance = squares / (len(images) * len(mean)) - mean.t() @ mean / len(mean)
         _, vectors = torch.linalg.eigh(covariance)
         self.directions.copy_(vectors.flip(1).t()[: len(self.directions)])
-
-    def _fit_paint(self, images: Tensor, ids: Int[Tensor, "B N"]) -> None:
-        """Set the mean patch of each code; of one that no patch has, the mean of all."""
-        sums, counts = torch.zeros(self.painted.shape), torch.bincount(ids.flatten(), minlength=self.vocab_size)
-        for part, found in zip(images.split(_AT_ONCE), ids.split(_AT_ONCE), strict=True):
-            sums.index_add_(0, found.flatten(), patchify(as_unit_range(part), self.stride).flatten(0, 1))
-        mean = sums.sum(0) / counts.sum()
-        self.painted.copy_(torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], mean))
 
     def _placed(self, some: Tensor) -> Tensor:
         return some.to(self.mean.device)
@@ -192,16 +135,9 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         Raises:
             UsageError: images of another grid of patches than that of the teacher.
         """
-        normal = self._normalised(images)
+        normal = normalised_features(self.backbone, images)
         with float32(images):
             return F.normalize(F.linear(normal - self.mean, self.directions), dim=-1)
-
-    def _normalised(self, images: Tensor) -> Float[Tensor, "B N D"]:
-        """The output of the last block, with mean 0 and variance 1 in every patch, in float32."""
-        grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        features = self.backbone.encode(self.backbone.embed(images), grid).patches.float()
-        with float32(images):
-            return F.layer_norm(features, features.shape[-1:])
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
         """The index in [0, V) of the nearest centre."""
@@ -214,4 +150,4 @@ class KMeansFeatureTokenizer(ImageTokenizer):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""
-        return F.pixel_shuffle(F.embedding(ids, self.painted).permute(0, 3, 1, 2), self.stride)
+        return painted_image(ids, self.painted, self.stride)

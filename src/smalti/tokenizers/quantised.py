@@ -12,20 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import (
-    Codebook,
-    bounded,
-    followed,
-    ids_of,
-    kmeans,
-    nearest,
-    revived,
-    rounded,
-    started,
-    values_of,
-)
+from smalti.functional.codebook import bounded, ids_of, kmeans, rounded, started, values_of
 from smalti.functional.gumbel_relaxation import straight_through
-from smalti.functional.metrics import entropy
+from smalti.tokenizers.following_codes import FollowingCodes, require_codes
 from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, drawn, float32, require_trunk, set_conv
 
 
@@ -131,46 +120,24 @@ class VQ:
 
     def __post_init__(self) -> None:
         require_trunk(self)
-        require(self.code_dim >= 2, f"codes of {self.code_dim} dimensions", "use at least 2")
-        require(self.commitment >= 0, f"a commitment of {self.commitment}", "use 0 or more")
-        require(0 <= self.decay < 1, f"a decay of {self.decay}", "use one in [0, 1)")
-        require(self.dead_after >= 1, f"codes dead after {self.dead_after} steps", "use at least 1")
+        require_codes(self)
 
     def build(self, seed: int = 0) -> "VectorQuantised":
         """A network with random weights, which are a function of the seed."""
         return drawn(lambda: VectorQuantised(self), seed)
 
 
-class VectorQuantised(Quantised):
+class VectorQuantised(FollowingCodes, Quantised):
     """Vector quantisation: unit codes of few dimensions, initialised by k-means and updated by EMA of the points.
 
-    Points are unit vectors; the buffers are the codebook and the state of its EMA. Dead codes are moved to points.
-
-    Reference: van den Oord et al. 2017 (VQ-VAE, EMA codebook); Yu et al. 2022 (ViT-VQGAN: few dimensions, unit length).
+    Reference: van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN).
     """
 
     config: VQ
-    codes: Tensor
-    sizes: Tensor
-    sums: Tensor
-    unused: Tensor
 
     def __init__(self, config: VQ) -> None:
         super().__init__(config, config.code_dim)
-        self.commitment = config.commitment
-        book = started(torch.nn.init.orthogonal_(torch.empty(config.vocab_size, config.code_dim)))
-        for name, value in book._asdict().items():
-            self.register_buffer(name, value)
-
-    @property
-    def book(self) -> Codebook:
-        """The codebook in the buffers."""
-        return Codebook(self.codes, self.sizes, self.sums, self.unused)
-
-    def set_book(self, book: Codebook) -> None:
-        """Copy a codebook into the buffers."""
-        for own, new in zip(self.book, book, strict=True):
-            own.copy_(new)
+        self.add_codes(config)
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -191,26 +158,6 @@ class VectorQuantised(Quantised):
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors scaled to unit length."""
         return F.normalize(x, dim=-1)
-
-    def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
-        """The code with the greatest cosine similarity, in [0, V)."""
-        with float32(points):
-            return nearest(points, self.codes)
-
-    def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
-        """The codes with these indices."""
-        return F.embedding(ids, self.codes)
-
-    @torch.no_grad()
-    def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points."""
-        moved = followed(self.book, points, ids, self.config.decay)
-        self.set_book(revived(moved, points, step, self.config.dead_after))
-
-    def meters(self) -> dict[str, Tensor]:
-        """Share of the codes that are not dead, and perplexity of their use, both over the last steps."""
-        alive = (self.unused < max(self.config.dead_after // 2, 1)).float().mean()
-        return {"alive": alive, "perplexity": entropy(self.sizes).exp().float()}
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,9 @@ def require_alike(config: Any, weights: Mapping[str, Tensor], where: str) -> Non
     sizes = {size for value in weights.values() for size in value.shape}
     for leaf in leaves(config):
         name = leaf.name.rpartition(".")[2]
-        if (name == "depth" and leaf.value > len(weights)) or (name in _WIDTHS and leaf.value not in {None, *sizes}):
+        if (name.endswith("depth") and (leaf.value or 0) > len(weights)) or (
+            name in _WIDTHS and leaf.value not in {None, *sizes}
+        ):
             cause = f"its config.json is of a network with {name} {leaf.value}"
             raise CheckpointError(f"the weights of {where} do not fit", cause=cause)
 

@@ -8,7 +8,7 @@ from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
 from smalti.functional.positions import num_rows, resize_positions, resize_table
 from smalti.models.classifier import ImageClassifier
-from smalti.models.mim import MaskedImageModel
+from smalti.models.mim import MaskedImageModel, lasting
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer
 from smalti.training.checkpoint import load_weights
@@ -19,6 +19,7 @@ _NOT_BACKBONE = {
     "decoder.": "the decoder",
     "head.": "the head",
     "second_head.": "the second head",
+    "aggregation.": "the patch aggregation",
     "fc_norm.": "the norm of pooled patches",
 }
 _MAY_BE_NEW = _NOT_BACKBONE | {"backbone.cls_token": "[S]", "backbone.norm.": "the last norm"}
@@ -29,9 +30,9 @@ _OPTIONAL = ("mask_token", "decoder.", "backbone.norm.", "fc_norm.")
 def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, source: SourceWeights) -> str:
     """Copy weights into `model`, with positions interpolated to its grid. Missing ones keep their random values.
 
-    Mask token, decoder, [S], final norm and head may be missing; a second head always begins anew. A head with other
-    shapes is left out, a decoder with other shapes together with the head behind it, and weights that this kind of
-    network does not have.
+    Mask token, decoder, [S], final norm and head may be missing; a second head and patch aggregation always begin
+    anew. A head with other shapes is left out, a decoder with other shapes together with the head behind it, and
+    weights that this kind of network does not have.
 
     Returns:
         A message: which weights were loaded, and which are new.
@@ -45,7 +46,7 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
     weights = _without_other_decoder(weights, own)
-    weights = {name: value for name, value in weights.items() if not name.startswith("second_head.")}
+    weights = lasting(weights)
     weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_OPTIONAL)}
     if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}

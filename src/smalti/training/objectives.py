@@ -1,4 +1,4 @@
-"""Objectives: discrete VAEs and quantised tokenizers (stage one), masked image modeling (stage two), fine-tuning.
+"""Objectives: discrete VAEs, quantisers and VQ-KD (stage one), masked image modeling (stage two), fine-tuning.
 
 Fine-tuning learns one class or several labels per image, or the class of every pixel.
 """
@@ -18,6 +18,7 @@ from smalti.functional.codebook import drawn_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
     class_nats,
+    cosine_distance,
     kl_weight,
     label_nats,
     marginal_entropy,
@@ -28,15 +29,16 @@ from smalti.functional.losses import (
 )
 from smalti.functional.metrics import VOID, codes_seen, hits
 from smalti.functional.noise import uniform_noise
-from smalti.functional.patches import rows
+from smalti.functional.patches import patchify, rows
 from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
-from smalti.models.vit import as_unit_range
+from smalti.models.vit import VisionTransformer, as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.dvae import DiscreteVAE, relax, split
 from smalti.tokenizers.quantised import Quantised
+from smalti.tokenizers.vqkd import VQKDTokenizer
 from smalti.training.targets import Tokens, masked_tokens
 
 _TOKENS = Tokens()
@@ -179,8 +181,48 @@ class QuantisedObjective(Objective):
             self._seen = None
 
 
+class FeatureReconstruction(Objective):
+    """VQ-KD: 1 - cos(o, t) + commitment · ‖point - code‖², as means over patches.
+
+    o is what the decoder makes of the codes, t the teacher's feature. The gradient of the first term is
+    straight-through; `follow` updates the codebook after the step. The teacher is no part of the objective's modules.
+
+    Reference: Peng et al. 2022 (BEiT v2), VQ-KD; its term for the codebook is replaced by moving averages, as there.
+    """
+
+    def __init__(self, tokenizer: VQKDTokenizer, teacher: VisionTransformer) -> None:
+        super().__init__()
+        self.model: VQKDTokenizer = tokenizer
+        self._teacher = (teacher,)
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
+        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        points = self.model.points(images)
+        ids = self.model.nearest(points.detach())
+        predicted = self.model.predicted_features(points, ids)
+        cost = cosine_distance(predicted, self.model.target(self._teacher[0], images)).mean()
+        distance = (points - self.model.values(ids)).square().sum(-1).mean()
+        if self.training:
+            patches = patchify(images, self.model.stride).flatten(0, 1)
+            self._seen = points.detach().flatten(0, 2), ids.flatten(), patches
+        count = torch.tensor(float(len(images)), device=cost.device)
+        said = {"cosine": 1 - cost.detach(), "gap": distance.detach()} | self.model.meters()
+        metrics = {name: (value * count, count) for name, value in said.items()}
+        return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
+
+    def follow(self, step: int) -> None:
+        """Update the codebook, and what its codes are painted as, with the last step."""
+        if self._seen is not None:
+            points, ids, patches = (all_gather(seen) for seen in self._seen)
+            self.model.follow_patches(points, ids, patches, step)
+            self._seen = None
+
+
 class MaskedImageModeling(Objective):
     """The loss at masked patches: a mean over all masked patches of the batch (BEiT eq. 1), or over images.
+
+    In training that of patch aggregation is added where the model has it (BEiT v2); metrics are of the last block.
 
     Args:
         predicted: share of the masked patches that a training step predicts; in evaluation, all are.
@@ -199,11 +241,17 @@ class MaskedImageModeling(Objective):
         chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
         assert chosen.mask_weight is not None
         key = batch.key if self.training else None
-        both = batch.second_ids is not None
-        predicted = self.model(batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both)
+        both, aggregated = batch.second_ids is not None, self.training and self.model.aggregation is not None
+        predicted = self.model(
+            batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both, aggregated=aggregated
+        )
         weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
-        judge = self._of_both if both else self.target
-        return judge(predicted, chosen, weight, self.with_metrics or not self.training)
+        judge, with_metrics = self._of_both if both else self.target, self.with_metrics or not self.training
+        if not aggregated:
+            return judge(predicted, chosen, weight, with_metrics)
+        last, shallow = (judge(part, chosen, weight, with_metrics) for part in predicted.chunk(2, dim=1))
+        each = {"last": (last.loss_sum.detach(), last.weight), "aggregated": (shallow.loss_sum.detach(), last.weight)}
+        return StepOutput(last.loss_sum + shallow.loss_sum, last.weight, {**last.metrics, **each})
 
     def _of_both(
         self, predicted: Float[Tensor, "B K W"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool

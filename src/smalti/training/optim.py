@@ -113,9 +113,13 @@ class AdamW:
         return Cosine(self.lr, end, until, warmup=min(int(self.warmup_ratio * steps), until - 1))
 
 
+_ABOVE = ("decoder.", "aggregation.")
+"""Parts of a masked image model whose blocks are not the encoder's."""
+
+
 def block_of(name: str) -> int:
     """The encoder block of a parameter, counted from 0; -1 where it is in none."""
-    found = None if name.startswith("decoder.") else re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    found = None if name.startswith(_ABOVE) else re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 
@@ -125,7 +129,7 @@ def layer_of(name: str, top: int) -> int:
     Reference: released code, optim_factory.py, get_num_layer_for_vit: [S], mask token, positions and patch embedding
     are 0; a relative position table that all blocks share, the final norm and the head are at the top.
     """
-    if name.startswith("decoder."):
+    if name.startswith(_ABOVE):
         return top
     if name.endswith(("cls_token", "mask_token", "pos_embed")) or "patch_embed." in name:
         return 0
