@@ -19,6 +19,7 @@ from smalti.data.load import Data
 from smalti.data.reading import channels_in, each, even_sample
 from smalti.functional.codebook import vocabulary_for
 from smalti.models.cost_estimate import num_parameters, pretraining_work
+from smalti.runs.commands import channel_flags, reading_flags, unless
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
@@ -232,9 +233,9 @@ def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> lis
     second += channel_flags("--backbone.in-chans", channels)
     first += _plan_flags(start.tokenizer, result["tokenizer"])
     second += _plan_flags(start.pretrain, result["pretrain"])
-    second += _unless("auto", "--compile", config.compile)
+    second += unless("auto", "--compile", config.compile)
     both = reading_flags(config)
-    both += _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
+    both += unless("auto", "--device", config.device) + unless("auto", "--precision", config.precision)
     return [first + both, second + both]
 
 
@@ -251,16 +252,7 @@ def finetune_command(config: PlanAhead, recipe: str, about: Mapping[str, Any]) -
     words = ["smalti", "finetune", recipe, "--data", config.data, "--init", "runs/beit", "--out", "runs/classes"]
     words += ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
     words += reading_flags(config)
-    return words + _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
-
-
-def reading_flags(config: ReadOptions) -> list[str]:
-    """Flags for images to be read as these options say."""
-    usual = ReadOptions()
-    flags = {name: (str(getattr(usual, name)), str(value)) for name, value in read_as(config).items()}
-    return [
-        word for name, (was, now) in flags.items() for word in _unless(was, f"--data.{name.replace('_', '-')}", now)
-    ]
+    return words + unless("auto", "--device", config.device) + unless("auto", "--precision", config.precision)
 
 
 def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
@@ -268,16 +260,7 @@ def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> lis
     flags = ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
     if about["batch_size"] != run.plan.batch_size and run.optimiser.lr_batch_size is None:
         flags += ["--optimiser.lr-batch-size", str(run.plan.batch_size)]
-    return flags + _unless("1", "--plan.accumulate", str(about["accumulate"]))
-
-
-def channel_flags(part: str, channels: int) -> list[str]:
-    """Flags for images that are neither grey nor RGB, for which there are recipes."""
-    return [] if channels in (1, 3) else ["--data.channels", str(channels), part, str(channels)]
-
-
-def _unless(default: str, flag: str, value: str) -> list[str]:
-    return [] if value == default else [flag, value]
+    return flags + unless("1", "--plan.accumulate", str(about["accumulate"]))
 
 
 def proposed(

@@ -17,6 +17,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.model_selection import Given
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.taught import Taught
@@ -123,7 +124,8 @@ def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batc
         return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
     run, teacher = replace(run, init_images=0), None  # its weights are in the bundle
     if isinstance(run.tokenizer, Taught):
-        run, teacher, _ = train_tokenizer.taught(run, run.tokenizer, compute, Log())
+        tokenizer, data, teacher, _ = read_teacher(run.tokenizer, run.data, compute, Log())
+        run = replace(run, data=data, tokenizer=tokenizer)
     return train_tokenizer.prepare(run, images, compute, teacher)
 
 

@@ -1,6 +1,5 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,6 @@ from smalti.core.compute import Compute
 from smalti.core.config import part, require, setting
 from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
-from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
 from smalti.data.load import AnyImages, InMemoryData, RunImages
@@ -21,17 +19,15 @@ from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
 from smalti.data.token_cache import digest
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
-from smalti.data.values import Window
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.losses import Likelihood
 from smalti.functional.schedules import Cosine, Ramp
-from smalti.models.cost_estimate import encoding_work
 from smalti.models.vit import VisionTransformer
 from smalti.report.pictures import PICTURES, thumbnails, to_pixels
-from smalti.runs.folder import holds_run
 from smalti.runs.session import Session
+from smalti.runs.teachers import read_teacher
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
@@ -46,7 +42,6 @@ from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstructi
 from smalti.training.optim import AdamW
 from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
-from smalti.weights.read import is_foreign
 
 _OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
 """Settings of the optimiser that DALL-E states."""
@@ -140,7 +135,8 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
     """The run, in a run folder that this process has locked."""
     teacher, window = None, None
     if isinstance(config.tokenizer, Taught) and (config.planned_steps or not session.resumed):
-        config, teacher, window = taught(config, config.tokenizer, session.compute, session.log)
+        read, data, teacher, window = read_teacher(config.tokenizer, config.data, session.compute, session.log)
+        config = replace(config, data=data, tokenizer=read)
     if images is None:
         config = config.with_window(session.log, window, "its teacher")
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
@@ -152,52 +148,6 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
     session.same_images(given.train, learns_from, "teacher")
     tokenizer = made(config, given, session, teacher).to(session.compute.device)
     return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))
-
-
-def taught(
-    config: TrainTokenizer, tokenizer: Taught, compute: Compute, log: Log
-) -> tuple[TrainTokenizer, VisionTransformer, Window | None]:
-    """The configuration with what the teacher decides, the part of the teacher that is used, and its value window.
-
-    Raises:
-        UsageError: there is no teacher, it is no network, or its images are not square.
-    """
-    place = tokenizer.teacher
-    require(bool(place), "no teacher given", "use --tokenizer.teacher MODEL, as of pretrain or import")
-    network, window = _read_teacher(place, compute)
-    tokenizer, teacher = tokenizer.taught_by(network)
-    height, width = teacher.config.img_size
-    require(height == width, f"the images of the teacher are {height}x{width}", "use a teacher of square images")
-    rows, columns = teacher.config.grid
-    log.say(
-        f"teacher: block {tokenizer.layer} of {network.config.depth} of {place}, "
-        f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
-        f"to encode one takes {encoding_work(tokenizer.taught) / 1e6:,.1f} M multiply-adds"
-    )
-    data = replace(config.data, side=width, channels=teacher.config.in_chans)
-    assert isinstance(tokenizer, KMeansFeatures | VQKD)
-    return replace(config, data=data, tokenizer=tokenizer), teacher, window
-
-
-def _read_teacher(place: str, compute: Compute) -> tuple[VisionTransformer, Window | None]:
-    """The network of a MODEL, or of weights of timm or transformers, and its value window.
-
-    Raises:
-        CheckpointError: there is none.
-        UsageError: it is a tokenizer; or weights of another program do not tell all that is needed.
-    """
-    from smalti.runs.foreign import read_foreign  # both load what `smalti train-tokenizer` usually does not need
-    from smalti.runs.network import network_of  # which also loads tokenizers, and so imports this module
-
-    if holds_run(place) or not is_foreign(place):
-        network = network_of(place, compute)
-        return network.backbone, network.window
-    try:
-        subject, _ = read_foreign(place)
-    except UsageError as error:
-        fix = f"smalti import {shlex.quote(place)} with it, and give the folder that is written"
-        raise UsageError(error.what, cause=error.cause, fix=f"{error.fix}: {fix}") from None
-    return subject.backbone.to(compute.device), None
 
 
 def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
