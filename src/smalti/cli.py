@@ -305,8 +305,8 @@ def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
         words = ["smalti", "pretrain", recipe if known else "RECIPE", "--data", shown(data.path)]
         then = shlex.join([*words, "--tokenizer", config.out, *flags, "--out", "OUT"])
     elif verb == "pretrain":
-        start = shlex.join(["--init", config.out, *channels, "--out", "OUT"])
-        then = f"smalti evaluate {run} LABELLED; smalti finetune RECIPE --data LABELLED {start}"
+        words = ["smalti", "finetune", "RECIPE", "--data", "LABELLED", "--init", config.out, *channels, "--out", "OUT"]
+        then = f"smalti evaluate {run} LABELLED; {shlex.join(words)}"
     else:
         then = f"smalti evaluate {run} LABELLED; smalti report {run}"
     Log().say(f"next: {then}")

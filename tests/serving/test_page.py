@@ -133,8 +133,14 @@ def test_two_fingers_zoom_the_page_and_paint_nothing(browser: Any, address: str)
         page.locator("#paint").scroll_into_view_if_needed()
         touch, (x, y) = page.context.new_cdp_session(page), middle(page, "#paint", 5)
         assert page.evaluate("visualViewport.scale") == 1
-        touch.send("Input.synthesizePinchGesture", {"x": x, "y": y, "scaleFactor": 2.0, "gestureSourceType": "touch"})
-        page.wait_for_function("visualViewport.scale > 1.5")
+        for far in range(20, 101, 10):
+            points = [{"x": x + side * far, "y": y, "id": number} for number, side in enumerate((-1, 1))]
+            touch.send(
+                "Input.dispatchTouchEvent", {"type": "touchMove" if far > 20 else "touchStart", "touchPoints": points}
+            )
+            page.wait_for_timeout(20)
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        assert page.evaluate("visualViewport.scale") > 1.5
         assert masked(page) == [1, 2]
         assert "patches=1.2" in page.url
 

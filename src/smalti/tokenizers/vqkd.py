@@ -58,6 +58,7 @@ class VQKD(Taught):
         super().__post_init__()
         require(self.depth is None or self.depth >= 1, f"an encoder of {self.depth} blocks", "use at least 1")
         require(self.decoder_depth >= 1, f"a decoder of {self.decoder_depth} blocks", "use at least 1")
+        require(self.target_dim >= 0, f"target_dim is {self.target_dim}", "use at least 0")
         require_codes(self)
 
     def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:

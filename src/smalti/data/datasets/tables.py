@@ -179,7 +179,7 @@ def _no_images(schema: Any, name: str, holding: list[str], asked: str) -> DataEr
         return DataError(f"{name} has no column {asked} of images", fix=fix)
     if holding:
         cause = f"several columns hold them: {', '.join(holding)[:300]}"
-        fix = f"choose one, as in --data.image-column {holding[0]}"
+        fix = f"--data.image-column {holding[0]} chooses one"
         return DataError(f"it is not clear which images of {name} are meant", cause=cause, fix=fix)
     kinds = ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:8])
     cause = f"no column holds the bytes of image files; the columns are: {kinds[:300] or 'none'}"
