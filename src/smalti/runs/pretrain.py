@@ -358,7 +358,7 @@ def prepare(
     trainer = Trainer(
         objective, config.optimiser, plan, config.ema_decay, frozen=frozen, frozen_steps=steps, parallel=config.parallel
     )
-    shallow = [] if model.aggregation is None else model.aggregation.blocks
+    shallow = () if model.aggregation is None else model.aggregation.blocks
     config.compile_blocks([*model.blocks, *shallow], compute.device)
     posterior, cache = isinstance(config.target, SoftTokens), config.token_cache
     size, data = plan.batch_size, config.data
