@@ -535,17 +535,17 @@ def exif_of(entries: bytes, count: int) -> bytes:
 @pytest.mark.parametrize("extension", ["JPEG", "PNG"])
 def test_g13_broken_exif_is_ignored(exif: bytes, extension: str) -> None:
     plain = decode_bytes(encoded(Image.fromarray(smooth()), extension), "a", 3)
-    began = time.perf_counter()
+    began = time.process_time()
     assert np.array_equal(decode_bytes(encoded(Image.fromarray(smooth()), extension, exif=exif), "a", 3), plain)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_g13_a_megabyte_of_exif() -> None:
     data = encoded(Image.fromarray(smooth()), "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", 65000) + b"Exif\0\0" + bytes(64992)
-    began = time.perf_counter()
+    began = time.process_time()
     assert np.array_equal(decode_bytes(data[:2] + segment * 17 + data[2:], "a", 3), decode_bytes(data, "a", 3))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("profile", [b"no profile", bytes(1 << 20)])
@@ -569,9 +569,9 @@ def test_g15_no_frame_but_the_first_is_decoded(extension: str) -> None:
 def _seconds(call: Callable[[], object]) -> float:
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         call()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 
 
@@ -693,9 +693,9 @@ def test_g21_a_big_tiff_and_one_of_1000_pages() -> None:
 def test_g21_a_deflate_bomb_in_a_tiff_yields_what_its_header_says_or_an_error() -> None:
     tags: dict[int, tuple[int, ...]] = {256: (8,), 257: (8,), 258: (8,), 259: (8,), 262: (1,), 273: (0,)}
     bomb = zeros()
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     assert outcome(tiff(tags | {279: (len(bomb),)}, bomb)) in ("ok", "damaged")
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
 
@@ -801,10 +801,10 @@ def test_g25_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_g26_nothing_but_bad_files_stops_soon(tmp_path: Path) -> None:
     for index in range(500):
         (tmp_path / f"{index}.jpg").write_bytes(b"\xff\xd8\xff" + random.Random(index).randbytes(500))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DataError, match="500 of 500 images cannot be read"):
         Data(path=str(tmp_path)).load(Log())
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_g27_a_share_of_bad_files_above_the_limit_stops_with_the_exit_code_of_data(tmp_path: Path) -> None:

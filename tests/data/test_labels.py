@@ -82,7 +82,7 @@ def test_i13_labels_that_are_no_dense_range_are_names(
 
 
 def test_i13_no_time_and_no_memory_by_the_value_of_a_label() -> None:
-    labels, began = Labels(), time.perf_counter()
+    labels, began = Labels(), time.process_time()
     tracemalloc.start()
     for label in ("9" * 100_000, "999999999", "1", "0"):
         labels.add(label)
@@ -90,7 +90,7 @@ def test_i13_no_time_and_no_memory_by_the_value_of_a_label() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def built(given: list[str], separator: str = "auto") -> tuple[list[str], tuple[str, ...]]:

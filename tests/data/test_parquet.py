@@ -183,7 +183,7 @@ def test_features_that_are_none_are_passed_over(tmp_path: Path, text: bytes) -> 
         (
             pa.table({"a": BYTES, "b": BYTES}),
             "it is not clear which images of .* are meant; several columns hold them: a, b; "
-            "choose one, as in --data.image-column a",
+            "--data.image-column a chooses one",
         ),
         (
             pa.table({"images": pa.array([[{"bytes": png(), "path": ""}]], pa.list_(IMAGE))}),
