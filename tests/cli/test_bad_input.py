@@ -217,7 +217,9 @@ def test_other_channels_than_the_tokenizer_has(photos: Path, tokenizer: Path, tm
     line = failure(pretrain(photos, tokenizer, tmp_path / "run", 2, *grey), 2)
     assert line == "data.channels 1 and backbone.in_chans 3 differ; use --backbone.in-chans 1"
     line = failure(pretrain(photos, tokenizer, tmp_path / "run", 2, *grey, "--backbone.in-chans", "1"), 2)
-    assert line == "the tokenizer reads 3 channels and data.channels is 1"
+    assert line == (
+        "the tokenizer reads 3 channels and data.channels is 1; use --data.channels and --backbone.in-chans 3"
+    )
 
 
 def test_resuming_what_is_no_run(tmp_path: Path, tokenizer: Path, failure: Failure) -> None:
