@@ -43,7 +43,7 @@ _DATA_FIELDS = {"images": int, "fingerprint": str}
 ROUNDS = "rounds"
 """The folder with the earlier rounds of a pretraining run of several."""
 TOKENIZER = "tokenizer_sha256"
-"""In data.json, of a run that predicts the tokens of a tokenizer."""
+"""In data.json, of a run that predicts the tokens of a tokenizer, or of a tokenizer that learns from a teacher."""
 _WEIGHTS_OF_OTHERS = ("model.safetensors", "pytorch_model.bin")
 _WRITTEN = "|".join(map(re.escape, (_CONFIG, _BAD_FILES, _DATA, _RESULT, _METRICS, _CLASSES, TRACKED)))
 """What only the run itself writes: not the report."""
