@@ -295,7 +295,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
 def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
     """Say what can be done with a finished run."""
     from smalti.core.addresses import shown
-    from smalti.runs.plan import channel_flags, reading_flags
+    from smalti.data.datasets.open import channel_flags, reading_flags
 
     run, data = shlex.quote(config.out), config.data
     channels = channel_flags("--backbone.in-chans", data.channels)

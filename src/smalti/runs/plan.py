@@ -14,7 +14,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import ReadOptions, open_noted, read_as
+from smalti.data.datasets.open import ReadOptions, channel_flags, open_noted, read_as, reading_flags
 from smalti.data.load import Data
 from smalti.data.reading import channels_in, each, even_sample
 from smalti.functional.codebook import vocabulary_for
@@ -254,26 +254,12 @@ def finetune_command(config: PlanAhead, recipe: str, about: Mapping[str, Any]) -
     return words + _unless("auto", "--device", config.device) + _unless("auto", "--precision", config.precision)
 
 
-def reading_flags(config: ReadOptions) -> list[str]:
-    """Flags for images to be read as these options say."""
-    usual = ReadOptions()
-    flags = {name: (str(getattr(usual, name)), str(value)) for name, value in read_as(config).items()}
-    return [
-        word for name, (was, now) in flags.items() for word in _unless(was, f"--data.{name.replace('_', '-')}", now)
-    ]
-
-
 def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
     """Flags for length and batches, and for the batch size that the learning rate refers to, if that differs."""
     flags = ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
     if about["batch_size"] != run.plan.batch_size and run.optimiser.lr_batch_size is None:
         flags += ["--optimiser.lr-batch-size", str(run.plan.batch_size)]
     return flags + _unless("1", "--plan.accumulate", str(about["accumulate"]))
-
-
-def channel_flags(part: str, channels: int) -> list[str]:
-    """Flags for images that are neither grey nor RGB, for which there are recipes."""
-    return [] if channels in (1, 3) else ["--data.channels", str(channels), part, str(channels)]
 
 
 def _unless(default: str, flag: str, value: str) -> list[str]:

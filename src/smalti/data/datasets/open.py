@@ -57,6 +57,20 @@ def read_as(options: ReadOptions) -> dict[str, Any]:
 _USUAL = ReadOptions()
 
 
+def reading_flags(options: ReadOptions) -> list[str]:
+    """Flags for images to be read as these options say."""
+    usual, flags = read_as(_USUAL), list[str]()
+    for name, value in read_as(options).items():
+        if value != usual[name]:
+            flags += [f"--data.{name.replace('_', '-')}", str(value)]
+    return flags
+
+
+def channel_flags(part: str, channels: int) -> list[str]:
+    """Flags for images that are neither grey nor RGB, for which there are recipes, and for the part that sees them."""
+    return [] if channels in (1, 3) else ["--data.channels", str(channels), part, str(channels)]
+
+
 def open_source(
     path: str,
     channels: int,
