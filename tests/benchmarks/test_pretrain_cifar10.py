@@ -15,6 +15,7 @@ from smalti.runs import session
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pretrain_cifar10.py"
 
 
+@pytest.mark.slow
 def test_it_leaves_a_result_and_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def streets(folder: Path, count: int) -> None:
         Image.fromarray(ids).save(folder / "masks" / f"{number:02d}.png")
 
 
+@pytest.mark.slow
 def test_a_cell_is_run_once_from_a_backbone_that_is_pretrained_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def test_a_cell_takes_as_many_steps_as_it_is_told(
     assert json.loads(said.splitlines()[-1])["vq-1024"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_cell_is_run_once_and_measured_on_the_test_images(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

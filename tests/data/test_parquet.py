@@ -451,6 +451,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_million_rows_cost_less_than_150_megabytes(tmp_path: Path) -> None:
     labels = pa.array(np.arange(1_000_000) % 1000)
     images = pa.repeat(pa.scalar(b"x" * 40), 1_000_000)

@@ -372,6 +372,7 @@ def work():
 """
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_images_cost_less_than_fifteen_megabytes(tmp_path: Path) -> None:
     """1 000 000: less than 150 MB."""
     assert peak_of(MANY, str(tmp_path)) < 15_000_000

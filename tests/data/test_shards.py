@@ -506,6 +506,7 @@ def work():
 """
 
 
+@pytest.mark.slow
 def test_h14_a_million_members_cost_less_than_150_megabytes(tmp_path: Path) -> None:
     """Measured on 20 000 images with labels."""
     with open(tmp_path / "0.tar", "wb") as file:

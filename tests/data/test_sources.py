@@ -258,6 +258,7 @@ def work():
 """
 
 
+@pytest.mark.slow
 def test_a_list_of_a_million_images_costs_less_than_150_megabytes(tmp_path: Path) -> None:
     """Measured on 200 000 with labels."""
     lines = (f"class_{i % 999:03d}/photograph_{i:012d}.jpg,class_{i % 999:03d}\n" for i in range(200_000))
