@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features
-from smalti.models.layers import Block, drop_path_keep, initialise
-from smalti.models.vit import VisionTransformer, ViT
+from smalti.models.layers import drop_path_keep, initialise
+from smalti.models.vit import VisionTransformer, ViT, blocks_of
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,7 @@ class AggregatingBlocks(nn.Module):
     def __init__(self, config: PatchAggregation, vit: ViT) -> None:
         super().__init__()
         self.config, self.layer = config, config.layer_of(vit)
-        self.blocks = nn.ModuleList(
-            Block(
-                vit.embed_dim,
-                vit.num_heads,
-                vit.mlp_ratio,
-                init_values=vit.init_values,
-                k_bias=vit.k_bias,
-                grid=vit.grid if vit.positions == "block_relative" else None,
-            )
-            for _ in range(config.depth)
-        )
+        self.blocks = blocks_of(vit, config.depth)
         initialise(self, vit.init, vit.embed_dim, below=self.layer)
 
     def forward(

@@ -106,17 +106,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, length, config.embed_dim)) if absolute else None
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, config.embed_dim, config.mean, config.std)
         self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads) if shared else None
-        self.blocks = nn.ModuleList(
-            Block(
-                config.embed_dim,
-                config.num_heads,
-                config.mlp_ratio,
-                init_values=config.init_values,
-                k_bias=config.k_bias,
-                grid=config.grid if config.positions == "block_relative" else None,
-            )
-            for _ in range(config.depth)
-        )
+        self.blocks = blocks_of(config, config.depth)
         self.norm: nn.Module = nn.LayerNorm(config.embed_dim, eps=1e-6)
         initialise(self, config.init, config.embed_dim)
         if self.pos_embed is not None and config.pos_init == "sincos":
@@ -208,6 +198,21 @@ def _residual_dtype(x: Tensor, training: bool) -> Tensor:
     if training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
     return x
+
+
+def blocks_of(config: ViT, count: int) -> nn.ModuleList:
+    """`count` Transformer blocks as a network of this configuration has them, not yet initialised."""
+    return nn.ModuleList(
+        Block(
+            config.embed_dim,
+            config.num_heads,
+            config.mlp_ratio,
+            init_values=config.init_values,
+            k_bias=config.k_bias,
+            grid=config.grid if config.positions == "block_relative" else None,
+        )
+        for _ in range(count)
+    )
 
 
 def feature_block(depth: int) -> int:
