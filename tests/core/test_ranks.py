@@ -113,6 +113,14 @@ def test_who_has_left_has_ended(two: Two) -> None:
     assert two.one.diagnosis() == "rank 1 of 2 has ended"
 
 
+def test_who_has_left_sends_no_heartbeat_more(two: Two) -> None:
+    """The server of the store may close then; libtorch would print a warning."""
+    beating = two.other._thread
+    two.other.leave()
+    assert not beating.is_alive()
+    assert two.one._thread.is_alive()
+
+
 def test_silence_is_named(two: Two) -> None:
     two.other.stop()
     assert two.one.diagnosis() == ("rank 1 of 2 gives no sign of life: it is stopped, or its machine cannot be reached")

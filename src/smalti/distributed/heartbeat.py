@@ -61,7 +61,12 @@ class Heartbeat:
             self._thread.join(_PATIENCE)
 
     def leave(self, why: str = _LEFT) -> None:
-        """Tell the others that this process has finished, or what has failed. Only the first call counts."""
+        """Stop, and tell the others that this process has finished, or what has failed. Only the first call counts.
+
+        Nothing of this process uses the store after that: its server may close as soon as all have left, and libtorch
+        prints a warning on every later use.
+        """
+        self.stop()
         with suppress(RuntimeError), self._lock:
             if not self.store.get(f"word/{self.rank}"):
                 self.store.set(f"word/{self.rank}", why)

@@ -191,7 +191,6 @@ def _leave(why: str) -> None:
     dist.destroy_process_group()  # collectives that wait for this process fail now, and their ranks read why
     if is_rank0():
         heartbeat.all_have_left(_LAST_WORDS)
-    heartbeat.stop()
 
 
 def _said(error: BaseException) -> str:
