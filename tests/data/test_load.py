@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from smalti.core.errors import DataError, UsageError
@@ -22,7 +24,7 @@ from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, InMemoryData, affordable, split_held_out
-from smalti.data.reading import each, in_order, spread_over_classes
+from smalti.data.reading import each, even_sample, in_order, spread_over_classes
 from tests.contracts import check_dataset
 from tests.small_runs import pictures
 
@@ -83,7 +85,22 @@ def test_the_centre_square_is_taken(tmp_path: Path) -> None:
 def test_a_limit_takes_an_even_sample(tmp_path: Path) -> None:
     fill(tmp_path, 30)
     train, held_out = parts(Data(str(tmp_path), channels=1, side=4, limit=10).load(Log()))
-    assert sorted(values(train) + values(held_out)) == list(range(0, 30, 3))
+    assert [value // 3 for value in sorted(values(train) + values(held_out))] == list(range(10))
+
+
+def test_an_even_sample_has_all_classes_where_they_take_turns() -> None:
+    """Positions at equal distances had one class of ten, as of the embedded images."""
+    classes = [position % 10 for position in even_sample(5000, 500)]
+    assert min(classes.count(number) for number in range(10)) >= 25
+
+
+@given(st.integers(0, 10_000), st.integers(1, 300))
+def test_an_even_sample_is_one_of_each_equal_part(length: int, limit: int) -> None:
+    chosen = even_sample(length, limit)
+    count = min(length, limit)
+    parts = [part * length // count for part in range(count + 1)] if count else [0]
+    assert len(chosen) == count
+    assert all(low <= place < high for place, low, high in zip(chosen, parts, parts[1:], strict=False))
 
 
 def test_a_bad_file_is_listed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,7 +350,7 @@ def test_a_few_images_are_spread_over_their_classes() -> None:
     assert labels[chosen].tolist() == [0, 0, 0, 1, 1, 2]
     assert len(set(chosen.tolist())) == len(chosen)
     assert len(spread_over_classes(torch.arange(100), 12).tolist()) == 12
-    assert spread_over_classes(torch.full((8,), -1), 4).tolist() == [0, 2, 4, 6]
+    assert [place // 2 for place in spread_over_classes(torch.full((8,), -1), 4)] == [0, 1, 2, 3]
     assert spread_over_classes(torch.full((3,), -1), 12).tolist() == [0, 1, 2]
 
 

@@ -37,6 +37,8 @@ TARGETS = {
     "visible": ["--decoder", "cross-attention", "--decoder.predicted", "0.5", "--masks-per-image", "2"],
     "visible-fsdp": ["--decoder", "cross-attention", "--decoder.mix-layers", "--parallel", "fsdp"],
     "fsdp": ["--parallel", "fsdp", "--ema-decay", "0.9"],
+    "aggregation": ["--patch-aggregation.depth", "1"],
+    "aggregation-fsdp": ["--patch-aggregation.depth", "1", "--parallel", "fsdp", "--decoder", "cross-attention"],
 }
 
 
@@ -75,7 +77,7 @@ def assert_same_losses(one: Path, many: Path) -> None:
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-QUICK = [("dvae", 2), ("vq", 4), ("accumulated", 2), ("fsdp", 2), ("visible", 2), ("visible-fsdp", 2)]
+QUICK = [("dvae", 2), ("vq", 4), ("accumulated", 2), ("visible", 2), ("visible-fsdp", 2), ("aggregation-fsdp", 2)]
 REST = [(kind, world) for kind in [*TOKENIZERS, *TARGETS] for world in (2, 4) if (kind, world) not in QUICK]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Bar, Log
+from smalti.core.rng import Stream, fold
 from smalti.data.bands import channels_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.formats import channels_remedy
@@ -95,8 +96,16 @@ def attempt(look: Callable[[int], T], position: int) -> T | DataError:
 
 
 def even_sample(length: int, limit: int | None) -> list[int]:
-    """At most `limit` evenly spaced positions below `length`."""
-    return list(range(length)) if limit is None or length <= limit else [i * length // limit for i in range(limit)]
+    """At most `limit` positions below `length`: one, drawn by a hash, of each of as many equal parts.
+
+    Positions at equal distances would all have one class where classes take turns.
+    """
+    if limit is None or length <= limit:
+        return list(range(length))
+    parts = np.arange(limit + 1) * length // limit
+    drawn = fold(np.arange(limit), Stream.SPLIT) % np.diff(parts).astype(np.uint64)
+    places: list[int] = (parts[:-1] + drawn.astype(np.int64)).tolist()
+    return places
 
 
 def spread_over_classes(labels: Int[Tensor, "n"], count: int) -> NDArray[np.int64]:

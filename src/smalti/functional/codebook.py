@@ -25,8 +25,8 @@ from smalti.core.rng import permutation
 FEWEST, MOST = 64, 8192
 _SEEN = 500
 """Visual tokens of the training images per code, each image counted once."""
-_MOST_DISTANCES = 1 << 25
-"""Distances in memory at a time: 128 MB."""
+_MOST_DISTANCES = 1 << 21
+"""Distances at a time, 8 MB: as many as a cache holds take a third of the time that 128 MB take."""
 _MARGIN = 1e-3
 """Distance that numbers keep from the outermost rounding boundaries."""
 
@@ -81,9 +81,8 @@ def _assign(points: Tensor, centres: Tensor) -> tuple[Float[Tensor, "n"], Int[Te
 
 
 def _to_centres(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    squared = points.square().sum(1, keepdim=True) - 2 * points @ centres.t() + centres.square().sum(1)
-    nearest = squared.min(dim=1)
-    return nearest.values, nearest.indices
+    nearest = torch.addmm(centres.square().sum(1), points, centres.t(), alpha=-2).min(dim=1)
+    return nearest.values + points.square().sum(1), nearest.indices
 
 
 class Codebook(NamedTuple):

@@ -31,6 +31,7 @@ from smalti.report.figure import figure
 from smalti.report.heat_maps import ColourBar, heat_map
 from smalti.report.page import template
 from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, tile_row, to_pixels, token_colours
+from smalti.runs.codes import codes_seen
 from smalti.runs.completions import Columns, completed, painted_in
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
@@ -71,6 +72,7 @@ class Show(Inside):
     samples: int = setting(0, "predictions beside the best one, in which tokens are drawn by their probability")
     temperature: float = setting(1.0, "of these draws: below 1 closer to the best guess")
     seed: int = setting(0, "of these draws")
+    codes: int = setting(0, "of a tokenizer: so many of its codes, each with places where it occurs; 0: the images")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +85,7 @@ class Show(Inside):
         require(drawn_at, f"a temperature of {self.temperature}, and nothing is drawn", "add --samples 3")
         require(0.05 <= self.temperature <= 10, f"a temperature of {self.temperature}", "use 0.05 to 10")
         require(0 <= self.seed < 2**63, f"a seed of {self.seed}", "use 0 to 2^63 - 1")
+        require(self.codes >= 0, f"{self.codes} codes", "use 1 or more, or 0 for the images")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Seen:
 
     @property
     def _side(self) -> int:
-        return self.columns["original"].shape[2]
+        return next(iter(self.columns.values())).shape[2]
 
 
 def see(config: Show) -> Seen:
@@ -122,17 +125,22 @@ def see(config: Show) -> Seen:
     """
     compute = choose_compute(config.device, config.precision)
     looks = {Pretrain.__name__: _look_completed, Finetune.__name__: _look_finetuned}
-    return looks.get(read_kind(config.model), _look_tokenized)(config, compute)
+    look = looks.get(read_kind(config.model), _look_tokenized)
+    is_tokenizer = look is _look_tokenized
+    require(not config.codes or is_tokenizer, f"--codes for {config.model}", "give the run of its tokenizer")
+    return look(config, compute)
 
 
 def _look_tokenized(config: Show, compute: Compute) -> Seen:
-    """Original | decoded | visual tokens."""
+    """Original | decoded | visual tokens; or codes, and places where they occur."""
     require(not config.wanted, f"{config.model} is a tokenizer; it has no attention, and no features of patches")
     _require_no_predictions(config)
     tokenizer = load_tokenizer(config.model, compute)
     data = _shown(config, input_of(config.model, tokenizer))
     pixels, *about = _read_images(config, data)
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
+    if config.codes:
+        return Seen(*codes_seen(tokenizer, pixels, ids, config.codes, compute, data.show_channels))
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
     painted = to_pixels(decoded, data.show_channels)

@@ -1,0 +1,287 @@
+"""What tokens with meaning are worth at equal compute on CIFAR-10: a second round, VQ-KD, patch aggregation.
+
+    python benchmarks/second_round.py --cifar10 FOLDER --tokenizers RUNS
+
+FOLDER holds train/ and test/, RUNS the run folders of study_tokenizers.py. Every way has as much time as two
+pretrainings of 816 core-seconds at the setting of equal_time.py: one of twice the length, or a first round, a tokenizer
+learned from it, and a second round with the rest (`WAYS`). On a busy machine the same step takes up to twice the time,
+so the steps of all ways are timed in turn in one process, and costs are counted in steps of the plain pretraining
+(costs.json). A way and a seed are a file of docs/results/cifar10/second_round; finished ones are left alone, and
+second_round.json beside them has the means.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablations_cifar10 import Variation, keep
+from study import DataFiles, go_on
+from study_cifar10 import STUDY
+
+from smalti.core.compute import Compute, choose_compute
+from smalti.core.files import write_json
+from smalti.core.log import Log
+from smalti.data.datasets.open import open_source
+from smalti.data.load import InMemoryData, read_source
+from smalti.evaluation.battery import battery
+from smalti.models.decoder import CrossAttention
+from smalti.models.patch_aggregation import PatchAggregation
+from smalti.models.vit import VisionTransformer
+from smalti.runs.models import load_model
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain import main as pretrain
+from smalti.runs.pretrain import prepare as prepare_pretraining
+from smalti.runs.teachers import read_teacher
+from smalti.runs.tokenizers import load_tokenizer
+from smalti.runs.train_tokenizer import TrainTokenizer, start
+from smalti.runs.train_tokenizer import main as train_tokenizer
+from smalti.runs.train_tokenizer import prepare as prepare_tokenizer
+from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.taught import FITTED_TO
+from smalti.tokenizers.vqkd import VQKD
+from smalti.training.optim import AdamW
+from smalti.training.training_plan import Plan
+
+HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "second_round"
+FIRST = 2981
+"""Steps of a first round: 816 core-seconds of equal_time.py."""
+TOTAL = 2 * FIRST
+VQKD_SHARE = 0.125
+"""Of the total, for training VQ-KD."""
+SETTING = Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(), pos_amplitude=1.0)
+CODES = 1024
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to spend the time.
+
+    Attributes:
+        tokens: of the last pretraining: those of pixels, or learned from a first round.
+        go_on: the second round starts from the weights of the first.
+        aggregation: of patches, in the last pretraining.
+    """
+
+    tokens: str = "pixels"
+    go_on: bool = False
+    aggregation: PatchAggregation = PatchAggregation()
+
+
+WAYS = {
+    "one-round": Way(),
+    "features": Way("features"),
+    "vqkd": Way("vqkd"),
+    "aggregated": Way(aggregation=PatchAggregation(depth=2, layer=4)),
+    "features-go-on": Way("features", go_on=True),
+    "features-aggregated": Way("features", aggregation=PatchAggregation(depth=2, layer=4)),
+}
+TIMED = {"pixels": Way(), **{name: WAYS[name] for name in ("features", "vqkd", "aggregated", "features-aggregated")}}
+"""Each kind of step once."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of one seed. What is there is taken, what was cut off goes on."""
+
+    seed: int
+    places: DataFiles
+    images: InMemoryData
+    compute: Compute
+
+    @property
+    def folder(self) -> Path:
+        """Of the runs of this seed."""
+        return self.places.runs / f"seed-{self.seed}"
+
+    def pretraining(self, way: Way, tokenizer: str, steps: int, out: Path) -> Pretrain:
+        """A pretraining of so many steps."""
+        config = SETTING.pretraining(out, self.places, steps * SETTING.batch_size)
+        init = str(self.folder / "first") if way.go_on else ""
+        return replace(
+            config,
+            tokenizer=tokenizer or config.tokenizer,
+            seed=self.seed,
+            patch_aggregation=way.aggregation,
+            init_from=init,
+            accept_tokenizer=True,
+        )
+
+    def first(self) -> str:
+        """The first round."""
+        out = self.folder / "first"
+        go_on(self.pretraining(Way(), "", FIRST, out), pretrain, self.compute)
+        return str(out)
+
+    def features(self) -> TrainTokenizer:
+        """The fitting of clusters to the features of the first round."""
+        tokenizer = KMeansFeatures(teacher=self.first(), vocab_size=CODES)
+        out, data = self.folder / "tokenizer-features", STUDY.data(self.places)
+        return TrainTokenizer(data, tokenizer=tokenizer, init_images=FITTED_TO, seed=self.seed, out=str(out))
+
+    def vqkd(self, steps: int, out: Path) -> TrainTokenizer:
+        """The training of a VQ-KD tokenizer, with the learning rate and crops of its recipe and those of the study."""
+        return TrainTokenizer(
+            STUDY.data(self.places),
+            tokenizer=VQKD(teacher=self.first(), vocab_size=CODES),
+            crop=self.pretraining(Way(), "", 1, out).crop,
+            optimiser=AdamW(
+                lr=1e-3, end_lr=1e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
+            ),
+            plan=Plan(steps=steps, batch_size=SETTING.batch_size, log_every=50, save_every=250, repeat=True),
+            seed=self.seed,
+            out=str(out),
+        )
+
+    def taught(self, config: TrainTokenizer) -> tuple[TrainTokenizer, VisionTransformer]:
+        """The configuration with what is known of the first round, and the first round."""
+        assert isinstance(config.tokenizer, KMeansFeatures | VQKD)
+        tokenizer, data, teacher, _ = read_teacher(config.tokenizer, config.data, self.compute, Log())
+        return replace(config, tokenizer=tokenizer, data=data), teacher
+
+    def costs(self, rounds: int) -> dict[str, float]:
+        """What steps of all kinds, and fitting clusters, cost in steps of the plain pretraining."""
+        fitted, untrained = self.features(), self.vqkd(1, self.folder / "untrained")
+        tokenizers = {"pixels": "", "features": fitted.out, "vqkd": untrained.out}
+        for config in (fitted, untrained):
+            go_on(config, train_tokenizer, self.compute)
+        steps: dict[str, Callable[[], object]] = {}
+        for name, way in TIMED.items():
+            pretraining = replace(self.pretraining(way, tokenizers[way.tokens], rounds + 2, Path()), compile="on")
+            tokenizer = load_tokenizer(pretraining.tokenizer, self.compute)
+            steps[name] = self._step(*prepare_pretraining(pretraining, self.images, tokenizer, self.compute))
+        config, teacher = self.taught(self.vqkd(rounds + 2, Path()))
+        steps["training-vqkd"] = self._step(*prepare_tokenizer(config, self.images, self.compute, teacher))
+        seconds = in_turn(steps, rounds)
+        began = time.process_time()
+        config, teacher = self.taught(fitted)
+        start(config, self.images, teacher)
+        seconds["fitting-features"] = time.process_time() - began
+        found = {name: spent / seconds["pixels"] for name, spent in seconds.items()}
+        return found | {"seconds": seconds["pixels"]}
+
+    def _step(self, trainer: Any, batches: Any) -> Callable[[], object]:
+        return lambda: trainer.train_step(batches(trainer.step), self.compute, with_metrics=False)
+
+    def measured(self, name: str, costs: Mapping[str, float]) -> dict[str, Any]:
+        """Pretrain in a way, and evaluate frozen features."""
+        way, out = WAYS[name], self.folder / name
+        steps, vqkd_steps = planned(name, costs)
+        tokenizer = ""
+        if way.tokens == "features":
+            tokenizer = self.features().out
+            go_on(self.features(), train_tokenizer, self.compute)
+        if way.tokens == "vqkd":
+            tokenizer = str(self.folder / "tokenizer-vqkd")
+            go_on(self.vqkd(vqkd_steps, Path(tokenizer)), train_tokenizer, self.compute)
+        go_on(self.pretraining(way, tokenizer, steps, out), pretrain, self.compute)
+        protocol = replace(STUDY.protocol, draws=3)
+        test = read_source(open_source(str(self.places.images / "test"), 3), STUDY.data(self.places), Log())
+        backbone = load_model(str(out), self.compute).backbone
+        frozen = battery(backbone, self.images.train, test, self.compute, 0, protocol)
+        counts = {"steps": steps, "vqkd_steps": vqkd_steps, "seed": self.seed}
+        return counts | {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
+
+
+def in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Processor seconds of each, the median over the rounds after two to warm up."""
+    times = defaultdict[str, list[float]](list)
+    for _ in range(rounds + 2):
+        for name, step in steps.items():
+            began = time.process_time()
+            step()
+            times[name].append(time.process_time() - began)
+    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
+
+
+def planned(name: str, costs: Mapping[str, float]) -> tuple[int, int]:
+    """The steps of the last pretraining, and those of training VQ-KD, that a way has time for."""
+    way, left, vqkd_steps = WAYS[name], float(TOTAL), 0
+    if way.tokens != "pixels":
+        left -= FIRST
+    if way.tokens == "features":
+        left -= costs["fitting-features"]
+    if way.tokens == "vqkd":
+        vqkd_steps = round(VQKD_SHARE * TOTAL / costs["training-vqkd"])
+        left -= vqkd_steps * costs["training-vqkd"]
+    step = next(kind for kind, timed in TIMED.items() if timed == replace(way, go_on=False))
+    return round(left / costs[step]), vqkd_steps
+
+
+def collected(home: Path) -> dict[str, dict[str, Any]]:
+    """The means over the seeds that have ended."""
+    rows = dict[str, dict[str, Any]]()
+    for name in WAYS:
+        cells = [json.loads(path.read_text()) for path in sorted(home.glob(f"{name}-[0-9].json"))]
+        if cells:
+            few = [cell["frozen"]["few"] for cell in cells]
+            rows[name] = {column: statistics.mean(cell[column] for cell in cells) for column in ("knn", "linear")}
+            rows[name] |= {share: statistics.mean(cell[share]["accuracy"] for cell in few) for share in ("10 %", "1 %")}
+            rows[name] |= {"steps": cells[0]["steps"], "seeds": [cell["seed"] for cell in cells]}
+    return rows
+
+
+def table(home: Path) -> str:
+    """The means as Markdown."""
+    lines = [
+        "| | steps | k-NN | linear probe | linear, 10 % of labels | 1 % | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in collected(home).items():
+        figures = (f"{100 * row[column]:.1f}" for column in ("knn", "linear", "10 %", "1 %"))
+        cells = [name, f"{row['steps']:,}", *figures, str(len(row["seeds"]))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(home: Path) -> None:
+    """Bring the means and the table of the page up to date."""
+    write_json(home.with_suffix(".json"), collected(home))
+    page = home / "README.md"
+    if page.exists():
+        before, begin, rest = page.read_text().partition("<!-- table:begin -->\n")
+        _, end, after = rest.partition("<!-- table:end -->")
+        page.write_text(f"{before}{begin}{table(home)}\n{end}{after}")
+
+
+def main() -> None:
+    """Run the cells that are not finished, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
+    parser.add_argument("--tokenizers", type=Path)
+    parser.add_argument("--page", action="store_true", help="bring page and means up to date, and do nothing else")
+    parser.add_argument("--runs", type=Path, default=Path("runs/second_round"))
+    parser.add_argument("--out", type=Path, default=HOME)
+    parser.add_argument("--way", action="append", choices=list(WAYS))
+    parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
+    parser.add_argument("--rounds", type=int, default=20, help="of timing a step")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
+    given = parser.parse_args()
+    if not given.page:
+        if given.cifar10 is None or given.tokenizers is None:
+            parser.error("--cifar10 and --tokenizers are required, or --page")
+        torch.set_num_threads(1)
+        compute = choose_compute(precision=given.precision)
+        places = DataFiles(given.cifar10, given.tokenizers, given.runs)
+        images = STUDY.data(places).load(Log())
+        studies = {seed: Study(seed, places, images, compute) for seed in given.seed or SEEDS}
+        keep(given.out, "costs", partial(next(iter(studies.values())).costs, given.rounds))
+        costs = json.loads((given.out / "costs.json").read_text())
+        for (seed, study), name in product(studies.items(), given.way or WAYS):
+            keep(given.out, f"{name}-{seed}", partial(study.measured, name, costs))
+            write_page(given.out)
+    write_page(given.out)
+    print(table(given.out))
+
+
+if __name__ == "__main__":
+    main()
