@@ -13,11 +13,9 @@ lightly does is in lightly_methods.py.
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import lightly
@@ -40,7 +38,7 @@ from lightly_methods import (
 )
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
-from study import DataFiles, Row, Study, go_on
+from study import DataFiles, Row, Study, go_on, in_turn
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
@@ -73,13 +71,7 @@ def step_seconds(config: Pretrain, methods: Mapping[str, Method], compute: Compu
         "ours": lambda: trainer.train_step(batches(trainer.step), compute, with_metrics=False)
     }
     steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in methods.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 2):
-        for name, step in steps.items():
-            began = time.process_time()
-            step()
-            times[name].append(time.process_time() - began)
-    return {name: median(taken[2:]) for name, taken in times.items()}
+    return in_turn(steps, rounds)
 
 
 def read_encoder(path: Path) -> VisionTransformer:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import Variation, keep
+from ablations_cifar10 import BEST, keep
 from compare_lightly import fine_tune, read_encoder, step_seconds
 from lightly_methods import BATCH, METHODS, OURS, pretrain
+from printing import put_table
 from safetensors.torch import save_file
 from study import DataFiles, go_on
 from study_cifar10 import STUDY
@@ -37,7 +38,6 @@ from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
 from smalti.evaluation.battery import battery
 from smalti.evaluation.label_draws import mean_share_interval
-from smalti.models.decoder import CrossAttention
 from smalti.runs.finetune import main as finetune
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import main as pretrain_ours
@@ -45,8 +45,6 @@ from smalti.runs.pretrain import main as pretrain_ours
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "equal_time"
 BUDGETS, SEEDS = (816, 3600), (0, 1, 2)
 """Core-seconds of pretraining: those of the row of tokens that MAE was first compared with, and an hour."""
-BEST = Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(), pos_amplitude=1.0)
-"""Of those that were tried at this budget (`settings/`) the one that is ahead of MAE in every column."""
 PEERS = {"mae": METHODS["mae-our-settings"], "simmim": METHODS["simmim-our-settings"]}
 TOKENIZER_SECONDS = 4.3
 """Of a core, for k-means (docs/results/tokenizers/kmeans-1024.json)."""
@@ -162,11 +160,7 @@ def table(home: Path) -> str:
 def write_page(home: Path) -> None:
     """Bring the means and the table of the page up to date."""
     write_json(home.with_suffix(".json"), collected(home))
-    page = home / "README.md"
-    if page.exists():
-        before, begin, rest = page.read_text().partition("<!-- table:begin -->\n")
-        _, end, after = rest.partition("<!-- table:end -->")
-        page.write_text(f"{before}{begin}{table(home)}\n{end}{after}")
+    put_table(home / "README.md", table(home))
 
 
 def prepare(parser: argparse.ArgumentParser, given: argparse.Namespace, timed: Path) -> Callable[[int, str, int], Cell]:

@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import Variation, keep
-from study import DataFiles, go_on
+from ablations_cifar10 import BEST, keep
+from printing import put_table
+from study import DataFiles, go_on, in_turn
 from study_cifar10 import STUDY
 
 from smalti.core.compute import Compute, choose_compute
@@ -33,9 +33,9 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
 from smalti.evaluation.battery import battery
-from smalti.models.decoder import CrossAttention
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import VisionTransformer
+from smalti.recipes import vqkd
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
@@ -48,7 +48,6 @@ from smalti.runs.train_tokenizer import prepare as prepare_tokenizer
 from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.taught import FITTED_TO
 from smalti.tokenizers.vqkd import VQKD
-from smalti.training.optim import AdamW
 from smalti.training.training_plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "second_round"
@@ -57,7 +56,6 @@ FIRST = 2981
 TOTAL = 2 * FIRST
 VQKD_SHARE = 0.125
 """Of the total, for training VQ-KD."""
-SETTING = Variation(tokenizer="kmeans-1024-whitened-50", decoder=CrossAttention(), pos_amplitude=1.0)
 CODES = 1024
 SEEDS = (0, 1, 2)
 
@@ -105,7 +103,7 @@ class Study:
 
     def pretraining(self, way: Way, tokenizer: str, steps: int, out: Path) -> Pretrain:
         """A pretraining of so many steps."""
-        config = SETTING.pretraining(out, self.places, steps * SETTING.batch_size)
+        config = BEST.pretraining(out, self.places, steps * BEST.batch_size)
         init = str(self.folder / "first") if way.go_on else ""
         return replace(
             config,
@@ -134,10 +132,8 @@ class Study:
             STUDY.data(self.places),
             tokenizer=VQKD(teacher=self.first(), vocab_size=CODES),
             crop=self.pretraining(Way(), "", 1, out).crop,
-            optimiser=AdamW(
-                lr=1e-3, end_lr=1e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
-            ),
-            plan=Plan(steps=steps, batch_size=SETTING.batch_size, log_every=50, save_every=250, repeat=True),
+            optimiser=vqkd.train_tokenizer().optimiser,
+            plan=Plan(steps=steps, batch_size=BEST.batch_size, log_every=50, save_every=250, repeat=True),
             seed=self.seed,
             out=str(out),
         )
@@ -192,17 +188,6 @@ class Study:
         return counts | {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
 
 
-def in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Processor seconds of each, the median over the rounds after two to warm up."""
-    times = defaultdict[str, list[float]](list)
-    for _ in range(rounds + 2):
-        for name, step in steps.items():
-            began = time.process_time()
-            step()
-            times[name].append(time.process_time() - began)
-    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
-
-
 def planned(name: str, costs: Mapping[str, float]) -> tuple[int, int]:
     """The steps of the last pretraining, and those of training VQ-KD, that a way has time for."""
     way, left, vqkd_steps = WAYS[name], float(TOTAL), 0
@@ -246,11 +231,7 @@ def table(home: Path) -> str:
 def write_page(home: Path) -> None:
     """Bring the means and the table of the page up to date."""
     write_json(home.with_suffix(".json"), collected(home))
-    page = home / "README.md"
-    if page.exists():
-        before, begin, rest = page.read_text().partition("<!-- table:begin -->\n")
-        _, end, after = rest.partition("<!-- table:end -->")
-        page.write_text(f"{before}{begin}{table(home)}\n{end}{after}")
+    put_table(home / "README.md", table(home))
 
 
 def main() -> None:

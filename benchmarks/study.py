@@ -4,10 +4,13 @@ A study is a file of its own (study_cifar10.py, study_grocery.py) with its image
 does its cells, results.py shows what they found.
 """
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
 from smalti.core.compute import Compute
@@ -201,6 +204,17 @@ class Study:
         networks = {seed: self.backbone.build(seed).eval().to(compute.device) for seed in SEEDS}
         each = [next(batteries(network, train, test, compute, [s], self.protocol)) for s, network in networks.items()]
         return {"seeds": {str(result.seed): result.as_dict() for result in each}}
+
+
+def in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Processor seconds of each, the median over the rounds after two to warm up."""
+    times = defaultdict[str, list[float]](list)
+    for _ in range(rounds + 2):
+        for name, step in steps.items():
+            began = time.process_time()
+            step()
+            times[name].append(time.process_time() - began)
+    return {name: median(taken[2:]) for name, taken in times.items()}
 
 
 def go_on(config: Any, main: Callable[..., dict[str, Any]], compute: Compute) -> dict[str, Any]:

@@ -140,3 +140,65 @@ def test_the_table_of_the_page_is_that_of_the_files(ablations: ModuleType) -> No
     page = (ablations.HOME / "README.md").read_text()
     shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
     assert shown == ablations.table(ablations.all_finished(ablations.HOME))
+
+
+@pytest.fixture
+def second_round(ablations: ModuleType) -> ModuleType:
+    return import_module("second_round")
+
+
+COSTS = {"pixels": 1.0, "features": 1.5, "vqkd": 1.25, "aggregated": 1.6, "features-aggregated": 2.0}
+COSTS |= {"training-vqkd": 2.5, "fitting-features": 100.0}
+
+
+def test_every_way_costs_the_same(second_round: ModuleType) -> None:
+    for name, way in second_round.WAYS.items():
+        steps, vqkd_steps = second_round.planned(name, COSTS)
+        step = COSTS[name.removesuffix("-go-on").replace("one-round", "pixels")]
+        spent = steps * step + vqkd_steps * COSTS["training-vqkd"]
+        spent += second_round.FIRST if way.tokens != "pixels" else 0
+        spent += COSTS["fitting-features"] if way.tokens == "features" else 0
+        assert spent == pytest.approx(second_round.TOTAL, abs=3)
+        assert (vqkd_steps > 0) == (way.tokens == "vqkd")
+
+
+@pytest.mark.slow
+def test_ways_are_run_and_shown(
+    second_round: ModuleType, ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for part, count in (("train", 70), ("test", 4)):
+        pictures(tmp_path / "images" / part, per_class=count, side=32)
+    tokenizer = ["--data", str(tmp_path / "images" / "train"), "--out", str(tmp_path / ablations.BEST.tokenizer)]
+    small = ["--tokenizer.vocab-size", "8", "--tokenizer.stride", "4", "--tokenizer.in-chans", "3"]
+    assert (
+        main(["train-tokenizer", "kmeans", *CPU, *small, "--data.side", "32", "--data.channels", "3", *tokenizer]) == 0
+    )
+    backbone = replace(ablations.STUDY.backbone, embed_dim=16, depth=2, num_heads=2)
+    study = replace(ablations.STUDY, backbone=backbone, protocol=replace(ablations.PROTOCOL, selection_images=20))
+    for module in (ablations, second_round):
+        monkeypatch.setattr(module, "STUDY", study)
+    aggregation = replace(second_round.WAYS["aggregated"].aggregation, depth=1, layer=1)
+    ways = {name: second_round.WAYS[name] for name in ("features-go-on", "vqkd")}
+    ways["aggregated"] = replace(second_round.WAYS["aggregated"], aggregation=aggregation)
+    monkeypatch.setattr(second_round, "WAYS", ways)
+    for name, value in {"FIRST": 2, "TOTAL": 10, "CODES": 8, "VQKD_SHARE": 0.5, "FITTED_TO": 40}.items():
+        monkeypatch.setattr(second_round, name, value)
+    places = ablations.DataFiles(tmp_path / "images", tmp_path, tmp_path / "runs")
+    images, compute = study.data(places).load(Log()), choose_compute("cpu", "fp32")
+    cells = second_round.Study(0, places, images, compute)
+    monkeypatch.setattr(second_round, "TIMED", second_round.TIMED | {"aggregated": ways["aggregated"]})
+    costs = {"features": 4.0, "vqkd": 1.0, "aggregated": 4.0, "training-vqkd": 2.0, "fitting-features": 2.0}
+    for name in ways:
+        ablations.keep(tmp_path / "out", f"{name}-0", lambda name=name: cells.measured(name, costs))
+    found = second_round.collected(tmp_path / "out")
+    assert set(found) == set(ways)
+    assert all(row["seeds"] == [0] for row in found.values())
+    assert len(second_round.table(tmp_path / "out").splitlines()) == 5
+
+
+@pytest.mark.docs
+def test_the_table_of_second_rounds_is_that_of_the_files(second_round: ModuleType) -> None:
+    page = (second_round.HOME / "README.md").read_text()
+    shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
+    assert shown == second_round.table(second_round.HOME)
+    assert json.loads(second_round.HOME.with_suffix(".json").read_text()) == second_round.collected(second_round.HOME)

@@ -62,6 +62,10 @@ class Ranks:
     def text(self, number: int) -> str:
         return self.said[number].read_text() if self.said[number].exists() else ""
 
+    def said_by_others(self) -> str:
+        """All that ranks other than 0 have printed."""
+        return "".join(self.text(number) for number in self.processes if number > 0)
+
     def error(self, number: int) -> str:
         """The last line of a rank."""
         return self.text(number).splitlines()[-1]

@@ -99,7 +99,8 @@ def test_with_few_tokens_use_is_compared_with_that_of_kmeans() -> None:
 
 def test_images_for_the_yardstick_come_from_everywhere() -> None:
     images = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
-    assert some_images(InMemoryDataset(images, torch.arange(100)), 4, 5)[:, 0, 0, 0].tolist() == [0, 20, 40, 60, 80]
+    some = some_images(InMemoryDataset(images, torch.arange(100)), 4, 5)[:, 0, 0, 0]
+    assert [place // 20 for place in some.tolist()] == [0, 1, 2, 3, 4]
     assert len(some_images(InMemoryDataset(images, torch.arange(100)), 4)) == 100
 
 

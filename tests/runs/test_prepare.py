@@ -20,6 +20,7 @@ from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
 from smalti.data.datasets.prepared import Prepared
 from smalti.data.load import Data
+from smalti.data.reading import even_sample
 from smalti.runs.prepare import Prepare, main
 
 
@@ -112,8 +113,7 @@ def test_embedded_images_are_kept_without_loss(tmp_path: Path, monkeypatch: pyte
     assert main(config)["images"] == 30
     made, images = Prepared(tmp_path / "shards", 1), embedded("train")
     assert (made.about.settings.data, made.classes) == ("embedded", images.classes)
-    for index in range(30):
-        position = index * len(images) // 30
+    for index, position in enumerate(even_sample(len(images), 30)):
         assert np.array_equal(made[index].image, images[position].image)
         assert made[index].label == images[position].label
     assert main(config)["written"] == 0
