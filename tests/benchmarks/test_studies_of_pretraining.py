@@ -74,7 +74,8 @@ def small(shared: ModuleType, tmp_path: Path) -> Callable[[str], tuple[Any, list
     return small
 
 
-@pytest.mark.parametrize(("name", "validation"), [("cifar10", 7), pytest.param("grocery", 12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "validation"), [("cifar10", 7), ("grocery", 12)])
 def test_every_kind_of_cell_is_run_once_and_shown(
     name: str,
     validation: int,

@@ -56,7 +56,7 @@ def test_e01_the_others_end_and_name_a_rank_that_is_killed_in_a_step(photos: Pat
     run = tmp_path / "run"
     with started(tmp_path, [command(photos, run, *SAVE)] * 2, faults={1: "kill:5"}) as ranks:
         assert ranks.codes(1) == [-signal.SIGKILL]
-        assert ranks.codes(0, within=10) == [8], ranks.text(0)
+        assert ranks.codes(0, within=60) == [8], ranks.text(0)
         assert ranks.error(0).startswith(f"error: rank 0 of 2: rank 1 of 2 is gone (process {ranks.pid(1)} on ")
         assert ranks.error(0).endswith("see its own message; the run goes on from its last checkpoint with --resume")
     assert step_of(run) == 4
@@ -68,7 +68,7 @@ def test_e01_the_others_end_and_name_rank_0_with_which_their_meeting_place_is_go
 ) -> None:
     with started(tmp_path, [command(photos, tmp_path / "run")] * 2, faults={0: "kill:1"}) as ranks:
         assert ranks.codes(0) == [-signal.SIGKILL]
-        assert ranks.codes(1, within=10) == [8], ranks.text(1)
+        assert ranks.codes(1, within=60) == [8], ranks.text(1)
         assert "rank 0 of 2 or the torchrun that started it is gone" in ranks.error(1)
 
 
@@ -83,7 +83,7 @@ def test_e03_a_rank_that_is_stopped_is_named_with_the_place_where_it_is_waited_f
         assert "Timed out waiting 4000ms" in ranks.error(0)
         assert "trainer.train_step(batch, compute" in ranks.text(0), "where it was waited for"
         os.kill(ranks.pid(1), signal.SIGCONT)
-        assert ranks.codes(1, within=10) == [8], ranks.text(1)
+        assert ranks.codes(1, within=60) == [8], ranks.text(1)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_e04_rank_0_killed_while_it_saves_leaves_no_half_checkpoint(photos: Path
     run = tmp_path / "run"
     with started(tmp_path, [command(photos, run, *SAVE)] * 2, faults={0: "kill:save:4"}) as ranks:
         assert ranks.codes(0) == [-signal.SIGKILL]
-        assert ranks.codes(1, within=10) == [8], ranks.text(1)
+        assert ranks.codes(1, within=60) == [8], ranks.text(1)
     assert step_of(run) == 2
     assert_goes_on_exactly(run, whole)
     assert leftovers(run) == []

@@ -56,11 +56,11 @@ def resume(kind: str, run: Path, *flags: str, world: int = 2) -> tuple[list[int 
 def killed(kind: str, photos: Path, run: Path, rank: int, fault: str) -> Path:
     with started(run.parent, [command(kind, photos, run)] * 2, faults={rank: fault}) as ranks:
         assert ranks.codes(rank) == [-signal.SIGKILL]
-        assert ranks.codes(1 - rank, within=10) == [8], ranks.text(1 - rank)
+        assert ranks.codes(1 - rank, within=60) == [8], ranks.text(1 - rank)
     return run
 
 
-@pytest.mark.parametrize("kind", ["pixels", "fsdp", "vq", pytest.param("dvae", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["fsdp", *(pytest.param(k, marks=pytest.mark.slow) for k in ("pixels", "vq", "dvae"))])
 def test_e12_two_ranks_go_on_bit_for_bit(kind: str, photos: Path, whole: dict[str, Path], tmp_path: Path) -> None:
     expected = whole_run(kind, photos, whole)
     run = killed(kind, photos, tmp_path / "run", 1, "kill:7")

@@ -57,6 +57,7 @@ def test_d06_sigterm_and_then_sigkill(one: Nursery, whole: Whole, tmp_path: Path
     goes_on(one, whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_d07_without_nohup_the_end_of_a_terminal_is_a_kill(one: Nursery, whole: Whole, tmp_path: Path) -> None:
     child = begun(one, whole, tmp_path / "run")
     os.kill(child, signal.SIGHUP)
