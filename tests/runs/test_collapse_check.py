@@ -11,9 +11,10 @@ from smalti.core.compute import Compute
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.evaluation.code_information import CodeInformation, Shared
 from smalti.evaluation.token_sample import fit_kmeans_baseline, some_images
 from smalti.functional.metrics import CodebookUse
-from smalti.runs.pretraining_checks import faults, gate
+from smalti.runs.pretraining_checks import faults, faults_of_meaning, gate
 from tests.small_runs import metrics, pictures, pretrain, train_tokenizer, weights
 from tests.test_contracts import GreyLevels
 
@@ -56,6 +57,30 @@ def test_it_can_be_accepted_all_the_same(capsys: pytest.CaptureFixture[str]) -> 
     said = " ".join(capsys.readouterr().err.split())
     assert "a perplexity of 2.0 on 800 held-out tokens" in said
     assert "collapsed, and accepted: its perplexity is" in said
+
+
+class Placed(GreyLevels):
+    """Its codes name the position of a patch."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        ids = super().encode(images)
+        return torch.arange(ids[0].numel()).view(ids[0].shape).expand_as(ids)
+
+
+def test_codes_that_name_positions_are_refused() -> None:
+    with pytest.raises(RefusedError, match=r"its codes tell where a patch is \(2.00 of 2.00 bits\), and hardly what"):
+        gate(Placed(vocab_size=4), noise(), noise(seed=1), CPU, Log())
+
+
+def test_positions_may_be_told_where_pixels_tell_them_too_or_there_are_few_tokens() -> None:
+    def told(bits: float, by_chance: float = 0.1) -> CodeInformation:
+        return CodeInformation(Shared(bits, by_chance), Shared(0.0, 0.0), None)
+
+    assert len(faults_of_meaning(told(5.9), told(0.5), 64)) == 1
+    assert faults_of_meaning(told(5.9), told(3.1), 64) == []
+    assert faults_of_meaning(told(5.3), told(0.5), 64) == []
+    assert faults_of_meaning(told(5.9, 3.1), told(0.5), 64) == []
+    assert faults_of_meaning(told(0.0, 0.0), told(0.0, 0.0), 1) == [], "there is one position"
 
 
 @pytest.mark.parametrize("vocab_size", [16, 512])

@@ -4,6 +4,7 @@ A collapsed tokenizer is useless as a target, so it is refused before training. 
 few labelled images, and the loss by the nearest of the reference curves.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, unlabelled
 from smalti.data.tokens import encode
-from smalti.evaluation.code_information import code_information
+from smalti.evaluation.code_information import CodeInformation, code_information
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.evaluation.reference_curves import (
@@ -42,7 +43,7 @@ from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.training_plan import Plan
 
 _TOKENS_A_CODE, _FEWEST_WINDOW = 12, 20_000
-_LEAST_PERPLEXITY, _LEAST_USED = 0.6, 0.5
+_LEAST_PERPLEXITY, _LEAST_USED, _MOST_POSITION = 0.6, 0.5, 0.9
 _ENOUGH_A_CODE = 10
 """With so many tokens a code, a codebook that is used evenly shows all of its codes."""
 _FEWEST = 100
@@ -91,12 +92,12 @@ def gate(
         f"{use.used:.1%} of {tokenizer.vocab_size} codes and a perplexity of {use.perplexity:.1f} on {use.tokens} "
         f"held-out tokens, where k-means on the same patches has {kmeans.used:.1%} and {kmeans.perplexity:.1f}"
     )
-    found = faults(use, kmeans, tokenizer.vocab_size)
+    classes = None if labels is None else labels[index]
+    told, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
+    found = faults(use, kmeans, tokenizer.vocab_size) + faults_of_meaning(told, usual, ids.shape[1])
     if found and not accept:
         raise RefusedError(f"the tokenizer has collapsed: {' and '.join(found)}", cause=f"it has {measured}", fix=_FIX)
     log.say(f"tokenizer: {measured}" + (f"; collapsed, and accepted: {' and '.join(found)}" if found else ""))
-    classes = None if labels is None else labels[index]
-    told, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
     log.say(f"tokenizer: {told.describe()}; of k-means {usual.describe()}")
 
 
@@ -115,6 +116,20 @@ def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
         than = "codes" if enough else "codes that k-means uses"
         found.append(f"less than half of the {than} are used")
     return found
+
+
+def faults_of_meaning(told: CodeInformation, kmeans: CodeInformation, num_patches: int) -> list[str]:
+    """The fault that codes tell the position of a patch and not what is there; empty if they do not.
+
+    That is where they share 0.9 of the bits of the position, less what is shared by chance, and those of k-means at
+    most half as many bits: images may be such that content and position are one. Where more than half of the bits are
+    shared by chance there are too few tokens to tell.
+    """
+    all_bits, (shared, by_chance) = math.log2(num_patches), told.position
+    fewest = by_chance + _MOST_POSITION * (all_bits - by_chance)
+    if by_chance >= all_bits / 2 or shared < fewest or kmeans.position.bits > shared / 2:
+        return []
+    return [f"its codes tell where a patch is ({shared:.2f} of {all_bits:.2f} bits), and hardly what it shows"]
 
 
 @dataclass(frozen=True)

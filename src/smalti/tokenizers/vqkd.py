@@ -37,6 +37,9 @@ from smalti.tokenizers.taught import (
 )
 from smalti.tokenizers.trunk import drawn, float32
 
+_POSITIONS = 0.1
+"""Amplitude of the encoder's positions at the start."""
+
 
 @dataclass(frozen=True)
 class VQKD(Taught):
@@ -65,7 +68,8 @@ class VQKD(Taught):
         """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
 
         The encoder is as wide as the teacher and of the same variant. It is drawn in ranges that suit its width where
-        the teacher was drawn as a ViT-B is.
+        the teacher was drawn as a ViT-B is. Its positions start small: the codebook starts as k-means on its points,
+        and with an amplitude of 1 each code would stand for one position, and go on to.
 
         Raises:
             UsageError: there is no such block.
@@ -73,7 +77,8 @@ class VQKD(Taught):
         used = self.used_part(teacher)
         vit, init = used.config, used.config.init
         drawn_as: Init = "width" if init == "uniform" else init
-        encoder = replace(vit, depth=self.depth or vit.depth, drop_path_rate=0.0, init=drawn_as)
+        depth = self.depth or vit.depth
+        encoder = replace(vit, depth=depth, drop_path_rate=0.0, init=drawn_as, pos_amplitude=_POSITIONS)
         return replace(self, layer=vit.depth, backbone=encoder, target_dim=vit.embed_dim), used
 
     def build(self, seed: int = 0) -> "VQKDTokenizer":
