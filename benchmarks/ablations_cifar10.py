@@ -28,9 +28,10 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
 from smalti.data.transforms.views import RandomResizedCrop
-from smalti.evaluation.battery import battery
+from smalti.evaluation.battery import Battery, BatteryResult, battery
 from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention
+from smalti.models.vit import VisionTransformer
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
@@ -117,10 +118,17 @@ def run(variation: Variation, out: Path, places: DataFiles, compute: Compute, im
     config = variation.pretraining(out, places, IMAGES)
     result = pretrain(config, images=images, compute=compute)
     seconds = time.process_time() - began
-    test = read_source(open_source(str(places.images / "test"), 3), config.data, Log())
-    frozen = battery(load_model(str(out), compute).backbone, images.train, test, compute, 0, PROTOCOL)
+    frozen = frozen_features(load_model(str(out), compute).backbone, places, images, compute, PROTOCOL)
     found = {"variation": asdict(variation), "images": IMAGES, "processor_seconds": seconds, "frozen": frozen.as_dict()}
     return found | {"loss_nats": result["loss_nats"], "compute": compute.describe(), "torch": torch.__version__}
+
+
+def frozen_features(
+    backbone: VisionTransformer, places: DataFiles, images: InMemoryData, compute: Compute, protocol: Battery
+) -> BatteryResult:
+    """The battery on the training images and those of test/."""
+    test = read_source(open_source(str(places.images / "test"), 3), STUDY.data(places), Log())
+    return battery(backbone, images.train, test, compute, 0, protocol)
 
 
 def table(results: Mapping[str, dict[str, Any]]) -> str:

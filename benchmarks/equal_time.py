@@ -22,21 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import BEST, keep
+from ablations_cifar10 import BEST, frozen_features, keep
 from compare_lightly import fine_tune, read_encoder, step_seconds
 from lightly_methods import BATCH, METHODS, OURS, pretrain
 from printing import put_table
 from safetensors.torch import save_file
-from study import DataFiles, go_on
+from study import DataFiles, go_on, study_parser
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.files import write_json
 from smalti.core.log import Log
-from smalti.data.datasets.open import open_source
-from smalti.data.load import InMemoryData, read_source
-from smalti.evaluation.battery import battery
+from smalti.data.load import InMemoryData
 from smalti.evaluation.label_draws import mean_share_interval
 from smalti.runs.finetune import main as finetune
 from smalti.runs.models import load_model
@@ -89,8 +87,8 @@ class Cell:
         """Pretrain, and evaluate frozen features."""
         init = self.pretrained()
         backbone = load_model(str(init), self.compute).backbone if self.method == "ours" else read_encoder(init)
-        test = read_source(open_source(str(self.places.images / "test"), 3), STUDY.data(self.places), Log())
-        frozen = battery(backbone, self.images.train, test, self.compute, 0, replace(STUDY.protocol, draws=3))
+        protocol = replace(STUDY.protocol, draws=3)
+        frozen = frozen_features(backbone, self.places, self.images, self.compute, protocol)
         counts = {"steps": self.steps, "images": self.steps * BATCH, "seed": self.seed}
         return counts | {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
 
@@ -183,19 +181,12 @@ def prepare(parser: argparse.ArgumentParser, given: argparse.Namespace, timed: P
 
 def main() -> None:
     """Run the cells that are not finished, and write the means."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
-    parser.add_argument("--tokenizers", type=Path)
-    parser.add_argument("--page", action="store_true", help="bring page and means up to date, and do nothing else")
-    parser.add_argument("--runs", type=Path, default=Path("runs/equal_time"))
-    parser.add_argument("--out", type=Path, default=HOME)
+    parser = study_parser(__doc__, HOME, 40)
     parser.add_argument("--budget", type=int, action="append", choices=BUDGETS)
     parser.add_argument("--method", action="append", choices=["ours", *PEERS])
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
     parser.add_argument("--labels", type=int, action="append", choices=_SHARES, help="per cent to fine-tune with")
     parser.add_argument("--no-labels", action="store_true", help="frozen features alone")
-    parser.add_argument("--rounds", type=int, default=40, help="of timing a step")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     given = parser.parse_args()
     if given.page:
         write_page(given.out)

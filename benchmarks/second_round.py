@@ -10,7 +10,6 @@ so the steps of all ways are timed in turn in one process, and costs are counted
 second_round.json beside them has the means.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -22,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import BEST, keep
+from ablations_cifar10 import BEST, frozen_features, keep
 from printing import put_table
-from study import DataFiles, go_on, in_turn
+from study import DataFiles, go_on, in_turn, study_parser
 from study_cifar10 import STUDY
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.files import write_json
 from smalti.core.log import Log
-from smalti.data.datasets.open import open_source
-from smalti.data.load import InMemoryData, read_source
-from smalti.evaluation.battery import battery
+from smalti.data.load import InMemoryData
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import VisionTransformer
 from smalti.recipes import vqkd
@@ -181,9 +178,8 @@ class Study:
             go_on(self.vqkd(vqkd_steps, Path(tokenizer)), train_tokenizer, self.compute)
         go_on(self.pretraining(way, tokenizer, steps, out), pretrain, self.compute)
         protocol = replace(STUDY.protocol, draws=3)
-        test = read_source(open_source(str(self.places.images / "test"), 3), STUDY.data(self.places), Log())
         backbone = load_model(str(out), self.compute).backbone
-        frozen = battery(backbone, self.images.train, test, self.compute, 0, protocol)
+        frozen = frozen_features(backbone, self.places, self.images, self.compute, protocol)
         counts = {"steps": steps, "vqkd_steps": vqkd_steps, "seed": self.seed}
         return counts | {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
 
@@ -236,16 +232,9 @@ def write_page(home: Path) -> None:
 
 def main() -> None:
     """Run the cells that are not finished, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
-    parser.add_argument("--tokenizers", type=Path)
-    parser.add_argument("--page", action="store_true", help="bring page and means up to date, and do nothing else")
-    parser.add_argument("--runs", type=Path, default=Path("runs/second_round"))
-    parser.add_argument("--out", type=Path, default=HOME)
+    parser = study_parser(__doc__, HOME, 20)
     parser.add_argument("--way", action="append", choices=list(WAYS))
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
-    parser.add_argument("--rounds", type=int, default=20, help="of timing a step")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
     given = parser.parse_args()
     if not given.page:
         if given.cifar10 is None or given.tokenizers is None:

@@ -4,6 +4,7 @@ A study is a file of its own (study_cifar10.py, study_grocery.py) with its image
 does its cells, results.py shows what they found.
 """
 
+import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -204,6 +205,19 @@ class Study:
         networks = {seed: self.backbone.build(seed).eval().to(compute.device) for seed in SEEDS}
         each = [next(batteries(network, train, test, compute, [s], self.protocol)) for s, network in networks.items()]
         return {"seeds": {str(result.seed): result.as_dict() for result in each}}
+
+
+def study_parser(description: str | None, out: Path, rounds: int) -> argparse.ArgumentParser:
+    """The options that studies of equal time share; their runs are kept in runs/, under the name of `out`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
+    parser.add_argument("--tokenizers", type=Path)
+    parser.add_argument("--page", action="store_true", help="bring page and means up to date, and do nothing else")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / out.name)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--rounds", type=int, default=rounds, help="of timing a step")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
+    return parser
 
 
 def in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

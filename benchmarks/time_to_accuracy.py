@@ -9,7 +9,6 @@ probe is taken to be linear in the logarithm of time. A point is a file of docs/
 time_to_accuracy.json beside them has the curves and `seconds_ratio_vs_mae`, time_to_accuracy.svg is their plot.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ablations_cifar10 import keep
 from equal_time import HOME as EQUAL_TIME
 from equal_time import prepare
 from plots import log_lines
+from study import study_parser
 
 from smalti.core.files import write_json
 
@@ -71,18 +71,11 @@ def write(out: Path, found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the points that are missing, and write the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", type=Path, help="a folder with train/ and test/")
-    parser.add_argument("--tokenizers", type=Path)
-    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_accuracy"))
-    parser.add_argument("--out", type=Path, default=HOME)
+    parser = study_parser(__doc__, HOME, 40)
     parser.add_argument("--equal-time", type=Path, default=EQUAL_TIME, help="the folder of results of equal_time.py")
     parser.add_argument("--points", type=int, nargs="+", default=POINTS, help="core-seconds")
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--rounds", type=int, default=40, help="of timing a step")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="bf16", help="auto: the faster here")
-    parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     given = parser.parse_args()
     if not given.page:

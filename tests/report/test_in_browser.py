@@ -111,9 +111,8 @@ def test_two_fingers_zoom_a_chart(browser: Any, address: str) -> None:
         first, last = shown_steps(page)
         assert first == pytest.approx(10 + 990 / 4, abs=40)
         assert last == pytest.approx(1000 - 990 / 4, abs=40)
-        back.dispatch_event(
-            "click"
-        )  # a finger may be taken for a third one as long as the browser holds it to be a pinch
+        # a finger may be taken for a third one as long as the browser holds it to be a pinch
+        back.dispatch_event("click")
         back.wait_for(state="hidden")
 
 

@@ -77,7 +77,7 @@ def fails(error: Exception) -> Callable[..., Any]:
     [
         (MemoryError(), 12, "out of memory"),
         pytest.param(
-            RuntimeError("CUDA out of memory. Tried to allocate"), 12, "out of memory", marks=pytest.mark.slow
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 12, "out of memory", marks=pytest.mark.slow
         ),
         pytest.param(
             DataError("cannot read a.png", cause="No such file"),

@@ -152,3 +152,10 @@ def test_the_encoder_is_as_wide_as_the_teacher_and_as_deep_as_is_asked(teacher: 
     assert (config.taught.depth, used.config.depth, config.layer) == (1, 3, 3)
     with pytest.raises(UsageError, match="layer 4 of a teacher of 3 blocks; use 1 to 3"):
         VQKD(layer=4).taught_by(teacher)
+
+
+def test_the_encoder_starts_with_small_positions_whatever_the_teachers_are() -> None:
+    """With an amplitude of 1 codes named the position of a patch, and nothing else, for hundreds of steps."""
+    config, used = VQKD().taught_by(replace(VIT, pos_amplitude=1.0).build())
+    assert used.config.pos_amplitude == 1.0
+    assert config.taught.pos_amplitude == 0.1

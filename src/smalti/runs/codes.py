@@ -86,7 +86,7 @@ def codes_seen(
     for number in range(max(len(own) for own in places.values())):
         cut = [_framed(pixels, own[number % len(own)], stride, zoom) for own in places.values()]
         columns[f"example {number + 1}"] = np.stack(cut)
-    share = np.bincount(numbers[varied], minlength=tokenizer.vocab_size) / max(1, int(varied.sum()))
+    share = np.bincount(numbers[varied], minlength=tokenizer.vocab_size) / int(varied.sum())
     captions = [f"code {number}: {share[number]:.2%} of the patches" for number in places]
     note = (
         "Of each visual token first what it is decoded to among its like, then places where it occurs, each in another"

@@ -126,8 +126,8 @@ def see(config: Show) -> Seen:
     compute = choose_compute(config.device, config.precision)
     looks = {Pretrain.__name__: _look_completed, Finetune.__name__: _look_finetuned}
     look = looks.get(read_kind(config.model), _look_tokenized)
-    is_tokenizer = look is _look_tokenized
-    require(not config.codes or is_tokenizer, f"--codes for {config.model}", "give the run of its tokenizer")
+    can_show = look is _look_tokenized or not config.codes
+    require(can_show, f"--codes for {config.model}", "give the run of its tokenizer")
     return look(config, compute)
 
 
