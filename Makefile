@@ -5,6 +5,7 @@
 # make coverage     the same tests, and which lines they run; it fails below the floor in pyproject.toml
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make wheel  wheel and sdist in dist/, and the demo with the wheel in an environment that had nothing
+# make help-pages  what --help says, written down after a field or a docstring of a configuration has changed
 # make parity the same weights in our networks, in those of timm and transformers, and in ONNX; it installs these
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
@@ -15,7 +16,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit slow docs-check docs coverage parity lock audit sbom wheel clean
+.PHONY: demo test lint types unit slow docs-check docs coverage help-pages parity lock audit sbom wheel clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -46,6 +47,9 @@ coverage: .venv/installed-dev
 	$(BIN)/coverage run -m pytest -n 2 --dist loadscope
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+help-pages: .venv/installed-dev
+	$(BIN)/python -c 'from smalti.cli import all_pages; from smalti.help_pages import write_pages; write_pages(all_pages())'
 
 parity: .venv/installed-interop
 	$(BIN)/pytest tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py tests/evaluation/test_neighbours.py

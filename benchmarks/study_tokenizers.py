@@ -39,6 +39,7 @@ from smalti.runs.train_tokenizer import TrainTokenizer, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.quantised import FSQ
+from smalti.tokenizers.simple import KMeansPatches
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "tokenizers"
 
@@ -57,6 +58,9 @@ def cells() -> dict[str, Cell]:
     dvae, scalar = cifar10(small.train_tokenizer()), fsq.train_tokenizer()
     assert isinstance(dvae.tokenizer, DVAE)
     assert isinstance(scalar.tokenizer, FSQ)
+    patches = kmeans.train_tokenizer()
+    assert isinstance(patches.tokenizer, KMeansPatches)
+    whitened = replace(patches.tokenizer, whitening=0.5)
     larger = replace(dvae.tokenizer, vocab_size=8192)
     eight_thousand = replace(scalar.tokenizer, levels=(8, 8, 5, 5, 5))
     paper = replace(dvae.relaxation, beta=6.6)
@@ -65,7 +69,8 @@ def cells() -> dict[str, Cell]:
     positions = dvae.plan.batch_size * (dvae.data.side // dvae.tokenizer.stride) ** 2
     wrong_units = replace(none, beta=6.6 * positions)
     return {
-        "kmeans-1024": Cell("cifar10", kmeans.train_tokenizer(), 0),
+        "kmeans-1024": Cell("cifar10", patches, 0),
+        "kmeans-1024-whitened-50": Cell("cifar10", replace(patches, tokenizer=whitened), 0),
         "random-projection-1024": Cell("cifar10", random_projection.train_tokenizer(), 0),
         "vq-1024": Cell("cifar10", vq.train_tokenizer(), 5),
         "fsq-1000": Cell("cifar10", scalar, 3),

@@ -29,7 +29,7 @@ ROWS = [
     {"runs"},
     {"recipes"},
     {"help", "find_recipe"},
-    {"flags", "help_cache"},
+    {"flags", "help_pages"},
     {"completion"},
     {"cli"},
     {"__main__"},

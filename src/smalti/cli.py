@@ -1,6 +1,6 @@
 """The command line: `smalti VERB ...`. It finds the verb, calls its `main` and turns errors into one line.
 
-torch is imported by the runs, so nothing here imports them before a verb is chosen; nor for its help, which is kept.
+torch is imported by the runs, so nothing here imports them before a verb is chosen; its help is a file.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from smalti.flags import (
     without_foreign_flags,
 )
 from smalti.help import ALWAYS, OF_TRAINING, Flag, HelpAskedError, Page, about, take_help
-from smalti.help_cache import kept_pages
+from smalti.help_pages import read_pages
 
 T = TypeVar("T")
 Result: TypeAlias = dict[str, Any]
@@ -145,7 +145,7 @@ def _dispatch(arguments: list[str]) -> Result | None:
     if arguments[0] == "--version":
         return _version(verbose="--verbose" in arguments)
     if arguments[0] in ("completion", "--complete"):
-        print(completion(arguments[1:]) if arguments[0] == "completion" else candidates(arguments[1:], _pages))
+        print(completion(arguments[1:]) if arguments[0] == "completion" else candidates(arguments[1:]))
         return None
     verb, rest = arguments[0], arguments[1:]
     require_system()
@@ -157,7 +157,7 @@ def _dispatch(arguments: list[str]) -> Result | None:
         )
     wanted = take_help(typed := list(arguments))
     if wanted is not None and typed in ([verb], [verb, *typed[1:2]]) and set(typed[1:]) <= set(recipe_names()):
-        page = kept_pages(_pages).get(" ".join(typed))
+        page = read_pages().get(" ".join(typed))
         if page is not None:
             print(page.text(wanted), end="")
             return None
@@ -189,7 +189,7 @@ def _version(verbose: bool) -> Result | None:
     return about
 
 
-def _pages() -> dict[str, Page]:
+def all_pages() -> dict[str, Page]:
     """The help of every verb, and of every recipe with it, by what is typed: `pretrain nano`."""
     pages = {}
     for verb, (module, config, call) in VERBS.items():

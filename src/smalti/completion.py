@@ -1,11 +1,9 @@
 """Completion in a shell: `eval "$(smalti completion bash)"`. The shell asks the command for what can come next."""
 
-from collections.abc import Callable
-
 from smalti.core.config import did_you_mean
 from smalti.core.errors import UsageError
 from smalti.help import Flag, Page, take_help
-from smalti.help_cache import kept_pages
+from smalti.help_pages import read_pages
 
 _SHELLS = {
     # Without a candidate, `-o default` completes names of files. `cut` takes the texts away, which bash cannot show.
@@ -57,16 +55,14 @@ def completion(arguments: list[str]) -> str:
     return f"# {_PLACES[name]}{_SHELLS[name]}"
 
 
-def candidates(words: list[str], build: Callable[[], dict[str, Page]]) -> str:
+def candidates(words: list[str]) -> str:
     """What can stand in the place of the last word, a line each: the text, a tabulator, what it is.
 
     Args:
         words: what is typed after `smalti`; the last one may be a part of a word, or empty.
-        build: the pages of all commands.
     """
-    pages = kept_pages(build)
     *before, last = words or [""]
-    found = _next(before, last, pages)
+    found = _next(before, last, read_pages())
     return "\n".join(f"{name}\t{text}".rstrip() for name, text in found.items() if name.startswith(last))
 
 

@@ -16,18 +16,8 @@ from tests.cli.test_cli import error_of
 SHELLS = ("bash", "zsh", "fish")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMALTI_CACHE", str(cache))
-
-
 def offered(*words: str) -> list[str]:
-    return [line.split("\t")[0] for line in candidates(list(words), cli._pages).splitlines()]
+    return [line.split("\t")[0] for line in candidates(list(words)).splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +43,7 @@ def test_what_can_come_next(words: list[str], expected: list[str]) -> None:
 
 
 def test_a_candidate_has_its_help_beside_it() -> None:
-    assert candidates(["info", "--js"], cli._pages) == "--json\tthe results as one line of JSON, the last one"
+    assert candidates(["info", "--js"]) == "--json\tthe results as one line of JSON, the last one"
     assert {"pretrain", "completion", "--help"} <= set(offered(""))
 
 

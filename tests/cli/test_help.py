@@ -11,7 +11,7 @@ from smalti.core.config import leaves
 from smalti.find_recipe import load_recipe, recipe_names
 from smalti.flags import parse
 from smalti.help import Flag, Page, take_help
-from smalti.help_cache import kept_pages
+from smalti.help_pages import read_pages, write_pages
 from smalti.recipes import nano
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
@@ -21,7 +21,7 @@ from tests.cli.test_cli import error_of
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, Page]:
-    return cli._pages()
+    return cli.all_pages()
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -117,12 +117,18 @@ def test_help_takes_the_word_after_it_alone() -> None:
     assert take_help(["nano"]) is None
 
 
-def test_help_of_every_verb_and_recipe_imports_neither_torch_nor_numpy(
-    pages: dict[str, Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once the pages are kept, which the first `--help` after an installation does."""
-    monkeypatch.setenv("SMALTI_CACHE", str(tmp_path))
-    kept_pages(lambda: pages)
+def test_the_pages_of_the_package_are_what_the_sources_say(pages: dict[str, Page]) -> None:
+    assert read_pages() == pages, "a configuration changed: make help-pages"
+
+
+def test_pages_are_read_as_they_were_written(tmp_path: Path) -> None:
+    flags = (Flag("THIS", "", "what"), Flag("out", "TEXT", "where: “ü”\n", "here"))
+    several = {"see": Page("see THIS", "What it is", flags, {"data": "Images"}), "see nano": Page("see", "It", (), {})}
+    write_pages(several, tmp_path / "pages")
+    assert list(read_pages(tmp_path / "pages").items()) == list(several.items())
+
+
+def test_help_of_every_verb_and_recipe_imports_neither_torch_nor_numpy(pages: dict[str, Page]) -> None:
     commands = [command for command in pages if " " not in command or command.endswith(" nano")]
     code = (
         "import sys; from smalti.cli import main\n"
@@ -131,31 +137,3 @@ def test_help_of_every_verb_and_recipe_imports_neither_torch_nor_numpy(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.endswith("{0} set()\n"), done.stderr
-
-
-def test_pages_are_kept_until_the_sources_change_or_what_is_kept_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SMALTI_CACHE", str(tmp_path / "cache"))
-    page = Page("see THIS", "What it is", (Flag("out", "TEXT", "where", "here"),), {"data": "Images"})
-    built: list[int] = []
-
-    def build() -> dict[str, Page]:
-        built.append(1)
-        return {"see": page}
-
-    assert [kept_pages(build), kept_pages(build)] == [{"see": page}] * 2
-    assert len(built) == 1
-    monkeypatch.setattr("smalti.help_cache._digest", lambda _: "other")
-    assert kept_pages(build) == kept_pages(build) == {"see": page}
-    assert len(built) == 2
-    for damaged in ("", "{}", "[1]", '{"sources": "other", "pages": {"see": [1]}}', '{"sources": "other", "pages": 3}'):
-        (tmp_path / "cache" / "help.json").write_text(damaged)
-        assert kept_pages(build) == {"see": page}
-    assert len(built) == 7
-
-
-def test_where_nothing_can_be_kept_help_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("SMALTI_CACHE", str(tmp_path / "file"))
-    assert kept_pages(dict) == {}

@@ -52,11 +52,13 @@ TOKENIZERS: list[Any] = [
 
 
 @pytest.fixture(autouse=True)
-def _no_gpu_is_no_news() -> Iterator[None]:
-    """Autocast says that there is no GPU, and is off."""
+def pinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Tensors that were copied to pinned memory, which only a GPU has; autocast says that there is none, and is off."""
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CUDA is not available")
-        yield
+        yield pinned
 
 
 def on_cuda(module: nn.Module) -> None:
@@ -74,7 +76,7 @@ def empty_like(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device=CUDA)
 
 
-def batch() -> Batch:
+def made() -> Batch:
     return Batch(
         image=torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
         index=torch.arange(4),
@@ -86,7 +88,23 @@ def batch() -> Batch:
         scores=torch.zeros(4, 12, VOCAB),
         label=torch.zeros(4, dtype=torch.int64),
         label_map=torch.zeros(4, 32, 32, dtype=torch.uint8),
-    ).to(CUDA)
+    )
+
+
+def batch() -> Batch:
+    return made().to(CUDA)
+
+
+def test_what_is_copied_to_a_gpu_is_pinned_so_that_the_program_does_not_wait(pinned: list[Tensor]) -> None:
+    with FakeTensorMode():
+        here = made()
+        there = here.to(CUDA)
+        given = [value for value in vars(here).values() if value is not None]
+        assert all(one is other for one, other in zip(pinned, given, strict=True))
+        assert {value.device for value in vars(there).values() if value is not None} == {CUDA}
+        there.to(CUDA)
+        here.to(torch.device("cpu"))
+    assert len(pinned) == len(given)
 
 
 def masked(target: Tokens | SoftTokens | Pixels, decoder: Linear | CrossAttention, **backbone: Any) -> Objective:

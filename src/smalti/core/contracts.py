@@ -52,6 +52,15 @@ class Batches(Protocol):
         ...
 
 
+def on_device(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. It is copied to a GPU from pinned memory: from any other the program would wait until the
+    GPU has done all work that it was given before.
+    """
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The images of a step of training or evaluation, and what is known about them. Absent parts are None.
@@ -87,8 +96,8 @@ class Batch:
     label_map: UInt8[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; the copy is asynchronous where the memory is pinned."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._present().items()})
+        """The same batch on `device`; the program does not wait for the copy."""
+        return replace(self, **{name: on_device(value, device) for name, value in self._present().items()})
 
     def split(self, parts: int) -> "list[Batch]":
         """The batch as `parts` micro-batches of equal size, in order, without a copy; `parts` divides B."""

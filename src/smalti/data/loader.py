@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.core.config import require
-from smalti.core.contracts import Batch, Grid, Masking
+from smalti.core.contracts import Batch, Grid, Masking, on_device
 from smalti.core.log import Log
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import Keys, Stream, fold, permutation, signed
@@ -206,7 +206,7 @@ class InMemoryViewSource:
     def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
         assert self.source.pixels is not None, "these images are not in memory"
-        images, label = self.source.pixels[chosen].to(self.device), self.source.labels_at(rows.index)
+        images, label = on_device(self.source.pixels[chosen], self.device), self.source.labels_at(rows.index)
         height, width = images.shape[-2:]
         crop = views.crop(rows.view_keys, height, width, views.size)
         unmirrored = torch.zeros(len(images), dtype=torch.bool, device=self.device)  # `resample` mirrors
@@ -228,7 +228,7 @@ def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor
         keys: random keys of the views, (B,).
         images: (B, C, H, W); contrast is relative to their mean grey. Of two views of a crop, the smaller suffices.
     """
-    factors = torch.from_numpy(views.jitter(keys)).to(images.device, torch.float32)
+    factors = on_device(torch.from_numpy(views.jitter(keys)).float(), images.device)
     return colour_matrix(factors, channel_means(images))
 
 
@@ -268,8 +268,8 @@ class StreamedViewSource:
         rendered = self.renderer(_task(rows))
         self.bad_files.add(rendered.bad, seen=len(rows.index))
         label = self.source.labels_at(rendered.shown)
-        flip = torch.from_numpy(self.views.crop.flips(rows.view_keys)).to(self.device)
-        shown = [torch.from_numpy(pixels).to(self.device) for pixels in rendered.arrays]
+        flip = on_device(torch.from_numpy(self.views.crop.flips(rows.view_keys)), self.device)
+        shown = [on_device(torch.from_numpy(pixels), self.device) for pixels in rendered.arrays]
         if self.views.jitter_when == "after_crop":
             change = colours(self.views, rows.view_keys, shown[-1])
             shown = [recolour(view, *change, flip) for view in shown]

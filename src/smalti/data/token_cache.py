@@ -29,7 +29,7 @@ from torch import nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, to_json
-from smalti.core.contracts import Batch, Tokenizer
+from smalti.core.contracts import Batch, Tokenizer, on_device
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import alone
@@ -367,12 +367,12 @@ class CachedTokens:
         ids, present = self.cache.lookup(rows.view_epoch, rows.index)
         as_asked = batch.index.numpy() == rows.index  # not replaced for an unreadable one
         if missing := np.flatnonzero(~(present & as_asked)).tolist():
-            view = token_view(batch)[missing].to(self.compute.device)
+            view = on_device(token_view(batch)[missing], self.compute.device)
             found = encode(view, self.tokenizer, self.compute, self.cache.key.chunk)
             ids[missing] = found.cpu().numpy()
             kept = [row for row in missing if as_asked[row]]
             self._keep(rows.view_epoch[kept], rows.index[kept], ids[kept])
-        return replace(batch.to(self.compute.device), ids=torch.from_numpy(ids).to(self.compute.device))
+        return replace(batch.to(self.compute.device), ids=on_device(torch.from_numpy(ids), self.compute.device))
 
     def _keep(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
         if not self._writable:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Backbone, Grid
+from smalti.core.contracts import Backbone, Grid, on_device
 from smalti.core.errors import OutputError
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import InMemoryDataset
@@ -155,9 +155,7 @@ def _block_outputs(backbone: Backbone, images: Tensor, compute: Compute) -> tupl
     """The output of every block for images (B C H W), B S D each, and the grid of their patches."""
     grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
     with compute.autocast():
-        return backbone.encode(
-            backbone.embed(images.to(compute.device, non_blocking=True)), grid, layers=True
-        ).layers, grid
+        return backbone.encode(backbone.embed(on_device(images, compute.device)), grid, layers=True).layers, grid
 
 
 def _parts(pooling: str) -> tuple[str, ...]:

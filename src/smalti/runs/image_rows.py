@@ -194,10 +194,7 @@ def rendered(
                 kept = found.shown == wanted  # in the place of an unreadable image another one is rendered
                 reasons |= {item.position: item.reason for item in found.bad}
                 bad = [(source.name(spot), reasons.get(spot, "unknown")) for spot in wanted[~kept].tolist()]
-                pixels = torch.from_numpy(found.arrays[0][kept])
-                on_gpu = compute.device.type == "cuda"
-                pixels = pixels.pin_memory() if on_gpu else pixels  # so that copying does not wait for the last batch
-                yield Seen(wanted[kept], look(pixels), bad)
+                yield Seen(wanted[kept], look(torch.from_numpy(found.arrays[0][kept])), bad)
 
     return see
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from smalti.core.contracts import on_device
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.decode import decode_scaled
 from smalti.data.resize import resized
@@ -52,8 +53,8 @@ def resample(images: Tensor, crop: Crop, size: tuple[int, int], filter: Filter =
     """
     height, width = images.shape[-2:]
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-    box = torch.from_numpy(crop.box).to(pixels.device, torch.float32)
-    flip = torch.from_numpy(crop.flip).to(pixels.device)
+    box = on_device(torch.from_numpy(crop.box).float(), pixels.device)
+    flip = on_device(torch.from_numpy(crop.flip), pixels.device)
     rows = _resampling_matrix(box[:, 0] * height, box[:, 2] * height, height, size[0], filter)
     columns = _resampling_matrix(box[:, 1] * width, box[:, 3] * width, width, size[1], filter)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Batches
+from smalti.core.contracts import Batch, Batches, on_device
 from smalti.core.rng import Keys, Stream, fold, uniform
 from smalti.distributed.collectives import reversed_over_ranks
 from smalti.functional.noise import uniform_noise
@@ -78,12 +78,12 @@ class Erasing:
     def __call__(self, batch: Batch) -> Batch:
         """The batch with changed images: (B, C, H, W), float in [0, 1]."""
         boxes = self.boxes(keys_of(batch), *batch.image.shape[-2:])
-        rows = torch.from_numpy(np.flatnonzero(boxes[:, 2] > 0)).to(batch.image.device)
+        rows = on_device(torch.from_numpy(np.flatnonzero(boxes[:, 2] > 0)), batch.image.device)
         if len(rows) == 0:
             return batch
         images = as_unit_range(batch.image).clone()
         some = images[rows]
-        top, left, height, width = torch.from_numpy(boxes).to(rows.device)[rows].T[..., None, None]
+        top, left, height, width = on_device(torch.from_numpy(boxes), rows.device)[rows].T[..., None, None]
         down = torch.arange(some.shape[-2], device=rows.device)[:, None]
         right = torch.arange(some.shape[-1], device=rows.device)
         inside = (down >= top) & (down < top + height) & (right >= left) & (right < left + width)
@@ -142,7 +142,7 @@ class Mixing:
         assert batch.label is not None
         images = as_unit_range(batch.image)
         height, width = images.shape[-2:]
-        kept = torch.from_numpy(self.kept(keys_of(batch), height, width)).to(images.device, torch.float32)
+        kept = on_device(torch.from_numpy(self.kept(keys_of(batch), height, width)).float(), images.device)
         target = batch.target if batch.target is not None else F.one_hot(batch.label, num_classes).float()
         share = kept.mean((1, 2))[:, None]
         return replace(

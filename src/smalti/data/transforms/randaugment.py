@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch
+from smalti.core.contracts import Batch, on_device
 from smalti.core.rng import Keys, Stream, fold, uniform
 from smalti.data.transforms.batch_transforms import keys_of
 from smalti.models.vit import as_unit_range
@@ -238,9 +238,9 @@ class RandAugment:
             for number, operation in enumerate(OPERATIONS):
                 chosen = np.flatnonzero(kind == number)
                 if len(chosen):
-                    amount = torch.from_numpy(operation.amount(level[chosen], sign[chosen])).to(levels)
-                    rows = torch.from_numpy(chosen).to(levels.device)
-                    levels[rows] = operation.change(levels[rows], amount)
+                    amount = torch.from_numpy(operation.amount(level[chosen], sign[chosen])).to(levels.dtype)
+                    rows = on_device(torch.from_numpy(chosen), levels.device)
+                    levels[rows] = operation.change(levels[rows], on_device(amount, levels.device))
         return replace(batch, image=levels / 255)
 
     def drawn(self, keys: Keys, turn: int) -> tuple[NDArray[np.int64], Level, Level]:
