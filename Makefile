@@ -6,7 +6,7 @@
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make wheel  wheel and sdist in dist/, and the demo with the wheel in an environment that had nothing
 # make help-pages  what --help says, written down after a field or a docstring of a configuration has changed
-# make parity the same weights in our networks, in those of timm and transformers, and in ONNX; it installs these
+# make parity the same weights in our networks, in those of timm and transformers, and in ONNX, and the examples; it installs these
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
 # TORCH=cpu           a small torch without CUDA (Linux; on macOS it always is)
@@ -52,7 +52,7 @@ help-pages: .venv/installed-dev
 	$(BIN)/python -c 'from smalti.cli import all_pages; from smalti.help_pages import write_pages; write_pages(all_pages())'
 
 parity: .venv/installed-interop
-	$(BIN)/pytest tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py tests/evaluation/test_neighbours.py
+	$(BIN)/pytest -m "not docs" tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py tests/evaluation/test_neighbours.py
 
 .venv/installed: pyproject.toml scripts/install.sh
 	@sh scripts/install.sh $(PYTHON) $(TORCH) .

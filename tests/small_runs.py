@@ -14,6 +14,8 @@ from smalti.cli import main
 from smalti.training.trainer import Trainer
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
+FEWEST = [*CPU, "--no-baselines", "--draws", "1", "--poolings", "mean"]
+"""Of `evaluate` where probes are not what a test is about: they take seconds, and most of them are baselines."""
 _DATA = ["--data.side", "16", "--data.held-out", "0.2"]
 _TOKENIZER = ["--tokenizer.vocab-size", "16", "--tokenizer.stride", "4", "--tokenizer.width", "8"]
 _VIT = [

@@ -21,6 +21,9 @@ from tests.test_documentation import blocks_of, commands_of, imports_of, resolve
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+pytestmark = (
+    pytest.mark.slow
+)  # whole runs, for what people read: `make parity` has them all, with the packages they use
 
 
 def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +86,6 @@ def resolves_all(code: str) -> bool:
     return all(resolves(*found) for found in imports_of(code))
 
 
-@pytest.mark.slow  # a kernel starts, and features of all embedded images are computed and probed
 def test_the_tour_runs_from_its_first_cell_to_the_last(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

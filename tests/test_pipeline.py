@@ -19,6 +19,7 @@ from tests.report.reading import inert
 from tests.small_runs import (
     CPU,
     DEMO_FLAGS,
+    FEWEST,
     finetune,
     flat_pictures,
     interrupted_before,
@@ -36,8 +37,7 @@ from tests.small_runs import (
 CHECKPOINT = {"model.safetensors", "state.safetensors", "state.json", "MANIFEST.json"}
 TOKENIZER_STEPS, PRETRAIN_STEPS = 20, 80
 FEW = [*CPU, "--draws", "2"]
-"""Probes of frozen features with few draws, and below with few vectors a layer."""
-FEWEST = [*FEW, "--poolings", "mean"]
+"""Probes of frozen features with few draws."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from smalti.core.files import write_bytes
 from smalti.help import Flag, Page
 
 FILE = Path(__file__).parent / "help_pages.jsonl"
@@ -32,4 +33,4 @@ def write_pages(pages: Mapping[str, Page], file: Path = FILE) -> None:
     lines: list[object] = []
     for typed, page in pages.items():
         lines += [{"typed": typed, "command": page.command, "about": page.about, "parts": page.parts}, *page.flags]
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_bytes(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

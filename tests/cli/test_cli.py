@@ -87,7 +87,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_version_with_what_a_bug_report_needs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smalti.core.compute._gflops", lambda kind: 100.0)
+    monkeypatch.setattr("smalti.core.compute._gflops", lambda kind, _: 100.0)
     about = json_of(["--version", "--verbose"], capsys)
     assert {"smalti", "torch", "numpy", "python", "platform", "compute", "threads", "GPUs"} <= set(about)
     assert "cpu in fp32" in about["compute"]

@@ -15,7 +15,7 @@ from smalti.data.load import Data, official_splits
 from smalti.evaluation.feature_files import open_features
 from smalti.runs.check import Check
 from smalti.runs.check import main as check
-from tests.small_runs import FINETUNE_FLAGS, flat_pictures, picture, pictures, pretrain, train_tokenizer
+from tests.small_runs import FEWEST, FINETUNE_FLAGS, flat_pictures, picture, pictures, pretrain, train_tokenizer
 
 
 def split_pictures(root: Path, first: int = 0, **counts: int) -> Path:
@@ -169,7 +169,7 @@ def test_training_verbs_learn_the_training_split_and_say_so(tmp_path: Path, caps
     tuned = json.loads((runs[2] / "result.json").read_text())
     assert (tuned["classes"], tuned["validation_images"], tuned["test_images"]) == (2, 6, 8)
     assert json.loads((runs[0] / "result.json").read_text())["held_out_images"] == 6
-    assert smalti(["evaluate", str(runs[1]), str(data), "--draws", "2", "--json"]) == 0
+    assert smalti(["evaluate", str(runs[1]), str(data), *FEWEST, "--json"]) == 0
     told = capsys.readouterr()
     found = json.loads(told.out.splitlines()[-1])
     assert (found["fit_images"], found["validation_images"], found["test_images"]) == (32, 6, 8)

@@ -16,7 +16,7 @@ from smalti.data.datasets.open import open_source
 from smalti.data.duplicates import Overlap, copies, overlap
 from smalti.data.load import Data, split_held_out
 from smalti.data.splits import put_aside
-from tests.small_runs import FINETUNE_FLAGS, pictures, pretrain, train_tokenizer
+from tests.small_runs import FEWEST, FINETUNE_FLAGS, pictures, pretrain, train_tokenizer
 
 
 def numbered(values: list[int]) -> InMemoryDataset:
@@ -95,7 +95,7 @@ def test_evaluate_says_it_of_probes_too(tmp_path: Path, capsys: pytest.CaptureFi
     photos = pictures(tmp_path / "photos", 16)
     assert train_tokenizer(photos, tmp_path / "tokenizer", 1) == 0
     assert pretrain(photos, tmp_path / "tokenizer", tmp_path / "beit", 1, "--accept-tokenizer") == 0
-    flags = ["--draws", "1", "--poolings", "mean", "--json"]
+    flags = [*FEWEST, "--json"]
     assert smalti(["evaluate", str(tmp_path / "beit"), str(photos), "--test", str(photos), *flags]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "all 32 test images are among the training images too, which flatters the result" in printed

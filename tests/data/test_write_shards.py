@@ -7,9 +7,6 @@ import json
 import os
 import re
 import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +23,7 @@ from smalti.data.datasets.prepared import Prepared, Settings
 from smalti.data.reading import even_sample
 from smalti.data.write_shards import Written, write_shards
 from tests.data.prepared import SHARD, fill, raw_settings
+from tests.faults.kills import Nursery
 
 
 class Interrupted(Folder):
@@ -103,13 +101,12 @@ write_shards(source, Path(sys.argv[2]), raw_settings(source), Log(), shard_bytes
 """
 
 
-def test_what_was_killed_is_continued(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_killed_is_continued(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one: Nursery
+) -> None:
     """Nothing had a chance to tidy up: an unfinished shard and a lock lie there."""
     folder = tmp_path / "shards"
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", KILLED, str(photos), str(folder)]
-    died = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert one.killed_itself(KILLED, str(photos), str(folder)), one.told()
     assert {".lock", ".shard-00002.tar", "shard-00001.index"} <= set(content(folder))
     (folder / ".shard-00001.index.0123456789abcdef0123456789abcdef").touch()
     kept = {name: state for name, state in states(folder).items() if name.startswith("shard")}

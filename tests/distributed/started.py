@@ -63,8 +63,9 @@ class Ranks:
         return self.said[number].read_text() if self.said[number].exists() else ""
 
     def said_by_others(self) -> str:
-        """All that ranks other than 0 have printed."""
-        return "".join(self.text(number) for number in self.processes if number > 0)
+        """All that ranks other than 0 have printed, and libtorch by itself in rank 0."""
+        by_torch = "".join(line for line in self.text(0).splitlines(keepends=True) if line.startswith("[W"))
+        return by_torch + "".join(self.text(number) for number in self.processes if number > 0)
 
     def error(self, number: int) -> str:
         """The last line of a rank."""

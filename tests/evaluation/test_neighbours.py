@@ -49,12 +49,12 @@ def test_the_nearest_are_those_of_the_whole_product(count: int, features: Featur
     queries = drawn()[[0, 11]] + 0.1
     similarity, rows = nearest(features, queries, count, CPU)
     expected = unit(queries) @ unit(drawn()).T
-    best, order = expected.sort(stable=True, dim=1, descending=True)
+    best = expected.sort(dim=1, descending=True).values
     assert similarity.shape == rows.shape == (2, min(count, COUNT))
     assert (similarity - best[:, :count]).abs().max() < 1e-5
     assert (expected.gather(1, rows) - best[:, :count]).abs().max() < 1e-5
-    assert torch.equal(rows[1], order[1, :count])
-    assert rows[0, :2].tolist() == [0, 20][: min(count, 2)], "of equal ones the first comes first"
+    assert [len(set(found)) for found in rows.tolist()] == [min(count, COUNT)] * 2
+    assert set(rows[0, :2].tolist()) <= {0, 20}, "copies differ in the last bit, where a product ends in another kernel"
 
 
 @pytest.mark.parametrize("threshold", [0.999, 0.5, 0.01, 1e-9])

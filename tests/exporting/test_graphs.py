@@ -51,13 +51,17 @@ TOKENIZERS = {
 BACKBONES = {"paper": PAPER, "released": RELEASED, "blocks": BLOCKS, "grey": GREY, "base": BASE}
 MISSING = [package for package in onnx.PACKAGES if importlib.util.find_spec(package) is None]
 ONNX = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
-HERE = [pytest.param(torch_export, id="torch-export"), pytest.param(onnx, id="onnx", marks=ONNX)]
+HERE = [
+    pytest.param(torch_export, id="torch-export", marks=pytest.mark.slow),
+    pytest.param(onnx, id="onnx", marks=ONNX),
+]  # a graph takes torch seconds to trace; `make parity` runs all of them
 
 
 def both(some: dict[str, Any], for_torch: tuple[str, ...]) -> list[Any]:
     """All for ONNX, some of them for torch.export too, on which that is built."""
     for_onnx = [pytest.param(value, onnx, id=f"{name}-onnx", marks=ONNX) for name, value in some.items()]
-    return for_onnx + [pytest.param(some[name], torch_export, id=f"{name}-torch-export") for name in for_torch]
+    slow = pytest.mark.slow
+    return for_onnx + [pytest.param(some[n], torch_export, id=f"{n}-torch-export", marks=slow) for n in for_torch]
 
 
 @pytest.mark.parametrize(("config", "target"), both(BACKBONES, ("paper", "released")))

@@ -44,11 +44,11 @@ class Nursery:
             cwd=ROOT,
         )
 
-    def begin(self, command: list[str], change: str = "") -> int:
-        """Begin a run; the process id, which is that of its group too."""
+    def begin(self, command: list[str], change: str = "", program: str = "") -> int:
+        """Begin a run, or a program whose arguments are the command; the process id, which is that of its group too."""
         assert self._process.stdin is not None
         self.said.unlink(missing_ok=True)
-        order = {"command": command, "said": str(self.said), "change": change}
+        order = {"command": command, "said": str(self.said), "change": change, "program": program}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
         return int(self._line(_LONGEST) or 0)
@@ -61,6 +61,11 @@ class Nursery:
     def run(self, command: list[str], change: str = "") -> int | None:
         """A run to its end."""
         return self.ended_and_left(self.begin(command, change))
+
+    def killed_itself(self, program: str, *arguments: str) -> bool:
+        """Whether a program ended by SIGKILL."""
+        self.begin(list(arguments), program=program)
+        return self.ended() == -signal.SIGKILL
 
     def ended_and_left(self, child: int) -> int | None:
         """How a run ended, and that nothing is left of it."""

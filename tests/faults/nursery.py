@@ -1,7 +1,8 @@
 """A program that forks runs: each is a process of its own, and none waits for imports. One is alive at a time.
 
 It reads a JSON object a line: the command, a file for what the run says, and names of changes from
-`tests/faults/changes.py`, joined by `+`. It answers with the process id, and with how the process ended.
+`tests/faults/changes.py`, joined by `+`; or the text of a program, which is given the command as its arguments. It
+answers with the process id, and with how the process ended.
 """
 
 import json
@@ -22,7 +23,7 @@ WARM = (finetune.main, pretrain.main, sections, tiny, train_tokenizer.main)
 """What runs import is here already."""
 
 
-def run(command: list[str], said: str, change: str) -> int:
+def run(command: list[str], said: str, change: str, program: str) -> int:
     """The child: a group of its own, what it says in a file, one thread."""
     os.setsid()
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -32,7 +33,11 @@ def run(command: list[str], said: str, change: str) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     for name in filter(None, change.split("+")):
         CHANGES[name]()
-    return main(command)
+    if not program:
+        return main(command)
+    sys.argv = ["-c", *command]
+    exec(program, {"__name__": "__main__"})
+    return 0
 
 
 def serve() -> None:
@@ -42,7 +47,9 @@ def serve() -> None:
         if child == 0:
             sys.stdin.close()
             try:
-                code = run(order["command"], order["said"], order["change"])
+                code = run(**order)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
                 code = 1

@@ -11,7 +11,7 @@ import pytest
 
 from smalti.core.files import write_bytes
 from smalti.data.datasets.data_files import cache_folder
-from tests.small_runs import CPU, PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures
+from tests.small_runs import CPU, FEWEST, PRETRAIN_FLAGS, TOKENIZER_FLAGS, pictures
 
 ROOT = Path(__file__).parents[2]
 WATCHED = Path(__file__).parent / "watched.py"
@@ -46,7 +46,7 @@ def commands(folder: Path) -> list[list[str]]:
         ["tokenize", photos, *pretraining, "--out", f"{folder}/cache"],
         ["pretrain", "tiny", *pretraining, "--data", photos, "--out", run],
         ["evaluate", tokenizer, photos, *CPU],
-        ["evaluate", run, photos, *CPU, "--draws", "2", "--poolings", "mean"],
+        ["evaluate", run, photos, *FEWEST],
         ["embed", run, photos, "--out", f"{folder}/features.npy", "--num-workers", "0", *CPU],
         ["search", f"{folder}/features.npy", f"{photos}/across/00.png", "--out", f"{folder}/search.html", *CPU],
         ["show", run, f"{photos}/across/00.png", "--out", f"{folder}/show.html", *CPU],

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,6 +32,7 @@ from smalti.runs import embed
 from smalti.runs.embed import Embed, main
 from smalti.runs.network import load_network
 from tests.distributed.started import started
+from tests.faults.kills import Nursery
 from tests.small_runs import CPU, DYING, finetune, flat_pictures, pictures
 
 ONE = Compute(torch.device("cpu"), torch.float32)
@@ -211,12 +211,11 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "place"), CASES)
 def test_killed_at_any_place_it_goes_on_to_the_same_file(
-    kind: str, place: str, runs: Path, tmp_path: Path, small_blocks: None
+    kind: str, place: str, runs: Path, tmp_path: Path, small_blocks: None, one: Nursery
 ) -> None:
     threads, out = torch.get_num_threads(), tmp_path / "killed" / f"f.{kind}"
     command = ["embed", str(runs / "beit"), str(runs / "photos"), *CPU, "--num-workers", "0", "--batch-size", "3"]
-    given = [sys.executable, "-c", KILLED, place, *command, "--out", str(out)]
-    assert subprocess.run(given, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert one.killed_itself(KILLED, place, *command, "--out", str(out)), one.told()
     left = out.with_name(f"f.{kind}.parts")
     assert len(list(left.glob("*.safetensors"))) >= 1
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from smalti.core.errors import DataError
 from smalti.runs import pretrain as pretraining
 from smalti.runs import train_tokenizer as tokenizing
 from smalti.runs.classification_task import Classification
-from tests.small_runs import finetune, newest_checkpoint, picture, pretrain, result, train_tokenizer
+from tests.small_runs import FEWEST, finetune, newest_checkpoint, picture, pretrain, result, train_tokenizer
 
 
 def listed(folder: Path, header: str, labels: list[str]) -> Path:
@@ -62,7 +62,7 @@ def test_i14_images_without_a_label_are_pretrained_on_and_not_learned_from(tmp_p
     assert pretrain(images, "", tmp_path / "beit", 2, "--target", "pixels") == 0
     found = result(tmp_path / "beit")
     assert found["train_images"] + found["held_out_images"] == 40
-    assert main(["evaluate", str(tmp_path / "run"), str(images), "--device", "cpu"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), str(images), *FEWEST]) == 0
 
 
 def fails(error: Exception) -> Callable[..., Any]:
@@ -116,8 +116,7 @@ def test_i13_a_measurement_that_fails_leaves_the_trained_weights(
         )
         assert newest_checkpoint(run).name == "step-00000002"
         assert not (run / "result.json").exists()
-        quick = ["--device", "cpu", "--draws", "2", "--no-baselines"]
-        assert main(["evaluate", str(run), str(images), *quick]) == 0
+        assert main(["evaluate", str(run), str(images), *FEWEST]) == 0
         assert main([verb, "--resume", str(run)]) == 0
         assert result(run)["steps"] == 2
 

@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from smalti.evaluation import feature_blocks
 from smalti.functional.metrics import average_precision, mean_iou, pixel_confusion
 from smalti.runs.predict import Predict, main
 from tests.distributed.started import started
+from tests.faults.kills import Nursery
 from tests.small_runs import CPU, DYING, finetune, flat_pictures, picture, pictures, pretrain, result, scenes, segment
 
 SEVERAL = ("across", "across|red", "down", "down|red", "|")
@@ -234,12 +232,11 @@ sys.exit(main(sys.argv[1:]))
     ],
 )
 def test_killed_it_goes_on_to_the_same_files(
-    run: str, images: str, place: str, root: Path, tmp_path: Path, small_blocks: None
+    run: str, images: str, place: str, root: Path, tmp_path: Path, small_blocks: None, one: Nursery
 ) -> None:
     threads, out = torch.get_num_threads(), tmp_path / "killed" / "p.csv"
     command = ["predict", str(root / run), str(root / images), *CPU, "--num-workers", "0", "--batch-size", "3"]
-    given = [sys.executable, "-c", KILLED, place, *command, "--out", str(out)]
-    assert subprocess.run(given, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert one.killed_itself(KILLED, place, *command, "--out", str(out)), one.told()
     assert list((tmp_path / "killed" / "p.csv.parts").glob("*.safetensors"))
     assert not out.exists()
     torch.set_num_threads(1)

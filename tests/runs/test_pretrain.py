@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smalti.cli import main
-from tests.small_runs import CPU, metrics, pictures, pretrain, result, train_tokenizer, weights
+from tests.small_runs import FEWEST, metrics, pictures, pretrain, result, train_tokenizer, weights
 
 RELEASED = [
     *("--backbone.positions", "shared_relative", "--backbone.pos-init", "uniform"),
@@ -27,4 +27,4 @@ def test_a_run_with_checkpointing_ends_in_the_bytes_of_one_without_and_can_be_ev
     assert metrics(tmp_path / "plain") == metrics(tmp_path / "checkpointed")
     assert result(tmp_path / "plain") == result(tmp_path / "checkpointed")
     capsys.readouterr()
-    assert main(["evaluate", str(tmp_path / "plain"), str(data), *CPU, "--draws", "2", "--poolings", "mean"]) == 0
+    assert main(["evaluate", str(tmp_path / "plain"), str(data), *FEWEST]) == 0

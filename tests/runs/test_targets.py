@@ -15,7 +15,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenize import Tokenize
 from smalti.training.targets import Pixels, SoftTokens
 from tests.report.reading import pictures_in
-from tests.small_runs import CPU, PRETRAIN_FLAGS, metrics, pictures, pretrain, result, train_tokenizer, weights
+from tests.small_runs import CPU, FEWEST, PRETRAIN_FLAGS, metrics, pictures, pretrain, result, train_tokenizer, weights
 
 TARGETS = ("tokens", "soft-tokens", "pixels")
 
@@ -110,7 +110,7 @@ def test_every_run_can_be_shown_measured_and_reported(runs: Runs, target: str, t
     assert re.findall(r"<b>(.*?)</b>", page.read_text())[: len(headings)] == headings
     shown = pictures_in(page.read_text())
     assert (shown[len(headings) - 1] != shown[0]).any()
-    assert main(["evaluate", str(run), str(runs.photos), *CPU, "--draws", "2", "--poolings", "mean"]) == 0
+    assert main(["evaluate", str(run), str(runs.photos), *FEWEST]) == 0
     assert main(["report", str(run), "--out", str(page)]) == 0
     text = page.read_text()
     assert ("bits saved a token" in text) == (target != "pixels")

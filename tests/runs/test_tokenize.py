@@ -3,9 +3,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenize import Tokenize, main
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.training_plan import Plan
+from tests.faults.kills import Nursery
 from tests.small_runs import CPU, PRETRAIN_FLAGS, pictures, pretrain, result, train_tokenizer, weights
 
 VIT = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=2, num_heads=2)
@@ -151,15 +149,12 @@ def killing(descriptor, data, offset):
     os.kill(os.getpid(), signal.SIGKILL)
 
 os.pwrite = killing
-main(from_json(Tokenize, json.loads(sys.stdin.read())))
+main(from_json(Tokenize, json.loads(sys.argv[1])))
 """
 
 
-def test_killed_in_the_middle_of_a_row_it_goes_on_there(run: Tokenize) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED], input=json.dumps(to_json(run)), text=True, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_killed_in_the_middle_of_a_row_it_goes_on_there(run: Tokenize, one: Nursery) -> None:
+    assert one.killed_itself(_KILLED, json.dumps(to_json(run))), one.told()
     before = stored_rows(run.folder)
     assert before == 256 + 1
     found = main(run)

@@ -12,7 +12,7 @@ import smalti
 from smalti.cli import main
 from smalti.core.log import Log
 from smalti.data.load import Data
-from tests.small_runs import CPU, PRETRAIN_FLAGS, finetune, picture, pretrain, train_tokenizer
+from tests.small_runs import CPU, FEWEST, PRETRAIN_FLAGS, finetune, picture, pretrain, train_tokenizer
 
 PAGES = 3
 WINDOW = ["--data.window", "auto", "--data.pages", "all"]
@@ -85,7 +85,7 @@ def test_the_window_is_measured_once_and_kept_and_is_the_next_runs_too(
     assert config_of(tmp_path / "mim")["data"]["window"] == [low, high]
     assert finetune(stacks, tmp_path / "mim", tmp_path / "tuned", 1) == 0
     assert config_of(tmp_path / "tuned")["data"]["window"] == [low, high]
-    assert main(["evaluate", str(tmp_path / "mim"), str(stacks), "--draws", "1", *CPU]) == 0
+    assert main(["evaluate", str(tmp_path / "mim"), str(stacks), *FEWEST]) == 0
     assert main(["export", str(tmp_path / "mim"), "--to", "bundle", "--out", str(tmp_path / "bundle")]) == 0
     assert json.loads((tmp_path / "bundle" / "preprocessor.json").read_text())["window"] == [low, high]
     assert "value window" in (tmp_path / "bundle" / "README.md").read_text()

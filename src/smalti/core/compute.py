@@ -13,6 +13,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -77,8 +78,8 @@ class Compute:
 def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     """Resolve `auto`: the best available device, and bf16 where its matrix products are 1.5 times as fast as fp32.
 
-    On a CPU, matrix products in both formats are timed, for at most two seconds, and freed memory is kept for the next
-    step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device supports it.
+    On a CPU, matrix products in both formats are timed, for at most two seconds and once in a process, and freed memory
+    is kept for the next step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device supports it.
 
     Raises:
         UsageError: the named device is not available.
@@ -91,7 +92,7 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     if chosen.type != "cpu":
         fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         return Compute(chosen, torch.bfloat16 if fast else torch.float32)
-    fp32, bf16 = _gflops(torch.float32), _gflops(torch.bfloat16)
+    fp32, bf16 = (_gflops(kind, torch.get_num_threads()) for kind in (torch.float32, torch.bfloat16))
     dtype = torch.bfloat16 if bf16 > _WORTH_IT * fp32 else torch.float32
     return Compute(chosen, dtype, (("fp32", fp32), ("bf16", bf16)))
 
@@ -118,8 +119,9 @@ def _choose_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
-def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.05, rounds: int = 16) -> float:
-    """Speed of matrix products on all threads, in GFLOP/s, by processor time, as other processes may be running.
+@cache
+def _gflops(dtype: torch.dtype, threads: int, size: int = 1024, seconds: float = 0.05, rounds: int = 16) -> float:
+    """Speed of matrix products on all `threads`, in GFLOP/s, by processor time, as other processes may be running.
 
     The best of `rounds`; each is long compared with the few milliseconds by which the system accounts for the time of
     other threads too late.
@@ -133,7 +135,7 @@ def _gflops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.05, rounds:
             a @ a
             products, spent = products + 1, time.process_time() - began
         best = max(best, products / spent)
-    return 2 * size**3 * torch.get_num_threads() * best / 1e9
+    return 2 * size**3 * threads * best / 1e9
 
 
 def keep_freed_memory() -> bool:

@@ -38,10 +38,16 @@ class Ranks:
 
 @dataclass(frozen=True)
 class _Group:
-    """The state of the process group of this run: `untimed` is a second group, whose operations have no timeout."""
+    """The state of the process group of this run.
+
+    Attributes:
+        untimed: a second group, whose operations have no timeout.
+        store: where all meet; of rank 0 the server too, which closes with the last reference to it.
+    """
 
     heartbeat: Heartbeat
     untimed: ProcessGroup
+    store: Store
 
 
 _group: _Group | None = None
@@ -139,7 +145,7 @@ def _join(ranks: Ranks, device: Device) -> _Group:
         )
         untimed = dist.new_group(backend="gloo", timeout=_FOR_EVER)
         assert isinstance(untimed, ProcessGroup)
-        return _Group(heartbeat, untimed)
+        return _Group(heartbeat, untimed, store)
     except RuntimeError as error:
         heartbeat.stop()
         cause = heartbeat.diagnosis() or _said(error)
@@ -186,11 +192,11 @@ def _leave(why: str) -> None:
     global _group
     if _group is None:
         return
-    heartbeat, _group = _group.heartbeat, None
-    heartbeat.leave(why)
+    left, _group = _group, None
+    left.heartbeat.leave(why)
     dist.destroy_process_group()  # collectives that wait for this process fail now, and their ranks read why
     if is_rank0():
-        heartbeat.all_have_left(_LAST_WORDS)
+        left.heartbeat.all_have_left(_LAST_WORDS)
 
 
 def _said(error: BaseException) -> str:
