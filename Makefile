@@ -1,5 +1,5 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
-# make test   lint, types, all tests that are not marked slow, on two cores; the slowest 25 are named
+# make test   lint, types, all tests that are not marked slow: made for two cores, where three processes hide what waits; the slowest 25 are named
 # make docs-check   figures of the documentation against the recorded results beside them
 # make docs   the documentation site, in site/; it needs no network once it is built
 # make coverage     the same tests, and which lines they run; it fails below the floor in pyproject.toml
@@ -31,7 +31,7 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 unit: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist loadscope --durations 25
+	$(BIN)/pytest -n 3 --dist loadscope --durations 25
 
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow

@@ -366,6 +366,7 @@ def test_the_demo_without_steps_spends_its_budget(tmp_path: Path) -> None:
 def test_the_demo_on_embedded_images_probes_what_was_learned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It takes six seconds of probes: of pixels, two random networks and one that has learned."""
     vit = ["--pretrain.backbone.embed-dim", "16", "--pretrain.backbone.depth", "1", "--pretrain.compile", "off"]
     few = ["--tokenizer.data.limit", "600", "--pretrain.data.limit", "600", "--tokenizer.tokenizer.vocab-size", "16"]
     steps = ["--tokenizer-steps", "4", "--pretrain-steps", "4"]

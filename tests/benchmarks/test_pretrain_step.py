@@ -44,6 +44,7 @@ def test_a_vit_b_that_sees_a_quarter_takes_30(cases: dict[str, Any]) -> None:
     assert cases["base"].flops() == pytest.approx(3 * (blocks + read + head) + 2 * patches)
 
 
+@pytest.mark.slow
 def test_tiny_is_measured_with_and_without_its_tokenizer() -> None:
     figures = figures_of("--model", "tiny", "--clock", "processor")
     assert {"ratio_vs_compiled_bf16", "ratio_vs_compiled_bf16_with_tokens", "peak_fraction"} <= figures.keys()

@@ -1,4 +1,7 @@
-"""Which of how many processes: the environment of torchrun. In a process alone nothing is shared, and nothing done."""
+"""Which of how many processes: the environment of torchrun. In a process alone nothing is shared, and nothing done.
+
+Two take 5 seconds, which is how long silence is waited for.
+"""
 
 import os
 import platform

@@ -1,4 +1,7 @@
-"""Workers render what one process renders, whatever happens to them (F01 to F06)."""
+"""Workers render what one process renders, whatever happens to them (F01 to F06).
+
+Some take 5 seconds: programs that start from nothing.
+"""
 
 import gc
 import itertools

@@ -1,4 +1,7 @@
-"""`smalti evaluate` on several ranks: the features, and so every figure, are those of one process."""
+"""`smalti evaluate` on several ranks: the features, and so every figure, are those of one process.
+
+It takes ten seconds or more: three processes fit probes.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,7 @@ from tests.small_runs import CPU, pictures, pretrain, train_tokenizer
 
 
 def figures(world: int, run: Path, data: Path) -> dict[str, object]:
-    command = ["evaluate", str(run), str(data), *CPU, "--draws", "2", "--json"]
+    command = ["evaluate", str(run), str(data), *CPU, "--draws", "1", "--poolings", "mean", "--json"]
     with started(run.parent, [command] * world) as ranks:
         assert ranks.all_codes() == [0] * world, ranks.text(0)
         assert ranks.said_by_others() == "", "rank 0 alone speaks"

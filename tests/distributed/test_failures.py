@@ -1,4 +1,7 @@
-"""What happens to a run of several processes when one of them is lost, hangs, fails or is another than the rest."""
+"""What happens to a run of several processes when one of them is lost, hangs, fails or is another than the rest.
+
+A test takes 3 to 17 seconds: that a process is lost is known after seconds of silence.
+"""
 
 import json
 import os

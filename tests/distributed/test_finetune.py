@@ -1,6 +1,7 @@
 """Fine-tuning on two ranks is that of one process: partners of mixing, losses, looks at validation images, the result.
 
 There are fewer than 32 images to learn from and 16 in a batch, so steps go on into the next epoch.
+A test takes 5 seconds: three processes train.
 """
 
 from pathlib import Path

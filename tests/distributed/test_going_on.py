@@ -1,4 +1,7 @@
-"""Runs of several processes that are killed and go on: bit for bit on as many, on others only if that is allowed."""
+"""Runs of several processes that are killed and go on: bit for bit on as many, on others only if that is allowed.
+
+A test takes 5 to 20 seconds: pairs of processes train, are killed, and train again.
+"""
 
 import json
 import shutil

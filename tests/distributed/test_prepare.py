@@ -1,4 +1,7 @@
-"""`smalti prepare` on several ranks: the shards are those of one process, byte by byte."""
+"""`smalti prepare` on several ranks: the shards are those of one process, byte by byte.
+
+It takes ten seconds or more: seven processes write shards, one after another or in pairs.
+"""
 
 import json
 from pathlib import Path

@@ -1,6 +1,7 @@
 """The same global batch on 1, 2 and 4 ranks gives the same losses, and a run of several ranks goes on exactly.
 
 There are 27 images to learn from (E08: no number of ranks divides them): batches are parts of one endless stream.
+A test takes 5 to 15 seconds: three to five processes train.
 """
 
 from pathlib import Path
@@ -77,7 +78,7 @@ def assert_same_losses(one: Path, many: Path) -> None:
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-QUICK = [("dvae", 2), ("vq", 4), ("accumulated", 2), ("visible", 2), ("visible-fsdp", 2), ("aggregation-fsdp", 2)]
+QUICK = [("dvae", 2), ("vq", 4), ("visible-fsdp", 2)]
 REST = [(kind, world) for kind in [*TOKENIZERS, *TARGETS] for world in (2, 4) if (kind, world) not in QUICK]
 
 

@@ -1,4 +1,7 @@
-"""`smalti tokenize` in several processes fills the cache that one fills."""
+"""`smalti tokenize` in several processes fills the cache that one fills.
+
+A test takes 5 to 10 seconds: four processes render and tokenize.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Odd environments, and what no command may do: cases J09 and J10, and the first line of the security checklist."""
+"""Odd environments, and what no command may do: cases J09 and J10, and the first line of the security checklist.
+
+The last two take 5 to 10 seconds: every verb runs, in processes that start from nothing.
+"""
 
 import json
 import os

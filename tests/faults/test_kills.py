@@ -1,4 +1,7 @@
-"""Real kills at any time, several in a row: what a run ends in is what it would have ended in."""
+"""Real kills at any time, several in a row: what a run ends in is what it would have ended in.
+
+A test takes 5 to 8 seconds: a run is begun six times.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Signals at awkward times: during set-up and measurement, twice, with nobody reading, or to stop and go on."""
+"""Signals at awkward times: during set-up and measurement, twice, with nobody reading, or to stop and go on.
+
+A test takes 5 to 10 seconds: a run with data workers begins, is stopped or killed, and goes on.
+"""
 
 import os
 import re
@@ -48,6 +51,7 @@ def goes_on(one: Nursery, whole: Whole, run: Path) -> None:
     assert end_of(run) == whole.files
 
 
+@pytest.mark.slow
 def test_d06_sigterm_and_then_sigkill(one: Nursery, whole: Whole, tmp_path: Path) -> None:
     child = begun(one, whole, tmp_path / "run")
     os.kill(child, signal.SIGTERM)
@@ -88,6 +92,7 @@ def test_d10_what_was_killed_leaves_no_process_no_memory_and_no_lock(
     goes_on(one, whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_d07_under_nohup_the_end_of_a_terminal_is_ignored(one: Nursery, whole: Whole, tmp_path: Path) -> None:
     child = begun(one, whole, tmp_path / "run", change="slow+nohup")
     os.killpg(child, signal.SIGHUP)

@@ -400,7 +400,7 @@ print(round(peak() - before))
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [
-        ("npy", 100_000),
+        pytest.param("npy", 100_000, marks=pytest.mark.slow),
         pytest.param("npy", 1_000_000, marks=pytest.mark.slow),
         pytest.param("parquet", 1_000_000, marks=pytest.mark.slow),
     ],

@@ -268,7 +268,8 @@ def test_what_is_done_is_left_alone_and_something_else_is_not_overwritten(
     assert (tmp_path / "q.csv").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("run", "images"), [("run", "many"), pytest.param("pixels", "many", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what ranks share is what `embed` shares, of which two ranks are tried in every run of the tests
+@pytest.mark.parametrize(("run", "images"), [("run", "many"), ("pixels", "many")])
 def test_two_ranks_write_the_same_files(run: str, images: str, root: Path, tmp_path: Path) -> None:
     """Two blocks, one of each rank."""
     (tmp_path / "many").mkdir()

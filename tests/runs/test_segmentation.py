@@ -60,7 +60,7 @@ def names_of(scenes_: Any) -> list[str]:
     return [scenes_.name(index) for index in range(len(scenes_))]
 
 
-@pytest.mark.parametrize("head", ["linear", "multi-level"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("multi-level", marks=pytest.mark.slow)])
 def test_boxes_are_found_and_the_page_shows_them(folder: Path, tmp_path: Path, head: str) -> None:
     run = tmp_path / "run"
     flags = (*FAST, "--plan.save-every", "30", *apart(folder))

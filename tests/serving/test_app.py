@@ -395,6 +395,7 @@ def test_k09_a_crowd_is_sent_away_and_leaves_nothing(predictor: Predictor) -> No
 
 
 def test_200_requests_eight_at_a_time_are_answered_each_with_its_own_and_memory_stays(predictor: Predictor) -> None:
+    """It takes eight seconds of predictions."""
     client = client_of(predictor)
 
     def ask(number: int) -> tuple[list[int], str]:
