@@ -1,11 +1,11 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
-# make test   lint, types, all tests that are not marked slow: made for two cores, where three processes hide what waits; the slowest 25 are named
+# make test   lint, types, all tests that are not marked slow, in three processes for two cores; the slowest 25 are named
 # make docs-check   figures of the documentation against the recorded results beside them
 # make docs   the documentation site, in site/; it needs no network once it is built
 # make coverage     the same tests, and which lines they run; it fails below the floor in pyproject.toml
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make wheel  wheel and sdist in dist/, and the demo with the wheel in an environment that had nothing
-# make help-pages  what --help says, written down after a field or a docstring of a configuration has changed
+# make help-pages  what --help says, written down after anything changed of which it tells: fields, docstrings, recipes, verbs
 # make parity the same weights in our networks, in those of timm and transformers, and in ONNX, and the examples; it installs these
 #
 # PYTHON=python3.12   which Python to use (3.11 or later)
@@ -44,12 +44,12 @@ docs: .venv/installed-docs
 
 coverage: .venv/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadscope
+	$(BIN)/coverage run -m pytest -n 3 --dist loadscope
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 help-pages: .venv/installed-dev
-	$(BIN)/python -c 'from smalti.cli import all_pages; from smalti.help_pages import write_pages; write_pages(all_pages())'
+	$(BIN)/python scripts/help_pages.py
 
 parity: .venv/installed-interop
 	$(BIN)/pytest -m "not docs" tests/parity tests/exporting tests/runs/test_import_weights.py tests/test_examples.py tests/evaluation/test_neighbours.py

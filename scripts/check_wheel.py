@@ -46,7 +46,8 @@ def environment(folder: Path, wheel: Path, pip: list[str]) -> Path:
 def demo(smalti: Path, budget: str, folder: Path) -> dict[str, object]:
     """Run the demo in an empty folder, without anything of this checkout; returns its result."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SMALTI"))}
-    subprocess.run([smalti, "--version", "--verbose"], cwd=folder, env=clean, check=True)
+    for words in (["--version", "--verbose"], ["pretrain", "--help"]):
+        subprocess.run([smalti, *words], cwd=folder, env=clean, check=True)
     command = [str(smalti), "demo", "--budget", budget, "--json"]
     done = subprocess.run(command, cwd=folder, env=clean, check=True, stdout=subprocess.PIPE, text=True)
     assert (folder / "runs" / "demo" / "report.html").is_file()

@@ -21,11 +21,11 @@ from tests.test_documentation import blocks_of, commands_of, imports_of, resolve
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-pytestmark = (
-    pytest.mark.slow
-)  # whole runs, for what people read: `make parity` has them all, with the packages they use
+WHOLE = pytest.mark.slow
+"""Of whole runs; `make parity` has them all, with the packages that they use."""
 
 
+@WHOLE
 def test_pretraining_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = flat_pictures(tmp_path / "photos", 70)
     example = runpy.run_path(str(EXAMPLES / "pretrain_from_folder.py"))
@@ -42,6 +42,7 @@ def exported(run: Path, target: str, out: Path) -> str:
     return str(out)
 
 
+@WHOLE
 def test_feature_maps_with_timm(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     folder = exported(runs / "beit", "timm", tmp_path / "timm")
@@ -51,6 +52,7 @@ def test_feature_maps_with_timm(runs: Path, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines() == ["features: (1, 16)", *["feature map: (1, 16, 4, 4)"] * 2]
 
 
+@WHOLE
 def test_classes_with_onnx(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     folder = exported(runs / "classes", "onnx", tmp_path / "onnx")
@@ -60,6 +62,7 @@ def test_classes_with_onnx(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()} == {"across", "down"}
 
 
+@WHOLE
 def test_fine_tuning_with_transformers(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for library in ("transformers", "accelerate"):
         pytest.importorskip(library)
@@ -86,6 +89,7 @@ def resolves_all(code: str) -> bool:
     return all(resolves(*found) for found in imports_of(code))
 
 
+@WHOLE
 def test_the_tour_runs_from_its_first_cell_to_the_last(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
@@ -110,6 +114,7 @@ def run_example(name: str, *arguments: object) -> dict[str, Any]:
     return example
 
 
+@WHOLE
 def test_few_labels(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = (runs / "beit", runs / "photos", "--labels", 1, "--steps", 1)
     run_example("few_labels.py", *given, "--out", tmp_path / "few")
@@ -120,6 +125,7 @@ def test_few_labels(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
 
 
+@WHOLE
 def test_segmentation(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = (runs / "beit", runs / "scenery", "--void", 11, "--predict", runs / "photos", "--steps", 1)
     run_example("segmentation.py", *given, "--out", tmp_path / "run")
@@ -127,6 +133,7 @@ def test_segmentation(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(list((tmp_path / "run" / "masks.masks").rglob("*.png"))) == 32
 
 
+@WHOLE
 def test_a_tokenizer_from_outside(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "backbone.safetensors"
     example = run_example("own_tokenizer.py", runs / "photos", "--steps", 1, "--out", out)
@@ -136,6 +143,7 @@ def test_a_tokenizer_from_outside(runs: Path, tmp_path: Path) -> None:
     assert torch.equal(tokenizer.encode(tokenizer.decode(ids)), ids)
 
 
+@WHOLE
 def test_a_recipe_from_outside(runs: Path, tmp_path: Path) -> None:
     recipe = str(EXAMPLES / "own_recipe.py")
     for stage in ("train_tokenizer", "pretrain"):
@@ -147,6 +155,7 @@ def test_a_recipe_from_outside(runs: Path, tmp_path: Path) -> None:
     assert main(["pretrain", f"{recipe}:pretrain", *given, "--out", str(tmp_path / "beit")]) == 0
 
 
+@WHOLE
 def test_features_with_scikit_learn(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     given = (runs / "beit", runs / "photos", "--groups", 2)
@@ -156,6 +165,7 @@ def test_features_with_scikit_learn(runs: Path, tmp_path: Path, capsys: pytest.C
     assert "group 1: " in printed
 
 
+@WHOLE
 def test_going_on_from_timm(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     given = ("test_vit", runs / "photos", "--tokenizer", runs / "tokenizer", "--steps", 1, "--drawn")
@@ -201,6 +211,7 @@ def python_of(page: str) -> Iterator[str]:
     return (block.code for block in blocks_of((ROOT / page).read_text()) if block.language == "python")
 
 
+@WHOLE
 def test_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What README and docs/embed.md say, as it stands there, with two steps and a network of 2 blocks."""
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ still what they say.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from smalti.core.files import write_bytes
 from smalti.help import Flag, Page
@@ -18,14 +19,18 @@ FILE = Path(__file__).parent / "help_pages.jsonl"
 
 def read_pages(file: Path = FILE) -> dict[str, Page]:
     """The pages by what is typed, as `pretrain nano`."""
-    pages: dict[str, Page] = {}
+    heads: list[dict[str, Any]] = []
+    flags: list[list[Flag]] = []
     for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         if isinstance(line, dict):
-            typed = line["typed"]
-            pages[typed] = Page(line["command"], line["about"], (), line["parts"])
+            heads.append(line)
+            flags.append([])
         else:
-            pages[typed] = pages[typed]._replace(flags=(*pages[typed].flags, Flag(*line)))
-    return pages
+            flags[-1].append(Flag(*line))
+    return {
+        head["typed"]: Page(head["command"], head["about"], tuple(own), head["parts"])
+        for head, own in zip(heads, flags, strict=True)
+    }
 
 
 def write_pages(pages: Mapping[str, Page], file: Path = FILE) -> None:

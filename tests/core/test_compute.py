@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch import Tensor
 
 from smalti.core import compute
 from smalti.core.compute import Compute, choose_compute
@@ -54,8 +55,29 @@ def test_work_that_the_clock_books_late_is_not_taken_for_speed(monkeypatch: pyte
     """A product of 2 ms, on a clock that moves by 4 ms: now and then a product seems to take no time."""
     readings = itertools.count()
     monkeypatch.setattr(time, "process_time", lambda: next(readings) // 2 * 0.004)
-    speed = compute._gflops(torch.float32, 1, size=1) * 1e9 / 2
+    speed = compute._gflops.__wrapped__(torch.float32, 1, size=1) * 1e9 / 2
     assert speed == pytest.approx(500, rel=0.1)
+
+
+def test_products_are_timed_once_for_each_number_of_threads() -> None:
+    before = compute._gflops.cache_info().misses
+    speeds = [compute._gflops(torch.float32, threads, 8, 1e-3, 1) for threads in (101, 101, 102)]
+    assert compute._gflops.cache_info().misses == before + 2
+    assert speeds[0] == speeds[1]
+
+
+def test_copies_are_waited_for_where_memory_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def to(tensor: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+        asked.append((device.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(Tensor, "to", to)
+    for kind in ("cpu", "mps", "cuda"):
+        compute.on_device(torch.zeros(2), torch.device(kind))
+    assert asked == [("cpu", False), ("mps", False), ("cuda", True)]
 
 
 def test_autocast_multiplies_in_the_chosen_format() -> None:

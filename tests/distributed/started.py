@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from tests.distributed import program
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.distributed.program"])
 _PATIENCE = 120.0
+_OF_TORCH = re.compile(r"(\[rank\d+\]:)?\[[WE]")
 
 
 class Ranks:
@@ -62,10 +64,10 @@ class Ranks:
     def text(self, number: int) -> str:
         return self.said[number].read_text() if self.said[number].exists() else ""
 
-    def said_by_others(self) -> str:
-        """All that ranks other than 0 have printed, and libtorch by itself in rank 0."""
-        by_torch = "".join(line for line in self.text(0).splitlines(keepends=True) if line.startswith("[W"))
-        return by_torch + "".join(self.text(number) for number in self.processes if number > 0)
+    def unwanted(self) -> str:
+        """All that ranks other than 0 have printed, and what libtorch has printed by itself in rank 0."""
+        by_torch = [line for line in self.text(0).splitlines(keepends=True) if _OF_TORCH.match(line)]
+        return "".join([*by_torch, *(self.text(number) for number in self.processes if number > 0)])
 
     def error(self, number: int) -> str:
         """The last line of a rank."""

@@ -16,7 +16,7 @@ def figures(world: int, run: Path, data: Path) -> dict[str, object]:
     command = ["evaluate", str(run), str(data), *CPU, "--draws", "1", "--poolings", "mean", "--json"]
     with started(run.parent, [command] * world) as ranks:
         assert ranks.all_codes() == [0] * world, ranks.text(0)
-        assert ranks.said_by_others() == "", "rank 0 alone speaks"
+        assert ranks.unwanted() == ""
         found: dict[str, object] = json.loads(ranks.text(0).splitlines()[-1])
         return found
 

@@ -25,7 +25,7 @@ def tuned(world: int, data: Path, out: Path, *flags: str) -> Path:
     command += ["--plan.steps", str(STEPS), "--plan.save-every", "3"]
     with started(out.parent, [command] * world) as ranks:
         assert ranks.all_codes() == [0] * world, ranks.text(0)
-        assert ranks.said_by_others() == "", "rank 0 alone speaks"
+        assert ranks.unwanted() == ""
     return out
 
 

@@ -17,7 +17,7 @@ def prepared(world: int, photos: Path, out: Path) -> dict[str, object]:
     command = ["prepare", str(photos), "--out", str(out), "--side", "32", "--max-bad-fraction", "0.2", "--json"]
     with started(photos.parent, [command] * world) as ranks:
         assert ranks.all_codes() == [0] * world, ranks.text(0)
-        assert ranks.said_by_others() == "", "rank 0 alone speaks"
+        assert ranks.unwanted() == ""
         found: dict[str, object] = json.loads(ranks.text(0).splitlines()[-1])
         return found
 

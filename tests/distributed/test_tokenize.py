@@ -29,7 +29,7 @@ def test_ranks_fill_the_cache_of_one(memory: str, folder: Path, tmp_path: Path) 
         command = ["tokenize", str(folder / "photos"), *PRETRAIN_FLAGS, *flags, *out]
         with started(tmp_path, [command] * world) as ranks:
             assert ranks.all_codes() == [0] * world, "".join(map(ranks.text, range(world)))
-            assert ranks.said_by_others() == "", "rank 0 alone speaks"
+            assert ranks.unwanted() == ""
             assert "2 views of " in ranks.text(0)
     one, many = ({p.name: p.read_bytes() for p in (tmp_path / world).iterdir()} for world in ("1", "3"))
     assert one.keys() == many.keys()

@@ -57,6 +57,17 @@ def test_the_nearest_are_those_of_the_whole_product(count: int, features: Featur
     assert set(rows[0, :2].tolist()) <= {0, 20}, "copies differ in the last bit, where a product ends in another kernel"
 
 
+def test_of_equal_ones_the_first_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows with one number each, whose products are exact."""
+    monkeypatch.setattr(neighbours, "_CHUNK", 2)
+    values = np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0]]
+    write_features(tmp_path / "f.npy", lambda: [Part([Row(n, f"{n}", "") for n in range(5)], values)], 2, {})
+    exact = torch.zeros(2), torch.ones(2)
+    similarity, rows = nearest(open_features(tmp_path / "f.npy"), torch.eye(2), 5, CPU, exact)
+    assert rows.tolist() == [[0, 2, 4, 1, 3], [1, 3, 0, 2, 4]]
+    assert similarity.tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("threshold", [0.999, 0.5, 0.01, 1e-9])
 def test_pairs_are_those_of_the_whole_product_each_once(threshold: float, features: FeatureFile) -> None:
     found = {(pair.first, pair.second): pair.similarity for pair in near_pairs(features, threshold, CPU)}

@@ -51,17 +51,16 @@ TOKENIZERS = {
 BACKBONES = {"paper": PAPER, "released": RELEASED, "blocks": BLOCKS, "grey": GREY, "base": BASE}
 MISSING = [package for package in onnx.PACKAGES if importlib.util.find_spec(package) is None]
 ONNX = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
-HERE = [
-    pytest.param(torch_export, id="torch-export", marks=pytest.mark.slow),
-    pytest.param(onnx, id="onnx", marks=ONNX),
-]  # a graph takes torch seconds to trace; `make parity` runs all of them
+SLOW = pytest.mark.slow
+"""A graph takes torch seconds to trace; `make parity` traces them all, and other tests one."""
+HERE = [pytest.param(torch_export, id="torch-export", marks=SLOW), pytest.param(onnx, id="onnx", marks=ONNX)]
 
 
 def both(some: dict[str, Any], for_torch: tuple[str, ...]) -> list[Any]:
     """All for ONNX, some of them for torch.export too, on which that is built."""
     for_onnx = [pytest.param(value, onnx, id=f"{name}-onnx", marks=ONNX) for name, value in some.items()]
-    slow = pytest.mark.slow
-    return for_onnx + [pytest.param(some[n], torch_export, id=f"{n}-torch-export", marks=slow) for n in for_torch]
+    marks = {name: () if name == "released" else SLOW for name in for_torch}
+    return for_onnx + [pytest.param(some[n], torch_export, id=f"{n}-torch-export", marks=marks[n]) for n in for_torch]
 
 
 @pytest.mark.parametrize(("config", "target"), both(BACKBONES, ("paper", "released")))

@@ -64,8 +64,11 @@ class Nursery:
 
     def killed_itself(self, program: str, *arguments: str) -> bool:
         """Whether a program ended by SIGKILL."""
-        self.begin(list(arguments), program=program)
-        return self.ended() == -signal.SIGKILL
+        child, code = self.begin(list(arguments), program=program), self.ended()
+        if code is None:
+            os.killpg(child, signal.SIGKILL)
+            self.ended()
+        return code == -signal.SIGKILL
 
     def ended_and_left(self, child: int) -> int | None:
         """How a run ended, and that nothing is left of it."""

@@ -49,7 +49,7 @@ def serve() -> None:
             try:
                 code = run(**order)
             except SystemExit as ended:
-                code = int(ended.code or 0)
+                code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
                 code = 1

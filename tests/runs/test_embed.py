@@ -334,7 +334,7 @@ def test_two_ranks_write_the_same_file(kind: str, runs: Path, tmp_path: Path) ->
         command = ["embed", str(runs / "beit"), str(photos), *CPU, "--num-workers", "0", "--out", str(out)]
         with started(tmp_path, [command] * world) as ranks:
             assert ranks.all_codes() == [0] * world, "".join(map(ranks.text, range(world)))
-            assert ranks.said_by_others() == "", "rank 0 alone speaks"
+            assert ranks.unwanted() == ""
             assert "2098 rows of 16 features" in ranks.text(0)
     assert files(tmp_path / "1" / f"f.{kind}") == files(tmp_path / "2" / f"f.{kind}")
     assert (tmp_path / "2" / "f.bad_files.jsonl").read_text().count("\n") == 2

@@ -268,8 +268,7 @@ def test_what_is_done_is_left_alone_and_something_else_is_not_overwritten(
     assert (tmp_path / "q.csv").read_text() == "mine"
 
 
-@pytest.mark.slow  # what ranks share is what `embed` shares, of which two ranks are tried in every run of the tests
-@pytest.mark.parametrize(("run", "images"), [("run", "many"), ("pixels", "many")])
+@pytest.mark.parametrize(("run", "images"), [("run", "many"), pytest.param("pixels", "many", marks=pytest.mark.slow)])
 def test_two_ranks_write_the_same_files(run: str, images: str, root: Path, tmp_path: Path) -> None:
     """Two blocks, one of each rank."""
     (tmp_path / "many").mkdir()
@@ -280,7 +279,7 @@ def test_two_ranks_write_the_same_files(run: str, images: str, root: Path, tmp_p
         command = ["predict", str(root / run), str(tmp_path / images), *CPU, "--num-workers", "0", "--out", str(out)]
         with started(tmp_path, [command] * world) as ranks:
             assert ranks.all_codes() == [0] * world, "".join(map(ranks.text, range(world)))
-            assert ranks.said_by_others() == "", "rank 0 alone speaks"
+            assert ranks.unwanted() == ""
             assert "1030 rows" in ranks.text(0)
     one, two = (files(tmp_path / world / "p.csv") for world in ("1", "2"))
     assert {name: one[name] for name in one if name != "p.about.json"} == {

@@ -52,13 +52,19 @@ TOKENIZERS: list[Any] = [
 
 
 @pytest.fixture(autouse=True)
-def pinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """Tensors that were copied to pinned memory, which only a GPU has; autocast says that there is none, and is off."""
-    pinned: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+def _no_gpu_is_no_news() -> Iterator[None]:
+    """Autocast says that there is no GPU, and is off."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CUDA is not available")
-        yield pinned
+        yield
+
+
+@pytest.fixture(autouse=True)
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Tensors that would have been copied to pinned memory, which only a GPU has."""
+    found: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: found.append(tensor) or tensor)
+    return found
 
 
 def on_cuda(module: nn.Module) -> None:

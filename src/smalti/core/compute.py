@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smalti.core.errors import UsageError
 from smalti.core.ranks import world_size
@@ -121,10 +121,13 @@ def _choose_device(name: Device) -> torch.device:
 
 @cache
 def _gflops(dtype: torch.dtype, threads: int, size: int = 1024, seconds: float = 0.05, rounds: int = 16) -> float:
-    """Speed of matrix products on all `threads`, in GFLOP/s, by processor time, as other processes may be running.
+    """Speed of matrix products in GFLOP/s, by processor time, as other processes may be running.
 
     The best of `rounds`; each is long compared with the few milliseconds by which the system accounts for the time of
     other threads too late.
+
+    Args:
+        threads: those that torch uses; their times add up in processor time.
     """
     a = torch.ones(size, size, dtype=dtype)
     a @ a
@@ -136,6 +139,17 @@ def _gflops(dtype: torch.dtype, threads: int, size: int = 1024, seconds: float =
             products, spent = products + 1, time.process_time() - began
         best = max(best, products / spent)
     return 2 * size**3 * threads * best / 1e9
+
+
+def on_device(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`, copied where it is elsewhere.
+
+    To a GPU of CUDA it is copied from pinned memory, and the program goes on: from any other memory it would wait until
+    the GPU has done all work that it was given before. Other devices have it when this returns: what it is copied from
+    may be freed or written again.
+    """
+    to_cuda = device.type == "cuda" and value.device.type == "cpu"
+    return (value.pin_memory() if to_cuda else value).to(device, non_blocking=to_cuda)
 
 
 def keep_freed_memory() -> bool:

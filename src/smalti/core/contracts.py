@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from smalti.core.compute import on_device
 from smalti.core.rng import Keys
 
 Grid: TypeAlias = tuple[int, int]
@@ -52,15 +53,6 @@ class Batches(Protocol):
         ...
 
 
-def on_device(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`. It is copied to a GPU from pinned memory: from any other the program would wait until the
-    GPU has done all work that it was given before.
-    """
-    if device.type == "cuda" and value.device.type == "cpu":
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
-
-
 @dataclass(frozen=True)
 class Batch:
     """The images of a step of training or evaluation, and what is known about them. Absent parts are None.
@@ -96,7 +88,7 @@ class Batch:
     label_map: UInt8[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; the program does not wait for the copy."""
+        """The same batch on `device`, see `on_device`."""
         return replace(self, **{name: on_device(value, device) for name, value in self._present().items()})
 
     def split(self, parts: int) -> "list[Batch]":

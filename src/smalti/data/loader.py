@@ -13,8 +13,9 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smalti.core.compute import on_device
 from smalti.core.config import require
-from smalti.core.contracts import Batch, Grid, Masking, on_device
+from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.log import Log
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import Keys, Stream, fold, permutation, signed

@@ -27,9 +27,9 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import nn
 
-from smalti.core.compute import Compute
+from smalti.core.compute import Compute, on_device
 from smalti.core.config import require, to_json
-from smalti.core.contracts import Batch, Tokenizer, on_device
+from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import alone

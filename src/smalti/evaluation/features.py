@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from smalti.core.compute import Compute
-from smalti.core.contracts import Backbone, Grid, on_device
+from smalti.core.compute import Compute, on_device
+from smalti.core.contracts import Backbone, Grid
 from smalti.core.errors import OutputError
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import InMemoryDataset

@@ -119,7 +119,7 @@ class DiscreteVAEObjective(Objective):
         unit = kl_weight(1.0, self.model.config.in_chans, self.model.config.stride)
         spread = marginal_entropy(all_reduce_mean(tokens.mean_posterior) if self.training else tokens.mean_posterior)
         loss = nll + unit * (self.beta(now) * tokens.kl - relaxation.spread * spread)
-        count = torch.tensor(float(len(images)), device=loss.device)
+        count = torch.full((), float(len(images)), device=loss.device)
         name = "nll" if self.likelihood == "logit_laplace" else self.likelihood
         if self.training and relaxation.dead_after is not None:
             self._seen = tokens.best.flatten(), tokens.ids.flatten()
@@ -165,7 +165,7 @@ class QuantisedObjective(Objective):
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
         if self.training:
             self._seen = points.detach().flatten(0, 2), ids.flatten()
-        count = torch.tensor(float(len(images)), device=cost.device)
+        count = torch.full((), float(len(images)), device=cost.device)
         said = {
             "nll" if self.likelihood == "logit_laplace" else self.likelihood: cost.detach(),
             "gap": distance.detach(),
@@ -206,7 +206,7 @@ class FeatureReconstruction(Objective):
         if self.training:
             patches = patchify(images, self.model.stride).flatten(0, 1)
             self._seen = points.detach().flatten(0, 2), ids.flatten(), patches
-        count = torch.tensor(float(len(images)), device=cost.device)
+        count = torch.full((), float(len(images)), device=cost.device)
         said = {"cosine": 1 - cost.detach(), "gap": distance.detach()} | self.model.meters()
         metrics = {name: (value * count, count) for name, value in said.items()}
         return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smalti.core.contracts import on_device
+from smalti.core.compute import on_device
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.decode import decode_scaled
 from smalti.data.resize import resized
@@ -103,7 +103,7 @@ def colour_matrix(
     if channels not in (1, 3):
         matrix = (brightness * contrast) * torch.eye(channels, device=mean.device)
         return matrix, (((1 - contrast) * brightness)[..., 0] * mean)[..., None]
-    grey = torch.tensor(_GREY if channels == 3 else (1.0,), device=mean.device)
+    grey = on_device(torch.tensor(_GREY if channels == 3 else (1.0,)), mean.device)
     mixed = saturation * torch.eye(channels, device=mean.device) + (1 - saturation) * grey.expand(channels, channels)
     # Not mean @ grey: a matrix product may round an image's result differently depending on the rest of the batch.
     level = ((1 - contrast) * brightness)[..., 0] * (mean * grey).sum(1, keepdim=True)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from smalti.core.compute import on_device
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Batches, on_device
+from smalti.core.contracts import Batch, Batches
 from smalti.core.rng import Keys, Stream, fold, uniform
 from smalti.distributed.collectives import reversed_over_ranks
 from smalti.functional.noise import uniform_noise

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smalti.core.compute import on_device
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, on_device
+from smalti.core.contracts import Batch
 from smalti.core.rng import Keys, Stream, fold, uniform
 from smalti.data.transforms.batch_transforms import keys_of
 from smalti.models.vit import as_unit_range
@@ -138,7 +139,7 @@ def transformed(levels: Tensor, matrix: Float[Tensor, "B 6"]) -> Tensor:
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
     read = F.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
-    fill = torch.tensor(_FILL, device=levels.device)
+    fill = on_device(torch.tensor(_FILL), levels.device)
     fill = grey(fill[None, :, None, None]) if levels.shape[1] != 3 else fill[None, :, None, None]
     return torch.where(inside, read.round(), fill)
 
@@ -158,7 +159,7 @@ def grey(levels: Tensor) -> Tensor:
 
 def _matrix(amount: Tensor, place: int) -> Float[Tensor, "B 6"]:
     """The identity transform with the entry at `place` (0 to 5) set to `amount` (B,)."""
-    matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=amount.device).repeat(len(amount), 1)
+    matrix = on_device(torch.tensor([1.0, 0, 0, 0, 1, 0]), amount.device).repeat(len(amount), 1)
     matrix[:, place] = amount
     return matrix
 
