@@ -1,8 +1,9 @@
 # make demo   both stages on the embedded images, 10 minutes      make demo BUDGET=2m DATA=~/Pictures
 # make test   lint, types, all tests that are not marked slow, in three processes for two cores; the slowest 25 are named
+# make processes   runs of several processes, and runs that are killed or signalled: what make test leaves out for its length
 # make docs-check   figures of the documentation against the recorded results beside them
 # make docs   the documentation site, in site/; it needs no network once it is built
-# make coverage     the same tests, and which lines they run; it fails below the floor in pyproject.toml
+# make coverage     the tests of both, and which lines they run; it fails below the floor in pyproject.toml
 # make audit  known weaknesses of the versions in requirements.lock, where there is a network; make sbom: what they are
 # make wheel  wheel and sdist in dist/, and the demo with the wheel in an environment that had nothing
 # make help-pages  what --help says, written down after anything changed of which it tells: fields, docstrings, recipes, verbs
@@ -16,7 +17,7 @@ BUDGET ?= 10m
 TORCH ?= default
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit slow docs-check docs coverage help-pages parity lock audit sbom wheel clean
+.PHONY: demo test lint types unit processes slow docs-check docs coverage help-pages parity lock audit sbom wheel clean
 
 demo: .venv/installed
 	$(BIN)/smalti demo --budget $(BUDGET) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
@@ -33,6 +34,9 @@ types: .venv/installed-dev
 unit: .venv/installed-dev
 	$(BIN)/pytest -n 3 --dist loadscope --durations 25
 
+processes: .venv/installed-dev
+	$(BIN)/pytest -n 3 --dist loadscope -m "processes and not slow"
+
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
 
@@ -44,7 +48,7 @@ docs: .venv/installed-docs
 
 coverage: .venv/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 3 --dist loadscope
+	$(BIN)/coverage run -m pytest -n 3 --dist loadscope -m "not slow and not docs"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

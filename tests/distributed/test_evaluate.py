@@ -11,6 +11,8 @@ import pytest
 from tests.distributed.started import started
 from tests.small_runs import CPU, pictures, pretrain, train_tokenizer
 
+pytestmark = pytest.mark.processes
+
 
 def figures(world: int, run: Path, data: Path) -> dict[str, object]:
     command = ["evaluate", str(run), str(data), *CPU, "--draws", "1", "--poolings", "mean", "--json"]

@@ -15,6 +15,8 @@ from smalti.cli import main
 from tests.distributed.started import started
 from tests.small_runs import PRETRAIN_FLAGS, metrics, newest_checkpoint, pictures, weights
 
+pytestmark = pytest.mark.processes
+
 STEPS = 8
 SAVE = ["--plan.save-every", "2"]
 

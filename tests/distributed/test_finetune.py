@@ -12,6 +12,8 @@ import pytest
 from tests.distributed.started import started
 from tests.small_runs import FINETUNE_FLAGS, metrics, pictures, result, scenes
 
+pytestmark = pytest.mark.processes
+
 STEPS = 6
 CLOSE = 1e-5
 MIXED = ["--augment.operations", "2", "--erasing.probability", "0.5", "--plan.accumulate", "2"]

@@ -17,6 +17,8 @@ from tests.distributed.started import started
 from tests.distributed.test_same_steps import TOKENIZERS
 from tests.small_runs import PRETRAIN_FLAGS, metrics, newest_checkpoint, pictures, weights
 
+pytestmark = pytest.mark.processes
+
 STEPS = 10
 SAVE = ["--plan.save-every", "2"]
 MIM = ["pretrain", "tiny", *PRETRAIN_FLAGS, "--target", "pixels", "--ema-decay", "0.9", *SAVE]

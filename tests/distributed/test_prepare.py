@@ -12,6 +12,8 @@ from smalti.data import write_shards
 from tests.distributed.started import started
 from tests.small_runs import pictures
 
+pytestmark = pytest.mark.processes
+
 
 def prepared(world: int, photos: Path, out: Path) -> dict[str, object]:
     command = ["prepare", str(photos), "--out", str(out), "--side", "32", "--max-bad-fraction", "0.2", "--json"]

@@ -19,6 +19,8 @@ from tests.small_runs import (
     train_tokenizer,
 )
 
+pytestmark = pytest.mark.processes
+
 STEPS = 50
 CLOSE = 1e-5
 GENTLE = ["--optimiser.lr", "1e-4"]

@@ -9,6 +9,8 @@ import pytest
 
 from smalti.distributed.signals import noted
 
+pytestmark = pytest.mark.processes
+
 ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

@@ -10,6 +10,8 @@ import pytest
 from tests.distributed.started import started
 from tests.small_runs import PRETRAIN_FLAGS, pictures, train_tokenizer
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -74,6 +74,7 @@ def watched(folder: Path, given: list[list[str]]) -> tuple[int, list[dict[str, A
     return done.returncode, events
 
 
+@pytest.mark.processes
 def test_j10_no_command_talks_to_anybody_starts_a_program_or_unpickles(tmp_path: Path) -> None:
     """Seen by Python's own audit events, while everything is made, loaded and shown; a recipe that does is seen."""
     pictures(tmp_path / "photos")
@@ -91,6 +92,7 @@ def test_j10_no_command_talks_to_anybody_starts_a_program_or_unpickles(tmp_path:
     }
 
 
+@pytest.mark.processes
 def test_j09_no_home_no_terminal_no_input_no_threads_and_no_language(tmp_path: Path) -> None:
     photos = pictures(tmp_path / "fotografías\udcff")
     flags: list[str | bytes] = ["--data", os.fsencode(photos), "--out", str(tmp_path / "run"), "--plan.steps", "2"]

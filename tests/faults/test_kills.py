@@ -9,6 +9,8 @@ import pytest
 
 from tests.faults.kills import KINDS, MORE_KINDS, Nursery, Whole, World, trial
 
+pytestmark = pytest.mark.processes
+
 KILLS = 5
 
 

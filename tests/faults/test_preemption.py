@@ -23,6 +23,8 @@ from tests.faults.kills import ROOT, Nursery, Whole, World, end_of, go_on
 from tests.small_runs import TOKENIZER_FLAGS, metrics, newest_checkpoint, result, weights
 from tests.small_runs import train_tokenizer as train
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def world(one: Nursery, tmp_path_factory: pytest.TempPathFactory) -> World:

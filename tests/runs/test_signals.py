@@ -26,6 +26,8 @@ from tests.small_runs import (
     weights,
 )
 
+pytestmark = pytest.mark.processes
+
 STEPS = 30
 STREAM = ["--data.memory", "stream", "--data.num-workers", "2"]
 RUN = {"config.json", "data.json", "metrics.jsonl", "checkpoints"}
