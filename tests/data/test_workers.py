@@ -477,12 +477,14 @@ def script(folder: Path, guard: str, trouble: str = "", sleep: int = 0) -> subpr
     return subprocess.Popen([sys.executable, str(path)], env=environment, stdout=out, stderr=out, text=True)
 
 
+@pytest.mark.processes
 def test_standard_output_belongs_to_the_program(short: Path) -> None:
     out, err = script(short, "if __name__ == '__main__': main()").communicate(timeout=60)
     assert out == "[0, 2, 3]\n"
     assert sorted(err.splitlines()) == ["printed by a job", "written by a library"]
 
 
+@pytest.mark.processes
 def test_a_program_without_the_main_guard_is_told_so(short: Path) -> None:
     """J08."""
     out, err = script(short, "main()").communicate(timeout=60)
@@ -494,6 +496,7 @@ def test_a_program_without_the_main_guard_is_told_so(short: Path) -> None:
 
 @needs_proc
 @pytest.mark.parametrize("trouble", ["", "hang"])
+@pytest.mark.processes
 def test_a_killed_program_leaves_no_process(short: Path, trouble: str) -> None:
     program = script(short, "if __name__ == '__main__': main()", trouble, 60)
     assert program.stdout is not None

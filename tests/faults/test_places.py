@@ -7,6 +7,8 @@ import pytest
 
 from tests.faults.kills import Nursery, Whole, World, end_of, go_on
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def world(one: Nursery, tmp_path_factory: pytest.TempPathFactory) -> World:

@@ -210,6 +210,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "place"), CASES)
+@pytest.mark.processes
 def test_killed_at_any_place_it_goes_on_to_the_same_file(
     kind: str, place: str, runs: Path, tmp_path: Path, small_blocks: None, one: Nursery
 ) -> None:
@@ -321,6 +322,7 @@ def test_two_cannot_write_the_same_file(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["npy", pytest.param("parquet", marks=pytest.mark.slow)])
+@pytest.mark.processes
 def test_two_ranks_write_the_same_file(kind: str, runs: Path, tmp_path: Path) -> None:
     """Three blocks, the first two of which are of one rank; an unreadable image in each part."""
     photos = tmp_path / "photos"
@@ -340,6 +342,7 @@ def test_two_ranks_write_the_same_file(kind: str, runs: Path, tmp_path: Path) ->
     assert (tmp_path / "2" / "f.bad_files.jsonl").read_text().count("\n") == 2
 
 
+@pytest.mark.processes
 def test_ranks_that_see_other_images_are_told(runs: Path, tmp_path: Path) -> None:
     other = pictures(tmp_path / "other", 3)
     command = ["embed", str(runs / "beit"), str(runs / "photos"), *CPU, "--num-workers", "0"]

@@ -231,6 +231,7 @@ sys.exit(main(sys.argv[1:]))
         ("pixels", "boxes", "between two masks"),
     ],
 )
+@pytest.mark.processes
 def test_killed_it_goes_on_to_the_same_files(
     run: str, images: str, place: str, root: Path, tmp_path: Path, small_blocks: None, one: Nursery
 ) -> None:
@@ -269,6 +270,7 @@ def test_what_is_done_is_left_alone_and_something_else_is_not_overwritten(
 
 
 @pytest.mark.parametrize(("run", "images"), [("run", "many"), pytest.param("pixels", "many", marks=pytest.mark.slow)])
+@pytest.mark.processes
 def test_two_ranks_write_the_same_files(run: str, images: str, root: Path, tmp_path: Path) -> None:
     """Two blocks, one of each rank."""
     (tmp_path / "many").mkdir()
