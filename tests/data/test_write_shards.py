@@ -101,6 +101,7 @@ write_shards(source, Path(sys.argv[2]), raw_settings(source), Log(), shard_bytes
 """
 
 
+@pytest.mark.processes
 def test_what_was_killed_is_continued(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one: Nursery
 ) -> None:

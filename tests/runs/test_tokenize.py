@@ -153,6 +153,7 @@ main(from_json(Tokenize, json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.processes
 def test_killed_in_the_middle_of_a_row_it_goes_on_there(run: Tokenize, one: Nursery) -> None:
     assert one.killed_itself(_KILLED, json.dumps(to_json(run))), one.told()
     before = stored_rows(run.folder)
