@@ -291,7 +291,7 @@ def test_a_number_that_is_not_there_is_a_dash(runs: Path) -> None:
     assert next(line for line in lines if line.startswith("perplexity")).endswith("  -")
 
 
-def test_the_report_has_the_codebook_with_typical_patches(runs: Path, tmp_path: Path) -> None:
+def test_the_report_has_the_codebook_with_patches_and_where_they_occur(runs: Path, tmp_path: Path) -> None:
     report.main(Report((str(runs / "tokenizer"),), str(tmp_path / "page.html")))
     text = (tmp_path / "page.html").read_text()
     cards = re.findall(r'<div title="token (\d+): (.*?) %"', text)
@@ -300,3 +300,7 @@ def test_the_report_has_the_codebook_with_typical_patches(runs: Path, tmp_path: 
     assert shares == sorted(shares, reverse=True)
     assert f"{len(cards)} of 16 visual tokens occur" in text
     assert f'alt="a patch with token {cards[0][0]}"' in text
+    places = text.split("Where visual tokens occur")[-1]
+    named = re.findall(r"code (\d+): ", places)
+    assert set(named) <= {number for number, _ in cards}
+    assert named

@@ -1,4 +1,4 @@
-"""What each visual token of a tokenizer stands for: its decoded patch, how often it occurs, and typical patches."""
+"""What each visual token of a tokenizer stands for: its decoded patch, how often it occurs, and patches with it."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
+from smalti.data.reading import even_sample
 from smalti.evaluation.token_sample import constant, token_sample
 from smalti.functional.patches import patchify
 from smalti.models.vit import as_unit_range
@@ -23,7 +24,7 @@ class Code(NamedTuple):
         number: the token, in [0, V).
         share: its share of the positions whose patch has more than one colour, in [0, 1].
         prototype: its decoded patch, amid equal tokens.
-        examples: held-out patches with this token, those nearest to the mean of all such patches first.
+        examples: some held-out patches with this token, drawn evenly from all of them.
     """
 
     number: int
@@ -60,16 +61,11 @@ def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 1
     frequent = order[counts[order] > 0]
     shape = (-1, seen.shape[1], stride, stride)
     places = dict(zip(ids.unique().tolist(), ids.argsort(stable=True).split(counts[counts > 0].tolist()), strict=True))
-    typical = [_typical(as_unit_range(patches[places[number]]), examples).view(shape) for number in frequent.tolist()]
+    own = [places[number] for number in frequent.tolist()]
+    drawn = [as_unit_range(patches[at[even_sample(len(at), examples)]]).view(shape) for at in own]
     painted = prototypes(tokenizer, frequent, compute)
     shares = (counts[frequent] / max(len(ids), 1)).tolist()
-    return Survey([Code(*fields) for fields in zip(frequent.tolist(), shares, painted, typical, strict=True)], counts)
-
-
-def _typical(patches: Float[Tensor, "n P"], count: int) -> Float[Tensor, "_ P"]:
-    """The patches that are nearest to their mean."""
-    distance = (patches - patches.mean(0)).square().sum(1)
-    return patches[distance.argsort(stable=True)[:count]]
+    return Survey([Code(*fields) for fields in zip(frequent.tolist(), shares, painted, drawn, strict=True)], counts)
 
 
 @torch.no_grad()

@@ -273,7 +273,7 @@ def png(picture: Picture) -> bytes:
 
 @dataclass(frozen=True)
 class Card:
-    """A visual token: its decoded patch, the share of positions that have it, and typical patches."""
+    """A visual token: its decoded patch, the share of positions that have it, and some patches that do."""
 
     number: int
     share: float

@@ -9,6 +9,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.core.errors import UsageError
 from smalti.data.reading import even_sample
+from smalti.data.tokens import encode
 from smalti.evaluation.codebook_survey import prototypes
 from smalti.evaluation.token_sample import constant
 from smalti.report.pictures import to_pixels
@@ -16,6 +17,8 @@ from smalti.runs.completions import Columns
 
 _EXAMPLES = 6
 """Images in which a code is shown, one place in each."""
+_PART = 512
+"""Images on the device at a time."""
 _AROUND = 2
 """Patches to each side of that place."""
 _SIDE = 120
@@ -54,7 +57,6 @@ def places_of_codes(
 def codes_seen(
     tokenizer: Tokenizer,
     images: Tensor,
-    ids: Int[Tensor, "n h w"],
     most: int,
     compute: Compute,
     shown: tuple[int, ...] | None,
@@ -63,7 +65,6 @@ def codes_seen(
 
     Args:
         images: B C H W, uint8.
-        ids: their visual tokens.
         most: the greatest number of codes.
         shown: the channels in pictures, see `false_colours`.
 
@@ -73,8 +74,10 @@ def codes_seen(
     Raises:
         UsageError: every patch is of a single colour.
     """
-    stride, numbers = tokenizer.stride, ids.cpu().numpy()
-    varied = ~constant(images, stride).view(ids.shape).numpy()
+    stride = tokenizer.stride
+    grid = (len(images), images.shape[-2] // stride, images.shape[-1] // stride)
+    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in images.split(_PART)])
+    numbers, varied = ids.view(grid).numpy(), ~constant(images, stride).view(grid).numpy()
     places = places_of_codes(numbers, varied, most)
     if not places:
         raise UsageError("no codes to show: every patch is of a single colour", fix="give images that have detail")

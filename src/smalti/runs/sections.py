@@ -15,13 +15,15 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import Data, InMemoryData
-from smalti.data.reading import spread_over_classes
+from smalti.data.reading import even_sample, spread_over_classes
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
+from smalti.evaluation.token_sample import constant
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
+from smalti.runs.codes import codes_seen
 from smalti.runs.completions import completions
 from smalti.runs.feature_sections import feature_sections
 from smalti.runs.folder import RunFolder, read_config
@@ -35,6 +37,8 @@ from smalti.training.checkpoint import has_checkpoint
 from smalti.training.targets import Pixels
 
 _PICTURES = 12
+_CODES, _LOOKED_AT = 6, 500
+"""Codes that are shown where they occur, and images in which they are looked for."""
 
 
 def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None = None) -> list[Section]:
@@ -72,6 +76,7 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
             "Held-out images, never trained on. A reconstruction knows one token number for each tile and no more.",
         ),
         _codebook(tokenizer, held_out.images, compute, channels),
+        *_amid_images(tokenizer, held_out.images, compute, channels),
     ]
     return sections if config.data.channels != 3 else [*sections, _photographs(config, tokenizer, compute)]
 
@@ -88,9 +93,20 @@ def _codebook(
     return Section(
         "The codebook",
         atlas(cards, found.counts.numpy()),
-        "Of each visual token first what it paints among its like, then held-out patches that are typical of it."
+        "Of each visual token first what it paints among its like, then held-out patches with it, evenly drawn."
         " Counted on patches that are not constant.",
     )
+
+
+def _amid_images(
+    tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None
+) -> list[Section]:
+    """Some codes and the places where they occur; no section where every patch is of a single colour."""
+    sample = held_out[even_sample(len(held_out), _LOOKED_AT)]
+    if not (~constant(sample, tokenizer.stride)).any():
+        return []
+    columns, captions, note = codes_seen(tokenizer, sample, _CODES, compute, shown)
+    return [Section("Where visual tokens occur", tile_row(columns, scale=1, captions=captions), note)]
 
 
 def _photographs(config: TrainTokenizer, tokenizer: Tokenizer, compute: Compute) -> Section:

@@ -138,9 +138,9 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
     tokenizer = load_tokenizer(config.model, compute)
     data = _shown(config, input_of(config.model, tokenizer))
     pixels, *about = _read_images(config, data)
-    ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     if config.codes:
-        return Seen(*codes_seen(tokenizer, pixels, ids, config.codes, compute, data.show_channels))
+        return Seen(*codes_seen(tokenizer, pixels, config.codes, compute, data.show_channels))
+    ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
     painted = to_pixels(decoded, data.show_channels)
