@@ -24,6 +24,7 @@ from smalti.data.loader import InMemoryViewSource, Loader, Sampler
 from smalti.data.transforms.views import TwoViews
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import read_checkpoint, write_checkpoint
+from smalti.training.muon import MuonAdamW
 
 OURS = configuration(Path(), "", Path())
 VIEWS = TwoViews(OURS.crop, OURS.backbone.img_size)
@@ -96,6 +97,7 @@ class Method:
         warmup: share of the steps. lightly warms up for 40 (10) epochs, whatever the length, and this run has 6: the
             share is that of the paper's 800 (of its 100).
         normalise: predict each patch less its mean, divided by its deviation, instead of pixels.
+        muon: update the matrices of blocks, of the decoder too, by smalti's Muon.
     """
 
     build: Callable[[], Peer]
@@ -104,6 +106,7 @@ class Method:
     betas: tuple[float, float]
     warmup: float
     normalise: bool = False
+    muon: bool = False
 
 
 THEIRS = {
@@ -130,7 +133,7 @@ class Training:
         self.method, self.steps, self.compute, self.seed = method, steps, compute, seed
         self.model = method.build().to(compute.device)
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.optimizer = adamw(self.model, method)
+        self.optimizer = optimizer_of(self.model, method)
         self.batches = Loader(InMemoryViewSource(images.train, VIEWS), Sampler(len(images.train), BATCH, seed))
         self.mean, self.std = (torch.tensor(value, device=compute.device)[:, None, None] for value in (MEAN, STD))
         self.done, self.losses, self.seconds = 0, list[float](), 0.0
@@ -149,7 +152,8 @@ class Training:
         loss = self.method.error(predicted.float(), target)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        with self.compute.autocast():
+            self.optimizer.step()
         self.done += 1
         self.losses.append(loss.item())
         self.seconds += time.process_time() - began
@@ -203,14 +207,18 @@ def about(method: Method) -> dict[str, Any]:
     if isinstance(network, MAE):
         parts |= {"decoder_depth": network.depth}
     parts |= {"normalise": method.normalise, "lr": method.lr * BATCH / 256, "betas": method.betas}
+    parts |= {"muon": True} if method.muon else {}
     return parts | {"warmup": method.warmup, "batch_size": BATCH}
 
 
-def adamw(model: Peer, method: Method) -> torch.optim.AdamW:
-    """Biases and norms do not decay."""
+def optimizer_of(model: Peer, method: Method) -> torch.optim.Optimizer:
+    """AdamW, or Muon and AdamW; biases and norms do not decay."""
     decayed, others = utils.get_weight_decay_parameters([model])
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=method.betas)
+    blocks = {p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2} if method.muon else set()
+    groups = [{"params": [p for p in decayed if p not in blocks], "weight_decay": 0.05}]
+    adamw = torch.optim.AdamW([*groups, {"params": others, "weight_decay": 0.0}], betas=method.betas)
+    matrices = [p for p in model.parameters() if p in blocks]
+    return MuonAdamW([{"params": matrices, "lr": 0.0, "weight_decay": 0.05}], adamw) if method.muon else adamw
 
 
 def lr_of(method: Method, step: int, steps: int) -> float:

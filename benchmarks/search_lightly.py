@@ -3,7 +3,7 @@
     python benchmarks/search_lightly.py --cifar10 FOLDER
 
 FOLDER holds train/ and test/. What is searched is what a user of it would: learning rate, depth of the decoder, share
-masked. A result is a file of docs/results/cifar10/ablations, and finished ones are left alone.
+masked, and the optimiser. A result is a file of docs/results/cifar10/ablations, and finished ones are left alone.
 """
 
 import argparse
@@ -32,6 +32,8 @@ SEARCH = {
     "mae-depth-1": replace(USUAL, build=partial(MAE, depth=1)),
     "mae-depth-2": replace(USUAL, build=partial(MAE, depth=2)),
     "mae-lr-4e-3": replace(USUAL, lr=8e-3),
+    "mae-muon-lr-4e-3": replace(USUAL, lr=8e-3, muon=True),
+    "mae-muon-lr-2e-3": replace(USUAL, muon=True),
     "mae-masked-60": replace(USUAL, build=partial(MAE, masked=0.6)),
     "mae-lr-1e-3": replace(USUAL, lr=2e-3),
     "mae-depth-8": replace(USUAL, build=partial(MAE, depth=8)),

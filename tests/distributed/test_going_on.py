@@ -25,6 +25,7 @@ MIM = ["pretrain", "tiny", *PRETRAIN_FLAGS, "--target", "pixels", "--ema-decay",
 KINDS = {
     "pixels": MIM,
     "fsdp": [*MIM, "--parallel", "fsdp"],
+    "muon": [*MIM, "--parallel", "fsdp", "--optimiser.matrices", "muon"],
     **{kind: ["train-tokenizer", *TOKENIZERS[kind], *SAVE] for kind in ("dvae", "vq")},
 }
 
@@ -65,7 +66,10 @@ def killed(kind: str, photos: Path, run: Path, rank: int, fault: str) -> Path:
     return run
 
 
-@pytest.mark.parametrize("kind", ["fsdp", *(pytest.param(k, marks=pytest.mark.slow) for k in ("pixels", "vq", "dvae"))])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("pixels", "vq", "dvae")]
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "muon", *SLOW_KINDS])
 def test_e12_two_ranks_go_on_bit_for_bit(kind: str, photos: Path, whole: dict[str, Path], tmp_path: Path) -> None:
     expected = whole_run(kind, photos, whole)
     run = killed(kind, photos, tmp_path / "run", 1, "kill:7")

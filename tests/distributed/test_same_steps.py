@@ -40,6 +40,8 @@ TARGETS = {
     "visible": ["--decoder", "cross-attention", "--decoder.predicted", "0.5", "--masks-per-image", "2"],
     "visible-fsdp": ["--decoder", "cross-attention", "--decoder.mix-layers", "--parallel", "fsdp"],
     "fsdp": ["--parallel", "fsdp", "--ema-decay", "0.9"],
+    "muon": ["--optimiser.matrices", "muon", "--decoder", "cross-attention"],
+    "muon-fsdp": ["--optimiser.matrices", "muon", "--parallel", "fsdp", "--ema-decay", "0.9"],
     "aggregation": ["--patch-aggregation.depth", "1"],
     "aggregation-fsdp": ["--patch-aggregation.depth", "1", "--parallel", "fsdp", "--decoder", "cross-attention"],
 }
@@ -80,7 +82,7 @@ def assert_same_losses(one: Path, many: Path) -> None:
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-QUICK = [("dvae", 2), ("vq", 4), ("accumulated", 2), ("aggregation-fsdp", 2)]
+QUICK = [("dvae", 2), ("vq", 4), ("accumulated", 2), ("aggregation-fsdp", 2), ("muon-fsdp", 2)]
 REST = [(kind, world) for kind in [*TOKENIZERS, *TARGETS] for world in (2, 4) if (kind, world) not in QUICK]
 
 

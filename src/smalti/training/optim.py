@@ -1,9 +1,9 @@
-"""AdamW, the parameters with weight decay, learning rates by batch size, and the moving average of weights."""
+"""AdamW or Muon, parameters with weight decay, learning rates by batch size, and the moving average of weights."""
 
 import copy
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,14 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.distributed.collectives import local_shard
 from smalti.functional.schedules import Cosine
+from smalti.training.muon import MuonAdamW
 
 DecayRule: TypeAlias = Literal["release", "timm"]
 """Which parameters have weight decay; see `is_decayed`."""
+
+
+Matrices: TypeAlias = Literal["adamw", "muon"]
+"""What updates the weight matrices of Transformer blocks; see `is_matrix_of_block`."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,9 @@ class AdamW:
 
     The learning rate does not depend on the batch size unless `lr_batch_size` is set, the batch size for which it is
     given. Then `lr` and `end_lr` are scaled in proportion to the batch size of the run (`at`), which prints this.
+
+    With `matrices` as `muon`, Muon updates the weight matrices of Transformer blocks (`training.muon`), with the same
+    learning rate, schedule and weight decay, and AdamW everything else.
 
     Reference: BEiT §2.5; Loshchilov and Hutter 2019; Goyal et al. 2017, §2.1 (in proportion to the batch).
     """
@@ -43,6 +51,9 @@ class AdamW:
     clip_grad: float = setting(3.0, "the norm that a gradient has at most", "BEiT, table 12")
     layer_decay: float = setting(
         1.0, "learning rate of a layer by that of the layer above it; 1: all alike", "released code, optim_factory.py"
+    )
+    matrices: Matrices = setting(
+        "adamw", "optimiser of the weight matrices of blocks: adamw, or muon, which learns more a step", "BEiT §2.5"
     )
 
     def __post_init__(self) -> None:
@@ -84,19 +95,31 @@ class AdamW:
         used = _short(self.at(batch_size).lr)
         return f"learning rate {_short(self.lr)} at batch {self.lr_batch_size} -> {used} at batch {batch_size}"
 
-    def build(self, module: nn.Module) -> torch.optim.AdamW:
+    def build(self, module: nn.Module) -> torch.optim.AdamW | MuonAdamW:
         """An optimiser of the parameters of `module` that require a gradient.
 
         The learning rate of each parameter group is multiplied by its `lr_scale`.
+
+        Raises:
+            UsageError: Muon for a network without Transformer blocks.
         """
+        others = torch.optim.AdamW(self._groups(module, False), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        if self.matrices == "adamw":
+            return others
+        matrices = self._groups(module, True)
+        require(bool(matrices), "Muon for a network without Transformer blocks", "use --optimiser.matrices adamw")
+        return MuonAdamW([{"lr": self.lr} | group for group in matrices], others)
+
+    def _groups(self, module: nn.Module, matrices: bool) -> list[dict[str, Any]]:
+        """Parameter groups by layer and weight decay, of the matrices that Muon updates or of all others."""
         names = [name for name, _ in module.named_parameters()]
         top = max(map(block_of, names), default=-1) + 2
         groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and self._by_muon(name, parameter) == matrices:
                 layer = layer_of(name, top) if self.layer_decay < 1 else top
                 groups.setdefault((layer, is_decayed(name, parameter, self.decay_rule)), []).append(parameter)
-        params = [
+        return [
             {
                 "params": groups[layer, decayed],
                 "weight_decay": self.weight_decay if decayed else 0.0,
@@ -104,7 +127,13 @@ class AdamW:
             }
             for layer, decayed in sorted(groups, reverse=True)
         ]
-        return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+    def _by_muon(self, name: str, parameter: nn.Parameter) -> bool:
+        return self.matrices == "muon" and is_matrix_of_block(name, parameter)
+
+    def moments(self, name: str, parameter: nn.Parameter) -> tuple[str, ...]:
+        """The names of what the optimiser keeps of a parameter: averages of its gradient, and AdamW a step counter."""
+        return ("momentum",) if self._by_muon(name, parameter) else ("step", "exp_avg", "exp_avg_sq")
 
     def rates(self, steps: int) -> Cosine:
         """The learning rate of each of `steps` steps."""
@@ -121,6 +150,11 @@ def block_of(name: str) -> int:
     """The encoder block of a parameter, counted from 0; -1 where it is in none."""
     found = None if name.startswith(_ABOVE) else re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     return int(found[1]) if found else -1
+
+
+def is_matrix_of_block(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a weight matrix of a Transformer block: of encoder, decoder or aggregation."""
+    return parameter.ndim == 2 and ".blocks." in f".{name}" and name.endswith(".weight")
 
 
 def layer_of(name: str, top: int) -> int:

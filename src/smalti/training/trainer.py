@@ -1,6 +1,6 @@
 """One step of training, the state that steps change, and detection of loss spikes, which often precede divergence."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -32,8 +32,6 @@ _ENOUGH_LOSSES = 20
 """Number of losses before the first one can count as a spike."""
 _DEVIATIONS = 10
 _SHARE_OF_MEDIAN = 0.1
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""The state of AdamW for each parameter."""
 _SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
 
 
@@ -94,7 +92,7 @@ class Trainer:
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
-        self.optimizer = scaled.build(objective.model)
+        self.optimizer, self.moments = scaled.build(objective.model), scaled.moments
         self.lr = scaled.rates(plan.steps)
         self.frozen, self.frozen_steps = (
             tuple(frozen),
@@ -106,10 +104,14 @@ class Trainer:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint will be: weights, their average, and two moments of those that learn."""
+        """About how large a checkpoint will be: weights, their average, and the moments of those that learn."""
         model = self.objective.model
         weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-        moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        moments = sum(
+            parameter.numel() * parameter.element_size() * len(set(self.moments(name, parameter)) - {"step"})
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        )
         return weights * (1 if self.ema is None else 2) + moments
 
     def train_step(self, batch: Batch, compute: Compute, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
@@ -136,7 +138,8 @@ class Trainer:
         nn.utils.clip_grads_with_norm_(model.parameters(), self.clip_grad, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.step + 1) * group["lr_scale"]
-        self.optimizer.step()
+        with compute.autocast():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if isinstance(self.objective, Follower):
@@ -210,8 +213,8 @@ class Trainer:
         state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
-            moments = self.optimizer.state.get(parameter, {})  # none for parameters that are still frozen
-            state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moments}
+            known = self.optimizer.state.get(parameter, {})  # none for parameters that are still frozen
+            state |= {f"{moment}.{name}": known[moment] for moment in self.moments(name, parameter) if known}
         state |= {_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
         if self.rolls_back:
             losses = torch.tensor(self.spikes.losses, dtype=torch.float64)
@@ -220,7 +223,7 @@ class Trainer:
 
     def load_state(self, checkpoint: Checkpoint, where: str) -> None:
         """Load the state of a checkpoint; `where` it is from appears in error messages."""
-        state: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("raw", "own", "count", *_MOMENTS)}
+        state: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in checkpoint.state.items():
             kind, name = key.split(".", 1)
             state[kind][name] = value
@@ -231,11 +234,11 @@ class Trainer:
             value.copy_(state["own"][name])
         self.optimizer.state.clear()  # in a roll-back, some moments may be newer than the checkpoint
         for name, parameter in self.objective.model.named_parameters():
-            if name not in state["step"]:
-                continue
-            moments = {moment: state[moment][name].to(parameter.device) for moment in _MOMENTS}
-            laid_out = {m: _laid_out_like(parameter, v) if v.ndim else v for m, v in moments.items()}
-            self.optimizer.state[parameter] = laid_out
+            moments = self.moments(name, parameter)
+            if all(name in state[moment] for moment in moments):  # a run that goes on with the other one starts anew
+                own = {moment: state[moment][name].to(parameter.device) for moment in moments}
+                laid_out = {m: _laid_out_like(parameter, v) if v.ndim else v for m, v in own.items()}
+                self.optimizer.state[parameter] = laid_out
         self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
         self.rollbacks = int(checkpoint.state.get(_ROLLBACKS, 0))
         self.spikes = Spikes(checkpoint.state.get(_LOSSES, torch.empty(0)).tolist())
