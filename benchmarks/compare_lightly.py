@@ -15,6 +15,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
 from smalti.core.compute import Compute, choose_compute
+from smalti.core.contracts import Batch
 from smalti.core.files import write_json
 from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
@@ -52,26 +54,33 @@ from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import main as finetune
 from smalti.runs.pretrain import Pretrain, prepare
 from smalti.runs.tokenizers import load_tokenizer
+from smalti.training.trainer import Trainer
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "peers"
 BUDGETS = ("equal-images", "equal-time", "equal-time-both-stages")
 CELLS = {f"{method}-{budget}": (method, budget) for budget in BUDGETS for method in METHODS}
 
 
-def step_seconds(config: Pretrain, methods: Mapping[str, Method], compute: Compute, rounds: int) -> dict[str, float]:
-    """Processor time of a step of our pretraining and of each method, in turn: the median over rounds.
+def step_seconds(
+    ours: Mapping[str, Pretrain], methods: Mapping[str, Method], compute: Compute, rounds: int
+) -> dict[str, float]:
+    """Processor time of a step of each pretraining of ours and of each method, in turn: the median over rounds.
 
     In turn, because on a busy machine the same step takes up to twice the time that it takes on a quiet one. Theirs are
     compiled where ours is.
     """
-    images = config.data.load(Log())
-    trainer, batches = prepare(config, images, load_tokenizer(config.tokenizer, compute), compute)
-    compiled = config.compile != "off"
-    steps: dict[str, Callable[[], Any]] = {
-        "ours": lambda: trainer.train_step(batches(trainer.step), compute, with_metrics=False)
-    }
+    images = next(iter(ours.values())).data.load(Log())
+    compiled = any(config.compile != "off" for config in ours.values())
+    steps: dict[str, Callable[[], Any]] = {}
+    for name, config in ours.items():
+        trainer, batches = prepare(config, images, load_tokenizer(config.tokenizer, compute), compute)
+        steps[name] = partial(_step, trainer, batches, compute)
     steps |= {name: Training(method, images, rounds + 2, compute, compiled).step for name, method in methods.items()}
     return in_turn(steps, rounds)
+
+
+def _step(trainer: Trainer, batches: Callable[[int], Batch], compute: Compute) -> object:
+    return trainer.train_step(batches(trainer.step), compute, with_metrics=False)
 
 
 def read_encoder(path: Path) -> VisionTransformer:
@@ -181,7 +190,7 @@ def main() -> None:
     if given.tokenizer and not timed.exists():
         config = configuration(given.cifar10, given.tokenizer, Path())
         config = replace(config, compile="on" if compiled else "off")
-        write_json(timed, step_seconds(config, THEIRS, compute, given.rounds))
+        write_json(timed, step_seconds({"ours": config}, THEIRS, compute, given.rounds))
     both = 1 + given.tokenizer_seconds / given.seconds if given.seconds and given.tokenizer_seconds else None
     seconds = json.loads(timed.read_text()) if timed.exists() else {}
     for name in given.cell or CELLS:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import BEST, frozen_features, keep
+from ablations_cifar10 import BEST, WITH_ADAMW, frozen_features, keep
 from compare_lightly import fine_tune, read_encoder, step_seconds
 from lightly_methods import BATCH, METHODS, OURS, pretrain
 from printing import put_table
@@ -43,7 +43,13 @@ from smalti.runs.pretrain import main as pretrain_ours
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "equal_time"
 BUDGETS, SEEDS = (816, 3600), (0, 1, 2)
 """Core-seconds of pretraining: those of the row of tokens that MAE was first compared with, and an hour."""
-PEERS = {"mae": METHODS["mae-our-settings"], "simmim": METHODS["simmim-our-settings"]}
+OF_OURS = {"ours": BEST, "ours-adamw": WITH_ADAMW}
+PEERS = {
+    "mae": METHODS["mae-our-settings"],
+    "mae-muon": replace(METHODS["mae-our-settings"], lr=8e-3, muon=True),
+    "simmim": METHODS["simmim-our-settings"],
+}
+NAMES = {"ours": "ours", "ours-adamw": "ours, AdamW", "mae": "MAE", "mae-muon": "MAE, Muon", "simmim": "SimMIM"}
 TOKENIZER_SECONDS = 4.3
 """Of a core, for k-means (docs/results/tokenizers/kmeans-1024.json)."""
 TIMED = "step-seconds"
@@ -53,14 +59,17 @@ _SHARES = (10, 1, 100)
 
 def steps_in(budget: float, method: str, seconds: Mapping[str, float]) -> int:
     """The steps that a method has time for."""
-    left = budget - TOKENIZER_SECONDS if method == "ours" else budget
+    left = budget - TOKENIZER_SECONDS if method in OF_OURS else budget
     return round(left / seconds[method])
 
 
 def time_steps(home: Path, places: DataFiles, compute: Compute, rounds: int) -> dict[str, float]:
     """Seconds of a step of each method, timed in turn in this process, or as they were timed before."""
-    config = replace(BEST.pretraining(Path(), places, BATCH * (rounds + 2)), compile="on")
-    keep(home, TIMED, lambda: step_seconds(config, PEERS, compute, rounds))
+    ours = {
+        name: replace(setting.pretraining(Path(), places, BATCH * (rounds + 2)), compile="on")
+        for name, setting in OF_OURS.items()
+    }
+    keep(home, TIMED, lambda: step_seconds(ours, PEERS, compute, rounds))
     seconds: dict[str, float] = json.loads((home / f"{TIMED}.json").read_text())
     return seconds
 
@@ -86,7 +95,7 @@ class Cell:
     def frozen(self) -> dict[str, Any]:
         """Pretrain, and evaluate frozen features."""
         init = self.pretrained()
-        backbone = load_model(str(init), self.compute).backbone if self.method == "ours" else read_encoder(init)
+        backbone = load_model(str(init), self.compute).backbone if self.method in OF_OURS else read_encoder(init)
         protocol = replace(STUDY.protocol, draws=3)
         frozen = frozen_features(backbone, self.places, self.images, self.compute, protocol)
         counts = {"steps": self.steps, "images": self.steps * BATCH, "seed": self.seed}
@@ -95,8 +104,8 @@ class Cell:
     def pretrained(self) -> Path:
         """Where the network is; it is pretrained where it is not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.method == "ours":
-            config = BEST.pretraining(self.folder / "pretrain", self.places, self.steps * BEST.batch_size)
+        if self.method in OF_OURS:
+            config = OF_OURS[self.method].pretraining(self.folder / "pretrain", self.places, self.steps * BATCH)
             go_on(replace(config, seed=self.seed), pretrain_ours, self.compute)
             return self.folder / "pretrain"
         method, path = PEERS[self.method], self.folder / "encoder.safetensors"
@@ -108,7 +117,7 @@ class Cell:
     def finetuned(self, percent: int) -> dict[str, Any]:
         """Accuracy on test images after fine-tuning with so many per cent of the labels."""
         init, out, data = self.pretrained(), self.folder / f"finetune-{percent}pct", self.places.images
-        if self.method != "ours":
+        if self.method in PEERS:
             found = fine_tune(init, out, data, percent, STUDY, self.compute)
         else:
             config = STUDY.finetuning(str(init), out, self.places, share=percent / 100, seed=0, layer_decay=0.8)
@@ -124,10 +133,10 @@ def collected(home: Path) -> dict[str, dict[str, Any]]:
     names = ["linear", "knn", *(f"finetune_{percent}pct" for percent in sorted(_SHARES))]
     tables: dict[str, dict[str, Any]] = {}
     for budget in BUDGETS:
-        for method in ("ours", *PEERS):
+        for method in NAMES:
             values: dict[str, list[float]] = defaultdict(list)
             seeds = set[int]()
-            for path in sorted(home.glob(f"{budget}-{method}-*.json")):
+            for path in sorted(home.glob(f"{budget}-{method}-[0-9]*.json")):
                 cell = json.loads(path.read_text())
                 seeds |= {cell["seed"]} if "linear" in cell else set()
                 for name in filter(cell.__contains__, names):
@@ -144,13 +153,12 @@ def table(home: Path) -> str:
     """The means as Markdown; a dash is what has not been measured."""
     lines = ["| core-seconds | | images | k-NN | linear probe | 1 % of labels, fine-tuned | 10 % | 100 % | seeds |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
-    names = {"ours": "ours", "mae": "MAE", "simmim": "SimMIM"}
     for budget, rows in collected(home).items():
         for method, row in rows.items():
             images = json.loads((home / f"{budget}-{method}-{row['seeds'][0]}.json").read_text())["images"]
             columns = ("knn", "linear", *(f"finetune_{percent}pct" for percent in sorted(_SHARES)))
             figures = (f"{100 * row[name]:.1f}" if name in row else "-" for name in columns)
-            shown = [f"{int(budget):,}", names[method], f"{images:,}", *figures, str(len(row["seeds"]))]
+            shown = [f"{int(budget):,}", NAMES[method], f"{images:,}", *figures, str(len(row["seeds"]))]
             lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -183,7 +191,7 @@ def main() -> None:
     """Run the cells that are not finished, and write the means."""
     parser = study_parser(__doc__, HOME, 40)
     parser.add_argument("--budget", type=int, action="append", choices=BUDGETS)
-    parser.add_argument("--method", action="append", choices=["ours", *PEERS])
+    parser.add_argument("--method", action="append", choices=list(NAMES))
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
     parser.add_argument("--labels", type=int, action="append", choices=_SHARES, help="per cent to fine-tune with")
     parser.add_argument("--no-labels", action="store_true", help="frozen features alone")
@@ -194,7 +202,7 @@ def main() -> None:
     cell = prepare(parser, given, given.out)
     shares = () if given.no_labels else given.labels or _SHARES
     for budget, seed in product(given.budget or BUDGETS, given.seed or SEEDS):
-        methods = given.method or ("ours", *PEERS)
+        methods = given.method or NAMES
         cells = {f"{budget}-{method}-{seed}": cell(budget, method, seed) for method in methods}
         for name, each in cells.items():
             keep(given.out, name, each.frozen)

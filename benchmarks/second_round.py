@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import BEST, frozen_features, keep
+from ablations_cifar10 import WITH_ADAMW, frozen_features, keep
 from printing import put_table
 from study import DataFiles, go_on, in_turn, study_parser
 from study_cifar10 import STUDY
@@ -100,7 +100,7 @@ class Study:
 
     def pretraining(self, way: Way, tokenizer: str, steps: int, out: Path) -> Pretrain:
         """A pretraining of so many steps."""
-        config = BEST.pretraining(out, self.places, steps * BEST.batch_size)
+        config = WITH_ADAMW.pretraining(out, self.places, steps * WITH_ADAMW.batch_size)
         init = str(self.folder / "first") if way.go_on else ""
         return replace(
             config,
@@ -130,7 +130,7 @@ class Study:
             tokenizer=VQKD(teacher=self.first(), vocab_size=CODES),
             crop=self.pretraining(Way(), "", 1, out).crop,
             optimiser=vqkd.train_tokenizer().optimiser,
-            plan=Plan(steps=steps, batch_size=BEST.batch_size, log_every=50, save_every=250, repeat=True),
+            plan=Plan(steps=steps, batch_size=WITH_ADAMW.batch_size, log_every=50, save_every=250, repeat=True),
             seed=self.seed,
             out=str(out),
         )

@@ -46,11 +46,10 @@ def collected(*homes: Path) -> dict[str, Any]:
     """The curves, means over the seeds, and when each reaches the accuracy."""
     found: dict[str, dict[int, list[float]]] = {}
     for home in homes:
-        for path in sorted(home.glob("*-*-*.json")):
-            budget, method, *_ = path.stem.split("-")
-            linear = json.loads(path.read_text()).get("linear")  # fine-tuning has none
-            if method in METHODS and linear is not None:
-                found.setdefault(method, {}).setdefault(int(budget), []).append(linear)
+        for method in METHODS:
+            for path in sorted(home.glob(f"*-{method}-[0-9].json")):
+                budget, linear = int(path.stem.split("-")[0]), json.loads(path.read_text())["linear"]
+                found.setdefault(method, {}).setdefault(budget, []).append(linear)
     curves = {method: {budget: mean(values) for budget, values in points.items()} for method, points in found.items()}
     seconds = {method: seconds_until(TARGET, curve) for method, curve in curves.items()}
     ours, mae = (seconds.get(method) for method in METHODS)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -79,13 +80,14 @@ def test_equal_time_is_counted_in_steps_of_ours(comparison: ModuleType) -> None:
     assert comparison.steps_of("mae-equal-time", 1280, None, {}) is None
 
 
-@pytest.mark.parametrize("method", ["mae", "simmim-our-settings"])
+@pytest.mark.parametrize("method", ["mae", "mae-muon", "simmim-our-settings"])
 def test_a_cell_that_was_cut_off_goes_on_bit_by_bit(methods: ModuleType, method: str, tmp_path: Path) -> None:
     pixels = torch.arange(8 * 3 * 32 * 32).view(8, 3, 32, 32).to(torch.uint8)
     dataset = InMemoryDataset(pixels, torch.zeros(8, dtype=torch.int64))
     images = TrainingData(dataset, dataset)
     compute = choose_compute("cpu", "fp32")
-    whole, first, second = (methods.Training(methods.METHODS[method], images, 3, compute, False) for _ in range(3))
+    chosen = replace(methods.METHODS[method.removesuffix("-muon")], muon=method.endswith("-muon"))
+    whole, first, second = (methods.Training(chosen, images, 3, compute, False) for _ in range(3))
     for _ in range(3):
         whole.step()
     first.step()
