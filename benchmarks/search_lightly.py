@@ -34,6 +34,7 @@ SEARCH = {
     "mae-lr-4e-3": replace(USUAL, lr=8e-3),
     "mae-muon-lr-4e-3": replace(USUAL, lr=8e-3, muon=True),
     "mae-muon-lr-2e-3": replace(USUAL, muon=True),
+    "mae-muon-lr-8e-3": replace(USUAL, lr=16e-3, muon=True),
     "mae-masked-60": replace(USUAL, build=partial(MAE, masked=0.6)),
     "mae-lr-1e-3": replace(USUAL, lr=2e-3),
     "mae-depth-8": replace(USUAL, build=partial(MAE, depth=8)),

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.distributed.collectives import copy_into, full_tensor
+from smalti.core.ranks import rank, world_size
+from smalti.distributed.collectives import all_gather, copy_into, full_tensor
 
 MOMENTUM = 0.95
 """Decay of the momentum. Reference: Jordan et al. 2024."""
@@ -86,18 +87,25 @@ class MuonAdamW(torch.optim.Optimizer):
             momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             directions.append(full_tensor(parameter.grad.lerp(momentum, MOMENTUM)))  # Nesterov's
         scale = _RMS * max(alike[0].shape) ** 0.5
-        for parameter, update in zip(alike, orthogonalised(torch.stack(directions)), strict=True):
+        for parameter, update in zip(alike, _shared(torch.stack(directions)), strict=True):
             own = torch.empty_like(parameter)
             copy_into(own, update)
             parameter.mul_(1 - lr * weight_decay).add_(own, alpha=-lr * scale)
 
 
+def _shared(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
+    """`orthogonalised`, of which every rank computes its part."""
+    each = -(-len(matrices) // world_size())
+    own = (torch.arange(each) + rank() * each).clamp(max=len(matrices) - 1)  # the last one again where there are fewer
+    return all_gather(orthogonalised(matrices[own]))[: len(matrices)]
+
+
 def _by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those with a gradient, matrices of the same shape together, up to `_TOGETHER` numbers."""
+    """Those with a gradient, matrices of the same shape together, up to `_TOGETHER` numbers a rank."""
     alike = defaultdict[torch.Size, list[nn.Parameter]](list)
     for parameter in parameters:
         if parameter.grad is not None:
             alike[parameter.shape].append(parameter)
     for shape, found in alike.items():
-        count = max(1, _TOGETHER // shape.numel())
+        count = max(1, _TOGETHER // shape.numel()) * world_size()
         yield from (found[start : start + count] for start in range(0, len(found), count))
