@@ -103,6 +103,13 @@ def test_it_has_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert {group["weight_decay"] for group in made.matrices} == {0.3}
 
 
+def test_it_keeps_one_average_of_a_matrix() -> None:
+    sizes = {name: p.numel() * 4 for name, p in MODEL.named_parameters()}
+    matrices = sum(size for name, size in sizes.items() if is_matrix_of_block(name, MODEL.get_parameter(name)))
+    assert AdamW().moments_bytes(MODEL) == 2 * sum(sizes.values())
+    assert AdamW(matrices="muon").moments_bytes(MODEL) == 2 * sum(sizes.values()) - matrices
+
+
 def test_tables_of_positions_are_not_matrices_of_blocks() -> None:
     table = nn.Parameter(torch.zeros(9, 2))
     assert not is_matrix_of_block("backbone.blocks.0.attn.relative_position_bias_table", table)

@@ -96,10 +96,12 @@ def _memory_mb(config: Config) -> dict[str, float]:
     short, full = (
         training_memory(vit, config.plan.micro_batch_size, dtype, seen) for dtype in (torch.bfloat16, torch.float32)
     )
+    with torch.device("meta"):
+        network = vit.build()
     return {
         "weights": full.weights / 1e6,
         "gradients": full.gradients / 1e6,
-        "optimiser": full.optimiser / 1e6,
+        "optimiser": config.optimiser.moments_bytes(network) / 1e6,
         "activations in fp32": full.activations / 1e6,
         "activations in bf16": short.activations / 1e6,
     }

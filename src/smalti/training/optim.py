@@ -135,6 +135,14 @@ class AdamW:
         """The names of what the optimiser keeps of a parameter: averages of its gradient, and AdamW a step counter."""
         return ("momentum",) if self._by_muon(name, parameter) else ("step", "exp_avg", "exp_avg_sq")
 
+    def moments_bytes(self, module: nn.Module) -> int:
+        """How large the averages are that the optimiser keeps of the gradients of a network."""
+        return sum(
+            parameter.numel() * parameter.element_size() * len(set(self.moments(name, parameter)) - {"step"})
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        )
+
     def rates(self, steps: int) -> Cosine:
         """The learning rate of each of `steps` steps."""
         until = max(1, int(self.decay_ratio * steps))

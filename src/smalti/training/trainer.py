@@ -92,7 +92,7 @@ class Trainer:
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
-        self.optimizer, self.moments = scaled.build(objective.model), scaled.moments
+        self.settings, self.optimizer = scaled, scaled.build(objective.model)
         self.lr = scaled.rates(plan.steps)
         self.frozen, self.frozen_steps = (
             tuple(frozen),
@@ -107,12 +107,7 @@ class Trainer:
         """About how large a checkpoint will be: weights, their average, and the moments of those that learn."""
         model = self.objective.model
         weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-        moments = sum(
-            parameter.numel() * parameter.element_size() * len(set(self.moments(name, parameter)) - {"step"})
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        )
-        return weights * (1 if self.ema is None else 2) + moments
+        return weights * (1 if self.ema is None else 2) + self.settings.moments_bytes(model)
 
     def train_step(self, batch: Batch, compute: Compute, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
         """One optimiser step.
@@ -214,7 +209,7 @@ class Trainer:
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
             known = self.optimizer.state.get(parameter, {})  # none for parameters that are still frozen
-            state |= {f"{moment}.{name}": known[moment] for moment in self.moments(name, parameter) if known}
+            state |= {f"{moment}.{name}": known[moment] for moment in self.settings.moments(name, parameter) if known}
         state |= {_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
         if self.rolls_back:
             losses = torch.tensor(self.spikes.losses, dtype=torch.float64)
@@ -234,7 +229,7 @@ class Trainer:
             value.copy_(state["own"][name])
         self.optimizer.state.clear()  # in a roll-back, some moments may be newer than the checkpoint
         for name, parameter in self.objective.model.named_parameters():
-            moments = self.moments(name, parameter)
+            moments = self.settings.moments(name, parameter)
             if all(name in state[moment] for moment in moments):  # a run that goes on with the other one starts anew
                 own = {moment: state[moment][name].to(parameter.device) for moment in moments}
                 laid_out = {m: _laid_out_like(parameter, v) if v.ndim else v for m, v in own.items()}
