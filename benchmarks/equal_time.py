@@ -45,11 +45,17 @@ BUDGETS, SEEDS = (816, 3600), (0, 1, 2)
 """Core-seconds of pretraining: those of the row of tokens that MAE was first compared with, and an hour."""
 OF_OURS = {"ours": BEST, "ours-adamw": WITH_ADAMW}
 PEERS = {
-    "mae": METHODS["mae-our-settings"],
-    "mae-muon": replace(METHODS["mae-our-settings"], lr=8e-3, muon=True),
+    "mae": replace(METHODS["mae-our-settings"], lr=8e-3, muon=True),
+    "mae-adamw": METHODS["mae-our-settings"],
     "simmim": METHODS["simmim-our-settings"],
 }
-NAMES = {"ours": "ours", "ours-adamw": "ours, AdamW", "mae": "MAE", "mae-muon": "MAE, Muon", "simmim": "SimMIM"}
+NAMES = {
+    "ours": "ours, Muon",
+    "mae": "MAE, Muon",
+    "ours-adamw": "ours, AdamW",
+    "mae-adamw": "MAE, AdamW",
+    "simmim": "SimMIM, AdamW",
+}
 TOKENIZER_SECONDS = 4.3
 """Of a core, for k-means (docs/results/tokenizers/kmeans-1024.json)."""
 TIMED = "step-seconds"

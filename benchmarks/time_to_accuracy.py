@@ -28,9 +28,11 @@ from smalti.core.files import write_json
 HOME = EQUAL_TIME.with_name("time_to_accuracy")
 TARGET = 0.62
 """Accuracy of a linear probe of frozen features."""
-POINTS = (408, 816, 1224)
+POINTS = (204, 408, 816, 1224)
 """Core-seconds."""
-METHODS = ("ours", "mae")
+METHODS = ("ours", "mae", "ours-adamw", "mae-adamw")
+_PAIRS = (("ours", "mae"), ("ours-adamw", "mae-adamw"))
+_LINES = {"ours": "smalti", "mae": "MAE (lightly)", "ours-adamw": "smalti, AdamW", "mae-adamw": "MAE, AdamW"}
 
 
 def seconds_until(target: float, curve: Mapping[int, float]) -> float | None:
@@ -52,19 +54,20 @@ def collected(*homes: Path) -> dict[str, Any]:
                 found.setdefault(method, {}).setdefault(budget, []).append(linear)
     curves = {method: {budget: mean(values) for budget, values in points.items()} for method, points in found.items()}
     seconds = {method: seconds_until(TARGET, curve) for method, curve in curves.items()}
-    ours, mae = (seconds.get(method) for method in METHODS)
-    ratio = None if ours is None or mae is None else ours / mae
+    ratios = {f"seconds_ratio_vs_{peer}": _ratio(seconds.get(own), seconds.get(peer)) for own, peer in _PAIRS}
     seeds = {method: {budget: len(values) for budget, values in points.items()} for method, points in found.items()}
-    about = {"linear": TARGET, "seconds": seconds, "seconds_ratio_vs_mae": ratio}
-    return about | {"curves": curves, "seeds": seeds}
+    return {"linear": TARGET, "seconds": seconds} | ratios | {"curves": curves, "seeds": seeds}
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours / theirs
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
     """The figures, and the plot."""
     write_json(out.with_suffix(".json"), found)
-    names = {"ours": "smalti", "mae": "MAE (lightly)"}
-    lines = {names[method]: {x: 100 * y for x, y in curve.items()} for method, curve in found["curves"].items()}
-    plot = log_lines(lines, "core-seconds of pretraining", "linear probe, %", names["mae"])
+    lines = {_LINES[method]: {x: 100 * y for x, y in curve.items()} for method, curve in found["curves"].items()}
+    plot = log_lines(lines, "core-seconds of pretraining", "linear probe, %", _LINES["mae"])
     out.with_suffix(".svg").write_text(plot)
 
 

@@ -81,12 +81,12 @@ def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path
     for seed, accuracy in enumerate((0.5, 0.7)):
         cell = {"linear": accuracy, "knn": accuracy, "seed": seed}
         (tmp_path / f"816-mae-{seed}.json").write_text(json.dumps(cell))
-    (tmp_path / "816-mae-muon-0.json").write_text(json.dumps({"linear": 0.9, "knn": 0.9, "seed": 0}))
+    (tmp_path / "816-mae-adamw-0.json").write_text(json.dumps({"linear": 0.9, "knn": 0.9, "seed": 0}))
     (tmp_path / "816-mae-1-10.json").write_text(json.dumps({"finetune_10pct": 0.4, "seed": 1}))
     found = equal_time.collected(tmp_path)
     assert list(found) == ["816"]
-    assert list(found["816"]) == ["mae", "mae-muon"]
-    assert found["816"]["mae-muon"]["values"]["linear"] == [0.9]
+    assert list(found["816"]) == ["mae", "mae-adamw"]
+    assert found["816"]["mae-adamw"]["values"]["linear"] == [0.9]
     assert found["816"]["mae"]["seeds"] == [0, 1]
     assert found["816"]["mae"]["knn"] == pytest.approx(0.6)
     low, high = found["816"]["mae"]["intervals"]["knn"]

@@ -12,6 +12,7 @@ from smalti.models.layers import attend
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.objectives import MaskedImageModeling
+from smalti.training.optim import AdamW
 from smalti.training.trainer import means
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -54,3 +55,16 @@ def test_the_loss_is_that_of_the_cpu(rng: torch.Generator, positions: Any, dtype
     output.loss_sum.backward()
     assert means(output)["loss"] == pytest.approx(expected, abs=close)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+
+
+def test_updates_of_muon_are_those_of_the_cpu(rng: torch.Generator) -> None:
+    sizes: dict[str, Any] = {"img_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    here, there = build_mim(ViT(**sizes), 8), build_mim(ViT(**sizes), 8).cuda()
+    there.load_state_dict(here.state_dict())
+    for one, two in zip(here.parameters(), there.parameters(), strict=True):
+        one.grad = torch.randn(one.shape, generator=rng)
+        two.grad = one.grad.cuda()
+    for model in (here, there):
+        AdamW(lr=1e-2, matrices="muon").build(model).step()
+    for one, two in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(two.cpu(), one, atol=1e-3, rtol=1e-2)

@@ -96,8 +96,8 @@ class MuonAdamW(torch.optim.Optimizer):
 def _shared(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
     """`orthogonalised`, of which every rank computes its part."""
     each = -(-len(matrices) // world_size())
-    own = (torch.arange(each) + rank() * each).clamp(max=len(matrices) - 1)  # the last one again where there are fewer
-    return all_gather(orthogonalised(matrices[own]))[: len(matrices)]
+    padded = nn.functional.pad(matrices, (0, 0, 0, 0, 0, each * world_size() - len(matrices)))
+    return all_gather(orthogonalised(padded[rank() * each :][:each]))[: len(matrices)]
 
 
 def _by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
