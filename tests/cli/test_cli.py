@@ -402,7 +402,10 @@ def test_explain_estimates_the_memory_of_a_pretraining_run(capsys: pytest.Captur
     half = json_of(["explain", "nano", "--plan.batch-size", "32", "--backbone.grad-checkpointing"], capsys)
     memory = plain["pretrain"]["memory_mb"]
     assert plain["train_tokenizer"]["memory_mb"] == {}
-    assert memory["weights"] == memory["gradients"] == memory["optimiser"] / 2
+    assert memory["weights"] == memory["gradients"]
+    with_adamw = json_of(["explain", "nano", "--optimiser.matrices", "adamw"], capsys)["pretrain"]["memory_mb"]
+    assert with_adamw["optimiser"] == 2 * memory["weights"]
+    assert memory["weights"] < memory["optimiser"] < 1.2 * memory["weights"], "Muon keeps one average of a matrix"
     assert memory["weights"] == pytest.approx(4e-6 * plain["pretrain"]["num_parameters"])
     assert half["pretrain"]["memory_mb"]["activations in fp32"] < memory["activations in fp32"] / 2
     assert memory["activations in bf16"] < 0.7 * memory["activations in fp32"]

@@ -83,7 +83,7 @@ def test_the_flags_that_people_need_come_first_and_the_rest_by_part(capsys: pyte
     shown = [line.split()[0] for line in short.splitlines() if line.startswith("  --")]
     assert shown == ["--data", "--tokenizer", "--out", "--resume", "--plan.steps", "--plan.batch-size",
                      "--optimiser.lr", "--masking", "--decoder", "--device"]  # fmt: skip
-    assert "optimiser (12)" in short
+    assert "optimiser (13)" in short
     assert "smalti pretrain nano --help all" in short
     part = printed(["pretrain", "nano", "--help", "optimiser"], capsys)
     assert {line.split()[0].split(".")[0] for line in part.splitlines() if line.startswith("  --")} == {"--optimiser"}

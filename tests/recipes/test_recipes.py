@@ -106,10 +106,10 @@ def test_no_other_recipe_has_taken_up_what_the_letter_asks_for() -> None:
         assert not recipe.pretrain().fp32_tokens
 
 
-def test_the_recipes_of_the_demo_are_what_they_were() -> None:
-    """Their learning rates are absolute, and no batch is computed in parts."""
+def test_learning_rates_of_the_demo_are_absolute() -> None:
+    """And no batch is computed in parts."""
     for config in (nano.train_tokenizer(), nano.pretrain(), tiny.train_tokenizer(), tiny.pretrain()):
         assert config.optimiser.at(8) == config.optimiser
         assert config.plan.accumulate == 1
-    rates = AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0)
+    rates = AdamW(lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon")
     assert nano.pretrain().optimiser == tiny.pretrain().optimiser == rates

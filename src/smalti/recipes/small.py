@@ -55,6 +55,6 @@ def pretrain() -> Pretrain:
         decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.2, 1.0)),
         jitter=NO_JITTER,
-        optimiser=AdamW(lr=1.5e-3, lr_batch_size=1024, warmup_ratio=0.05, betas=(0.9, 0.98)),
+        optimiser=AdamW(lr=1.5e-3, lr_batch_size=1024, warmup_ratio=0.05, betas=(0.9, 0.98), matrices="muon"),
         plan=Plan(steps=100_000, batch_size=256),
     )

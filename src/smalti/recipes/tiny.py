@@ -59,7 +59,9 @@ def pretrain() -> Pretrain:
         decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.5, 1.0)),
         jitter=NO_JITTER,
-        optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0),
+        optimiser=AdamW(
+            lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon"
+        ),
         plan=Plan(steps=5000, batch_size=64),
     )
 
