@@ -62,12 +62,19 @@ class Variation:
 
     def pretraining(self, out: Path, places: DataFiles, images: int) -> Pretrain:
         """The pretraining of the study with these settings."""
-        row = Row(self.target, Random(ratio=self.ratio), self.tokenizer, images, decoder=self.decoder)
+        row = Row(
+            self.target,
+            Random(ratio=self.ratio),
+            self.tokenizer,
+            images,
+            decoder=self.decoder,
+            lr=self.lr,
+            matrices=self.matrices,
+            pos_amplitude=self.pos_amplitude,
+        )
         config = STUDY.pretraining(row, out, places)
         return replace(
             config,
-            backbone=replace(config.backbone, pos_amplitude=self.pos_amplitude),
-            optimiser=replace(config.optimiser, lr=self.lr, matrices=self.matrices),
             crop=RandomResizedCrop(scale=(self.crop, 1.0)),
             plan=replace(config.plan, batch_size=self.batch_size, steps=images // self.batch_size),
             masks_per_image=self.masks_per_image,

@@ -32,7 +32,7 @@ from smalti.runs.folder import is_run, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
-from smalti.training.optim import AdamW
+from smalti.training.optim import AdamW, Matrices
 from smalti.training.targets import Pixels, Tokens
 from smalti.training.training_plan import Plan
 
@@ -48,6 +48,8 @@ class Row:
 
     Attributes:
         layer_decay: of fine-tuning.
+        lr, matrices: learning rate of pretraining, and the optimiser of the matrices of blocks.
+        pos_amplitude: with which positions start.
     """
 
     target: Tokens | Pixels | None = None
@@ -56,6 +58,9 @@ class Row:
     images: int = IMAGES
     layer_decay: float = 0.8
     decoder: Linear | CrossAttention = Linear()
+    lr: float = 2e-3
+    matrices: Matrices = "adamw"
+    pos_amplitude: float = 0.1
 
     @property
     def compared(self) -> bool:
@@ -116,13 +121,13 @@ class Study:
             data=self.data(places),
             tokenizer=str(places.tokenizers / row.tokenizer) if row.tokenizer else "",
             out=str(out),
-            backbone=self.backbone,
+            backbone=replace(self.backbone, pos_amplitude=row.pos_amplitude),
             masking=row.masking,
             decoder=row.decoder,
             target=row.target,
             crop=RandomResizedCrop(scale=(0.4, 1.0)),
             jitter=NO_JITTER,
-            optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
+            optimiser=AdamW(lr=row.lr, warmup_ratio=0.08, betas=(0.9, 0.98), matrices=row.matrices),
             plan=Plan(steps=-(-row.images // _BATCH), batch_size=_BATCH, log_every=50, save_every=250),
         )
 

@@ -23,6 +23,16 @@ from smalti.models.decoder import CrossAttention
 from smalti.training.targets import Pixels, Tokens
 
 _RANDOM = Random(ratio=0.4)
+MUON = Row(
+    Tokens(),
+    Random(ratio=0.75),
+    "kmeans-1024-whitened-50",
+    decoder=CrossAttention(),
+    lr=6e-3,
+    matrices="muon",
+    pos_amplitude=1.0,
+)
+"""The best setting of ablations_cifar10.py."""
 ROWS = {
     "random": Row(),
     "random-no-layer-decay": Row(layer_decay=1.0),
@@ -36,6 +46,7 @@ ROWS = {
     "dvae-hidden-75": Row(Tokens(), Random(ratio=0.75), "dvae-1024"),
     "pixels-hidden-60": Row(Pixels(), Random(ratio=0.6)),
     "visible-kmeans-75": Row(Tokens(), Random(ratio=0.75), "kmeans-1024", decoder=CrossAttention()),
+    "muon-visible-kmeans-75": MUON,
     "visible-dvae-75": Row(Tokens(), Random(ratio=0.75), "dvae-1024", decoder=CrossAttention()),
     "visible-pixels-75": Row(Pixels(), Random(ratio=0.75), decoder=CrossAttention()),
     "dvae-hidden-60-1200000": Row(Tokens(), Random(ratio=0.6), "dvae-1024", images=1_200_000),

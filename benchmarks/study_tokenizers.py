@@ -61,6 +61,7 @@ def cells() -> dict[str, Cell]:
     patches = kmeans.train_tokenizer()
     assert isinstance(patches.tokenizer, KMeansPatches)
     whitened = replace(patches.tokenizer, whitening=0.5)
+    eight, wide = replace(patches, data=Data(channels=3, side=64)), replace(whitened, stride=8)
     larger = replace(dvae.tokenizer, vocab_size=8192)
     eight_thousand = replace(scalar.tokenizer, levels=(8, 8, 5, 5, 5))
     paper = replace(dvae.relaxation, beta=6.6)
@@ -80,6 +81,7 @@ def cells() -> dict[str, Cell]:
         "collapse-no-remedy": Cell("cifar10", replace(dvae, relaxation=none, init_images=0), 2),
         "collapse-kl-in-wrong-units": Cell("cifar10", replace(dvae, relaxation=wrong_units, init_images=0), 2),
         "photographs-64": Cell("photographs", replace(small.train_tokenizer(), data=Data(channels=3, side=64)), 10),
+        "photographs-64-kmeans-whitened-50": Cell("photographs", replace(eight, tokenizer=wide), 0),
         "photographs-1024": Cell("photographs", small.train_tokenizer(), 45),
         "dvae-8192": Cell("cifar10", replace(dvae, tokenizer=larger), 45),
     }
