@@ -111,7 +111,8 @@ class Cell:
         """Where the network is; it is pretrained where it is not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.method in OF_OURS:
-            config = OF_OURS[self.method].pretraining(self.folder / "pretrain", self.places, self.steps * BATCH)
+            setting = OF_OURS[self.method]
+            config = setting.pretraining(self.folder / "pretrain", self.places, self.steps * setting.batch_size)
             go_on(replace(config, seed=self.seed), pretrain_ours, self.compute)
             return self.folder / "pretrain"
         method, path = PEERS[self.method], self.folder / "encoder.safetensors"

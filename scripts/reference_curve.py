@@ -29,7 +29,7 @@ def reference_of(run: Path, name: str, data: str) -> Reference:
     config = config_of(run, result)
     require(config.target in (Tokens(), Pixels()), f"the target is {config.target}", "use tokens or normalised pixels")
     kind = (config.target, config.backbone, config.masking, config.decoder)
-    setup = setup_of(*kind, config.plan, vocab_size_of(result))
+    setup = setup_of(*kind, config.plan, vocab_size_of(result), config.optimiser.matrices)
     assert setup is not None
     lines = [line for line in folder.read_metrics() if "loss" in line]
     images = [line["step"] * config.plan.batch_size for line in lines]

@@ -33,7 +33,7 @@ _PLAN = ["--plan.batch-size", "16", "--plan.log-every", "1", "--plan.repeat"]
 
 TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
 FINETUNE_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, "--validation", "0.25"]
-PUBLISHED = ["--decoder", "linear", "--masking", "blockwise", "--masking.ratio", "0.4"]
+PUBLISHED = ["--decoder", "linear", "--masking", "blockwise", "--masking.ratio", "0.4", "--optimiser.matrices", "adamw"]
 """BEiT as published, whatever the recipe has; a later flag wins."""
 PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, *PUBLISHED]
 DEMO_FLAGS = [

@@ -42,6 +42,7 @@ def named(name: str, setup: Setup) -> Reference:
         ({"channels": 1}, False),
         ({"masks": "random"}, False),
         ({"decoder": "cross-attention"}, False),
+        ({"optimiser": "muon"}, False),
     ],
 )
 def test_runs_that_are_far_apart_are_neither_ahead_nor_behind(change: dict[str, Any], expected: bool) -> None:
@@ -76,6 +77,7 @@ def test_at_its_points_a_gain_is_what_the_run_had_and_outside_there_is_none() ->
         ({"masks": "random", "embed_dim": 768, "depth": 12}, "each by itself"),
         ({"decoder": "cross-attention", "embed_dim": 768, "depth": 12}, "visible"),
         ({"decoder": "cross-attention", "masks": "random"}, "each by itself"),
+        ({"optimiser": "muon"}, "muon"),
     ],
 )
 def test_the_nearest_run_is_the_one_that_differs_least(change: dict[str, Any], expected: str) -> None:
@@ -85,6 +87,7 @@ def test_the_nearest_run_is_the_one_that_differs_least(change: dict[str, Any], e
         named("masked", replace(SETUP, num_masked_patches=52)),
         named("large", replace(SETUP, embed_dim=512)),
         named("patches", replace(SETUP, num_patches=256, num_masked_patches=104)),
+        named("muon", replace(SETUP, optimiser="muon", embed_dim=256)),
         named("pixels", PIXELS),
         named("same", SETUP),
         named("short", replace(SETUP, num_images=9000)),

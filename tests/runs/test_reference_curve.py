@@ -169,6 +169,7 @@ def test_the_setup_of_a_run_is_that_of_its_parts() -> None:
     assert random == Setup("pixels", None, 32, 8, 24, 3, 60, "random")
     visible = setup_of(Tokens(), vit, masking, CrossAttention(), plan, 99)
     assert visible == Setup("tokens", 99, 32, 8, 24, 3, 60, "blocks", "cross-attention")
+    assert setup_of(Tokens(), vit, masking, CrossAttention(), plan, 99, "muon") == replace(visible, optimiser="muon")
     assert setup_of(Pixels(normalise=False), vit, masking, Linear(), plan, None) is None
     assert FLAT_PATCH == 1
 

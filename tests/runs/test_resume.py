@@ -320,6 +320,17 @@ def test_a_tokenizer_says_what_a_longer_run_does_to_all_its_schedules(
     assert effect.endswith("; images go on from 48, as if all steps had been of the new batch size")
 
 
+def test_a_run_that_goes_on_with_another_optimiser_says_what_that_does(
+    photos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(photos, whole, tmp_path / "run", 2, "--accept-tokenizer") == 0
+    again = ["pretrain", "--resume", str(tmp_path / "run"), "--plan.steps", "4", "--optimiser.matrices", "muon"]
+    capsys.readouterr()
+    assert main(again) == 2
+    assert "; averages of the gradients of matrices start anew" in capsys.readouterr().err.splitlines()[-2]
+    assert main([*again, "--allow-inexact"]) == 0
+
+
 def test_a_run_cannot_become_shorter_than_it_is(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resume(left, "--plan.steps", "3") == 2
     assert last_line(capsys) == (f"error: steps is 3, and the run in {left} has done 4; use --plan.steps 4 or more")

@@ -109,6 +109,18 @@ def test_a_resumed_dvae_remembers_which_codes_are_dying(
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["tiny", "vq", "kmeans"])
+def test_muon_is_refused_where_there_are_no_matrices_of_blocks(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before an image is read or a folder made."""
+    given = ["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"), "--optimiser.matrices", "muon"]
+    assert main(["train-tokenizer", kind, *CPU, *given]) == 2
+    error = "error: Muon for a tokenizer without Transformer blocks; use --optimiser.matrices adamw"
+    assert capsys.readouterr().err.splitlines()[-1] == error
+    assert not (tmp_path / "out").exists()
+
+
 def test_fitting_the_same_command_again_ends_in_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
         assert train("kmeans", photos, tmp_path / name) == 0

@@ -24,9 +24,12 @@ _NEAR_SHARE = 0.1
 _COMPARABLE = math.log(4)
 """Sum of |ln(a / b)| over the sizes of two setups up to which one run is called ahead of the other."""
 
+_KINDS = ("masks", "decoder", "channels", "optimiser")
+
 TargetName = Literal["tokens", "pixels"]
 Masks = Literal["blocks", "random"]
 DecoderName = Literal["linear", "cross-attention"]
+OptimiserName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Setup:
         masks: blocks of patches, or single patches, which are much easier to predict from their neighbours.
         decoder: linear, as in BEiT, or cross-attention behind an encoder of visible patches.
         channels: of the images: 1 grey, 3 RGB.
+        optimiser: of the weight matrices of blocks.
     """
 
     target: TargetName
@@ -54,6 +58,7 @@ class Setup:
     masks: Masks
     decoder: DecoderName = "linear"
     channels: int = 3
+    optimiser: OptimiserName = "adamw"
 
     def __post_init__(self) -> None:
         pixels, has = self.target == "pixels", "without" if self.vocab_size is None else "with"
@@ -62,13 +67,13 @@ class Setup:
     def distance(self, other: "Setup") -> tuple[int, float, float]:
         """The distance of two setups, to be compared lexicographically.
 
-        First how many of three kinds differ, of masks, decoder and channels; then Σ |ln(a / b)| over vocabulary size,
-        patches, masked share and size of the backbone (depth · width²); then |ln(a / b)| of the lengths, since the
-        loss decreases with the learning rate at the end of a run.
+        First how many of four kinds differ, of masks, decoder, channels and optimiser; then Σ |ln(a / b)| over
+        vocabulary size, patches, masked share and size of the backbone (depth · width²); then |ln(a / b)| of the
+        lengths, since the loss decreases with the learning rate at the end of a run.
         """
         pairs = zip(self._sizes(), other._sizes(), strict=True)
         apart = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs)
-        kinds = (self.masks != other.masks) + (self.decoder != other.decoder) + (self.channels != other.channels)
+        kinds = sum(getattr(self, kind) != getattr(other, kind) for kind in _KINDS)
         return kinds, round(apart, 9), abs(math.log(self.num_images / other.num_images))
 
     def comparable(self, other: "Setup") -> bool:
@@ -84,6 +89,7 @@ class Setup:
             "% masked": (self._percent_masked(), other._percent_masked()),
             "masks": (self.masks, other.masks),
             "decoder": (self.decoder, other.decoder),
+            "optimiser": (self.optimiser, other.optimiser),
             "channels": (self.channels, other.channels),
             "wide": (self.embed_dim, other.embed_dim),
             "blocks": (self.depth, other.depth),

@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     Attributes:
         weights: parameters in float32.
         gradients: in float32.
-        optimiser: both moments of AdamW in float32; Muon keeps one of a matrix.
+        optimiser: both moments of AdamW in float32.
         activations: tensors that the forward pass saves for the backward pass.
     """
 

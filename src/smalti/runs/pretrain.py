@@ -139,7 +139,9 @@ class Pretrain(BackboneRun):
         """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
         if not self.reference or self.second_tokenizer:
             return None
-        setup = setup_of(self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size)
+        setup = setup_of(
+            self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size, self.optimiser.matrices
+        )
         return comparison_of(setup, baseline, self.plan.batch_size)
 
     def views(self, tokenizer: ImageTokenizer | None, second: ImageTokenizer | None = None) -> MaskedViews:

@@ -39,6 +39,7 @@ from smalti.functional.metrics import CodebookUse, codebook_use
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import ViT
+from smalti.training.optim import Matrices
 from smalti.training.targets import Pixels, SoftTokens, Tokens
 from smalti.training.training_plan import Plan
 
@@ -261,6 +262,7 @@ def setup_of(
     decoder: Linear | CrossAttention,
     plan: Plan,
     vocab_size: int | None,
+    optimiser: Matrices = "adamw",
 ) -> Setup | None:
     """The compared settings of a run; None for pixels whose errors are in other units than those of the references."""
     if isinstance(target, Pixels) and target != Pixels():
@@ -271,4 +273,4 @@ def setup_of(
     masks: Masks = "random" if isinstance(masking, Random) else "blocks"
     kind: DecoderName = "linear" if isinstance(decoder, Linear) else "cross-attention"
     width, depth, channels = backbone.embed_dim, backbone.depth, backbone.in_chans
-    return Setup(name, vocab_size, rows * columns, masked, width, depth, images, masks, kind, channels)
+    return Setup(name, vocab_size, rows * columns, masked, width, depth, images, masks, kind, channels, optimiser)

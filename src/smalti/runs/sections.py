@@ -84,7 +84,7 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
 def _codebook(
     tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None = None
 ) -> Section:
-    """The most frequent codes with typical patches, and the codes that do not occur."""
+    """The most frequent codes with patches that have them, and the codes that do not occur."""
     found = survey(tokenizer, held_out, compute)
     cards = [
         Card(c.number, c.share, to_pixels(c.prototype[None], shown)[0], to_pixels(c.examples, shown))

@@ -268,6 +268,8 @@ def effects(before: TrainingRun, now: TrainingRun, step: int) -> list[str]:
         keep = f"--optimiser.schedule constant --optimiser.lr {rate:.3g} --allow-inexact goes on at the rate it had"
         anew = _starting_from(kind_name(type(now)), Path(now.out))
         found += [keep, *([f"a new run{anew} has a new warm-up"] if anew else [])]
+    if before.optimiser.matrices != now.optimiser.matrices:
+        found.append("averages of the gradients of matrices start anew")
     if before.plan.batch_size != now.plan.batch_size:
         found.append(f"images go on from {step * now.plan.batch_size}, as if all steps had been of the new batch size")
     return found

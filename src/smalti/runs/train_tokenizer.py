@@ -126,7 +126,15 @@ def main(
 
     Returns:
         The result, as written to result.json.
+
+    Raises:
+        UsageError: Muon for a tokenizer that has no Transformer blocks.
     """
+    require(
+        config.optimiser.matrices == "adamw" or isinstance(config.tokenizer, VQKD),
+        "Muon for a tokenizer without Transformer blocks",
+        "use --optimiser.matrices adamw",
+    )
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 

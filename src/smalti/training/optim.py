@@ -101,13 +101,17 @@ class AdamW:
         The learning rate of each parameter group is multiplied by its `lr_scale`.
 
         Raises:
-            UsageError: Muon for a network without Transformer blocks.
+            UsageError: Muon, and no weight matrix of a Transformer block learns.
         """
         others = torch.optim.AdamW(self._groups(module, False), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
         if self.matrices == "adamw":
             return others
         matrices = self._groups(module, True)
-        require(bool(matrices), "Muon for a network without Transformer blocks", "use --optimiser.matrices adamw")
+        require(
+            bool(matrices),
+            "no weight matrix of a Transformer block learns, and Muon is for these",
+            "use --optimiser.matrices adamw",
+        )
         return MuonAdamW([{"lr": self.lr} | group for group in matrices], others)
 
     def _groups(self, module: nn.Module, matrices: bool) -> list[dict[str, Any]]:
@@ -161,7 +165,10 @@ def block_of(name: str) -> int:
 
 
 def is_matrix_of_block(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a weight matrix of a Transformer block: of encoder, decoder or aggregation."""
+    """Whether a parameter is a weight matrix of a Transformer block: of encoder, decoder or aggregation.
+
+    Queries, keys and values of a block are one parameter, and so one matrix, where Jordan et al. take three.
+    """
     return parameter.ndim == 2 and ".blocks." in f".{name}" and name.endswith(".weight")
 
 

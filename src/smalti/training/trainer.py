@@ -48,7 +48,7 @@ class Trainer:
 
     Args:
         objective: the loss and the model.
-        optimiser: AdamW and the schedule of the learning rate.
+        optimiser: AdamW, or Muon and AdamW, and the schedule of the learning rate.
         plan: batch size, micro-batches and number of steps.
         ema_decay: decay of the EMA of the weights; None for no EMA.
         frozen: parameters that are not trained, and have no moments, for the first `frozen_steps`.
@@ -162,7 +162,7 @@ class Trainer:
         output = self._gradients(batch, compute)
         if self.step < self.frozen_steps:
             for parameter in self.frozen:
-                parameter.grad = None  # AdamW skips it: no weight decay, and no moments until the first gradient
+                parameter.grad = None  # it is skipped: no weight decay, and no moments until the first gradient
         gradients = [p.grad for p in self.objective.model.parameters() if p.grad is not None]
         return output, full_tensor(nn.utils.get_total_norm(gradients))
 
