@@ -2,7 +2,7 @@
 
 Hardware: two CPU cores. Time: 10 minutes for both stages with the steps that the demo chooses.
 Measured: 2 600 steps of `pretrain` in 159 seconds of a core give 87.5 % by the linear probe and 83.9 % by k-NN; 2 850
-    steps in 139 seconds with AdamW alone, at its best learning rate, give 86.4 and 82.0 (docs/log.md, 2026-11-30).
+    steps with AdamW alone, at its learning rate of 2e-3, in 139 seconds give 86.4 and 82.0 (docs/log.md, 2026-11-30).
 """
 
 from smalti.data.load import Data

@@ -7,7 +7,8 @@ Expected: of the tokenizer, after 2 700 steps on 2 500 photographs (45 minutes o
     21.8 dB (docs/results/tokenizers).
 Measured: not this recipe yet. The network of the CIFAR-10 study has 55.0 % by k-NN and 61.4 % by the linear probe after
     300 000 images; with mask tokens in the encoder 50.5 and 59.0, in nearly twice the time (docs/results/cifar10).
-    Positions that start ten times as large were worth 0.9 and 1.3 points more there (docs/results/cifar10/ablations).
+    Positions that start ten times as large were worth 0.9 and 1.3 points more there, and Muon 1.6 and 1.7 points more
+    again at the learning rate of AdamW, as here (docs/results/cifar10/ablations, docs/log.md, 2026-11-30).
 """
 
 from smalti.data.load import Data
