@@ -35,7 +35,7 @@ TOKENIZER_FLAGS = [*CPU, *_DATA, *_TOKENIZER, *_PLAN]
 FINETUNE_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, "--validation", "0.25"]
 PUBLISHED = ["--decoder", "linear", "--masking", "blockwise", "--masking.ratio", "0.4", "--optimiser.matrices", "adamw"]
 """BEiT as published, whatever the recipe has; a later flag wins."""
-PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, *PUBLISHED]
+PRETRAIN_FLAGS = [*CPU, *_DATA, *_BACKBONE, *_PLAN, *PUBLISHED, "--optimiser.lr", "2e-3"]
 DEMO_FLAGS = [
     *CPU,
     *(f"--tokenizer.{flag[2:]}" if flag.startswith("--") else flag for flag in [*_DATA, *_TOKENIZER, *_PLAN]),
