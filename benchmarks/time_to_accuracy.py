@@ -28,7 +28,7 @@ from smalti.core.files import write_json
 HOME = EQUAL_TIME.with_name("time_to_accuracy")
 TARGET = 0.62
 """Accuracy of a linear probe of frozen features."""
-POINTS = (204, 408, 816, 1224)
+POINTS = (102, 204, 408, 816, 1224)
 """Core-seconds."""
 METHODS = ("ours", "mae", "ours-adamw", "mae-adamw")
 _PAIRS = (("ours", "mae"), ("ours-adamw", "mae-adamw"))
