@@ -116,6 +116,7 @@ def test_a_reference_is_made_of_a_run_folder(
         "masks": "blocks",
         "decoder": "linear",
         "channels": 3,
+        "optimiser": "adamw",
     }
     assert made.images == (16, 32, 48)
     flags = [*PRETRAIN_FLAGS, "--data", str(photos), "--plan.steps", "3", "--target", "pixels"]
