@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from study import DataFiles, Row
-from study_cifar10 import STUDY
+from study_cifar10 import MUON, STUDY
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.files import write_json
@@ -85,7 +85,8 @@ class Variation:
 
 WITH_ADAMW = Variation(tokenizer="kmeans-1024-whitened-50", pos_amplitude=1.0)
 """Of those that were tried in 816 core-seconds (equal_time/settings) the one that is ahead of MAE in every column."""
-BEST = replace(WITH_ADAMW, lr=6e-3, matrices="muon")
+BEST = replace(WITH_ADAMW, lr=MUON.lr, matrices=MUON.matrices)
+"""The same with Muon (docs/log.md, 30 November 2026)."""
 VARIATIONS = {
     "visible": Variation(),
     "lr-4e-3": Variation(lr=4e-3),

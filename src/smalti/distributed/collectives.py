@@ -179,6 +179,13 @@ def copy_into(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
+def laid_out_like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Values, which every rank has in full, in a new tensor with type, layout and shards of another."""
+    copy = torch.empty_like(tensor)
+    copy_into(copy, values)
+    return copy
+
+
 def require_same(kind: str, about: Mapping[str, Any]) -> None:
     """Check that all ranks have the same settings.
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smalti.core.config import from_json, require
+from smalti.training.optim import Matrices
 
 MOST_POINTS = 60
 """The most points of a curve in the package."""
@@ -29,7 +30,6 @@ _KINDS = ("masks", "decoder", "channels", "optimiser")
 TargetName = Literal["tokens", "pixels"]
 Masks = Literal["blocks", "random"]
 DecoderName = Literal["linear", "cross-attention"]
-OptimiserName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Setup:
     masks: Masks
     decoder: DecoderName = "linear"
     channels: int = 3
-    optimiser: OptimiserName = "adamw"
+    optimiser: Matrices = "adamw"
 
     def __post_init__(self) -> None:
         pixels, has = self.target == "pixels", "without" if self.vocab_size is None else "with"

@@ -16,9 +16,9 @@ from smalti.core.ranks import is_rank0, world_size
 from smalti.distributed.collectives import (
     all_reduce_mean,
     all_reduce_sum,
-    copy_into,
     full_tensor,
     full_tensors,
+    laid_out_like,
     local_shard,
 )
 from smalti.training.checkpoint import Checkpoint, Weights, load_weights, write_checkpoint
@@ -232,17 +232,11 @@ class Trainer:
             moments = self.settings.moments(name, parameter)
             if all(name in state[moment] for moment in moments):  # a run that goes on with the other one starts anew
                 own = {moment: state[moment][name].to(parameter.device) for moment in moments}
-                laid_out = {m: _laid_out_like(parameter, v) if v.ndim else v for m, v in own.items()}
+                laid_out = {m: laid_out_like(parameter, v) if v.ndim else v for m, v in own.items()}
                 self.optimizer.state[parameter] = laid_out
         self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
         self.rollbacks = int(checkpoint.state.get(_ROLLBACKS, 0))
         self.spikes = Spikes(checkpoint.state.get(_LOSSES, torch.empty(0)).tolist())
-
-
-def _laid_out_like(parameter: nn.Parameter, values: Tensor) -> Tensor:
-    moment = torch.empty_like(parameter)
-    copy_into(moment, values)
-    return moment
 
 
 def summed(outputs: Sequence[StepOutput]) -> StepOutput:
