@@ -2,11 +2,11 @@
 
     python benchmarks/second_round.py --cifar10 FOLDER --tokenizers RUNS
 
-FOLDER holds train/ and test/, RUNS the run folders of study_tokenizers.py. Every way has as much time as two
-pretrainings of 816 core-seconds at the setting of equal_time.py: one of twice the length, or a first round, a tokenizer
-learned from it, and a second round with the rest (`WAYS`). On a busy machine the same step takes up to twice the time,
-so the steps of all ways are timed in turn in one process, and costs are counted in steps of the plain pretraining
-(costs.json). A way and a seed are a file of docs/results/cifar10/second_round; finished ones are left alone, and
+FOLDER holds train/ and test/, RUNS the run folders of study_tokenizers.py. Of the same time (`BUDGETS`), a way (`WAYS`)
+spends all on one pretraining at the setting of equal_time.py, or a part on a first round and the rest on a tokenizer
+that learns from it and a second round. On a busy machine the same step takes up to twice the time, so the steps of all
+ways are timed in turn in one process, and costs are counted in steps of the plain pretraining (BUDGET-costs.json). A
+budget, a way and a seed are a file of docs/results/cifar10/second_round; finished ones are left alone, and
 second_round.json beside them has the means.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations_cifar10 import WITH_ADAMW, frozen_features, keep
+from ablations_cifar10 import BEST, WITH_ADAMW, Variation, frozen_features, keep
 from printing import put_table
 from study import DataFiles, go_on, in_turn, study_parser
 from study_cifar10 import STUDY
@@ -48,13 +48,28 @@ from smalti.tokenizers.vqkd import VQKD
 from smalti.training.training_plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "second_round"
-FIRST = 2981
-"""Steps of a first round: 816 core-seconds of equal_time.py."""
-TOTAL = 2 * FIRST
 VQKD_SHARE = 0.125
 """Of the total, for training VQ-KD."""
 CODES = 1024
 SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every way may spend.
+
+    Attributes:
+        setting: of the pretrainings.
+        total, first: steps of the plain pretraining for everything, and those of a first round.
+    """
+
+    setting: Variation
+    total: int
+    first: int
+
+
+BUDGETS = {"1632": Budget(WITH_ADAMW, 5962, 2981), "3600": Budget(BEST, 12_460, 2813)}
+"""By core-seconds; the first rounds are those of 816 core-seconds of equal_time.py."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +79,13 @@ class Way:
     Attributes:
         tokens: of the last pretraining: those of pixels, or learned from a first round.
         go_on: the second round starts from the weights of the first.
+        masks_per_image: in the last pretraining; the tokenizer, and so the teacher, sees an image once for all of them.
         aggregation: of patches, in the last pretraining.
     """
 
     tokens: str = "pixels"
     go_on: bool = False
+    masks_per_image: int = 1
     aggregation: PatchAggregation = PatchAggregation()
 
 
@@ -78,16 +95,21 @@ WAYS = {
     "vqkd": Way("vqkd"),
     "aggregated": Way(aggregation=PatchAggregation(depth=2, layer=4)),
     "features-go-on": Way("features", go_on=True),
+    "features-masks": Way("features", masks_per_image=4),
+    "features-go-on-masks": Way("features", go_on=True, masks_per_image=4),
     "features-aggregated": Way("features", aggregation=PatchAggregation(depth=2, layer=4)),
 }
-TIMED = {"pixels": Way(), **{name: WAYS[name] for name in ("features", "vqkd", "aggregated", "features-aggregated")}}
+_STEPS = ("features", "features-masks", "vqkd", "aggregated", "features-aggregated")
+TIMED = {"pixels": Way(), **{name: WAYS[name] for name in _STEPS}}
 """Each kind of step once."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one seed. What is there is taken, what was cut off goes on."""
+    """The runs of a budget and a seed, with the name of both. What is there is taken, what was cut off goes on."""
 
+    name: str
+    budget: Budget
     seed: int
     places: DataFiles
     images: InMemoryData
@@ -95,12 +117,13 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Of the runs of this seed."""
-        return self.places.runs / f"seed-{self.seed}"
+        """Of the runs."""
+        return self.places.runs / self.name
 
     def pretraining(self, way: Way, tokenizer: str, steps: int, out: Path) -> Pretrain:
         """A pretraining of so many steps."""
-        config = WITH_ADAMW.pretraining(out, self.places, steps * WITH_ADAMW.batch_size)
+        setting = replace(self.budget.setting, masks_per_image=way.masks_per_image)
+        config = setting.pretraining(out, self.places, steps * setting.batch_size)
         init = str(self.folder / "first") if way.go_on else ""
         return replace(
             config,
@@ -114,7 +137,7 @@ class Study:
     def first(self) -> str:
         """The first round."""
         out = self.folder / "first"
-        go_on(self.pretraining(Way(), "", FIRST, out), pretrain, self.compute)
+        go_on(self.pretraining(Way(), "", self.budget.first, out), pretrain, self.compute)
         return str(out)
 
     def features(self) -> TrainTokenizer:
@@ -125,12 +148,13 @@ class Study:
 
     def vqkd(self, steps: int, out: Path) -> TrainTokenizer:
         """The training of a VQ-KD tokenizer, with the learning rate and crops of its recipe and those of the study."""
+        size = self.budget.setting.batch_size
         return TrainTokenizer(
             STUDY.data(self.places),
             tokenizer=VQKD(teacher=self.first(), vocab_size=CODES),
             crop=self.pretraining(Way(), "", 1, out).crop,
             optimiser=vqkd.train_tokenizer().optimiser,
-            plan=Plan(steps=steps, batch_size=WITH_ADAMW.batch_size, log_every=50, save_every=250, repeat=True),
+            plan=Plan(steps=steps, batch_size=size, log_every=50, save_every=250, repeat=True),
             seed=self.seed,
             out=str(out),
         )
@@ -168,7 +192,7 @@ class Study:
     def measured(self, name: str, costs: Mapping[str, float]) -> dict[str, Any]:
         """Pretrain in a way, and evaluate frozen features."""
         way, out = WAYS[name], self.folder / name
-        steps, vqkd_steps = planned(name, costs)
+        steps, vqkd_steps = planned(name, self.budget, costs)
         tokenizer = ""
         if way.tokens == "features":
             tokenizer = self.features().out
@@ -184,43 +208,45 @@ class Study:
         return counts | {"linear": frozen.linear, "knn": frozen.knn, "frozen": frozen.as_dict()}
 
 
-def planned(name: str, costs: Mapping[str, float]) -> tuple[int, int]:
+def planned(name: str, budget: Budget, costs: Mapping[str, float]) -> tuple[int, int]:
     """The steps of the last pretraining, and those of training VQ-KD, that a way has time for."""
-    way, left, vqkd_steps = WAYS[name], float(TOTAL), 0
+    way, left, vqkd_steps = WAYS[name], float(budget.total), 0
     if way.tokens != "pixels":
-        left -= FIRST
+        left -= budget.first
     if way.tokens == "features":
         left -= costs["fitting-features"]
     if way.tokens == "vqkd":
-        vqkd_steps = round(VQKD_SHARE * TOTAL / costs["training-vqkd"])
+        vqkd_steps = round(VQKD_SHARE * budget.total / costs["training-vqkd"])
         left -= vqkd_steps * costs["training-vqkd"]
     step = next(kind for kind, timed in TIMED.items() if timed == replace(way, go_on=False))
     return round(left / costs[step]), vqkd_steps
 
 
-def collected(home: Path) -> dict[str, dict[str, Any]]:
-    """The means over the seeds that have ended."""
-    rows = dict[str, dict[str, Any]]()
-    for name in WAYS:
-        cells = [json.loads(path.read_text()) for path in sorted(home.glob(f"{name}-[0-9].json"))]
+def collected(home: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The means over the seeds that have ended, by budget and way."""
+    tables = dict[str, dict[str, dict[str, Any]]]()
+    for budget, name in product(BUDGETS, WAYS):
+        cells = [json.loads(path.read_text()) for path in sorted(home.glob(f"{budget}-{name}-[0-9].json"))]
         if cells:
             few = [cell["frozen"]["few"] for cell in cells]
-            rows[name] = {column: statistics.mean(cell[column] for cell in cells) for column in ("knn", "linear")}
-            rows[name] |= {share: statistics.mean(cell[share]["accuracy"] for cell in few) for share in ("10 %", "1 %")}
-            rows[name] |= {"steps": cells[0]["steps"], "seeds": [cell["seed"] for cell in cells]}
-    return rows
+            row: dict[str, Any] = {c: statistics.mean(cell[c] for cell in cells) for c in ("knn", "linear")}
+            row |= {share: statistics.mean(cell[share]["accuracy"] for cell in few) for share in ("10 %", "1 %")}
+            row |= {"steps": cells[0]["steps"], "seeds": [cell["seed"] for cell in cells]}
+            tables.setdefault(budget, {})[name] = row
+    return tables
 
 
 def table(home: Path) -> str:
     """The means as Markdown."""
     lines = [
-        "| | steps | k-NN | linear probe | linear, 10 % of labels | 1 % | seeds |",
-        "|---|---|---|---|---|---|---|",
+        "| core-seconds | | steps | k-NN | linear probe | linear, 10 % of labels | 1 % | seeds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in collected(home).items():
-        figures = (f"{100 * row[column]:.1f}" for column in ("knn", "linear", "10 %", "1 %"))
-        cells = [name, f"{row['steps']:,}", *figures, str(len(row["seeds"]))]
-        lines.append(f"| {' | '.join(cells)} |")
+    for budget, rows in collected(home).items():
+        for name, row in rows.items():
+            figures = (f"{100 * row[column]:.1f}" for column in ("knn", "linear", "10 %", "1 %"))
+            cells = [f"{int(budget):,}", name, f"{row['steps']:,}", *figures, str(len(row["seeds"]))]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -233,6 +259,7 @@ def write_page(home: Path) -> None:
 def main() -> None:
     """Run the cells that are not finished, and print the table."""
     parser = study_parser(__doc__, HOME, 20)
+    parser.add_argument("--budget", action="append", choices=list(BUDGETS), help="core-seconds")
     parser.add_argument("--way", action="append", choices=list(WAYS))
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
     given = parser.parse_args()
@@ -243,12 +270,13 @@ def main() -> None:
         compute = choose_compute(precision=given.precision)
         places = DataFiles(given.cifar10, given.tokenizers, given.runs)
         images = STUDY.data(places).load(Log())
-        studies = {seed: Study(seed, places, images, compute) for seed in given.seed or SEEDS}
-        keep(given.out, "costs", partial(next(iter(studies.values())).costs, given.rounds))
-        costs = json.loads((given.out / "costs.json").read_text())
-        for (seed, study), name in product(studies.items(), given.way or WAYS):
-            keep(given.out, f"{name}-{seed}", partial(study.measured, name, costs))
-            write_page(given.out)
+        for budget, seed in product(given.budget or BUDGETS, given.seed or SEEDS):
+            study = Study(f"{budget}-{seed}", BUDGETS[budget], seed, places, images, compute)
+            keep(given.out, f"{budget}-costs", partial(study.costs, given.rounds))
+            costs = json.loads((given.out / f"{budget}-costs.json").read_text())
+            for name in given.way or WAYS:
+                keep(given.out, f"{budget}-{name}-{seed}", partial(study.measured, name, costs))
+                write_page(given.out)
     write_page(given.out)
     print(table(given.out))
 

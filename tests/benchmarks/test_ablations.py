@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,18 +151,18 @@ def second_round(ablations: ModuleType) -> ModuleType:
     return import_module("second_round")
 
 
-COSTS = {"pixels": 1.0, "features": 1.5, "vqkd": 1.25, "aggregated": 1.6, "features-aggregated": 2.0}
-COSTS |= {"training-vqkd": 2.5, "fitting-features": 100.0}
+COSTS = {"pixels": 1.0, "features": 1.5, "features-masks": 1.2, "vqkd": 1.25, "aggregated": 1.6}
+COSTS |= {"features-aggregated": 2.0, "training-vqkd": 2.5, "fitting-features": 100.0}
 
 
 def test_every_way_costs_the_same(second_round: ModuleType) -> None:
-    for name, way in second_round.WAYS.items():
-        steps, vqkd_steps = second_round.planned(name, COSTS)
-        step = COSTS[name.removesuffix("-go-on").replace("one-round", "pixels")]
+    for budget, (name, way) in product(second_round.BUDGETS.values(), second_round.WAYS.items()):
+        steps, vqkd_steps = second_round.planned(name, budget, COSTS)
+        step = COSTS[name.replace("-go-on", "").replace("one-round", "pixels")]
         spent = steps * step + vqkd_steps * COSTS["training-vqkd"]
-        spent += second_round.FIRST if way.tokens != "pixels" else 0
+        spent += budget.first if way.tokens != "pixels" else 0
         spent += COSTS["fitting-features"] if way.tokens == "features" else 0
-        assert spent == pytest.approx(second_round.TOTAL, abs=3)
+        assert spent == pytest.approx(budget.total, abs=3)
         assert (vqkd_steps > 0) == (way.tokens == "vqkd")
 
 
@@ -181,19 +182,20 @@ def test_ways_are_run_and_shown(
     for module in (ablations, second_round):
         monkeypatch.setattr(module, "STUDY", study)
     aggregation = replace(second_round.WAYS["aggregated"].aggregation, depth=1, layer=1)
-    ways = {name: second_round.WAYS[name] for name in ("features-go-on", "vqkd")}
+    ways = {name: second_round.WAYS[name] for name in ("features-go-on-masks", "vqkd")}
     ways["aggregated"] = replace(second_round.WAYS["aggregated"], aggregation=aggregation)
     monkeypatch.setattr(second_round, "WAYS", ways)
-    for name, value in {"FIRST": 2, "TOTAL": 10, "CODES": 8, "VQKD_SHARE": 0.5, "FITTED_TO": 40}.items():
+    for name, value in {"CODES": 8, "VQKD_SHARE": 0.5, "FITTED_TO": 40}.items():
         monkeypatch.setattr(second_round, name, value)
     places = ablations.DataFiles(tmp_path / "images", tmp_path, tmp_path / "runs")
     images, compute = study.data(places).load(Log()), choose_compute("cpu", "fp32")
-    cells = second_round.Study(0, places, images, compute)
+    budget = second_round.Budget(ablations.BEST, total=10, first=2)
+    cells = second_round.Study("3600-0", budget, 0, places, images, compute)
     monkeypatch.setattr(second_round, "TIMED", second_round.TIMED | {"aggregated": ways["aggregated"]})
-    costs = {"features": 4.0, "vqkd": 1.0, "aggregated": 4.0, "training-vqkd": 2.0, "fitting-features": 2.0}
+    costs = {"features-masks": 4.0, "vqkd": 1.0, "aggregated": 4.0, "training-vqkd": 2.0, "fitting-features": 2.0}
     for name in ways:
-        ablations.keep(tmp_path / "out", f"{name}-0", lambda name=name: cells.measured(name, costs))
-    found = second_round.collected(tmp_path / "out")
+        ablations.keep(tmp_path / "out", f"3600-{name}-0", lambda name=name: cells.measured(name, costs))
+    found = second_round.collected(tmp_path / "out")["3600"]
     assert set(found) == set(ways)
     assert all(row["seeds"] == [0] for row in found.values())
     assert len(second_round.table(tmp_path / "out").splitlines()) == 5
