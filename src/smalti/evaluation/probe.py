@@ -18,7 +18,7 @@ from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
 from smalti.data.splits import by_lot, put_aside
-from smalti.evaluation.features import Layer, Pooling, extract
+from smalti.evaluation.features import Layer, Pooling, extract, resized
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 
 _TEMPERATURE = 0.07
@@ -282,7 +282,8 @@ def probe_backbone(
 ) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
     train, test = (
-        extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in (images.train, images.held_out)
+        extract(backbone, resized(part, backbone.config.img_size), compute, poolings=_QUICK_POOLINGS)
+        for part in (images.train, images.held_out)
     )
     split = Split.of(len(images.train), validation, seed)
     return probe(train, images.train.labels, test, images.held_out.labels, split)

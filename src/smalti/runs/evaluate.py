@@ -23,7 +23,7 @@ from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
-from smalti.evaluation.features import Pooling
+from smalti.evaluation.features import Pooling, resized
 from smalti.evaluation.pretraining import describe_loss, measure
 from smalti.evaluation.probe import PIXELS, Split, pixel_features, untrained
 from smalti.evaluation.reconstruction import evaluate_tokenizer
@@ -241,7 +241,10 @@ class _Probes:
         config, images, more = self.config, self.images, self.chosen_on
         protocol = Battery(config.poolings, config.validation, config.k, config.draws)
         parts = [images.train, images.held_out, *([] if more is None else [more])]
-        features = None if backbone is None else [protocol.features(backbone, part, self.compute) for part in parts]
+        features = None
+        if backbone is not None:
+            sized = (resized(part, backbone.config.img_size) for part in parts)
+            features = [protocol.features(backbone, part, self.compute) for part in sized]
 
         def judged() -> dict[str, Any]:
             train, test, *validation = features or [pixel_features(part) for part in parts]

@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Grid
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset, embedded
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED, lasting
 from smalti.data.decode import decode
@@ -22,6 +22,7 @@ from smalti.data.label_maps import cut
 from smalti.data.load import Data
 from smalti.data.reading import centre_box, even_sample, read_square, square
 from smalti.data.tokens import encode
+from smalti.evaluation.features import resized
 from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint
 from smalti.evaluation.supervised import predict
 from smalti.functional.masking import patch_mask
@@ -34,7 +35,7 @@ from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, t
 from smalti.runs.codes import codes_seen
 from smalti.runs.completions import Columns, completed, painted_in
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_finetuned, load_inpainter
 from smalti.runs.network import network_of, pretrained_layer
@@ -246,16 +247,17 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
     """Original with its most likely classes; of a segmenter, original | predicted, and where there are masks | true."""
     _require_no_predictions(config)
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
-    outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
+    outputs, size = run_folder(config.model).read_classes(), run.backbone.img_size
     places = config.images
     if isinstance(run.task, Segmentation):
         config = replace(config, images=tuple(map(run.task.images_inside, places)))
-    data = _shown(config, replace(run.data, side=height))
+    data = _shown(config, replace(run.data, side=size[0]))
     pixels, names, true = _read_images(config, data)
+    pixels = resized(InMemoryDataset(pixels, torch.full((len(pixels),), -1)), size).images
     columns, note = {"original": to_pixels(pixels, data.show_channels)}, ""
     if isinstance(run.task, Segmentation):
         scenes = list(pixels.permute(0, 2, 3, 1).numpy())
-        guessed = [guess.numpy() for guess in predict(network, scenes, (height, height), run.task.window, compute)]
+        guessed = [guess.numpy() for guess in predict(network, scenes, size, run.task.window, compute)]
         columns["predicted"] = np.stack([label_colours(guess, VOID) for guess in guessed])
         said = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
         note = "The centre of the image, and the class of every pixel as the network says: a colour for each class."
@@ -283,18 +285,18 @@ def _likely(shares: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> lis
 
 def _true_maps(
     places: tuple[str, ...], count: int, run: Finetune, task: Segmentation, outputs: tuple[str, ...]
-) -> UInt8[np.ndarray, "n s s 3"]:
+) -> UInt8[np.ndarray, "n h w 3"]:
     """The class of every pixel of the centre squares of the same images, as their masks say: a colour for each."""
-    painted, size = [], run.backbone.img_size[:1] * 2
+    painted = []
     for place in places:
         scenes = task.read(place, run.data, outputs, Log())
         for position in even_sample(len(scenes), count):
             label_map = scenes[position].label_map
             assert label_map is not None
             height, width = label_map.shape
-            top, left, tall, wide = centre_box(height, width, size)
+            top, left, tall, wide = centre_box(height, width, (1, 1))
             box = (top / height, left / width, tall / height, wide / width)
-            painted.append(label_colours(cut(label_map, box, False, size), VOID))
+            painted.append(label_colours(cut(label_map, box, False, run.backbone.img_size), VOID))
     return np.stack(painted)
 
 
