@@ -19,7 +19,19 @@ from smalti.functional.metrics import average_precision, mean_iou, pixel_confusi
 from smalti.runs.predict import Predict, main
 from tests.distributed.started import started
 from tests.faults.kills import Nursery
-from tests.small_runs import CPU, DYING, finetune, flat_pictures, picture, pictures, pretrain, result, scenes, segment
+from tests.small_runs import (
+    CPU,
+    DYING,
+    finetune,
+    flat_pictures,
+    newest_checkpoint,
+    picture,
+    pictures,
+    pretrain,
+    result,
+    scenes,
+    segment,
+)
 
 SEVERAL = ("across", "across|red", "down", "down|red", "|")
 
@@ -81,6 +93,12 @@ def test_classes_are_those_that_evaluation_counts(root: Path, tmp_path: Path) ->
     counts = {name: sum(row["predicted"] == name for row in rows) for name in ("across", "down")}
     told = {"out": str(tmp_path / "p.csv"), "images": 18, "rows": 18, "unreadable": 0, "classes": 2}
     assert found | {"seconds": 0} == told | {"predicted": counts, "seconds": 0}
+
+
+def test_a_checkpoint_has_the_classes_of_its_run(root: Path, tmp_path: Path) -> None:
+    checkpoint = newest_checkpoint(root / "run")
+    found = main(config(root, str(checkpoint), "test", tmp_path / "p.csv"))
+    assert set(found["predicted"]) == {"across", "down"}
 
 
 def test_the_most_likely_classes_come_first_and_all_add_up_to_one(root: Path, tmp_path: Path) -> None:

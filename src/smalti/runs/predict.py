@@ -46,7 +46,7 @@ from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.image_rows import ImageRows, See, Seen, Table, complete, rendered
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
@@ -144,8 +144,9 @@ def _tuned(model: str, compute: Compute) -> Tuned:
     if kind != Finetune.__name__:
         fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
         raise UsageError(f"{model} is a {kind} run", cause="it has no classes to predict", fix=fix)
-    classes = RunFolder(Path(model).expanduser()).read_classes()
-    return Tuned(read_config(model, Finetune), classes, load_finetuned(model, compute), compute)
+    return Tuned(
+        read_config(model, Finetune), run_folder(model).read_classes(), load_finetuned(model, compute), compute
+    )
 
 
 def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Table:
