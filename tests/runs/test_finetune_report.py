@@ -101,6 +101,13 @@ def test_several_runs_side_by_side(root: Path, tmp_path: Path) -> None:
     assert of["pixels"]["test: mean IoU"] == percent(result(root / "pixels")["test_mean_iou"])
 
 
+def test_runs_of_one_name_have_a_row_each(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "few", tmp_path / "other" / "all")
+    runs = (root / "all", tmp_path / "other" / "all")
+    together = page_of(*runs, out=tmp_path / "page.html").partition("Finetune: side by side")[2]
+    assert [row[0] for row in rows_of(together) if row[0] in map(str, runs)][:2] == list(map(str, runs))
+
+
 def test_a_run_that_has_not_finished_and_one_without_a_line(root: Path, tmp_path: Path) -> None:
     for name in ("begun", "bare"):
         (tmp_path / name).mkdir()

@@ -14,7 +14,7 @@ from smalti.runs.feature_sections import confusion_table
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_finetuned
-from smalti.runs.provenance import differences
+from smalti.runs.provenance import differences, names_of
 from smalti.runs.sections import series_of
 
 _PAIRS = 10
@@ -78,7 +78,9 @@ def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -
 
 def finetune_comparison(runs: Sequence[str]) -> Section:
     """Compare runs: a chart of the losses, a chart for each kind of validation score, and one table."""
-    found = {Path(run).name: (read_config(run, Finetune), RunFolder(Path(run).expanduser())) for run in runs}
+    found = {
+        name: (read_config(run, Finetune), RunFolder(Path(run).expanduser())) for run, name in names_of(runs).items()
+    }
     losses = {name: line for name, (_, folder) in found.items() if (line := series_of(folder, "loss"))[0]}
     charts = curve(losses, xlabel="step", ylabel="training loss, nats") if losses else ""
     for score in dict.fromkeys(config.task.score for config, _ in found.values()):

@@ -1,6 +1,7 @@
 """Report parts about how runs were made: what differs in their configuration, versions and device, unreadable files."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from smalti.training.checkpoint import newest_step
 
 _NOT_SETTINGS = ("out", "profile", "log", "log_pictures")
 _MOST_FILES = 20
+
+
+def names_of(runs: Iterable[str]) -> dict[str, str]:
+    """What runs are called beside each other: the last part of each path, or all of it where two have the same."""
+    last = {run: Path(run).expanduser().resolve().name for run in runs}
+    shared = Counter(last.values())
+    return {run: name if shared[name] == 1 else run for run, name in last.items()}
 
 
 def differences(configs: Mapping[str, Any]) -> str:
@@ -40,10 +48,10 @@ def _shown(value: Any) -> str:
 
 def provenance(runs: Mapping[str, type[Any]]) -> Section:
     """Versions, device and images of runs, a column for each, and the files that could not be read."""
-    unique = len({Path(run).name for run in runs}) == len(runs)
-    columns = {Path(run).name if unique else run: _facts(run, kind) for run, kind in runs.items()}
-    names = dict.fromkeys(name for column in columns.values() for name in column)
-    rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in names]
+    names = names_of(runs)
+    columns = {names[run]: _facts(run, kind) for run, kind in runs.items()}
+    facts = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in facts]
     html = table(["made with", *(columns if len(columns) > 1 else ["value"])], rows)
     bad = [(line, run) for run in runs for line in _bad_files(RunFolder(Path(run).expanduser()))]
     if bad:

@@ -20,7 +20,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.provenance import provenance
+from smalti.runs.provenance import names_of, provenance
 from smalti.runs.sections import (
     comparison_section,
     pretrain_sections,
@@ -130,14 +130,13 @@ def _stat(file: Path) -> os.stat_result | None:
 def _write(given: tuple[str, ...], target: Path, compute: Compute, reload: int = 0) -> None:
     """Write the page about these folders."""
     runs = [part for run in given for part in _parts(run)]
-    sections = _comparisons(runs)
+    sections, names = _comparisons(runs), names_of(given)
     for run in given:
-        name = Path(run).name if len(given) > 1 else ""
+        name = names[run] if len(given) > 1 else ""
         sections += [replace(section, run=section.run or name) for section in _run_sections(run, compute)]
     sections.append(provenance({run: _KINDS[read_kind(run)] for run in runs}))
     facts, text = verdict_of(given[0]) if len(given) == 1 else together(runs)
-    names = ", ".join(Path(run).name for run in given)
-    write_page(target, names, text, sections, facts, reload)
+    write_page(target, ", ".join(names.values()), text, sections, facts, reload)
 
 
 def _run_sections(run: str, compute: Compute) -> list[Section]:

@@ -30,7 +30,7 @@ from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
-from smalti.runs.provenance import differences
+from smalti.runs.provenance import differences, names_of
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.checkpoint import has_checkpoint
@@ -214,7 +214,7 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
     """Compare runs of one kind: charts of their metrics, tables of their results and of settings that differ."""
-    folders = {Path(run).name: RunFolder(Path(run).expanduser()) for run in runs}
+    folders = {name: RunFolder(Path(run).expanduser()) for run, name in names_of(runs).items()}
     results = {name: folder.read_result() for name, folder in folders.items()}
     every = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
     names = {
@@ -229,7 +229,7 @@ def comparison_section(kind: str, runs: Sequence[str]) -> Section:
         lines = {name: line for name, folder in folders.items() if (line := series_of(folder, metric))[0]}
         charts += curve(lines, xlabel="step", ylabel=ylabel) if lines else ""
     configuration: type[Any] = TrainTokenizer if kind == TrainTokenizer.__name__ else Pretrain
-    differing = differences({Path(run).name: read_config(run, configuration) for run in runs})
+    differing = differences({name: read_config(run, configuration) for run, name in names_of(runs).items()})
     header = ["run", *(text for text, _ in names.values())]
     compared = {
         number: ([result.get(key) for result in results.values()], key in _GREATER)

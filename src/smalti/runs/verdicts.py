@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.provenance import names_of
 from smalti.runs.train_tokenizer import TrainTokenizer
 
 Result = Mapping[str, Any]
@@ -43,13 +44,13 @@ def _unfinished(run: str) -> Verdict:
 
 def together(runs: Sequence[str]) -> Verdict:
     """The first number of each of several runs, and which of them is best where they can be compared."""
-    results = {run: RunFolder(Path(run).expanduser()).read_result() for run in runs}
+    results, names = {run: RunFolder(Path(run).expanduser()).read_result() for run in runs}, names_of(runs)
     facts, heads = dict[str, str](), dict[str, dict[str, float]]()
     for run, result in results.items():
         if result and (found := _HEADLINES.get(read_kind(run), _nothing)(result)) is not None:
             name, value, form = found
-            heads.setdefault(name, {})[Path(run).name] = value
-            facts[f"{Path(run).name}: {name}"] = form.format(value)
+            heads.setdefault(name, {})[names[run]] = value
+            facts[f"{names[run]}: {name}"] = form.format(value)
     said = []
     for name, values in heads.items():
         if len(values) > 1:
