@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from smalti.runs.folder import names_of
+from smalti.runs.provenance import names_of
 from smalti.runs.verdicts import demo_verdict, pretrain_verdict, together, tokenizer_verdict, verdict_of
 
 TOKENS = {
@@ -93,6 +93,4 @@ def test_runs_with_the_same_last_part_keep_apart(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path / "c")
     runs = ["../a/beit", "../b/beit", "."]
     assert names_of(runs) == {"../a/beit": "../a/beit", "../b/beit": "../b/beit", ".": "c"}
-    assert list(together(runs).facts) == [
-        f"{name}: bits saved a masked token" for name in ("../a/beit", "../b/beit", "c")
-    ]
+    assert list(together(runs).facts) == [f"{run}: bits saved a masked token" for run in (*runs[:2], "c")]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from smalti.core.compute import Compute
-from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.report.charts import curve
@@ -15,7 +14,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_finetuned
 from smalti.runs.provenance import differences, names_of
-from smalti.runs.sections import series_of
+from smalti.runs.sections import pictures_of, series_of
 
 _PAIRS = 10
 _SCORES = {
@@ -44,7 +43,7 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
             " once, when that is done. The training loss is that of images as the run changes and mixes them.",
         ),
         *_confusions(folder),
-        *_pictures(run, config, folder, compute),
+        *(pictures_of(run, lambda: _pictures(run, config, folder, compute)) if folder.read_result() else []),
     ]
 
 
@@ -60,18 +59,12 @@ def _confusions(folder: RunFolder) -> list[Section]:
 
 
 def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -> list[Section]:
-    """Test images and what the network says of them; none of a run that has not finished, or whose images are gone."""
-    if not folder.read_result():
-        return []
+    """Test images and what the network says of them."""
     log, outputs = Log(), folder.read_classes()
-    try:
-        if config.test:
-            images: ImageDataset = config.task.read(config.test, config.data, outputs, log)
-        else:
-            images = config.divided(config.task.open(config.data, log, None), log).test
-    except DataError as error:
-        log.say(f"no test images of {run}: {error}")
-        return []
+    if config.test:
+        images: ImageDataset = config.task.read(config.test, config.data, outputs, log)
+    else:
+        images = config.divided(config.task.open(config.data, log, None), log).test
     size, channels = config.backbone.img_size, config.data.show_channels
     return [config.task.pictures(load_finetuned(run, compute), images, outputs, size, compute, channels)]
 

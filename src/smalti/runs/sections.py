@@ -1,6 +1,6 @@
 """Report sections of a run: curves, pictures and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
+from smalti.core.errors import CheckpointError, DataError
 from smalti.core.files import write_bytes
+from smalti.core.folder_lock import is_written
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import Data, InMemoryData
@@ -58,6 +60,28 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
     )
     if not has_checkpoint(folder.path):
         return [begun]
+    return [begun, *pictures_of(run, lambda: _tokenizer_pictures(run, config, compute, images))]
+
+
+def pictures_of(run: str, sections: Callable[[], list[Section]]) -> list[Section]:
+    """Sections with pictures; none, which is said, of a run whose images, tokenizer or weights cannot be read any more.
+
+    Raises:
+        CheckpointError: they cannot while the run goes on: a checkpoint may have been replaced as it was read.
+    """
+    try:
+        return sections()
+    except (DataError, CheckpointError) as error:
+        if isinstance(error, CheckpointError) and is_written(Path(run).expanduser()):
+            raise
+        Log().say(f"no pictures of {run}: {error}")
+        return []
+
+
+def _tokenizer_pictures(
+    run: str, config: TrainTokenizer, compute: Compute, images: InMemoryData | None
+) -> list[Section]:
+    """Reconstructions of held-out images, and the codebook."""
     held_out = held_out_images(config.data) if images is None else images.held_out
     tokenizer = load_tokenizer(run, compute)
     shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
@@ -65,7 +89,6 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
         decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     channels = config.data.show_channels
     sections = [
-        begun,
         Section(
             "Images written in visual tokens",
             tile_row(
@@ -151,18 +174,21 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
     )
     if not has_checkpoint(folder.path):
         return [begun]
+    return [begun, *_bound(result), *pictures_of(run, lambda: _pretrain_pictures(run, config, compute, images))]
+
+
+def _pretrain_pictures(run: str, config: Pretrain, compute: Compute, images: InMemoryData | None) -> list[Section]:
+    """Held-out images with masks, filled in by the network, and what its features find alike."""
     held_out = held_out_images(config.data) if images is None else images.held_out
     chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
     inpainter = load_inpainter(run, compute)
     columns, note = completions(inpainter, inpainter.batch(chosen.images[:_PICTURES]), config.data.show_channels)
     return [
-        begun,
         Section(
             "Masked, and dreamt back",
             tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
             f"Held-out images. {note}",
         ),
-        *_bound(result),
         *feature_sections(inpainter.model.backbone, held_out, compute, config.data.show_channels),
     ]
 
