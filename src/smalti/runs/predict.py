@@ -4,6 +4,7 @@ Of classes and labels the most likely ones with their probabilities; of pixels a
 """
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
 from smalti.distributed.collectives import from_rank0, same_format
@@ -238,20 +240,26 @@ def _require_free(config: Predict) -> None:
 
 
 def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
-    """The file of the mask of every image: its key, as a PNG inside `folder`.
+    """The file of the mask of every image: its key inside `folder`, with .png in the place of its suffix.
+
+    It is behind the whole key where that is no image file (data.parquet:0) or others have that name (a.jpg, a.tif).
 
     Raises:
         DataError: two images would have the same one.
     """
-    places, seen = list[Path](), dict[Path, int]()
+    whole, short = list[Path](), list[Path]()
     for position in range(len(source)):
         parts = [part for part in PurePosixPath(source.key(position)).parts if part not in ("/", "..", ".")]
-        place = folder.joinpath(*parts or [str(position)]).with_suffix(".png")
-        if place in seen:
-            both = f"{source.name(seen[place])} and {source.name(position)}"
+        key = folder.joinpath(*parts or [str(position)])
+        whole.append(key.with_name(f"{key.name}.png"))
+        short.append(key.with_suffix(".png") if key.suffix.lower() in EXTENSIONS | ARRAYS else whole[-1])
+    often = Counter(short)
+    places = [own if often[own] == 1 else longer for own, longer in zip(short, whole, strict=True)]
+    first = dict[Path, int]()
+    for position, place in enumerate(places):
+        if (other := first.setdefault(place, position)) != position:
+            both = f"{source.name(other)} and {source.name(position)}"
             raise DataError(f"{both} would have one mask", cause=f"both are {place}", fix="rename one of them")
-        seen[place] = position
-        places.append(place)
     return places
 
 
