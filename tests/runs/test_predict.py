@@ -192,9 +192,7 @@ def test_images_with_one_name_have_a_mask_each(root: Path, tmp_path: Path) -> No
     main(config(root, "pixels", str(tmp_path / "flat"), tmp_path / "p.csv"))
     assert {path.name for path in (tmp_path / "p.masks").iterdir()} == {"a.png.png", "a.jpg.png", "b.png"}
     picture(1, across=True).save(tmp_path / "flat" / "a.jpg.tif")
-    with pytest.raises(
-        DataError, match=r"a\.jpg and .*a\.jpg\.tif would have one mask; both are .*/a\.jpg\.png"
-    ):
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.jpg\.tif would have one mask; both are .*/a\.jpg\.png"):
         main(config(root, "pixels", str(tmp_path / "flat"), tmp_path / "other.csv"))
 
 

@@ -102,8 +102,6 @@ def test_whether_a_folder_is_written_is_seen_without_touching_its_lock(tmp_path:
 
 
 def test_a_run_without_a_checkpoint_has_its_curves(runs: Path, tmp_path: Path) -> None:
-    import shutil
-
     for name, title in (("tokenizer", "Stage one"), ("beit", "Stage two")):
         begun = tmp_path / name
         shutil.copytree(runs / name, begun, ignore=shutil.ignore_patterns("checkpoints", "result.json"))

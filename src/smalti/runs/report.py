@@ -85,7 +85,7 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
     log.say(f"watching {', '.join(runs)}: {target} is written again as they go on; Ctrl-C ends it")
     try:
         while True:
-            going = any(map(_goes_on, runs))
+            going = any(is_written(Path(run).expanduser()) for run in runs)
             now = [going, *(_state(run) for run in runs)]
             if now != seen and (time.monotonic() >= rested or not going):
                 began = time.monotonic()
@@ -105,12 +105,6 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
         if target.exists():
             text = target.read_text(encoding="utf-8")
             write_bytes(target, re.sub(r'<meta http-equiv="refresh"[^>]*>\n', "", text, count=1).encode())
-
-
-def _goes_on(run: str) -> bool:
-    """Whether a run is being trained; a demo, which has pauses between its stages, until it has a result."""
-    path = Path(run).expanduser()
-    return is_written(path) or (read_kind(run) not in _SHOWN and not RunFolder(path).read_result())
 
 
 def _state(run: str) -> list[tuple[str, int, int]]:
