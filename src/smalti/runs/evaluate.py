@@ -180,7 +180,9 @@ def _measure_stages(
 ) -> dict[str, Any]:
     """Loss and bound, as at the end of the run; empty if its tokenizer no longer exists."""
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
-        log.say(f"no loss and no bound: the tokenizer of the run is no longer in {trained_on.tokenizer}")
+        place = trained_on.tokenizer
+        why = f"the tokenizer of the run is no longer in {place}" if place else "the weights came without a tokenizer"
+        log.say(f"no loss and no bound: {why}")
         return {}
     tokenizer = target_tokenizer(trained_on.tokenizer, trained_on.target, compute)
     objective, size = MaskedImageModeling(model, trained_on.target), trained_on.plan.micro_batch_size

@@ -115,7 +115,7 @@ def main(
 def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     if images is None:
-        before = _run_at(config.init).data.window if config.init and holds_run(config.init) else None
+        before = _run_at(config.init).data.window if holds_run(config.init) else None
         config = config.with_window(session.log, before, config.init, config.task.images_of(config.data.path))
     given: Given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     config = replace(config, task=config.task.settled(given.train))
@@ -223,7 +223,7 @@ def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
 
 def known_outputs(config: Finetune) -> tuple[str, ...]:
     """The outputs of the run at `init`, if it was fine-tuned for the same kind of task; else none."""
-    if not config.init or not holds_run(config.init) or read_kind(config.init) != Finetune.__name__:
+    if not holds_run(config.init) or read_kind(config.init) != Finetune.__name__:
         return ()
     same = type(read_config(config.init, Finetune).task) is type(config.task)
     return run_folder(config.init).read_classes() if same else ()
@@ -259,7 +259,7 @@ def _run_at(init: str) -> "Pretrain | Finetune":
 
 def settled(config: Finetune, images: Given, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
-    if config.normalisation is not None or not config.init or not holds_run(config.init):
+    if config.normalisation is not None or not holds_run(config.init):
         return config.normalised(images.train)
     theirs = _run_at(config.init).backbone
     mean, std = theirs.mean, theirs.std

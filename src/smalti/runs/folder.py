@@ -214,14 +214,14 @@ def copy_run(run: str, out: str) -> None:
 
 
 def is_run(out: str) -> bool:
-    """Whether a folder holds a run."""
-    return os.path.exists(Path(out).expanduser() / _CONFIG)
+    """Whether a folder holds a run; no path is no folder, and not the current one."""
+    return bool(out) and os.path.exists(Path(out).expanduser() / _CONFIG)
 
 
 def holds_run(model: str) -> bool:
-    """Whether the config.json of a folder was written by smalti and not by another program."""
+    """Whether the config.json of a folder was written by smalti and not by another program; no path is no folder."""
     try:
-        return "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
+        return bool(model) and "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
     except (OSError, ValueError):
         return False
 
