@@ -163,6 +163,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         (["evaluate", "run"], "Missing from smalti evaluate: A folder (for probes of a backbone with class folders)"),
         (["evaluate", "run", "images", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'?"),
         (["pretrain", "--resume"], "no value for --resume; use --resume FOLDER"),
+        (["tokenize", "embedded", "--recipe"], "no value for --recipe; use --recipe RECIPE"),
     ],
 )
 def test_wrong_usage_is_one_line_that_says_what_to_do(
