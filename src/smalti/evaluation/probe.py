@@ -26,7 +26,7 @@ _CHUNK = 1000
 """Images per batch of similarities."""
 Scale: TypeAlias = tuple[Tensor, Tensor]
 """Mean and standard deviation of every feature."""
-L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
+_QUICK_L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
 """Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
@@ -250,7 +250,7 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     x, y = train[best], train_labels
     fit_x, fit_y = x[split.fit], y[split.fit]
     probes: list[LinearProbe] = []
-    for l2 in L2_STRENGTHS:
+    for l2 in _QUICK_L2_STRENGTHS:
         probes.append(fit_linear(fit_x, fit_y, l2, start=probes[-1] if probes else None))
     chosen = max(probes, key=lambda fitted: fitted.accuracy(x[checked], y[checked]))
     return ProbeResult(

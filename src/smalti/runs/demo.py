@@ -248,7 +248,7 @@ def _write_report(config: Demo, result: dict[str, Any], images: InMemoryData, co
     sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
     sections += pretrain_sections(f"{config.out}/pretrain", compute, images)
     sections += tokenizer_sections(f"{config.out}/tokenizer", compute, images)
-    sections.append(provenance({f"{config.out}/tokenizer": TrainTokenizer, f"{config.out}/pretrain": Pretrain}))
+    sections.append(provenance([f"{config.out}/tokenizer", f"{config.out}/pretrain"]))
     facts, text = demo_verdict(result)
     write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", text, sections, facts)
 

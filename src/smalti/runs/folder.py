@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
+REBUILDING = (_CONFIG, _DATA, _BAD_FILES)
+"""What a step that failed is done again with, besides its checkpoint and its batch."""
 _DATA_FIELDS = {"images": int, "fingerprint": str}
 ROUNDS = "rounds"
 """The folder with the earlier rounds of a pretraining run of several."""

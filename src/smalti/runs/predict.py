@@ -49,7 +49,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
-from smalti.runs.image_rows import ImageRows, See, Seen, Table, complete, rendered
+from smalti.runs.image_rows import ComputedRows, ComputeRows, ImageRows, Table, complete, rendered
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 
@@ -263,12 +263,12 @@ def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
     return places
 
 
-def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> See:
+def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> ComputeRows:
     """Writes the masks of whole images; the rows are the shares of pixels of each class."""
     count, size = len(tuned.classes), tuned.run.backbone.img_size
     ids = np.array(task.numbering(count).ids, np.uint8)
 
-    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Seen:
+    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> ComputedRows:
         bad = [
             (source.name(position), sample.cause or sample.what)
             for position, sample in zip(wanted.tolist(), found, strict=True)
@@ -282,9 +282,9 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
             for row, label_map in enumerate(some, start):
                 shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
                 write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
-        return Seen(wanted[kept], shares, bad)
+        return ComputedRows(wanted[kept], shares, bad)
 
-    def see(batches: list[NDArray[np.int64]]) -> Generator[Seen, None, None]:
+    def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
         with ThreadPoolExecutor(_THREADS) as threads:
             for batch in batches:
                 parts = []
@@ -293,6 +293,6 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
                     found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
                 positions, rows, bad = zip(*parts, strict=True)
-                yield Seen(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
+                yield ComputedRows(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
 
     return see

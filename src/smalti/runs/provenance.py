@@ -9,11 +9,16 @@ from smalti.core.config import leaves
 from smalti.core.errors import SmaltiError
 from smalti.core.stored import read_lines, read_object
 from smalti.report.page import Section, table
-from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.bundle import MAX_CONFIG
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import newest_step
 
+TRAINING_RUNS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, TrainTokenizer, Finetune)}
+"""The configurations of the verbs that train, by the kind of run that a folder holds."""
 _NOT_SETTINGS = ("out", "profile", "log", "log_pictures")
 _MOST_FILES = 20
 
@@ -46,10 +51,9 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def provenance(runs: Mapping[str, type[Any]]) -> Section:
+def provenance(runs: Sequence[str]) -> Section:
     """Versions, device and images of runs, a column for each, and the files that could not be read."""
-    names = names_of(runs)
-    columns = {names[run]: _facts(run, kind) for run, kind in runs.items()}
+    columns = {name: _facts(run) for run, name in names_of(runs).items()}
     facts = dict.fromkeys(name for column in columns.values() for name in column)
     rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in facts]
     html = table(["made with", *(columns if len(columns) > 1 else ["value"])], rows)
@@ -63,9 +67,9 @@ def provenance(runs: Mapping[str, type[Any]]) -> Section:
     return Section("How it was made", html, note)
 
 
-def _facts(run: str, kind: type[Any]) -> dict[str, str]:
+def _facts(run: str) -> dict[str, str]:
     folder = RunFolder(Path(run).expanduser())
-    config = read_config(run, kind)
+    config = read_config(run, TRAINING_RUNS[read_kind(run)])
     step = newest_step(folder.path) or 0
     try:
         written = read_object(folder.path / "config.json", MAX_CONFIG, follow=True)

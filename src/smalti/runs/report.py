@@ -36,9 +36,6 @@ _SHOWN = {
     TrainTokenizer.__name__: tokenizer_sections,
     Finetune.__name__: finetune_sections,
 }
-
-
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, TrainTokenizer, Finetune)}
 _LOOK, _SHARE = 2.0, 10
 """Seconds between two looks at the metrics; a page is written a tenth of the time at most."""
 _RELOAD = 10
@@ -128,7 +125,7 @@ def _write(given: tuple[str, ...], target: Path, compute: Compute, reload: int =
     for run in given:
         name = names[run] if len(given) > 1 else ""
         sections += [replace(section, run=section.run or name) for section in _run_sections(run, compute)]
-    sections.append(provenance({run: _KINDS[read_kind(run)] for run in runs}))
+    sections.append(provenance(runs))
     facts, text = verdict_of(given[0]) if len(given) == 1 else together(runs)
     write_page(target, ", ".join(names.values()), text, sections, facts, reload)
 

@@ -26,9 +26,9 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
 from smalti.runs.codes import codes_seen
-from smalti.runs.completions import completions
 from smalti.runs.feature_sections import feature_sections
 from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.inpainting_pictures import completions
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison

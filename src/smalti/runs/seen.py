@@ -33,9 +33,9 @@ from smalti.report.heat_maps import ColourBar, heat_map
 from smalti.report.page import template
 from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, tile_row, to_pixels, token_colours
 from smalti.runs.codes import codes_seen
-from smalti.runs.completions import Columns, completed, painted_in
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.inpainting_pictures import Columns, completed, painted_in
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_finetuned, load_inpainter
 from smalti.runs.network import network_of, pretrained_layer
@@ -90,7 +90,7 @@ class Show(Inside):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelPictures:
     """Images as a model sees them, with a caption each, a description and the colour bars of what needs one."""
 
     columns: Columns
@@ -117,7 +117,7 @@ class Seen:
         return next(iter(self.columns.values())).shape[2]
 
 
-def see(config: Show) -> Seen:
+def see(config: Show) -> ModelPictures:
     """Images as a model sees them, as `smalti show` draws them.
 
     Raises:
@@ -132,7 +132,7 @@ def see(config: Show) -> Seen:
     return look(config, compute)
 
 
-def _look_tokenized(config: Show, compute: Compute) -> Seen:
+def _look_tokenized(config: Show, compute: Compute) -> ModelPictures:
     """Original | decoded | visual tokens; or codes, and places where they occur."""
     require(not config.wanted, f"{config.model} is a tokenizer; it has no attention, and no features of patches")
     _require_no_predictions(config)
@@ -140,7 +140,7 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
     data = _shown(config, input_of(config.model, tokenizer))
     pixels, *about = _read_images(config, data)
     if config.codes:
-        return Seen(*codes_seen(tokenizer, pixels, config.codes, compute, data.show_channels))
+        return ModelPictures(*codes_seen(tokenizer, pixels, config.codes, compute, data.show_channels))
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
@@ -150,7 +150,9 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
         " colour of what it is decoded to on this page."
     )
     columns = {"original": to_pixels(pixels, data.show_channels), "decoded": painted}
-    return Seen(columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note)
+    return ModelPictures(
+        columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note
+    )
 
 
 def _require_no_predictions(config: Show) -> None:
@@ -159,7 +161,7 @@ def _require_no_predictions(config: Show) -> None:
     require(not asked, f"{asked} for {config.model}", "masked patches are predicted by a run of smalti pretrain")
 
 
-def _look_completed(config: Show, compute: Compute) -> Seen:
+def _look_completed(config: Show, compute: Compute) -> ModelPictures:
     """Original | masked | tokenizer | predicted | entropy; of predicted pixels without tokenizer and entropy."""
     run = read_config(config.model, Pretrain)
     try:
@@ -177,24 +179,26 @@ def _look_completed(config: Show, compute: Compute) -> Seen:
     return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
 
 
-def _look_inside(config: Show, data: Data, compute: Compute) -> Seen:
+def _look_inside(config: Show, data: Data, compute: Compute) -> ModelPictures:
     """Original with attention and features, of a network that predicts nothing that could be shown."""
     _require_no_predictions(config)
     network = network_of(config.model, compute)
     pixels, *about = _read_images(config, data)
     images = network.preprocess(pixels)
     columns, note = config.draw(network.backbone, images, network.layer, compute)
-    return Seen({"original": to_pixels(images, _shown(config, data).show_channels)} | columns, _captions(*about), note)
+    return ModelPictures(
+        {"original": to_pixels(images, _shown(config, data).show_channels)} | columns, _captions(*about), note
+    )
 
 
 def _predicted(
     config: Show, inpainter: Inpainter, batch: Batch, captions: list[str], shown: tuple[int, ...] | None
-) -> Seen:
+) -> ModelPictures:
     """What is predicted for the masked patches of a batch, how sure that is, and samples."""
     if inpainter.tokenizer is None:
         require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
         columns, note = painted_in(inpainter, batch, shown)
-        return Seen(columns, captions, note)
+        return ModelPictures(columns, captions, note)
     assert batch.mask is not None
     assert batch.mask_index is not None
     log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
@@ -212,7 +216,7 @@ def _predicted(
     if config.samples:
         note += f" Tokens of samples are drawn by their probabilities (temperature {config.temperature:g})."
     bar = ColourBar("entropy", "0", f"{random:.1f} nats: a guess at random")
-    return Seen(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
+    return ModelPictures(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
 
 
 def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | None:
@@ -243,7 +247,7 @@ def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | N
 
 
 @torch.no_grad()
-def _look_finetuned(config: Show, compute: Compute) -> Seen:
+def _look_finetuned(config: Show, compute: Compute) -> ModelPictures:
     """Original with its most likely classes; of a segmenter, original | predicted, and where there are masks | true."""
     _require_no_predictions(config)
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
@@ -273,7 +277,7 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
         for name, guess, label in zip(names, said, true, strict=True)
     ]
     drawn, about = config.draw(network.backbone, pixels, run.backbone.depth, compute) if config.wanted else ({}, "")
-    return Seen(columns | drawn, captions, f"{note} {about}".strip())
+    return ModelPictures(columns | drawn, captions, f"{note} {about}".strip())
 
 
 def _likely(shares: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> list[str]:

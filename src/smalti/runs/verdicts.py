@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.provenance import names_of
+from smalti.runs.provenance import TRAINING_RUNS, names_of
 from smalti.runs.train_tokenizer import TrainTokenizer
 
 Result = Mapping[str, Any]
@@ -35,8 +35,9 @@ def verdict_of(run: str) -> Verdict:
 def _unfinished(run: str) -> Verdict:
     """How far a run is, and its last loss."""
     folder, facts = RunFolder(Path(run).expanduser()), dict[str, str]()
-    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (TrainTokenizer, Pretrain, Finetune)}
-    if (kind := kinds.get(read_kind(run))) and (lines := [line for line in folder.read_metrics() if "loss" in line]):
+    if (kind := TRAINING_RUNS.get(read_kind(run))) and (
+        lines := [line for line in folder.read_metrics() if "loss" in line]
+    ):
         facts = {"step": f"{lines[-1]['step']:,} of {read_config(run, kind).plan.steps:,}"}
         facts["training loss"] = f"{lines[-1]['loss']:.4g}"
     return Verdict(facts, "Not finished yet: its curves so far.")
