@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from smalti.cli import main
+from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.evaluations import write_evaluation
 from smalti.runs.folder import RunFolder
 from tests.report.reading import inert
@@ -173,6 +174,12 @@ def test_segmentation_has_outlines_and_the_iou_of_each_image(root: Path, tmp_pat
     assert len(re.findall(r"<p>\d\d\.png: mean IoU \d+%</p>", text)) == found["test_images"]
     assert 'alt="truth, ' in text
     assert "0: no outline." in text
+
+
+def test_what_was_measured_later_is_called_as_at_the_end_of_the_run(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, "/photos", "", {"kind": "Pretrain", "result": {"accuracy": 0.25}})
+    [section] = evaluation_sections(RunFolder(tmp_path))
+    assert rows_of(section.html) == [["on these images", "value"], ["masked tokens guessed right", "25.0%"]]
 
 
 def test_what_evaluate_has_kept_is_shown(root: Path, tmp_path: Path) -> None:
