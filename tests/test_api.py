@@ -24,7 +24,7 @@ CLASSES = {
     "Pretrain",
     "Result",
     "Search",
-    "Seen",
+    "ModelPictures",
     "Serve",
     "Show",
     "SmaltiError",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smalti.runs.pretrain import main as pretrain
     from smalti.runs.search import Search
     from smalti.runs.search import main as search
-    from smalti.runs.seen import Seen, Show, see
+    from smalti.runs.seen import ModelPictures, Show, see
     from smalti.runs.serve import Serve
     from smalti.runs.serve import main as serve
     from smalti.runs.show import main as show
@@ -73,7 +73,7 @@ _WHERE = {config: f"runs.{verb}" for verb, config in _VERBS.items()} | {
     "ImageTokenizer": "tokenizers.image_tokenizer",
     "Network": "runs.network",
     "Show": "runs.seen",
-    "Seen": "runs.seen",
+    "ModelPictures": "runs.seen",
     "see": "runs.seen",
     "load": "runs.network",
     "load_network": "runs.network",
@@ -89,6 +89,7 @@ __all__ = [
     "Finetune",
     "ImageTokenizer",
     "ImportModel",
+    "ModelPictures",
     "Network",
     "Plan",
     "Predict",
@@ -96,7 +97,6 @@ __all__ = [
     "Pretrain",
     "Result",
     "Search",
-    "Seen",
     "Serve",
     "Show",
     "SmaltiError",

@@ -256,7 +256,7 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
     if not arguments or (arguments[0].startswith("-") and take_help(list(arguments[:1])) is None):
         raise UsageError("no images given", fix="smalti tokenize DATA --tokenizer RUN --out CACHE")
-    recipe = take_value(arguments, "--recipe") or ("nano" if arguments[0] == "embedded" else "tiny")
+    recipe = take_value(arguments, "--recipe", "RECIPE") or ("nano" if arguments[0] == "embedded" else "tiny")
     start = next((run for run in (make() for make in load_recipe(recipe).values()) if isinstance(run, Pretrain)), None)
     if start is None:
         raise UsageError(f"recipe {recipe} has nothing for pretrain")

@@ -163,6 +163,7 @@ def test_help_after_a_recipe_shows_the_defaults_of_the_recipe(capsys: pytest.Cap
         (["evaluate", "run"], "Missing from smalti evaluate: A folder (for probes of a backbone with class folders)"),
         (["evaluate", "run", "images", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'?"),
         (["pretrain", "--resume"], "no value for --resume; use --resume FOLDER"),
+        (["tokenize", "embedded", "--recipe"], "no value for --recipe; use --recipe RECIPE"),
     ],
 )
 def test_wrong_usage_is_one_line_that_says_what_to_do(
@@ -464,12 +465,13 @@ def test_explain_names_for_a_tokenizer_the_source_of_its_optimiser(capsys: pytes
 
 
 def test_explain_shows_the_schedules_of_every_discrete_vae(capsys: pytest.CaptureFixture[str]) -> None:
-    """DALL-E, appendix A.2: β over 5 000 steps, the temperature over 150 000, both by a cosine."""
+    """DALL-E, appendix A.2: β over 5 000 steps, the temperature over 150 000, both by a cosine of the steps before."""
     schedules = json_of(["explain", "paper"], capsys)["train_tokenizer"]["schedules"]
-    assert schedules["beta"]["1250"] == pytest.approx(6.6 * (1 - math.cos(math.pi / 4)) / 2)
-    assert schedules["beta"]["5000"] == pytest.approx(6.6)
-    assert schedules["temperature"]["75000"] == pytest.approx((1 + 1 / 16) / 2)
-    assert schedules["temperature"]["150000"] == 1 / 16
+    assert schedules["KL weight"]["1"] == 0
+    assert schedules["KL weight"]["1250"] == pytest.approx(6.6 * (1 - math.cos(math.pi * 1249 / 5000)) / 2)
+    assert schedules["KL weight"]["5000"] == pytest.approx(6.6)
+    assert schedules["temperature"]["75000"] == pytest.approx((1 + 1 / 16) / 2, rel=1e-4)
+    assert schedules["temperature"]["150000"] == pytest.approx(1 / 16)
     assert set(json_of(["explain", "nano"], capsys)["train_tokenizer"]["schedules"]) == set(schedules)
 
 

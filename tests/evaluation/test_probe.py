@@ -5,8 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from smalti.evaluation.features import Layer
-from smalti.evaluation.probe import Split, probe
+from smalti.core.compute import choose_compute
+from smalti.data.datasets.dataset import InMemoryDataset
+from smalti.data.load import TrainingData
+from smalti.evaluation.features import Layer, resized
+from smalti.evaluation.probe import Split, probe, probe_backbone
+from smalti.models.vit import ViT
 
 NUM, CLASSES = 300, 3
 
@@ -114,3 +118,15 @@ def test_a_class_that_is_rare_can_be_probed() -> None:
     x = features(0, 0, 60) + 30 * rare[:, None]
     result = probe({(1, "cls"): x}, rare, {(1, "cls"): x}, rare, Split.of(60, 0.2, seed=0))
     assert 0 <= result.linear_few <= 1
+
+
+def test_images_of_another_size_than_the_network_are_resized() -> None:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (NUM, 1, 10, 10), dtype=torch.uint8, generator=rng)
+    images = InMemoryDataset(pixels, labels(), ("a", "b", "c"))
+    assert resized(images, (10, 10)) is images
+    vit = ViT(img_size=(8, 12), in_chans=1, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+    found = resized(images, vit.img_size)
+    assert (found.images.shape[2:], found.images.dtype, found.classes) == (vit.img_size, torch.uint8, images.classes)
+    few = TrainingData(images, images.select(torch.arange(30)))
+    assert 0 <= probe_backbone(vit.build(0), few, choose_compute("cpu", "fp32")).linear <= 1

@@ -131,3 +131,13 @@ def test_two_starts_of_any_network() -> None:
     assert list(untrained(nano())) == [RANDOM_PAPER, RANDOM_USED]
     assert list(untrained(PAPER)) == [RANDOM_PAPER, RANDOM_WIDTH]
     assert untrained(nano())[RANDOM_USED] == nano()
+
+
+@pytest.mark.parametrize(("side", "size"), [("20", ("16", "16")), ("16", ("16", "24"))])
+def test_images_of_another_size_than_the_network_are_resized(
+    side: str, size: tuple[str, str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--target", "pixels", "--data.side", side, "--backbone.img-size", *size)
+    assert pretrain(root / "photos", "", tmp_path / "run", 1, *flags) == 0
+    found, _, _ = evaluated(capsys, str(tmp_path / "run"), str(root / "photos"))
+    assert list(found["baselines"]) == [RANDOM_PAPER, RANDOM_USED, PIXELS]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from smalti.cli import main
+from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.evaluations import write_evaluation
 from smalti.runs.folder import RunFolder
 from tests.report.reading import inert
@@ -101,6 +102,13 @@ def test_several_runs_side_by_side(root: Path, tmp_path: Path) -> None:
     assert of["pixels"]["test: mean IoU"] == percent(result(root / "pixels")["test_mean_iou"])
 
 
+def test_runs_of_one_name_have_a_row_each(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "few", tmp_path / "other" / "all")
+    runs = (root / "all", tmp_path / "other" / "all")
+    together = page_of(*runs, out=tmp_path / "page.html").partition("Finetune: side by side")[2]
+    assert [row[0] for row in rows_of(together) if row[0] in map(str, runs)][:2] == list(map(str, runs))
+
+
 def test_a_run_that_has_not_finished_and_one_without_a_line(root: Path, tmp_path: Path) -> None:
     for name in ("begun", "bare"):
         (tmp_path / name).mkdir()
@@ -166,6 +174,12 @@ def test_segmentation_has_outlines_and_the_iou_of_each_image(root: Path, tmp_pat
     assert len(re.findall(r"<p>\d\d\.png: mean IoU \d+%</p>", text)) == found["test_images"]
     assert 'alt="truth, ' in text
     assert "0: no outline." in text
+
+
+def test_what_was_measured_later_is_called_as_at_the_end_of_the_run(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, "/photos", "", {"kind": "Pretrain", "result": {"accuracy": 0.25}})
+    [section] = evaluation_sections(RunFolder(tmp_path))
+    assert rows_of(section.html) == [["on these images", "value"], ["masked tokens guessed right", "25.0%"]]
 
 
 def test_what_evaluate_has_kept_is_shown(root: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from threading import Barrier, Thread
 import pytest
 
 from smalti.cli import main
-from smalti.core.errors import LockError, OutputError, SmaltiError
+from smalti.core.errors import DataError, LockError, OutputError, SmaltiError
 from smalti.runs.folder import create, read_config, writing
-from tests.small_runs import TOKENIZER_FLAGS, flat_pictures
+from tests.small_runs import DEMO_FLAGS, TOKENIZER_FLAGS, flat_pictures
 
 NUMBER = "0123456789abcdef" * 2
 
@@ -125,6 +125,23 @@ def test_a_run_in_a_folder_that_is_being_written_ends_with_7(
         assert main(["train-tokenizer", "nano", "--data", str(photos), "--out", str(out), *TOKENIZER_FLAGS]) == 7
         assert (out / "config.json").read_bytes() == before
     assert f"error: {out} is being written; by process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_the_folder_of_a_demo_that_is_running_is_not_moved_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out, codes = flat_pictures(tmp_path / "photos"), tmp_path / "demo", list[int]()
+    command = ["demo", "--out", str(out), "--data", str(photos), *DEMO_FLAGS]
+
+    def meanwhile(*_: object) -> None:
+        codes.append(main(command))
+        raise DataError("that is enough")
+
+    monkeypatch.setattr("smalti.runs.demo.choose_compute", meanwhile)
+    assert main(command) == 3
+    assert codes == [7]
+    assert f"error: {out} is being written; by process {os.getpid()} on " in capsys.readouterr().err
+    assert not (tmp_path / "demo.1").exists()
 
 
 def test_a_lock_that_is_another_name_of_a_file_leaves_that_as_it_is(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from smalti.cli import main
 from smalti.core.errors import CheckpointError
 from smalti.models import vit
 from smalti.models.vit import ViT
+from smalti.runs.folder import holds_run, is_run
 from smalti.weights.read import read_source
 from tests.other_names import as_huggingface, as_released, as_timm_vit, drawn, huggingface_config
 from tests.small_runs import (
@@ -213,3 +214,12 @@ def test_weights_of_transformers_need_a_description_that_fits(tmp_path: Path) ->
     del weights["vit.encoder.layer.1.attention.attention.key.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     assert refused(tmp_path) == "PLACE has no backbone.blocks.1.attn.key.weight; it is not whole"
+
+
+def test_no_start_is_not_the_run_in_the_current_directory(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root / "tokenizer")
+    assert not is_run("")
+    assert not holds_run("")
+    assert pretrain(root / "photos", "", tmp_path / "run", 1, "--target", "pixels") == 0

@@ -17,9 +17,22 @@ from smalti.core.errors import DataError
 from smalti.evaluation import feature_blocks
 from smalti.functional.metrics import average_precision, mean_iou, pixel_confusion
 from smalti.runs.predict import Predict, main
+from tests.data.tables import table, write
 from tests.distributed.started import started
 from tests.faults.kills import Nursery
-from tests.small_runs import CPU, DYING, finetune, flat_pictures, picture, pictures, pretrain, result, scenes, segment
+from tests.small_runs import (
+    CPU,
+    DYING,
+    finetune,
+    flat_pictures,
+    newest_checkpoint,
+    picture,
+    pictures,
+    pretrain,
+    result,
+    scenes,
+    segment,
+)
 
 SEVERAL = ("across", "across|red", "down", "down|red", "|")
 
@@ -81,6 +94,12 @@ def test_classes_are_those_that_evaluation_counts(root: Path, tmp_path: Path) ->
     counts = {name: sum(row["predicted"] == name for row in rows) for name in ("across", "down")}
     told = {"out": str(tmp_path / "p.csv"), "images": 18, "rows": 18, "unreadable": 0, "classes": 2}
     assert found | {"seconds": 0} == told | {"predicted": counts, "seconds": 0}
+
+
+def test_a_checkpoint_has_the_classes_of_its_run(root: Path, tmp_path: Path) -> None:
+    checkpoint = newest_checkpoint(root / "run")
+    found = main(config(root, str(checkpoint), "test", tmp_path / "p.csv"))
+    assert set(found["predicted"]) == {"across", "down"}
 
 
 def test_the_most_likely_classes_come_first_and_all_add_up_to_one(root: Path, tmp_path: Path) -> None:
@@ -166,12 +185,29 @@ def test_ids_of_masks_are_those_that_the_network_learned_from(root: Path, tmp_pa
     assert written <= {1, 2, 3}
 
 
-def test_two_images_of_one_mask_are_refused(root: Path, tmp_path: Path) -> None:
+def test_images_with_one_name_have_a_mask_each(root: Path, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
-    for name in ("a.png", "a.jpg"):
+    for name in ("a.png", "a.jpg", "b.png"):
         picture(1, across=True).save(tmp_path / "flat" / name)
-    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png would have one mask; both are .*p\.masks/a\.png; rename"):
-        main(config(root, "pixels", str(tmp_path / "flat"), tmp_path / "p.csv"))
+    main(config(root, "pixels", str(tmp_path / "flat"), tmp_path / "p.csv"))
+    assert {path.name for path in (tmp_path / "p.masks").iterdir()} == {"a.png.png", "a.jpg.png", "b.png"}
+    picture(1, across=True).save(tmp_path / "flat" / "a.jpg.tif")
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.jpg\.tif would have one mask; both are .*/a\.jpg\.png"):
+        main(config(root, "pixels", str(tmp_path / "flat"), tmp_path / "other.csv"))
+
+
+def test_cells_of_tables_and_pages_have_a_mask_each(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "stacks").mkdir()
+    write(tmp_path / "table" / "data.parquet", table(range(3)))
+    first, *others = (picture(number, across=True) for number in range(2))
+    first.save(tmp_path / "stacks" / "a.tif", save_all=True, append_images=others)
+    for name, data, keys, more in (
+        ("cells", tmp_path / "table", [f"data.parquet:{row}" for row in range(3)], {}),
+        ("pages", tmp_path / "stacks", ["a.tif#0", "a.tif#1"], {"pages": "all"}),
+    ):
+        found = main(config(root, "pixels", str(data), tmp_path / f"{name}.csv", **more))
+        assert found["rows"] == len(keys)
+        assert {path.name for path in (tmp_path / f"{name}.masks").iterdir()} == {f"{key}.png" for key in keys}
 
 
 def test_masks_of_another_time_are_not_overwritten(

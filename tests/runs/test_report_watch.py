@@ -1,16 +1,21 @@
 """`smalti report --watch`: written again while there is more to show, whole at any time, and at rest in the end."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from smalti.cli import main
+from smalti.core.compute import choose_compute
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.core.folder_lock import LOCK, is_written, only_writer
 from smalti.report.page import page
 from smalti.runs import report
+from smalti.runs.sections import pretrain_sections
 
 RELOADS = '<meta http-equiv="refresh"'
 
@@ -97,8 +102,6 @@ def test_whether_a_folder_is_written_is_seen_without_touching_its_lock(tmp_path:
 
 
 def test_a_run_without_a_checkpoint_has_its_curves(runs: Path, tmp_path: Path) -> None:
-    import shutil
-
     for name, title in (("tokenizer", "Stage one"), ("beit", "Stage two")):
         begun = tmp_path / name
         shutil.copytree(runs / name, begun, ignore=shutil.ignore_patterns("checkpoints", "result.json"))
@@ -108,3 +111,22 @@ def test_a_run_without_a_checkpoint_has_its_curves(runs: Path, tmp_path: Path) -
         assert "Not finished yet" in text
         assert "2 of 2" in text
         assert RELOADS not in text
+
+
+def test_a_report_is_written_without_pictures_where_images_or_tokenizer_are_gone(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the run goes on, what is missing of a checkpoint is waited for."""
+    run, out = tmp_path / "beit", tmp_path / "page.html"
+    shutil.copytree(runs / "beit", run)
+    about = json.loads((run / "config.json").read_text())
+    for part, gone in (("data", {"path": str(tmp_path / "gone")}), ("tokenizer", str(tmp_path / "gone"))):
+        config = about["config"] | {part: gone if part == "tokenizer" else about["config"]["data"] | gone}
+        (run / "config.json").write_text(json.dumps(about | {"config": config}))
+        assert main(["report", str(run), "--out", str(out)]) == 0
+        assert f"no pictures of {run}: " in " ".join(capsys.readouterr().err.split())
+        assert "Stage two" in out.read_text()
+        assert "dreamt back" not in out.read_text()
+    (run / LOCK).write_text(f"{os.getpid()} on {os.uname().nodename}\n")
+    with pytest.raises(CheckpointError, match="gone"):
+        pretrain_sections(str(run), choose_compute("cpu", "fp32"))

@@ -27,7 +27,7 @@ from smalti.runs.report import Report
 from smalti.runs.seen import Show, see
 from tests import oracles
 from tests.report.reading import pictures_in
-from tests.small_runs import picture
+from tests.small_runs import finetune, newest_checkpoint, picture, pictures, scenes, segment
 
 NASTY = "<script>&amp;.png"
 CPU_FP32 = choose_compute("cpu", "fp32")
@@ -304,3 +304,21 @@ def test_the_report_has_the_codebook_with_patches_and_where_they_occur(runs: Pat
     named = re.findall(r"code (\d+): ", places)
     assert set(named) <= {number for number, _ in cards}
     assert named
+
+
+def test_networks_of_images_that_are_not_square(tmp_path: Path) -> None:
+    wide = ("--backbone.img-size", "16", "24")
+    assert finetune(pictures(tmp_path / "photos"), "", tmp_path / "classes", 1, *wide) == 0
+    assert segment(scenes(tmp_path / "scenes"), "", tmp_path / "pixels", 1, *wide) == 0
+    for run, images in (("classes", "photos"), ("pixels", "scenes")):
+        seen = see(of(tmp_path / run, tmp_path / images, out=tmp_path / "page.html", attention=(1,)))
+        assert {column.shape for column in seen.columns.values()} == {(3, 16, 24, 3)}
+        assert len(seen.columns) == (2 if run == "classes" else 4)
+
+
+def test_a_checkpoint_has_the_classes_of_its_run(runs: Path, tmp_path: Path) -> None:
+    shown = [
+        see(of(model, runs / "photos", out=tmp_path / "page.html"))
+        for model in (runs / "classes", newest_checkpoint(runs / "classes"))
+    ]
+    assert shown[0].captions == shown[1].captions

@@ -1,5 +1,6 @@
 """Twelve bits in files of sixteen, and TIFF stacks: what is said of them, and what `--data.window` and `.pages` do."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import smalti
 from smalti.cli import main
 from smalti.core.log import Log
 from smalti.data.load import Data
+from smalti.report.pictures import data_uri
+from smalti.runs.serve import Serve, load_nearest, load_predictor
 from tests.small_runs import CPU, FEWEST, PRETRAIN_FLAGS, finetune, picture, pretrain, train_tokenizer
 
 PAGES = 3
@@ -114,6 +117,20 @@ def test_embed_sees_the_window(stacks: Path, tokenizer: Path, tmp_path: Path) ->
     files = sorted(str(path) for path in stacks.glob("*/*.tif"))
     expected = network.features(files).numpy()
     np.testing.assert_allclose(np.load(out), expected, atol=1e-4)
+
+
+def test_serve_and_its_nearest_images_see_the_window(stacks: Path, tokenizer: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "features.npy"
+    assert pretrain(stacks, tokenizer, run, 1) == 0
+    assert main(["embed", str(run), str(stacks), "--out", str(out), *CPU]) == 0
+    file, network = next((stacks / "down").iterdir()), smalti.load(str(run), device="cpu")
+    assert isinstance(network, smalti.Network)
+    predictor = load_predictor(str(run), network.compute)
+    square = predictor.picture(base64.b64encode(file.read_bytes()).decode())
+    np.testing.assert_array_equal(square, network.preprocess(str(file))[0].permute(1, 2, 0))
+    np.testing.assert_array_equal(predictor.picture(data_uri(square)), square)  # the answer of /api/image, sent again
+    nearest = load_nearest(Serve(str(run), features=str(out), data=str(stacks)), predictor)
+    assert nearest.source[0].image.max() > 200
 
 
 def test_prepared_images_have_the_window_in_them_once(stacks: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from smalti.runs.provenance import names_of
 from smalti.runs.verdicts import demo_verdict, pretrain_verdict, together, tokenizer_verdict, verdict_of
 
 TOKENS = {
@@ -82,3 +83,14 @@ def test_several_runs_are_compared_where_they_can_be(tmp_path: Path) -> None:
     }
     assert found.text == "The best bits saved a masked token of 2 finished runs: b."
     assert verdict_of(str(tmp_path / "begun")).text == "Not finished yet: its curves so far."
+
+
+def test_runs_with_the_same_last_part_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("a/beit", "b/beit", "c"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text('{"smalti": "0.1.0", "config": {"kind": "Pretrain"}}')
+        (tmp_path / place / "result.json").write_text(f'{{"bits_saved_per_token": {len(place)}.0}}')
+    monkeypatch.chdir(tmp_path / "c")
+    runs = ["../a/beit", "../b/beit", "."]
+    assert names_of(runs) == {"../a/beit": "../a/beit", "../b/beit": "../b/beit", ".": "c"}
+    assert list(together(runs).facts) == [f"{run}: bits saved a masked token" for run in (*runs[:2], "c")]

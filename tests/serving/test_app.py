@@ -132,9 +132,9 @@ def test_nearest_images_are_found_where_features_are_given(
     embed(Embed(str(runs / "crossed"), str(runs / "photos"), features, device="cpu", precision="fp32"))
     config = Serve(str(runs / "crossed"), features=features)
     with pytest.raises(DataError, match=r"nothing is opened there unasked; features\.npy says that its images are in "):
-        load_nearest(config, predictor.model.backbone, CPU)
+        load_nearest(config, predictor)
     config = replace(config, data=str(runs / "photos"))
-    nearest = load_nearest(config, predictor.model.backbone, CPU)
+    nearest = load_nearest(config, predictor)
     asking = TestClient(build(predictor, nearest), LOCAL)
     assert asking.get("/api/model").json()["features"] is True
     photo = base64.b64encode((runs / "photos" / "down" / "03.png").read_bytes()).decode()
@@ -144,7 +144,7 @@ def test_nearest_images_are_found_where_features_are_given(
     assert all(image["picture"].startswith("data:image/png;base64,") for image in found)
     assert len(found) == 4
     with pytest.raises(UsageError, match="another network made them"):
-        load_nearest(config, predictor_of(runs / "beit").model.backbone, CPU)
+        load_nearest(config, predictor_of(runs / "beit"))
 
 
 ANYTHING = st.recursive(

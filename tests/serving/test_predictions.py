@@ -225,7 +225,7 @@ def test_an_image_that_is_given_is_seen_as_its_square_is(predictor: Predictor) -
     file = io.BytesIO()
     picture(1, across=True, side=40).save(file, "PNG")
     given = base64.b64encode(file.getvalue()).decode()
-    square = predictor.decoded(file.getvalue())
+    square = predictor.decoded(file.getvalue(), None)
     assert square.shape == (16, 16, 3)
     small = io.BytesIO()
     Image.fromarray(square).save(small, "PNG")
@@ -241,7 +241,7 @@ def test_what_is_no_image_or_too_large_is_refused(predictor: Predictor) -> None:
     bomb = io.BytesIO()
     Image.new("1", (8000, 8000)).save(bomb, "PNG")
     with pytest.raises(DataError, match=f"8000 x 8000 pixels, above the limit of {MAX_PIXELS}"):
-        predictor.decoded(bomb.getvalue())
+        predictor.decoded(bomb.getvalue(), None)
 
 
 def test_facts_say_what_the_model_is(predictor: Predictor) -> None:

@@ -17,6 +17,8 @@ from smalti.core.errors import OutputError
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import physical_memory
+from smalti.data.transforms.augment import resample
+from smalti.data.transforms.views import WholeImage
 from smalti.distributed.collectives import broadcast_from
 
 Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
@@ -27,6 +29,18 @@ _MOST_TOKENS = 32_000
 """Patches per batch, limited since the outputs of all blocks are in memory together."""
 _WRITE = 1 << 24
 """Bytes at a time."""
+_RESIZED_AT_ONCE = 256
+
+
+def resized(images: InMemoryDataset, size: tuple[int, int]) -> InMemoryDataset:
+    """Whole images in another size (height, width), as training resizes them; unchanged where they have it."""
+    pixels = images.images
+    if pixels.shape[-2:] == size:
+        return images
+    whole = WholeImage()
+    crops = ((part, whole(np.zeros(len(part), np.uint64), *part.shape[-2:])) for part in pixels.split(_RESIZED_AT_ONCE))
+    parts = [(255 * resample(part, crop, size)).round().to(torch.uint8) for part, crop in crops]
+    return InMemoryDataset(torch.cat(parts), images.labels, images.classes, images.groups)
 
 
 def pool(tokens: Float[Tensor, "B S D"], pooling: str, grid: Grid) -> Float[Tensor, "B F"]:
@@ -87,7 +101,7 @@ def extract(
 
     Args:
         backbone: the frozen network.
-        images: to compute features of.
+        images: to compute features of, of the size of the backbone (see `resized`).
         compute: device and number format.
         batch_size: the most images per batch; fewer where they are large.
         poolings: the poolings to compute.

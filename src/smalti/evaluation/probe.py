@@ -18,7 +18,7 @@ from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
 from smalti.data.splits import by_lot, put_aside
-from smalti.evaluation.features import Layer, Pooling, extract
+from smalti.evaluation.features import Layer, Pooling, extract, resized
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 
 _TEMPERATURE = 0.07
@@ -26,7 +26,7 @@ _CHUNK = 1000
 """Images per batch of similarities."""
 Scale: TypeAlias = tuple[Tensor, Tensor]
 """Mean and standard deviation of every feature."""
-L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
+_QUICK_L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
 """Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
@@ -250,7 +250,7 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     x, y = train[best], train_labels
     fit_x, fit_y = x[split.fit], y[split.fit]
     probes: list[LinearProbe] = []
-    for l2 in L2_STRENGTHS:
+    for l2 in _QUICK_L2_STRENGTHS:
         probes.append(fit_linear(fit_x, fit_y, l2, start=probes[-1] if probes else None))
     chosen = max(probes, key=lambda fitted: fitted.accuracy(x[checked], y[checked]))
     return ProbeResult(
@@ -282,7 +282,8 @@ def probe_backbone(
 ) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
     train, test = (
-        extract(backbone, part, compute, poolings=_QUICK_POOLINGS) for part in (images.train, images.held_out)
+        extract(backbone, resized(part, backbone.config.img_size), compute, poolings=_QUICK_POOLINGS)
+        for part in (images.train, images.held_out)
     )
     split = Split.of(len(images.train), validation, seed)
     return probe(train, images.train.labels, test, images.held_out.labels, split)

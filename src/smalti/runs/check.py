@@ -51,7 +51,7 @@ class Check(ReadOptions):
         require(self.limit is None or self.limit >= 1, f"a limit of {self.limit} images", "use at least 1")
 
 
-class Seen(NamedTuple):
+class ImageFacts(NamedTuple):
     """What is recorded of an image."""
 
     label: int
@@ -102,7 +102,7 @@ def main(config: Check) -> dict[str, Any]:
     return result
 
 
-def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen:
+def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> ImageFacts:
     data = source.read(position)
     sample = source.decoded(position, data, side)
     header = header_of(data)
@@ -113,7 +113,7 @@ def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Seen
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
     values = _values(data, source.name(position), header, sample.image)
     channels = channels_of(data, source.name(position))
-    return Seen(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey, channels)
+    return ImageFacts(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey, channels)
 
 
 def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:
@@ -147,7 +147,7 @@ class Tally:
         if len(self.files) < _LISTED:
             self.files.append({"path": name, "reason": reason})
 
-    def add(self, position: int, seen: Seen) -> None:
+    def add(self, position: int, seen: ImageFacts) -> None:
         """Count an image."""
         self.formats[seen.format] += 1
         self.modes[seen.mode] += 1

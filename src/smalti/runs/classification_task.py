@@ -14,7 +14,7 @@ from smalti.core.contracts import Batch
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.labels import SEPARATOR, label_names, shown_labels
-from smalti.data.load import Data, RunImages
+from smalti.data.load import AnyImages, Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.reading import spread_over_classes
 from smalti.data.transforms.batch_transforms import Change, Mixing
@@ -30,7 +30,7 @@ from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.report.page import Section
 from smalti.report.pictures import scale_of, tile_row, to_pixels
-from smalti.runs.model_selection import Given, Labelled, Measured, Shares, divide, read_labelled
+from smalti.runs.model_selection import Labelled, Measured, Shares, divide, read_labelled
 from smalti.training.objectives import Classify, ClassifySeveral
 
 _SHOWN = 12
@@ -72,7 +72,9 @@ class Classification:
         """The images of DATA that have a label, some of which are held out."""
         return data.open(log, bad_files, labelled=True)
 
-    def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
+    def divide(
+        self, given: AnyImages, data: Data, test: str, validation_data: str, shares: Shares, log: Log
+    ) -> Labelled:
         """The training, validation and test images; see `model_selection.divide`.
 
         Raises:
@@ -95,7 +97,7 @@ class Classification:
         return read_labelled(path, "measured on", data, outputs, self.outputs, log)
 
     def view_source(
-        self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
+        self, images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
         """The source of training views."""
         return open_view_source(images, views, data, batch_size, device)

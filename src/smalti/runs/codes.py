@@ -13,7 +13,7 @@ from smalti.data.tokens import encode
 from smalti.evaluation.codebook_survey import prototypes
 from smalti.evaluation.token_sample import constant
 from smalti.report.pictures import to_pixels
-from smalti.runs.completions import Columns
+from smalti.runs.inpainting_pictures import Columns
 
 _EXAMPLES = 6
 """Images in which a code is shown, one place in each."""

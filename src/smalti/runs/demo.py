@@ -14,6 +14,7 @@ import numpy as np
 from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute, has_compiler
 from smalti.core.config import require, setting
 from smalti.core.files import require_place
+from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import InMemoryData, affordable
@@ -21,7 +22,7 @@ from smalti.evaluation.probe import PIXELS, probe_backbone, probe_pixels, untrai
 from smalti.evaluation.reconstruction import describe_training
 from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
-from smalti.runs.folder import RunFolder, create, read_kind
+from smalti.runs.folder import RunFolder, create, read_kind, writing
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.provenance import provenance
@@ -81,10 +82,19 @@ class Demo:
 
 
 def main(config: Demo) -> dict[str, Any]:
-    """Evaluate random networks and pixels, train tokenizer and BEiT, evaluate the network, write the report."""
+    """Evaluate random networks and pixels, train tokenizer and BEiT, evaluate the network, write the report.
+
+    Raises:
+        LockError: another demo writes the folder.
+    """
     clock = Clock()
     require_place(Path(config.out).expanduser())
     _move_aside(Path(config.out).expanduser())
+    with writing(config.out):
+        return _run(config, clock)
+
+
+def _run(config: Demo, clock: "Clock") -> dict[str, Any]:
     folder, log = create(config.out, config), Log()
     config, images = _load(config, folder, log)
     compute = choose_compute(config.device, config.precision)
@@ -238,13 +248,19 @@ def _write_report(config: Demo, result: dict[str, Any], images: InMemoryData, co
     sections: list[Section] = [probe_section(result["probe"]["all"])] if "probe" in result else []
     sections += pretrain_sections(f"{config.out}/pretrain", compute, images)
     sections += tokenizer_sections(f"{config.out}/tokenizer", compute, images)
-    sections.append(provenance({f"{config.out}/tokenizer": TrainTokenizer, f"{config.out}/pretrain": Pretrain}))
+    sections.append(provenance([f"{config.out}/tokenizer", f"{config.out}/pretrain"]))
     facts, text = demo_verdict(result)
     write_page(RunFolder(Path(config.out).expanduser()).report, "smalti demo", text, sections, facts)
 
 
 def _move_aside(folder: Path) -> None:
-    """Rename the folder of an earlier demo, so that nothing is overwritten and the command can be repeated."""
+    """Rename the folder of an earlier demo, so that nothing is overwritten and the command can be repeated.
+
+    Raises:
+        LockError: that demo is still running.
+    """
     if (folder / "config.json").exists() and read_kind(str(folder)) == Demo.__name__:
+        with only_writer(folder):
+            pass
         number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}.{number}"))

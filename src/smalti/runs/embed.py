@@ -32,7 +32,9 @@ class Embed(ImageRows):
     noun: ClassVar[str] = "features"
     suffixes: ClassVar[tuple[str, str]] = (NPY, PARQUET)
 
-    layer: int | None = setting(None, "block, counted from 1; none: two thirds up after pretraining, else the last")
+    layer: int | None = setting(
+        None, "block, counted from 1; none: the last; two thirds up after pretraining without a decoder"
+    )
     pooling: Pooling = setting("mean", "how its output becomes a vector")
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
-from smalti.evaluation.features import Pooling
+from smalti.evaluation.features import Pooling, resized
 from smalti.evaluation.pretraining import describe_loss, measure
 from smalti.evaluation.probe import PIXELS, Split, pixel_features, untrained
 from smalti.evaluation.reconstruction import evaluate_tokenizer
@@ -180,7 +180,9 @@ def _measure_stages(
 ) -> dict[str, Any]:
     """Loss and bound, as at the end of the run; empty if its tokenizer no longer exists."""
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
-        log.say(f"no loss and no bound: the tokenizer of the run is no longer in {trained_on.tokenizer}")
+        place = trained_on.tokenizer
+        why = f"the tokenizer of the run is no longer in {place}" if place else "the weights came without a tokenizer"
+        log.say(f"no loss and no bound: {why}")
         return {}
     tokenizer = target_tokenizer(trained_on.tokenizer, trained_on.target, compute)
     objective, size = MaskedImageModeling(model, trained_on.target), trained_on.plan.micro_batch_size
@@ -241,7 +243,10 @@ class _Probes:
         config, images, more = self.config, self.images, self.chosen_on
         protocol = Battery(config.poolings, config.validation, config.k, config.draws)
         parts = [images.train, images.held_out, *([] if more is None else [more])]
-        features = None if backbone is None else [protocol.features(backbone, part, self.compute) for part in parts]
+        features = None
+        if backbone is not None:
+            sized = (resized(part, backbone.config.img_size) for part in parts)
+            features = [protocol.features(backbone, part, self.compute) for part in sized]
 
         def judged() -> dict[str, Any]:
             train, test, *validation = features or [pixel_features(part) for part in parts]

@@ -5,24 +5,11 @@ from typing import Any
 
 from smalti.report.page import Section, best_cells, table
 from smalti.runs.evaluations import read_evaluations
+from smalti.runs.figures import FIGURES, values_table
 from smalti.runs.folder import RunFolder
 from smalti.runs.sections import layer_charts
 
 _PROBES = {"knn": "k-NN", "linear": "linear probe"}
-_SCORES = {
-    "accuracy": ("accuracy", "{:.1%}"),
-    "top5": ("among the best five guesses", "{:.1%}"),
-    "mean_average_precision": ("mean average precision", "{:.1%}"),
-    "mean_iou": ("mean IoU", "{:.1%}"),
-    "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
-    "loss_nats": ("loss per masked token", "{:.3f} nats"),
-    "unigram_entropy_nats": ("unigram entropy of masked tokens", "{:.3f} nats"),
-    "pixel_loss": ("loss per masked patch of pixels", "{:.4f}"),
-    "psnr_db": ("PSNR of hard-token reconstructions", "{:.2f} dB"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "codebook_usage": ("share of the codebook in use", "{:.1%}"),
-    "perplexity": ("perplexity of the codebook", "{:.0f}"),
-}
 _TRAINED = "this network"
 
 
@@ -34,8 +21,7 @@ def evaluation_sections(folder: RunFolder) -> list[Section]:
 def _section(name: str, found: Mapping[str, Any]) -> Section:
     result = found["result"]
     html = _probes(result) + _by_layer(result) if result.get("linear") is not None else ""
-    rows = [[text, form.format(result[key])] for key, (text, form) in _SCORES.items() if result.get(key) is not None]
-    html += table(["on these images", "value"], rows) if rows else ""
+    html += values_table("on these images", result, FIGURES.get(str(found.get("kind")), {}))
     where = str(found.get("data") or name) + (f", tested on {found['test']}" if found.get("test") else "")
     note = f"As `smalti evaluate` measured it on {where}, after step {found.get('step')} of training."
     if result.get("baselines"):

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_work, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
@@ -123,13 +122,11 @@ def _multiply_adds(config: Config, vocab_size: int) -> dict[str, int]:
 
 
 def _schedules(config: Config) -> dict[str, dict[int, float]]:
+    """Values at some steps, counted from 1: at parts of the run, and of what is annealed in fewer steps."""
     if isinstance(config, TrainTokenizer) and config.planned_steps == 0:
         return {}
     steps = config.plan.steps
     shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
-    rate = config.optimiser.at(config.plan.batch_size).rates(steps)
-    schedules: dict[str, Cosine | Ramp] = {"learning rate": rate}
-    if isinstance(config, TrainTokenizer) and (annealed := config.annealed()) is not None:
-        schedules["temperature"], schedules["beta"] = annealed
-    own = {name: {each.steps // 4, each.steps // 2, each.steps} for name, each in schedules.items()}
-    return {name: {step: each(step) for step in sorted((shown | own[name]) - {0})} for name, each in schedules.items()}
+    for each in (config.annealed() or ()) if isinstance(config, TrainTokenizer) else ():
+        shown |= {each.steps // 4, each.steps // 2, each.steps}
+    return {name: {step: each(step) for step in sorted(shown - {0})} for name, each in config.schedules().items()}

@@ -14,11 +14,10 @@ from smalti.exporting.bundle import EVALUATION
 from smalti.exporting.card import IMPORTED, Facts
 from smalti.exporting.subject import Subject
 from smalti.runs.evaluations import last_probes
-from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.provenance import TRAINING_RUNS
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.bundle import read_bundle
 
 _FIGURES = ("linear", "knn", "layer", "pooling", "knn_layer", "knn_pooling")
@@ -70,8 +69,7 @@ def _recipe(model: str) -> dict[str, str]:
     bundle = read_bundle(Path(model).expanduser())
     if bundle is not None and bundle.source:
         return {IMPORTED: bundle.source}
-    configurations: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, Finetune, TrainTokenizer)}
-    kind = configurations.get(read_kind(model))
+    kind = TRAINING_RUNS.get(read_kind(model))
     if kind is None:
         return {}
     config = read_config(model, kind)

@@ -11,10 +11,9 @@ from PIL import Image
 
 from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.reading import spread_over_classes
-from smalti.data.transforms.views import TwoViews, WholeImage
 from smalti.evaluation.feature_space import FeatureSpace, feature_space, flat_map, mistaken, nearest_others, on_grid
+from smalti.evaluation.features import resized
 from smalti.models.vit import VisionTransformer
 from smalti.report.charts import PALETTE
 from smalti.report.page import Section, table
@@ -43,11 +42,7 @@ def feature_sections(
     some = held_out.select(spread_over_classes(held_out.labels, min(_IMAGES, affordable)))
     if len(some) < 3:
         return []
-    views = InMemoryViewSource(some, TwoViews(WholeImage(), config.img_size))
-    order, index = Sampler(len(some), len(some), seed=0), np.arange(len(some))
-    resized = (255 * views(order.rows(index, np.zeros_like(index))).image).round().to(torch.uint8)
-    shown = InMemoryDataset(resized, some.labels, some.classes)
-    space = feature_space(backbone, shown, compute)
+    space = feature_space(backbone, resized(some, config.img_size), compute)
     pixels = to_pixels(some.images, channels)
     return [_neighbours(space, some, pixels), _map(space, some, pixels)]
 

@@ -15,7 +15,7 @@ from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
-from smalti.data.load import InMemoryData
+from smalti.data.load import AnyImages, InMemoryData
 from smalti.data.loader import Loader, Sampler
 from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
 from smalti.data.transforms.randaugment import RandAugment
@@ -23,7 +23,7 @@ from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import holds_run, read_config, read_kind, run_folder
-from smalti.runs.model_selection import BEST, Best, Choose, Given, Labelled, Measured, Shares, known_first, read_chosen
+from smalti.runs.model_selection import BEST, Best, Choose, Labelled, Measured, Shares, known_first, read_chosen
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
@@ -77,7 +77,7 @@ class Finetune(BackboneRun):
         """The selected weights."""
         return read_chosen(run, self.choose)
 
-    def divided(self, given: Given, log: Log) -> Labelled:
+    def divided(self, given: AnyImages, log: Log) -> Labelled:
         """The training, validation and test images."""
         shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
         test = self.test or read_layout(self.data.path, self.data.follow_links).test
@@ -115,9 +115,11 @@ def main(
 def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     if images is None:
-        before = _run_at(config.init).data.window if config.init and holds_run(config.init) else None
+        before = _run_at(config.init).data.window if holds_run(config.init) else None
         config = config.with_window(session.log, before, config.init, config.task.images_of(config.data.path))
-    given: Given = config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    given: AnyImages = (
+        config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
+    )
     config = replace(config, task=config.task.settled(given.train))
     if isinstance(config.task, Classification) and not config.task.multi_label:
         known = session.folder.read_classes() if session.resumed else ()
@@ -223,7 +225,7 @@ def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
 
 def known_outputs(config: Finetune) -> tuple[str, ...]:
     """The outputs of the run at `init`, if it was fine-tuned for the same kind of task; else none."""
-    if not config.init or not holds_run(config.init) or read_kind(config.init) != Finetune.__name__:
+    if not holds_run(config.init) or read_kind(config.init) != Finetune.__name__:
         return ()
     same = type(read_config(config.init, Finetune).task) is type(config.task)
     return run_folder(config.init).read_classes() if same else ()
@@ -257,9 +259,9 @@ def _run_at(init: str) -> "Pretrain | Finetune":
     raise UsageError(f"{init} is a {kind} run", cause="there is no backbone in it", fix=fix)
 
 
-def settled(config: Finetune, images: Given, log: Log) -> Finetune:
+def settled(config: Finetune, images: AnyImages, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
-    if config.normalisation is not None or not config.init or not holds_run(config.init):
+    if config.normalisation is not None or not holds_run(config.init):
         return config.normalised(images.train)
     theirs = _run_at(config.init).backbone
     mean, std = theirs.mean, theirs.std

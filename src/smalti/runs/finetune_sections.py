@@ -5,27 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from smalti.core.compute import Compute
-from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.report.charts import curve
-from smalti.report.page import Section, best_cells, table
+from smalti.report.page import Section, table
 from smalti.runs.feature_sections import confusion_table
+from smalti.runs.figures import SCORES, best
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_finetuned
-from smalti.runs.provenance import differences
-from smalti.runs.sections import series_of
+from smalti.runs.provenance import differences, names_of
+from smalti.runs.sections import pictures_of, series_of
 
 _PAIRS = 10
-_SCORES = {
-    "accuracy": ("accuracy", "{:.1%}"),
-    "top5": ("among the best five guesses", "{:.1%}"),
-    "nats": ("cross-entropy, an image", "{:.3f} nats"),
-    "mean_average_precision": ("mean average precision", "{:.1%}"),
-    "mean_iou": ("mean IoU", "{:.1%}"),
-    "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
-}
 
 
 def finetune_sections(run: str, compute: Compute) -> list[Section]:
@@ -35,7 +27,7 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
     if (loss := series_of(folder, "loss"))[0]:
         charts = curve({"training loss": loss}, xlabel="step", ylabel="nats")
     if (validation := series_of(folder, score))[0]:
-        charts += curve({"validation": validation}, xlabel="step", ylabel=_SCORES[config.task.score][0])
+        charts += curve({"validation": validation}, xlabel="step", ylabel=SCORES[config.task.score].text)
     return [
         Section(
             "Fine-tuning on labels",
@@ -44,7 +36,7 @@ def finetune_sections(run: str, compute: Compute) -> list[Section]:
             " once, when that is done. The training loss is that of images as the run changes and mixes them.",
         ),
         *_confusions(folder),
-        *_pictures(run, config, folder, compute),
+        *(pictures_of(run, lambda: _pictures(run, config, folder, compute)) if folder.read_result() else []),
     ]
 
 
@@ -60,53 +52,48 @@ def _confusions(folder: RunFolder) -> list[Section]:
 
 
 def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -> list[Section]:
-    """Test images and what the network says of them; none of a run that has not finished, or whose images are gone."""
-    if not folder.read_result():
-        return []
+    """Test images and what the network says of them."""
     log, outputs = Log(), folder.read_classes()
-    try:
-        if config.test:
-            images: ImageDataset = config.task.read(config.test, config.data, outputs, log)
-        else:
-            images = config.divided(config.task.open(config.data, log, None), log).test
-    except DataError as error:
-        log.say(f"no test images of {run}: {error}")
-        return []
+    if config.test:
+        images: ImageDataset = config.task.read(config.test, config.data, outputs, log)
+    else:
+        images = config.divided(config.task.open(config.data, log, None), log).test
     size, channels = config.backbone.img_size, config.data.show_channels
     return [config.task.pictures(load_finetuned(run, compute), images, outputs, size, compute, channels)]
 
 
 def finetune_comparison(runs: Sequence[str]) -> Section:
     """Compare runs: a chart of the losses, a chart for each kind of validation score, and one table."""
-    found = {Path(run).name: (read_config(run, Finetune), RunFolder(Path(run).expanduser())) for run in runs}
+    found = {
+        name: (read_config(run, Finetune), RunFolder(Path(run).expanduser())) for run, name in names_of(runs).items()
+    }
     losses = {name: line for name, (_, folder) in found.items() if (line := series_of(folder, "loss"))[0]}
     charts = curve(losses, xlabel="step", ylabel="training loss, nats") if losses else ""
     for score in dict.fromkeys(config.task.score for config, _ in found.values()):
         every = {name: series_of(folder, f"validation_{score}") for name, (_, folder) in found.items()}
         if lines := {name: line for name, line in every.items() if line[0]}:
-            charts += curve(lines, xlabel="step", ylabel=f"validation: {_SCORES[score][0]}")
+            charts += curve(lines, xlabel="step", ylabel=f"validation: {SCORES[score].text}")
     results = {name: folder.read_result() for name, (_, folder) in found.items()}
     scores = {
-        f"{part}: {text}": (f"{part}_{key}", form)
-        for key, (text, form) in _SCORES.items()
+        f"{part}_{key}": one._replace(text=f"{part}: {one.text}")
+        for key, one in SCORES.items()
         for part in ("test", "validation")
         if any(result.get(f"{part}_{key}") is not None for result in results.values())
     }
-    values = {heading: [result.get(key) for result in results.values()] for heading, (key, _) in scores.items()}
-    best = {number: (values[name], "entropy" not in name) for number, name in enumerate(scores, 1)}
+    bold = best(scores.values(), ([result.get(key) for result in results.values()] for key in scores))
     facts = {name: dict(_facts(*one)) for name, one in found.items()}
     header = list(dict.fromkeys(heading for column in facts.values() for heading in column))
     rows = [
         [
             name,
-            *(_cell(result, key, form) for key, form in scores.values()),
+            *(one.cell(result.get(key)) for key, one in scores.items()),
             *(facts[name].get(heading, "-") for heading in header),
         ]
         for name, result in results.items()
     ]
     note = "Measured on each run's own validation and test images; the best of each score is bold, and so"
     note += " are settings that differ from those of most runs, or of the first of two."
-    html = charts + table(["run", *scores, *header], rows, highlight=best_cells(best))
+    html = charts + table(["run", *(one.text for one in scores.values()), *header], rows, highlight=bold)
     html += differences({name: config for name, (config, _) in found.items()})
     return Section("Finetune: side by side", html, note)
 
@@ -125,12 +112,8 @@ def _facts(config: Finetune, folder: RunFolder) -> list[tuple[str, str]]:
 def _scores(result: Mapping[str, Any]) -> str:
     """Test and validation scores of the selected weights; empty if the run has not finished."""
     rows = [
-        [text, *(_cell(result, f"{part}_{key}", form) for part in ("test", "validation"))]
-        for key, (text, form) in _SCORES.items()
+        [one.text, *(one.cell(result.get(f"{part}_{key}")) for part in ("test", "validation"))]
+        for key, one in SCORES.items()
         if f"test_{key}" in result
     ]
     return table(["chosen weights", "test", "validation"], rows) if rows else ""
-
-
-def _cell(result: Mapping[str, Any], key: str, form: str) -> str:
-    return "-" if result.get(key) is None else form.format(result[key])

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 _CONFIG, _BAD_FILES, _DATA = "config.json", "bad_files.jsonl", "data.json"
 _RESULT, _METRICS, _CLASSES = "result.json", "metrics.jsonl", "classes.json"
+REBUILDING = (_CONFIG, _DATA, _BAD_FILES)
+"""What a step that failed is done again with, besides its checkpoint and its batch."""
 _DATA_FIELDS = {"images": int, "fingerprint": str}
 ROUNDS = "rounds"
 """The folder with the earlier rounds of a pretraining run of several."""
@@ -214,14 +216,14 @@ def copy_run(run: str, out: str) -> None:
 
 
 def is_run(out: str) -> bool:
-    """Whether a folder holds a run."""
-    return os.path.exists(Path(out).expanduser() / _CONFIG)
+    """Whether a folder holds a run; no path is no folder, and not the current one."""
+    return bool(out) and os.path.exists(Path(out).expanduser() / _CONFIG)
 
 
 def holds_run(model: str) -> bool:
-    """Whether the config.json of a folder was written by smalti and not by another program."""
+    """Whether the config.json of a folder was written by smalti and not by another program; no path is no folder."""
     try:
-        return "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
+        return bool(model) and "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
     except (OSError, ValueError):
         return False
 

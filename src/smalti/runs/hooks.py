@@ -19,7 +19,7 @@ from smalti.core.errors import CheckpointError, is_out_of_memory
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.distributed.collectives import all_gather, from_rank0, full_tensors
-from smalti.runs.folder import RunFolder
+from smalti.runs.folder import REBUILDING, RunFolder
 from smalti.runs.pretraining_checks import ReferenceComparison, token_loss
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import RunHooks
@@ -28,33 +28,30 @@ from smalti.training.tracking import Picture, Tracking
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
-_RUN = ("config.json", "data.json", "bad_files.jsonl")
-"""What a bundle has of the run."""
-
 Pictures: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Picture]]
 """Makes pictures, by name, with the weights of the network at a step."""
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baselines:
     """What the loss of a step is compared with.
 
     Attributes:
-        baseline: what a guess costs that never looks at the image, in nats a masked token; None for other losses.
+        unigram_entropy: what a guess costs that never looks, in nats a masked token; None for other losses.
         reference: the nearest of our own runs.
     """
 
-    baseline: float | None = None
+    unigram_entropy: float | None = None
     reference: ReferenceComparison | None = None
 
     def saved(self, values: Mapping[str, float]) -> str:
-        """The bits a masked token that the loss lies below the baseline, as `bits 1.23`."""
-        if self.baseline is None:
+        """The bits a masked token that the loss lies below the unigram entropy, as `bits 1.23`."""
+        if self.unigram_entropy is None:
             return ""
-        return f"bits {(self.baseline - token_loss(values)) / math.log(2):.2f}"
+        return f"bits {(self.unigram_entropy - token_loss(values)) / math.log(2):.2f}"
 
 
-NO_YARDSTICK = Yardstick()
+NO_BASELINES = Baselines()
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class TrainingHooks(RunHooks):
     Attributes:
         look: called before every save that `plan` asks for; it must not change the trainer.
         evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
-        yardstick: what the loss is compared with.
+        baselines: what the loss is compared with.
         shown: the pictures that are logged.
     """
 
@@ -93,7 +90,7 @@ class TrainingHooks(RunHooks):
     go_on: str
     look: Callable[[Trainer], None] | None = None
     evaluation: Evaluation | None = None
-    yardstick: Yardstick = NO_YARDSTICK
+    baselines: Baselines = NO_BASELINES
     shown: Shown = _NOTHING_SHOWN
 
     def save(self, trainer: Trainer) -> None:
@@ -113,7 +110,7 @@ class TrainingHooks(RunHooks):
 
     def _keep(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
         path, data = self.folder.path, self.folder.read_data()
-        more = [path / name for name in _RUN if (path / name).exists()]
+        more = [path / name for name in REBUILDING if (path / name).exists()]
         num_images = data["images"] if data else len(batch.index)
         return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
 
@@ -157,5 +154,5 @@ class TrainingHooks(RunHooks):
 
     def remarks(self, step: int, values: Mapping[str, float]) -> tuple[str, str]:
         """The bits saved, and how the loss compares with that of the reference run."""
-        beside = "" if self.yardstick.reference is None else self.yardstick.reference(step, values)
-        return self.yardstick.saved(values), beside
+        beside = "" if self.baselines.reference is None else self.baselines.reference(step, values)
+        return self.baselines.saved(values), beside

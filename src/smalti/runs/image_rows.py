@@ -110,7 +110,7 @@ class ImageRows(ReadOptions):
         return there
 
 
-class Seen(NamedTuple):
+class ComputedRows(NamedTuple):
     """What was computed of a batch.
 
     Attributes:
@@ -124,7 +124,7 @@ class Seen(NamedTuple):
     bad: list[tuple[str, str]]
 
 
-See: TypeAlias = Callable[[list[NDArray[np.int64]]], Generator[Seen, None, None]]
+ComputeRows: TypeAlias = Callable[[list[NDArray[np.int64]]], Generator[ComputedRows, None, None]]
 """Computes the rows of batches, given the positions of their images; one result for each batch, in order."""
 
 
@@ -141,7 +141,7 @@ class Table(NamedTuple):
 
     title: str
     about: dict[str, Any]
-    see: See
+    see: ComputeRows
     write: Callable[[Blocks], None]
     read_about: Callable[[], dict[str, Any]]
 
@@ -173,14 +173,14 @@ def rendered(
     compute: Compute,
     look: Callable[[UInt8[Tensor, "B C h w"]], Float[Tensor, "B F"]],
     log: Log,
-) -> See:
+) -> ComputeRows:
     """Rows of the centres of images in one size (height, width), which workers decode while others are computed.
 
     Args:
         look: the rows of a batch of pixels.
     """
 
-    def see(batches: list[NDArray[np.int64]]) -> Generator[Seen, None, None]:
+    def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
         if not batches:
             return
         here = source.in_order or source.pixels is not None  # processes would read out of order, or copy pixels
@@ -194,7 +194,7 @@ def rendered(
                 kept = found.shown == wanted  # in the place of an unreadable image another one is rendered
                 reasons |= {item.position: item.reason for item in found.bad}
                 bad = [(source.name(spot), reasons.get(spot, "unknown")) for spot in wanted[~kept].tolist()]
-                yield Seen(wanted[kept], look(torch.from_numpy(found.arrays[0][kept])), bad)
+                yield ComputedRows(wanted[kept], look(torch.from_numpy(found.arrays[0][kept])), bad)
 
     return see
 
@@ -239,7 +239,7 @@ def _require_alike(path: Path, noun: str, there: dict[str, Any], here: dict[str,
         raise UsageError(f"{path} has other {noun}", cause=cause, fix="choose another --out, or remove it")
 
 
-def _compute(config: ImageRows, blocks: Blocks, see: See, log: Log) -> None:
+def _compute(config: ImageRows, blocks: Blocks, see: ComputeRows, log: Log) -> None:
     """Compute the missing ones among the blocks of this rank, which are consecutive, and as many as of any other."""
     own = range(rank() * blocks.count // world_size(), (rank() + 1) * blocks.count // world_size())
     missing = [number for number in own if not blocks.path(number).exists()]

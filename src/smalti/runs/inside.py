@@ -15,7 +15,7 @@ from smalti.functional.pca import pca
 from smalti.models.vit import VisionTransformer
 from smalti.report.heat_maps import component_colours, heat_map
 from smalti.report.pictures import to_pixels
-from smalti.runs.completions import Columns
+from smalti.runs.inpainting_pictures import Columns
 
 Query: TypeAlias = Literal["cls", "mean"] | tuple[int, int]
 _AT_ONCE = 8

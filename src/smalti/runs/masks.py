@@ -60,7 +60,7 @@ class Masks:
         return _KINDS[self.variant](self.ratio, num_masked=self.count)
 
 
-class Seen(NamedTuple):
+class MaskStatistics(NamedTuple):
     """What was found: masks by number of masked patches, share of masks that cover a patch, examples and figures."""
 
     masked: Float[np.ndarray, "N+1"]
@@ -90,7 +90,7 @@ def main(config: Masks) -> dict[str, Any]:
     return seen.result
 
 
-def look(config: Masks) -> Seen:
+def look(config: Masks) -> MaskStatistics:
     """Draw all masks in batches, and count."""
     grid, patches = config.grid, config.grid[0] * config.grid[1]
     masked, coverage, seconds = np.zeros(patches + 1), np.zeros(patches), 0.0
@@ -120,7 +120,7 @@ def look(config: Masks) -> Seen:
         "piece_sizes": {int(size): float((sizes == size).mean()) for size in np.unique(sizes)},
         "microseconds": seconds / config.draws * 1e6,
     }
-    return Seen(masked, coverage, first[:_PICTURES].reshape(-1, *grid), result)
+    return MaskStatistics(masked, coverage, first[:_PICTURES].reshape(-1, *grid), result)
 
 
 def _draw(config: Masks) -> Iterator[tuple[Bool[np.ndarray, "B N"], float]]:
@@ -135,7 +135,7 @@ def _draw(config: Masks) -> Iterator[tuple[Bool[np.ndarray, "B N"], float]]:
         yield masks, time.process_time() - began
 
 
-def describe(config: Masks, seen: Seen) -> str:
+def describe(config: Masks, seen: MaskStatistics) -> str:
     """Examples, coverage and figures for a terminal; plain ASCII."""
     (height, width), result = config.grid, seen.result
     across = max(1, min(_TEXTS, len(seen.examples), 96 // (2 * width + 2)))
@@ -158,7 +158,7 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _write(config: Masks, seen: Seen) -> None:
+def _write(config: Masks, seen: MaskStatistics) -> None:
     target, scale = Path(config.out).expanduser(), scale_of(config.grid[1])
     coverage, masks = share_map(seen.coverage[None]), share_map(seen.examples)
     if target.suffix.lower() == ".png":

@@ -26,8 +26,6 @@ from smalti.training.checkpoint import FOLDER, Checkpoint, is_checkpoint, read_c
 from smalti.training.trainer import Trainer
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
-Given: TypeAlias = AnyImages
-"""Images whose classes are those of whole images, or of pixels."""
 Choose: TypeAlias = Literal["best", "last"]
 BEST = "best"
 _STAGE = "validation"
@@ -41,7 +39,7 @@ class Labelled(NamedTuple):
         test: the test images, used once, at the end.
     """
 
-    train: Given
+    train: AnyImages
     test: ImageDataset
 
     @property
@@ -70,7 +68,7 @@ class Shares(NamedTuple):
 
 
 def divide(
-    images: Given,
+    images: AnyImages,
     data: Data,
     test: str,
     shares: Shares,
@@ -114,7 +112,7 @@ def divide(
     return Labelled(TrainingData(part, chosen_on, data.noted(part, log, images.bad_files.path)), judged)
 
 
-def known_first(images: Given, known: tuple[str, ...]) -> Given:
+def known_first(images: AnyImages, known: tuple[str, ...]) -> AnyImages:
     """The images with the classes of an earlier run first, in its order, if they have all of them; new ones after."""
     classes = images.train.classes
     if not set(known) <= set(classes) or classes[: len(known)] == known:

@@ -4,6 +4,7 @@ Of classes and labels the most likely ones with their probabilities; of pixels a
 """
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
 from smalti.distributed.collectives import from_rank0, same_format
@@ -46,8 +48,8 @@ from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.image_rows import ImageRows, See, Seen, Table, complete, rendered
+from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.image_rows import ComputedRows, ComputeRows, ImageRows, Table, complete, rendered
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 
@@ -144,8 +146,9 @@ def _tuned(model: str, compute: Compute) -> Tuned:
     if kind != Finetune.__name__:
         fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
         raise UsageError(f"{model} is a {kind} run", cause="it has no classes to predict", fix=fix)
-    classes = RunFolder(Path(model).expanduser()).read_classes()
-    return Tuned(read_config(model, Finetune), classes, load_finetuned(model, compute), compute)
+    return Tuned(
+        read_config(model, Finetune), run_folder(model).read_classes(), load_finetuned(model, compute), compute
+    )
 
 
 def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Table:
@@ -237,29 +240,35 @@ def _require_free(config: Predict) -> None:
 
 
 def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
-    """The file of the mask of every image: its key, as a PNG inside `folder`.
+    """The file of the mask of every image: its key inside `folder`, with .png in the place of its suffix.
+
+    It is behind the whole key where that is no image file (data.parquet:0) or others have that name (a.jpg, a.tif).
 
     Raises:
         DataError: two images would have the same one.
     """
-    places, seen = list[Path](), dict[Path, int]()
+    whole, short = list[Path](), list[Path]()
     for position in range(len(source)):
         parts = [part for part in PurePosixPath(source.key(position)).parts if part not in ("/", "..", ".")]
-        place = folder.joinpath(*parts or [str(position)]).with_suffix(".png")
-        if place in seen:
-            both = f"{source.name(seen[place])} and {source.name(position)}"
+        key = folder.joinpath(*parts or [str(position)])
+        whole.append(key.with_name(f"{key.name}.png"))
+        short.append(key.with_suffix(".png") if key.suffix.lower() in EXTENSIONS | ARRAYS else whole[-1])
+    often = Counter(short)
+    places = [own if often[own] == 1 else longer for own, longer in zip(short, whole, strict=True)]
+    first = dict[Path, int]()
+    for position, place in enumerate(places):
+        if (other := first.setdefault(place, position)) != position:
+            both = f"{source.name(other)} and {source.name(position)}"
             raise DataError(f"{both} would have one mask", cause=f"both are {place}", fix="rename one of them")
-        seen[place] = position
-        places.append(place)
     return places
 
 
-def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> See:
+def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> ComputeRows:
     """Writes the masks of whole images; the rows are the shares of pixels of each class."""
     count, size = len(tuned.classes), tuned.run.backbone.img_size
     ids = np.array(task.numbering(count).ids, np.uint8)
 
-    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Seen:
+    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> ComputedRows:
         bad = [
             (source.name(position), sample.cause or sample.what)
             for position, sample in zip(wanted.tolist(), found, strict=True)
@@ -273,9 +282,9 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
             for row, label_map in enumerate(some, start):
                 shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
                 write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
-        return Seen(wanted[kept], shares, bad)
+        return ComputedRows(wanted[kept], shares, bad)
 
-    def see(batches: list[NDArray[np.int64]]) -> Generator[Seen, None, None]:
+    def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
         with ThreadPoolExecutor(_THREADS) as threads:
             for batch in batches:
                 parts = []
@@ -284,6 +293,6 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
                     found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
                 positions, rows, bad = zip(*parts, strict=True)
-                yield Seen(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
+                yield ComputedRows(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
 
     return see

@@ -34,9 +34,9 @@ from smalti.models.mim import build_mim, lasting
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.report.pictures import PICTURES, thumbnails
 from smalti.runs import train_tokenizer
-from smalti.runs.completions import completions
 from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
-from smalti.runs.hooks import Yardstick
+from smalti.runs.hooks import Baselines
+from smalti.runs.inpainting_pictures import completions
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
@@ -258,16 +258,16 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
     if not session.resumed:
         config = session.settled(config, given).normalised(given.train)
     session.same_images(given.train, _digest(tokenizer, second))
-    yardstick = _looked_at(config, given, tokenizer, session)
+    baselines = _looked_at(config, given, tokenizer, session)
     if second is not None and not session.resumed:
         _looked_at(config, given, second, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
     pictures = partial(_pictures, config, given.held_out, tokenizer, session)
-    session.train("pretrain", trainer, batches, config, evaluation=evaluation, yardstick=yardstick, pictures=pictures)
+    session.train("pretrain", trainer, batches, config, evaluation=evaluation, baselines=baselines, pictures=pictures)
     del trainer, batches  # their memory is needed to measure
-    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, yardstick.reference)))
+    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, baselines.reference)))
 
 
 def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[AskedWindow, str]:
@@ -282,7 +282,7 @@ def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[
     return None, ""
 
 
-def _looked_at(config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session) -> Yardstick:
+def _looked_at(config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session) -> Baselines:
     """Refuse a collapsed tokenizer; measure the unigram entropy of its tokens, and find the nearest reference run."""
     vocab_size, baseline = None, FLAT_PATCH
     if tokenizer is not None:
@@ -296,7 +296,7 @@ def _looked_at(config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | N
     beside = config.comparison(vocab_size, baseline)
     if beside is not None:
         session.log.say(f"reference: {beside.describe()}")
-    return Yardstick(None if tokenizer is None else baseline, beside)
+    return Baselines(None if tokenizer is None else baseline, beside)
 
 
 def _pictures(

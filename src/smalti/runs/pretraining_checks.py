@@ -81,13 +81,13 @@ def gate(
     index = sample_index(held_out, tokenizer.stride, max(_FEWEST_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
     seen = held_out[index]
     keep = ~constant(seen, tokenizer.stride)
-    yardstick = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
-    if yardstick is None or int(keep.sum()) < _FEWEST:
+    baseline = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
+    if baseline is None or int(keep.sum()) < _FEWEST:
         log.say(f"tokenizer: {int(keep.sum())} held-out tokens are too few to judge it by")
         return
     ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in seen.split(1024)])
     use = codebook_use(ids, tokenizer.vocab_size, keep)
-    theirs = yardstick.encode(seen).flatten(1)
+    theirs = baseline.encode(seen).flatten(1)
     kmeans = codebook_use(theirs, tokenizer.vocab_size, keep)
     measured = (
         f"{use.used:.1%} of {tokenizer.vocab_size} codes and a perplexity of {use.perplexity:.1f} on {use.tokens} "

@@ -1,6 +1,7 @@
 """Report parts about how runs were made: what differs in their configuration, versions and device, unreadable files."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,25 @@ from smalti.core.config import leaves
 from smalti.core.errors import SmaltiError
 from smalti.core.stored import read_lines, read_object
 from smalti.report.page import Section, table
-from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.finetune import Finetune
+from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.pretrain import Pretrain
+from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.bundle import MAX_CONFIG
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import newest_step
 
+TRAINING_RUNS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, TrainTokenizer, Finetune)}
+"""The configurations of the verbs that train, by the kind of run that a folder holds."""
 _NOT_SETTINGS = ("out", "profile", "log", "log_pictures")
 _MOST_FILES = 20
+
+
+def names_of(runs: Iterable[str]) -> dict[str, str]:
+    """What runs are called beside each other: the last part of each path, or all of it where two have the same."""
+    last = {run: Path(run).expanduser().resolve().name for run in runs}
+    shared = Counter(last.values())
+    return {run: name if shared[name] == 1 else run for run, name in last.items()}
 
 
 def differences(configs: Mapping[str, Any]) -> str:
@@ -38,12 +51,11 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def provenance(runs: Mapping[str, type[Any]]) -> Section:
+def provenance(runs: Sequence[str]) -> Section:
     """Versions, device and images of runs, a column for each, and the files that could not be read."""
-    unique = len({Path(run).name for run in runs}) == len(runs)
-    columns = {Path(run).name if unique else run: _facts(run, kind) for run, kind in runs.items()}
-    names = dict.fromkeys(name for column in columns.values() for name in column)
-    rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in names]
+    columns = {name: _facts(run) for run, name in names_of(runs).items()}
+    facts = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in facts]
     html = table(["made with", *(columns if len(columns) > 1 else ["value"])], rows)
     bad = [(line, run) for run in runs for line in _bad_files(RunFolder(Path(run).expanduser()))]
     if bad:
@@ -55,9 +67,9 @@ def provenance(runs: Mapping[str, type[Any]]) -> Section:
     return Section("How it was made", html, note)
 
 
-def _facts(run: str, kind: type[Any]) -> dict[str, str]:
+def _facts(run: str) -> dict[str, str]:
     folder = RunFolder(Path(run).expanduser())
-    config = read_config(run, kind)
+    config = read_config(run, TRAINING_RUNS[read_kind(run)])
     step = newest_step(folder.path) or 0
     try:
         written = read_object(folder.path / "config.json", MAX_CONFIG, follow=True)

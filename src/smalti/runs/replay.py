@@ -12,10 +12,10 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.contracts import Batch, Batches
 from smalti.core.errors import DataError, RefusedError
 from smalti.core.log import Log
+from smalti.data.load import AnyImages
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.model_selection import Given
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import target_tokenizer
@@ -86,7 +86,7 @@ def _uncompiled(run: _Run) -> _Run:
     return run if isinstance(run, TrainTokenizer) else replace(run, compile="off")
 
 
-def _open(run: _Run, bundle: Path, log: Log) -> Given:
+def _open(run: _Run, bundle: Path, log: Log) -> AnyImages:
     """The images of the run, without those that must not be opened again; nothing is written to the bundle."""
     folder = RunFolder(bundle)
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,7 +101,7 @@ def _open(run: _Run, bundle: Path, log: Log) -> Given:
     return images
 
 
-def _rebuilt(run: _Run, images: Given, compute: Compute, capture: DumpStep) -> tuple[Trainer, Batch]:
+def _rebuilt(run: _Run, images: AnyImages, compute: Compute, capture: DumpStep) -> tuple[Trainer, Batch]:
     """The trainer as it was before the step, and the batch of the step.
 
     Raises:
@@ -117,7 +117,7 @@ def _rebuilt(run: _Run, images: Given, compute: Compute, capture: DumpStep) -> t
     return trainer, batch
 
 
-def _prepared(run: _Run, images: Given, compute: Compute) -> tuple[Trainer, Batches]:
+def _prepared(run: _Run, images: AnyImages, compute: Compute) -> tuple[Trainer, Batches]:
     if isinstance(run, Finetune):
         return finetune.prepare(run, run.divided(images, Log()), compute)
     if isinstance(run, Pretrain):

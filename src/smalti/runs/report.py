@@ -20,7 +20,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.provenance import provenance
+from smalti.runs.provenance import names_of, provenance
 from smalti.runs.sections import (
     comparison_section,
     pretrain_sections,
@@ -36,9 +36,6 @@ _SHOWN = {
     TrainTokenizer.__name__: tokenizer_sections,
     Finetune.__name__: finetune_sections,
 }
-
-
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, TrainTokenizer, Finetune)}
 _LOOK, _SHARE = 2.0, 10
 """Seconds between two looks at the metrics; a page is written a tenth of the time at most."""
 _RELOAD = 10
@@ -85,7 +82,7 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
     log.say(f"watching {', '.join(runs)}: {target} is written again as they go on; Ctrl-C ends it")
     try:
         while True:
-            going = any(map(_goes_on, runs))
+            going = any(is_written(Path(run).expanduser()) for run in runs)
             now = [going, *(_state(run) for run in runs)]
             if now != seen and (time.monotonic() >= rested or not going):
                 began = time.monotonic()
@@ -107,12 +104,6 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
             write_bytes(target, re.sub(r'<meta http-equiv="refresh"[^>]*>\n', "", text, count=1).encode())
 
 
-def _goes_on(run: str) -> bool:
-    """Whether a run is being trained; a demo, which has pauses between its stages, until it has a result."""
-    path = Path(run).expanduser()
-    return is_written(path) or (read_kind(run) not in _SHOWN and not RunFolder(path).read_result())
-
-
 def _state(run: str) -> list[tuple[str, int, int]]:
     """What changes when there is more to show: names, times and sizes of metrics and results."""
     path = Path(run).expanduser()
@@ -130,14 +121,13 @@ def _stat(file: Path) -> os.stat_result | None:
 def _write(given: tuple[str, ...], target: Path, compute: Compute, reload: int = 0) -> None:
     """Write the page about these folders."""
     runs = [part for run in given for part in _parts(run)]
-    sections = _comparisons(runs)
+    sections, names = _comparisons(runs), names_of(given)
     for run in given:
-        name = Path(run).name if len(given) > 1 else ""
+        name = names[run] if len(given) > 1 else ""
         sections += [replace(section, run=section.run or name) for section in _run_sections(run, compute)]
-    sections.append(provenance({run: _KINDS[read_kind(run)] for run in runs}))
+    sections.append(provenance(runs))
     facts, text = verdict_of(given[0]) if len(given) == 1 else together(runs)
-    names = ", ".join(Path(run).name for run in given)
-    write_page(target, names, text, sections, facts, reload)
+    write_page(target, ", ".join(names.values()), text, sections, facts, reload)
 
 
 def _run_sections(run: str, compute: Compute) -> list[Section]:

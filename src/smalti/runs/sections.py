@@ -1,6 +1,6 @@
 """Report sections of a run: curves, pictures and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
+from smalti.core.errors import CheckpointError, DataError
 from smalti.core.files import write_bytes
+from smalti.core.folder_lock import is_written
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded_photographs
 from smalti.data.load import Data, InMemoryData
@@ -24,13 +26,14 @@ from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
 from smalti.runs.codes import codes_seen
-from smalti.runs.completions import completions
 from smalti.runs.feature_sections import feature_sections
+from smalti.runs.figures import FIGURES, best, values_table
 from smalti.runs.folder import RunFolder, read_config
+from smalti.runs.inpainting_pictures import completions
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
-from smalti.runs.provenance import differences
+from smalti.runs.provenance import TRAINING_RUNS, differences, names_of
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.checkpoint import has_checkpoint
@@ -52,12 +55,34 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
     )
     begun = Section(
         "Stage one: the image tokenizer",
-        curves + _numbers(folder.read_result(), _TOKENIZER_NUMBERS),
+        curves + values_table("on held-out images", folder.read_result(), FIGURES[TrainTokenizer.__name__]),
         "A tokenizer learns to write an image as a few visual tokens and to read it back: how well it keeps the"
         " pixels, how much each position says about its image, and how many codes a batch shows of those it could.",
     )
     if not has_checkpoint(folder.path):
         return [begun]
+    return [begun, *pictures_of(run, lambda: _tokenizer_pictures(run, config, compute, images))]
+
+
+def pictures_of(run: str, sections: Callable[[], list[Section]]) -> list[Section]:
+    """Sections with pictures; none, which is said, of a run whose images, tokenizer or weights cannot be read any more.
+
+    Raises:
+        CheckpointError: they cannot while the run goes on: a checkpoint may have been replaced as it was read.
+    """
+    try:
+        return sections()
+    except (DataError, CheckpointError) as error:
+        if isinstance(error, CheckpointError) and is_written(Path(run).expanduser()):
+            raise
+        Log().say(f"no pictures of {run}: {error}")
+        return []
+
+
+def _tokenizer_pictures(
+    run: str, config: TrainTokenizer, compute: Compute, images: InMemoryData | None
+) -> list[Section]:
+    """Reconstructions of held-out images, and the codebook."""
     held_out = held_out_images(config.data) if images is None else images.held_out
     tokenizer = load_tokenizer(run, compute)
     shown = held_out.images[spread_over_classes(held_out.labels, _PICTURES)]
@@ -65,7 +90,6 @@ def tokenizer_sections(run: str, compute: Compute, images: InMemoryData | None =
         decoded = tokenizer.decode(tokenizer.encode(shown.to(compute.device)))
     channels = config.data.show_channels
     sections = [
-        begun,
         Section(
             "Images written in visual tokens",
             tile_row(
@@ -145,24 +169,27 @@ def pretrain_sections(run: str, compute: Compute, images: InMemoryData | None = 
         chart += curve({"k-NN, best block": online}, xlabel="step", ylabel="share of labelled images known")
     begun = Section(
         "Stage two: masked image modeling",
-        chart + _numbers(result, _PRETRAIN_NUMBERS),
+        chart + values_table("on held-out images", result, FIGURES[Pretrain.__name__]),
         "A part of the patches is masked, and the network guesses what is there. The dashed line is what a guess"
         " costs that never looks at the image: what lies below it is learned from the image." + said,
     )
     if not has_checkpoint(folder.path):
         return [begun]
+    return [begun, *_bound(result), *pictures_of(run, lambda: _pretrain_pictures(run, config, compute, images))]
+
+
+def _pretrain_pictures(run: str, config: Pretrain, compute: Compute, images: InMemoryData | None) -> list[Section]:
+    """Held-out images with masks, filled in by the network, and what its features find alike."""
     held_out = held_out_images(config.data) if images is None else images.held_out
     chosen = held_out.select(spread_over_classes(held_out.labels, _PICTURES))
     inpainter = load_inpainter(run, compute)
     columns, note = completions(inpainter, inpainter.batch(chosen.images[:_PICTURES]), config.data.show_channels)
     return [
-        begun,
         Section(
             "Masked, and dreamt back",
             tile_row(columns, scale=scale_of(columns["original"].shape[2]), across=2),
             f"Held-out images. {note}",
         ),
-        *_bound(result),
         *feature_sections(inpainter.model.backbone, held_out, compute, config.data.show_channels),
     ]
 
@@ -214,29 +241,19 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
     """Compare runs of one kind: charts of their metrics, tables of their results and of settings that differ."""
-    folders = {Path(run).name: RunFolder(Path(run).expanduser()) for run in runs}
+    folders = {name: RunFolder(Path(run).expanduser()) for run, name in names_of(runs).items()}
     results = {name: folder.read_result() for name, folder in folders.items()}
-    every = _TOKENIZER_NUMBERS if kind == TrainTokenizer.__name__ else _PRETRAIN_NUMBERS
-    names = {
-        key: form for key, form in every.items() if any(result.get(key) is not None for result in results.values())
-    }
-    rows = [
-        [name, *("-" if result.get(key) is None else form.format(result[key]) for key, (_, form) in names.items())]
-        for name, result in results.items()
-    ]
+    found = {key for result in results.values() for key, value in result.items() if value is not None}
+    figures = {key: one for key, one in FIGURES[kind].items() if key in found}
+    rows = [[name, *(one.cell(result.get(key)) for key, one in figures.items())] for name, result in results.items()]
     charts = ""
     for metric, ylabel in {"loss": "training loss", **_CURVES[kind]}.items():
         lines = {name: line for name, folder in folders.items() if (line := series_of(folder, metric))[0]}
         charts += curve(lines, xlabel="step", ylabel=ylabel) if lines else ""
-    configuration: type[Any] = TrainTokenizer if kind == TrainTokenizer.__name__ else Pretrain
-    differing = differences({Path(run).name: read_config(run, configuration) for run in runs})
-    header = ["run", *(text for text, _ in names.values())]
-    compared = {
-        number: ([result.get(key) for result in results.values()], key in _GREATER)
-        for number, key in enumerate(names, 1)
-        if key in _GREATER | _LESS
-    }
-    html = charts + table(header, rows, highlight=best_cells(compared)) + differing
+    differing = differences({name: read_config(run, TRAINING_RUNS[kind]) for run, name in names_of(runs).items()})
+    header = ["run", *(one.text for one in figures.values())]
+    bold = best(figures.values(), ([result.get(key) for result in results.values()] for key in figures))
+    html = charts + table(header, rows, highlight=bold) + differing
     note = "Measured on each run's own held-out images; the best of each is bold, and so are settings that differ from"
     return Section(f"{kind}: side by side", html, f"{note} those of most runs, or of the first of two.")
 
@@ -288,53 +305,6 @@ _CURVES: dict[str, dict[str, str]] = {
     Pretrain.__name__: {"accuracy": "share of masked tokens guessed", ONLINE: "share of labelled images known"},
 }
 """By the kind of a run: metrics that are shown besides the loss, and what their axes count."""
-
-_GREATER = {
-    *("psnr_db", "ssim", "codebook_usage", "perplexity", "elbo_nats"),
-    *("bits_saved_per_token", "bits_saved_over_neighbour", "accuracy", "top5_accuracy"),
-}
-_LESS = {"hard_soft_gap_db", "top_share", "bits_per_dim", "loss_nats", "soft_loss_nats", "kl_nats", "pixel_loss"}
-"""What is better the greater, and the less; the other figures are baselines or no merit."""
-
-_TOKENIZER_NUMBERS = {
-    "psnr_db": ("PSNR of hard-token reconstructions", "{:.2f} dB"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "hard_soft_gap_db": ("PSNR of the soft posterior, minus that", "{:.2f} dB"),
-    "codebook_usage": ("share of the codebook in use", "{:.1%}"),
-    "perplexity": ("perplexity of the codebook", "{:.0f}"),
-    "kmeans_perplexity": ("the same of k-means on patches", "{:.0f}"),
-    "top_share": ("share of the most frequent code", "{:.1%}"),
-    "unigram_entropy_nats": ("unigram entropy of the tokens", "{:.3f} nats"),
-    "position_bits": ("bits that a code tells of its position", "{:.3f}"),
-    "position_bits_by_chance": ("the same of shuffled tokens", "{:.3f}"),
-    "colour_bits": ("bits that a code tells of the colour of its patch", "{:.3f}"),
-    "colour_bits_by_chance": ("the same of shuffled tokens", "{:.3f}"),
-    "class_bits": ("bits that a code tells of the class of its image", "{:.3f}"),
-    "class_bits_by_chance": ("the same of shuffled tokens", "{:.3f}"),
-    "elbo_nats": ("evidence lower bound, an image", "{:.0f} nats"),
-    "bits_per_dim": ("bits per dimension of 8-bit pixels", "{:.2f}"),
-}
-
-_PRETRAIN_NUMBERS = {
-    "loss_nats": ("loss per masked token", "{:.3f} nats"),
-    "unigram_entropy_nats": ("unigram entropy of masked tokens", "{:.3f} nats"),
-    "neighbour_nats": ("the same of a guess that copies the nearest visible token", "{:.3f} nats"),
-    "bits_saved_per_token": ("bits saved a token, of the unigram entropy", "{:.3f}"),
-    "bits_saved_over_neighbour": ("bits saved a token, of the copying guess", "{:.3f}"),
-    "accuracy": ("masked tokens guessed right", "{:.1%}"),
-    "top5_accuracy": ("among the best five guesses", "{:.1%}"),
-    "neighbour_accuracy": ("right by copying", "{:.1%}"),
-    "soft_loss_nats": ("loss against the tokenizer's posterior", "{:.3f} nats"),
-    "kl_nats": ("KL from the tokenizer's posterior", "{:.3f} nats"),
-    "pixel_loss": ("loss per masked patch of pixels", "{:.4f}"),
-    "flat_pixel_loss": ("the same of patches of one colour", "{:.4f}"),
-    "neighbour_pixel_loss": ("the same of copies of the nearest visible patch", "{:.4f}"),
-}
-
-
-def _numbers(result: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> str:
-    rows = [[text, form.format(result[key])] for key, (text, form) in names.items() if result.get(key) is not None]
-    return table(["on held-out images", "value"], rows) if rows else ""
 
 
 def layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Grid
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset, embedded
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED, lasting
 from smalti.data.decode import decode
@@ -22,6 +22,7 @@ from smalti.data.label_maps import cut
 from smalti.data.load import Data
 from smalti.data.reading import centre_box, even_sample, read_square, square
 from smalti.data.tokens import encode
+from smalti.evaluation.features import resized
 from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint
 from smalti.evaluation.supervised import predict
 from smalti.functional.masking import patch_mask
@@ -32,9 +33,9 @@ from smalti.report.heat_maps import ColourBar, heat_map
 from smalti.report.page import template
 from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, tile_row, to_pixels, token_colours
 from smalti.runs.codes import codes_seen
-from smalti.runs.completions import Columns, completed, painted_in
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import RunFolder, read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.inpainting_pictures import Columns, completed, painted_in
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_finetuned, load_inpainter
 from smalti.runs.network import network_of, pretrained_layer
@@ -89,7 +90,7 @@ class Show(Inside):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelPictures:
     """Images as a model sees them, with a caption each, a description and the colour bars of what needs one."""
 
     columns: Columns
@@ -116,7 +117,7 @@ class Seen:
         return next(iter(self.columns.values())).shape[2]
 
 
-def see(config: Show) -> Seen:
+def see(config: Show) -> ModelPictures:
     """Images as a model sees them, as `smalti show` draws them.
 
     Raises:
@@ -131,7 +132,7 @@ def see(config: Show) -> Seen:
     return look(config, compute)
 
 
-def _look_tokenized(config: Show, compute: Compute) -> Seen:
+def _look_tokenized(config: Show, compute: Compute) -> ModelPictures:
     """Original | decoded | visual tokens; or codes, and places where they occur."""
     require(not config.wanted, f"{config.model} is a tokenizer; it has no attention, and no features of patches")
     _require_no_predictions(config)
@@ -139,7 +140,7 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
     data = _shown(config, input_of(config.model, tokenizer))
     pixels, *about = _read_images(config, data)
     if config.codes:
-        return Seen(*codes_seen(tokenizer, pixels, config.codes, compute, data.show_channels))
+        return ModelPictures(*codes_seen(tokenizer, pixels, config.codes, compute, data.show_channels))
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
@@ -149,7 +150,9 @@ def _look_tokenized(config: Show, compute: Compute) -> Seen:
         " colour of what it is decoded to on this page."
     )
     columns = {"original": to_pixels(pixels, data.show_channels), "decoded": painted}
-    return Seen(columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note)
+    return ModelPictures(
+        columns | {"visual tokens": token_colours(ids.cpu().numpy(), painted)}, _captions(*about), note
+    )
 
 
 def _require_no_predictions(config: Show) -> None:
@@ -158,7 +161,7 @@ def _require_no_predictions(config: Show) -> None:
     require(not asked, f"{asked} for {config.model}", "masked patches are predicted by a run of smalti pretrain")
 
 
-def _look_completed(config: Show, compute: Compute) -> Seen:
+def _look_completed(config: Show, compute: Compute) -> ModelPictures:
     """Original | masked | tokenizer | predicted | entropy; of predicted pixels without tokenizer and entropy."""
     run = read_config(config.model, Pretrain)
     try:
@@ -176,24 +179,26 @@ def _look_completed(config: Show, compute: Compute) -> Seen:
     return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
 
 
-def _look_inside(config: Show, data: Data, compute: Compute) -> Seen:
+def _look_inside(config: Show, data: Data, compute: Compute) -> ModelPictures:
     """Original with attention and features, of a network that predicts nothing that could be shown."""
     _require_no_predictions(config)
     network = network_of(config.model, compute)
     pixels, *about = _read_images(config, data)
     images = network.preprocess(pixels)
     columns, note = config.draw(network.backbone, images, network.layer, compute)
-    return Seen({"original": to_pixels(images, _shown(config, data).show_channels)} | columns, _captions(*about), note)
+    return ModelPictures(
+        {"original": to_pixels(images, _shown(config, data).show_channels)} | columns, _captions(*about), note
+    )
 
 
 def _predicted(
     config: Show, inpainter: Inpainter, batch: Batch, captions: list[str], shown: tuple[int, ...] | None
-) -> Seen:
+) -> ModelPictures:
     """What is predicted for the masked patches of a batch, how sure that is, and samples."""
     if inpainter.tokenizer is None:
         require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
         columns, note = painted_in(inpainter, batch, shown)
-        return Seen(columns, captions, note)
+        return ModelPictures(columns, captions, note)
     assert batch.mask is not None
     assert batch.mask_index is not None
     log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
@@ -211,7 +216,7 @@ def _predicted(
     if config.samples:
         note += f" Tokens of samples are drawn by their probabilities (temperature {config.temperature:g})."
     bar = ColourBar("entropy", "0", f"{random:.1f} nats: a guess at random")
-    return Seen(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
+    return ModelPictures(columns, captions, f"{note} Entropy is that of the prediction, patch by patch.", [bar])
 
 
 def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | None:
@@ -242,20 +247,21 @@ def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | N
 
 
 @torch.no_grad()
-def _look_finetuned(config: Show, compute: Compute) -> Seen:
+def _look_finetuned(config: Show, compute: Compute) -> ModelPictures:
     """Original with its most likely classes; of a segmenter, original | predicted, and where there are masks | true."""
     _require_no_predictions(config)
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
-    outputs, height = RunFolder(Path(config.model).expanduser()).read_classes(), run.backbone.img_size[0]
+    outputs, size = run_folder(config.model).read_classes(), run.backbone.img_size
     places = config.images
     if isinstance(run.task, Segmentation):
         config = replace(config, images=tuple(map(run.task.images_inside, places)))
-    data = _shown(config, replace(run.data, side=height))
+    data = _shown(config, replace(run.data, side=size[0]))
     pixels, names, true = _read_images(config, data)
+    pixels = resized(InMemoryDataset(pixels, torch.full((len(pixels),), -1)), size).images
     columns, note = {"original": to_pixels(pixels, data.show_channels)}, ""
     if isinstance(run.task, Segmentation):
         scenes = list(pixels.permute(0, 2, 3, 1).numpy())
-        guessed = [guess.numpy() for guess in predict(network, scenes, (height, height), run.task.window, compute)]
+        guessed = [guess.numpy() for guess in predict(network, scenes, size, run.task.window, compute)]
         columns["predicted"] = np.stack([label_colours(guess, VOID) for guess in guessed])
         said = [", ".join(outputs[number] for number in np.unique(guess)) for guess in guessed]
         note = "The centre of the image, and the class of every pixel as the network says: a colour for each class."
@@ -271,7 +277,7 @@ def _look_finetuned(config: Show, compute: Compute) -> Seen:
         for name, guess, label in zip(names, said, true, strict=True)
     ]
     drawn, about = config.draw(network.backbone, pixels, run.backbone.depth, compute) if config.wanted else ({}, "")
-    return Seen(columns | drawn, captions, f"{note} {about}".strip())
+    return ModelPictures(columns | drawn, captions, f"{note} {about}".strip())
 
 
 def _likely(shares: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> list[str]:
@@ -283,18 +289,18 @@ def _likely(shares: Float[Tensor, "n classes"], outputs: tuple[str, ...]) -> lis
 
 def _true_maps(
     places: tuple[str, ...], count: int, run: Finetune, task: Segmentation, outputs: tuple[str, ...]
-) -> UInt8[np.ndarray, "n s s 3"]:
+) -> UInt8[np.ndarray, "n h w 3"]:
     """The class of every pixel of the centre squares of the same images, as their masks say: a colour for each."""
-    painted, size = [], run.backbone.img_size[:1] * 2
+    painted = []
     for place in places:
         scenes = task.read(place, run.data, outputs, Log())
         for position in even_sample(len(scenes), count):
             label_map = scenes[position].label_map
             assert label_map is not None
             height, width = label_map.shape
-            top, left, tall, wide = centre_box(height, width, size)
+            top, left, tall, wide = centre_box(height, width, (1, 1))
             box = (top / height, left / width, tall / height, wide / width)
-            painted.append(label_colours(cut(label_map, box, False, size), VOID))
+            painted.append(label_colours(cut(label_map, box, False, run.backbone.img_size), VOID))
     return np.stack(painted)
 
 

@@ -27,7 +27,7 @@ from smalti.data.label_maps import (
     open_pairs,
     read_class_names,
 )
-from smalti.data.load import Data, TrainingData
+from smalti.data.load import AnyImages, Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.mask_ids import AskedIds, Chosen, MaskTurn, OtherIds, choose_ids, describe_ids, require_ids
 from smalti.data.reading import even_sample
@@ -40,7 +40,7 @@ from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segment
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
 from smalti.report.pictures import Picture, false_colours, label_colours, outlined, scale_of, tile_row
-from smalti.runs.model_selection import Given, Labelled, Measured, Shares
+from smalti.runs.model_selection import Labelled, Measured, Shares
 from smalti.training.objectives import Segment
 
 _MOST_CLASSES = 254
@@ -135,7 +135,9 @@ class Segmentation:
             held_out = settled.read(layout.validation, data, scenes.classes, log)
         return TrainingData(scenes, held_out)
 
-    def divide(self, given: Given, data: Data, test: str, validation_data: str, shares: Shares, log: Log) -> Labelled:
+    def divide(
+        self, given: AnyImages, data: Data, test: str, validation_data: str, shares: Shares, log: Log
+    ) -> Labelled:
         """Hold out the sets that are not given separately, then keep as many images as are asked for.
 
         Raises:
@@ -201,7 +203,7 @@ class Segmentation:
         return open_pairs(folder, self.images, self.masks, data.channels, data.follow_links, limit, window, reading)
 
     def view_source(
-        self, images: Given, views: TwoViews, data: Data, batch_size: int, device: torch.device
+        self, images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
         """The source of training views."""
         return SegmentationViewSource(images.train, views)

@@ -22,7 +22,6 @@ from smalti.data.reading import square
 from smalti.data.token_cache import digest
 from smalti.evaluation.feature_files import open_features, require_described, said_place
 from smalti.evaluation.neighbours import scale_of_file
-from smalti.models.vit import VisionTransformer
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
@@ -91,7 +90,7 @@ def main(config: Serve) -> dict[str, Any]:
     with listening:
         compute = choose_compute(config.device, config.precision)
         predictor = load_predictor(config.model, compute)
-        nearest = load_nearest(config, predictor.model.backbone, compute) if config.features else None
+        nearest = load_nearest(config, predictor) if config.features else None
         app = build(predictor, nearest, config.token, config.is_local)
         name = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{name}:{listening.getsockname()[1]}/"
@@ -134,11 +133,11 @@ def load_predictor(run: str, compute: Compute) -> "Predictor":
     require(data.channels in (1, 3), shown, fix)
     found = load_inpainter(run, compute)
     images = _images(data.channels, data.side, data.path == EMBEDDED)
-    name = "/".join(Path(run).expanduser().resolve().parts[-2:])
-    return Predictor(found.model, found.tokenizer, found.target, found.views, compute, name, data.side, images)
+    name, window = "/".join(Path(run).expanduser().resolve().parts[-2:]), data.known_window
+    return Predictor(found.model, found.tokenizer, found.target, found.views, compute, name, data.side, images, window)
 
 
-def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -> "NearestImages":
+def load_nearest(config: Serve, predictor: "Predictor") -> "NearestImages":
     """The features to search in, which must be those of this model.
 
     Raises:
@@ -147,14 +146,14 @@ def load_nearest(config: Serve, backbone: VisionTransformer, compute: Compute) -
     """
     from smalti.serving.nearest_images import NearestImages
 
-    features = open_features(Path(config.features).expanduser())
+    features, backbone = open_features(Path(config.features).expanduser()), predictor.model.backbone
     require_described(features)
     require(features.count > 0, f"{features.path} has no rows")
     if digest(backbone) != features.about["weights"]:
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {config.model}", cause=cause, fix="use smalti embed")
-    source = open_source(config.data or said_place(features), 3, part="all")
-    return NearestImages(features, scale_of_file(features), source, backbone, compute)
+    source = open_source(config.data or said_place(features), 3, part="all", window=predictor.window)
+    return NearestImages(features, scale_of_file(features), source, backbone, predictor.compute)
 
 
 def _images(channels: int, side: int, fashion: bool) -> dict[str, UInt8[np.ndarray, "s s C"]]:

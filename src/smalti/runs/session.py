@@ -41,7 +41,7 @@ from smalti.runs.folder import (
     require_same_settings,
     writing,
 )
-from smalti.runs.hooks import NO_YARDSTICK, Pictures, Shown, TrainingHooks, Yardstick
+from smalti.runs.hooks import NO_BASELINES, Baselines, Pictures, Shown, TrainingHooks
 from smalti.runs.training_run import LEARNING_RATE, TrainingRun
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import (
@@ -157,14 +157,14 @@ class Session:
         config: TrainingRun,
         look: Callable[[Trainer], None] | None = None,
         evaluation: Evaluation | None = None,
-        yardstick: Yardstick = NO_YARDSTICK,
+        baselines: Baselines = NO_BASELINES,
         pictures: Pictures | None = None,
     ) -> None:
         """Run the training loop from where the run stopped, and save to the run folder.
 
         Args:
             config: of the run: its plan, how many steps are profiled, and what it is logged to.
-            look, evaluation, yardstick, pictures: as of `TrainingHooks`.
+            look, evaluation, baselines, pictures: as of `TrainingHooks`.
         """
         plan = config.plan
         if config.profile and is_rank0():
@@ -190,7 +190,7 @@ class Session:
             self._tracking(config, trainer.step) as tracking,
         ):
             shown = Shown(tracking, 0 if config.log == "none" or pictures is None else config.log_pictures, pictures)
-            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, yardstick, shown)
+            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, baselines, shown)
             fit(trainer, batches, plan, self.log, title=title, compute=self.compute, hooks=hooks)
         self.folder.require_ours()
 

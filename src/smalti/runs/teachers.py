@@ -19,23 +19,23 @@ from smalti.tokenizers.vqkd import VQKD
 from smalti.weights.read import is_foreign
 
 
-class Lesson(NamedTuple):
+class Teacher(NamedTuple):
     """A teacher, and what it decides.
 
     Attributes:
         tokenizer: the configuration with what is known of the teacher.
         data: images of the size and channels that the teacher sees.
-        teacher: the part of the network that is used, frozen.
+        network: the part of it that is used, frozen.
         window: the value window of the teacher's images, if it has one.
     """
 
     tokenizer: KMeansFeatures | VQKD
     data: Data
-    teacher: VisionTransformer
+    network: VisionTransformer
     window: Window | None
 
 
-def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> Lesson:
+def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> Teacher:
     """Read the teacher that a configuration names.
 
     Raises:
@@ -55,7 +55,7 @@ def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> L
         f"to encode one takes {encoding_work(tokenizer.taught) / 1e6:,.1f} M multiply-adds"
     )
     assert isinstance(tokenizer, KMeansFeatures | VQKD)
-    return Lesson(tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window)
+    return Teacher(tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window)
 
 
 def _network(place: str, compute: Compute) -> tuple[VisionTransformer, Window | None]:

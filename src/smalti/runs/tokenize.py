@@ -91,14 +91,14 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
             closing(views.training_loader(images, config.data, world_size() * _BLOCK, compute.device)) as loader,
         ):
             began = time.perf_counter()
-            filled = Filled(cache, loader, tokenizer, views.tokenizing(compute))
-            filled.fill(config.num_epochs, log)
-            result = filled.result(config.num_epochs, time.perf_counter() - began)
+            filler = CacheFiller(cache, loader, tokenizer, views.tokenizing(compute))
+            filler.fill(config.num_epochs, log)
+            result = filler.result(config.num_epochs, time.perf_counter() - began)
     log.say(describe(result))
     return result
 
 
-class Filled:
+class CacheFiller:
     """Fills a cache and counts the views; of several processes each computes a part of every block.
 
     Attributes:

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smalti.runs.figures import SCORES
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.provenance import TRAINING_RUNS, names_of
 from smalti.runs.train_tokenizer import TrainTokenizer
 
 Result = Mapping[str, Any]
@@ -34,8 +36,8 @@ def verdict_of(run: str) -> Verdict:
 def _unfinished(run: str) -> Verdict:
     """How far a run is, and its last loss."""
     folder, facts = RunFolder(Path(run).expanduser()), dict[str, str]()
-    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (TrainTokenizer, Pretrain, Finetune)}
-    if (kind := kinds.get(read_kind(run))) and (lines := [line for line in folder.read_metrics() if "loss" in line]):
+    kind, lines = TRAINING_RUNS.get(read_kind(run)), [line for line in folder.read_metrics() if "loss" in line]
+    if kind and lines:
         facts = {"step": f"{lines[-1]['step']:,} of {read_config(run, kind).plan.steps:,}"}
         facts["training loss"] = f"{lines[-1]['loss']:.4g}"
     return Verdict(facts, "Not finished yet: its curves so far.")
@@ -43,13 +45,13 @@ def _unfinished(run: str) -> Verdict:
 
 def together(runs: Sequence[str]) -> Verdict:
     """The first number of each of several runs, and which of them is best where they can be compared."""
-    results = {run: RunFolder(Path(run).expanduser()).read_result() for run in runs}
+    results, names = {run: RunFolder(Path(run).expanduser()).read_result() for run in runs}, names_of(runs)
     facts, heads = dict[str, str](), dict[str, dict[str, float]]()
     for run, result in results.items():
         if result and (found := _HEADLINES.get(read_kind(run), _nothing)(result)) is not None:
             name, value, form = found
-            heads.setdefault(name, {})[Path(run).name] = value
-            facts[f"{Path(run).name}: {name}"] = form.format(value)
+            heads.setdefault(name, {})[names[run]] = value
+            facts[f"{names[run]}: {name}"] = form.format(value)
     said = []
     for name, values in heads.items():
         if len(values) > 1:
@@ -114,7 +116,7 @@ def finetune_verdict(result: Result) -> Verdict:
     facts = {
         "images learned from": f"{result['train_images']:,}",
         f"test {name}": form.format(value),
-        f"validation {name}": form.format(result[f"validation_{_SCORES[name]}"]),
+        f"validation {name}": form.format(result[f"validation_{_chosen_by(result)}"]),
         "classes": f"{result['classes']:,}",
     }
     text = f"{form.format(value)} {name} on {result['test_images']} test images, which were looked at once."
@@ -154,17 +156,21 @@ _VERDICTS: dict[str, Callable[[Result], Verdict]] = {
 }
 _TOKEN_LOSSES = ("loss_nats", "unigram_entropy_nats", "neighbour_nats")
 _PIXEL_LOSSES = ("pixel_loss", "flat_pixel_loss", "neighbour_pixel_loss")
-_SCORES = {"accuracy": "accuracy", "mean average precision": "mean_average_precision", "mean IoU": "mean_iou"}
 
 
 def _facts(result: Result, rows: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     return {name: form.format(result[key]) for name, (key, form) in rows.items() if result.get(key) is not None}
 
 
+def _chosen_by(result: Result) -> str:
+    """The score that chose the weights."""
+    return next(key for key in SCORES if result.get(f"test_{key}") is not None)
+
+
 def _finetune_headline(result: Result) -> tuple[str, float, str]:
-    """Name, value and form of the score that chose the weights, on test images."""
-    name = next(name for name, key in _SCORES.items() if result.get(f"test_{key}") is not None)
-    return name, result[f"test_{_SCORES[name]}"], "{:.1%}"
+    """Name, value and form of that score on test images."""
+    figure, value = SCORES[_chosen_by(result)], result[f"test_{_chosen_by(result)}"]
+    return figure.text, value, figure.form
 
 
 def _pretrain_headline(result: Result) -> tuple[str, float, str] | None:

@@ -91,7 +91,7 @@ class _Api:
         if not kind.startswith(("image/", "application/octet-stream")):
             raise RefusedError(415, "send the bytes of an image file, with Content-Type: application/octet-stream")
         data = await self.bodies.read(request)
-        picture = await self._compute(lambda: self.predictor.decoded(data))
+        picture = await self._compute(lambda: self.predictor.decoded(data, self.predictor.window))
         return JSONResponse({"picture": data_uri(picture)})
 
     async def predict(self, request: Request) -> Response:

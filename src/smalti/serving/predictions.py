@@ -19,6 +19,7 @@ from smalti.core.rng import Stream, fold
 from smalti.data.bands import header_of
 from smalti.data.decode import decode_bytes
 from smalti.data.reading import square
+from smalti.data.values import Window
 from smalti.evaluation.attention import attention
 from smalti.evaluation.codebook_survey import prototypes
 from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint, paint
@@ -44,12 +45,14 @@ class Predictor(Inpainter):
         name: what the model is called.
         side: pixels of the squares that images are cut to first.
         images: pictures to choose from, by name.
+        window: the stored values of given files that were black and white in training; None: all that a format has.
         tiles: data URIs of the decoded codes that have been asked for, filled as needed.
     """
 
     name: str
     side: int
     images: Mapping[str, Picture]
+    window: Window | None = None
     tiles: dict[int, str] = field(default_factory=dict)
 
     def facts(self) -> Json:
@@ -76,22 +79,23 @@ class Predictor(Inpainter):
         }
 
     def picture(self, image: str) -> Picture:
-        """The centre square of a named or given image, (s, s, C).
+        """The centre square of a named or given image, (s, s, C). A data URI is a picture, whose values have a window.
 
         Raises:
             DataError: it is neither a name nor an image.
         """
         if image in self.images:
             return self.images[image]
-        content = image.partition(",")[2] if image.startswith("data:") else image
+        is_picture = image.startswith("data:")
+        content = image.partition(",")[2] if is_picture else image
         try:
             data = base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError):
             raise DataError("image is neither a name of /api/model nor base64") from None
-        return self.decoded(data)
+        return self.decoded(data, None if is_picture else self.window)
 
-    def decoded(self, data: bytes) -> Picture:
-        """The centre square of an image file, (s, s, C).
+    def decoded(self, data: bytes, window: Window | None) -> Picture:
+        """The centre square of an image file, (s, s, C); `window`: the stored values that become black and white.
 
         Raises:
             DataError: it is none that smalti reads, is damaged, or too large.
@@ -106,7 +110,7 @@ class Predictor(Inpainter):
         if header is not None and header.width * header.height > MAX_PIXELS:
             cause = f"{header.width} x {header.height} pixels, above the limit of {MAX_PIXELS}"
             raise DataError("the image is too large", cause=cause)
-        return square(decode_bytes(data, "the image", channels, self.side), self.side)
+        return square(decode_bytes(data, "the image", channels, self.side, window), self.side)
 
     def mask(self, wanted: Mask) -> list[int]:
         """The masked patches, in rising order."""

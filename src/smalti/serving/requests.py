@@ -12,7 +12,10 @@ MOST_SAMPLES, MOST_GUESSES, MOST_NEAREST = 8, 20, 50
 _LARGEST_SEED = 2**53 - 1
 """The largest integer that JSON of a browser keeps."""
 
-_IMAGE = "a name of /api/model, or an image file in base64, with or without `data:image/png;base64,` before it"
+_IMAGE = (
+    "a name of /api/model; or an image file in base64, whose stored values are read with the value window of the model;"
+    " or, with `data:image/png;base64,` before it, a picture as /api/image answers with, which is seen as it is"
+)
 
 
 def _require_seed(seed: int) -> None:
