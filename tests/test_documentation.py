@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch.distributed.run import get_args_parser
 
+import smalti
 from smalti import cli
 from smalti.recipes import tiny
 
@@ -152,6 +153,13 @@ def test_python_of_the_documentation_compiles_and_its_imports_exist(block: Block
     compile(block.code, block.page, "exec")
     missing = [found for found in imports_of(block.code) if not resolves(*found)]
     assert missing == []
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.page)
+def test_python_of_the_documentation_uses_the_public_api(block: Block) -> None:
+    used = re.findall(r"\bsmalti\.(\w+)", re.sub(r"^(?:from|import) .*", "", block.code, flags=re.M))
+    assert set(used) <= set(smalti.__all__)
+    assert {module for module, _ in imports_of(block.code)} <= {"smalti", "smalti.recipes"}
 
 
 PAGE = """
