@@ -1,6 +1,8 @@
 """Recipes say what they should: the published numbers of the paper's, and stages that fit each other."""
 
 import importlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,13 @@ def test_the_tokenizer_is_trained_at_the_size_of_the_view_that_it_will_see(recip
     assert isinstance(pretrain, Pretrain)
     rows, columns = pretrain.backbone.grid
     assert (rows * tokenizer.tokenizer.stride, columns * tokenizer.tokenizer.stride) == (tokenizer.data.side,) * 2
+
+
+@pytest.mark.parametrize("recipe", [base, nano, small, tiny], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_backbone_that_is_pretrained_can_be_fine_tuned(recipe: Any) -> None:
+    pretrained, tuned = recipe.pretrain(), recipe.finetune()
+    assert replace(tuned.backbone, drop_path_rate=0.0) == replace(pretrained.backbone, drop_path_rate=0.0)
+    assert tuned.data.side >= pretrained.data.side
 
 
 @pytest.mark.parametrize("config", [paper.pretrain(), release.pretrain()], ids=["paper", "release"])
