@@ -1,7 +1,9 @@
 """Recipes say what they should: the published numbers of the paper's, and stages that fit each other."""
 
 import importlib
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,17 @@ def test_every_recipe_has_a_stage_and_says_what_it_costs(name: str) -> None:
     assert "\nHardware: " in (module.__doc__ or "")
     for config in configs:
         assert from_json(type(config), to_json(config)) == config
+
+
+def test_the_readme_has_every_recipe_that_pretrains_and_says_which_fine_tune() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = {
+        name: row.endswith("| yes |")
+        for row in re.findall(r"^\| `[a-z`, ]+` \| .*\|$", readme.partition("## Recipes")[2], re.M)
+        for name in re.findall(r"`([a-z]+)`", row.split("|")[1])
+    }
+    modules = {name: importlib.import_module(f"smalti.recipes.{name}") for name in recipe_names()}
+    assert listed == {name: hasattr(found, "finetune") for name, found in modules.items() if hasattr(found, "pretrain")}
 
 
 @pytest.mark.parametrize("recipe", BOTH, ids=lambda module: module.__name__.rpartition(".")[2])
