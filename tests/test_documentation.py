@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch.distributed.run import get_args_parser
 
+import smalti
 from smalti import cli
 from smalti.recipes import tiny
 
@@ -110,6 +111,15 @@ def test_a_command_of_the_documentation_is_one_that_smalti_takes(
     assert code == 0, f"{page}: smalti {' '.join(words)}: {capsys.readouterr().err}"
 
 
+def test_blocks_that_the_documentation_names_are_in_the_runs_that_it_makes() -> None:
+    """Runs of these pages come from `tiny`."""
+    depth = tiny.pretrain().backbone.depth
+    for page, words in SMALTI:
+        if words[0] in ("show", "export", "embed") and words[1].startswith("runs/"):
+            named = re.findall(r"--(?:attention|layer) ([\d ]+)", " ".join(words))
+            assert all(int(block) <= depth for blocks in named for block in blocks.split()), page
+
+
 @pytest.mark.parametrize(("page", "words"), TORCHRUN)
 def test_torchrun_takes_the_flags_of_the_documentation(page: str, words: list[str]) -> None:
     given = get_args_parser().parse_args(words)
@@ -152,6 +162,13 @@ def test_python_of_the_documentation_compiles_and_its_imports_exist(block: Block
     compile(block.code, block.page, "exec")
     missing = [found for found in imports_of(block.code) if not resolves(*found)]
     assert missing == []
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.page)
+def test_python_of_the_documentation_uses_the_public_api(block: Block) -> None:
+    used = re.findall(r"\bsmalti\.(\w+)", re.sub(r"^(?:from|import) .*", "", block.code, flags=re.M))
+    assert set(used) <= set(smalti.__all__)
+    assert {module for module, _ in imports_of(block.code)} <= {"smalti", "smalti.recipes"}
 
 
 PAGE = """

@@ -1,6 +1,10 @@
 """Recipes say what they should: the published numbers of the paper's, and stages that fit each other."""
 
 import importlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +35,17 @@ def test_every_recipe_has_a_stage_and_says_what_it_costs(name: str) -> None:
         assert from_json(type(config), to_json(config)) == config
 
 
+def test_the_readme_has_every_recipe_that_pretrains_and_says_which_fine_tune() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = {
+        name: row.endswith("| yes |")
+        for row in re.findall(r"^\| `[a-z`, ]+` \| .*\|$", readme.partition("## Recipes")[2], re.M)
+        for name in re.findall(r"`([a-z]+)`", row.split("|")[1])
+    }
+    modules = {name: importlib.import_module(f"smalti.recipes.{name}") for name in recipe_names()}
+    assert listed == {name: hasattr(found, "finetune") for name, found in modules.items() if hasattr(found, "pretrain")}
+
+
 @pytest.mark.parametrize("recipe", BOTH, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_the_tokenizer_is_trained_at_the_size_of_the_view_that_it_will_see(recipe: object) -> None:
     tokenizer, pretrain = recipe.train_tokenizer(), recipe.pretrain()  # type: ignore[attr-defined]
@@ -38,6 +53,13 @@ def test_the_tokenizer_is_trained_at_the_size_of_the_view_that_it_will_see(recip
     assert isinstance(pretrain, Pretrain)
     rows, columns = pretrain.backbone.grid
     assert (rows * tokenizer.tokenizer.stride, columns * tokenizer.tokenizer.stride) == (tokenizer.data.side,) * 2
+
+
+@pytest.mark.parametrize("recipe", [base, nano, small, tiny], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_backbone_that_is_pretrained_can_be_fine_tuned(recipe: Any) -> None:
+    pretrained, tuned = recipe.pretrain(), recipe.finetune()
+    assert replace(tuned.backbone, drop_path_rate=0.0) == replace(pretrained.backbone, drop_path_rate=0.0)
+    assert tuned.data.side >= pretrained.data.side
 
 
 @pytest.mark.parametrize("config", [paper.pretrain(), release.pretrain()], ids=["paper", "release"])

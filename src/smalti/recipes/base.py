@@ -3,9 +3,9 @@
 Source: BEiT §2.5, at an eighth of its batch and with the learning rate in proportion.
 Hardware: one GPU (`--plan.accumulate 4` where its memory is short). 33 GFLOP an image, 1.7e18 in all: 5 hours at 100
     TFLOP/s, a third of what a recent GPU has in bf16. Computed; `smalti plan` measures.
-Measured: a step takes 0.34 of the time of one of transformers' BEiT (docs/results/pretrain-step). What is learned was
-    measured on the network of the CIFAR-10 study only; see `tiny`. AdamW, since updates of Muon cost as much as a step
-    of 50 images of this network, whatever the batch (docs/log.md, 2026-11-30).
+Measured: a step takes 0.25 (AMD) to 0.31 (Intel) of the time of one of transformers' BEiT (docs/results/pretrain-step).
+    Accuracy was measured with the network of the CIFAR-10 study only; see `tiny`. AdamW, since an update of Muon costs
+    as much as a step of 50 images of this network, whatever the batch size (docs/log.md, 2026-11-30).
 """
 
 from smalti.data.load import Data
