@@ -244,7 +244,7 @@ def _plan(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> R
     if config.data != nano.demo().data:
         recipes = {
             "tiny": Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain()), finetune=tiny.finetune()),
-            "small": Candidate(Stages(small.train_tokenizer(), small.pretrain()), least_images=10_000),
+            "small": Candidate(Stages(small.train_tokenizer(), small.pretrain()), 10_000, small.finetune()),
             "base": Candidate(Stages(base.train_tokenizer(), base.pretrain()), 100_000, base.finetune()),
         }
     return run.main(config, recipes=recipes)

@@ -150,7 +150,7 @@ def proposal(
     [
         (
             {"survey": MANY._replace(train=4999)},
-            "4999 images to learn from: few, but not too few: 2 100 aerial photographs were",
+            "4999 images to learn from: few, but not too few: 2 508 photographs of groceries",
         ),
         ({"step": 2.0}, "15100 steps: 20000 would learn more; --hours 13.8 is enough for them"),
         ({"survey": MANY._replace(shorter_side=48)}, "images of 48 pixels are enlarged to 64"),
