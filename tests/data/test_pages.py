@@ -75,5 +75,11 @@ def test_pages_have_the_label_of_their_file_and_names_of_their_own(mixed: Path) 
     assert [int(copy[index].image[0, 0, 0]) for index in (2, 0, 4, 1)] == [200, 20, 7, 90]
 
 
+def test_without_classes_it_says_what_was_looked_for(mixed: Path) -> None:
+    (mixed / "a" / "stack.tif").rename(mixed / "stack.tif")
+    files, pages = (open_source(str(mixed), 1, options=ReadOptions(pages=pages)) for pages in ("first", "all"))
+    assert pages.no_labels == files.no_labels != ""
+
+
 def test_unread_pages_are_counted(mixed: Path) -> None:
     assert unread_pages(Folder(mixed, 1)) == 2

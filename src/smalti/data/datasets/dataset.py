@@ -41,6 +41,7 @@ class ImageDataset(Protocol):
         in_order: whether only sequential reading is fast; such a dataset should be read into memory or prepared.
         groups: a number for each image, the same for images that stay on one side of a split; None: no such groups.
         window: the stored values that become 0 and 255 when an image is decoded; None: all that its format has.
+        made_window: those that became 0 and 255 when the images were prepared, which is not done a second time.
     """
 
     kind: str
@@ -53,7 +54,14 @@ class ImageDataset(Protocol):
     pixels: UInt8[Tensor, "n C H W"] | None = None
     in_order: bool = False
     window: Window | None = None
+    made_window: Window | None = None
     groups: NDArray[np.int64] | None = None
+
+    def describe_as(self, source: "ImageDataset") -> None:
+        """Take over from the dataset that the images of this one are in whatever is true of all of its images."""
+        self.kind, self.channels, self.classes = source.kind, source.channels, source.classes
+        self.left_out, self.notes, self.no_labels = source.left_out, source.notes, source.no_labels
+        self.in_order, self.window, self.made_window = source.in_order, source.window, source.made_window
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -192,9 +200,7 @@ class Subset(ImageDataset):
 
     def __init__(self, whole: ImageDataset, positions: NDArray[np.int64]) -> None:
         self.whole, self.positions = whole, positions
-        self.kind, self.channels, self.classes = whole.kind, whole.channels, whole.classes
-        self.left_out, self.notes = whole.left_out, whole.notes
-        self.in_order, self.window = whole.in_order, whole.window
+        self.describe_as(whole)
         self.groups = None if whole.groups is None else whole.groups[positions]
 
     def __len__(self) -> int:
@@ -214,6 +220,13 @@ class Subset(ImageDataset):
 
     def length(self, index: int) -> int:
         return self.whole.length(int(self.positions[index]))
+
+    def column(self, name: str) -> list[str | None]:
+        found = self.whole.column(name)
+        return [found[position] for position in self.positions.tolist()]
+
+    def verify(self, log: Log) -> None:
+        self.whole.verify(log)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
@@ -243,6 +256,9 @@ class Joined(ImageDataset):
     """Several datasets, one after the other; classes of the same name are one, and keys begin with the name of a part.
 
     There are no labels where a part has none.
+
+    Raises:
+        DataError: some parts were prepared with another value window than the others.
     """
 
     def __init__(self, parts: Mapping[str, ImageDataset]) -> None:
@@ -254,6 +270,12 @@ class Joined(ImageDataset):
         self.left_out = LeftOut()
         for name, source in self.parts:
             self.left_out.merge(source.left_out, f"{name}/")
+        if len({source.made_window for source in sources}) > 1:
+            cause = "; ".join(f"{name}: {source.made_window or 'none'}" for name, source in self.parts)
+            fix = "prepare all of them with the same --window, or give one of them"
+            raise DataError("splits prepared with different value windows", cause=cause, fix=fix)
+        self.made_window = sources[0].made_window
+        self.no_labels = next((source.no_labels for source in sources if not source.classes), "")
         if all(source.classes for source in sources):
             self.classes = tuple(sorted({name for source in sources for name in source.classes}))
         number = {name: place for place, name in enumerate(self.classes)}
@@ -288,6 +310,9 @@ class Joined(ImageDataset):
     def length(self, index: int) -> int:
         part, place = self._at(index)
         return self.parts[part][1].length(place)
+
+    def column(self, name: str) -> list[str | None]:
+        return [cell for _, source in self.parts for cell in source.column(name)]
 
     def verify(self, log: Log) -> None:
         for _, source in self.parts:

@@ -82,9 +82,9 @@ def open_source(
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
     source = _open(path, channels, log, options, part)
-    if options.pages == "all":
+    if options.pages == "all" and not isinstance(source, Joined):  # whose parts have been opened like this
         source = Pages(source, log)
-    made = source.about.settings.window if isinstance(source, Prepared) else None
+    made = source.made_window
     if made is not None and window not in (None, made):
         cause = f"they were prepared with {made}, and {window} is asked for"
         raise DataError(f"{path} has images with another value window", cause=cause, fix="prepare them again")
@@ -204,8 +204,7 @@ def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOp
     if part == "learned":
         source = _open(layout.learned, channels, log, options, part)
     else:
-        parts = {path.name: _open(str(path), channels, log, options, "learned") for path in layout.splits.values()}
-        source = Joined(parts)
+        source = Joined({path.name: open_source(str(path), channels, log, options) for path in layout.splits.values()})
     source.notes = (f"splits: {layout.describe()}", *source.notes)
     return source
 

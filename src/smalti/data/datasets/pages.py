@@ -26,8 +26,8 @@ class Pages(ImageDataset):
 
     def __init__(self, files: ImageDataset, log: Log | None = None) -> None:
         self.files = files
-        self.kind, self.channels, self.classes = files.kind, files.channels, files.classes
-        self.left_out, self.notes, self.in_order = files.left_out, files.notes, files.in_order
+        self.describe_as(files)
+        self.digest = files.digest
         stacks = [number for number in range(len(files)) if _is_tiff(files, number)]
         counts = np.ones(len(files), np.int64)
         with (log or Log()).progress("count pages", len(stacks)) as bar:
@@ -68,6 +68,9 @@ class Pages(ImageDataset):
 
     def length(self, index: int) -> int:
         return self.files.length(int(self.file_of[index]))
+
+    def verify(self, log: Log) -> None:
+        self.files.verify(log)
 
     def _page(self, index: int) -> str:
         return f"#{self.page_of[index]}" if self.counts[self.file_of[index]] > 1 else ""
