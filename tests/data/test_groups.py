@@ -8,7 +8,8 @@ import torch
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, Joined
+from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
+from smalti.data.datasets.joined import Joined
 from smalti.data.groups import group_values, numbered, together
 from smalti.data.load import Data
 from smalti.evaluation.probe import Split

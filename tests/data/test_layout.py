@@ -8,7 +8,7 @@ import pytest
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import Joined
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.layout import SPLIT_NAMES, read_layout
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, official_splits

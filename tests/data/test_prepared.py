@@ -19,8 +19,8 @@ from smalti.core.errors import DataError
 from smalti.core.files import sha256, write_json
 from smalti.core.log import Log
 from smalti.data import npy
-from smalti.data.datasets.dataset import Joined
 from smalti.data.datasets.folder import Folder
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.datasets.prepared import DamagedShardError, Prepared, digest_of, read_index
 from smalti.data.load import Data
@@ -125,6 +125,16 @@ def test_splits_with_different_value_windows_are_refused(tmp_path: Path) -> None
     windowed(tmp_path, "test", (0.0, 3000.0))
     with pytest.raises(DataError, match=r"different value windows; train: \(0.0, 4000.0\); test: \(0.0, 3000.0\)"):
         open_source(str(train.parent), 1, part="all")
+
+
+def test_the_fingerprint_changes_with_the_content_also_behind_pages_and_splits(tmp_path: Path) -> None:
+    found = set()
+    for number, window in enumerate(((0.0, 4000.0), (0.0, 3000.0))):
+        root = tmp_path / str(number)
+        train, _ = windowed(root, "train", window), windowed(root, "test", window)
+        found.add(open_source(str(train), 1, options=EVERY_PAGE).fingerprint())
+        found.add(open_source(str(train.parent), 1, part="all").fingerprint())
+    assert len(found) == 4, "pixels without loss, so that names, labels and sizes are the same"
 
 
 def test_the_fingerprint_is_that_of_the_content_alone(photos: Path, packed: Path, tmp_path: Path) -> None:

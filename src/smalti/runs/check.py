@@ -13,7 +13,8 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.bands import Header, channels_of, header_of, stored_values
-from smalti.data.datasets.dataset import ImageDataset, Joined
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows

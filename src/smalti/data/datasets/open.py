@@ -12,9 +12,10 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
 from smalti.data.datasets.data_files import LocalFiles, require_fetched
-from smalti.data.datasets.dataset import ImageDataset, Joined, embedded
+from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.layout import Layout, read_layout
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES

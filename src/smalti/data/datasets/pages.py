@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from smalti.core.errors import DataError
+from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.tiff import count_pages, page_first
@@ -68,6 +69,9 @@ class Pages(ImageDataset):
 
     def length(self, index: int) -> int:
         return self.files.length(int(self.file_of[index]))
+
+    def fingerprint(self) -> str:
+        return sha256(self.files.fingerprint().encode() + self.counts.astype("<i8").tobytes())
 
     def verify(self, log: Log) -> None:
         self.files.verify(log)
