@@ -65,6 +65,16 @@ def test_streamed_images_are_divided_alike(scans: Path) -> None:
     assert not set(images.train.groups.tolist()) & set(images.held_out.groups.tolist())
 
 
+def test_of_a_large_group_a_limited_number_is_kept_in_memory(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.data.load._MOST_HELD_OUT", 3)
+    settings = Data(str(scans / "list.csv"), side=8, held_out=0.2, group=r"p(\d)", memory="stream")
+    images = settings.open(Log())
+    assert images.train.groups is not None
+    assert images.held_out.groups is not None
+    assert len(images.held_out) == 3
+    assert not set(images.train.groups.tolist()) & set(images.held_out.groups.tolist())
+
+
 def test_validation_images_of_finetune_and_of_probes_are_of_other_groups(scans: Path) -> None:
     settings = Data(str(scans / "list.csv"), side=8, held_out=0.2, group="patient")
     parts = divide(settings.load(Log()), settings, "", Shares(0.2, 1.0, None, 0), Log())

@@ -147,7 +147,8 @@ class Data(ReadOptions):
             )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
-            held_out = replace(self, limit=None)._read(source.select(positions[aside]), log)
+            some = aside[even_sample(len(aside), _MOST_HELD_OUT)]  # a group is put aside whole, however large
+            held_out = replace(self, limit=None)._read(source.select(positions[some]), log)
         learnt = source.select(positions[train])
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
@@ -223,13 +224,15 @@ class Data(ReadOptions):
 
     def measured(self, log: Log | None = None) -> "Data":
         """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
+        if self.window not in (None, "auto"):
+            return self
         made = prepared_window(Path(self.path).expanduser()) if self.path else None
-        if made is not None and self.window in (None, "auto"):
+        if made is not None:
             if len(made) not in (2, 2 * self.channels):
                 cause = str(other_channels(len(made) // 2, self.channels))
                 raise DataError(f"cannot read {self.path}", cause=cause, fix=channels_remedy(cause))
             return replace(self, window=made)
-        if self.window != "auto":
+        if self.window is None:
             return self
         window = measured_window(replace(self, window=None).source(self.path, log), log or Log())
         if log is not None:
