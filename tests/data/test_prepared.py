@@ -21,7 +21,7 @@ from smalti.core.log import Log
 from smalti.data import npy
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.joined import Joined
-from smalti.data.datasets.open import ReadOptions, open_source
+from smalti.data.datasets.open import Part, ReadOptions, open_source
 from smalti.data.datasets.prepared import DamagedShardError, Prepared, digest_of, read_index
 from smalti.data.load import Data
 from smalti.data.values import Window
@@ -104,8 +104,9 @@ def test_a_value_window_is_applied_once_also_behind_pages_and_splits(tmp_path: P
     window = (0.0, 4000.0)
     train, test = windowed(tmp_path, "train", window), windowed(tmp_path, "test", window)
     whole = str(train.parent)
+    cases: list[tuple[str, Part, int]] = [(str(train), "learned", 4), (whole, "learned", 4), (whole, "all", 8)]
     for options in (ReadOptions(), EVERY_PAGE):
-        for path, part, count in ((str(train), "learned", 4), (whole, "learned", 4), (whole, "all", 8)):
+        for path, part, count in cases:
             source = open_source(path, 1, options=options, part=part, window=window)
             values = [int(source[index].image[0, 0, 0]) for index in range(count)]
             assert values == [64, 128, 128, 191] * (count // 4), (options.pages, path, part)

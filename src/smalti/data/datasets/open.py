@@ -83,7 +83,7 @@ def open_source(
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
     source = _open(path, channels, log, options, part)
-    if options.pages == "all" and not isinstance(source, Joined):  # whose parts have been opened like this
+    if options.pages == "all" and not isinstance(source, Joined | Prepared):  # they have been read like this
         source = Pages(source, log)
     made = source.made_window
     if made is not None and window not in (None, made):

@@ -1,5 +1,6 @@
 """The pages of TIFF files as images: a stack is as many images as it has pages."""
 
+import os
 from threading import Lock
 from typing import Literal, TypeAlias
 
@@ -9,12 +10,13 @@ from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.names import may_be_image
 from smalti.data.tiff import count_pages, page_first
 
 ReadPages: TypeAlias = Literal["first", "all"]
 """Of a TIFF with several pages the first one, or each as an image."""
 
-_TIFF = (".tif", ".tiff")
+_TIFF = (b".tif", b".tiff")
 _LOOKED_AT = 16
 """Files whose pages are counted before training, at most."""
 
@@ -29,7 +31,7 @@ class Pages(ImageDataset):
         self.files = files
         self.describe_as(files)
         self.digest = files.digest
-        stacks = [number for number in range(len(files)) if _is_tiff(files, number)]
+        stacks = [number for number in range(len(files)) if _may_be_tiff(files, number)]
         counts = np.ones(len(files), np.int64)
         with (log or Log()).progress("count pages", len(stacks)) as bar:
             for done, number in enumerate(stacks, 1):
@@ -88,9 +90,9 @@ class Pages(ImageDataset):
 
 
 def unread_pages(files: ImageDataset) -> int:
-    """How many pages after the first the TIFFs among some evenly spaced files have."""
-    some = range(0, len(files), -(-len(files) // _LOOKED_AT) or 1)
-    return sum(_pages_of(files, number) - 1 for number in some if _is_tiff(files, number))
+    """How many pages after the first the TIFFs among some files have: evenly spaced ones, or the first alone."""
+    some = range(0, len(files), -(-len(files) // (1 if files.in_order else _LOOKED_AT)) or 1)
+    return sum(_pages_of(files, number) - 1 for number in some if _may_be_tiff(files, number))
 
 
 def _pages_of(files: ImageDataset, number: int) -> int:
@@ -100,5 +102,7 @@ def _pages_of(files: ImageDataset, number: int) -> int:
         return 1
 
 
-def _is_tiff(files: ImageDataset, number: int) -> bool:
-    return files.key(number).lower().endswith(_TIFF)
+def _may_be_tiff(files: ImageDataset, number: int) -> bool:
+    """Whether a file is a TIFF by its name, or its name does not say what it is, as of the rows of tables."""
+    name = os.fsencode(files.key(number))
+    return name.lower().endswith(_TIFF) or not may_be_image(name)
