@@ -127,6 +127,7 @@ def check_dataset(dataset: ImageDataset) -> None:
         dataset[count]
     part, sent = dataset.select(np.array(some[::-1])), pickle.loads(pickle.dumps(dataset))
     assert (len(part), part.channels, part.classes) == (len(some), dataset.channels, dataset.classes)
+    assert (part.no_labels, part.made_window) == (dataset.no_labels, dataset.made_window)
     assert sent.fingerprint() == dataset.fingerprint()
     for place, index in enumerate(some[::-1]):
         assert part.read(place) == sent.read(index) == dataset.read(index)

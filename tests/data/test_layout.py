@@ -8,7 +8,7 @@ import pytest
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import Joined
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.layout import SPLIT_NAMES, read_layout
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, official_splits
@@ -49,6 +49,8 @@ def test_a_name_of_a_split_is_one_in_any_case(tmp_path: Path, name: str) -> None
         (("train2017", "val2017"), {"train": "train2017", "validation": "val2017"}),
         (("seg_train", "seg_test"), {"train": "seg_train", "test": "seg_test"}),
         (("train", "test", "unlabeled"), {"train": "train", "test": "test"}),
+        (("train", "eval"), {"train": "train", "test": "eval"}),
+        (("train", "dev", "Evaluation"), {"train": "train", "validation": "dev", "test": "Evaluation"}),
         (("train",), {"train": "train"}),
         (("test",), {"test": "test"}),
         (("train_images", "train_masks", "test_images"), {}),

@@ -14,6 +14,7 @@ from smalti.data.datasets.pages import unread_pages
 from smalti.data.decode import decode_bytes
 from smalti.data.tiff import count_pages, page_first
 from tests.contracts import check_dataset
+from tests.data.tables import png, save_to_disk, write
 
 SHADES = (20, 90, 200)
 
@@ -73,6 +74,25 @@ def test_pages_have_the_label_of_their_file_and_names_of_their_own(mixed: Path) 
     assert [source.label(index) for index in range(5)] == [0, 0, 0, 1, 1]
     copy = pickle.loads(pickle.dumps(source))  # as workers get it
     assert [int(copy[index].image[0, 0, 0]) for index in (2, 0, 4, 1)] == [200, 20, 7, 90]
+
+
+def test_without_classes_it_says_what_was_looked_for(mixed: Path) -> None:
+    (mixed / "a" / "stack.tif").rename(mixed / "stack.tif")
+    files, pages = (open_source(str(mixed), 1, options=ReadOptions(pages=pages)) for pages in ("first", "all"))
+    assert pages.no_labels == files.no_labels != ""
+
+
+def test_pages_of_files_whose_names_do_not_say_what_they_are(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.table({"image": [stack(), stack(), png(1)]})
+    write(tmp_path / "0.parquet", rows, 2)
+    save_to_disk(tmp_path / "set", rows)
+    (tmp_path / "stack").write_bytes(stack())
+    (tmp_path / "list.txt").write_text("stack\n")
+    for data, pages, unread in (("0.parquet", 7, 2), ("set", 7, 4), ("list.txt", 3, 2)):
+        first, every = (open_source(str(tmp_path / data), 1, options=ReadOptions(pages=p)) for p in ("first", "all"))
+        assert (unread_pages(first), len(every)) == (unread, pages), data
+        assert [int(every[index].image[0, 0, 0]) for index in range(3)] == list(SHADES)
 
 
 def test_unread_pages_are_counted(mixed: Path) -> None:

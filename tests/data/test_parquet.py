@@ -295,7 +295,7 @@ def test_threads_get_the_right_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("memory", ["stream", "auto"])
 def test_rows_are_never_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Any) -> None:
-    monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 0)
+    monkeypatch.setattr("smalti.data.load.usable_memory", lambda: 0)
     path = write(tmp_path / "a.parquet", table(range(9)))
     message = (
         r"cannot stream .*a\.parquet; Parquet files and addresses are read in order only; make a fast copy once: "

@@ -13,19 +13,25 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.core.files import sha256, write_json
 from smalti.core.log import Log
 from smalti.data import npy
 from smalti.data.datasets.folder import Folder
-from smalti.data.datasets.prepared import Prepared, digest_of, read_index
+from smalti.data.datasets.joined import Joined
+from smalti.data.datasets.open import Part, ReadOptions, open_source
+from smalti.data.datasets.prepared import DamagedShardError, Prepared, digest_of, read_index
+from smalti.data.load import Data
+from smalti.data.values import Window
 from smalti.data.write_shards import write_shards
 from tests.contracts import check_dataset
 from tests.data.prepared import SHARD, fill, raw_settings
 from tests.data.test_listing import peak_of
 
 Change = Callable[[dict[str, Any]], None]
+EVERY_PAGE = ReadOptions(pages="all")
 
 
 @pytest.fixture
@@ -81,6 +87,55 @@ def test_colours_are_those_asked_for_when_reading(packed: Path, photos: Path, tm
     write_shards(source, tmp_path / "grey", raw_settings(source, channels=1), Log(), 0.1)
     assert Prepared(tmp_path / "grey", 3)[0].image.shape[2] == 3
     assert Prepared(tmp_path / "grey", 3).notes == ("what was prepared is grey",)
+
+
+def windowed(root: Path, split: str, window: Window) -> Path:
+    """Stacks of two pages of 12 bits, and the shards of a split that are prepared of them with a value window."""
+    for number, label in enumerate(("cats", "dogs")):
+        (root / split / label).mkdir(parents=True)
+        first, second = (Image.fromarray(np.full((20, 20), 1000 * (number + page), np.uint16)) for page in (1, 2))
+        first.save(root / split / label / "a.tif", save_all=True, append_images=[second])
+    source = open_source(str(root / split), 1, options=EVERY_PAGE, window=window)
+    write_shards(source, root / "shards" / split, raw_settings(source, channels=1, window=window), Log(), 0.1, SHARD)
+    return root / "shards" / split
+
+
+def test_a_value_window_is_applied_once_also_behind_pages_and_splits(tmp_path: Path) -> None:
+    window = (0.0, 4000.0)
+    train, test = windowed(tmp_path, "train", window), windowed(tmp_path, "test", window)
+    whole = str(train.parent)
+    cases: list[tuple[str, Part, int]] = [(str(train), "learned", 4), (whole, "learned", 4), (whole, "all", 8)]
+    for options in (ReadOptions(), EVERY_PAGE):
+        for path, part, count in cases:
+            source = open_source(path, 1, options=options, part=part, window=window)
+            values = [int(source[index].image[0, 0, 0]) for index in range(count)]
+            assert values == [64, 128, 128, 191] * (count // 4), (options.pages, path, part)
+            with pytest.raises(DataError, match="another value window"):
+                open_source(path, 1, options=options, part=part, window=(0.0, 100.0))
+        assert isinstance(open_source(whole, 1, options=options, part="all"), Joined), "check says what the splits are"
+    for asked in (None, "auto"):
+        assert Data(whole, channels=1, window=asked).measured().window == window
+    (test / "shard-00000.tar").write_bytes(bytes((test / "shard-00000.tar").stat().st_size))
+    for options in (ReadOptions(), EVERY_PAGE):
+        with pytest.raises(DamagedShardError):
+            open_source(whole, 1, options=options, part="all").verify(Log())
+
+
+def test_splits_with_different_value_windows_are_refused(tmp_path: Path) -> None:
+    train = windowed(tmp_path, "train", (0.0, 4000.0))
+    windowed(tmp_path, "test", (0.0, 3000.0))
+    with pytest.raises(DataError, match=r"different value windows; train: \(0.0, 4000.0\); test: \(0.0, 3000.0\)"):
+        open_source(str(train.parent), 1, part="all")
+
+
+def test_the_fingerprint_changes_with_the_content_also_behind_pages_and_splits(tmp_path: Path) -> None:
+    found = set()
+    for number, window in enumerate(((0.0, 4000.0), (0.0, 3000.0))):
+        root = tmp_path / str(number)
+        train, _ = windowed(root, "train", window), windowed(root, "test", window)
+        found.add(open_source(str(train), 1, options=EVERY_PAGE).fingerprint())
+        found.add(open_source(str(train.parent), 1, part="all").fingerprint())
+    assert len(found) == 4, "pixels without loss, so that names, labels and sizes are the same"
 
 
 def test_the_fingerprint_is_that_of_the_content_alone(photos: Path, packed: Path, tmp_path: Path) -> None:

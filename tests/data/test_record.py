@@ -125,6 +125,14 @@ def test_any_other_jpeg_is_encoded_upright_and_in_the_asked_colours(
     assert np.abs(pixels - source.shrunk(0, side).image).mean() < 3
 
 
+def test_a_small_jpeg_gets_the_value_window_as_a_large_one_does(tmp_path: Path) -> None:
+    source = source_of(tmp_path, scene(), "a.jpg", quality=90)
+    source.window = (64.0, 192.0)
+    for side in (32, 90):  # shrunk, and as large as the file
+        stored = decode_bytes(make_record(source, 0, form(side)).data, "", 3).astype(float)
+        assert np.abs(stored - source.shrunk(0, side).image).mean() < 5
+
+
 def test_raw_keeps_no_jpeg(tmp_path: Path) -> None:
     source = source_of(tmp_path, scene(), "a.jpg")
     assert npy.shape(make_record(source, 0, form(encoding="raw")).data) == (90, 120, 3)

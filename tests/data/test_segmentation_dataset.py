@@ -12,7 +12,7 @@ from PIL import Image
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.label_maps import Numbering, SegmentationDataset, SegmentationViewSource, cut, open_pairs, seen
+from smalti.data.label_maps import Numbering, SegmentationDataset, SegmentationViewSource, cut, open_pairs, render_view
 from smalti.data.loader import Loader, Sampler, ViewSource
 from smalti.data.transforms.views import NO_JITTER, Box, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.metrics import VOID
@@ -109,14 +109,14 @@ def test_pixels_and_classes_are_of_the_same_places(key: int) -> None:
     pixels = (COLOURS.numpy()[label_map] * 255).round().astype(np.uint8)
     for size in ((48, 64), (60, 60)):
         views = TwoViews(RandomResizedCrop(scale=(0.2, 0.9)), size)
-        image, shown = seen(Sample(pixels, -1, "", label_map), views, np.uint64(key))
+        image, shown = render_view(Sample(pixels, -1, "", label_map), views, np.uint64(key))
         nearest = (image[None] - COLOURS[:, :, None, None]).abs().sum(1).argmin(0)
         assert float((nearest == shown).float().mean()) > 0.9
 
 
 def test_the_whole_image_at_its_size_is_itself(folder: Path) -> None:
     scene = opened(folder)[2]
-    image, label_map = seen(scene, TwoViews(WholeImage(), (24, 32)), np.uint64(1))
+    image, label_map = render_view(scene, TwoViews(WholeImage(), (24, 32)), np.uint64(1))
     torch.testing.assert_close(image, torch.from_numpy(scene.image).permute(2, 0, 1) / 255, atol=1e-5, rtol=0)
     assert scene.label_map is not None
     assert np.array_equal(label_map.numpy(), scene.label_map)
@@ -125,8 +125,8 @@ def test_the_whole_image_at_its_size_is_itself(folder: Path) -> None:
 @pytest.mark.parametrize("before_crop", [False, True])
 def test_colours_change_the_pixels_alone(folder: Path, before_crop: bool) -> None:
     scene, jitter = opened(folder)[0], ColorJitter(before_crop=before_crop)
-    plain = seen(scene, TwoViews(CROP.crop, CROP.size, jitter=NO_JITTER), np.uint64(5))
-    changed = seen(scene, TwoViews(CROP.crop, CROP.size, jitter=jitter), np.uint64(5))
+    plain = render_view(scene, TwoViews(CROP.crop, CROP.size, jitter=NO_JITTER), np.uint64(5))
+    changed = render_view(scene, TwoViews(CROP.crop, CROP.size, jitter=jitter), np.uint64(5))
     assert torch.equal(plain.label_map, changed.label_map)
     assert not torch.allclose(plain.image, changed.image, atol=0.01)
 

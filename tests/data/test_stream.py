@@ -120,7 +120,7 @@ def test_a_batch_is_no_view_of_memory_that_is_used_again(photos: Path) -> None:
 
 def test_memory_decides_between_resident_and_streamed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Data(str(photos), side=16).open(Log()).bad_files is None
-    monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 4 * 24 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr("smalti.data.load.usable_memory", lambda: 4 * 24 * 3 * 16 * 16 - 1)
     assert Data(str(photos), side=16).open(Log()).bad_files is not None
     assert Data(str(photos), side=16, limit=20).open(Log()).bad_files is None
     assert Data(str(photos), side=16, memory="resident").open(Log()).bad_files is None
@@ -257,12 +257,12 @@ def test_h13_the_fingerprint_is_of_names_lengths_and_labels_not_of_the_order_of_
 
 
 def test_workers_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 16)
     assert default_workers(CPU) == 4
     assert default_workers(torch.device("cuda")) == 15
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 64)
     assert default_workers(torch.device("cuda")) == 16
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 1)
     assert default_workers(CPU) == 1
 
 

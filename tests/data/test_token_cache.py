@@ -24,7 +24,7 @@ from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data
-from smalti.data.token_cache import KEY, TokenCache, TokenKey, digest, token_key
+from smalti.data.token_cache import KEY, TokenCache, TokenKey, network_digest, token_key
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.tokenizers.dvae import DVAE
 from tests.small_runs import flat_pictures
@@ -267,7 +267,7 @@ def test_the_key_of_a_run(tmp_path: Path) -> None:
     assert len({json.dumps(to_json(one)) for one in keys}) == len(keys)
     assert keys[3].decoder is not None
     assert keys[3].side is None
-    assert digest(trained) != digest(dvae.build(0)) == digest(dvae.build(0))
+    assert network_digest(trained) != network_digest(dvae.build(0)) == network_digest(dvae.build(0))
 
 
 def test_a_torn_row_counts_as_missing(full: TokenCache) -> None:

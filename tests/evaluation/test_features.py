@@ -105,7 +105,7 @@ def test_a_value_beyond_half_precision_ends_at_its_largest() -> None:
 def test_features_that_do_not_fit_into_memory_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, source = CONFIG.build(), images()
     in_memory = extract(backbone, source, CPU, dtype=torch.float16)
-    monkeypatch.setattr("smalti.evaluation.features.physical_memory", lambda: 64)
+    monkeypatch.setattr("smalti.evaluation.features.usable_memory", lambda: 64)
     monkeypatch.setattr("smalti.evaluation.features._WRITE", 100)
     in_file = extract(backbone, source, CPU, dtype=torch.float16)
     assert all(torch.equal(in_file[layer], x) for layer, x in in_memory.items())
@@ -115,7 +115,7 @@ def test_a_full_disk_is_named_before_anything_is_computed(monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("smalti.evaluation.features.physical_memory", lambda: 64)
+    monkeypatch.setattr("smalti.evaluation.features.usable_memory", lambda: 64)
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(OutputError) as refusal:
         extract(CONFIG.build(), images(), CPU)

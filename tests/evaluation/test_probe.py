@@ -36,6 +36,8 @@ def test_a_split_parts_the_images_by_share_and_seed() -> None:
     assert torch.equal(split.fit, Split.of(100, 0.1, seed=0).fit)
     assert not torch.equal(split.validation, Split.of(100, 0.1, seed=1).validation)
     assert len(Split.of(4, 0.01, seed=0).validation) == 1
+    for share in (0.01, 0.99):
+        assert len(Split.of(2, share, seed=0).fit) == len(Split.of(2, share, seed=0).validation) == 1
 
 
 def test_separable_features_give_100_percent() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError, UsageError
-from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
+from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.runs.check import Check, main
 
 
@@ -177,7 +177,7 @@ def test_groups_are_those_of_comparing_all_with_all(values: list[tuple[int, int]
 
 
 def test_digests_tell_files_apart() -> None:
-    assert digest(b"a") == digest(b"a") != digest(b"b")
+    assert content_digest(b"a") == content_digest(b"a") != content_digest(b"b")
 
 
 def test_grey_images_in_three_channels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from smalti.models.vit import nano
 from smalti.runs.evaluations import read_evaluations, write_evaluation
 from smalti.runs.folder import RunFolder
 from tests.exporting.networks import PAPER, RELEASED, backbone
-from tests.small_runs import CPU, finetune, pictures, pretrain
+from tests.small_runs import CPU, FEWEST, finetune, pictures, pretrain
 
 FEW = [*CPU, "--draws", "2", "--poolings", "mean", "--json"]
 
@@ -54,6 +54,16 @@ def test_the_untrained_network_and_pixels_stand_beside_the_figures_which_are_kep
     assert kept["result"] == found
     assert (kept["kind"], kept["step"], kept["data"]) == ("Pretrain", 2, str(root / "photos"))
     assert kept["settings"]["draws"] == 2
+
+
+def test_too_few_labelled_images_are_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two, four = (str(pictures(tmp_path / str(count), count)) for count in (1, 2))
+    assert main(["evaluate", str(root / "run"), two, *FEWEST]) == 3
+    message = (
+        "error: too few labelled images for probes; 1 to fit on, 1 held out; give at least 3 to fit on, 1 held out"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert main(["evaluate", str(root / "run"), four, *FEWEST]) == 0
 
 
 def test_a_flag_leaves_the_baselines_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

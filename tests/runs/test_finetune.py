@@ -372,6 +372,12 @@ def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.splitlines()[-1] == message
 
 
+def test_too_few_labelled_images_are_refused(tmp_path: Path) -> None:
+    data = Data(path=str(pictures(tmp_path / "photos", per_class=1)), side=16)
+    with pytest.raises(DataError, match="too few labelled images; 1 are learned from, 0 are for choices, 1 for the te"):
+        divide(data.load(Log()), data, "", Shares(0.1, 1.0, None, 0), Log())
+
+
 def test_streamed_images_are_divided_like_those_in_memory(photos: Path) -> None:
     shares = Shares(validation=0.25, labels=0.5, per_class=None, seed=0)
     data = Data(path=str(photos), side=16, held_out=0.2)

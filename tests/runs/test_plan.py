@@ -197,7 +197,7 @@ def test_the_hours_that_are_said_to_be_enough_are(reading: float) -> None:
 
 
 def test_slow_reading_of_streamed_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 1 << 30)
+    monkeypatch.setattr("smalti.data.load.usable_memory", lambda: 1 << 30)
     found = proposal(reading=0.01)
     assert found["streamed"]
     assert found["warnings"] == ["reading takes longer than computing, 100 images a second: smalti prepare"]

@@ -92,7 +92,7 @@ def test_h13_a_resumed_run_finds_the_images_it_began_with(
 
 def test_where_images_are_is_decided_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resident and streamed crops differ, so a run must not change over when it goes on with more memory."""
-    monkeypatch.setattr("smalti.data.load.physical_memory", lambda: 1)
+    monkeypatch.setattr("smalti.data.load.usable_memory", lambda: 1)
     assert train_tokenizer(photos, tmp_path / "run", 2, "--data.num-workers", "0") == 0
     monkeypatch.undo()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["data"]["memory"] == "stream"

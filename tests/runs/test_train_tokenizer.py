@@ -14,7 +14,7 @@ from smalti.core.compute import Compute
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
 from smalti.data.load import Data
-from smalti.data.token_cache import digest
+from smalti.data.token_cache import network_digest
 from smalti.models.vit import ViT
 from smalti.recipes import fsq, kmeans, random_projection, vq
 from smalti.runs.network import load_network
@@ -166,11 +166,11 @@ def test_tokens_of_features_are_known_by_the_weights_of_their_teacher(runs: Path
     shutil.copytree(runs / "beit", moved)
     for number, teacher in enumerate((runs / "beit", moved, runs / "crossed", runs / "classes")):
         assert features(teacher, runs / "photos", tmp_path / f"{number}", "--tokenizer.vocab-size", "16") == 0
-        found.append(digest(load_tokenizer(str(tmp_path / f"{number}"), COMPUTE)))
+        found.append(network_digest(load_tokenizer(str(tmp_path / f"{number}"), COMPUTE)))
     assert found[0] == found[1]
     assert len(set(found)) == 3
     assert main(["export", str(tmp_path / "1"), "--out", str(tmp_path / "bundle")]) == 0
-    assert digest(load_tokenizer(str(tmp_path / "bundle"), COMPUTE)) == found[0]
+    assert network_digest(load_tokenizer(str(tmp_path / "bundle"), COMPUTE)) == found[0]
     assert str(moved) not in (tmp_path / "bundle" / "config.json").read_text()
 
 
@@ -240,7 +240,7 @@ def test_vqkd_is_exported_and_shown_as_others_are(runs: Path, tmp_path: Path) ->
     assert vqkd(runs / "beit", runs / "photos", run) == 0
     assert main(["export", str(run), "--out", str(tmp_path / "bundle")]) == 0
     assert str(runs / "beit") not in (tmp_path / "bundle" / "config.json").read_text()
-    found = [digest(load_tokenizer(str(place), COMPUTE)) for place in (run, tmp_path / "bundle")]
+    found = [network_digest(load_tokenizer(str(place), COMPUTE)) for place in (run, tmp_path / "bundle")]
     assert found[0] == found[1]
     assert main(["show", str(run), str(runs / "photos"), "--out", str(tmp_path / "page.html"), *CPU[:2]]) == 0
     assert main(["evaluate", str(run), str(runs / "photos"), *CPU[:2]]) == 0

@@ -402,12 +402,31 @@ def test_a_file_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
         read_network(path, CLASSES)
 
 
-def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_huge_file_that_is_no_network_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "encoder.pkl"
     with path.open("wb") as file:
         file.truncate(2**31)
-    with pytest.raises(CheckpointError, match="it has 2147483648 bytes, more than any file of weights"):
-        read_network(path, CLASSES)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="it holds no pickle"):
+            read_network(path, CLASSES)
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_weights_of_several_gigabytes_are_read(tmp_path: Path) -> None:
+    path, weights = tmp_path / "large.pth", {"w": torch.arange(6.0)}
+    torch.save({"model": weights}, path, _use_new_zipfile_serialization=False)
+    os.truncate(path, 5 * 2**30)  # as what a training program keeps beside the weights
+    assert read_state_dict(path)["w"].tolist() == weights["w"].tolist()
+
+
+@pytest.mark.parametrize("weights", [{f"w{n}": torch.zeros(1) for n in range(2001)}, {"w" * 201: torch.zeros(1)}])
+def test_too_many_tensors_and_too_long_names_are_said(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "many.pth")
+    with pytest.raises(CheckpointError, match="more than 2000 tensors, or a name of more than 200 characters"):
+        read_state_dict(tmp_path / "many.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.core.errors import UsageError
+from smalti.core.machine import usable_processors
 from smalti.core.ranks import world_size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,7 +103,7 @@ def about_compute() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "compute": choose_compute().describe(),
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        "threads": f"{torch.get_num_threads()} of {usable_processors()} processors",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "GPUs": ", ".join(gpus) or "none that torch can use",
         "CUDA of torch": torch.version.cuda or "none",

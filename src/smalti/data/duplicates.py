@@ -19,7 +19,7 @@ _MAX_BAND = 4096
 """Different hashes in a band beyond which only equal ones are found; millions of nearly empty pictures get there."""
 
 
-def digest(data: bytes) -> tuple[int, int]:
+def content_digest(data: bytes) -> tuple[int, int]:
     """The first half of the SHA-256 of `data`, as two 64-bit numbers."""
     both = hashlib.sha256(data).digest()
     return int.from_bytes(both[:8], "big"), int.from_bytes(both[8:16], "big")
@@ -33,7 +33,7 @@ def content_digests(images: ImageDataset) -> NDArray[np.uint64]:
     """
     pixels = images.pixels
     contents = map(images.key, range(len(images))) if pixels is None else (image.numpy().tobytes() for image in pixels)
-    return np.array([digest(c if isinstance(c, bytes) else os.fsencode(c))[0] for c in contents], np.uint64)
+    return np.array([content_digest(c if isinstance(c, bytes) else os.fsencode(c))[0] for c in contents], np.uint64)
 
 
 def copies(images: ImageDataset) -> NDArray[np.int64]:
@@ -74,7 +74,7 @@ def _file(source: ImageDataset, place: int) -> tuple[int, tuple[int, int]]:
         data = source.read(place)
     except DataError:
         data = b""
-    return len(data), digest(data)
+    return len(data), content_digest(data)
 
 
 def difference_hash(image: NDArray[np.uint8]) -> tuple[int, int]:

@@ -355,7 +355,7 @@ class SegmentationViewSource:
     def _begin(self, task: _Key) -> "Future[View]":
         if task not in self.begun:
             index, key = task
-            self.begun[task] = self.threads.submit(lambda: seen(self.scenes[index], self.views, np.uint64(key)))
+            self.begun[task] = self.threads.submit(lambda: render_view(self.scenes[index], self.views, np.uint64(key)))
         return self.begun[task]
 
 
@@ -363,7 +363,7 @@ def _tasks(rows: SampledBatch) -> list[_Key]:
     return [(int(index), int(key)) for index, key in zip(rows.index, rows.view_keys, strict=True)]
 
 
-def seen(scene: Sample, views: TwoViews, key: np.uint64) -> View:
+def render_view(scene: Sample, views: TwoViews, key: np.uint64) -> View:
     """View of an image for a key: pixels bicubic, label map by nearest neighbour; jitter changes pixels only."""
     assert scene.label_map is not None
     keys: Keys = np.array([key])

@@ -1,6 +1,5 @@
 """Loads DATA as given on the command line, as in-memory or streamed datasets; also separate test sets."""
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from smalti.core.addresses import shown
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
+from smalti.core.machine import usable_memory, usable_processors
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import permutation
 from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
@@ -147,7 +147,8 @@ class Data(ReadOptions):
             )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
-            held_out = replace(self, limit=None)._read(source.select(positions[aside]), log)
+            some = aside[even_sample(len(aside), _MOST_HELD_OUT)]  # a group is put aside whole, however large
+            held_out = replace(self, limit=None)._read(source.select(positions[some]), log)
         learnt = source.select(positions[train])
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
@@ -223,13 +224,15 @@ class Data(ReadOptions):
 
     def measured(self, log: Log | None = None) -> "Data":
         """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
+        if self.window not in (None, "auto"):
+            return self
         made = prepared_window(Path(self.path).expanduser()) if self.path else None
-        if made is not None and self.window in (None, "auto"):
+        if made is not None:
             if len(made) not in (2, 2 * self.channels):
                 cause = str(other_channels(len(made) // 2, self.channels))
                 raise DataError(f"cannot read {self.path}", cause=cause, fix=channels_remedy(cause))
             return replace(self, window=made)
-        if self.window != "auto":
+        if self.window is None:
             return self
         window = measured_window(replace(self, window=None).source(self.path, log), log or Log())
         if log is not None:
@@ -242,7 +245,7 @@ class Data(ReadOptions):
         """Whether `count` images are kept in memory."""
         if self.memory != "auto":
             return self.memory == "resident"
-        return count * self.channels * self.side**2 <= physical_memory() / local_world_size() / 4
+        return count * self.channels * self.side**2 <= usable_memory() / local_world_size() / 4
 
     def _fitted(self, images: InMemoryDataset) -> InMemoryDataset:
         """The embedded images in the requested size and number."""
@@ -361,14 +364,6 @@ def _at_least_two(length: int) -> int:
     return length
 
 
-def physical_memory() -> int:
-    """Bytes of memory of this machine; 8 GiB where that is unknown."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 8 << 30
-
-
 def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
     source = data.source(data.path)
@@ -377,7 +372,7 @@ def affordable(data: Data, seconds: float, trial: int = 16) -> int:
         return attempt(lambda place: read_square(source, place, data.side), position)
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_processors()) as threads:
         list(threads.map(look, even_sample(len(source), trial)))
     an_image = (time.perf_counter() - began) / min(trial, len(source))
     return max(64, int(seconds / an_image))

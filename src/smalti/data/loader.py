@@ -1,6 +1,5 @@
 """Sampler and loader: which images are in the batch of a step, their views and their masks."""
 
-import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from smalti.core.compute import on_device
 from smalti.core.config import require
 from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.log import Log
+from smalti.core.machine import usable_processors
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import Keys, Stream, fold, permutation, signed
 from smalti.data.bad_files import BadFiles
@@ -319,5 +319,5 @@ def open_renderer(
 
 def default_workers(device: torch.device) -> int:
     """Number of workers: a quarter of this process's cores where the network also needs them, else all but one."""
-    cores = max(1, (os.cpu_count() or 1) // local_world_size())
+    cores = max(1, usable_processors() // local_world_size())
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))

@@ -1,6 +1,5 @@
 """Reads many images with one thread per core, as squares or for pixel statistics; unreadable ones are separated."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Bar, Log
+from smalti.core.machine import usable_processors
 from smalti.core.rng import Stream, fold
 from smalti.data.bands import channels_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
@@ -63,7 +63,7 @@ def each(
     with (
         warnings.catch_warnings(),
         log.progress(title, len(positions)) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as threads,
+        ThreadPoolExecutor(usable_processors()) as threads,
     ):
         warnings.simplefilter("ignore")
         results = in_order(threads, lambda position: attempt(look, position), positions)

@@ -64,7 +64,8 @@ class Record(NamedTuple):
 def make_record(source: ImageDataset, position: int, form: Form) -> Record:
     """Read an image of a source, shrink it where it is larger than `form` allows (never enlarge), and encode it.
 
-    A JPEG file that is upright and small enough is kept byte for byte: encoding it again could only lose quality.
+    A JPEG file that is upright and small enough is kept byte for byte, unless a value window changes its pixels:
+    encoding it again could only lose quality.
     An image so small that its JPEG would be larger than its pixels is stored raw.
 
     Raises:
@@ -74,7 +75,7 @@ def make_record(source: ImageDataset, position: int, form: Form) -> Record:
     sample = source.decoded(position, data, form.side)  # decoded in full, to verify what is stored
     if form.encoding == "raw" or form.channels not in (1, 3):
         return Record(npy.encode(sample.image), sample.label, sample.key)
-    if _is_fit(data, form):
+    if source.window is None and _is_fit(data, form):
         return Record(data, sample.label, sample.key)
     if max(sample.image.shape) > _MAX_JPEG:
         cause = f"{sample.image.shape[1]}x{sample.image.shape[0]} pixels: a JPEG has at most {_MAX_JPEG} a side"

@@ -16,9 +16,10 @@ def put_aside(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of training images, and of a share of the images, at most `most`, held out for validation or testing.
 
-    Each part has at least one image; the split is the same for the same seed.
+    Each of two or more images comes to a part, and no part is empty; the split is the same for the same seed.
 
     Args:
+        most: held-out images; there may be more where groups are not divided.
         groups: a number for each image; images with the same number come to the same part, if there are two numbers at
             least. None: each image is a group of its own.
     """

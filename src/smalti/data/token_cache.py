@@ -119,7 +119,7 @@ def token_key(
     pixels = source.pixels
     height, width = views.size if views.token_size is None else views.token_size
     return TokenKey(
-        tokenizer=digest(tokenizer),
+        tokenizer=network_digest(tokenizer),
         vocab_size=tokenizer.vocab_size,
         num_patches=(height // tokenizer.stride) * (width // tokenizer.stride),
         data=source.fingerprint() + (f" {source.window}" if source.window and pixels is None else ""),
@@ -136,7 +136,7 @@ def token_key(
     )
 
 
-def digest(network: ImageTokenizer | VisionTransformer) -> str:
+def network_digest(network: ImageTokenizer | VisionTransformer) -> str:
     """SHA-256 over configuration and weights."""
     return digest_of(network, network.config)
 

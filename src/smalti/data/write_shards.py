@@ -3,7 +3,6 @@
 Ranks share the reading and encoding; rank 0 writes what they send, in order, so the bytes are those of one process.
 """
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
+from smalti.core.machine import usable_processors
 from smalti.core.ranks import rank, world_size
 from smalti.data.bad_files import LeftOutFiles
 from smalti.data.datasets.dataset import ImageDataset
@@ -167,7 +167,7 @@ def _records(
     with (
         warnings.catch_warnings(),
         log.progress("prepare", len(positions)) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as threads,
+        ThreadPoolExecutor(usable_processors()) as threads,
     ):
         warnings.simplefilter("ignore")
         yield rounds()

@@ -14,9 +14,9 @@ from torch import Tensor
 from smalti.core.compute import Compute, on_device
 from smalti.core.contracts import Backbone, Grid
 from smalti.core.errors import OutputError
+from smalti.core.machine import usable_memory
 from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.data.load import physical_memory
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import WholeImage
 from smalti.distributed.collectives import broadcast_from
@@ -180,7 +180,7 @@ def _parts(pooling: str) -> tuple[str, ...]:
 def _room(shape: tuple[int, int], dtype: torch.dtype, of: int) -> Tensor:
     """An empty tensor, in memory if `of` such tensors fit into a quarter of it, else in an unlinked temporary file."""
     size = math.prod(shape) * dtype.itemsize
-    if of * size <= physical_memory() / 4:
+    if of * size <= usable_memory() / 4:
         return torch.empty(shape, dtype=dtype)
     try:
         with tempfile.TemporaryFile() as file:

@@ -183,9 +183,9 @@ class Split:
 
     @staticmethod
     def of(num_images: int, validation: float, seed: int) -> "Split":
-        """A split with a share of validation images, which is the same for all networks of a comparison."""
+        """A split with a share of validation images, the same for all networks of a comparison; no part is empty."""
         order = torch.from_numpy(by_lot(num_images, seed))
-        aside = max(1, round(validation * num_images))
+        aside = min(max(1, round(validation * num_images)), num_images - 1)
         return Split(fit=order[aside:], validation=order[:aside])
 
     @staticmethod

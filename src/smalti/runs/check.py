@@ -13,10 +13,11 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.bands import Header, channels_of, header_of, stored_values
-from smalti.data.datasets.dataset import ImageDataset, Joined
+from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import ReadOptions, open_source
-from smalti.data.duplicates import difference_hash, digest, equal_rows, near_rows
+from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.data.load import Data
 from smalti.data.reading import GREY, LEAST_RANGE, channels_in, each, even_sample
 from smalti.data.tiff import count_pages
@@ -113,7 +114,7 @@ def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> Imag
     sums = (flat.sum(0), np.square(flat).sum(0), len(flat))
     values = _values(data, source.name(position), header, sample.image)
     channels = channels_of(data, source.name(position))
-    return ImageFacts(sample.label, *header, digest(data), hashed, *sums, values, pages, is_grey, channels)
+    return ImageFacts(sample.label, *header, content_digest(data), hashed, *sums, values, pages, is_grey, channels)
 
 
 def _values(data: bytes, name: str, header: Header, pixels: NDArray[np.uint8]) -> Values:

@@ -14,7 +14,7 @@ from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import lasting, open_noted
-from smalti.data.token_cache import digest
+from smalti.data.token_cache import network_digest
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import process_group
 from smalti.evaluation.feature_blocks import Blocks
@@ -74,7 +74,7 @@ def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, A
     window = {} if network.window is None else {"window": list(network.window)}
     return window | {
         "model": lasting(config.model),
-        "weights": digest(network.backbone),
+        "weights": network_digest(network.backbone),
         "images": lasting(config.images),
         "fingerprint": source.fingerprint(),
         "layer": network.layer_named(config.layer),

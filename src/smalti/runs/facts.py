@@ -8,7 +8,7 @@ from smalti.core.compute import Compute
 from smalti.core.config import kind_name
 from smalti.core.errors import CheckpointError, DataError, SmaltiError
 from smalti.core.stored import parse_object, read_object, read_stored
-from smalti.data.token_cache import digest
+from smalti.data.token_cache import network_digest
 from smalti.evaluation.probe import PIXELS
 from smalti.exporting.bundle import EVALUATION
 from smalti.exporting.card import IMPORTED, Facts
@@ -59,7 +59,7 @@ def tokenizer_digest(model: str, compute: Compute) -> str:
     if read_kind(model) != Pretrain.__name__ or not read_config(model, Pretrain).tokenizer:
         return ""
     try:
-        return digest(load_tokenizer(read_config(model, Pretrain).tokenizer, compute))
+        return network_digest(load_tokenizer(read_config(model, Pretrain).tokenizer, compute))
     except SmaltiError:
         return ""
 

@@ -86,7 +86,7 @@ def divide(
         outputs: maps class names to output names: all of the classes, or the labels in their names.
 
     Raises:
-        DataError: there are no labels, or the separate images have other classes.
+        DataError: there are no labels, too few images have some, or the separate images have other classes.
     """
     classes = images.train.classes
     if len(outputs(classes)) < 2:
@@ -104,6 +104,9 @@ def divide(
         kept, aside = put_aside(len(learn), shares.validation, shares.seed, groups=groups)
         chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
         learn = learn[kept]
+    if min(len(learn), len(chosen_on), len(judged)) == 0:
+        cause = f"{len(learn)} are learned from, {len(chosen_on)} are for choices, {len(judged)} for the test"
+        raise DataError("too few labelled images", cause=cause, fix="give more, or --test and --validation-data")
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
     chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)

@@ -18,7 +18,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import AnyImages, InMemoryData, RunImages
-from smalti.data.token_cache import digest
+from smalti.data.token_cache import network_digest
 from smalti.data.transforms.views import ColorJitter
 from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
@@ -384,7 +384,7 @@ def second_of(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
 
 def _digest(tokenizer: ImageTokenizer | None, second: ImageTokenizer | None) -> str | None:
     """The digest of the tokenizer, or one of both; None without any."""
-    digests = [digest(one) for one in (tokenizer, second) if one is not None]
+    digests = [network_digest(one) for one in (tokenizer, second) if one is not None]
     return sha256(" ".join(digests).encode()) if len(digests) > 1 else next(iter(digests), None)
 
 

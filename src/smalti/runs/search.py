@@ -18,7 +18,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import channels_in, read_square, square
-from smalti.data.token_cache import digest
+from smalti.data.token_cache import network_digest
 from smalti.evaluation.feature_files import FeatureFile, open_features, require_described, said_place, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
@@ -96,7 +96,7 @@ def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[d
     """The nearest images of every given one."""
     model = config.model or features.about["model"]
     network = network_of(model, compute)
-    if digest(network.backbone) != features.about["weights"]:
+    if network_digest(network.backbone) != features.about["weights"]:
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {model}", cause=cause, fix="give that one as --model")
     queries = network.features(config.images, features.about["layer"], features.about["pooling"])

@@ -16,7 +16,7 @@ from smalti.core.files import make_folder, require_place, write_bytes
 from smalti.core.log import Log, printable
 from smalti.data.datasets.folder import Files
 from smalti.data.datasets.open import ReadOptions, open_noted
-from smalti.data.duplicates import digest
+from smalti.data.duplicates import content_digest
 from smalti.data.groups import GROUP, group_values, require_group
 from smalti.data.partition import joined_groups, partition
 from smalti.data.reading import each
@@ -87,7 +87,7 @@ def main(config: Split) -> dict[str, Any]:
 def _digests(source: Files, log: Log) -> NDArray[np.uint64]:
     """Two numbers for each image, equal for equal files; (n, 2)."""
     rows = np.empty((len(source), 2), np.uint64)
-    with each(lambda place: digest(source.read(place)), range(len(source)), log, "look for copies") as found:
+    with each(lambda place: content_digest(source.read(place)), range(len(source)), log, "look for copies") as found:
         for place, result in found:
             if isinstance(result, DataError):
                 raise result

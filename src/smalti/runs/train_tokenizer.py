@@ -17,7 +17,7 @@ from smalti.core.rng import permutation
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import some_squares
-from smalti.data.token_cache import digest
+from smalti.data.token_cache import network_digest
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
@@ -152,7 +152,7 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
         config = session.settled(config, given)
         if isinstance(config.tokenizer, Taught):
             config = replace(config, tokenizer=config.tokenizer.sized(len(given.train)))
-    learns_from = None if teacher is None or not config.planned_steps else digest(teacher)
+    learns_from = None if teacher is None or not config.planned_steps else network_digest(teacher)
     session.same_images(given.train, learns_from, "teacher")
     tokenizer = made(config, given, session, teacher).to(session.compute.device)
     return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))

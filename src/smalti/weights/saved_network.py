@@ -111,9 +111,11 @@ def _tensors(described: Iterable[tuple[str, Value]], storages: Storages, limit: 
     found: dict[str, Tensor] = {}
     total = 0
     for number, (name, value) in enumerate(described):
+        if number >= _MAX_TENSORS or len(name) > _MAX_NAME:
+            raise ValueError(f"it has more than {_MAX_TENSORS} tensors, or a name of more than {_MAX_NAME} characters")
         storage, offset, size, stride = _description(value)
         total += math.prod(size) * storage.dtype.itemsize
-        if total > limit or number >= _MAX_TENSORS or len(name) > _MAX_NAME:
+        if total > limit:
             raise ValueError("its tensors hold more numbers than the file")
         if storage.key not in found:
             found[storage.key] = storages.values(storage)
@@ -132,7 +134,7 @@ def _parameters(root: Instance) -> Iterator[tuple[str, Value]]:
         prefix, module = waiting.pop()
         visited += 1
         if visited + len(waiting) > _MAX_MODULES or len(prefix) > _MAX_NAME:
-            raise ValueError("its modules contain one another")
+            raise ValueError(f"it has more than {_MAX_MODULES} modules, or its modules contain one another")
         parameters, children = (module.state.get(part) for part in ("_parameters", "_modules"))
         if not isinstance(parameters, dict) or not isinstance(children, dict):
             raise ValueError(f"its {module.kind} is no module")

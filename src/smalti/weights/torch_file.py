@@ -19,7 +19,6 @@ from torch import Tensor
 from smalti.core.tensors import no_weights
 from smalti.weights.pickled import Expected, Name, Value, read_pickle
 
-MAX_FILE_BYTES = 2**30
 MAX_PICKLE_BYTES = 2**18  # that of the public tokenizer has 30 000
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 
@@ -117,8 +116,6 @@ def read_file(
         CheckpointError: it refers to anything else.
         ValueError, KeyError, EOFError, NotImplementedError, struct.error, zipfile.BadZipFile: it is damaged.
     """
-    if file.size > MAX_FILE_BYTES:
-        raise ValueError(f"it has {file.size} bytes, more than any file of weights that is read")
     begin = file.read(256).lstrip()
     file.seek(0)
     if what := no_weights(begin):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import lzma
 from abc import abstractmethod
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -41,6 +40,7 @@ class ImageDataset(Protocol):
         in_order: whether only sequential reading is fast; such a dataset should be read into memory or prepared.
         groups: a number for each image, the same for images that stay on one side of a split; None: no such groups.
         window: the stored values that become 0 and 255 when an image is decoded; None: all that its format has.
+        made_window: those that became 0 and 255 when the images were prepared, which is not done a second time.
     """
 
     kind: str
@@ -53,7 +53,14 @@ class ImageDataset(Protocol):
     pixels: UInt8[Tensor, "n C H W"] | None = None
     in_order: bool = False
     window: Window | None = None
+    made_window: Window | None = None
     groups: NDArray[np.int64] | None = None
+
+    def describe_as(self, source: "ImageDataset") -> None:
+        """Take over from the dataset that the images of this one are in whatever is true of all of its images."""
+        self.kind, self.channels, self.classes = source.kind, source.channels, source.classes
+        self.left_out, self.notes, self.no_labels = source.left_out, source.notes, source.no_labels
+        self.in_order, self.window, self.made_window = source.in_order, source.window, source.made_window
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -192,9 +199,7 @@ class Subset(ImageDataset):
 
     def __init__(self, whole: ImageDataset, positions: NDArray[np.int64]) -> None:
         self.whole, self.positions = whole, positions
-        self.kind, self.channels, self.classes = whole.kind, whole.channels, whole.classes
-        self.left_out, self.notes = whole.left_out, whole.notes
-        self.in_order, self.window = whole.in_order, whole.window
+        self.describe_as(whole)
         self.groups = None if whole.groups is None else whole.groups[positions]
 
     def __len__(self) -> int:
@@ -214,6 +219,13 @@ class Subset(ImageDataset):
 
     def length(self, index: int) -> int:
         return self.whole.length(int(self.positions[index]))
+
+    def column(self, name: str) -> list[str | None]:
+        found = self.whole.column(name)
+        return [found[position] for position in self.positions.tolist()]
+
+    def verify(self, log: Log) -> None:
+        self.whole.verify(log)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
@@ -237,61 +249,6 @@ class Renumbered(Subset):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.whole.fingerprint()}{self.classes}".encode(errors="surrogateescape")).hexdigest()
-
-
-class Joined(ImageDataset):
-    """Several datasets, one after the other; classes of the same name are one, and keys begin with the name of a part.
-
-    There are no labels where a part has none.
-    """
-
-    def __init__(self, parts: Mapping[str, ImageDataset]) -> None:
-        self.parts, sources = list(parts.items()), list(parts.values())
-        self.kind, self.channels = sources[0].kind, sources[0].channels
-        self.in_order = any(source.in_order for source in sources)
-        self.ends = np.cumsum([len(source) for source in sources])
-        self.notes = tuple(f"{name}: {note}" for name, source in self.parts for note in source.notes)
-        self.left_out = LeftOut()
-        for name, source in self.parts:
-            self.left_out.merge(source.left_out, f"{name}/")
-        if all(source.classes for source in sources):
-            self.classes = tuple(sorted({name for source in sources for name in source.classes}))
-        number = {name: place for place, name in enumerate(self.classes)}
-        self.numbers = [[number.get(name, NONE) for name in source.classes] for source in sources]
-
-    def _at(self, index: int) -> tuple[int, int]:
-        """The part that an image lies in, and its index there."""
-        position = range(len(self))[index]
-        part = int(np.searchsorted(self.ends, position, side="right"))
-        return part, position - (int(self.ends[part - 1]) if part else 0)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def read(self, index: int) -> bytes:
-        part, place = self._at(index)
-        return self.parts[part][1].read(place)
-
-    def label(self, index: int) -> int:
-        part, place = self._at(index)
-        label = self.parts[part][1].label(place)
-        return self.numbers[part][label] if self.classes and label >= 0 else NONE
-
-    def key(self, index: int) -> str:
-        part, place = self._at(index)
-        return f"{self.parts[part][0]}/{self.parts[part][1].key(place)}"
-
-    def name(self, index: int) -> str:
-        part, place = self._at(index)
-        return self.parts[part][1].name(place)
-
-    def length(self, index: int) -> int:
-        part, place = self._at(index)
-        return self.parts[part][1].length(place)
-
-    def verify(self, log: Log) -> None:
-        for _, source in self.parts:
-            source.verify(log)
 
 
 class InMemoryDataset(ImageDataset):

@@ -25,9 +25,13 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 SPLIT_NAMES: Mapping[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""Names of sub-folders and lists that are splits, in lower case."""
+"""Names of sub-folders, lists and Parquet files that are splits, in lower case; the same as on the Hugging Face hub."""
+WORD = re.compile(r"[^\W\d_]+")
+"""A word of a name, which may be that of a split."""
+SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{1,18})-(?P<rest>of-\d+(-\w+)?)")
+"""The name of a file, without suffix, that is one of several of a split: train-00000-of-00002."""
 
 _ROLES: dict[Split, str] = {
     "train": "is learned from",
@@ -38,9 +42,7 @@ _ORDER: tuple[Split, ...] = ("train", "validation", "test")
 Listing: TypeAlias = Callable[[Path], tuple[list[str], list[str]]]
 """The names of the files and of the sub-folders of a folder, sorted."""
 
-_WORD = re.compile(r"[^\W\d_]+")
 _STORES = frozenset({b".parquet", b".arrow", b".tar"})
-_SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{1,18})-(?P<rest>of-\d+(-\w+)?)")
 _DEEPEST = 16
 
 
@@ -108,8 +110,8 @@ class Layout:
 def read_layout(data: str, follow: FollowLinks = "inside") -> Layout:
     """How DATA is read. What is neither a folder nor a zip, or has no splits and lone folders, is read as it is.
 
-    - Sub-folders `train` and `val`, `valid`, `validation`, `dev`, `test` or `testing`, in any case, are splits. So are
-      sub-folders that all have one of these words in their names (`train2017`, `val2017`), and a lone `train`.
+    - Sub-folders `train` and `val`, `test` or another of `SPLIT_NAMES`, in any case, are splits. So are sub-folders
+      that all have one of these words in their names (`train2017`, `val2017`), and a lone `train`.
     - A lone sub-folder in which further folders have the images is stepped through.
     - Without folders of images, lists of these names are splits: train.csv, test.csv; so are Parquet files, perhaps in
       a lone folder, as the Hugging Face hub has them: data/train-00000-of-00002.parquet.
@@ -165,7 +167,7 @@ def _folder_splits(
 
 def split_in(name: str) -> Split | None:
     """The split that one of the words of a name is, as of train2017 or seg_test."""
-    found = [SPLIT_NAMES[word] for word in _WORD.findall(name.casefold()) if word in SPLIT_NAMES]
+    found = [SPLIT_NAMES[word] for word in WORD.findall(name.casefold()) if word in SPLIT_NAMES]
     return found[0] if len(found) == 1 else None
 
 
@@ -181,7 +183,7 @@ def _table_splits(root: Path, files: list[str]) -> dict[Split, Path]:
     stems = defaultdict[Split, list[str]](list)
     for name in files:
         stem, suffix = os.path.splitext(name)
-        shard = _SHARD.fullmatch(stem)
+        shard = SHARD.fullmatch(stem)
         split = SPLIT_NAMES.get((shard["split"] if shard else stem).casefold())
         if suffix.lower() == ".parquet" and split and not set(stem) & set(",{}"):
             stems[split].append(stem)
@@ -194,7 +196,7 @@ def _table_splits(root: Path, files: list[str]) -> dict[Split, Path]:
 
 def _pattern(stems: list[str]) -> str:
     """One name for several files, which `expand` takes apart."""
-    shards = [_SHARD.fullmatch(stem) for stem in stems]
+    shards = [SHARD.fullmatch(stem) for stem in stems]
     first, last = shards[0], shards[-1]
     if first is not None and last is not None and 0 < int(last["number"]) - int(first["number"]) == len(stems) - 1:
         pattern = f"{first['split']}-{{{first['number']}..{last['number']}}}-{first['rest']}"

@@ -12,9 +12,10 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
 from smalti.data.datasets.data_files import LocalFiles, require_fetched
-from smalti.data.datasets.dataset import ImageDataset, Joined, embedded
+from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
+from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.layout import Layout, read_layout
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
@@ -82,9 +83,9 @@ def open_source(
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
     source = _open(path, channels, log, options, part)
-    if options.pages == "all":
+    if options.pages == "all" and not isinstance(source, Joined | Prepared):  # they have been read like this
         source = Pages(source, log)
-    made = source.about.settings.window if isinstance(source, Prepared) else None
+    made = source.made_window
     if made is not None and window not in (None, made):
         cause = f"they were prepared with {made}, and {window} is asked for"
         raise DataError(f"{path} has images with another value window", cause=cause, fix="prepare them again")
@@ -204,8 +205,7 @@ def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOp
     if part == "learned":
         source = _open(layout.learned, channels, log, options, part)
     else:
-        parts = {path.name: _open(str(path), channels, log, options, "learned") for path in layout.splits.values()}
-        source = Joined(parts)
+        source = Joined({path.name: open_source(str(path), channels, log, options) for path in layout.splits.values()})
     source.notes = (f"splits: {layout.describe()}", *source.notes)
     return source
 

@@ -1,19 +1,22 @@
 """The pages of TIFF files as images: a stack is as many images as it has pages."""
 
+import os
 from threading import Lock
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from smalti.core.errors import DataError
+from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.names import may_be_image
 from smalti.data.tiff import count_pages, page_first
 
 ReadPages: TypeAlias = Literal["first", "all"]
 """Of a TIFF with several pages the first one, or each as an image."""
 
-_TIFF = (".tif", ".tiff")
+_TIFF = (b".tif", b".tiff")
 _LOOKED_AT = 16
 """Files whose pages are counted before training, at most."""
 
@@ -26,9 +29,9 @@ class Pages(ImageDataset):
 
     def __init__(self, files: ImageDataset, log: Log | None = None) -> None:
         self.files = files
-        self.kind, self.channels, self.classes = files.kind, files.channels, files.classes
-        self.left_out, self.notes, self.in_order = files.left_out, files.notes, files.in_order
-        stacks = [number for number in range(len(files)) if _is_tiff(files, number)]
+        self.describe_as(files)
+        self.digest = files.digest
+        stacks = [number for number in range(len(files)) if _may_be_tiff(files, number)]
         counts = np.ones(len(files), np.int64)
         with (log or Log()).progress("count pages", len(stacks)) as bar:
             for done, number in enumerate(stacks, 1):
@@ -69,6 +72,12 @@ class Pages(ImageDataset):
     def length(self, index: int) -> int:
         return self.files.length(int(self.file_of[index]))
 
+    def fingerprint(self) -> str:
+        return sha256(self.files.fingerprint().encode() + self.counts.astype("<i8").tobytes())
+
+    def verify(self, log: Log) -> None:
+        self.files.verify(log)
+
     def _page(self, index: int) -> str:
         return f"#{self.page_of[index]}" if self.counts[self.file_of[index]] > 1 else ""
 
@@ -81,9 +90,9 @@ class Pages(ImageDataset):
 
 
 def unread_pages(files: ImageDataset) -> int:
-    """How many pages after the first the TIFFs among some evenly spaced files have."""
-    some = range(0, len(files), -(-len(files) // _LOOKED_AT) or 1)
-    return sum(_pages_of(files, number) - 1 for number in some if _is_tiff(files, number))
+    """How many pages after the first the TIFFs among some files have: evenly spaced ones, or the first alone."""
+    some = range(0, len(files), -(-len(files) // (1 if files.in_order else _LOOKED_AT)) or 1)
+    return sum(_pages_of(files, number) - 1 for number in some if _may_be_tiff(files, number))
 
 
 def _pages_of(files: ImageDataset, number: int) -> int:
@@ -93,5 +102,7 @@ def _pages_of(files: ImageDataset, number: int) -> int:
         return 1
 
 
-def _is_tiff(files: ImageDataset, number: int) -> bool:
-    return files.key(number).lower().endswith(_TIFF)
+def _may_be_tiff(files: ImageDataset, number: int) -> bool:
+    """Whether a file is a TIFF by its name, or its name does not say what it is, as of the rows of tables."""
+    name = os.fsencode(files.key(number))
+    return name.lower().endswith(_TIFF) or not may_be_image(name)

@@ -1,7 +1,6 @@
 """Parquet files whose rows are images, for sequential reading: by `smalti prepare`, or into memory."""
 
 import os
-import re
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
 from smalti.data.datasets.folder import FollowLinks, is_within, link_targets
+from smalti.data.datasets.layout import SHARD, SPLIT_NAMES, WORD
 from smalti.data.datasets.names import is_system
 from smalti.data.datasets.parquet_pages import DELTA_BYTE_ARRAY, Chunk, chunks, image_pages, label_rows
 from smalti.data.datasets.tables import (
-    TRAIN,
     ColumnLabels,
     Columns,
     TableDataset,
@@ -42,10 +41,6 @@ _KEPT = 4
 
 _SLIM_BYTES = 1000
 _MAX_ROWS, _MAX_BATCHES = 1 << 31, 10_000
-_KEYWORDS = {TRAIN: TRAIN, "training": TRAIN} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-_KEYWORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
-_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d+-of-\d+")
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 class _Batch(NamedTuple):
@@ -278,11 +273,11 @@ def parquet_files(root: Path, follow: FollowLinks = "inside") -> tuple[list[Path
 
 def split_of(path: Path) -> tuple[str, str]:
     """The split that a relative path names, as `train`, and the folder of its dataset; both may be empty."""
-    if shard := _SHARD.fullmatch(path.stem):
-        return _KEYWORDS.get(shard[1].lower(), shard[1]), path.parent.as_posix()
+    if shard := SHARD.fullmatch(path.stem):
+        return SPLIT_NAMES.get(shard["split"].lower(), shard["split"]), path.parent.as_posix()
     for place in range(len(path.parts) - 1, -1, -1):
-        words = _WORD.findall(path.stem.lower() if place == len(path.parts) - 1 else path.parts[place].lower())
-        if found := [_KEYWORDS[word] for word in words if word in _KEYWORDS]:
+        words = WORD.findall(path.stem.lower() if place == len(path.parts) - 1 else path.parts[place].lower())
+        if found := [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]:
             return found[0], Path(*path.parts[:place]).as_posix()
     return "", ""
 

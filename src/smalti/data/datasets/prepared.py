@@ -178,6 +178,7 @@ class Prepared(IndexedTars):
         for index in indices:
             self.left_out.merge(index.left_out)
         self.classes, self.digest = self.about.classes, self.about.digest
+        self.made_window = self.about.settings.window
         if self.classes:
             self.labels = np.concatenate([index.labels for index in indices])
             if not NONE <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
@@ -206,8 +207,9 @@ def is_prepared(folder: Path) -> bool:
 
 
 def prepared_window(folder: Path) -> Window | None:
-    """The value window that prepared images were made with; None without one, and for other folders."""
-    return read_about(folder).settings.window if is_prepared(folder) else None
+    """The value window that prepared images of a folder, or of splits in it, were made with; None if there is none."""
+    folders = [folder] if is_prepared(folder) else [about.parent for about in sorted(folder.glob(f"*/{ABOUT}"))]
+    return next(filter(None, (read_about(place).settings.window for place in folders)), None)
 
 
 def refuse_pack(folder: Path) -> None:
