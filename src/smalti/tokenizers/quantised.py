@@ -67,7 +67,11 @@ class Quantised(Trunk):
 
         They are decoded from the quantised values; gradients go to the points (straight-through).
         """
-        return self.pixels(self._read(straight_through(self.values(ids), points)))
+        return self.distribution(straight_through(self.values(ids), points))
+
+    def distribution(self, values: Float[Tensor, "B h w d"]) -> tuple[Tensor, Tensor]:
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each, given the values."""
+        return self.pixels(self._read(values))
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest code at every position."""
