@@ -92,4 +92,4 @@ class FollowingCodes(ImageTokenizer):
     def meters(self) -> dict[str, Tensor]:
         """Share of the codes that are not dead, and perplexity of their use, both over the last steps."""
         alive = (self.unused < max(self.dead_after // 2, 1)).float().mean()
-        return {"alive": alive, "perplexity": entropy(self.sizes).exp().float()}
+        return {"alive": alive, "perplexity": entropy(self.sizes).exp()}
