@@ -76,6 +76,7 @@ class MeanGreyByConvolution(MeanGrey):
 class MeanGreyThatFollows(MeanGrey):
     """The same, with state that no gradient moves: some in the model, some in the objective."""
 
+    whole_batches = True
     calls: Tensor
 
     def __init__(self) -> None:
@@ -255,7 +256,10 @@ def test_a_step_in_parts_that_is_no_number_changes_nothing() -> None:
 
 
 def test_what_follows_whole_batches_cannot_be_trained_in_parts() -> None:
-    message = "accumulate is 2, and the codebook of a tokenizer follows whole batches; use --plan.accumulate 1, and a s"
+    message = (
+        "accumulate is 2, and the codes of this tokenizer are counted or moved over whole batches;"
+        " use --plan.accumulate 1, and a smaller --plan.batch-size where memory is short"
+    )
     with pytest.raises(UsageError, match=message):
         trainer(objective=MeanGreyThatFollows, accumulate=2)
 

@@ -197,10 +197,12 @@ class Objective(nn.Module):
     Attributes:
         model: what is trained, averaged (EMA) and saved.
         with_metrics: whether metrics are needed in training; otherwise those that take time may be left out.
+        whole_batches: whether a step needs all images of its batch at once, so that micro-batches are refused.
     """
 
     model: nn.Module
     with_metrics: bool = True
+    whole_batches: bool = False
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""

@@ -85,7 +85,13 @@ class FollowingCodes(ImageTokenizer):
 
     @torch.no_grad()
     def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points."""
+        """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points.
+
+        Args:
+            points: those of the step, of all ranks.
+            ids: the code assigned to each.
+            step: number of optimiser steps done.
+        """
         moved = followed(self.book, points, ids, self.decay)
         self.set_book(revived(moved, points, step, self.dead_after))
 

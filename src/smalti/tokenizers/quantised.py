@@ -43,15 +43,6 @@ class Quantised(Trunk):
         """The value with each index."""
         raise NotImplementedError
 
-    def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Update what is not trained by gradients, after an optimiser step.
-
-        Args:
-            points: those of the step, of all ranks.
-            ids: the index assigned to each.
-            step: number of optimiser steps done.
-        """
-
     def meters(self) -> dict[str, Tensor]:
         """Metrics of codebook use for the progress line; empty where there is no codebook."""
         return {}

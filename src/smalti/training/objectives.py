@@ -37,6 +37,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.dvae import DiscreteVAE, relax, split
+from smalti.tokenizers.following_codes import FollowingCodes
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.vqkd import VQKDTokenizer
 from smalti.training.targets import Tokens, masked_tokens
@@ -103,6 +104,7 @@ class DiscreteVAEObjective(Objective):
         super().__init__()
         self.model: DiscreteVAE | DallETokenizer = tokenizer
         self.config = relaxation
+        self.whole_batches = relaxation.dead_after is not None or relaxation.spread > 0
         self.likelihood: Likelihood = likelihood
         self.unused: Tensor
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -145,7 +147,7 @@ class DiscreteVAEObjective(Objective):
 class QuantisedObjective(Objective):
     """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
 
-    The gradient of the reconstruction is straight-through; `follow` updates the codebook after the step.
+    The gradient of the reconstruction is straight-through; `follow` updates a codebook after the step.
 
     Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
     """
@@ -153,6 +155,7 @@ class QuantisedObjective(Objective):
     def __init__(self, tokenizer: Quantised, likelihood: Likelihood = "logit_laplace") -> None:
         super().__init__()
         self.model: Quantised = tokenizer
+        self.whole_batches = isinstance(tokenizer, FollowingCodes)
         self.likelihood: Likelihood = likelihood
         self._seen: tuple[Tensor, Tensor] | None = None
 
@@ -163,7 +166,7 @@ class QuantisedObjective(Objective):
         mean, log_scale = self.model.reconstructed(points, ids)
         cost = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
-        if self.training:
+        if self.training and self.whole_batches:
             self._seen = points.detach().flatten(0, 2), ids.flatten()
         count = torch.full((), float(len(images)), device=cost.device)
         said = {
@@ -175,7 +178,7 @@ class QuantisedObjective(Objective):
 
     def follow(self, step: int) -> None:
         """Update the codebook with the points of the last step."""
-        if self._seen is not None:
+        if isinstance(self.model, FollowingCodes) and self._seen is not None:
             points, ids = self._seen
             self.model.follow(all_gather(points), all_gather(ids), step)
             self._seen = None
@@ -189,6 +192,8 @@ class FeatureReconstruction(Objective):
 
     Reference: Peng et al. 2022 (BEiT v2), VQ-KD; its term for the codebook is replaced by moving averages, as there.
     """
+
+    whole_batches = True
 
     def __init__(self, tokenizer: VQKDTokenizer, teacher: VisionTransformer) -> None:
         super().__init__()

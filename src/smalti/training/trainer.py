@@ -72,8 +72,8 @@ class Trainer:
         parallel: Parallel = "ddp",
     ) -> None:
         require(
-            plan.accumulate == 1 or not isinstance(objective, Follower),
-            f"accumulate is {plan.accumulate}, and the codebook of a tokenizer follows whole batches",
+            plan.accumulate == 1 or not objective.whole_batches,
+            f"accumulate is {plan.accumulate}, and the codes of this tokenizer are counted or moved over whole batches",
             "use --plan.accumulate 1, and a smaller --plan.batch-size where memory is short",
         )
         require(
