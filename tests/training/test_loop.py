@@ -4,6 +4,7 @@ import copy
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,17 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(
     resumed.load_state(read_checkpoint(tmp_path), str(tmp_path))
     assert resumed.step == stop
     assert same(weights(run(resumed)), reference)
+
+
+def test_weights_are_written_once_without_their_average_and_checkpoints_with_them_twice_can_be_read() -> None:
+    made = run(trainer(ema_decay=None, objective=MeanGreyThatFollows), steps=3)
+    left = made.checkpoint()
+    assert not any(name.startswith("raw.") for name in left.state)
+    raw = {f"raw.{name}": value for name, value in left.model.items()}
+    earlier = replace(left, state={name: value.clone() for name, value in (left.state | raw).items()})
+    resumed = trainer(objective=MeanGreyThatFollows, ema_decay=None)
+    resumed.load_state(earlier, "an earlier version")
+    assert same(weights(run(resumed)), weights(run(made)))
 
 
 def test_a_finished_run_does_nothing_more() -> None:

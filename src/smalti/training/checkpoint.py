@@ -76,7 +76,8 @@ def write_checkpoint(
         run: the run folder.
         step: number of optimiser steps done.
         model: its parameters and persistent buffers are written to model.safetensors.
-        state: other tensors (moments of the optimiser, weights without EMA), written to state.safetensors.
+        state: other tensors (moments of the optimiser, with an EMA the weights themselves), written to
+            state.safetensors.
         keep: a step whose checkpoint is kept as well.
 
     Raises:
