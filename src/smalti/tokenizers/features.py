@@ -29,10 +29,9 @@ from smalti.tokenizers.taught import (
     mean_patches,
     normalised_features,
     painted_image,
-    varied_patches,
     without_norm,
 )
-from smalti.tokenizers.trunk import float32
+from smalti.tokenizers.trunk import float32, varied_patches
 
 _POINTS = 1 << 15
 """Points per batch of distances to all centres."""

@@ -33,9 +33,8 @@ from smalti.tokenizers.taught import (
     mean_patches,
     normalised_features,
     painted_image,
-    varied_patches,
 )
-from smalti.tokenizers.trunk import drawn, float32
+from smalti.tokenizers.trunk import drawn, float32, varied_patches
 
 _POSITIONS = 0.1
 """Amplitude of the encoder's positions at the start."""
