@@ -7,6 +7,7 @@ of them is float64, which a GPU of Apple's does not have.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vqkd import VQKD
 from smalti.training.objectives import (
     Classify,
+    ClassifySeveral,
     DiscreteVAEObjective,
     FeatureReconstruction,
     MaskedImageModeling,
@@ -76,10 +78,16 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 
 class NoDoubles(TorchDispatchMode):
-    """Refuses float64 on a device."""
+    """Refuses float64 on a device, and if asked copies from and to it that the program waits for."""
+
+    def __init__(self, waits: bool) -> None:
+        super().__init__()
+        self.waits = waits
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not self.waits and func is torch.ops.aten._to_copy.default and result.device != args[0].device:
+            assert (kwargs or {}).get("non_blocking"), f"waits for a copy from {args[0].device} to {result.device}"
         for value in tree_leaves(result):
             doubles = isinstance(value, Tensor) and value.dtype == torch.float64 and value.device.type != "cpu"
             assert not doubles, f"{func} makes float64 on {value.device}"
@@ -87,9 +95,9 @@ class NoDoubles(TorchDispatchMode):
 
 
 @contextmanager
-def pretended() -> Iterator[None]:
-    """Tensors are on the device that they say, hold no values there, and are not float64."""
-    with FakeTensorMode(allow_non_fake_inputs=True), NoDoubles():
+def pretended(waits: bool = True) -> Iterator[None]:
+    """Tensors are on the device that they say, hold no values there, and are not float64; nothing `waits` for it."""
+    with FakeTensorMode(allow_non_fake_inputs=True), NoDoubles(waits):
         yield
 
 
@@ -159,6 +167,7 @@ OBJECTIVES = {
     "vq": lambda: QuantisedObjective(TOKENIZERS[1].build()),
     "fsq": lambda: QuantisedObjective(TOKENIZERS[2].build()),
     "vqkd": lambda: FeatureReconstruction(VQKD_CONFIG.build(), ViT(**SIZES).build()),
+    "several-labels": lambda: ClassifySeveral(build_classifier(ViT(**SIZES), 5)),
     "classes": lambda: Classify(build_classifier(ViT(**SIZES), 5), 0.1),
     "segments": lambda: Segment(build_segmenter(ViT(**SIZES), 5, LinearHead())),
     "segments-four-levels": lambda: Segment(build_segmenter(ViT(**SIZES), 5, MultiLevel(width=8))),
@@ -170,11 +179,12 @@ OBJECTIVES = {
 def test_the_loss_is_computed_on_the_device(name: str, training: bool) -> None:
     objective = OBJECTIVES[name]()
     objective.train(training)
-    with pretended():
+    with pretended(waits=False):
         on_cuda(objective)
         if isinstance(objective, FeatureReconstruction):
             on_cuda(objective._teacher[0])
-        output = objective(batch(), torch.tensor(3))
+        given = replace(batch(), target=torch.zeros(4, 5, device=CUDA)) if name == "several-labels" else batch()
+        output = objective(given, torch.tensor(3))
         found = {name: value.device for name, (value, _) in output.metrics.items()}
         assert found | {"loss": output.loss_sum.device} == dict.fromkeys([*found, "loss"], CUDA)
 
@@ -195,7 +205,7 @@ def test_images_become_tokens_and_pictures_on_the_device(config: Any) -> None:
 def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter) -> None:
     images = InMemoryDataset(torch.zeros(6, 3, 40, 40, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     source = InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (32, 32), (16, 16), jitter), CUDA)
-    with pretended():
+    with pretended(waits=False):
         views = source(Sampler(6, 4, 0)(0))
         assert views.token_image is not None
         assert (views.image.device, views.token_image.device) == (CUDA, CUDA)

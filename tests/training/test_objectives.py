@@ -163,6 +163,14 @@ def test_whole_batches_are_needed_where_codes_are_counted_over_them(relaxation: 
     assert DiscreteVAEObjective(tokenizer(), relaxation, 10).whole_batches == needed
 
 
+def test_where_no_code_is_dead_the_network_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.training.objectives.split", lambda *_: pytest.fail("nothing is dead"))
+    objective = DiscreteVAEObjective(tokenizer(), Relaxation(dead_after=9), 10)
+    objective(vae_batch(), STEP)
+    objective.follow(1)
+    assert objective.unused.max() <= 1
+
+
 def test_evaluating_leaves_what_follows_the_weights_alone() -> None:
     built, batch = tokenizer(), vae_batch()
     objective = DiscreteVAEObjective(built, Relaxation(dead_after=1), 10).eval()

@@ -189,10 +189,12 @@ class FiniteScalarQuantised(Quantised):
     """
 
     config: FSQ
+    levels: Tensor
     commitment = 0.0
 
     def __init__(self, config: FSQ) -> None:
         super().__init__(config, len(config.levels))
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -205,12 +207,12 @@ class FiniteScalarQuantised(Quantised):
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors mapped into the cube by `bounded`."""
-        return bounded(x, self.config.levels)
+        return bounded(x, self.levels)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
         """The index of the rounded point, in [0, V)."""
-        return ids_of(rounded(points, self.config.levels), self.config.levels)
+        return ids_of(rounded(points, self.levels), self.levels)
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
         """The values of each dimension for an index."""
-        return values_of(ids, self.config.levels)
+        return values_of(ids, self.levels)

@@ -125,16 +125,18 @@ class SeveralMasks:
 
     Attributes:
         batches: the images once, without a mask; `scores`, where there are any, are those of all N patches.
+        order: which images these are; keys are drawn from it and not read from the device of the batch.
     """
 
     batches: Batches
+    order: Sampler
     count: int
     views: MaskedViews
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
         once = self.batches(step)
-        keys = fold(once.key.cpu().numpy()[:, None], np.arange(self.count)).reshape(-1)
+        keys = fold(fold(self.order(step).keys, Stream.NOISE)[:, None], np.arange(self.count)).reshape(-1)
         batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
         batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
         assert batch.mask_index is not None
@@ -179,7 +181,7 @@ def training_batches(
         batches = Tokenized(loader, tokenizer, tokenizing, chunk_for(num_images), posterior)
     if views.second is not None:
         batches = AlsoTokenized(batches, views.second, tokenizing, chunk_for(num_images))
-    return batches if views.masks_per_image == 1 else SeveralMasks(batches, views.masks_per_image, views)
+    return batches if views.masks_per_image == 1 else SeveralMasks(batches, loader.order, views.masks_per_image, views)
 
 
 def open_cache(

@@ -134,13 +134,14 @@ class DiscreteVAEObjective(Objective):
         """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
-        scores, ids = (all_gather(seen) for seen in self._seen)
+        ids = all_gather(self._seen[1])
         self.unused.copy_(steps_unused(self.unused, ids))
         dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
-        parents = drawn_codes(ids, step, most=len(dead))
+        if len(dead) == 0:
+            return
+        scores, parents = all_gather(self._seen[0]), drawn_codes(ids, step, most=len(dead))
         dead = dead[: len(parents)]
-        means = torch.stack([scores[ids == parent].mean() for parent in parents]) if len(parents) else scores[:0]
-        split(self.model, dead, parents, means)
+        split(self.model, dead, parents, torch.stack([scores[ids == parent].mean() for parent in parents]))
         self.unused[dead] = 0
 
 
@@ -304,7 +305,7 @@ class Classify(Objective):
         scores = self.model(batch.image, batch.key if self.training else None)
         target = class_shares(batch, scores.shape[1])
         nats = class_nats(scores, target, self.label_smoothing)
-        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_tensor(len(nats))
+        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_full((), len(nats))
         within = {"accuracy": right[..., 0], "top5": right.any(-1)}
         return StepOutput(nats.sum(), count, {name: (found.sum(), count) for name, found in within.items()})
 
@@ -332,7 +333,7 @@ class ClassifySeveral(Objective):
         known = ~batch.target.isnan()
         right = ((scores.detach() > 0) == (batch.target > 0.5)) & known
         counts = {"accuracy": (right.sum().float(), known.sum().float())}
-        return StepOutput(nats.sum(), nats.new_tensor(len(nats)), counts)
+        return StepOutput(nats.sum(), nats.new_full((), len(nats)), counts)
 
 
 class Segment(Objective):
