@@ -111,6 +111,14 @@ def nearest(points: Float[Tensor, "*B d"], codes: Float[Tensor, "V d"]) -> Int[T
     return greatest(points @ codes.t())
 
 
+def positions_at_once(vocab_size: int, device: torch.device, on_cpu: int = 256) -> int:
+    """At how many positions the scores of all codes are computed at a time, which bounds memory.
+
+    On a CPU they are to fit into its cache (`on_cpu`); elsewhere they are 2^25 numbers, which keep a GPU busy.
+    """
+    return on_cpu if device.type == "cpu" else max(1, (1 << 25) // vocab_size)
+
+
 def greatest(scores: Float[Tensor, "*B V"]) -> Int[Tensor, "*B"]:
     """The index of the greatest score, as `argmax` says, in a third of the time that torch takes for it on a CPU."""
     return scores.max(-1).indices
