@@ -5,7 +5,7 @@ patches an image has, `S` = N + 1 positions with [S], `D` width, `V` codebook si
 masked, flat and row-major.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -219,7 +219,3 @@ class Evaluation(Protocol):
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """Metrics of the current weights, by name."""
         ...
-
-
-Schedule: TypeAlias = Callable[[int], float]
-"""A value for each optimiser step."""

@@ -96,6 +96,6 @@ class FollowingCodes(ImageTokenizer):
         self.set_book(revived(moved, points, step, self.dead_after))
 
     def meters(self) -> dict[str, Tensor]:
-        """Share of the codes that are not dead, and perplexity of their use, both over the last steps."""
+        """Share of the codes with a point in the last `dead_after` / 2 steps, and perplexity of their use lately."""
         alive = (self.unused < max(self.dead_after // 2, 1)).float().mean()
         return {"alive": alive, "perplexity": entropy(self.sizes).exp()}

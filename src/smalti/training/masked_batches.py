@@ -94,7 +94,7 @@ class MaskedViews:
         size = self.backbone.img_size
         if self.tokenizer is None:
             return TwoViews(crop, size, None, jitter, self.full_decode)
-        rows, columns = self.backbone.grid
+        height, width = grid = self.backbone.grid
         for tokenizer in filter(None, (self.tokenizer, self.second)):
             channels, theirs = tokenizer.config.in_chans, tokenizer.grid or self.backbone.grid
             require(
@@ -102,8 +102,8 @@ class MaskedViews:
                 f"the tokenizer reads {channels} channels and data.channels is {self.backbone.in_chans}",
             )
             require(
-                (rows, columns) == theirs,
-                f"the teacher of the tokenizer has {theirs[0]}x{theirs[1]} patches, and the backbone {rows}x{columns}",
+                grid == theirs,
+                f"the teacher of the tokenizer has {theirs[0]}x{theirs[1]} patches, and the backbone {height}x{width}",
                 "give them the same grid: --backbone.img-size divided by --backbone.patch-size",
             )
             require(
@@ -111,7 +111,7 @@ class MaskedViews:
                 f"the tokenizers have strides of {self.tokenizer.stride} and {tokenizer.stride} pixels",
                 "use two that see images of the same size",
             )
-        token_size = (rows * self.tokenizer.stride, columns * self.tokenizer.stride)
+        token_size = (height * self.tokenizer.stride, width * self.tokenizer.stride)
         return TwoViews(crop, size, None if token_size == size else token_size, jitter, self.full_decode)
 
 

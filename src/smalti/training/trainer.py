@@ -94,10 +94,8 @@ class Trainer:
         self.scaling = optimiser.scaling(plan.batch_size)
         self.settings, self.optimizer = scaled, scaled.build(objective.model)
         self.lr = scaled.rates(plan.steps)
-        self.frozen, self.frozen_steps = (
-            tuple(frozen),
-            frozen_steps,
-        )  # consumed after sharding, which replaces parameters
+        self.frozen = tuple(frozen)  # consumed after sharding, which replaces parameters
+        self.frozen_steps = frozen_steps
         self.step = 0
         self.skipped = 0
         self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
