@@ -87,6 +87,11 @@ class Batch:
     target: Float[Tensor, "B classes"] | None = None
     label_map: UInt8[Tensor, "B H W"] | None = None
 
+    @property
+    def token_view(self) -> Tensor:
+        """The view that the tokenizer encodes."""
+        return self.image if self.token_image is None else self.token_image
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`, see `on_device`."""
         return replace(self, **{name: on_device(value, device) for name, value in self._present().items()})

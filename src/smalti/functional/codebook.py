@@ -111,6 +111,11 @@ def nearest(points: Float[Tensor, "*B d"], codes: Float[Tensor, "V d"]) -> Int[T
     return greatest(points @ codes.t())
 
 
+def nearest_centre(points: Float[Tensor, "*B d"], centres: Float[Tensor, "V d"]) -> Int[Tensor, "*B"]:
+    """The index of the centre nearest to each point, in [0, V); among unit centres that of greatest cosine."""
+    return greatest(F.linear(points, centres, -0.5 * centres.square().sum(1)))
+
+
 def positions_at_once(vocab_size: int, device: torch.device, on_cpu: int = 256) -> int:
     """At how many positions the scores of all codes are computed at a time, which bounds memory.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Grid
+from smalti.models.layers import seeded
 from smalti.models.vit import VisionTransformer, ViT
 
 _POOLED = (1, 2, 3, 6)
@@ -236,6 +237,4 @@ def build_segmenter(config: ViT, num_classes: int, head: Linear | MultiLevel, se
         f"the backbone has {config.depth} blocks, counted from 1",
     )
     backbone = config.build(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        return Segmenter(backbone, head.build(config.embed_dim, num_classes), blocks)
+    return seeded(seed + 1, lambda: Segmenter(backbone, head.build(config.embed_dim, num_classes), blocks))

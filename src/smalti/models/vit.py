@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid
 from smalti.functional.positions import bias_between, sincos_2d
-from smalti.models.layers import Block, Init, PatchEmbed, RelativePositionBias, drop_path_keep, initialise
+from smalti.models.layers import Block, Init, PatchEmbed, RelativePositionBias, drop_path_keep, initialise, seeded
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class ViT:
 
     def build(self, seed: int = 0) -> "VisionTransformer":
         """A network with random weights, which are a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return VisionTransformer(self)
+        return seeded(seed, lambda: VisionTransformer(self))
 
 
 class VisionTransformer(nn.Module):

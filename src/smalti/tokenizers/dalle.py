@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.functional.codebook import positions_at_once
 from smalti.functional.losses import LAPLACE_EPSILON, most_likely_pixels
+from smalti.models.layers import seeded
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, require_tokens
 from smalti.tokenizers.trunk import float32
@@ -106,9 +107,7 @@ class DallE:
 
     def build(self, seed: int = 0) -> "DallETokenizer":
         """A network with random weights, which are a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return DallETokenizer(self)
+        return seeded(seed, lambda: DallETokenizer(self))
 
 
 class DallETokenizer(ImageTokenizer):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from smalti.core.config import setting
 from smalti.functional.codebook import greatest, kmeans, positions_at_once
 from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
-from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_trunk, set_conv
+from smalti.models.layers import seeded
+from smalti.tokenizers.trunk import Trunk, error_unit, float32, require_trunk, set_conv
 
 _CUT = 0.1
 """By how much the logit of a code that splits another one's cell rises faster than that one's, as a share."""
@@ -118,7 +119,7 @@ class DVAE:
 
     def build(self, seed: int = 0) -> "DiscreteVAE":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: DiscreteVAE(self), seed)
+        return seeded(seed, lambda: DiscreteVAE(self))
 
 
 class DiscreteVAE(Trunk):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.functional.codebook import bounded, ids_of, kmeans, rounded, started, values_of
 from smalti.functional.gumbel_relaxation import straight_through
+from smalti.models.layers import seeded
 from smalti.tokenizers.following_codes import FollowingCodes, require_codes
-from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, drawn, float32, require_trunk, set_conv
+from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, float32, require_trunk, set_conv
 
 
 class Quantised(Trunk):
@@ -119,7 +120,7 @@ class VQ:
 
     def build(self, seed: int = 0) -> "VectorQuantised":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: VectorQuantised(self), seed)
+        return seeded(seed, lambda: VectorQuantised(self))
 
 
 class VectorQuantised(FollowingCodes, Quantised):
@@ -177,7 +178,7 @@ class FSQ:
 
     def build(self, seed: int = 0) -> "FiniteScalarQuantised":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: FiniteScalarQuantised(self), seed)
+        return seeded(seed, lambda: FiniteScalarQuantised(self))
 
 
 class FiniteScalarQuantised(Quantised):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.core.rng import fold, signed
-from smalti.functional.codebook import greatest, kmeans
+from smalti.functional.codebook import kmeans, nearest_centre
 from smalti.functional.noise import uniform_noise
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
@@ -111,7 +111,7 @@ class PatchTokenizer(ImageTokenizer):
         """The nearest centre at every position; among unit centres it has the greatest cosine similarity."""
         with float32(images):
             points = F.linear(self._patches(images) - self.mean, self.projection)
-            return greatest(F.linear(points, self.centres, -0.5 * self.centres.square().sum(1)))
+            return nearest_centre(points, self.centres)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""

@@ -6,8 +6,7 @@ decoder  residual 3x3 blocks -> mean and log-scale of a logit-Laplace distributi
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,6 @@ from smalti.functional.patches import constant_patches
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
 
-T = TypeVar("T")
 _AT_ONCE = 64
 """Images whose patches are compared at a time."""
 
@@ -44,13 +42,6 @@ def require_trunk(config: TrunkConfig) -> None:
     require_tokens(config)
     require(config.width >= 1, f"a width of {config.width}", "use at least 1")
     require(config.depth >= 0, f"a depth of {config.depth}", "use 0 or more")
-
-
-def drawn(make: Callable[[], T], seed: int) -> T:
-    """The result of `make` with torch's generator seeded by `seed`; the state of the generator is restored."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 class ResidualBlock(nn.Module):

@@ -114,7 +114,7 @@ class DiscreteVAEObjective(Objective):
         self.beta, self.temperature = relaxation.ramp(steps), relaxation.annealing(steps)
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        images = as_unit_range(batch.token_view)
         relaxation, now = self.config, int(step)
         tokens, centre, log_scale = relax(self.model, images, batch.key, self.temperature(now), hard=relaxation.hard)
         nll = reconstruction_loss(self.likelihood, images, centre, log_scale).mean()
@@ -161,7 +161,7 @@ class QuantisedObjective(Objective):
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        images = as_unit_range(batch.token_view)
         points = self.model.points(images)
         ids = self.model.nearest(points.detach())
         mean, log_scale = self.model.reconstructed(points, ids)
@@ -203,7 +203,7 @@ class FeatureReconstruction(Objective):
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        images = as_unit_range(batch.token_view)
         points = self.model.points(images)
         ids = self.model.nearest(points.detach())
         predicted = self.model.predicted_features(points, ids)
