@@ -310,7 +310,8 @@ def test_a_tokenizer_cannot_be_trained_in_parts(
 ) -> None:
     assert train_tokenizer(story.photos, tmp_path / "run", 3, "--plan.accumulate", "4") == 2
     message = (
-        "error: accumulate is 4, and the codebook of a tokenizer follows whole batches; use --plan.accumulate 1, and"
+        "error: accumulate is 4, and the codes of this tokenizer are counted or moved over whole batches;"
+        " use --plan.accumulate 1, and"
     )
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
     assert not (tmp_path / "run").exists()

@@ -73,7 +73,7 @@ usage: smalti VERB [...] [--json] [--debug]; smalti --version [--verbose], for b
   serve MODEL [--features features.npy]                   a page on this machine: paint a mask, see what is predicted
   masks [--variant release] [--out masks.html]            what a masking covers: how much, where, in which pieces
   report RUN... [--watch]                                 one offline HTML file; written again while the runs train
-  replay BUNDLE                                           the step that was not finite once more: where it begins
+  replay CAPTURED                                         the step that was not finite once more: where it begins
   explain RECIPE                                          every field, its unit and where it comes from
   completion bash                                         a script that completes these commands; also zsh and fish
 

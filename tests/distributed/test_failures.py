@@ -135,11 +135,11 @@ def test_e06_a_number_that_is_none_on_one_rank_stops_all_before_the_optimiser(
         for number in (0, 1):
             assert f"error: rank {number} of 2: the gradient is not finite at step 3; loss nan" in ranks.error(number)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
-    [bundle] = (run / "captures").iterdir()
-    kept = json.loads((bundle / "step.json").read_text())
+    [captured] = (run / "captures").iterdir()
+    kept = json.loads((captured / "step.json").read_text())
     assert len(kept["index"]) == len(set(kept["keys"])) == 16, "the images of both ranks"
     assert kept["computed"]["processes"] == 2
-    assert main(["replay", str(bundle)]) == 9  # the loss is the batch's, which a fault has spoilt on its way
+    assert main(["replay", str(captured)]) == 9  # the loss is the batch's, which a fault has spoilt on its way
     assert "; 2 processes then, which add up in another order, 1 now" in capsys.readouterr().err
 
 

@@ -19,7 +19,12 @@ CLOSE = 1e-5
 MIXED = ["--augment.operations", "2", "--erasing.probability", "0.5", "--plan.accumulate", "2"]
 """On top of the recipe, which mixes; all is drawn for each image."""
 
-BOXES = ["--task", "segmentation", "--task.void", "11", "--task.head.width", "8"]
+BOXES = ["--task", "segmentation", "--task.void", "11"]
+FLAGS = {
+    "classification": MIXED,
+    "segmentation": [*BOXES, "--task.head.width", "8"],
+    "lower-block": [*BOXES, "--task.head", "linear", "--task.head.block", "1"],
+}
 
 
 def tuned(world: int, data: Path, out: Path, *flags: str) -> Path:
@@ -35,11 +40,10 @@ def close(values: dict[str, float]) -> dict[str, Any]:
     return {name: pytest.approx(value, rel=CLOSE, abs=CLOSE) for name, value in values.items()}
 
 
-@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("task", FLAGS)
 def test_ranks_learn_what_one_learns(task: str, tmp_path: Path) -> None:
-    flags = MIXED if task == "classification" else BOXES
     data = pictures(tmp_path / "data", per_class=17) if task == "classification" else scenes(tmp_path / "data")
-    one, many = (tuned(world, data, tmp_path / str(world), *flags) for world in (1, 2))
+    one, many = (tuned(world, data, tmp_path / str(world), *FLAGS[task]) for world in (1, 2))
     alone, together = metrics(one), metrics(many)
     assert [line["stage"] for line in together].count("finetune") == STEPS
     assert [line["step"] for line in together if line["stage"] == "validation"] == [3, 6]

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.evaluation.likelihood import Posterior, Quantiser, measure_bound, soft_psnr
+from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.functional.losses import logit_laplace_nll
 from smalti.functional.metrics import psnr
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
+from smalti.tokenizers.quantised import FSQ, VQ
 from tests import oracles
 from tests.test_contracts import GreyLevels
 
@@ -109,6 +112,22 @@ def test_a_quantiser_has_a_bound_too() -> None:
     )
     assert bound.distortion_nats == pytest.approx(nats / 3, rel=1e-5)
     assert bound.bits_per_dim_unigram < bound.bits_per_dim
+
+
+@pytest.mark.parametrize("config", [VQ(6, stride=4, in_chans=1, width=5), FSQ((3, 3), stride=4, in_chans=1, width=5)])
+def test_every_tokenizer_that_quantises_has_a_bound(config: VQ | FSQ) -> None:
+    built = config.build().requires_grad_(False)
+    assert isinstance(built, Quantiser)
+    assert not isinstance(built, Posterior)
+    ids = built.encode(images())
+    bound = measure_bound(built, images(), ids.flatten(1), 1.0, CPU)
+    mean, log_scale = built.reconstructed(built.values(ids), ids)
+    nats = logit_laplace_nll(images() / 255.0, mean, log_scale).sum((1, 2, 3)).mean()
+    assert bound.distortion_nats == pytest.approx(float(nats), rel=1e-5)
+    assert math.isfinite(bound.bits_per_dim)
+    found = evaluate_tokenizer(built, images(), CPU).as_dict()
+    assert found["bits_per_dim"] is not None
+    assert found["hard_soft_gap_db"] is None, "there is no posterior"
 
 
 def test_who_has_what() -> None:

@@ -21,7 +21,7 @@ from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vqkd import VQKD
-from smalti.training.init_weights import load_resized
+from smalti.training.init_weights import resized
 from tests.exporting.networks import (
     BASE,
     BLOCKS,
@@ -100,7 +100,7 @@ def test_tokenizers(config: Any, target: Any, tmp_path: Path) -> None:
 def test_positions_for_another_size_are_those_of_a_resized_network() -> None:
     subject = backbone(PAPER)
     other = replace(PAPER, img_size=(24, 16)).build().eval()
-    load_resized(other, subject.backbone.state_dict(), PAPER.grid)
+    other.load_state_dict(resized(subject.backbone.state_dict(), PAPER.grid, other.config.grid))
     images = torch.rand(2, 3, 24, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         cls, patches = graphs(subject)["model"].module(images)

@@ -19,7 +19,7 @@ from smalti.cli import main
 from smalti.core.errors import CheckpointError, SmaltiError
 from smalti.core.files import write_folder
 from smalti.training.checkpoint import read_checkpoint
-from smalti.training.nonfinite import read_dump
+from smalti.training.nonfinite import read_captured
 from smalti.weights.read import read_source
 from smalti.weights.saved_network import read_network, read_state_dict
 from tests.faults.trial import save
@@ -156,14 +156,14 @@ def _checkpoint(run: Path, gadget: bytes) -> None:
     read_checkpoint(run)
 
 
-def _capture(run: Path, gadget: bytes) -> None:
+def _captured(run: Path, gadget: bytes) -> None:
     step = {"step": 1, "loss": 0, "grad_norm": 0, "grad_norms": {}, "index": [], "keys": []}
     computed = {"computed": {"device": "cpu", "precision": "fp32", "threads": 1}}
     write_folder(
-        run / "bundle",
+        run / "captured",
         {"model.safetensors": gadget, "state.safetensors": gadget, "step.json": json.dumps(step | computed).encode()},
     )
-    read_dump(run / "bundle")
+    read_captured(run / "captured")
 
 
 def _imported(run: Path, gadget: bytes) -> None:
@@ -196,7 +196,7 @@ def _manifest(run: Path, gadget: bytes) -> None:
     read_checkpoint(run)
 
 
-@pytest.mark.parametrize("door", [_checkpoint, _capture, _imported, _config, _state, _manifest])
+@pytest.mark.parametrize("door", [_checkpoint, _captured, _imported, _config, _state, _manifest])
 @pytest.mark.parametrize("way", range(2))
 def test_k01_folders_of_our_own_are_no_door_either(
     door: Callable[[Path, bytes], None], way: int, heard: list[str], tmp_path: Path

@@ -14,6 +14,7 @@ from smalti.functional.codebook import (
     followed_means,
     greatest,
     nearest,
+    positions_at_once,
     replacements,
     revived,
     started,
@@ -160,3 +161,10 @@ def test_dead_codes_move_to_the_points_that_are_named(rng: torch.Generator) -> N
     assert dead.tolist() == [0, 2, 3]
     assert torch.equal(revived(before, points, 4, 2).codes[dead], points[chosen])
     assert [len(found) for found in replacements(before.unused, len(points), 4, dead_after=9)] == [0, 0]
+
+
+def test_parts_fit_into_the_cache_of_a_cpu_and_keep_a_gpu_busy() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (positions_at_once(8192, cpu), positions_at_once(8192, cpu, on_cpu=128)) == (256, 128)
+    assert positions_at_once(8192, gpu, on_cpu=128) * 8192 == 1 << 25
+    assert positions_at_once(1 << 26, gpu) == 1

@@ -9,7 +9,7 @@ import torch
 from smalti.core.errors import CheckpointError
 from smalti.functional.positions import resize_positions, resize_table
 from smalti.models.vit import VisionTransformer, ViT
-from smalti.training.init_weights import load_resized, resized
+from smalti.training.init_weights import resized
 
 OLD = ViT(img_size=(12, 20), patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VARIANTS: list[dict[str, Any]] = [
@@ -30,7 +30,7 @@ def drawn(config: ViT) -> VisionTransformer:
 def test_only_what_depends_on_the_grid_is_resized(changes: dict[str, Any]) -> None:
     old = drawn(dataclasses.replace(OLD, **changes))
     new = dataclasses.replace(old.config, img_size=(24, 16)).build()
-    load_resized(new, old.state_dict(), (3, 5))
+    new.load_state_dict(resized(old.state_dict(), (3, 5), new.config.grid))
     found = 0
     for name, value in new.state_dict().items():
         before = old.state_dict()[name]
@@ -49,7 +49,7 @@ def test_only_what_depends_on_the_grid_is_resized(changes: dict[str, Any]) -> No
 def test_at_the_same_grid_the_features_are_the_same(changes: dict[str, Any]) -> None:
     old = drawn(dataclasses.replace(OLD, **changes))
     new, images = old.config.build(seed=1), torch.rand(2, 3, 12, 20)
-    load_resized(new, old.state_dict(), (3, 5))
+    new.load_state_dict(resized(old.state_dict(), (3, 5), new.config.grid))
     assert torch.equal(new(images).patches, old(images).patches)
 
 

@@ -51,6 +51,17 @@ def test_every_pixel_has_scores_on_any_grid(head: Linear | MultiLevel, size: tup
     assert all(parameter.grad is not None for parameter in model.head.parameters())
 
 
+def test_blocks_above_those_that_are_read_neither_run_nor_learn() -> None:
+    model, run = build_segmenter(CONFIG, 5, Linear(block=2)), []
+    for number, block in enumerate(model.backbone.blocks):
+        block.register_forward_hook(lambda *_, number=number: run.append(number))
+    model(IMAGES, torch.arange(2)).sum().backward()
+    assert run == [0, 1]
+    for name, parameter in model.named_parameters():
+        above = name.startswith(("backbone.blocks.2.", "backbone.blocks.3."))
+        assert (parameter.grad is not None) == parameter.requires_grad == (not above), name
+
+
 def test_the_last_norm_falls_away_and_the_head_has_its_prefix() -> None:
     for head in HEADS:
         names = {name for name, _ in build_segmenter(CONFIG, 5, head).named_parameters()}

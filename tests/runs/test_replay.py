@@ -27,7 +27,7 @@ from tests.small_runs import (
 )
 
 STREAM = ["--data.memory", "stream", "--data.num-workers", "0"]
-BUNDLE = {"config.json", "data.json", "model.safetensors", "state.safetensors", "step.json", "MANIFEST.json"}
+FILES = {"config.json", "data.json", "model.safetensors", "state.safetensors", "step.json", "MANIFEST.json"}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def huge_rate(run: Callable[..., int], *where: Path) -> int:
     return run(*where, 40, "--optimiser.lr", "1e30", "--optimiser.warmup-ratio", "0")
 
 
-def replayed(bundle: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def replayed(captured: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
-    assert main(["replay", str(bundle), "--json"]) == 0
+    assert main(["replay", str(captured), "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
 
@@ -73,9 +73,9 @@ def test_a_fine_tuning_step_that_stops_the_run_can_be_computed_again(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     assert huge_rate(lambda data, out, *given: finetune(data, "", out, *given, *flags), photos, tmp_path / "run") == 5
-    (bundle,) = (tmp_path / "run" / "captures").iterdir()
-    found = replayed(bundle, capsys)
-    assert (found["reproduced"], found["step"]) == (True, int(bundle.name.removeprefix("step-")))
+    (captured,) = (tmp_path / "run" / "captures").iterdir()
+    found = replayed(captured, capsys)
+    assert (found["reproduced"], found["step"]) == (True, int(captured.name.removeprefix("step-")))
 
 
 @pytest.mark.parametrize("flags", [[], STREAM], ids=["resident", "stream"])
@@ -84,34 +84,33 @@ def test_a_pretraining_step_that_stops_the_run_can_be_computed_again(
 ) -> None:
     assert huge_rate(lambda *given: pretrain(*given, *flags), photos, tokenizer, tmp_path / "run") == 5
     line = capsys.readouterr().err.splitlines()[-1]
-    (bundle,) = (tmp_path / "run" / "captures").iterdir()
-    step = int(bundle.name.removeprefix("step-"))
+    (captured,) = (tmp_path / "run" / "captures").iterdir()
+    step = int(captured.name.removeprefix("step-"))
     assert line.startswith(f"error: the gradient is not finite at step {step}; loss ")
     assert line.endswith(
         "; lower the learning rate or lengthen the warm-up (--optimiser.lr, --optimiser.warmup-ratio);"
-        f" the step is kept, look at it with smalti replay {bundle}"
+        f" the step is kept, look at it with smalti replay {captured}"
     )
-    assert {path.name for path in bundle.iterdir()} == BUNDLE
-    said = json.loads((bundle / "step.json").read_text())
+    assert {path.name for path in captured.iterdir()} == FILES
+    said = json.loads((captured / "step.json").read_text())
     assert (said["step"], len(said["index"]), len(said["keys"])) == (step, 16, 16)
-    assert said["first_image"] == {"epoch": 16 * step // 26, "place": 16 * step % 26}
-    moved = shutil.copytree(bundle, tmp_path / "moved")
+    moved = shutil.copytree(captured, tmp_path / "moved")
     found = replayed(moved, capsys)
     assert (found["reproduced"], found["step"]) == (True, step)
     assert (found["loss"], found["grad_norm"]) == (said["loss"], said["grad_norm"])
     assert found["first"]["kind"] in {"activation", "gradient"}
-    assert {path.name for path in moved.iterdir()} == BUNDLE, "a replay writes nothing"
+    assert {path.name for path in moved.iterdir()} == FILES, "a replay writes nothing"
 
 
 def test_a_tokenizer_step_that_stops_the_run_can_be_computed_again(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert huge_rate(train_tokenizer, photos, tmp_path / "run") == 5
-    (bundle,) = (tmp_path / "run" / "captures").iterdir()
-    assert replayed(bundle, capsys)["reproduced"] is True
-    assert main(["replay", str(bundle)]) == 0
+    (captured,) = (tmp_path / "run" / "captures").iterdir()
+    assert replayed(captured, capsys)["reproduced"] is True
+    assert main(["replay", str(captured)]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"step {int(bundle.name[5:])}: loss ")
+    assert first.startswith(f"step {int(captured.name[5:])}: loss ")
     assert first.endswith(", equal to the numbers of the run")
     assert second.startswith("first not finite: ")
 
@@ -121,20 +120,20 @@ def test_what_does_not_come_out_the_same_is_said(
 ) -> None:
     with broken_at(monkeypatch, {0}):
         assert pretrain(photos, tokenizer, tmp_path / "run", 2) == 5
-    bundle = tmp_path / "run" / "captures" / "step-00000000"
+    captured = tmp_path / "run" / "captures" / "step-00000000"
     assert "; loss nan; " in capsys.readouterr().err
-    assert main(["replay", str(bundle)]) == 9
+    assert main(["replay", str(captured)]) == 9
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-1] == "nothing is out of range"
     assert printed.err.splitlines()[-1].startswith("error: step 0 is not reproduced bit for bit; loss nan then, ")
     with broken_at(monkeypatch, {0}):
-        assert replayed(bundle, capsys)["first"] == {"kind": "activation", "name": "backbone.patch_embed.proj"}
+        assert replayed(captured, capsys)["first"] == {"kind": "activation", "name": "backbone.patch_embed.proj"}
 
 
-def test_a_bundle_that_is_damaged_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_captured_step_that_is_damaged_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path)]) == 4
     assert capsys.readouterr().err == (
-        f"error: {tmp_path} is no whole bundle; no readable MANIFEST.json there;"
+        f"error: {tmp_path} is no whole captured step; no readable MANIFEST.json there;"
         " give a folder in captures/ of a run that stopped at a step that is not finite\n"
     )
 

@@ -230,8 +230,8 @@ def test_vqkd_learns_from_a_teacher_which_may_move_while_it_learns_and_go_afterw
 def test_a_step_of_vqkd_that_stops_the_run_can_be_computed_again(runs: Path, tmp_path: Path) -> None:
     huge = ["--optimiser.lr", "1e30", "--optimiser.warmup-ratio", "0"]
     assert vqkd(runs / "beit", runs / "photos", tmp_path / "run", *huge) == 5
-    (bundle,) = (tmp_path / "run" / "captures").iterdir()
-    assert main(["replay", str(bundle)]) == 0
+    (captured,) = (tmp_path / "run" / "captures").iterdir()
+    assert main(["replay", str(captured)]) == 0
 
 
 @pytest.mark.slow

@@ -95,9 +95,11 @@ def test_another_seed_gives_other_weights(make: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("config", SMALL.values(), ids=str)
-def test_images_of_one_colour_are_refused(config: Config) -> None:
+@pytest.mark.parametrize("colour", [[0.3, 0.3, 0.3], [0.8, 0.1, 0.1]])
+def test_images_of_one_colour_are_refused(config: Config, colour: list[float]) -> None:
+    images = torch.tensor(colour)[:, None, None].expand(2, 3, 32, 32)
     with pytest.raises(DataError, match="every patch of the images has a single colour; train on images that show"):
-        config.build().initialise_from(torch.full((2, config.in_chans, 32, 32), 0.3), torch.arange(128))
+        config.build().initialise_from(images, torch.arange(128))
 
 
 @pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[3]], ids=str)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from smalti.core.errors import CheckpointError
+from smalti.core.files import REPLACED
 from smalti.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 
 
@@ -140,3 +141,9 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(weights: dict[st
     with pytest.raises(CheckpointError, match=f"the weights of run do not fit; {cause}"):
         load_weights(layer, weights, "run")
     assert torch.equal(layer.weight, before)
+
+
+def test_a_checkpoint_that_was_set_aside_while_another_took_its_place_can_be_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 10, 3.0)
+    aside = folder.rename(folder.with_name(f"{folder.name}{REPLACED}"))
+    assert read_checkpoint(aside).step == 10

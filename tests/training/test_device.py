@@ -1,22 +1,29 @@
 """Every tensor of a step is on the device of the step: shown without one, by tensors of CUDA that hold no values.
 
-torch computes their shapes, formats and devices only, and refuses an operation on tensors of two devices, as ever.
+torch computes their shapes, formats and devices only, and refuses an operation on tensors of two devices, as ever. None
+of them is float64, which a GPU of Apple's does not have.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.tokens import encode, scored
+from smalti.data.transforms.randaugment import OPERATIONS
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import build_classifier
 from smalti.models.decoder import CrossAttention, Linear
@@ -28,9 +35,12 @@ from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.tokenizers.vqkd import VQKD
 from smalti.training.objectives import (
     Classify,
+    ClassifySeveral,
     DiscreteVAEObjective,
+    FeatureReconstruction,
     MaskedImageModeling,
     QuantisedObjective,
     Relaxation,
@@ -65,6 +75,30 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     found: list[Tensor] = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: found.append(tensor) or tensor)
     return found
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses float64 on a device, and if asked copies from and to it that the program waits for."""
+
+    def __init__(self, waits: bool) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.waits and func is torch.ops.aten._to_copy.default and result.device != args[0].device:
+            assert (kwargs or {}).get("non_blocking"), f"waits for a copy from {args[0].device} to {result.device}"
+        for value in tree_leaves(result):
+            doubles = isinstance(value, Tensor) and value.dtype == torch.float64 and value.device.type != "cpu"
+            assert not doubles, f"{func} makes float64 on {value.device}"
+        return result
+
+
+@contextmanager
+def pretended(waits: bool = True) -> Iterator[None]:
+    """Tensors are on the device that they say, hold no values there, and are not float64; nothing `waits` for it."""
+    with FakeTensorMode(allow_non_fake_inputs=True), NoDoubles(waits):
+        yield
 
 
 def on_cuda(module: nn.Module) -> None:
@@ -119,6 +153,7 @@ def masked(target: Tokens | SoftTokens | Pixels, decoder: Linear | CrossAttentio
     return MaskedImageModeling(model, target, predicted=decoder.predicted)
 
 
+VQKD_CONFIG = VQKD(vocab_size=VOCAB, layer=4, code_dim=4, backbone=ViT(**SIZES), target_dim=32)
 _RELAXATION = Relaxation(spread=0.1, dead_after=2)
 OBJECTIVES = {
     "tokens": lambda: masked(Tokens(), Linear()),
@@ -131,6 +166,8 @@ OBJECTIVES = {
     "dalle": lambda: DiscreteVAEObjective(TOKENIZERS[5].build(), Relaxation(hard=True), 100),
     "vq": lambda: QuantisedObjective(TOKENIZERS[1].build()),
     "fsq": lambda: QuantisedObjective(TOKENIZERS[2].build()),
+    "vqkd": lambda: FeatureReconstruction(VQKD_CONFIG.build(), ViT(**SIZES).build()),
+    "several-labels": lambda: ClassifySeveral(build_classifier(ViT(**SIZES), 5)),
     "classes": lambda: Classify(build_classifier(ViT(**SIZES), 5), 0.1),
     "segments": lambda: Segment(build_segmenter(ViT(**SIZES), 5, LinearHead())),
     "segments-four-levels": lambda: Segment(build_segmenter(ViT(**SIZES), 5, MultiLevel(width=8))),
@@ -142,9 +179,12 @@ OBJECTIVES = {
 def test_the_loss_is_computed_on_the_device(name: str, training: bool) -> None:
     objective = OBJECTIVES[name]()
     objective.train(training)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with pretended(waits=False):
         on_cuda(objective)
-        output = objective(batch(), torch.tensor(3))
+        if isinstance(objective, FeatureReconstruction):
+            on_cuda(objective._teacher[0])
+        given = replace(batch(), target=torch.zeros(4, 5, device=CUDA)) if name == "several-labels" else batch()
+        output = objective(given, torch.tensor(3))
         found = {name: value.device for name, (value, _) in output.metrics.items()}
         assert found | {"loss": output.loss_sum.device} == dict.fromkeys([*found, "loss"], CUDA)
 
@@ -152,7 +192,7 @@ def test_the_loss_is_computed_on_the_device(name: str, training: bool) -> None:
 @pytest.mark.parametrize("config", TOKENIZERS, ids=lambda config: type(config).__name__)
 def test_images_become_tokens_and_pictures_on_the_device(config: Any) -> None:
     tokenizer, compute = config.build().eval(), Compute(CUDA, torch.bfloat16)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with pretended(), torch.no_grad():
         on_cuda(tokenizer)
         images = batch().image
         assert encode(images, tokenizer, compute, 8).device == CUDA
@@ -165,7 +205,15 @@ def test_images_become_tokens_and_pictures_on_the_device(config: Any) -> None:
 def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter) -> None:
     images = InMemoryDataset(torch.zeros(6, 3, 40, 40, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     source = InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (32, 32), (16, 16), jitter), CUDA)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with pretended(waits=False):
         views = source(Sampler(6, 4, 0)(0))
         assert views.token_image is not None
         assert (views.image.device, views.token_image.device) == (CUDA, CUDA)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.change.__name__)
+def test_operations_on_images_need_no_float64_of_the_device(operation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.data.transforms.randaugment.has_float64", lambda device: device.type == "cpu")
+    amount = torch.from_numpy(operation.amount(np.full(2, 0.9), np.ones(2))).float()
+    with pretended():
+        assert operation.change(torch.empty(2, 3, 12, 10, device=CUDA), amount.to(CUDA)).device == CUDA

@@ -12,7 +12,7 @@ from smalti.functional.positions import num_rows
 from smalti.models import vit
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
-from smalti.training.init_weights import init_from_weights, load_resized
+from smalti.training.init_weights import init_from_weights, resized
 from smalti.weights.names import from_timm
 from smalti.weights.read import from_huggingface
 from smalti.weights.source import SourceWeights
@@ -159,7 +159,7 @@ def test_weights_of_another_grid_are_resized(config: ViT) -> None:
     there, here = drawn(config), replace(config, img_size=(24, 8))
     model, line = started(here, of_timm(as_released(there)))
     expected = here.build()
-    load_resized(expected, there.backbone.state_dict(), (4, 4))
+    expected.load_state_dict(resized(there.backbone.state_dict(), (4, 4), expected.config.grid))
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name]), name
     assert "tensors of the backbone, the mask token and the head, for 6x2 patches instead of 4x4" in line

@@ -4,6 +4,7 @@ import copy
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class MeanGreyByConvolution(MeanGrey):
 class MeanGreyThatFollows(MeanGrey):
     """The same, with state that no gradient moves: some in the model, some in the objective."""
 
+    whole_batches = True
     calls: Tensor
 
     def __init__(self) -> None:
@@ -255,7 +257,10 @@ def test_a_step_in_parts_that_is_no_number_changes_nothing() -> None:
 
 
 def test_what_follows_whole_batches_cannot_be_trained_in_parts() -> None:
-    message = "accumulate is 2, and the codebook of a tokenizer follows whole batches; use --plan.accumulate 1, and a s"
+    message = (
+        "accumulate is 2, and the codes of this tokenizer are counted or moved over whole batches;"
+        " use --plan.accumulate 1, and a smaller --plan.batch-size where memory is short"
+    )
     with pytest.raises(UsageError, match=message):
         trainer(objective=MeanGreyThatFollows, accumulate=2)
 
@@ -376,6 +381,17 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(
     resumed.load_state(read_checkpoint(tmp_path), str(tmp_path))
     assert resumed.step == stop
     assert same(weights(run(resumed)), reference)
+
+
+def test_weights_are_written_once_without_their_average_and_checkpoints_with_them_twice_can_be_read() -> None:
+    made = run(trainer(ema_decay=None, objective=MeanGreyThatFollows), steps=3)
+    left = made.checkpoint()
+    assert not any(name.startswith("raw.") for name in left.state)
+    raw = {f"raw.{name}": value for name, value in left.model.items()}
+    earlier = replace(left, state={name: value.clone() for name, value in (left.state | raw).items()})
+    resumed = trainer(objective=MeanGreyThatFollows, ema_decay=None)
+    resumed.load_state(earlier, "an earlier version")
+    assert same(weights(run(resumed)), weights(run(made)))
 
 
 def test_a_finished_run_does_nothing_more() -> None:

@@ -1,6 +1,6 @@
 """Several masks of one view: what is shared between them, and what is drawn for each."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Batch
+from smalti.core.contracts import Batch, Batches
 from smalti.core.log import Log
+from smalti.core.rng import Stream, fold, signed
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
@@ -19,7 +20,7 @@ from smalti.functional.published_masking import Release
 from smalti.models.vit import ViT
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.masked_batches import MaskedViews, open_cache, training_batches
+from smalti.training.masked_batches import MaskedViews, SeveralMasks, open_cache, training_batches
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 VIT = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=1, num_heads=2)
@@ -31,6 +32,21 @@ def images(count: int = 20) -> InMemoryData:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8)
     held = InMemoryDataset(torch.from_numpy(pixels), torch.zeros(count, dtype=torch.int64))
     return InMemoryData(held, held)
+
+
+@dataclass
+class Elsewhere:
+    """Batches whose keys have no values here."""
+
+    batches: Batches
+    waited: float = 0.0
+
+    def __call__(self, step: int) -> Batch:
+        batch = self.batches(step)
+        return replace(batch, key=torch.zeros_like(batch.key))
+
+    def close(self) -> None:
+        self.batches.close()
 
 
 def batch_of(views: MaskedViews, step: int, **options: Any) -> Batch:
@@ -51,6 +67,17 @@ def test_a_view_is_shown_under_masks_that_differ(count: int, masking: Any) -> No
     assert several.mask is not None
     assert len(several.key.unique()) == 12
     assert len({tuple(row) for row in several.mask.tolist()}) > 12 // count
+
+
+def test_keys_are_drawn_from_the_order_and_not_read_from_the_device() -> None:
+    views = replace(VIEWS, masks_per_image=2)
+    several = training_batches(views, images(), Data(side=16), 12, CPU, Log())
+    assert isinstance(several, SeveralMasks)
+    elsewhere = replace(several, batches=Elsewhere(several.batches))
+    assert several.order(2).keys.tolist() != several.order(3).keys.tolist()
+    for step in (0, 2):
+        assert torch.equal(elsewhere(step).key, several(step).key)
+        assert several(step).key[0] == signed(fold(fold(several.batches(step).key[0].numpy(), 0), Stream.NOISE))
 
 
 @pytest.mark.parametrize("posterior", [False, True])

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from smalti.core.contracts import Batch, StepOutput, Target
 from smalti.core.rng import fold, signed
 from smalti.functional.masking import Random, mask_index
+from smalti.models.decoder import CrossAttention, CrossAttentionBlock
+from smalti.models.layers import Block
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.objectives import MaskedImageModeling
+from smalti.training.parallel import shard
 from smalti.training.targets import SoftTokens, Tokens
 from tests import oracles
 
@@ -163,3 +167,11 @@ def test_without_metrics_the_loss_is_the_same(target: Target) -> None:
     assert torch.equal(bare.loss_sum, whole.loss_sum)
     assert (bare.metrics, whole.metrics.keys() >= {"accuracy", "top5"}) == ({}, True)
     assert objective.eval()(batch, STEP).metrics.keys() == whole.metrics.keys(), "measuring needs them always"
+
+
+def test_every_block_of_encoder_and_decoder_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded: list[nn.Module] = []
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", sharded.append)
+    model = build_mim(ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2), 5, 0, CrossAttention())
+    shard(model)
+    assert [type(module) for module in sharded] == [Block, Block, CrossAttentionBlock, type(model)]

@@ -233,8 +233,9 @@ def test_its_state_can_be_loaded_as_torch_does() -> None:
         assert torch.equal(one, two)
 
 
-def test_a_checkpoint_is_as_large_as_was_said(tmp_path: Path) -> None:
-    made = trained(trainer(), 1)
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_a_checkpoint_is_as_large_as_was_said(ema_decay: float | None, tmp_path: Path) -> None:
+    made = trained(Trainer(Halves(), MUON, Plan(steps=8, batch_size=6), ema_decay), 1)
     made.save(tmp_path)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert made.checkpoint_bytes == pytest.approx(written, rel=0.2)

@@ -156,6 +156,21 @@ def test_dead_codes_come_back_and_without_the_option_there_is_no_state() -> None
     assert objective.unused[[1, 4]].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("relaxation", "needed"), [(Relaxation(), False), (Relaxation(spread=0.1), True), (Relaxation(dead_after=3), True)]
+)
+def test_whole_batches_are_needed_where_codes_are_counted_over_them(relaxation: Relaxation, needed: bool) -> None:
+    assert DiscreteVAEObjective(tokenizer(), relaxation, 10).whole_batches == needed
+
+
+def test_where_no_code_is_dead_the_network_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.training.objectives.split", lambda *_: pytest.fail("nothing is dead"))
+    objective = DiscreteVAEObjective(tokenizer(), Relaxation(dead_after=9), 10)
+    objective(vae_batch(), STEP)
+    objective.follow(1)
+    assert objective.unused.max() <= 1
+
+
 def test_evaluating_leaves_what_follows_the_weights_alone() -> None:
     built, batch = tokenizer(), vae_batch()
     objective = DiscreteVAEObjective(built, Relaxation(dead_after=1), 10).eval()

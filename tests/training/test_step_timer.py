@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from smalti.core.contracts import Batch
 from smalti.core.log import Log
@@ -29,19 +30,21 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("reading", "tokenizing", "training", "said"),
+    ("device", "reading", "tokenizing", "training", "said"),
     [
-        (0.1, 0.2, 0.7, "data wait 10%, bound by computing"),
-        (0.6, 0.1, 0.3, "data wait 60%, bound by reading images (more --data.num-workers, or smalti prepare)"),
-        (0.1, 0.6, 0.3, "data wait 10%, bound by tokenizing"),
+        ("cpu", 0.1, 0.2, 0.7, "data wait 10%, bound by computing"),
+        ("cpu", 0.6, 0.1, 0.3, "data wait 60%, bound by reading images (more --data.num-workers, or smalti prepare)"),
+        ("cpu", 0.1, 0.6, 0.3, "data wait 10%, bound by tokenizing"),
+        ("cuda", 0.1, 0.5, 0.4, "data wait 10%, bound by computing and tokenizing"),
+        ("cuda", 0.6, 0.1, 0.3, "data wait 60%, bound by reading images (more --data.num-workers, or smalti prepare)"),
     ],
 )
 def test_the_largest_share_is_named(
-    reading: float, tokenizing: float, training: float, said: str, monkeypatch: pytest.MonkeyPatch
+    device: str, reading: float, tokenizing: float, training: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    spent = StepTimer(Made(clock, reading, tokenizing))
+    spent = StepTimer(Made(clock, reading, tokenizing), torch.device(device))
     for step in range(3):
         spent.on_batch(step)
         clock.now += training
@@ -51,7 +54,7 @@ def test_the_largest_share_is_named(
 def test_the_first_step_is_told_of_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    spent = StepTimer(Made(clock, reading=1.0, tokenizing=0.5))
+    spent = StepTimer(Made(clock, reading=1.0, tokenizing=0.5), torch.device("cpu"))
     for step in range(2):
         spent.on_batch(step)
         clock.now += 20

@@ -153,6 +153,11 @@ def on_device(value: Tensor, device: torch.device) -> Tensor:
     return (value.pin_memory() if to_cuda else value).to(device, non_blocking=to_cuda)
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: a GPU of Apple's does not."""
+    return device.type != "mps"
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory in this process, for the next tensor of the same size.
 

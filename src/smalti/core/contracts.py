@@ -5,7 +5,7 @@ patches an image has, `S` = N + 1 positions with [S], `D` width, `V` codebook si
 masked, flat and row-major.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -86,6 +86,11 @@ class Batch:
     label: Int[Tensor, "B"] | None = None
     target: Float[Tensor, "B classes"] | None = None
     label_map: UInt8[Tensor, "B H W"] | None = None
+
+    @property
+    def token_view(self) -> Tensor:
+        """The view that the tokenizer encodes."""
+        return self.image if self.token_image is None else self.token_image
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`, see `on_device`."""
@@ -197,10 +202,12 @@ class Objective(nn.Module):
     Attributes:
         model: what is trained, averaged (EMA) and saved.
         with_metrics: whether metrics are needed in training; otherwise those that take time may be left out.
+        whole_batches: whether a step needs all images of its batch at once, so that micro-batches are refused.
     """
 
     model: nn.Module
     with_metrics: bool = True
+    whole_batches: bool = False
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""
@@ -217,7 +224,3 @@ class Evaluation(Protocol):
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """Metrics of the current weights, by name."""
         ...
-
-
-Schedule: TypeAlias = Callable[[int], float]
-"""A value for each optimiser step."""

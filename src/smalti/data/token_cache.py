@@ -37,7 +37,7 @@ from smalti.core.log import Log
 from smalti.core.stored import open_ordinary, read_object
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import Loader, SampledBatch
-from smalti.data.tokens import CHUNK, encode, token_view
+from smalti.data.tokens import CHUNK, encode
 from smalti.data.transforms.views import TwoViews
 from smalti.models.vit import VisionTransformer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
@@ -367,7 +367,7 @@ class CachedTokens:
         ids, present = self.cache.lookup(rows.view_epoch, rows.index)
         as_asked = batch.index.numpy() == rows.index  # not replaced for an unreadable one
         if missing := np.flatnonzero(~(present & as_asked)).tolist():
-            view = on_device(token_view(batch)[missing], self.compute.device)
+            view = on_device(batch.token_view[missing], self.compute.device)
             found = encode(view, self.tokenizer, self.compute, self.cache.key.chunk)
             ids[missing] = found.cpu().numpy()
             kept = [row for row in missing if as_asked[row]]

@@ -63,21 +63,16 @@ def scored(
     return torch.cat(ids), torch.cat(scores)
 
 
-def token_view(batch: Batch) -> Tensor:
-    """The view that the tokenizer encodes."""
-    return batch.image if batch.token_image is None else batch.token_image
-
-
 def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int = CHUNK) -> Batch:
     """The batch on the device, with the `ids` of the token view from a frozen tokenizer."""
     batch = batch.to(compute.device)
-    return replace(batch, ids=encode(token_view(batch), tokenizer, compute, chunk))
+    return replace(batch, ids=encode(batch.token_view, tokenizer, compute, chunk))
 
 
 def with_scores(batch: Batch, tokenizer: Scorer, compute: Compute) -> Batch:
     """As `tokenized`, and with the `scores` of the masked patches; without a mask, of all patches."""
     batch = batch.to(compute.device)
-    ids, scores = scored(token_view(batch), tokenizer, batch.mask_index, compute)
+    ids, scores = scored(batch.token_view, tokenizer, batch.mask_index, compute)
     return replace(batch, ids=ids, scores=scores)
 
 
@@ -131,7 +126,7 @@ class AlsoTokenized(Tokenized):
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
         batch = self.batches(step).to(self.compute.device)
-        return replace(batch, second_ids=encode(token_view(batch), self.tokenizer, self.compute, self.chunk))
+        return replace(batch, second_ids=encode(batch.token_view, self.tokenizer, self.compute, self.chunk))
 
 
 def _filled(part: Tensor, chunk: int) -> Tensor:

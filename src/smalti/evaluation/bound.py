@@ -11,7 +11,6 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Tokenizer
-from smalti.data.tokens import token_view
 from smalti.evaluation.likelihood import (
     BITS_OF_8_BIT_PIXELS,
     Distortion,
@@ -132,7 +131,7 @@ def two_stage_bound(
         batch = batches(number)
         assert batch.ids is not None
         assert batch.mask is not None
-        ids, mask, view = batch.ids.cpu(), batch.mask.cpu(), token_view(batch)
+        ids, mask, view = batch.ids.cpu(), batch.mask.cpu(), batch.token_view
         everywhere += float(prices[ids].sum())
         visible += float(prices[ids[~mask]].sum())
         images, masked = images + len(ids), masked + int(mask.sum())

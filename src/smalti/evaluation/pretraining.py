@@ -16,7 +16,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, StepOutput
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import RunImages
-from smalti.data.tokens import TokenizedOnce, encode, token_view
+from smalti.data.tokens import TokenizedOnce, encode
 from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.metrics import copying, entropy, nearest_visible
@@ -169,7 +169,7 @@ def token_views(views: MaskedViews, images: ImageDataset, side: int) -> Tensor:
     some = some_images(images, side)
     squares = InMemoryDataset(some, torch.zeros(len(some), dtype=torch.int64))
     parts = [np.arange(len(some))[start : start + 500] for start in range(0, len(some), 500)]
-    return torch.cat([token_view(views.held_out_batch(squares, part)) for part in parts])
+    return torch.cat([views.held_out_batch(squares, part).token_view for part in parts])
 
 
 def token_counts(views: Tensor, tokenizer: ImageTokenizer, compute: Compute) -> Int[Tensor, "V"]:

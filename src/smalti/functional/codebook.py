@@ -9,8 +9,6 @@ dimension with L levels has the values (k - ⌊L/2⌋) / ⌊L/2⌋ for k = 0 ...
 Reference: Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, 2023, §3.1 and appendix A.1.
 """
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +111,19 @@ def nearest(points: Float[Tensor, "*B d"], codes: Float[Tensor, "V d"]) -> Int[T
     return greatest(points @ codes.t())
 
 
+def nearest_centre(points: Float[Tensor, "*B d"], centres: Float[Tensor, "V d"]) -> Int[Tensor, "*B"]:
+    """The index of the centre nearest to each point, in [0, V); among unit centres that of greatest cosine."""
+    return greatest(F.linear(points, centres, -0.5 * centres.square().sum(1)))
+
+
+def positions_at_once(vocab_size: int, device: torch.device, on_cpu: int = 256) -> int:
+    """At how many positions the scores of all codes are computed at a time, which bounds memory.
+
+    On a CPU they are to fit into its cache (`on_cpu`); elsewhere they are 2^25 numbers, which keep a GPU busy.
+    """
+    return on_cpu if device.type == "cpu" else max(1, (1 << 25) // vocab_size)
+
+
 def greatest(scores: Float[Tensor, "*B V"]) -> Int[Tensor, "*B"]:
     """The index of the greatest score, as `argmax` says, in a third of the time that torch takes for it on a CPU."""
     return scores.max(-1).indices
@@ -208,41 +219,39 @@ def drawn_codes(ids: Int[Tensor, "n"], step: int, most: int) -> Int[Tensor, "k"]
     return torch.from_numpy(walk[np.sort(met)[:most]]).to(ids.device)
 
 
-def bounded(x: Float[Tensor, "*B d"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
+def bounded(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
     """Squash numbers by tanh into the range that rounds to exactly L values in each dimension.
 
     With an even L the range is half a level off centre, so that zero is still one of the values and maps to itself.
 
     Args:
         x: any numbers.
-        levels: L of each of the d dimensions, 3 or more.
+        levels: L of each of the d dimensions, 3 or more, on the device of `x`.
     """
-    count = torch.tensor(levels, dtype=x.dtype, device=x.device)
+    count = levels.to(x.dtype)
     half = (count - 1) * (1 - _MARGIN) / 2
     offset = 0.5 * (count % 2 == 0)
     return (torch.tanh(x + torch.atanh(offset / half)) * half - offset) / (count // 2)
 
 
-def rounded(x: Float[Tensor, "*B d"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
+def rounded(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
     """The nearest level of each bounded number."""
-    half = torch.tensor(levels, dtype=x.dtype, device=x.device) // 2
+    half = levels.to(x.dtype) // 2
     return torch.round(x * half) / half
 
 
-def ids_of(values: Float[Tensor, "*B d"], levels: Sequence[int]) -> Int[Tensor, "*B"]:
+def ids_of(values: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Int[Tensor, "*B"]:
     """The index of each code, in [0, product of `levels`); the first dimension varies fastest."""
-    count = torch.tensor(levels, device=values.device)
-    digits = torch.round(values * (count // 2)).long() + count // 2
-    return (digits * _places(levels, values.device)).sum(-1)
+    digits = torch.round(values * (levels // 2)).long() + levels // 2
+    return (digits * _places(levels)).sum(-1)
 
 
-def values_of(ids: Int[Tensor, "*B"], levels: Sequence[int]) -> Float[Tensor, "*B d"]:
+def values_of(ids: Int[Tensor, "*B"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
     """The inverse of `ids_of`."""
-    count = torch.tensor(levels, device=ids.device)
-    digits = ids[..., None] // _places(levels, ids.device) % count
-    return (digits - count // 2).float() / (count // 2)
+    digits = ids[..., None] // _places(levels) % levels
+    return (digits - levels // 2).float() / (levels // 2)
 
 
-def _places(levels: Sequence[int], device: torch.device) -> Int[Tensor, "d"]:
-    """The place value of each dimension."""
-    return torch.tensor([math.prod(levels[:place]) for place in range(len(levels))], device=device)
+def _places(levels: Int[Tensor, "d"]) -> Int[Tensor, "d"]:
+    """The place value of each dimension: the product of the levels before it."""
+    return levels.cumprod(0) // levels

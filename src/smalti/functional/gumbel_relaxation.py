@@ -2,7 +2,8 @@
 
 With 8192 codes the logits of a batch are larger than all its other activations together. With autograd, logits, noise,
 sample, log-probabilities and their gradients are ten such tensors. Here two are kept (logits and sample, in the number
-format of the codebook); all others are computed for a few positions at a time, which fit into a processor's cache.
+format of the codebook); all others are computed for a few positions at a time, which fit into a processor's cache, or
+keep a GPU busy.
 """
 
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smalti.functional.codebook import positions_at_once
 from smalti.functional.losses import kl_to_uniform
 from smalti.functional.noise import gumbel_noise
 
 _NUMBERS = 1 << 20
-"""Logits that are processed at a time; those of one position at least."""
+"""Logits that a CPU processes at a time; those of one position at least."""
 
 
 def gumbel_softmax(
@@ -166,5 +168,6 @@ def _looked_up(sample: Float[Tensor, "n V"], hard: bool) -> Float[Tensor, "n V"]
 
 def _parts(scores: Float[Tensor, "n V"]) -> list[slice]:
     """Ranges of positions that are processed together."""
-    size = max(1, _NUMBERS // scores.shape[1])
+    vocab_size = scores.shape[1]
+    size = positions_at_once(vocab_size, scores.device, on_cpu=max(1, _NUMBERS // vocab_size))
     return [slice(start, start + size) for start in range(0, len(scores), size)]

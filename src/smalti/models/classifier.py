@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smalti.models.layers import Init, initialise
+from smalti.models.layers import Init, initialise, seeded
 from smalti.models.vit import VisionTransformer, ViT
 
 Pooling: TypeAlias = Literal["mean", "cls"]
@@ -57,6 +57,4 @@ class ImageClassifier(nn.Module):
 def build_classifier(config: ViT, num_classes: int, pooling: Pooling = "mean", seed: int = 0) -> ImageClassifier:
     """A classifier with random weights, which are a function of the seed."""
     backbone = config.build(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        return ImageClassifier(backbone, num_classes, pooling, config.init)
+    return seeded(seed + 1, lambda: ImageClassifier(backbone, num_classes, pooling, config.init))

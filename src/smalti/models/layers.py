@@ -1,7 +1,8 @@
 """The layers of a vision Transformer, and how their weights are initialised; parameters have timm's names."""
 
 import math
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from smalti.functional.noise import uniform_noise
 from smalti.functional.patches import rows
 from smalti.functional.positions import bias_between, bias_rows, num_rows, position_bias, relative_position_index
 
+T = TypeVar("T")
 Init: TypeAlias = Literal["uniform", "trunc1", "trunc2", "width", "xavier"]
 
 
@@ -224,6 +226,13 @@ def drop_path_keep(key: Int[Tensor, "B"], depth: int, rate: float, stream: int =
     p = torch.linspace(0, rate, depth, device=key.device)[:, None, None]
     draws = uniform_noise(key, 2 * depth, stream).t().reshape(depth, 2, -1)
     return ((draws >= p) / (1 - p))[..., None, None]
+
+
+def seeded(seed: int, make: Callable[[], T]) -> T:
+    """The result of `make` with torch's generator seeded; the state of the generator is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 @torch.no_grad()

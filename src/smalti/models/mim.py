@@ -15,7 +15,7 @@ from smalti.models.decoder import (
     CrossAttentionLayer,
     Linear,
 )
-from smalti.models.layers import Attention, Block, Init, initialise
+from smalti.models.layers import Attention, Block, Init, initialise, seeded
 from smalti.models.patch_aggregation import AggregatingBlocks, PatchAggregation
 from smalti.models.vit import VisionTransformer, ViT
 
@@ -151,11 +151,13 @@ def build_mim(
         aggregation: the shallow prediction through [S], which is for training.
     """
     backbone = config.build(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+
+    def make() -> MaskedImageModel:
         between = None
         if isinstance(decoder, CrossAttention):
             between = CrossAttentionDecoder(
                 decoder, config.grid, config.embed_dim, config.num_heads, config.depth, config.init
             )
         return MaskedImageModel(backbone, vocab_size, config.init, between, second, aggregation)
+
+    return seeded(seed + 1, make)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smalti.core.config import require, setting
 from smalti.core.contracts import Grid
+from smalti.models.layers import seeded
 from smalti.models.vit import VisionTransformer, ViT
 
 _POOLED = (1, 2, 3, 6)
@@ -187,8 +188,8 @@ class MultiLevelHead(nn.Module):
 class Segmenter(nn.Module):
     """Logits over the classes at every pixel.
 
-    Blocks are read without the final norm, which is therefore removed. The logits of the head are interpolated
-    bilinearly to the size of the image.
+    Blocks are read without the final norm, which is therefore removed. Blocks above those that are read neither run nor
+    learn. The logits of the head are interpolated bilinearly to the size of the image.
 
     Reference: BEiT §3.2; released code, semantic_segmentation/backbone/beit.py.
     """
@@ -197,6 +198,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.backbone, self.head, self.blocks_read = backbone, head, blocks
         backbone.norm = nn.Identity()
+        backbone.blocks[max(blocks) :].requires_grad_(False)
 
     def forward(self, images: Tensor, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B classes H W"]:
         """The logits of the head, without those of the auxiliary head; arguments as of `all_scores`."""
@@ -210,7 +212,8 @@ class Segmenter(nn.Module):
             key: one key per sample, of which stochastic depth is a function; None keeps every branch.
         """
         grid = self.backbone.config.grid
-        layers = self.backbone.encode(self.backbone.embed(images), grid, layers=True, key=key).layers
+        embedded, until = self.backbone.embed(images), max(self.blocks_read)
+        layers = self.backbone.encode(embedded, grid, layers=True, key=key, until=until).layers
         maps = [as_map(layers[block - 1], grid) for block in self.blocks_read]
         size = images.shape[-2:]
         return [F.interpolate(scores.float(), size, mode="bilinear", align_corners=False) for scores in self.head(maps)]
@@ -234,6 +237,4 @@ def build_segmenter(config: ViT, num_classes: int, head: Linear | MultiLevel, se
         f"the backbone has {config.depth} blocks, counted from 1",
     )
     backbone = config.build(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        return Segmenter(backbone, head.build(config.embed_dim, num_classes), blocks)
+    return seeded(seed + 1, lambda: Segmenter(backbone, head.build(config.embed_dim, num_classes), blocks))

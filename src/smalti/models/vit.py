@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from smalti.core.config import require, setting
 from smalti.core.contracts import Features, Grid
 from smalti.functional.positions import bias_between, sincos_2d
-from smalti.models.layers import Block, Init, PatchEmbed, RelativePositionBias, drop_path_keep, initialise
+from smalti.models.layers import Block, Init, PatchEmbed, RelativePositionBias, drop_path_keep, initialise, seeded
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class ViT:
 
     def build(self, seed: int = 0) -> "VisionTransformer":
         """A network with random weights, which are a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return VisionTransformer(self)
+        return seeded(seed, lambda: VisionTransformer(self))
 
 
 class VisionTransformer(nn.Module):
@@ -129,6 +127,7 @@ class VisionTransformer(nn.Module):
         key: Int[Tensor, "B"] | None = None,
         at: Int[Tensor, "B K"] | None = None,
         visible: Int[Tensor, "B N"] | None = None,
+        until: int | None = None,
     ) -> Features:
         """Prepend [S], add absolute positions if there are any, and run the blocks.
 
@@ -140,6 +139,7 @@ class VisionTransformer(nn.Module):
             at: positions in [0, N) of the patches whose features are needed; None for all. For other patches the last
                 block computes keys and values only, which does not change the result.
             visible: positions in the grid of the patches in `tokens`; None for all of them. Not together with `at`.
+            until: the last block to run, counted from 1; None for all.
         """
         require(
             grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
@@ -154,8 +154,9 @@ class VisionTransformer(nn.Module):
         bias = self.shared_bias(where)
         wanted = None if at is None else F.pad(at + 1, (1, 0))
         outputs = []
-        for block, block_keep in zip(self.blocks, keep, strict=True):
-            x = self.run_block(block, x, block_keep, bias, wanted if block is self.blocks[-1] else None, where)
+        blocks = list(self.blocks)[:until]
+        for block, block_keep in zip(blocks, keep[:until], strict=True):
+            x = self.run_block(block, x, block_keep, bias, wanted if block is blocks[-1] else None, where)
             outputs.append(x)
         x = self.norm(x)
         return Features(x[:, 0], x[:, 1:], tuple(outputs) if layers else ())

@@ -31,5 +31,4 @@ def pretrain() -> Pretrain:
         masking=Release(num_masked=75),
         jitter=ColorJitter(0.4, 0.4, 0.4, before_crop=True),
         normalisation="imagenet",
-        optimiser=replace(start.optimiser, decay_rule="release"),
     )

@@ -23,7 +23,7 @@ from smalti.runs.folder import REBUILDING, RunFolder
 from smalti.runs.pretraining_checks import ReferenceComparison, token_loss
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import RunHooks
-from smalti.training.nonfinite import NotFiniteError, write_dump
+from smalti.training.nonfinite import NotFiniteError, write_captured
 from smalti.training.tracking import Picture, Tracking
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
@@ -109,10 +109,9 @@ class TrainingHooks(RunHooks):
         return Path(from_rank0(lambda: str(self._keep(before, batch, failure))))
 
     def _keep(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
-        path, data = self.folder.path, self.folder.read_data()
+        path = self.folder.path
         more = [path / name for name in REBUILDING if (path / name).exists()]
-        num_images = data["images"] if data else len(batch.index)
-        return write_dump(path, before, batch, failure.numbers, self.compute, num_images, more)
+        return write_captured(path, before, batch, failure.numbers, self.compute, more)
 
     def roll_back(self, trainer: Trainer) -> str:
         """Go back to the newest checkpoint that was due before this step; saves requested by signals do not count."""

@@ -21,7 +21,7 @@ from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.taught import Taught
-from smalti.training.nonfinite import DumpStep, Numbers, first_not_finite, numbers_as_json, read_dump
+from smalti.training.nonfinite import CapturedStep, Numbers, first_not_finite, numbers_as_json, read_captured
 from smalti.training.trainer import Trainer
 
 _Run: TypeAlias = Pretrain | TrainTokenizer | Finetune
@@ -31,7 +31,7 @@ _Run: TypeAlias = Pretrain | TrainTokenizer | Finetune
 class Replay:
     """Which step."""
 
-    bundle: str
+    captured: str
     """A folder in captures/ of a run, or a copy of it."""
 
 
@@ -39,25 +39,25 @@ def main(config: Replay) -> dict[str, Any]:
     """Run forward and backward of the step twice: as in the run, and then with checks, without compiled blocks.
 
     Raises:
-        CheckpointError: the folder is not a bundle, or is damaged.
+        CheckpointError: the folder is no captured step, or is damaged.
         DataError: the images are not those that the run was trained on.
         RefusedError: the numbers differ from those of the run.
     """
-    bundle, log = Path(config.bundle).expanduser(), Log()
-    capture = read_dump(bundle)
-    compute = choose_compute(capture.computed.device, capture.computed.precision)
-    run = _run(str(bundle))
-    images = _open(run, bundle, log)
-    trainer, batch = _rebuilt(run, images, compute, capture)
+    folder, log = Path(config.captured).expanduser(), Log()
+    captured = read_captured(folder)
+    compute = choose_compute(captured.computed.device, captured.computed.precision)
+    run = _run(str(folder))
+    images = _open(run, folder, log)
+    trainer, batch = _rebuilt(run, images, compute, captured)
     found = _computed(trainer, batch, compute)
-    watched, batch = _rebuilt(_uncompiled(run), images, compute, capture)
+    watched, batch = _rebuilt(_uncompiled(run), images, compute, captured)
     first = first_not_finite(watched.objective.model, lambda: _computed(watched, batch, compute))
-    result = {"step": capture.before.step, **numbers_as_json(found), "reproduced": found.same(capture.numbers)}
+    result = {"step": captured.before.step, **numbers_as_json(found), "reproduced": found.same(captured.numbers)}
     result["first"] = None if first is None else first._asdict()
     print(describe(result))
     if not result["reproduced"]:
         raise RefusedError(
-            f"step {capture.before.step} is not reproduced bit for bit", cause=_difference(capture, found)
+            f"step {captured.before.step} is not reproduced bit for bit", cause=_difference(captured, found)
         )
     return result
 
@@ -73,22 +73,22 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-def _run(bundle: str) -> _Run:
+def _run(folder: str) -> _Run:
     """The configuration of the run; the token cache is left out, since cached tokens equal computed ones."""
-    if read_kind(bundle) == Pretrain.__name__:
-        return replace(read_config(bundle, Pretrain), token_cache="")
-    if read_kind(bundle) == Finetune.__name__:
-        return read_config(bundle, Finetune)
-    return read_config(bundle, TrainTokenizer)
+    if read_kind(folder) == Pretrain.__name__:
+        return replace(read_config(folder, Pretrain), token_cache="")
+    if read_kind(folder) == Finetune.__name__:
+        return read_config(folder, Finetune)
+    return read_config(folder, TrainTokenizer)
 
 
 def _uncompiled(run: _Run) -> _Run:
     return run if isinstance(run, TrainTokenizer) else replace(run, compile="off")
 
 
-def _open(run: _Run, bundle: Path, log: Log) -> AnyImages:
-    """The images of the run, without those that must not be opened again; nothing is written to the bundle."""
-    folder = RunFolder(bundle)
+def _open(run: _Run, captured: Path, log: Log) -> AnyImages:
+    """The images of the run, without those that must not be opened again; nothing is written to the captured step."""
+    folder = RunFolder(captured)
     with tempfile.TemporaryDirectory() as scratch:
         bad_files = Path(scratch) / folder.bad_files.name
         if folder.bad_files.exists():
@@ -101,18 +101,18 @@ def _open(run: _Run, bundle: Path, log: Log) -> AnyImages:
     return images
 
 
-def _rebuilt(run: _Run, images: AnyImages, compute: Compute, capture: DumpStep) -> tuple[Trainer, Batch]:
+def _rebuilt(run: _Run, images: AnyImages, compute: Compute, captured: CapturedStep) -> tuple[Trainer, Batch]:
     """The trainer as it was before the step, and the batch of the step.
 
     Raises:
         DataError: the batch has other images: one that could be read then cannot be read now, or vice versa.
     """
     trainer, batches = _prepared(run, images, compute)
-    trainer.load_state(capture.before, "the bundle")
+    trainer.load_state(captured.before, "the captured step")
     trainer.objective.train()
-    batch = batches(capture.before.step).to(compute.device)
+    batch = batches(captured.before.step).to(compute.device)
     batches.close()
-    if (batch.index.tolist(), batch.key.tolist()) != (capture.index, capture.keys):
+    if (batch.index.tolist(), batch.key.tolist()) != (captured.index, captured.keys):
         raise DataError("the batch shows other images than that of the run", fix="bring back those that were readable")
     return trainer, batch
 
@@ -122,7 +122,7 @@ def _prepared(run: _Run, images: AnyImages, compute: Compute) -> tuple[Trainer, 
         return finetune.prepare(run, run.divided(images, Log()), compute)
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
-    run, teacher = replace(run, init_images=0), None  # its weights are in the bundle
+    run, teacher = replace(run, init_images=0), None  # its weights are in the captured step
     if isinstance(run.tokenizer, Taught):
         tokenizer, data, teacher, _ = read_teacher(run.tokenizer, run.data, compute, Log())
         run = replace(run, data=data, tokenizer=tokenizer)
@@ -136,15 +136,15 @@ def _computed(trainer: Trainer, batch: Batch, compute: Compute) -> Numbers:
     return Numbers.of(trainer.objective.model, output.loss_sum / output.weight, norm)
 
 
-def _difference(capture: DumpStep, found: Numbers) -> str:
-    then, threads = capture.numbers, torch.get_num_threads()
+def _difference(captured: CapturedStep, found: Numbers) -> str:
+    then, threads = captured.numbers, torch.get_num_threads()
     told = (
         ""
-        if threads == capture.computed.threads
-        else f"; {capture.computed.threads} threads then, {threads} now (OMP_NUM_THREADS)"
+        if threads == captured.computed.threads
+        else f"; {captured.computed.threads} threads then, {threads} now (OMP_NUM_THREADS)"
     )
-    if capture.computed.processes > 1:
-        told += f"; {capture.computed.processes} processes then, which add up in another order, 1 now"
+    if captured.computed.processes > 1:
+        told += f"; {captured.computed.processes} processes then, which add up in another order, 1 now"
     return (
         f"loss {then.loss:g} then, {found.loss:g} now; gradient norm {then.grad_norm:g} then, {found.grad_norm:g} now"
         f"{told}"

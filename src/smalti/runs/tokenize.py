@@ -18,7 +18,7 @@ from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.data.loader import Loader
 from smalti.data.token_cache import BAD_FILES, TokenCache
-from smalti.data.tokens import encode, token_view
+from smalti.data.tokens import encode
 from smalti.distributed.collectives import require_same, same_format
 from smalti.distributed.process_group import barrier, process_group
 from smalti.runs.pretrain import Pretrain
@@ -152,7 +152,7 @@ class CacheFiller:
 
     def _add(self, epoch: int, block: NDArray[np.int64], batch: Batch) -> None:
         as_asked = batch.index.numpy() == block
-        view = token_view(batch).to(self.compute.device)
+        view = batch.token_view.to(self.compute.device)
         ids = encode(view, self.tokenizer, self.compute, self.cache.key.chunk).cpu().numpy()
         kept = block[as_asked]
         self.cache.store(np.full_like(kept, epoch), kept, ids[as_asked])

@@ -19,14 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.losses import LAPLACE_EPSILON
+from smalti.functional.codebook import positions_at_once
+from smalti.functional.losses import LAPLACE_EPSILON, most_likely_pixels
+from smalti.models.layers import seeded
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, require_tokens
 from smalti.tokenizers.trunk import float32
 
 Kernels: TypeAlias = tuple[int, int, int, int]
-_POSITIONS = 256
-"""Positions whose logits `encode` computes at a time."""
 _SHORTLIST = 8
 """Codes per position whose logits are computed again in float32, since bf16 has only three digits."""
 
@@ -107,9 +107,7 @@ class DallE:
 
     def build(self, seed: int = 0) -> "DallETokenizer":
         """A network with random weights, which are a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return DallETokenizer(self)
+        return seeded(seed, lambda: DallETokenizer(self))
 
 
 class DallETokenizer(ImageTokenizer):
@@ -162,9 +160,8 @@ class DallETokenizer(ImageTokenizer):
         """The most likely visual token at every position."""
         positions = self.features(images).permute(0, 2, 3, 1)
         weight = self.to_logits.weight[:, :, 0, 0].to(positions.dtype)
-        parts = positions.flatten(0, 2).split(
-            _POSITIONS
-        )  # the logits of all positions would be the largest tensor by far
+        at_once = positions_at_once(self.vocab_size, weight.device)  # all logits would be the largest tensor by far
+        parts = positions.flatten(0, 2).split(at_once)
         return torch.cat([self._best(part, weight) for part in parts]).view(positions.shape[:3])
 
     def _best(self, features: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Int[Tensor, "n"]:
@@ -184,7 +181,7 @@ class DallETokenizer(ImageTokenizer):
         assert self.codebook.bias is not None
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()) + self.codebook.bias
         mean, _ = self.pixels(codes.permute(0, 3, 1, 2))
-        return ((mean.sigmoid() - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)).clamp(0, 1)
+        return most_likely_pixels(mean).clamp(0, 1)
 
     def _scores(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         with float32(features):

@@ -16,12 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import setting
-from smalti.functional.codebook import greatest, kmeans
+from smalti.functional.codebook import greatest, kmeans, positions_at_once
 from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
-from smalti.tokenizers.trunk import Trunk, drawn, error_unit, float32, require_trunk, set_conv
+from smalti.models.layers import seeded
+from smalti.tokenizers.trunk import Trunk, error_unit, float32, require_trunk, set_conv
 
-_POSITIONS = 256
-"""Positions whose logits `best_codes` computes at a time."""
 _CUT = 0.1
 """By how much the logit of a code that splits another one's cell rises faster than that one's, as a share."""
 
@@ -79,7 +78,7 @@ def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[
     """The code with the greatest logit at every position, in [0, V), computed in parts to bound memory."""
     rows, weight = features.permute(0, 2, 3, 1), to_logits.weight[:, :, 0, 0]
     with float32(features):
-        parts = rows.float().flatten(0, 2).split(_POSITIONS)
+        parts = rows.float().flatten(0, 2).split(positions_at_once(len(weight), weight.device))
         return torch.cat([greatest(F.linear(part, weight, to_logits.bias)) for part in parts]).view(rows.shape[:3])
 
 
@@ -120,7 +119,7 @@ class DVAE:
 
     def build(self, seed: int = 0) -> "DiscreteVAE":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: DiscreteVAE(self), seed)
+        return seeded(seed, lambda: DiscreteVAE(self))
 
 
 class DiscreteVAE(Trunk):

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import greatest, kmeans
+from smalti.functional.codebook import kmeans, nearest_centre
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.taught import (
@@ -29,10 +29,9 @@ from smalti.tokenizers.taught import (
     mean_patches,
     normalised_features,
     painted_image,
-    varied_patches,
     without_norm,
 )
-from smalti.tokenizers.trunk import float32
+from smalti.tokenizers.trunk import float32, varied_patches
 
 _POINTS = 1 << 15
 """Points per batch of distances to all centres."""
@@ -142,7 +141,7 @@ class KMeansFeatureTokenizer(ImageTokenizer):
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
         """The index in [0, V) of the nearest centre."""
         with float32(points):
-            return greatest(F.linear(points, self.centres, -0.5 * self.centres.square().sum(1)))
+            return nearest_centre(points, self.centres)
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest centre at every position."""

@@ -85,11 +85,17 @@ class FollowingCodes(ImageTokenizer):
 
     @torch.no_grad()
     def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points."""
+        """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points.
+
+        Args:
+            points: those of the step, of all ranks.
+            ids: the code assigned to each.
+            step: number of optimiser steps done.
+        """
         moved = followed(self.book, points, ids, self.decay)
         self.set_book(revived(moved, points, step, self.dead_after))
 
     def meters(self) -> dict[str, Tensor]:
-        """Share of the codes that are not dead, and perplexity of their use, both over the last steps."""
+        """Share of the codes with a point in the last `dead_after` / 2 steps, and perplexity of their use lately."""
         alive = (self.unused < max(self.dead_after // 2, 1)).float().mean()
-        return {"alive": alive, "perplexity": entropy(self.sizes).exp().float()}
+        return {"alive": alive, "perplexity": entropy(self.sizes).exp()}

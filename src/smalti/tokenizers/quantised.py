@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.functional.codebook import bounded, ids_of, kmeans, rounded, started, values_of
 from smalti.functional.gumbel_relaxation import straight_through
+from smalti.models.layers import seeded
 from smalti.tokenizers.following_codes import FollowingCodes, require_codes
-from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, drawn, float32, require_trunk, set_conv
+from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, float32, require_trunk, set_conv
 
 
 class Quantised(Trunk):
@@ -43,15 +44,6 @@ class Quantised(Trunk):
         """The value with each index."""
         raise NotImplementedError
 
-    def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
-        """Update what is not trained by gradients, after an optimiser step.
-
-        Args:
-            points: those of the step, of all ranks.
-            ids: the index assigned to each.
-            step: number of optimiser steps done.
-        """
-
     def meters(self) -> dict[str, Tensor]:
         """Metrics of codebook use for the progress line; empty where there is no codebook."""
         return {}
@@ -67,7 +59,11 @@ class Quantised(Trunk):
 
         They are decoded from the quantised values; gradients go to the points (straight-through).
         """
-        return self.pixels(self._read(straight_through(self.values(ids), points)))
+        return self.distribution(straight_through(self.values(ids), points))
+
+    def distribution(self, values: Float[Tensor, "B h w d"]) -> tuple[Tensor, Tensor]:
+        """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each, given the values."""
+        return self.pixels(self._read(values))
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest code at every position."""
@@ -124,7 +120,7 @@ class VQ:
 
     def build(self, seed: int = 0) -> "VectorQuantised":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: VectorQuantised(self), seed)
+        return seeded(seed, lambda: VectorQuantised(self))
 
 
 class VectorQuantised(FollowingCodes, Quantised):
@@ -182,7 +178,7 @@ class FSQ:
 
     def build(self, seed: int = 0) -> "FiniteScalarQuantised":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: FiniteScalarQuantised(self), seed)
+        return seeded(seed, lambda: FiniteScalarQuantised(self))
 
 
 class FiniteScalarQuantised(Quantised):
@@ -194,10 +190,12 @@ class FiniteScalarQuantised(Quantised):
     """
 
     config: FSQ
+    levels: Tensor
     commitment = 0.0
 
     def __init__(self, config: FSQ) -> None:
         super().__init__(config, len(config.levels))
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -210,12 +208,12 @@ class FiniteScalarQuantised(Quantised):
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors mapped into the cube by `bounded`."""
-        return bounded(x, self.config.levels)
+        return bounded(x, self.levels)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
         """The index of the rounded point, in [0, V)."""
-        return ids_of(rounded(points, self.config.levels), self.config.levels)
+        return ids_of(rounded(points, self.levels), self.levels)
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
         """The values of each dimension for an index."""
-        return values_of(ids, self.config.levels)
+        return values_of(ids, self.levels)

@@ -13,13 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.config import require, setting
-from smalti.core.errors import DataError
 from smalti.core.rng import fold, signed
-from smalti.functional.codebook import greatest, kmeans
+from smalti.functional.codebook import kmeans, nearest_centre
 from smalti.functional.noise import uniform_noise
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
-from smalti.tokenizers.trunk import float32, principal_directions
+from smalti.tokenizers.trunk import float32, principal_directions, varied_patches
 
 _NOISE = 1e-3
 """Approximate standard deviation of 8-bit rounding of a sub-pixel in [0, 1]; whitening does not amplify less."""
@@ -100,9 +99,7 @@ class PatchTokenizer(ImageTokenizer):
             DataError: there is no patch with more than one colour.
         """
         patches = self._patches(images).flatten(0, 2)
-        varied = patches[(patches != patches[:, :1]).any(1)]
-        if len(varied) == 0:
-            raise DataError("every patch of the images has a single colour", fix="train on images that show something")
+        varied = patches[varied_patches(images, self.stride).flatten()]
         self.mean.copy_(patches.mean(0))
         self.fit(varied - self.mean, order[order < len(varied)])
         ids = self.encode(images).flatten()
@@ -114,7 +111,7 @@ class PatchTokenizer(ImageTokenizer):
         """The nearest centre at every position; among unit centres it has the greatest cosine similarity."""
         with float32(images):
             points = F.linear(self._patches(images) - self.mean, self.projection)
-            return greatest(F.linear(points, self.centres, -0.5 * self.centres.square().sum(1)))
+            return nearest_centre(points, self.centres)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""

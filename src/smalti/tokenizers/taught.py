@@ -9,13 +9,13 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.core.errors import DataError, UsageError
+from smalti.core.errors import UsageError
 from smalti.functional.codebook import vocabulary_for
-from smalti.functional.patches import constant_patches, patchify
+from smalti.functional.patches import patchify
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range, feature_block, first_blocks
 from smalti.tokenizers.image_tokenizer import MAX_VOCAB
 from smalti.tokenizers.trunk import float32
@@ -127,18 +127,6 @@ def feature_parts(backbone: VisionTransformer, images: Tensor) -> Iterator[Float
     """
     for part in images.split(AT_ONCE):
         yield normalised_features(backbone, part.to(backbone.cls_token.device)).cpu().double()
-
-
-def varied_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
-    """True where a patch has more than one colour.
-
-    Raises:
-        DataError: no patch has.
-    """
-    varied = torch.cat([~constant_patches(part, size) for part in images.split(AT_ONCE)])
-    if not varied.any():
-        raise DataError("every patch of the images has a single colour", fix="train on images that show something")
-    return varied
 
 
 def mean_patches(images: Tensor, ids: Int[Tensor, "B N"], vocab_size: int, size: int) -> Float[Tensor, "V P"]:

@@ -6,21 +6,22 @@ decoder  residual 3x3 blocks -> mean and log-scale of a logit-Laplace distributi
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from smalti.core.config import require
 from smalti.core.errors import DataError
 from smalti.functional.losses import LAPLACE_EPSILON, most_likely_pixels
+from smalti.functional.patches import constant_patches
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
 
-T = TypeVar("T")
+_AT_ONCE = 64
+"""Images whose patches are compared at a time."""
 
 
 class TrunkConfig(TokenizerConfig, Protocol):
@@ -41,13 +42,6 @@ def require_trunk(config: TrunkConfig) -> None:
     require_tokens(config)
     require(config.width >= 1, f"a width of {config.width}", "use at least 1")
     require(config.depth >= 0, f"a depth of {config.depth}", "use 0 or more")
-
-
-def drawn(make: Callable[[], T], seed: int) -> T:
-    """The result of `make` with torch's generator seeded by `seed`; the state of the generator is restored."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 class ResidualBlock(nn.Module):
@@ -125,10 +119,7 @@ class Trunk(ImageTokenizer):
             DataError: there is no patch with more than one colour.
         """
         patches = self._patches(images).float().permute(0, 2, 3, 1).flatten(0, 2)
-        mean = patches.mean(0)
-        varied = patches[(patches != patches[:, :1]).any(1)]
-        if len(varied) == 0:
-            raise DataError("every patch of the images has a single colour", fix="train on images that show something")
+        mean, varied = patches.mean(0), patches[varied_patches(images, self.stride).flatten()]
         directions = principal_directions(patches - mean, self.width)
         return PatchSample(mean, directions, (varied - mean) @ directions.t())
 
@@ -143,6 +134,18 @@ class Trunk(ImageTokenizer):
         """Pixels of each patch as channels, on the logit scale of the likelihood."""
         x = (1 - 2 * LAPLACE_EPSILON) * as_unit_range(images) + LAPLACE_EPSILON
         return F.pixel_unshuffle(torch.logit(x), self.stride).contiguous(memory_format=torch.channels_last)
+
+
+def varied_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
+    """True where a patch has more than one colour.
+
+    Raises:
+        DataError: no patch has.
+    """
+    varied = torch.cat([~constant_patches(part, size) for part in images.split(_AT_ONCE)])
+    if not varied.any():
+        raise DataError("every patch of the images has a single colour", fix="train on images that show something")
+    return varied
 
 
 def float32(like: Tensor) -> torch.autocast:

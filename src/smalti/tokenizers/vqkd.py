@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.functional.codebook import followed_means, kmeans, replacements, started, steps_unused
 from smalti.functional.gumbel_relaxation import straight_through
-from smalti.models.layers import Init, initialise
+from smalti.models.layers import Init, initialise, seeded
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.following_codes import FollowingCodes, require_codes
 from smalti.tokenizers.taught import (
@@ -33,9 +33,8 @@ from smalti.tokenizers.taught import (
     mean_patches,
     normalised_features,
     painted_image,
-    varied_patches,
 )
-from smalti.tokenizers.trunk import drawn, float32
+from smalti.tokenizers.trunk import float32, varied_patches
 
 _POSITIONS = 0.1
 """Amplitude of the encoder's positions at the start."""
@@ -83,7 +82,7 @@ class VQKD(Taught):
 
     def build(self, seed: int = 0) -> "VQKDTokenizer":
         """A network with random weights, which are a function of the seed."""
-        return drawn(lambda: VQKDTokenizer(replace(self, teacher=""), seed), seed)
+        return seeded(seed, lambda: VQKDTokenizer(replace(self, teacher=""), seed))
 
 
 class VQKDTokenizer(FollowingCodes):

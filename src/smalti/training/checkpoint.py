@@ -76,7 +76,8 @@ def write_checkpoint(
         run: the run folder.
         step: number of optimiser steps done.
         model: its parameters and persistent buffers are written to model.safetensors.
-        state: other tensors (moments of the optimiser, weights without EMA), written to state.safetensors.
+        state: other tensors (moments of the optimiser, with an EMA the weights themselves), written to
+            state.safetensors.
         keep: a step whose checkpoint is kept as well.
 
     Raises:
@@ -183,7 +184,8 @@ def read_checkpoint(run: Path, until: int | None = None) -> Checkpoint:
     damaged: list[str] = []
     if (bundle := read_bundle(run)) is not None:
         return Checkpoint(bundle.step, read_bundle_weights(run, bundle), {})
-    found = [(int(run.name.split("-")[1]), run)] if is_checkpoint(run) else _checkpoints(run)
+    name = _NAME.fullmatch(run.name)
+    found = [(int(name[2]), run)] if name is not None and is_checkpoint(run) else _checkpoints(run)
     while found:
         step, folder = found.pop(0)
         if until is not None and step > until:

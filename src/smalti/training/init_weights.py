@@ -10,7 +10,6 @@ from smalti.functional.positions import num_rows, resize_positions, resize_table
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel, lasting
 from smalti.models.segmenter import Segmenter
-from smalti.models.vit import VisionTransformer
 from smalti.training.checkpoint import load_weights
 from smalti.weights.source import SourceWeights
 
@@ -91,15 +90,6 @@ def _by(grid: tuple[int, int]) -> str:
 
 def _and(parts: list[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
-
-
-def load_resized(backbone: VisionTransformer, state: Mapping[str, Tensor], grid: Grid) -> None:
-    """Load the weights of a backbone whose patch grid was `grid`; positions are interpolated to the new grid.
-
-    Raises:
-        CheckpointError: the shapes of the weights do not belong to this grid.
-    """
-    backbone.load_state_dict(resized(state, grid, backbone.config.grid))
 
 
 def resized(state: Mapping[str, Tensor], old: Grid, new: Grid) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def fit(
     if trainer.scaling:
         log.say(trainer.scaling)
     trainer.objective.train()
-    spent = StepTimer(batches)
+    spent = StepTimer(batches, compute.device)
     found: dict[str, float] = {}
     with noted() as asked:
         wanted = asked.agreed()

@@ -94,7 +94,7 @@ class MaskedViews:
         size = self.backbone.img_size
         if self.tokenizer is None:
             return TwoViews(crop, size, None, jitter, self.full_decode)
-        rows, columns = self.backbone.grid
+        height, width = grid = self.backbone.grid
         for tokenizer in filter(None, (self.tokenizer, self.second)):
             channels, theirs = tokenizer.config.in_chans, tokenizer.grid or self.backbone.grid
             require(
@@ -102,8 +102,8 @@ class MaskedViews:
                 f"the tokenizer reads {channels} channels and data.channels is {self.backbone.in_chans}",
             )
             require(
-                (rows, columns) == theirs,
-                f"the teacher of the tokenizer has {theirs[0]}x{theirs[1]} patches, and the backbone {rows}x{columns}",
+                grid == theirs,
+                f"the teacher of the tokenizer has {theirs[0]}x{theirs[1]} patches, and the backbone {height}x{width}",
                 "give them the same grid: --backbone.img-size divided by --backbone.patch-size",
             )
             require(
@@ -111,7 +111,7 @@ class MaskedViews:
                 f"the tokenizers have strides of {self.tokenizer.stride} and {tokenizer.stride} pixels",
                 "use two that see images of the same size",
             )
-        token_size = (rows * self.tokenizer.stride, columns * self.tokenizer.stride)
+        token_size = (height * self.tokenizer.stride, width * self.tokenizer.stride)
         return TwoViews(crop, size, None if token_size == size else token_size, jitter, self.full_decode)
 
 
@@ -125,16 +125,18 @@ class SeveralMasks:
 
     Attributes:
         batches: the images once, without a mask; `scores`, where there are any, are those of all N patches.
+        order: which images these are; keys are drawn from it and not read from the device of the batch.
     """
 
     batches: Batches
+    order: Sampler
     count: int
     views: MaskedViews
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
         once = self.batches(step)
-        keys = fold(once.key.cpu().numpy()[:, None], np.arange(self.count)).reshape(-1)
+        keys = fold(fold(self.order(step).keys, Stream.NOISE)[:, None], np.arange(self.count)).reshape(-1)
         batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
         batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
         assert batch.mask_index is not None
@@ -179,7 +181,7 @@ def training_batches(
         batches = Tokenized(loader, tokenizer, tokenizing, chunk_for(num_images), posterior)
     if views.second is not None:
         batches = AlsoTokenized(batches, views.second, tokenizing, chunk_for(num_images))
-    return batches if views.masks_per_image == 1 else SeveralMasks(batches, views.masks_per_image, views)
+    return batches if views.masks_per_image == 1 else SeveralMasks(batches, loader.order, views.masks_per_image, views)
 
 
 def open_cache(

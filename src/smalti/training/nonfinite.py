@@ -1,9 +1,9 @@
-"""Non-finite steps, whose loss or gradient is NaN or infinite: where in the network it begins, and a dump of the step.
+"""Non-finite steps, whose loss or gradient is NaN or infinite: where in the network it begins; captured steps.
 
-A dump is a folder with all that is needed to compute the step again. model.safetensors and state.safetensors are those
-of a checkpoint before the step. step.json has the positions and keys of the images in the batch, and loss and gradient
-norms. Crops, colours, masks and noise are functions of the keys, and pixels and visual tokens are functions of the
-images, so none of these is stored.
+A captured step is a folder with all that is needed to compute it again. model.safetensors and state.safetensors are
+those of a checkpoint before the step. step.json has the positions and keys of the images in the batch, and loss and
+gradient norms. Crops, colours, masks and noise are functions of the keys, and pixels and visual tokens are functions of
+the images, so none of these is stored.
 """
 
 import json
@@ -160,8 +160,8 @@ class Computed:
 
 
 @dataclass(frozen=True)
-class DumpStep:
-    """The content of a dump.
+class CapturedStep:
+    """The content of such a folder.
 
     Attributes:
         before: the state of training before the step.
@@ -177,8 +177,8 @@ class DumpStep:
     computed: Computed
 
 
-def write_dump(
-    run: Path, before: Checkpoint, batch: Batch, numbers: Numbers, compute: Compute, num_images: int, more: list[Path]
+def write_captured(
+    run: Path, before: Checkpoint, batch: Batch, numbers: Numbers, compute: Compute, more: list[Path]
 ) -> Path:
     """Write `run/captures/step-XXXXXXXX/`.
 
@@ -188,19 +188,17 @@ def write_dump(
         batch: the images of the step.
         numbers: loss and gradient norms of the step.
         compute: device and number format.
-        num_images: size of the dataset, on which the order of images depends.
-        more: files to copy into the dump, such as the configuration of the run.
+        more: files to copy into the folder, such as the configuration of the run.
 
     Raises:
         OutputError: it cannot be written.
     """
-    folder, position = run / "captures" / f"step-{before.step:08d}", before.step * len(batch.index)
+    folder = run / "captures" / f"step-{before.step:08d}"
     step = {
         "step": before.step,
         "loss": _as_json(numbers.loss),
         "grad_norm": _as_json(numbers.grad_norm),
         "grad_norms": {name: _as_json(norm) for name, norm in numbers.grad_norms.items()},
-        "first_image": {"epoch": position // num_images, "place": position % num_images},
         "index": batch.index.tolist(),
         "keys": batch.key.tolist(),
         "derived": "crops, colours, masks and noise are functions of the keys",
@@ -218,17 +216,17 @@ def write_dump(
     return folder
 
 
-def read_dump(bundle: Path) -> DumpStep:
-    """Read what `write_dump` wrote.
+def read_captured(folder: Path) -> CapturedStep:
+    """Read what `write_captured` wrote.
 
     Raises:
-        CheckpointError: the folder is not a dump, or damaged.
+        CheckpointError: the folder is no captured step, or damaged.
     """
     try:
-        files = read_folder(bundle)
+        files = read_folder(folder)
         said = parse_object(files["step.json"])
         norms = {str(name): float(norm) for name, norm in said["grad_norms"].items()}
-        return DumpStep(
+        return CapturedStep(
             Checkpoint(
                 int(said["step"]), tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
             ),
@@ -239,7 +237,7 @@ def read_dump(bundle: Path) -> DumpStep:
         )
     except (ValueError, KeyError, TypeError, AttributeError, UsageError, CheckpointError) as error:
         raise CheckpointError(
-            f"{bundle} is no whole bundle",
+            f"{folder} is no whole captured step",
             cause=error.cause if isinstance(error, CheckpointError) else f"{error}",
             fix="give a folder in captures/ of a run that stopped at a step that is not finite",
         ) from error

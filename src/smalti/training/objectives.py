@@ -37,6 +37,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.dvae import DiscreteVAE, relax, split
+from smalti.tokenizers.following_codes import FollowingCodes
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.vqkd import VQKDTokenizer
 from smalti.training.targets import Tokens, masked_tokens
@@ -103,6 +104,7 @@ class DiscreteVAEObjective(Objective):
         super().__init__()
         self.model: DiscreteVAE | DallETokenizer = tokenizer
         self.config = relaxation
+        self.whole_batches = relaxation.dead_after is not None or relaxation.spread > 0
         self.likelihood: Likelihood = likelihood
         self.unused: Tensor
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -112,7 +114,7 @@ class DiscreteVAEObjective(Objective):
         self.beta, self.temperature = relaxation.ramp(steps), relaxation.annealing(steps)
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        images = as_unit_range(batch.token_view)
         relaxation, now = self.config, int(step)
         tokens, centre, log_scale = relax(self.model, images, batch.key, self.temperature(now), hard=relaxation.hard)
         nll = reconstruction_loss(self.likelihood, images, centre, log_scale).mean()
@@ -132,20 +134,21 @@ class DiscreteVAEObjective(Objective):
         """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
-        scores, ids = (all_gather(seen) for seen in self._seen)
+        ids = all_gather(self._seen[1])
         self.unused.copy_(steps_unused(self.unused, ids))
         dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
-        parents = drawn_codes(ids, step, most=len(dead))
+        if len(dead) == 0:
+            return
+        scores, parents = all_gather(self._seen[0]), drawn_codes(ids, step, most=len(dead))
         dead = dead[: len(parents)]
-        means = torch.stack([scores[ids == parent].mean() for parent in parents]) if len(parents) else scores[:0]
-        split(self.model, dead, parents, means)
+        split(self.model, dead, parents, torch.stack([scores[ids == parent].mean() for parent in parents]))
         self.unused[dead] = 0
 
 
 class QuantisedObjective(Objective):
     """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
 
-    The gradient of the reconstruction is straight-through; `follow` updates the codebook after the step.
+    The gradient of the reconstruction is straight-through; `follow` updates a codebook after the step.
 
     Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
     """
@@ -153,17 +156,18 @@ class QuantisedObjective(Objective):
     def __init__(self, tokenizer: Quantised, likelihood: Likelihood = "logit_laplace") -> None:
         super().__init__()
         self.model: Quantised = tokenizer
+        self.whole_batches = isinstance(tokenizer, FollowingCodes)
         self.likelihood: Likelihood = likelihood
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        images = as_unit_range(batch.token_view)
         points = self.model.points(images)
         ids = self.model.nearest(points.detach())
         mean, log_scale = self.model.reconstructed(points, ids)
         cost = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
-        if self.training:
+        if self.training and self.whole_batches:
             self._seen = points.detach().flatten(0, 2), ids.flatten()
         count = torch.full((), float(len(images)), device=cost.device)
         said = {
@@ -175,7 +179,7 @@ class QuantisedObjective(Objective):
 
     def follow(self, step: int) -> None:
         """Update the codebook with the points of the last step."""
-        if self._seen is not None:
+        if isinstance(self.model, FollowingCodes) and self._seen is not None:
             points, ids = self._seen
             self.model.follow(all_gather(points), all_gather(ids), step)
             self._seen = None
@@ -190,6 +194,8 @@ class FeatureReconstruction(Objective):
     Reference: Peng et al. 2022 (BEiT v2), VQ-KD; its term for the codebook is replaced by moving averages, as there.
     """
 
+    whole_batches = True
+
     def __init__(self, tokenizer: VQKDTokenizer, teacher: VisionTransformer) -> None:
         super().__init__()
         self.model: VQKDTokenizer = tokenizer
@@ -197,7 +203,7 @@ class FeatureReconstruction(Objective):
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        images = as_unit_range(batch.image if batch.token_image is None else batch.token_image)
+        images = as_unit_range(batch.token_view)
         points = self.model.points(images)
         ids = self.model.nearest(points.detach())
         predicted = self.model.predicted_features(points, ids)
@@ -299,7 +305,7 @@ class Classify(Objective):
         scores = self.model(batch.image, batch.key if self.training else None)
         target = class_shares(batch, scores.shape[1])
         nats = class_nats(scores, target, self.label_smoothing)
-        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_tensor(len(nats))
+        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_full((), len(nats))
         within = {"accuracy": right[..., 0], "top5": right.any(-1)}
         return StepOutput(nats.sum(), count, {name: (found.sum(), count) for name, found in within.items()})
 
@@ -327,7 +333,7 @@ class ClassifySeveral(Objective):
         known = ~batch.target.isnan()
         right = ((scores.detach() > 0) == (batch.target > 0.5)) & known
         counts = {"accuracy": (right.sum().float(), known.sum().float())}
-        return StepOutput(nats.sum(), nats.new_tensor(len(nats)), counts)
+        return StepOutput(nats.sum(), nats.new_full((), len(nats)), counts)
 
 
 class Segment(Objective):

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.core.ranks import world_size
+from smalti.models.decoder import CrossAttentionBlock
 from smalti.models.layers import Block
 
 Parallel: TypeAlias = Literal["ddp", "fsdp"]
@@ -70,13 +71,13 @@ def strategy_for(objective: Objective, parallel: Parallel) -> Strategy:
 
 
 def shard(model: nn.Module) -> None:
-    """Shard a model in place: each Transformer block, then the remaining weights.
+    """Shard a model in place: each Transformer block of encoder and decoder, then the remaining weights.
 
     Its parameters are replaced, and it may only be called as a whole, by `forward`.
     """
     from torch.distributed.fsdp import fully_shard
 
     for module in model.modules():
-        if isinstance(module, Block):
+        if isinstance(module, Block | CrossAttentionBlock):
             fully_shard(module)
     fully_shard(model)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import torch
 from torch.profiler import profile
 
 from smalti.core.contracts import Batch, Batches
@@ -15,10 +16,14 @@ _ROWS = 12
 
 
 class StepTimer:
-    """Measures the time spent waiting for images, computing visual tokens, and in the network."""
+    """Measures the time spent waiting for images, computing visual tokens, and in the network.
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches, self.on_batches, self.began = batches, 0.0, time.perf_counter()
+    A GPU computes tokens while the program goes on, so that there their time is part of that of the network.
+    """
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self.batches, self.on_cpu, self.on_batches = batches, device.type == "cpu", 0.0
+        self.began = time.perf_counter()
         self.waited_before = batches.waited
         self.running, self.steps, self.since = False, 0, 0.0
 
@@ -48,7 +53,8 @@ class StepTimer:
         total = max(time.perf_counter() - self.began, 1e-9)
         data = (self.batches.waited - self.waited_before) / total
         tokens = max(self.on_batches / total - data, 0.0)
-        verdict = max((1 - data - tokens, "computing"), (data, _DATA), (tokens, "tokenizing"))[1]
+        rest = [(1 - data - tokens, "computing"), (tokens, "tokenizing")]
+        verdict = max((data, _DATA), *(rest if self.on_cpu else [(1 - data, "computing and tokenizing")]))[1]
         return f"data wait {data:.0%}", f"bound by {verdict}"
 
 

@@ -1,6 +1,7 @@
 """Targets of masked image modeling: visual tokens, the tokenizer's posterior, or pixels."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,8 +27,7 @@ class Tokens:
     def __call__(
         self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
     ) -> StepOutput:
-        loss_sum, total = masked_token_loss(predicted, masked_tokens(batch), weight)
-        return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
+        return _of_tokens(masked_token_loss, predicted, batch, weight, with_metrics)
 
 
 class CompiledTokens:
@@ -42,10 +42,19 @@ class CompiledTokens:
     def __call__(
         self, predicted: Float[Tensor, "B K V"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
     ) -> StepOutput:
-        if not predicted.requires_grad:
-            return Tokens()(predicted, batch, weight, with_metrics)
-        loss_sum, total = self._loss(predicted, masked_tokens(batch), weight)
-        return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
+        loss = self._loss if predicted.requires_grad else masked_token_loss
+        return _of_tokens(loss, predicted, batch, weight, with_metrics)
+
+
+def _of_tokens(
+    loss: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    predicted: Float[Tensor, "B K V"],
+    batch: Batch,
+    weight: Float[Tensor, "B K"],
+    with_metrics: bool,
+) -> StepOutput:
+    loss_sum, total = loss(predicted, masked_tokens(batch), weight)
+    return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
 
 
 @dataclass(frozen=True)

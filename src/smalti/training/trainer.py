@@ -72,8 +72,8 @@ class Trainer:
         parallel: Parallel = "ddp",
     ) -> None:
         require(
-            plan.accumulate == 1 or not isinstance(objective, Follower),
-            f"accumulate is {plan.accumulate}, and the codebook of a tokenizer follows whole batches",
+            plan.accumulate == 1 or not objective.whole_batches,
+            f"accumulate is {plan.accumulate}, and the codes of this tokenizer are counted or moved over whole batches",
             "use --plan.accumulate 1, and a smaller --plan.batch-size where memory is short",
         )
         require(
@@ -94,10 +94,8 @@ class Trainer:
         self.scaling = optimiser.scaling(plan.batch_size)
         self.settings, self.optimizer = scaled, scaled.build(objective.model)
         self.lr = scaled.rates(plan.steps)
-        self.frozen, self.frozen_steps = (
-            tuple(frozen),
-            frozen_steps,
-        )  # consumed after sharding, which replaces parameters
+        self.frozen = tuple(frozen)  # consumed after sharding, which replaces parameters
+        self.frozen_steps = frozen_steps
         self.step = 0
         self.skipped = 0
         self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
@@ -204,8 +202,9 @@ class Trainer:
         return Checkpoint(self.step, full_tensors(self.trained.state_dict()), self.state())
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that resuming needs in addition to `trained`: weights without EMA, moments, counters."""
-        state = {f"raw.{name}": value for name, value in self.objective.model.state_dict().items()}
+        """The tensors that resuming needs in addition to `trained`: moments, counters, and with an EMA the weights."""
+        raw = {} if self.ema is None else self.objective.model.state_dict()
+        state = {f"raw.{name}": value for name, value in raw.items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
         for name, parameter in self.objective.model.named_parameters():
             known = self.optimizer.state.get(parameter, {})  # none for parameters that are still frozen
@@ -217,12 +216,15 @@ class Trainer:
         return full_tensors(state)
 
     def load_state(self, checkpoint: Checkpoint, where: str) -> None:
-        """Load the state of a checkpoint; `where` it is from appears in error messages."""
+        """Load the state of a checkpoint; `where` it is from appears in error messages.
+
+        Earlier versions wrote the weights to it without an EMA, too.
+        """
         state: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in checkpoint.state.items():
             kind, name = key.split(".", 1)
             state[kind][name] = value
-        load_weights(self.objective.model, state["raw"], where)
+        load_weights(self.objective.model, state["raw"] or checkpoint.model, where)
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.model, where)
         for name, value in self.objective.named_buffers(recurse=False):

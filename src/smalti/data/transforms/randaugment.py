@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smalti.core.compute import on_device
+from smalti.core.compute import has_float64, on_device
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch
 from smalti.core.rng import Keys, Stream, fold, uniform
@@ -29,11 +29,16 @@ Level = NDArray[np.float64]
 
 
 def autocontrast(levels: Tensor, amount: Tensor) -> Tensor:
-    """Stretch each channel to the range 0 to 255; a channel with a single level is unchanged."""
-    low, high = levels.amin((2, 3))[..., None], levels.amax((2, 3))[..., None]
-    scale = (255 / (high - low).double()).nan_to_num(posinf=1.0)
-    stretched = torch.where(high > low, _all(levels) * scale - low * scale, _all(levels))
-    return _looked_up(levels, stretched)
+    """Stretch each channel to the range 0 to 255; a channel with a single level is unchanged.
+
+    The table is computed in float64, as Pillow does; on the CPU where the device has none.
+    """
+    ends = torch.stack([levels.amin((2, 3)), levels.amax((2, 3))])[..., None]
+    low, high = (ends if has_float64(ends.device) else ends.cpu()).double()
+    every = torch.arange(256, device=low.device)
+    scale = (255 / (high - low)).nan_to_num(posinf=1.0)
+    table = torch.where(high > low, (every * scale - low * scale).floor(), every)
+    return _looked_up(levels, on_device(table.to(levels.dtype), levels.device))
 
 
 def equalize(levels: Tensor, amount: Tensor) -> Tensor:
@@ -44,7 +49,7 @@ def equalize(levels: Tensor, amount: Tensor) -> Tensor:
     last = counts.gather(2, flat.amax(2, keepdim=True))
     step = (counts.sum(2, keepdim=True) - last) // 255
     table = (step // 2 + counts.cumsum(2) - counts) // step.clamp_min(1)
-    return _looked_up(levels, torch.where(step > 0, table.double(), _all(levels)))
+    return _looked_up(levels, torch.where(step > 0, table, torch.arange(256, device=levels.device)))
 
 
 def invert(levels: Tensor, amount: Tensor) -> Tensor:
@@ -75,7 +80,8 @@ def brightness(levels: Tensor, amount: Tensor) -> Tensor:
 
 def contrast(levels: Tensor, amount: Tensor) -> Tensor:
     """Scale contrast: amount 0 gives the mean grey of the image everywhere, 1 the image."""
-    mean = (grey(levels).double().mean((2, 3), keepdim=True) + 0.5).floor().to(levels.dtype)
+    total, count = grey(levels).long().sum((2, 3), keepdim=True), levels.shape[-2] * levels.shape[-1]
+    mean = ((2 * total + count) // (2 * count)).to(levels.dtype)
     return blend(mean.expand_as(levels), levels, amount)
 
 
@@ -164,13 +170,9 @@ def _matrix(amount: Tensor, place: int) -> Float[Tensor, "B 6"]:
     return matrix
 
 
-def _all(levels: Tensor) -> Float[Tensor, "256"]:
-    return torch.arange(256, device=levels.device, dtype=torch.float64)
-
-
-def _looked_up(levels: Tensor, table: Float[Tensor, "B C 256"]) -> Tensor:
-    """The table entry of every level, rounded down and clamped to [0, 255]: (B, C, H, W)."""
-    entries = table.floor().clamp(0, 255).to(levels.dtype)
+def _looked_up(levels: Tensor, table: Tensor) -> Tensor:
+    """The entry of a table of whole numbers, (B, C, 256), for every level, clamped to [0, 255]: (B, C, H, W)."""
+    entries = table.clamp(0, 255).to(levels.dtype)
     return entries.gather(2, levels.flatten(2).long()).reshape(levels.shape)
 
 
