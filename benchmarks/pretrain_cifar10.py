@@ -33,7 +33,7 @@ from smalti.runs.pretrain import Pretrain, prepare
 from smalti.runs.pretrain import main as pretrain
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "pretrain-cifar10"
@@ -61,7 +61,7 @@ def configuration(data: Path, tokenizer: str, out: Path) -> Pretrain:
         masking=Blockwise(ratio=0.4),
         crop=RandomResizedCrop(scale=(0.4, 1.0)),
         jitter=NO_JITTER,
-        optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
+        optimiser=Optimiser(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
         plan=Plan(batch_size=128, log_every=50, save_every=500),
     )
 

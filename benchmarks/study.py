@@ -32,7 +32,7 @@ from smalti.runs.folder import is_run, read_config
 from smalti.runs.models import load_model
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
-from smalti.training.optim import AdamW, Matrices
+from smalti.training.optim import Matrices, Optimiser
 from smalti.training.targets import Pixels, Tokens
 from smalti.training.training_plan import Plan
 
@@ -127,7 +127,7 @@ class Study:
             target=row.target,
             crop=RandomResizedCrop(scale=(0.4, 1.0)),
             jitter=NO_JITTER,
-            optimiser=AdamW(lr=row.lr, warmup_ratio=0.08, betas=(0.9, 0.98), matrices=row.matrices),
+            optimiser=Optimiser(lr=row.lr, warmup_ratio=0.08, betas=(0.9, 0.98), matrices=row.matrices),
             plan=Plan(steps=-(-row.images // _BATCH), batch_size=_BATCH, log_every=50, save_every=250),
         )
 
@@ -147,7 +147,7 @@ class Study:
             crop=RandomResizedCrop(scale=(0.4, 1.0)),
             jitter=NO_JITTER,
             label_share=share,
-            optimiser=AdamW(lr=1e-3, end_lr=1e-6, warmup_ratio=0.1, layer_decay=layer_decay),
+            optimiser=Optimiser(lr=1e-3, end_lr=1e-6, warmup_ratio=0.1, layer_decay=layer_decay),
             plan=Plan(steps=steps, batch_size=_BATCH, repeat=True, log_every=50, save_every=250),
             seed=seed,
         )

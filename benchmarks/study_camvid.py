@@ -40,7 +40,7 @@ from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.simple import KMeansPatches
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "camvid"
@@ -111,7 +111,7 @@ def pretraining(start: Start, tokenizer: str) -> Pretrain:
         masking=Blockwise(ratio=0.4),
         crop=CROP,
         jitter=NO_JITTER,
-        optimiser=AdamW(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
+        optimiser=Optimiser(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
         plan=Plan(steps=-(-start.images // 64), batch_size=64, save_every=250),
     )
 
@@ -129,7 +129,7 @@ def fine_tuning(cell: Cell, data: Path, init: str) -> Finetune:
         freeze=linear,
         crop=RandomResizedCrop(scale=(0.25, 1.0), ratio=(1.2, 1.48)),
         jitter=ColorJitter(),
-        optimiser=AdamW(
+        optimiser=Optimiser(
             lr=3e-3 if linear else 1e-3,
             end_lr=1e-5,
             warmup_ratio=0.1,

@@ -35,7 +35,7 @@ from smalti.recipes import small
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import DiscreteVAEObjective, MaskedImageModeling
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
@@ -87,7 +87,7 @@ class OurDecoder(nn.Module):
         return torch.cat([F.pixel_shuffle(half, self.stride) for half in both], dim=1)
 
 
-def usual_step(config: DVAE | DallE, batch: Batch, settings: AdamW) -> Callable[[], None]:
+def usual_step(config: DVAE | DallE, batch: Batch, settings: Optimiser) -> Callable[[], None]:
     """A step of the peer."""
     torch.manual_seed(0)
     if isinstance(config, DallE):
@@ -111,7 +111,7 @@ def usual_step(config: DVAE | DallE, batch: Batch, settings: AdamW) -> Callable[
     return step
 
 
-def our_step(config: DVAE | DallE, batch: Batch, settings: AdamW, compute: Compute) -> Callable[[], None]:
+def our_step(config: DVAE | DallE, batch: Batch, settings: Optimiser, compute: Compute) -> Callable[[], None]:
     """A step of ours, as `smalti train-tokenizer` makes it."""
     trainer = Trainer(DiscreteVAEObjective(config.build(), _RELAXATION, 1000), settings, Plan(1000), ema_decay=0.999)
     return lambda: _ignore(trainer.train_step(batch, compute))
@@ -162,7 +162,7 @@ def share_of_pretraining_step(config: DVAE, batch: Batch, compute: Compute, roun
         mask_index=torch.from_numpy(index),
         mask_weight=torch.from_numpy(weight),
     )
-    trainer = Trainer(MaskedImageModeling(build_mim(backbone, config.vocab_size)), AdamW(), Plan(1000))
+    trainer = Trainer(MaskedImageModeling(build_mim(backbone, config.vocab_size)), Optimiser(), Plan(1000))
 
     @torch.no_grad()
     def encode() -> None:

@@ -13,7 +13,7 @@ from smalti.data.transforms.views import ColorJitter, RandomResizedCrop
 from smalti.functional.masking import Blockwise
 from smalti.models.decoder import Linear
 from smalti.tokenizers.quantised import VQ
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 
 DATA = Data(channels=3, side=96)
 CROP = RandomResizedCrop(scale=(0.5, 1.0))
@@ -26,7 +26,7 @@ def train_tokenizer() -> TrainTokenizer:
         tokenizer=VQ(vocab_size=1024, stride=8, in_chans=3),
         likelihood="mse",
         crop=CROP,
-        optimiser=AdamW(lr=1e-3, warmup_ratio=0.05),
+        optimiser=Optimiser(lr=1e-3, warmup_ratio=0.05),
         plan=Plan(steps=3000, batch_size=64),
     )
 
@@ -40,6 +40,6 @@ def pretrain() -> Pretrain:
         decoder=Linear(),
         crop=CROP,
         jitter=ColorJitter(brightness=0.2, contrast=0.2, saturation=0.0),
-        optimiser=AdamW(lr=1.5e-3, warmup_ratio=0.05, betas=(0.9, 0.98)),
+        optimiser=Optimiser(lr=1.5e-3, warmup_ratio=0.05, betas=(0.9, 0.98)),
         plan=Plan(steps=20_000, batch_size=128),
     )

@@ -50,7 +50,7 @@ from smalti.recipes import small  # noqa: E402
 from smalti.runs.pretrain import Pretrain, prepare  # noqa: E402
 from smalti.tokenizers.dvae import DVAE  # noqa: E402
 from smalti.training.objectives import DiscreteVAEObjective  # noqa: E402
-from smalti.training.optim import AdamW  # noqa: E402
+from smalti.training.optim import Optimiser  # noqa: E402
 from smalti.training.trainer import Trainer, means  # noqa: E402
 from smalti.training.training_plan import Plan  # noqa: E402
 
@@ -403,7 +403,7 @@ def tokenizers(where: Machine, _: Path) -> Found:
     batch = Batch(image=images, index=torch.arange(rows, device=where.device), key=keys)
     frozen = config.build().to(where.device).eval().requires_grad_(False)
     objective = DiscreteVAEObjective(config.build().to(where.device), run.relaxation, 1000)
-    trainer = Trainer(objective, AdamW(), Plan(1000, batch_size=rows), ema_decay=0.999)
+    trainer = Trainer(objective, Optimiser(), Plan(1000, batch_size=rows), ema_decay=0.999)
     encoding = where.seconds(lambda: encode(images, frozen, compute))
     return Found(
         {

@@ -94,7 +94,7 @@ def test_the_reference_has_every_verb_and_field(pages: dict[str, str]) -> None:
     parts = set(re.findall(r"^## (\w+)$", pages["reference/parts.md"], re.M))
     linked = set(re.findall(r"\]\(parts\.md#(\w+)\)", "".join(pages.values())))
     assert {part.lower() for part in parts} == linked
-    assert {"ViT", "Blockwise", "CrossAttention", "AdamW", "Mixing"} <= parts
+    assert {"ViT", "Blockwise", "CrossAttention", "Optimiser", "Mixing"} <= parts
     assert re.findall(r"^## (\w+)$", pages["reference/recipes.md"], re.M) == recipe_names()
 
 

@@ -19,7 +19,7 @@ from smalti.models.mim import build_mim
 from smalti.recipes import base, dalle, nano, paper, release, small, tiny
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 
 BOTH = [base, nano, paper, small, tiny]
 IMAGENET = 1_281_167
@@ -133,5 +133,5 @@ def test_learning_rates_of_the_demo_are_absolute() -> None:
     for config in (nano.train_tokenizer(), nano.pretrain(), tiny.train_tokenizer(), tiny.pretrain()):
         assert config.optimiser.at(8) == config.optimiser
         assert config.plan.accumulate == 1
-    rates = AdamW(lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon")
+    rates = Optimiser(lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon")
     assert nano.pretrain().optimiser == tiny.pretrain().optimiser == rates

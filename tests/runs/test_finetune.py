@@ -27,7 +27,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config
 from smalti.runs.model_selection import Best, Measured, Shares, divide
 from smalti.runs.models import load_finetuned
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 from tests.other_names import as_timm_vit
@@ -58,7 +58,7 @@ def bright_and_dark(num: int, seed: int = 0) -> InMemoryDataset:
 
 def config(out: Path, **changes: Any) -> Finetune:
     plan = Plan(steps=30, batch_size=32, log_every=10, save_every=10)
-    optimiser = AdamW(lr=3e-3, layer_decay=0.75)
+    optimiser = Optimiser(lr=3e-3, layer_decay=0.75)
     crop = RandomResizedCrop(scale=(0.5, 1.0))
     start = Finetune(data=Data(side=8), out=str(out), backbone=VIT, crop=crop, jitter=NO_JITTER, compile="off")
     return replace(start, plan=plan, optimiser=optimiser, **changes)

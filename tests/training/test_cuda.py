@@ -12,7 +12,7 @@ from smalti.models.layers import attend
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.objectives import MaskedImageModeling
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.trainer import means
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -65,6 +65,6 @@ def test_updates_of_muon_are_those_of_the_cpu(rng: torch.Generator) -> None:
         one.grad = torch.randn(one.shape, generator=rng)
         two.grad = one.grad.cuda()
     for model in (here, there):
-        AdamW(lr=1e-2, matrices="muon").build(model).step()
+        Optimiser(lr=1e-2, matrices="muon").build(model).step()
     for one, two in zip(here.parameters(), there.parameters(), strict=True):
         torch.testing.assert_close(two.cpu(), one, atol=1e-3, rtol=1e-2)

@@ -25,12 +25,12 @@ from smalti.models.vit import ViT
 from smalti.training.checkpoint import read_checkpoint
 from smalti.training.loop import RunHooks, fit
 from smalti.training.objectives import MaskedImageModeling
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.trainer import Trainer, means
 from smalti.training.training_plan import Plan
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-OPTIMISER = AdamW(lr=0.01, warmup_ratio=0.2)
+OPTIMISER = Optimiser(lr=0.01, warmup_ratio=0.2)
 
 
 class MeanGrey(Objective):
@@ -119,7 +119,7 @@ def batches(seed: int = 0) -> Loader:
 
 def trainer(
     steps: int = 12,
-    optimiser: AdamW = OPTIMISER,
+    optimiser: Optimiser = OPTIMISER,
     ema_decay: float | None = 0.9,
     objective: Callable[[], Objective] = MeanGrey,
     accumulate: int = 1,
@@ -167,7 +167,7 @@ def test_a_step_moves_the_weights_as_adamw_on_the_mean_loss_does() -> None:
 
 
 def test_gradients_are_clipped_to_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trainer(optimiser=AdamW(clip_grad=1e-3))
+    made = trainer(optimiser=Optimiser(clip_grad=1e-3))
     seen: list[float] = []
 
     def look(*_: object) -> None:
@@ -182,7 +182,7 @@ def test_gradients_are_clipped_to_the_norm(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_gradients_do_not_pile_up_over_steps() -> None:
     """At a vanishing learning rate two steps on one batch see the same gradient."""
-    made = trainer(optimiser=AdamW(lr=1e-12, end_lr=0.0))
+    made = trainer(optimiser=Optimiser(lr=1e-12, end_lr=0.0))
     norms = [float(made.train_step(batches()(0), CPU)[1]) for _ in range(2)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
@@ -266,7 +266,9 @@ def test_what_follows_whole_batches_cannot_be_trained_in_parts() -> None:
 
 
 def test_the_learning_rate_is_scaled_to_the_batch_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = run(trainer(optimiser=AdamW(lr=0.01, end_lr=0.001, lr_batch_size=12)), log=Log(tmp_path / "metrics.jsonl"))
+    made = run(
+        trainer(optimiser=Optimiser(lr=0.01, end_lr=0.001, lr_batch_size=12)), log=Log(tmp_path / "metrics.jsonl")
+    )
     assert "learning rate 1.0e-2 at batch 12 -> 5.0e-3 at batch 6\n" in capsys.readouterr().err
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["lr"] == pytest.approx(0.0005)

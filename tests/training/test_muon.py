@@ -16,7 +16,7 @@ from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import read_checkpoint
 from smalti.training.muon import MuonAdamW, orthogonalised
-from smalti.training.optim import AdamW, is_matrix_of_block
+from smalti.training.optim import Optimiser, is_matrix_of_block
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 from tests.training.test_loop import batches
@@ -91,7 +91,7 @@ def test_an_update_is_about_as_large_as_one_of_adamw() -> None:
 
 
 def test_it_has_the_matrices_of_blocks_and_adamw_the_rest() -> None:
-    made = AdamW(matrices="muon", weight_decay=0.3).build(MODEL)
+    made = Optimiser(matrices="muon", weight_decay=0.3).build(MODEL)
     assert isinstance(made, MuonAdamW)
     by_muon = {id(p) for group in made.matrices for p in group["params"]}
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -106,8 +106,8 @@ def test_it_has_the_matrices_of_blocks_and_adamw_the_rest() -> None:
 def test_it_keeps_one_average_of_a_matrix() -> None:
     sizes = {name: p.numel() * 4 for name, p in MODEL.named_parameters()}
     matrices = sum(size for name, size in sizes.items() if is_matrix_of_block(name, MODEL.get_parameter(name)))
-    assert AdamW().moments_bytes(MODEL) == 2 * sum(sizes.values())
-    assert AdamW(matrices="muon").moments_bytes(MODEL) == 2 * sum(sizes.values()) - matrices
+    assert Optimiser().moments_bytes(MODEL) == 2 * sum(sizes.values())
+    assert Optimiser(matrices="muon").moments_bytes(MODEL) == 2 * sum(sizes.values()) - matrices
 
 
 def test_tables_of_positions_are_not_matrices_of_blocks() -> None:
@@ -116,14 +116,14 @@ def test_tables_of_positions_are_not_matrices_of_blocks() -> None:
 
 
 def test_layer_decay_reaches_it() -> None:
-    made = AdamW(matrices="muon", layer_decay=0.5).build(MODEL)
+    made = Optimiser(matrices="muon", layer_decay=0.5).build(MODEL)
     assert isinstance(made, MuonAdamW)
     assert sorted(group["lr_scale"] for group in made.matrices) == [0.25, 0.5]
 
 
 def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no weight matrix of a Transformer block learns.*matrices adamw"):
-        AdamW(matrices="muon").build(nn.Linear(2, 2))
+        Optimiser(matrices="muon").build(nn.Linear(2, 2))
 
 
 class Halves(Objective):
@@ -142,7 +142,7 @@ class Halves(Objective):
         return StepOutput(errors.sum(), torch.tensor(float(len(errors))), {})
 
 
-MUON = AdamW(lr=0.01, warmup_ratio=0.2, matrices="muon")
+MUON = Optimiser(lr=0.01, warmup_ratio=0.2, matrices="muon")
 
 
 def trained(made: Trainer, until: int = 8) -> Trainer:
@@ -151,7 +151,7 @@ def trained(made: Trainer, until: int = 8) -> Trainer:
     return made
 
 
-def trainer(optimiser: AdamW = MUON) -> Trainer:
+def trainer(optimiser: Optimiser = MUON) -> Trainer:
     return Trainer(Halves(), optimiser, Plan(steps=8, batch_size=6), 0.9)
 
 
@@ -169,7 +169,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [("muon", "adamw"), ("adamw", "muon")])
 def test_a_run_that_goes_on_with_the_other_one_starts_its_moments_anew(before: str, after: str, tmp_path: Path) -> None:
-    one, two = (MUON if name == "muon" else AdamW(lr=0.01) for name in (before, after))
+    one, two = (MUON if name == "muon" else Optimiser(lr=0.01) for name in (before, after))
     trained(trainer(one), 3).save(tmp_path)
     resumed = trainer(two)
     resumed.load_state(read_checkpoint(tmp_path), str(tmp_path))
@@ -239,4 +239,4 @@ def test_a_checkpoint_is_as_large_as_was_said(ema_decay: float | None, tmp_path:
     made.save(tmp_path)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert made.checkpoint_bytes == pytest.approx(written, rel=0.2)
-    assert made.checkpoint_bytes < trainer(AdamW()).checkpoint_bytes
+    assert made.checkpoint_bytes < trainer(Optimiser()).checkpoint_bytes

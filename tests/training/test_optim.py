@@ -13,7 +13,7 @@ from smalti.models.classifier import build_classifier
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.objectives import Classify
-from smalti.training.optim import AdamW, DecayRule, is_decayed, layer_of
+from smalti.training.optim import DecayRule, Optimiser, is_decayed, layer_of
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 
@@ -61,12 +61,12 @@ class WithTable(nn.Module):
 
 @pytest.mark.parametrize(("rule", "decayed"), [("release", 2), ("timm", 1)])
 def test_the_rule_reaches_the_optimiser(rule: DecayRule, decayed: int) -> None:
-    groups = AdamW(decay_rule=rule).build(WithTable()).param_groups
+    groups = Optimiser(decay_rule=rule).build(WithTable()).param_groups
     assert sum(len(group["params"]) for group in groups if group["weight_decay"] > 0) == decayed
 
 
 def test_every_parameter_is_in_one_group_with_its_decay() -> None:
-    optimizer = AdamW(weight_decay=0.3).build(MODEL)
+    optimizer = Optimiser(weight_decay=0.3).build(MODEL)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(MODEL.parameters()))
     for name, parameter in MODEL.named_parameters():
@@ -76,14 +76,14 @@ def test_every_parameter_is_in_one_group_with_its_decay() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     layer = nn.Linear(2, 2)
     layer.weight.requires_grad_(False)
-    optimizer = AdamW().build(layer)
+    optimizer = Optimiser().build(layer)
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 
 
 def test_the_first_step_is_lr_against_the_sign_of_the_gradient_plus_the_decay() -> None:
     layer = nn.Linear(3, 2)
     before = layer.weight.detach().clone()
-    optimizer = AdamW(lr=0.1, weight_decay=0.5).build(layer)
+    optimizer = Optimiser(lr=0.1, weight_decay=0.5).build(layer)
     (layer.weight * torch.tensor([1.0, -2.0, 30.0])).sum().backward()
     optimizer.step()
     expected = before * (1 - 0.1 * 0.5) - 0.1 * torch.tensor([1.0, -1.0, 1.0])
@@ -91,28 +91,28 @@ def test_the_first_step_is_lr_against_the_sign_of_the_gradient_plus_the_decay() 
 
 
 def test_betas_and_eps_reach_the_optimiser() -> None:
-    group = AdamW(betas=(0.8, 0.98), eps=1e-6).build(MODEL).param_groups[0]
+    group = Optimiser(betas=(0.8, 0.98), eps=1e-6).build(MODEL).param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.8, 0.98), 1e-6)
 
 
 def test_the_schedule_warms_up_peaks_and_ends_where_it_should() -> None:
-    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1).rates(1000)
+    schedule = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1).rates(1000)
     assert [schedule(step) for step in (0, 50, 100, 550, 1000)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
 
 
 def test_the_decay_may_end_before_the_run_does() -> None:
-    schedule = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).rates(1000)
+    schedule = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).rates(1000)
     assert [schedule(step) for step in (100, 250, 400, 401, 1000)] == pytest.approx([1, 0.55, 0.1, 0.1, 0.1])
 
 
 def test_a_learning_rate_without_a_batch_is_absolute() -> None:
-    assert AdamW(lr=0.3).at(64) == AdamW(lr=0.3)
-    assert AdamW(lr=0.3).scaling(64) == ""
+    assert Optimiser(lr=0.3).at(64) == Optimiser(lr=0.3)
+    assert Optimiser(lr=0.3).scaling(64) == ""
 
 
 @pytest.mark.parametrize(("batch_size", "factor"), [(64, 1 / 32), (2048, 1), (4096, 2)])
 def test_a_learning_rate_at_a_batch_is_in_proportion_to_that_of_the_run(batch_size: int, factor: float) -> None:
-    meant = AdamW(lr=1.5e-3, end_lr=1e-5, lr_batch_size=2048)
+    meant = Optimiser(lr=1.5e-3, end_lr=1e-5, lr_batch_size=2048)
     used = meant.at(batch_size)
     assert (used.lr, used.end_lr) == pytest.approx((1.5e-3 * factor, 1e-5 * factor))
     assert used.at(batch_size) == used
@@ -121,13 +121,13 @@ def test_a_learning_rate_at_a_batch_is_in_proportion_to_that_of_the_run(batch_si
 
 
 def test_the_scaling_is_said_in_a_line() -> None:
-    said = AdamW(lr=1.5e-3, lr_batch_size=2048).scaling(64)
+    said = Optimiser(lr=1.5e-3, lr_batch_size=2048).scaling(64)
     assert said == "learning rate 1.5e-3 at batch 2048 -> 4.7e-5 at batch 64"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_short_runs_have_a_schedule_too(steps: int) -> None:
-    schedule = AdamW(lr=1.0, warmup_ratio=0.99).rates(steps)
+    schedule = Optimiser(lr=1.0, warmup_ratio=0.99).rates(steps)
     assert schedule(steps) == pytest.approx(1e-5)
     assert schedule(schedule.warmup) == 1.0
 
@@ -147,7 +147,7 @@ def test_short_runs_have_a_schedule_too(steps: int) -> None:
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        AdamW(**fields)
+        Optimiser(**fields)
 
 
 CLASSIFIER = build_classifier(
@@ -176,7 +176,7 @@ def test_layers_are_counted_from_the_patches_to_the_head(name: str, layer: int) 
 
 
 def test_the_learning_rate_falls_from_layer_to_layer_and_weight_decay_stays() -> None:
-    optimizer = AdamW(layer_decay=0.5, weight_decay=0.3).build(CLASSIFIER)
+    optimizer = Optimiser(layer_decay=0.5, weight_decay=0.3).build(CLASSIFIER)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(groups) == len(list(CLASSIFIER.parameters()))
     for name, parameter in CLASSIFIER.named_parameters():
@@ -186,18 +186,18 @@ def test_the_learning_rate_falls_from_layer_to_layer_and_weight_decay_stays() ->
 
 
 def test_without_layer_decay_there_are_the_same_two_groups_as_ever() -> None:
-    groups = AdamW(weight_decay=0.3).build(MODEL).param_groups
+    groups = Optimiser(weight_decay=0.3).build(MODEL).param_groups
     assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.3, 1.0), (0.0, 1.0)]
 
 
 def test_a_network_without_blocks_has_one_layer() -> None:
     layer = nn.Linear(2, 2)
-    assert {group["lr_scale"] for group in AdamW(layer_decay=0.5).build(layer).param_groups} == {1.0}
+    assert {group["lr_scale"] for group in Optimiser(layer_decay=0.5).build(layer).param_groups} == {1.0}
 
 
 def test_the_first_step_of_a_layer_is_as_long_as_its_rate() -> None:
     model = build_classifier(ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2), num_classes=3)
-    optimiser = AdamW(lr=0.1, warmup_ratio=0.0, eps=1e-14, weight_decay=0.0, layer_decay=0.5)
+    optimiser = Optimiser(lr=0.1, warmup_ratio=0.0, eps=1e-14, weight_decay=0.0, layer_decay=0.5)
     trainer = Trainer(Classify(model), optimiser, Plan(steps=10, batch_size=4))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4), torch.arange(4), label=torch.tensor([0, 1, 2, 0]))
@@ -208,5 +208,5 @@ def test_the_first_step_of_a_layer_is_as_long_as_its_rate() -> None:
 
 
 def test_a_constant_schedule_stays_at_the_rate_of_its_warm_up() -> None:
-    rates = AdamW(lr=1.0, end_lr=0.1, warmup_ratio=0.1, schedule="constant").rates(100)
+    rates = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1, schedule="constant").rates(100)
     assert [rates(step) for step in (0, 5, 10, 50, 99, 200)] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]

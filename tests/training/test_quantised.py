@@ -13,7 +13,7 @@ from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
 from smalti.tokenizers.quantised import FSQ, VQ, Quantised, VectorQuantised
 from smalti.training.objectives import QuantisedObjective
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.trainer import Trainer
 from smalti.training.training_plan import Plan
 from tests import oracles
@@ -109,12 +109,12 @@ def test_without_a_codebook_nothing_follows_and_a_step_in_parts_is_that_of_the_w
     given, norms = batch(4), []
     for accumulate in (1, 2):
         plan = Plan(steps=2, batch_size=4, accumulate=accumulate)
-        made = Trainer(QuantisedObjective(tokenizer(SCALARS)), AdamW(), plan)
+        made = Trainer(QuantisedObjective(tokenizer(SCALARS)), Optimiser(), plan)
         norms.append(float(made.train_step(given, Compute(torch.device("cpu"), torch.float32))[1]))
         assert made.objective._seen is None
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     with pytest.raises(UsageError, match="accumulate is 2, and the codes of this tokenizer"):
-        Trainer(QuantisedObjective(tokenizer(VECTORS)), AdamW(), plan)
+        Trainer(QuantisedObjective(tokenizer(VECTORS)), Optimiser(), plan)
 
 
 def test_it_reads_the_token_view_where_there_is_one() -> None:

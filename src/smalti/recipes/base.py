@@ -21,7 +21,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 
@@ -32,7 +32,9 @@ def train_tokenizer() -> TrainTokenizer:
         tokenizer=DVAE(vocab_size=8192, stride=8, in_chans=3, width=192, depth=2),
         relaxation=Relaxation(beta=1.0, beta_ramp=0.2, spread=1.0),
         crop=RandomResizedCrop(scale=(0.2, 1.0)),
-        optimiser=AdamW(lr=5e-3, end_lr=5e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        optimiser=Optimiser(
+            lr=5e-3, end_lr=5e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
+        ),
         plan=Plan(steps=20_000, batch_size=64),
     )
 
@@ -49,7 +51,7 @@ def pretrain() -> Pretrain:
         decoder=CrossAttention(width=512, num_heads=8, predicted=0.5),
         crop=RandomResizedCrop(scale=(0.2, 1.0)),
         jitter=ColorJitter(),
-        optimiser=AdamW(lr=1.5e-3, lr_batch_size=2048, warmup_ratio=0.05),
+        optimiser=Optimiser(lr=1.5e-3, lr_batch_size=2048, warmup_ratio=0.05),
         plan=Plan(steps=200_000, batch_size=256),
     )
 
@@ -69,6 +71,6 @@ def finetune() -> Finetune:
         backbone=ViT(drop_path_rate=0.1),
         augment=RandAugment(operations=2),
         erasing=Erasing(probability=0.25),
-        optimiser=AdamW(lr=4e-3, end_lr=1e-6, lr_batch_size=1024, warmup_ratio=0.2, layer_decay=0.65),
+        optimiser=Optimiser(lr=4e-3, end_lr=1e-6, lr_batch_size=1024, warmup_ratio=0.2, layer_decay=0.65),
         plan=Plan(steps=125_000, batch_size=1024, accumulate=8, save_every=5000),
     )

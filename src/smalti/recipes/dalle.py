@@ -15,7 +15,7 @@ from smalti.data.transforms.views import SquareCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.objectives import Relaxation
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 STEPS, ANNEALED, DECAYED, RAMPED = 3_000_000, 150_000, 1_200_000, 5_000
@@ -35,7 +35,7 @@ def train_tokenizer() -> TrainTokenizer:
             anneal_ratio=ANNEALED / STEPS,
         ),
         crop=SquareCrop(scaled=(9 / 8, 12 / 8)),
-        optimiser=AdamW(
+        optimiser=Optimiser(
             lr=1e-4,
             end_lr=1.25e-6,
             warmup_ratio=0.0,

@@ -18,7 +18,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 DATA = Data(channels=1, side=28)
@@ -31,7 +31,9 @@ def train_tokenizer() -> TrainTokenizer:
         tokenizer=DVAE(vocab_size=512, stride=4, in_chans=1, width=64, depth=2),
         relaxation=Relaxation(beta=1.0, beta_ramp=0.2, spread=1.0),
         crop=RandomResizedCrop(scale=(0.6, 1.0)),
-        optimiser=AdamW(lr=7e-3, end_lr=7e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        optimiser=Optimiser(
+            lr=7e-3, end_lr=7e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
+        ),
         plan=Plan(steps=1000, batch_size=64),
     )
 
@@ -55,7 +57,7 @@ def pretrain() -> Pretrain:
         decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.6, 1.0)),
         jitter=NO_JITTER,
-        optimiser=AdamW(
+        optimiser=Optimiser(
             lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon"
         ),
         plan=Plan(steps=2000, batch_size=64),
@@ -69,7 +71,9 @@ def finetune() -> Finetune:
         task=Classification(mixing=Mixing(mixup=0.2)),
         backbone=pretrain().backbone,
         crop=RandomResizedCrop(scale=(0.6, 1.0)),
-        optimiser=AdamW(lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75),
+        optimiser=Optimiser(
+            lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75
+        ),
         plan=Plan(steps=1000, batch_size=64, save_every=100),
     )
 

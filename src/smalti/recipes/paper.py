@@ -19,7 +19,7 @@ from smalti.models.vit import ViT
 from smalti.recipes import dalle
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 CROP = RandomResizedCrop(fallback="centre")
@@ -43,7 +43,7 @@ def pretrain() -> Pretrain:
         crop=CROP,
         jitter=ColorJitter(0.4, 0.4, 0.4),
         fp32_tokens=True,
-        optimiser=AdamW(
+        optimiser=Optimiser(
             lr=1.5e-3,
             end_lr=1e-5,
             lr_batch_size=2048,

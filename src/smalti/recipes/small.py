@@ -26,7 +26,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 DATA = Data(channels=3, side=112)
@@ -39,7 +39,9 @@ def train_tokenizer() -> TrainTokenizer:
         tokenizer=DVAE(vocab_size=1024, stride=8, in_chans=3, width=128, depth=3),
         relaxation=Relaxation(beta=1.0, beta_ramp=0.2, spread=1.0),
         crop=RandomResizedCrop(scale=(0.5, 1.0)),
-        optimiser=AdamW(lr=4e-3, end_lr=4e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        optimiser=Optimiser(
+            lr=4e-3, end_lr=4e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
+        ),
         plan=Plan(steps=10000, batch_size=64),
     )
 
@@ -62,7 +64,7 @@ def pretrain() -> Pretrain:
         decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.2, 1.0)),
         jitter=NO_JITTER,
-        optimiser=AdamW(lr=1.5e-3, lr_batch_size=1024, warmup_ratio=0.05, betas=(0.9, 0.98), matrices="muon"),
+        optimiser=Optimiser(lr=1.5e-3, lr_batch_size=1024, warmup_ratio=0.05, betas=(0.9, 0.98), matrices="muon"),
         plan=Plan(steps=100_000, batch_size=256),
     )
 
@@ -82,6 +84,6 @@ def finetune() -> Finetune:
         backbone=replace(pretrain().backbone, drop_path_rate=0.1),
         augment=RandAugment(operations=2),
         erasing=Erasing(probability=0.25),
-        optimiser=AdamW(lr=4e-3, end_lr=1e-6, lr_batch_size=1024, warmup_ratio=0.2, layer_decay=0.75),
+        optimiser=Optimiser(lr=4e-3, end_lr=1e-6, lr_batch_size=1024, warmup_ratio=0.2, layer_decay=0.75),
         plan=Plan(steps=10_000, batch_size=256, save_every=500),
     )

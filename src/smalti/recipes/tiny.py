@@ -23,7 +23,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 DATA = Data(channels=3, side=64)
@@ -36,7 +36,9 @@ def train_tokenizer() -> TrainTokenizer:
         tokenizer=DVAE(vocab_size=512, stride=8, in_chans=3, width=96, depth=2),
         relaxation=Relaxation(beta=1.0, beta_ramp=0.2, spread=1.0),
         crop=RandomResizedCrop(scale=(0.5, 1.0)),
-        optimiser=AdamW(lr=7e-3, end_lr=7e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        optimiser=Optimiser(
+            lr=7e-3, end_lr=7e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
+        ),
         plan=Plan(steps=2000, batch_size=64),
     )
 
@@ -60,7 +62,7 @@ def pretrain() -> Pretrain:
         decoder=CrossAttention(),
         crop=RandomResizedCrop(scale=(0.5, 1.0)),
         jitter=NO_JITTER,
-        optimiser=AdamW(
+        optimiser=Optimiser(
             lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon"
         ),
         plan=Plan(steps=5000, batch_size=64),
@@ -75,7 +77,9 @@ def finetune() -> Finetune:
         backbone=replace(pretrain().backbone, drop_path_rate=0.1),
         crop=RandomResizedCrop(scale=(0.35, 1.0)),
         augment=RandAugment(operations=2),
-        optimiser=AdamW(lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75),
+        optimiser=Optimiser(
+            lr=2e-3, end_lr=1e-6, warmup_ratio=0.1, betas=(0.9, 0.98), weight_decay=0.05, layer_decay=0.75
+        ),
         plan=Plan(steps=2000, batch_size=64, save_every=200),
     )
 

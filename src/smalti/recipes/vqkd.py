@@ -10,7 +10,7 @@ from smalti.data.load import Data
 from smalti.data.transforms.views import RandomResizedCrop
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.vqkd import VQKD
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 
 
@@ -20,6 +20,8 @@ def train_tokenizer() -> TrainTokenizer:
         data=Data(),
         tokenizer=VQKD(),
         crop=RandomResizedCrop(scale=(0.08, 1.0)),
-        optimiser=AdamW(lr=1e-3, end_lr=1e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0),
+        optimiser=Optimiser(
+            lr=1e-3, end_lr=1e-5, warmup_ratio=0.05, betas=(0.9, 0.99), weight_decay=1e-4, clip_grad=1.0
+        ),
         plan=Plan(steps=15000, batch_size=64),
     )

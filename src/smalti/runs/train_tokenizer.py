@@ -39,7 +39,7 @@ from smalti.tokenizers.taught import Taught
 from smalti.tokenizers.vqkd import VQKD, VQKDTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstruction, QuantisedObjective, Relaxation
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ _OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
 class TrainTokenizer(TrainingRun):
     """Everything about a tokenizer run."""
 
-    optimiser: AdamW = part(AdamW(), dict.fromkeys(_OF_DALLE, "DALL-E, appendix A.2"))
+    optimiser: Optimiser = part(Optimiser(), dict.fromkeys(_OF_DALLE, "DALL-E, appendix A.2"))
     tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures | VQKD = DVAE()
     relaxation: Relaxation = Relaxation()
     """Of the discrete VAEs only, DVAE and DallE."""

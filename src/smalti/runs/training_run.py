@@ -19,7 +19,7 @@ from smalti.data.values import AskedWindow
 from smalti.distributed.process_group import Ranks
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import Checkpoint, read_checkpoint
-from smalti.training.optim import AdamW
+from smalti.training.optim import Optimiser
 from smalti.training.trackers import TrackerName
 from smalti.training.training_plan import Plan
 from smalti.weights.read import read_source
@@ -35,7 +35,7 @@ class TrainingRun:
     data: Data = Data()
     out: str = setting("", "the run folder to write")
     crop: RandomResizedCrop | SquareCrop = RandomResizedCrop()
-    optimiser: AdamW = AdamW()
+    optimiser: Optimiser = Optimiser()
     plan: Plan = Plan()
     ema_decay: float | None = setting(None, "of the average of weights, a step; none: no averaging")
     profile: int = setting(0, "steps to record: profile.json in the run folder, and a table; 0: none", resume="free")

@@ -22,7 +22,7 @@ Matrices: TypeAlias = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
-class AdamW:
+class Optimiser:
     """Optimiser and learning-rate schedule.
 
     The learning rate does not depend on the batch size unless `lr_batch_size` is set, the batch size for which it is
@@ -77,7 +77,7 @@ class AdamW:
         require(0 < self.layer_decay <= 1, f"a layer decay of {self.layer_decay}", "use one in (0, 1]")
         require(self.clip_grad > 0, f"a gradient norm of {self.clip_grad}", "use a positive one")
 
-    def at(self, batch_size: int) -> "AdamW":
+    def at(self, batch_size: int) -> "Optimiser":
         """The optimiser with the learning rate scaled to a batch size.
 
         Args:

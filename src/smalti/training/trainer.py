@@ -23,7 +23,7 @@ from smalti.distributed.collectives import (
 )
 from smalti.training.checkpoint import Checkpoint, Weights, load_weights, write_checkpoint
 from smalti.training.nonfinite import NotFiniteError, Numbers
-from smalti.training.optim import EMA, AdamW
+from smalti.training.optim import EMA, Optimiser
 from smalti.training.parallel import Parallel, shard, strategy_for
 from smalti.training.training_plan import Plan
 
@@ -63,7 +63,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        optimiser: AdamW,
+        optimiser: Optimiser,
         plan: Plan,
         ema_decay: float | None = None,
         *,
