@@ -28,8 +28,8 @@ def check_backbone(backbone: Backbone, images: Tensor) -> None:
     num_patches, width = grid[0] * grid[1], backbone.embed_dim
     with torch.no_grad():
         tokens = backbone.embed(images)
-        plain, detailed = backbone.encode(tokens, grid), backbone.encode(tokens, grid, layers=True)
-        alone = backbone.encode(backbone.embed(images[1:2]), grid)
+        plain, detailed = backbone.encode(tokens), backbone.encode(tokens, layers=True)
+        alone = backbone.encode(backbone.embed(images[1:2]))
         from_floats = backbone.embed(images.float() / 255)
 
     assert tokens.shape == (len(images), num_patches, width)
@@ -51,7 +51,7 @@ def _check_gradients(backbone: Backbone, images: Tensor, grid: tuple[int, int]) 
     if not isinstance(backbone, nn.Module):
         return
     backbone.zero_grad()
-    features = backbone.encode(backbone.embed(images), grid)
+    features = backbone.encode(backbone.embed(images))
     (features.cls.square().sum() + features.patches.pow(3).sum()).backward()
     unused = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []

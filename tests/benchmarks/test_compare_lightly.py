@@ -42,7 +42,7 @@ def test_our_backbone_computes_what_their_encoder_does(
     mean, std = (torch.tensor(value)[:, None, None] for value in (methods.MEAN, methods.STD))
     with torch.no_grad():
         backbone = comparison.read_encoder(tmp_path / "encoder.safetensors")
-        ours = backbone.encode(backbone.embed(images), (8, 8), layers=True)
+        ours = backbone.encode(backbone.embed(images), layers=True)
         last, layers = model.backbone.forward_intermediates((images / 255 - mean) / std)
     torch.testing.assert_close(torch.cat([ours.cls[:, None], ours.patches], dim=1), last, atol=1e-5, rtol=0)
     assert len(layers) == len(ours.layers) == 6

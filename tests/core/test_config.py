@@ -32,6 +32,11 @@ class Drawing:
     signed: bool = False
 
 
+@dataclass(frozen=True)
+class Framed:
+    frame: Square
+
+
 EVERYTHING = Drawing(
     "a",
     shape=Circle(2.0),
@@ -102,6 +107,10 @@ def test_a_missing_field_without_default_is_a_usage_error_that_names_it() -> Non
 def test_fields_of_another_class_are_refused_even_where_they_would_fit() -> None:
     with pytest.raises(UsageError, match="Circle"):
         from_json(Square, {"kind": "Circle"})
+
+
+def test_a_field_of_one_class_is_read_whatever_the_class_was_called() -> None:
+    assert from_json(Framed, {"frame": {"kind": "Quadrangle", "side": 3.0}}) == Framed(Square(3.0))
 
 
 @pytest.mark.parametrize("value", [None, [], "Drawing", 3])

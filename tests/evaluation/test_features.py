@@ -48,7 +48,7 @@ def test_features_are_the_pooled_outputs_of_every_block_without_the_final_norm()
     found = extract(backbone, source, CPU)
     assert set(found) == {(number, pooling) for number in (1, 2) for pooling in POOLINGS}
     with torch.no_grad():
-        layers = backbone.encode(backbone.embed(source.images), CONFIG.grid, layers=True).layers
+        layers = backbone.encode(backbone.embed(source.images), layers=True).layers
     for (number, pooling), x in found.items():
         assert torch.equal(x, pool(layers[number - 1], pooling, CONFIG.grid))
         assert x.dtype == torch.float32

@@ -53,7 +53,7 @@ def test_maps_are_the_outputs_of_blocks(tmp_path: Path) -> None:
     maps = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(0, 1, 2)).eval()
     images = sample_images(subject.preprocessing)
     with torch.no_grad():
-        layers = subject.backbone.encode(subject.backbone.embed(images), RELEASED.grid, layers=True).layers
+        layers = subject.backbone.encode(subject.backbone.embed(images), layers=True).layers
         for ours, theirs in zip(layers, maps(subject.preprocessing.normalised(images)), strict=True):
             torch.testing.assert_close(theirs.flatten(2).transpose(1, 2), ours[:, 1:], rtol=1e-4, atol=1e-4)
 
@@ -74,7 +74,7 @@ def test_the_output_of_a_block(config: ViT, tmp_path: Path) -> None:
     images = sample_images(subject.preprocessing)
     with torch.no_grad():
         whole = backbone(config).backbone
-        layers = whole.encode(whole.embed(images), config.grid, layers=True).layers
+        layers = whole.encode(whole.embed(images), layers=True).layers
         found = subject.backbone(images)
     torch.testing.assert_close(found.patches, layers[1][:, 1:], rtol=0, atol=0)
 

@@ -16,7 +16,7 @@ IMAGES = torch.rand(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 def test_the_mean_of_the_patches_is_normalised_after_pooling_only() -> None:
     model, bare = build_classifier(CONFIG, 5, "mean", seed=3), CONFIG.build(seed=3)
     with torch.no_grad():
-        states = bare.encode(bare.embed(IMAGES), CONFIG.grid, layers=True).layers[-1]
+        states = bare.encode(bare.embed(IMAGES), layers=True).layers[-1]
         pooled = states[:, 1:].mean(1)
         expected = F.layer_norm(pooled, (16,), eps=1e-6) @ model.head.weight.t() + model.head.bias
         torch.testing.assert_close(model(IMAGES), expected)

@@ -69,7 +69,7 @@ def test_the_mask_token_is_what_stands_for_hidden_patches() -> None:
         tokens = built.backbone.embed(images)
         assert built.mask_token is not None
         tokens[mask] = built.mask_token[0, 0]
-        expected = built.head(built.backbone.encode(tokens, CONFIG.grid).patches[0, index[0]])
+        expected = built.head(built.backbone.encode(tokens).patches[0, index[0]])
         torch.testing.assert_close(built(images, mask, index)[0], expected)
 
 

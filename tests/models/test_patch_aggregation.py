@@ -91,7 +91,7 @@ def test_queries_read_s_and_the_visible_patches_of_the_lower_block() -> None:
     with torch.no_grad():
         visible = visible_index(given.mask, 3)
         tokens = rows(model.backbone.embed(given.image), visible)
-        layers = model.backbone.encode(tokens, CONFIG.grid, visible=visible, layers=True).layers
+        layers = model.backbone.encode(tokens, visible=visible, layers=True).layers
         x = torch.stack([torch.cat([last[:1], low[1:]]) for last, low in zip(layers[3], layers[1], strict=True)])
         x = model.backbone.norm(model.aggregation.blocks[0](x))
         expected = model.head(model.decoder(Features(x[:, 0], x[:, 1:]), visible, given.mask_index))

@@ -26,7 +26,7 @@ def test_the_linear_head_is_a_product_of_normalised_patches_scaled_to_the_image(
     model, bare = build_segmenter(CONFIG, 5, Linear(block=3), seed=3), CONFIG.build(seed=3)
     linear: Any = model.head.linear
     with torch.no_grad():
-        states = bare.encode(bare.embed(IMAGES), CONFIG.grid, layers=True).layers[2][:, 1:]
+        states = bare.encode(bare.embed(IMAGES), layers=True).layers[2][:, 1:]
         scores = F.layer_norm(states, (16,), eps=1e-6) @ linear.weight.t() + linear.bias
         small = scores.reshape(2, 2, 3, 5).permute(0, 3, 1, 2)
         torch.testing.assert_close(model(IMAGES), F.interpolate(small, (8, 12), mode="bilinear"))

@@ -107,7 +107,7 @@ def test_the_forward_pass_equals_the_equations(changes: dict[str, Any]) -> None:
     config = dataclasses.replace(TINY, **changes)
     model, pictures = shaken(config), images(config, 2)
     with torch.no_grad():
-        features = model.encode(model.embed(pictures), config.grid, layers=True)
+        features = model.encode(model.embed(pictures), layers=True)
     for b in range(2):
         cls, patches, layers = equation(model, pictures[b])
         assert np.abs(features.cls[b].numpy() - cls).max() < 1e-5
@@ -122,7 +122,7 @@ def test_stochastic_depth_equals_the_equations_with_branches_left_out(changes: d
     keep = drop_path_keep(key, 3, 0.4)
     assert 0 < int((keep == 0).sum()) < keep.numel()
     with torch.no_grad():
-        features = model.encode(model.embed(images(TINY)), TINY.grid, key=key)
+        features = model.encode(model.embed(images(TINY)), key=key)
     for b in range(3):
         expected = equation(model, images(TINY)[b], keep=keep[:, :, b, 0, 0].double().numpy())
         assert np.abs(features.patches[b].numpy() - expected[1]).max() < 1e-5
@@ -164,7 +164,7 @@ def test_checkpointing_gives_the_same_numbers_bit_by_bit(changes: dict[str, Any]
         runs: list[int] = []
         model.blocks[1].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            features = model.encode(model.embed(images(TINY)), TINY.grid, key=key, layers=True)
+            features = model.encode(model.embed(images(TINY)), key=key, layers=True)
         features.patches.float().square().sum().backward()
         assert len(runs) == 1 + checkpointing
         results.append([*features.layers, *(p.grad for p in model.parameters())])
@@ -180,7 +180,7 @@ def test_the_features_of_some_patches_and_their_gradients_are_those_of_all(chang
     for some in (False, True):
         model, states = shaken(config), list[torch.Tensor]()
         model.norm.register_forward_hook(lambda _, __, output, states=states: states.append(output))
-        features = model.encode(model.embed(images(config)), config.grid, key=key, at=at if some else None)
+        features = model.encode(model.embed(images(config)), key=key, at=at if some else None)
         patches = features.patches if some else features.patches[torch.arange(3)[:, None], at]
         (patches.square().sum() + features.cls.sum()).backward()
         assert states[0].shape == (3, 3 if some else 7, 16)
@@ -197,7 +197,7 @@ def test_without_gradients_nothing_is_checkpointed() -> None:
 
 def test_forward_is_embed_then_encode() -> None:
     model, pictures = TINY.build(), images(TINY)
-    assert torch.equal(model(pictures).patches, model.encode(model.embed(pictures), TINY.grid).patches)
+    assert torch.equal(model(pictures).patches, model.encode(model.embed(pictures)).patches)
 
 
 def test_positions_tell_equal_patches_apart() -> None:
@@ -245,10 +245,10 @@ def test_as_unit_range() -> None:
     assert as_unit_range(floats) is floats
 
 
-def test_a_wrong_grid_is_refused_with_numbers() -> None:
+def test_images_of_another_size_are_refused_with_numbers() -> None:
     model = TINY.build()
-    with pytest.raises(UsageError, match=r"a grid of 3x2 patches; the backbone has \(2, 3\)"):
-        model.encode(model.embed(torch.zeros(1, 3, 12, 8)), (3, 2))
+    with pytest.raises(UsageError, match="images of 3x12x8, and the network takes 3x8x12; resize them"):
+        model.embed(torch.zeros(1, 3, 12, 8))
 
 
 @pytest.mark.parametrize(

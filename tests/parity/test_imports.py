@@ -28,7 +28,7 @@ def shaken(model: Any) -> Any:
 
 
 def tokens_of(backbone: VisionTransformer, normed: bool = True) -> Tensor:
-    found = backbone.encode(backbone.embed(IMAGES), backbone.config.grid, layers=True)
+    found = backbone.encode(backbone.embed(IMAGES), layers=True)
     return torch.cat([found.cls[:, None], found.patches], dim=1) if normed else found.layers[-1]
 
 

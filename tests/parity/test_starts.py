@@ -40,7 +40,7 @@ def started(config: ViT, place: Path) -> MaskedImageModel:
 @torch.no_grad()
 def features(model: MaskedImageModel, normed: bool) -> Tensor:
     """Of all positions, after the last norm or before it."""
-    found = model.backbone.encode(model.backbone.embed(IMAGES), (4, 4), layers=True)
+    found = model.backbone.encode(model.backbone.embed(IMAGES), layers=True)
     return torch.cat([found.cls[:, None], found.patches], dim=1) if normed else found.layers[-1]
 
 

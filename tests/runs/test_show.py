@@ -171,7 +171,7 @@ def test_maps_are_of_whole_images_as_the_network_computes_them(runs: Path) -> No
         expected = heat_map(values.reshape(9, 4, 4), None, "inferno", to_pixels(images))
         assert np.abs(drawn[name].astype(int) - expected).max() <= 1, name
     with torch.no_grad():
-        tokens = backbone.encode(backbone.embed(images), (4, 4), layers=True).layers[0][:, 1:]
+        tokens = backbone.encode(backbone.embed(images), layers=True).layers[0][:, 1:]
     scores, shares = oracles.principal_components(tokens.reshape(-1, 16).double().numpy(), 3)
     expected = component_colours(scores.reshape(9, 4, 4, 3), 16, 16)
     assert np.abs(drawn["PCA"].astype(int) - expected).max() <= 1

@@ -43,7 +43,7 @@ def fitted(
 def test_the_chain_of_normalisations_is_that_of_the_equations(teacher: VisionTransformer, images: torch.Tensor) -> None:
     tokenizer = fitted(teacher, images)
     with torch.no_grad():
-        block = teacher.encode(teacher.embed(images), VIT.grid, layers=True).layers[1][:, 1:].double().numpy()
+        block = teacher.encode(teacher.embed(images), layers=True).layers[1][:, 1:].double().numpy()
         points, ids = tokenizer.points(images), tokenizer.encode(images)
     mean, directions = oracles.feature_projection(block, 6)
     np.testing.assert_allclose(tokenizer.mean, mean, atol=1e-5)

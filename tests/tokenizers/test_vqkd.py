@@ -62,10 +62,10 @@ def test_the_loss_equals_the_equation(teacher: VisionTransformer, images: torch.
     tokenizer, used = made(teacher, images)
     with torch.no_grad():
         output = FeatureReconstruction(tokenizer, used)(batch(images), STEP)
-        block = teacher.encode(teacher.embed(images), VIT.grid, layers=True).layers[1][:, 1:].double().numpy()
+        block = teacher.encode(teacher.embed(images), layers=True).layers[1][:, 1:].double().numpy()
         ids = tokenizer.encode(images)
         codes = tokenizer.codes[ids].permute(0, 3, 1, 2)
-        features = tokenizer.decoder.encode(tokenizer.decoder.embed(codes), VIT.grid).patches
+        features = tokenizer.decoder.encode(tokenizer.decoder.embed(codes)).patches
         told = tokenizer.to_features(features).double().numpy()
         h = tokenizer.to_code(tokenizer.backbone(images).patches).double().numpy()
     normal = np.stack([oracles.layer_norm(image, np.ones(16), np.zeros(16), eps=1e-5) for image in block])
@@ -86,7 +86,7 @@ def test_the_gradient_of_a_point_is_that_of_its_code(teacher: VisionTransformer,
     codes = tokenizer.values(ids).detach().requires_grad_(True)
     told = tokenizer.predicted_features(points, ids)
     told.pow(3).sum().backward()
-    features = tokenizer.decoder.encode(tokenizer.decoder.embed(codes.permute(0, 3, 1, 2)), VIT.grid).patches
+    features = tokenizer.decoder.encode(tokenizer.decoder.embed(codes.permute(0, 3, 1, 2))).patches
     tokenizer.to_features(features).pow(3).sum().backward()
     assert points.grad is not None
     assert codes.grad is not None

@@ -36,7 +36,7 @@ for model in (plain, compiled):
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
             parameter.add_(noise, alpha=0.5 if "table" in name else 0.1)
-    model.features = model.encode(model.embed(images), config.grid, key=key).patches
+    model.features = model.encode(model.embed(images), key=key).patches
     model.features.square().sum().backward()
 torch.testing.assert_close(compiled.features, plain.features, rtol=0, atol=1e-5)
 gradients = [{name: p.grad for name, p in model.named_parameters()} for model in (compiled, plain)]

@@ -59,9 +59,15 @@ def to_json(config: Any) -> Any:
 def from_json(annotation: type[T], value: Any, where: str = "config") -> T:
     """Build what `annotation` names from JSON values.
 
+    "kind" is compared at the top, and chooses where a field may hold one of several classes. Elsewhere the annotation
+    says which class it is, whatever it was called when the JSON was written.
+
     Raises:
         UsageError: a field is unknown or has a value of the wrong type; the message names it.
     """
+    if dataclasses.is_dataclass(annotation) and isinstance(value, dict):
+        kind = value.get("kind", annotation.__name__)
+        require(kind == annotation.__name__, f"{where} is a {kind}, expected a {annotation.__name__}")
     return typing.cast(T, _build(annotation, value, where))
 
 
@@ -105,8 +111,6 @@ def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
     require(isinstance(value, dict), f"{where} is {value!r}, expected the fields of {cls.__name__}")
-    kind = value.get("kind", cls.__name__)
-    require(kind == cls.__name__, f"{where} is a {kind}, expected a {cls.__name__}")
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)
     names = [f.name for f in fields]

@@ -132,10 +132,10 @@ class Backbone(Protocol):
     embed_dim: int
 
     def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
-        """Patch embeddings of `B C H W` images."""
+        """Patch embeddings of `B C H W` images; a UsageError if they are not of the size that it takes."""
         ...
 
-    def encode(self, tokens: Float[Tensor, "B N D"], grid: Grid, *, layers: bool = False) -> Features:
+    def encode(self, tokens: Float[Tensor, "B N D"], *, layers: bool = False) -> Features:
         """Prepend [S], add position embeddings and run the blocks."""
         ...
 

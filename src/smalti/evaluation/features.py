@@ -169,7 +169,7 @@ def _block_outputs(backbone: Backbone, images: Tensor, compute: Compute) -> tupl
     """The output of every block for images (B C H W), B S D each, and the grid of their patches."""
     grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
     with compute.autocast():
-        return backbone.encode(backbone.embed(on_device(images, compute.device)), grid, layers=True).layers, grid
+        return backbone.encode(backbone.embed(on_device(images, compute.device)), layers=True).layers, grid
 
 
 def _parts(pooling: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class ImageClassifier(nn.Module):
             images: B C H W, uint8 or float in [0, 1].
             key: one key per sample, of which stochastic depth is a function; None keeps every branch.
         """
-        features = self.backbone.encode(self.backbone.embed(images), self.backbone.config.grid, key=key)
+        features = self.backbone.encode(self.backbone.embed(images), key=key)
         pooled = features.patches.mean(dim=1, dtype=torch.float32) if self.pooling == "mean" else features.cls
         return self.head(self.fc_norm(pooled))
 

@@ -101,16 +101,15 @@ class MaskedImageModel(nn.Module):
             aggregated: those of patch aggregation too, as P more patches, so that Q = 2P; else Q = P.
         """
         at, tokens = mask_index if at is None else at, self.backbone.embed(images)
-        grid = self.backbone.config.grid
         visible = None
         if self.decoder is None:
             assert self.mask_token is not None
             tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-            encoded = self.backbone.encode(tokens, grid, key=key, at=at, layers=aggregated)
+            encoded = self.backbone.encode(tokens, key=key, at=at, layers=aggregated)
         else:
             visible = visible_index(mask, mask.shape[1] - mask_index.shape[1])
             layers = aggregated or self.decoder.layer_weights is not None
-            encoded = self.backbone.encode(rows(tokens, visible), grid, key=key, visible=visible, layers=layers)
+            encoded = self.backbone.encode(rows(tokens, visible), key=key, visible=visible, layers=layers)
         features = self._predicting(encoded, visible, at)
         if aggregated:
             assert self.aggregation is not None

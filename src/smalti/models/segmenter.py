@@ -213,7 +213,7 @@ class Segmenter(nn.Module):
         """
         grid = self.backbone.config.grid
         embedded, until = self.backbone.embed(images), max(self.blocks_read)
-        layers = self.backbone.encode(embedded, grid, layers=True, key=key, until=until).layers
+        layers = self.backbone.encode(embedded, layers=True, key=key, until=until).layers
         maps = [as_map(layers[block - 1], grid) for block in self.blocks_read]
         size = images.shape[-2:]
         return [F.interpolate(scores.float(), size, mode="bilinear", align_corners=False) for scores in self.head(maps)]

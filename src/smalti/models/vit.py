@@ -114,14 +114,22 @@ class VisionTransformer(nn.Module):
         """Patch embeddings.
 
         Args:
-            images: B C H W, uint8 or float in [0, 1], of the configured size.
+            images: B C H W, uint8 or float in [0, 1].
+
+        Raises:
+            UsageError: they are not of the configured size.
         """
+        given, size = "x".join(map(str, images.shape[1:])), self.config.img_size
+        require(
+            tuple(images.shape[1:]) == (self.config.in_chans, *size),
+            f"images of {given}, and the network takes {self.config.in_chans}x{size[0]}x{size[1]}",
+            "resize them: smalti.load(MODEL).preprocess does; or train with --backbone.img-size",
+        )
         return self.patch_embed(as_unit_range(images))
 
     def encode(
         self,
         tokens: Float[Tensor, "B N D"],
-        grid: Grid,
         *,
         layers: bool = False,
         key: Int[Tensor, "B"] | None = None,
@@ -133,7 +141,6 @@ class VisionTransformer(nn.Module):
 
         Args:
             tokens: patch embeddings, in which masked patches have been replaced by the mask token e_[M].
-            grid: rows and columns of patches.
             layers: also return the output of every block.
             key: one key per sample, of which stochastic depth is a function; None keeps every branch.
             at: positions in [0, N) of the patches whose features are needed; None for all. For other patches the last
@@ -141,9 +148,6 @@ class VisionTransformer(nn.Module):
             visible: positions in the grid of the patches in `tokens`; None for all of them. Not together with `at`.
             until: the last block to run, counted from 1; None for all.
         """
-        require(
-            grid == self.config.grid, f"a grid of {grid[0]}x{grid[1]} patches", f"the backbone has {self.config.grid}"
-        )
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         where = None if visible is None else F.pad(visible + 1, (1, 0))  # [S] comes first
         if self.pos_embed is not None:
@@ -177,18 +181,8 @@ class VisionTransformer(nn.Module):
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, images: Tensor) -> Features:
-        """Features of images that are not masked.
-
-        Raises:
-            UsageError: they are not of the configured size.
-        """
-        given, size = "x".join(map(str, images.shape[1:])), self.config.img_size
-        require(
-            tuple(images.shape[1:]) == (self.config.in_chans, *size),
-            f"images of {given}, and the network takes {self.config.in_chans}x{size[0]}x{size[1]}",
-            "resize them: smalti.load(MODEL).preprocess does; or train with --backbone.img-size",
-        )
-        return self.encode(self.embed(images), self.config.grid)
+        """Features of images that are not masked; see `embed`."""
+        return self.encode(self.embed(images))
 
 
 def _residual_dtype(x: Tensor, training: bool) -> Tensor:

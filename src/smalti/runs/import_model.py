@@ -128,7 +128,7 @@ def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pa
         return pairs
     backbone = subject.backbone
     shown = last_hidden_state(settings, backbone.config, weights, subject.preprocessing.normalised(images))
-    features = backbone.encode(backbone.embed(images), backbone.config.grid, layers=True)
+    features = backbone.encode(backbone.embed(images), layers=True)
     final = torch.cat([features.cls[:, None], features.patches], dim=1)
     pooled = settings.get("model_type") == "beit" and settings.get("use_mean_pooling", True)  # its norm comes later
     return pairs | {"features of transformers": (features.layers[-1] if pooled else final, shown)}

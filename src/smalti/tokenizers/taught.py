@@ -111,11 +111,9 @@ def normalised_features(backbone: VisionTransformer, images: Tensor) -> Float[Te
     """The output of the last block, with mean 0 and variance 1 in every patch, in float32.
 
     Raises:
-        UsageError: images of another grid of patches than that of the network.
+        UsageError: images of another size than the network takes.
     """
-    size = backbone.patch_size
-    grid = (images.shape[-2] // size, images.shape[-1] // size)
-    features = backbone.encode(backbone.embed(images), grid).patches.float()
+    features = backbone.encode(backbone.embed(images)).patches.float()
     with float32(images):
         return F.layer_norm(features, features.shape[-1:])
 

@@ -150,12 +150,11 @@ class VQKDTokenizer(FollowingCodes):
         """The encoder's point at every position, of unit length, in float32.
 
         Raises:
-            UsageError: images of another grid of patches than that of the teacher.
+            UsageError: images of another size than the teacher takes.
         """
-        grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        features = self.backbone.encode(self.backbone.embed(images), grid).patches
+        features = self.backbone.encode(self.backbone.embed(images)).patches
         with float32(features):
-            return F.normalize(self.to_code(features.float()), dim=-1).unflatten(1, grid)
+            return F.normalize(self.to_code(features.float()), dim=-1).unflatten(1, self.config.taught.grid)
 
     def predicted_features(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B N F"]:
         """The teacher's features as the decoder tells them by the codes; gradients go to the points (straight-through).
@@ -163,7 +162,7 @@ class VQKDTokenizer(FollowingCodes):
         Only their directions count. In float32.
         """
         codes = straight_through(self.values(ids), points).permute(0, 3, 1, 2)
-        features = self.decoder.encode(self.decoder.embed(codes), self.config.taught.grid).patches
+        features = self.decoder.encode(self.decoder.embed(codes)).patches
         with float32(features):
             return self.to_features(features.float())
 
