@@ -55,10 +55,9 @@ def entropy(counts: Float[Tensor, "V"] | Int[Tensor, "V"]) -> Float[Tensor, ""]:
     """Entropy of the distribution counts / Σ counts, in nats. Of token counts it is the unigram entropy.
 
     This is the loss of the best predictor that ignores the image: masked image modeling has learned something only
-    where its loss is lower. Whole numbers are counted in float64, which a GPU of Apple's does not have.
+    where its loss is lower.
     """
-    seen = counts if counts.is_floating_point() else counts.double()
-    p = seen / seen.sum()
+    p = counts.double() / counts.sum()
     nats: Tensor = -torch.special.xlogy(p, p).sum()
     return nats.clamp_min(0) + 0.0  # of a single token, -0
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from smalti.core.config import require
 from smalti.functional.codebook import Codebook, followed, nearest, revived, started
-from smalti.functional.metrics import entropy
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.trunk import float32
 
@@ -98,4 +97,5 @@ class FollowingCodes(ImageTokenizer):
     def meters(self) -> dict[str, Tensor]:
         """Share of the codes with a point in the last `dead_after` / 2 steps, and perplexity of their use lately."""
         alive = (self.unused < max(self.dead_after // 2, 1)).float().mean()
-        return {"alive": alive, "perplexity": entropy(self.sizes).exp()}
+        shares = self.sizes / self.sizes.sum()  # in float32: a GPU of Apple's has no float64
+        return {"alive": alive, "perplexity": torch.special.entr(shares).sum().exp()}
