@@ -54,7 +54,7 @@ class _FeaturesOfAnySize(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         backbone, size = self.backbone, self.backbone.patch_size
         assert backbone.pos_embed is not None
-        tokens = backbone.embed(images)
+        tokens = backbone.patch_embed(images)
         table = backbone.pos_embed[:, 1:].unflatten(1, backbone.config.grid).permute(0, 3, 1, 2)
         table = F.interpolate(table, (images.shape[2] // size, images.shape[3] // size), mode="bicubic")
         cls = (backbone.cls_token + backbone.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
