@@ -121,6 +121,18 @@ def test_a_value_window_is_applied_once_also_behind_pages_and_splits(tmp_path: P
             open_source(whole, 1, options=options, part="all").verify(Log())
 
 
+def test_the_value_window_of_shards_that_are_not_learned_from_is_not_taken_over(tmp_path: Path) -> None:
+    """Neither of those that lie beside images that were not prepared, nor of another split."""
+    shards = windowed(tmp_path, "photos", (100.0, 200.0))
+    shards.rename(tmp_path / "photos" / "shards")
+    assert Data(str(tmp_path / "photos"), channels=1).measured().window is None
+    train = windowed(tmp_path, "train", (0.0, 4000.0))
+    (train.parent / "train").rename(train.parent / "test")
+    source = Folder(tmp_path / "photos", 1)
+    write_shards(source, train.parent / "train", raw_settings(source, channels=1), Log(), 0.1, SHARD)
+    assert Data(str(train.parent), channels=1).measured().window is None
+
+
 def test_splits_with_different_value_windows_are_refused(tmp_path: Path) -> None:
     train = windowed(tmp_path, "train", (0.0, 4000.0))
     windowed(tmp_path, "test", (0.0, 3000.0))

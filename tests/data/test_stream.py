@@ -257,11 +257,16 @@ def test_h13_the_fingerprint_is_of_names_lengths_and_labels_not_of_the_order_of_
 
 
 def test_workers_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 16)
     assert default_workers(CPU) == 4
     assert default_workers(torch.device("cuda")) == 15
     monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 64)
     assert default_workers(torch.device("cuda")) == 16
+    monkeypatch.setattr("smalti.data.loader.local_world_size", lambda: 4)
+    assert default_workers(torch.device("cuda")) == 15, "a quarter of them each"
+    monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 16)
+    assert default_workers(torch.device("cuda")) == 15, "each is bound to its quarter already"
     monkeypatch.setattr("smalti.data.loader.usable_processors", lambda: 1)
     assert default_workers(CPU) == 1
 

@@ -58,11 +58,10 @@ def test_the_untrained_network_and_pixels_stand_beside_the_figures_which_are_kep
 
 def test_too_few_labelled_images_are_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two, four = (str(pictures(tmp_path / str(count), count)) for count in (1, 2))
-    assert main(["evaluate", str(root / "run"), two, *FEWEST]) == 3
-    message = (
-        "error: too few labelled images for probes; 1 to fit on, 1 held out; give at least 3 to fit on, 1 held out"
-    )
-    assert capsys.readouterr().err.splitlines()[-1] == message
+    found, _, said = evaluated(capsys, str(root / "run"), two)
+    assert f"no probes: {two} has 1 to fit on and 1 held out with labels; they need at least 3 and 1" in said
+    assert found["pixel_loss"] > 0
+    assert "linear" not in found
     assert main(["evaluate", str(root / "run"), four, *FEWEST]) == 0
 
 

@@ -35,7 +35,7 @@ class Clock:
         ("cpu", 0.1, 0.2, 0.7, "data wait 10%, bound by computing"),
         ("cpu", 0.6, 0.1, 0.3, "data wait 60%, bound by reading images (more --data.num-workers, or smalti prepare)"),
         ("cpu", 0.1, 0.6, 0.3, "data wait 10%, bound by tokenizing"),
-        ("cuda", 0.1, 0.5, 0.4, "data wait 10%, bound by computing and tokenizing"),
+        ("cuda", 0.1, 0.5, 0.4, "data wait 10%, bound by the GPU"),
         ("cuda", 0.6, 0.1, 0.3, "data wait 60%, bound by reading images (more --data.num-workers, or smalti prepare)"),
     ],
 )

@@ -226,7 +226,8 @@ class Data(ReadOptions):
         """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
         if self.window not in (None, "auto"):
             return self
-        made = prepared_window(Path(self.path).expanduser()) if self.path else None
+        layout = read_layout(self.path, self.follow_links) if self.path else None
+        made = prepared_window(layout.splits.get("train", layout.root)) if layout else None
         if made is not None:
             if len(made) not in (2, 2 * self.channels):
                 cause = str(other_channels(len(made) // 2, self.channels))

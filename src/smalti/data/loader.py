@@ -1,5 +1,6 @@
 """Sampler and loader: which images are in the batch of a step, their views and their masks."""
 
+import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -318,6 +319,9 @@ def open_renderer(
 
 
 def default_workers(device: torch.device) -> int:
-    """Number of workers: a quarter of this process's cores where the network also needs them, else all but one."""
-    cores = max(1, usable_processors() // local_world_size())
+    """Number of workers: a quarter of this process's cores where the network also needs them, else all but one.
+
+    The processes on a machine share its cores; one that is bound to some has these.
+    """
+    cores = max(1, min(usable_processors(), (os.cpu_count() or 1) // local_world_size()))
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))

@@ -9,7 +9,7 @@ import torch
 
 from smalti.core.compute import Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
-from smalti.core.errors import DataError, OutputError
+from smalti.core.errors import OutputError
 from smalti.core.log import Log
 from smalti.core.notebook import Result
 from smalti.core.ranks import is_rank0
@@ -210,8 +210,9 @@ def _measure_backbone(
     chosen_on = _chosen_on(config, data, images, log)
     images = TrainingData(images.train.labelled(), images.held_out.labelled())
     if len(images.train) < 3 or not len(images.held_out):
-        cause = f"{len(images.train)} to fit on, {len(images.held_out)} held out"
-        raise DataError("too few labelled images for probes", cause=cause, fix="give at least 3 to fit on, 1 held out")
+        found = f"{len(images.train)} to fit on and {len(images.held_out)} held out"
+        log.say(f"no probes: {config.images} has {found} with labels; they need at least 3 and 1")
+        return {}
     probes = _Probes(config, images, chosen_on, compute)
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"

@@ -1,5 +1,6 @@
 """Report parts about how runs were made: what differs in their configuration, versions and device, unreadable files."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ _MOST_FILES = 20
 
 def names_of(runs: Iterable[str]) -> dict[str, str]:
     """What runs are called beside each other: the last part of each path, or all of it where two have the same."""
-    last = {run: Path(run).expanduser().resolve().name for run in runs}
+    last = {run: Path(os.path.abspath(Path(run).expanduser())).name for run in runs}
     shared = Counter(last.values())
     return {run: name if shared[name] == 1 else run for run, name in last.items()}
 

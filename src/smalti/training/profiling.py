@@ -54,7 +54,7 @@ class StepTimer:
         data = (self.batches.waited - self.waited_before) / total
         tokens = max(self.on_batches / total - data, 0.0)
         rest = [(1 - data - tokens, "computing"), (tokens, "tokenizing")]
-        verdict = max((data, _DATA), *(rest if self.on_cpu else [(1 - data, "computing and tokenizing")]))[1]
+        verdict = max((data, _DATA), *(rest if self.on_cpu else [(1 - data, "the GPU")]))[1]
         return f"data wait {data:.0%}", f"bound by {verdict}"
 
 

@@ -207,9 +207,8 @@ def is_prepared(folder: Path) -> bool:
 
 
 def prepared_window(folder: Path) -> Window | None:
-    """The value window that prepared images of a folder, or of splits in it, were made with; None if there is none."""
-    folders = [folder] if is_prepared(folder) else [about.parent for about in sorted(folder.glob(f"*/{ABOUT}"))]
-    return next(filter(None, (read_about(place).settings.window for place in folders)), None)
+    """The value window that the images of a folder were prepared with; None without one, or for other images."""
+    return read_about(folder).settings.window if is_prepared(folder) else None
 
 
 def refuse_pack(folder: Path) -> None:
