@@ -243,15 +243,16 @@ def rounded(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor,
 def ids_of(values: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Int[Tensor, "*B"]:
     """The index of each code, in [0, product of `levels`); the first dimension varies fastest."""
     digits = torch.round(values * (levels // 2)).long() + levels // 2
-    return (digits * _places(levels)).sum(-1)
+    ids = torch.zeros_like(digits[..., 0])
+    for digit, level in zip(reversed(digits.unbind(-1)), reversed(levels.unbind()), strict=True):
+        ids = ids * level + digit
+    return ids
 
 
 def values_of(ids: Int[Tensor, "*B"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
     """The inverse of `ids_of`."""
-    digits = ids[..., None] // _places(levels) % levels
-    return (digits - levels // 2).float() / (levels // 2)
-
-
-def _places(levels: Int[Tensor, "d"]) -> Int[Tensor, "d"]:
-    """The place value of each dimension: the product of the levels before it."""
-    return levels.cumprod(0) // levels
+    digits = list[Tensor]()
+    for level in levels.unbind():
+        digits.append(ids % level)
+        ids = ids // level
+    return (torch.stack(digits, -1) - levels // 2).float() / (levels // 2)
