@@ -306,7 +306,7 @@ def _warnings(config: PlanAhead, survey: Survey, result: Mapping[str, Any], read
     """Warnings about the proposal."""
     found, run = [], result["pretrain"]
     if survey.train < _FEW_IMAGES:
-        gained = "2 508 photographs of groceries were worth 7 points of linear probe, and more images more"
+        gained = "2 508 photographs of groceries were worth 23 points of linear probe, and more images more"
         found.append(f"{survey.train} images to learn from: few, but not too few: {gained}")
     if run["steps"] < _ENOUGH_STEPS:
         alone = _ENOUGH_STEPS * run["seconds_per_step"] / 3600
