@@ -82,7 +82,7 @@ def test_j02_no_number_may_be_negative_or_none_at_all(name: str) -> None:
 
 def test_j02_the_numbers_are_found() -> None:
     assert len(NUMBERS) > 60
-    assert {"optimiser=adam-w.weight_decay", "backbone=vi-t.num_heads", "Masks.draws"} <= set(NUMBERS)
+    assert {"optimiser=optimiser.weight_decay", "backbone=vi-t.num_heads", "Masks.draws"} <= set(NUMBERS)
 
 
 @pytest.mark.parametrize(
