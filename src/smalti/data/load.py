@@ -23,7 +23,7 @@ from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source, read_as
-from smalti.data.datasets.prepared import prepared_window
+from smalti.data.datasets.prepared import is_prepared, prepared_window
 from smalti.data.formats import channels_remedy, other_channels
 from smalti.data.groups import GROUP, numbered, require_group, together
 from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
@@ -226,8 +226,11 @@ class Data(ReadOptions):
         """The same, with the value window of prepared images, or as measured on those at `path` where it is `auto`."""
         if self.window not in (None, "auto"):
             return self
-        layout = read_layout(self.path, self.follow_links) if self.path else None
-        made = prepared_window(layout.splits.get("train", layout.root)) if layout else None
+        folder = Path(self.path).expanduser()
+        if self.path and folder.is_dir() and not is_prepared(folder):
+            layout = read_layout(self.path, self.follow_links)
+            folder = layout.splits.get("train", layout.root)
+        made = prepared_window(folder) if self.path else None
         if made is not None:
             if len(made) not in (2, 2 * self.channels):
                 cause = str(other_channels(len(made) // 2, self.channels))
