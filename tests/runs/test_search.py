@@ -224,6 +224,14 @@ def test_nothing_outside_the_folder_of_a_file_is_opened_because_it_says_so(
     assert "outside its own folder; give it with --data, if it is right" in line
 
 
+@pytest.mark.parametrize("window", [0, "auto", [5], [1, 1], [[0, 1]], ["a", "b"], [0, "inf"]])
+def test_a_window_that_is_none_is_refused(window: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = features(tmp_path, images="embedded", window=window)
+    command = ["search", str(path), "--near-duplicates", "0.0001", "--out", str(tmp_path / "page.html"), *CPU]
+    assert smalti(command) == 3
+    assert "f.npy holds no features of smalti; what it says of itself has a value window of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["f.npy", "f.rows.csv", "f.about.json"])
 def test_a_pipe_in_the_place_of_a_file_of_features_is_not_waited_for(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,7 +1,9 @@
 """Twelve bits in files of sixteen, and TIFF stacks: what is said of them, and what `--data.window` and `.pages` do."""
 
 import base64
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,18 @@ def test_serve_and_its_nearest_images_see_the_window(stacks: Path, tokenizer: Pa
     assert nearest.source[0].image.max() > 200
 
 
+def test_the_page_of_search_shows_the_window(stacks: Path, tokenizer: Path, tmp_path: Path) -> None:
+    run, out, page = tmp_path / "run", tmp_path / "features.npy", tmp_path / "page.html"
+    assert pretrain(stacks, tokenizer, run, 1) == 0
+    assert main(["embed", str(run), str(stacks), "--out", str(out), *CPU]) == 0
+    search = ["search", str(out), str(next((stacks / "down").iterdir())), "--data", str(stacks), "--out", str(page)]
+    assert main([*search, *CPU]) == 0
+    drawn = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page.read_text())
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in drawn]
+    assert pictures
+    assert all(picture.max() > 200 for picture in pictures)
+
+
 def test_prepared_images_have_the_window_in_them_once(stacks: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     flags = ["--encoding", "raw", "--channels", "1", "--window", "auto", "--pages", "all"]
@@ -146,7 +160,7 @@ def test_prepared_images_have_the_window_in_them_once(stacks: Path, tmp_path: Pa
     assert abs(ours - theirs) < 3
 
 
-@pytest.mark.parametrize("window", [["5"], ["7", "3"], ["1", "2", "3", "4"]])
+@pytest.mark.parametrize("window", [["5"], ["7", "3"], ["0", "inf"], ["1", "2", "3", "4"]])
 def test_no_window_is_refused_in_one_line(
     stacks: Path, tmp_path: Path, window: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Pixel values as files store them, and as 8 bits: which value is black, which is white, and which are transparent."""
 
+from math import isfinite
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,7 +36,7 @@ def require_window(window: AskedWindow, channels: int) -> None:
         return
     text = " ".join(f"{bound:g}" for bound in window)
     pairs = list(zip(window[::2], window[1::2], strict=False))
-    fits = len(window) in (2, 2 * channels) and all(low < high for low, high in pairs)
+    fits = len(window) in (2, 2 * channels) and all(low < high and isfinite(high - low) for low, high in pairs)
     require(fits, f"a value window of {text}", "use MIN MAX, the stored values that become black and white, or auto")
 
 

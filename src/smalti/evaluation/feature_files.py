@@ -22,13 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.core.addresses import is_address, shown
-from smalti.core.errors import DataError
+from smalti.core.errors import DataError, UsageError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import open_stored, parse_object, read_object
 from smalti.data.datasets.folder import is_within
 from smalti.data.datasets.names import Names, NamesBuilder
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.datasets.tables import require_extra
+from smalti.data.values import Window, require_window
 
 NPY, PARQUET = ".npy", ".parquet"
 
@@ -124,6 +125,26 @@ def require_described(features: FeatureFile) -> None:
             raise DataError(
                 f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
             )
+
+
+def said_window(features: FeatureFile) -> Window | None:
+    """The value window that a file says its images were seen with.
+
+    Raises:
+        DataError: it is none.
+    """
+    said = features.about.get("window")
+    if said is None:
+        return None
+    try:
+        window = tuple(map(float, said))
+        require_window(window, len(window) // 2)
+        return window
+    except (TypeError, ValueError, UsageError) as error:
+        cause = f"what it says of itself has a value window of {said}"
+        raise DataError(
+            f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
+        ) from error
 
 
 def said_place(features: FeatureFile) -> str:
