@@ -207,14 +207,14 @@ class Best:
                 raise
             self.log.say(f"warning: no {_STAGE} after step {trainer.step}: out of memory")
             if not before:
-                write_checkpoint(best, trainer.step, trainer.trained, {})
+                write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
             return
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         self.log.record(stage=_STAGE, step=trainer.step, **named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")
         if measured[self.by] >= max(before, default=0.0):
-            write_checkpoint(best, trainer.step, trainer.trained, {})
+            write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
 
     def _lines(self) -> list[dict[str, Any]]:
         return [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]

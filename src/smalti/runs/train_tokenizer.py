@@ -193,7 +193,7 @@ def made(
     session.begin(config)
     session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
     if is_rank0():
-        write_checkpoint(session.folder.path, 0, tokenizer, {})
+        write_checkpoint(session.folder.path, 0, tokenizer.state_dict(), {})
     return tokenizer
 
 

@@ -11,12 +11,11 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute, Device, Precision
@@ -26,7 +25,7 @@ from smalti.core.errors import CheckpointError, NumericError, UsageError
 from smalti.core.files import write_folder
 from smalti.core.ranks import world_size
 from smalti.core.stored import parse_object, read_folder
-from smalti.core.tensors import tensors_of
+from smalti.core.tensors import saved, tensors_of
 from smalti.distributed.collectives import full_tensor
 from smalti.training.checkpoint import Checkpoint
 
@@ -202,16 +201,10 @@ def write_captured(
         "index": batch.index.tolist(),
         "keys": batch.key.tolist(),
         "derived": "crops, colours, masks and noise are functions of the keys",
-        "computed": {
-            "device": compute.device.type,
-            "precision": "bf16" if compute.dtype == torch.bfloat16 else "fp32",
-            "threads": torch.get_num_threads(),
-            "processes": world_size(),
-        },
+        "computed": asdict(Computed(compute.device_kind, compute.precision, torch.get_num_threads(), world_size())),
     }
-    tensors = {"model.safetensors": before.model, "state.safetensors": before.state}
     files = {path.name: path.read_bytes() for path in more}
-    files |= {name: save({n: v.detach().cpu().contiguous() for n, v in some.items()}) for name, some in tensors.items()}
+    files |= {"model.safetensors": saved(before.model), "state.safetensors": saved(before.state)}
     write_folder(folder, files | {"step.json": (json.dumps(step, indent=2, allow_nan=False) + "\n").encode()})
     return folder
 

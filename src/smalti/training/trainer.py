@@ -21,7 +21,7 @@ from smalti.distributed.collectives import (
     laid_out_like,
     local_shard,
 )
-from smalti.training.checkpoint import Checkpoint, Weights, load_weights, write_checkpoint
+from smalti.training.checkpoint import Checkpoint, load_weights, write_checkpoint
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from smalti.training.optim import EMA, Optimiser
 from smalti.training.parallel import Parallel, shard, strategy_for
@@ -195,7 +195,7 @@ class Trainer:
         """Write a checkpoint of `trained` and the rest of the state; rank 0 writes."""
         now = self.checkpoint()
         if is_rank0():
-            write(run, self.step, Weights(now.model), now.state)
+            write(run, self.step, now.model, now.state)
 
     def checkpoint(self) -> Checkpoint:
         """The current state, without a copy; sharded tensors are gathered to rank 0 only."""
