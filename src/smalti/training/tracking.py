@@ -42,7 +42,7 @@ class Tracker(Protocol):
 
     def forget_after(self, step: int) -> bool:
         """Remove what was logged of later steps; False where that is impossible."""
-        ...
+        return False
 
     def configuration(self, settings: Mapping[str, Any]) -> None: ...
 
