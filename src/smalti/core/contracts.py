@@ -212,15 +212,3 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""
         raise NotImplementedError
-
-
-@runtime_checkable
-class Evaluation(Protocol):
-    """Measures a model during training, after every `every` steps and at the end, without changing it."""
-
-    @property
-    def every(self) -> int: ...
-
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Metrics of the current weights, by name."""
-        ...

@@ -194,12 +194,9 @@ def create(out: str, config: object) -> RunFolder:
             fix = f"go on with --resume {shlex.quote(str(path))}, or choose" if is_run(out) else "choose"
             raise UsageError(f"{path} is not empty", cause="a run never overwrites", fix=f"{fix} another --out")
         make_folder(path)
-    return _with_config(path, config)
-
-
-def reopen(out: str, config: object) -> RunFolder:
-    """The folder of a resumed run, whose configuration may have changed."""
-    return _with_config(Path(out).expanduser(), config)
+    folder = RunFolder(path)
+    folder.write_config(config)
+    return folder
 
 
 def copy_run(run: str, out: str) -> None:
@@ -305,12 +302,6 @@ def _damage_named(path: Path) -> Iterator[None]:
     except (OSError, ValueError, UsageError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{path} is damaged", cause=cause) from error
-
-
-def _with_config(path: Path, config: object) -> RunFolder:
-    folder = RunFolder(path)
-    folder.write_config(config)
-    return folder
 
 
 def _read_config(model: str) -> dict[str, Any]:

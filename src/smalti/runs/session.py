@@ -15,7 +15,7 @@ import torch
 from smalti import __version__
 from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
-from smalti.core.contracts import Batches, Evaluation
+from smalti.core.contracts import Batches
 from smalti.core.errors import (
     EXIT_OUT_OF_MEMORY,
     DataError,
@@ -36,12 +36,12 @@ from smalti.runs.folder import (
     create,
     public_settings,
     read_config,
-    reopen,
     require_exact,
     require_same_settings,
     writing,
 )
-from smalti.runs.hooks import NO_BASELINES, Baselines, Pictures, Shown, TrainingHooks
+from smalti.runs.hooks import NO_BASELINES, Baselines, Pictures, TrainingHooks
+from smalti.runs.pretraining_checks import OnlineProbe
 from smalti.runs.training_run import LEARNING_RATE, TrainingRun
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import (
@@ -100,7 +100,11 @@ class Session:
             step = from_rank0(lambda: newest_step(Path(config.out).expanduser()) or 0)
             what = effects(before, config, step)
             require_same_settings(config.out, before, config, allow_inexact, what)
-        folder = reopen(config.out, config) if resume else create(config.out, config)
+        if resume:
+            folder = RunFolder(Path(config.out).expanduser())
+            folder.write_config(config)
+        else:
+            folder = create(config.out, config)
         chosen = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
@@ -156,7 +160,7 @@ class Session:
         batches: Batches,
         config: TrainingRun,
         look: Callable[[Trainer], None] | None = None,
-        evaluation: Evaluation | None = None,
+        evaluation: OnlineProbe | None = None,
         baselines: Baselines = NO_BASELINES,
         pictures: Pictures | None = None,
     ) -> None:
@@ -189,8 +193,11 @@ class Session:
             name_lost_rank(),
             self._tracking(config, trainer.step) as tracking,
         ):
-            shown = Shown(tracking, 0 if config.log == "none" or pictures is None else config.log_pictures, pictures)
-            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, baselines, shown)
+            hooks = TrainingHooks(
+                *(self.folder, self.compute, plan, writer, go_on, look, evaluation, baselines, tracking),
+                pictures=None if config.log == "none" or config.log_pictures == 0 else pictures,
+                log_pictures=config.log_pictures,
+            )
             fit(trainer, batches, plan, self.log, title=title, compute=self.compute, hooks=hooks)
         self.folder.require_ours()
 
