@@ -1,6 +1,6 @@
 """Evaluation of frozen features: k-NN, linear probe and few labels, with layers chosen on validation images."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -249,32 +249,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _named(scores: Mapping[Layer, float]) -> dict[str, float]:
     return {f"{number} {pooling}": score for (number, pooling), score in scores.items()}
-
-
-DEFAULT_BATTERY = Battery()
-
-
-def battery(
-    backbone: Backbone,
-    train: InMemoryDataset,
-    test: InMemoryDataset,
-    compute: Compute,
-    seed: int = 0,
-    protocol: Battery = DEFAULT_BATTERY,
-) -> BatteryResult:
-    """What frozen features are worth: k-NN, linear probe and few labels, from one pass over the images."""
-    return next(batteries(backbone, train, test, compute, [seed], protocol))
-
-
-def batteries(
-    backbone: Backbone,
-    train: InMemoryDataset,
-    test: InMemoryDataset,
-    compute: Compute,
-    seeds: Iterable[int],
-    protocol: Battery = DEFAULT_BATTERY,
-) -> Iterator[BatteryResult]:
-    """The same for several seeds, which draw validation images and few labels; features are computed once."""
-    parts = [protocol.features(backbone, part, compute) for part in (train, test)]
-    for seed in seeds:
-        yield protocol(parts[0], train.labels, parts[1], test.labels, seed)
