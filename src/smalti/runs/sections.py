@@ -316,8 +316,7 @@ def layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
             if layer != "0":
                 poolings.setdefault(pooling, {}).setdefault(layer, {})[name] = accuracy
     return "".join(
-        by_layer(list(layers.items()), xlabel="block", ylabel=f"{pooling}: validation accuracy", width=280, height=230)
-        for pooling, layers in poolings.items()
+        by_layer(list(layers.items()), ylabel=f"{pooling}: validation accuracy") for pooling, layers in poolings.items()
     )
 
 
