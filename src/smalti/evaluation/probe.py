@@ -30,6 +30,8 @@ _QUICK_L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
 """Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
+_VALIDATION = 0.1
+"""Share of the training images that choices are made on."""
 FEW_LABELS = 0.01
 _QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
 """What the demo chooses from."""
@@ -265,11 +267,11 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     )
 
 
-def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: Split, draws: int = 5) -> float:
-    """Accuracy with 1 % of the labels, drawn evenly over the classes, mean over `draws` disjoint draws."""
+def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: Split) -> float:
+    """Accuracy with 1 % of the labels, drawn evenly over the classes, mean over five disjoint draws."""
     by_class = [split.fit[y[split.fit] == c] for c in y[split.fit].unique()]
     each = max(1, round(FEW_LABELS * len(split.fit) / len(by_class)))
-    draws = max(1, min(draws, min(len(members) for members in by_class) // each))
+    draws = max(1, min(5, min(len(members) for members in by_class) // each))
     accuracies = []
     for draw in range(draws):
         few = torch.cat([members[draw * each : (draw + 1) * each] for members in by_class])
@@ -277,21 +279,19 @@ def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: 
     return sum(accuracies) / draws
 
 
-def probe_backbone(
-    backbone: VisionTransformer, images: InMemoryData, compute: Compute, validation: float = 0.1, seed: int = 0
-) -> ProbeResult:
+def probe_backbone(backbone: VisionTransformer, images: InMemoryData, compute: Compute) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
     train, test = (
         extract(backbone, resized(part, backbone.config.img_size), compute, poolings=_QUICK_POOLINGS)
         for part in (images.train, images.held_out)
     )
-    split = Split.of(len(images.train), validation, seed)
+    split = Split.of(len(images.train), _VALIDATION, seed=0)
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
-def probe_pixels(images: InMemoryData, validation: float = 0.1, seed: int = 0) -> ProbeResult:
+def probe_pixels(images: InMemoryData) -> ProbeResult:
     """The same probes on raw pixels."""
-    split = Split.of(len(images.train), validation, seed)
+    split = Split.of(len(images.train), _VALIDATION, seed=0)
     train, test = (pixel_features(part) for part in (images.train, images.held_out))
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
