@@ -69,11 +69,7 @@ def no_weights(begin: bytes) -> str:
 
 
 def _require_sound(begin: bytes, size: int) -> None:
-    """Check the length of the header and the number of tensors against the bounds.
-
-    Raises:
-        ValueError: they exceed the bounds, or the file is not a safetensors file.
-    """
+    """Check the length of the header and the number of tensors against the bounds."""
     length = _header_length(begin)
     if begin[_LENGTH : _LENGTH + 1] != b"{":
         raise ValueError(no_weights(begin) or "it is no safetensors file")

@@ -28,8 +28,6 @@ class FewLabels:
     """Accuracy of the linear probe with few labels.
 
     Attributes:
-        labels: number of labelled images.
-        draws: number of random draws of these images.
         accuracy: on the test images, mean over the draws, in [0, 1].
         interval: 95 % confidence interval of that mean, by Student's t, cut to [0, 1]; None for a single draw.
         layer, pooling, l2: the best on the validation images, on average over the draws.
@@ -159,10 +157,7 @@ class Battery:
 
         Args:
             train: features of the training images, n x F for each layer and pooling.
-            train_labels: classes 0, 1, ...
             test: features of the test images, m x F.
-            test_labels: their classes.
-            seed: the same seed gives the same numbers.
             split: which of the training images are for choices; None: a share of them.
         """
         task = self._task(train_labels, seed, split or Split.of(len(train_labels), self.validation, seed))

@@ -115,13 +115,9 @@ def two_stage_bound(
     """Compute the bound on batches that have ids and masks.
 
     Args:
-        tokenizer: of stage one.
-        batches: the batch of each number from 0.
-        num_batches: number of batches to use.
         counts: occurrences of each token in other images, for the unigram prior.
         losses: of the untrained and the trained masked image model on these batches (`evaluate_mim`), in nats per
             masked patch.
-        compute: device and number format.
         density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised.
     """
     prices = unigram_nats(counts)

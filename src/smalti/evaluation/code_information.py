@@ -43,7 +43,6 @@ class CodeInformation(NamedTuple):
     Attributes:
         position: which of the N patches of the image it is.
         colour: the mean colour of the patch, one of 64: each channel in 4 equal parts of [0, 1], grey in 64.
-        classes: the class of the image.
     """
 
     position: Shared

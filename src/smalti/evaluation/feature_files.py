@@ -78,8 +78,6 @@ class FeatureFile(Protocol):
     """Features that were written, read in pieces.
 
     Attributes:
-        path: the file.
-        about: what they are, as JSON values.
         count: n, the number of rows.
         width: F, the number of features of a row.
     """

@@ -50,7 +50,6 @@ def pool(tokens: Float[Tensor, "B S D"], pooling: str, grid: Grid) -> Float[Tens
         tokens: output of a block, [S] first.
         pooling: `cls` is [S], `mean` the mean of the patches, `both` the concatenation of these two, and `2x2` that of
             the means of the four quarters of the image.
-        grid: rows and columns of patches.
 
     Returns:
         F = D for `cls` and `mean`, 2D for `both`, 4D for `2x2`.
@@ -100,11 +99,8 @@ def extract(
     """Features of whole images, without the final norm, on the CPU; in a temporary file if memory is too small.
 
     Args:
-        backbone: the frozen network.
         images: to compute features of, of the size of the backbone (see `resized`).
-        compute: device and number format.
         batch_size: the most images per batch; fewer where they are large.
-        poolings: the poolings to compute.
         dtype: of the stored features; values beyond the range of float16 are clamped.
         shared: all ranks call this with the same images, and each computes a part of the batches; all get the features
             of one process, bit for bit.
@@ -140,11 +136,8 @@ def layer_features(
     """The features of one layer as `extract` computes them, float32, on the device: nothing waits for it.
 
     Args:
-        backbone: the frozen network.
         images: B C H W, uint8 or float in [0, 1], of the size of the backbone.
-        compute: device and number format.
         layer: the block, counted from 1.
-        pooling: how its output becomes a vector.
     """
     pooled = []
     for batch in images.split(_most_images(backbone, images)):

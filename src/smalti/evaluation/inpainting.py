@@ -29,8 +29,6 @@ class Inpainter:
 
     Attributes:
         tokenizer: None where pixels are predicted.
-        target: what it has learned to predict.
-        views: how it sees images.
     """
 
     model: MaskedImageModel
@@ -79,7 +77,6 @@ def drawn(
         log_p: the prediction, in nats.
         masked: the positions of these patches.
         temperature: below 1 draws are closer to the best guess.
-        number: of the sample.
     """
     if not masked:
         return torch.zeros(0, dtype=torch.int64)
@@ -92,7 +89,6 @@ class Inpainting(NamedTuple):
     """Images in [0, 1], B C H W each.
 
     Attributes:
-        original: the images.
         mask: True where a patch is masked.
         tokenizer: the decoded visual tokens of the images, the best result that a prediction can have.
         predicted: the same, with the tokens of masked patches replaced by the most likely predicted ones.

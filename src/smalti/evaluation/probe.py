@@ -110,8 +110,6 @@ def fit_ridge(
     """Ridge regression on one-hot labels in closed form, a fast classifier to compare layers.
 
     Args:
-        features: one row per image.
-        labels: classes 0, 1, ...
         l2: strength of the regularisation, relative to the unit variance of standardised features.
         scale: for standardisation; None for that of `features`.
     """
@@ -142,12 +140,9 @@ def fit_linear(
     images than features it is solved in the space that these images span, where the solution lies.
 
     Args:
-        features: one row per image.
-        labels: classes 0, 1, ...
         l2: strength of the regularisation; the bias is not regularised.
         scale: for standardisation; None for that of `features`.
         start: the initial weights, as of a fit with stronger regularisation; None for zero.
-        max_iter: the most L-BFGS iterations.
     """
     mean, std = scale or scale_of(features)
     x = (features - mean) / std
@@ -209,7 +204,6 @@ class ProbeResult:
 
     Attributes:
         linear: linear probe with the layer, pooling and regularisation that are best on the validation images.
-        layer, pooling: of the linear probe.
         linear_few: the same probe fitted to 1 % of the labels, mean over five draws.
         knn: k-NN on the layer that is best for k-NN on the validation images.
         validation: validation accuracy of the fast classifier, by layer and pooling.
@@ -235,7 +229,6 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     Args:
         train, test: features by layer, n x F and m x F.
         train_labels, test_labels: classes 0, 1, ...
-        split: of the training images.
     """
     small = split.fit[:_SELECTION_IMAGES]
     checked = split.validation

@@ -89,10 +89,7 @@ def evaluate_tokenizer(
     """Encode and decode a sample of held-out images, and compute all metrics.
 
     Args:
-        tokenizer: to evaluate.
         images: B C H W, uint8 or float in [0, 1].
-        compute: device and number format.
-        batch_size: images per batch.
         train: training images, some thousands at most, to fit the k-means baseline; None for no baseline.
         density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised; then there is
             no bound.

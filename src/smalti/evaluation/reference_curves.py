@@ -40,12 +40,10 @@ class Setup:
         target: visual tokens, or pixels of normalised patches with squared error; their losses have different units.
         vocab_size: V; None for pixels.
         num_patches, num_masked_patches: N, and the most patches that a mask covers.
-        embed_dim, depth: of the backbone.
         num_images: images seen at the end, with repetitions: steps times batch size.
         masks: blocks of patches, or single patches, which are much easier to predict from their neighbours.
         decoder: linear, as in BEiT, or cross-attention behind an encoder of visible patches.
         channels: of the images: 1 grey, 3 RGB.
-        optimiser: of the weight matrices of blocks.
     """
 
     target: TargetName
@@ -110,7 +108,6 @@ class Reference:
     """The curve of one of our runs.
 
     Attributes:
-        data: description of the training data.
         baseline: loss of a prediction that ignores the image: the unigram entropy in nats, or 1 for pixels.
         held_out_loss: loss on held-out images without augmentation at the end.
         images: images seen at each point of the curve, increasing.

@@ -31,8 +31,6 @@ def last_hidden_state(settings: Mapping[str, Any], vit: ViT, weights: Mapping[st
     """The last hidden state of transformers' network without its pooler.
 
     Args:
-        settings: the content of config.json.
-        vit: our network.
         weights: by their names in the file.
         pixels: normalised.
 

@@ -48,11 +48,7 @@ torch.save({"model": load_file("FOLDER/model.safetensors")}, "checkpoint.pth")  
 
 
 def _variant(subject: Subject) -> ViT:
-    """The backbone as the released code has it.
-
-    Raises:
-        UsageError: it has no such network.
-    """
+    """The backbone as the released code has it."""
     network, config = subject.network, subject.backbone.config
     if isinstance(network, Segmenter) or (isinstance(network, MaskedImageModel) and network.decoder is not None):
         what = "segmenter with these names" if isinstance(network, Segmenter) else "decoder but a linear head"

@@ -92,7 +92,6 @@ def by_layer(
 
     Args:
         rows: for each layer its label and accuracies in [0, 1] by name; a name may be missing in some layers.
-        xlabel, ylabel: what the axes show.
     """
     from matplotlib.ticker import FuncFormatter
 

@@ -161,7 +161,6 @@ def outlined(
     """The image in muted colours, with the outline of every region in the colour of its class (`label_colours`).
 
     Args:
-        label_map: the class of every pixel.
         neutral: classes without an outline, as background and void.
     """
     colour = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
@@ -187,7 +186,6 @@ def mask_png(label_map: UInt8[np.ndarray, "H W"], ids: UInt8[np.ndarray, "classe
     """A mask as a PNG file: the id of every pixel, with a palette of the colours of `label_colours`.
 
     Args:
-        label_map: the class of every pixel.
         ids: the id of each class.
     """
     palette = np.zeros((256, 3), np.uint8)
@@ -281,7 +279,6 @@ def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int]) -
     The first 32 are shown; the others unfold.
 
     Args:
-        cards: of some or all codes.
         counts: how often each of the V codes occurs.
 
     Raises:

@@ -17,13 +17,9 @@ def write_evaluation(run: Path, data: str, test: str, found: dict[str, Any]) -> 
     """Keep a result, in place of what was found on the same images before.
 
     Args:
-        run: the run folder.
         data: DATA, after which the file is called.
         test: the separate test images.
         found: the result without these two; see docs/evaluation.md.
-
-    Returns:
-        The file.
 
     Raises:
         OutputError: it cannot be written.

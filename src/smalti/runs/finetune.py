@@ -245,11 +245,7 @@ def describe_growth(init: str, known: tuple[str, ...], outputs: tuple[str, ...])
 
 
 def _run_at(init: str) -> "Pretrain | Finetune":
-    """The configuration of the run to start from.
-
-    Raises:
-        UsageError: that run has no backbone.
-    """
+    """The configuration of the run to start from."""
     kind = read_kind(init)
     if kind == Finetune.__name__:
         return read_config(init, Finetune)

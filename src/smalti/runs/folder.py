@@ -292,11 +292,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """A file of a run that cannot be read is damaged.
-
-    Raises:
-        CheckpointError: in the place of what the block raises.
-    """
+    """A file of a run that cannot be read is damaged."""
     try:
         yield
     except (OSError, ValueError, UsageError) as error:

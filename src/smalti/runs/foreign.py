@@ -49,11 +49,7 @@ def _normalised(vit: ViT, place: str, kind: Statistics) -> ViT:
 
 
 def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
-    """The network with the weights, and the names of those that it does not have.
-
-    Raises:
-        CheckpointError: a weight is missing, or has another shape.
-    """
+    """The network with the weights, and the names of those that it does not have."""
     weights = source.as_configured(vit)
     with torch.device("meta"):  # which takes no memory: shapes are compared first
         planned, _ = _built(source, weights, vit)

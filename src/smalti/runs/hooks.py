@@ -38,7 +38,6 @@ class Baselines:
 
     Attributes:
         unigram_entropy: what a guess costs that never looks, in nats a masked token; None for other losses.
-        reference: the nearest of our own runs.
     """
 
     unigram_entropy: float | None = None
@@ -61,7 +60,6 @@ class TrainingHooks(RunHooks):
     Attributes:
         look: called before every save that `plan` asks for; it must not change the trainer.
         evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
-        baselines: what the loss is compared with.
         tracking: the tracker; None where there is none, and on all ranks but the first.
         pictures: makes the pictures that are logged, every `log_pictures` steps; None: there are none.
     """

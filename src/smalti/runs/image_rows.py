@@ -174,11 +174,7 @@ def rendered(
     look: Callable[[UInt8[Tensor, "B C h w"]], Float[Tensor, "B F"]],
     log: Log,
 ) -> ComputeRows:
-    """Rows of the centres of images in one size (height, width), which workers decode while others are computed.
-
-    Args:
-        look: the rows of a batch of pixels.
-    """
+    """Rows of the centres of images in one size (height, width), which workers decode while others are computed."""
 
     def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
         if not batches:

@@ -20,7 +20,6 @@ def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None 
 
     Args:
         batch: with masks, and with tokens unless pixels are predicted.
-        shown: the channels in pictures, see `false_colours`.
     """
     if inpainter.tokenizer is None:
         return painted_in(inpainter, batch, shown)

@@ -36,7 +36,6 @@ class Labelled(NamedTuple):
 
     Attributes:
         train: the training images; its `held_out` is the validation images.
-        test: the test images, used once, at the end.
     """
 
     train: AnyImages
@@ -79,7 +78,6 @@ def divide(
     """Hold out validation images, then keep as many labels as are asked for.
 
     Args:
-        images: the images of `data`.
         test: DATA of separate test images. The held-out images of `data` are then for validation, and nothing else is
             held out; otherwise the held-out images of `data` are the test set.
         validation: DATA of separate validation images; no training images are then held out for validation.
@@ -178,7 +176,6 @@ class Best:
     """Evaluates the weights at each save, and keeps the best in best/. Scores are written to metrics.jsonl.
 
     Attributes:
-        measure: evaluates a network on the validation images.
         by: the score to maximise.
     """
 

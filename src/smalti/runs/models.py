@@ -85,11 +85,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
 
 
 def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: str, compute: Compute) -> N:
-    """The frozen network with these weights. A configuration of far more weights takes no memory.
-
-    Raises:
-        CheckpointError: the configuration is of another network.
-    """
+    """The frozen network with these weights. A configuration of far more weights takes no memory."""
     there = sum(value.numel() for value in weights.values())
     blocks = vit.depth * vit.embed_dim**2 * (4 + 2 * vit.mlp_ratio)
     positions = math.prod(vit.grid) * (vit.embed_dim if vit.positions == "absolute" else vit.num_heads)

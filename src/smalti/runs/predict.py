@@ -137,11 +137,7 @@ def _cell(value: int | float) -> str:
 
 
 def _tuned(model: str, compute: Compute) -> Tuned:
-    """The network of a fine-tuning run.
-
-    Raises:
-        UsageError: the folder is of another verb.
-    """
+    """The network of a fine-tuning run."""
     kind = read_kind(model)
     if kind != Finetune.__name__:
         fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
@@ -227,11 +223,7 @@ def _result(config: Predict, images: int, seconds: float) -> dict[str, Any]:
 
 
 def _require_free(config: Predict) -> None:
-    """Check that no masks are there but those of this file.
-
-    Raises:
-        UsageError: there are some.
-    """
+    """Check that no masks are there but those of this file."""
     if config.path.exists() or config.parts.exists() or not config.masks.exists():
         return
     if not config.masks.is_dir() or any(config.masks.iterdir()):
@@ -243,9 +235,6 @@ def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
     """The file of the mask of every image: its key inside `folder`, with .png in the place of its suffix.
 
     It is behind the whole key where that is no image file (data.parquet:0) or others have that name (a.jpg, a.tif).
-
-    Raises:
-        DataError: two images would have the same one.
     """
     whole, short = list[Path](), list[Path]()
     for position in range(len(source)):

@@ -71,7 +71,6 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
     """Write a page whenever its runs have new metrics, until they have ended, or Ctrl-C.
 
     Args:
-        runs: run folders.
         target: the page; what reloads it is taken out at the end.
         write: writes it, to be loaded again after so many seconds.
     """

@@ -294,11 +294,7 @@ def _neutral(outputs: tuple[str, ...]) -> tuple[int, ...]:
 def _numbered(
     pairs: SegmentationDataset, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
 ) -> SegmentationDataset:
-    """The pairs with their mask ids as class numbers, once all ids in the masks are known.
-
-    Raises:
-        DataError: an id belongs to no class, or all ids are void.
-    """
+    """The pairs with their mask ids as class numbers, once all ids in the masks are known."""
     if present.keys() == {numbering.void}:
         raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")
     for number, mask in present.items():

@@ -130,7 +130,6 @@ class Session:
 
         Args:
             network: the digest of the tokenizer, or of a tokenizer's teacher; None: there is none.
-            named: what that is, for messages.
 
         Raises:
             DataError: the run is resumed, and the images are not those it started with.

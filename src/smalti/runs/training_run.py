@@ -60,7 +60,6 @@ class TrainingRun:
         """The configuration with the value window of the run that this one builds on, else as measured where `auto`.
 
         Args:
-            log: for a line about the window.
             before: the window of that run.
             run: its folder, for messages.
             images: where the window is measured, if not on all that `data.path` has.

@@ -45,9 +45,6 @@ def write_bundle(
 
     Args:
         folder: exists already.
-        config: that of the run, as JSON values.
-        tokenizer: digest of the tokenizer whose tokens were predicted.
-        source: the file that the weights were imported from.
     """
     data = saved(weights)
     write_bytes(folder / WEIGHTS, data)

@@ -62,8 +62,6 @@ def write_checkpoint(
     After an error, older checkpoints are still there.
 
     Args:
-        run: the run folder.
-        step: number of optimiser steps done.
         model: parameters and persistent buffers, written to model.safetensors.
         state: other tensors (moments of the optimiser, with an EMA the weights themselves), written to
             state.safetensors.

@@ -60,7 +60,6 @@ class NotFiniteError(NumericError):
 
     Attributes:
         step: optimiser step, counted from 0.
-        numbers: its loss and gradient norms.
     """
 
     def __init__(self, step: int, numbers: Numbers, capture: Path | None = None) -> None:
@@ -93,7 +92,6 @@ def first_not_finite(model: nn.Module, step: Callable[[], Numbers]) -> Place | N
     Of nested modules the innermost is named. What is computed between two modules is attributed to the second.
 
     Args:
-        model: the network.
         step: runs forward and backward passes through `model`.
     """
     for name, value in model.state_dict().items():
@@ -163,10 +161,7 @@ class CapturedStep:
     """The content of such a folder.
 
     Attributes:
-        before: the state of training before the step.
-        numbers: loss and gradient norms of the step.
         index, keys: positions of the images of the batch in the dataset, and their keys.
-        computed: device, number format, threads and processes.
     """
 
     before: Checkpoint
@@ -182,11 +177,6 @@ def write_captured(
     """Write `run/captures/step-XXXXXXXX/`.
 
     Args:
-        run: the run folder.
-        before: the state of training before the step.
-        batch: the images of the step.
-        numbers: loss and gradient norms of the step.
-        compute: device and number format.
         more: files to copy into the folder, such as the configuration of the run.
 
     Raises:

@@ -46,7 +46,6 @@ def open_tracker(name: TrackerName, folder: Path, run_id: str) -> Tracker:
     """Open a run in a tracker.
 
     Args:
-        name: which tracker; not `none`.
         folder: the run folder, whose name the run has there.
         run_id: of the run, if the tracker has it already; else empty.
     """

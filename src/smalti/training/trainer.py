@@ -47,13 +47,9 @@ class Trainer:
     """The state of training: weights, buffers, moments of the optimiser, EMA weights and the step counter.
 
     Args:
-        objective: the loss and the model.
-        optimiser: AdamW, or Muon and AdamW, and the schedule of the learning rate.
-        plan: batch size, micro-batches and number of steps.
         ema_decay: decay of the EMA of the weights; None for no EMA.
         frozen: parameters that are not trained, and have no moments, for the first `frozen_steps`.
         frozen_steps: number of those steps.
-        parallel: strategy for several processes.
 
     Raises:
         UsageError: micro-batches were requested for an objective that needs whole batches; or the number of ranks and
@@ -112,8 +108,6 @@ class Trainer:
 
         Args:
             batch: as many images as the plan says.
-            compute: device and number format.
-            with_metrics: whether metrics are needed.
 
         Returns:
             Loss and metrics of the batch, and the norm of the gradient before clipping.

@@ -152,7 +152,6 @@ def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
 
     Args:
         weights: by their names in model.safetensors.
-        config: content of config.json.
 
     Raises:
         CheckpointError: the architecture differs from ours.
