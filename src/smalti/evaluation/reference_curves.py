@@ -28,8 +28,6 @@ _COMPARABLE = math.log(4)
 _KINDS = ("masks", "decoder", "channels", "optimiser")
 
 TargetName = Literal["tokens", "pixels"]
-Masks = Literal["blocks", "random"]
-DecoderName = Literal["linear", "cross-attention"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Setup:
     embed_dim: int
     depth: int
     num_images: int
-    masks: Masks
-    decoder: DecoderName = "linear"
+    masks: Literal["blocks", "random"]
+    decoder: Literal["linear", "cross-attention"] = "linear"
     channels: int = 3
     optimiser: Matrices = "adamw"
 

@@ -32,7 +32,7 @@ from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.inpainting_pictures import completions
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
+from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison, comparison_of
 from smalti.runs.provenance import TRAINING_RUNS, differences, names_of
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -205,9 +205,9 @@ def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison 
     pixels = isinstance(config.target, Pixels)
     baseline = FLAT_PATCH if pixels else result.get("unigram_entropy_nats")
     vocab_size = None if pixels else vocab_size_of(result)
-    if not config.reference or baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
+    if baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
         return None
-    return config.comparison(vocab_size, baseline)
+    return comparison_of(config, vocab_size, baseline)
 
 
 def _reference(
