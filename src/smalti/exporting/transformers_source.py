@@ -41,7 +41,8 @@ def last_hidden_state(settings: Mapping[str, Any], vit: ViT, weights: Mapping[st
 
     kind = settings["model_type"]
     described, network = (getattr(transformers, name) for name in _CLASSES[kind])
-    config = described(**_checked(settings, vit, described()), **_switches(settings))
+    switches = {name: bool(settings[name]) for name in _SWITCHES[kind] if name in settings}
+    config = described(**_checked(settings, vit, described()), **switches)
     if kind == "beit":
         scaled = any(name.endswith("lambda_1") for name in weights)
         masked = any(name.endswith("embeddings.mask_token") for name in weights)
@@ -76,8 +77,3 @@ def _checked(settings: Mapping[str, Any], vit: ViT, usual: Any) -> dict[str, Any
         raise CheckpointError(f"config.json has the layer_norm_eps '{str(epsilon)[:40]}'", cause="it makes no sense")
     height, width = vit.img_size
     return sizes | {"image_size": height if height == width else [height, width], "layer_norm_eps": epsilon}
-
-
-def _switches(settings: Mapping[str, Any]) -> dict[str, bool]:
-    names = _SWITCHES[settings["model_type"]]
-    return {name: bool(settings[name]) for name in names if name in settings}
