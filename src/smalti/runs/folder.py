@@ -28,7 +28,7 @@ from smalti.core.files import (
 from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
-from smalti.core.stored import parse_json, read_lines, read_object, read_stored
+from smalti.core.stored import parse_json, read_lines, read_object, read_object_if_any, read_stored
 from smalti.core.versions import environment
 from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
@@ -219,10 +219,8 @@ def is_run(out: str) -> bool:
 
 def holds_run(model: str) -> bool:
     """Whether the config.json of a folder was written by smalti and not by another program; no path is no folder."""
-    try:
-        return bool(model) and "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
-    except (OSError, ValueError):
-        return False
+    path = Path(model).expanduser() / _CONFIG
+    return bool(model) and "smalti" in (read_object_if_any(path, MAX_CONFIG, follow=True) or {})
 
 
 def require_run(run: str, fix: str) -> None:
