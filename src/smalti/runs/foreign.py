@@ -77,7 +77,12 @@ def _built(source: SourceWeights, weights: Mapping[str, Tensor], vit: ViT) -> tu
         return build_classifier(vit, num_classes, pooling), tuple(map(str, range(num_classes)))
     if {"head.weight", "mask_token"} <= weights.keys():
         return build_mim(vit, len(weights["head.weight"])), ()
+    return bare_backbone(vit, weights), ()
+
+
+def bare_backbone(vit: ViT, weights: Mapping[str, Tensor]) -> VisionTransformer:
+    """A backbone with random weights, without a final norm where these weights have none."""
     backbone = vit.build()
     if "backbone.norm.weight" not in weights:
         backbone.norm = nn.Identity()
-    return backbone, ()
+    return backbone

@@ -24,6 +24,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.foreign import bare_backbone
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import input_of, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -65,23 +66,11 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     weights = read_checkpoint(Path(run).expanduser()).model
     require_alike(config.decoder, weights, run)
     weights = lasting(weights)
-    if "head.bias" in weights:
-        return _frozen(
-            lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),
-            config.backbone,
-            weights,
-            run,
-            compute,
-        )
-
-    def backbone() -> VisionTransformer:
-        built = config.backbone.build()
-        if "backbone.norm.weight" not in weights:
-            built.norm = nn.Identity()
-        return built
-
+    vit, head = config.backbone, weights.get("head.bias")
+    if head is not None:
+        return _frozen(lambda: build_mim(vit, len(head), decoder=config.decoder), vit, weights, run, compute)
     bare = {name.removeprefix("backbone."): value for name, value in weights.items()}
-    return _frozen(backbone, config.backbone, bare, run, compute)
+    return _frozen(lambda: bare_backbone(vit, weights), vit, bare, run, compute)
 
 
 def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: str, compute: Compute) -> N:
