@@ -6,7 +6,6 @@ The selected weights are those with the best validation score, or the last.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,7 +21,7 @@ from smalti.data.groups import together
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
-from smalti.training.checkpoint import FOLDER, Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import FOLDER, write_checkpoint
 from smalti.training.trainer import Trainer
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -215,8 +214,3 @@ class Best:
 
     def _lines(self) -> list[dict[str, Any]]:
         return [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
-
-
-def read_chosen(run: Path, choose: Choose) -> Checkpoint:
-    """The selected weights of a finished run; of one checkpoint those in it."""
-    return read_checkpoint(run / BEST if choose == "best" and not is_checkpoint(run) else run)

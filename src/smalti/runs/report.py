@@ -1,9 +1,9 @@
 """`smalti report`: one offline HTML file about one or more runs, written again and again while they train."""
 
-import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,12 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
 def _state(run: str) -> list[tuple[str, int, int]]:
     """What changes when there is more to show: names, times and sizes of metrics and results."""
     path = Path(run).expanduser()
-    files = sorted([*path.glob("**/metrics.jsonl"), *path.glob("**/result.json"), *path.glob("**/checkpoints/*")])
-    return [(str(file), found.st_mtime_ns, found.st_size) for file in files if (found := _stat(file)) is not None]
-
-
-def _stat(file: Path) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:  # removed meanwhile
-        return None
+    found = list[tuple[str, int, int]]()
+    for file in sorted([*path.glob("**/metrics.jsonl"), *path.glob("**/result.json"), *path.glob("**/checkpoints/*")]):
+        with suppress(OSError):  # removed meanwhile
+            about = file.stat()
+            found.append((str(file), about.st_mtime_ns, about.st_size))
+    return found
 
 
 def _write(given: tuple[str, ...], target: Path, compute: Compute, reload: int = 0) -> None:

@@ -93,7 +93,9 @@ class Session:
 
     @staticmethod
     def _open(config: TrainingRun, resume: bool, compute: Compute | None, allow_inexact: bool) -> "Session":
-        require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
+        # with the same program sums are computed in the same order
+        program = {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        require_same("configuration", {field.name: field.value for field in leaves(config)} | program)
         resumed = resume and from_rank0(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
             before = read_config(config.out, type(config))
@@ -300,11 +302,6 @@ def with_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: with_null(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _program() -> dict[str, str | int]:
-    """What else must be equal on all ranks, so that sums are computed in the same order."""
-    return {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def seconds_per_step(
