@@ -88,6 +88,18 @@ class Batch:
     label_map: UInt8[Tensor, "B H W"] | None = None
 
     @property
+    def masks(self) -> tuple[Bool[Tensor, "B N"], Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """`mask`, `mask_index` and `mask_weight` of a batch that has masks."""
+        assert self.mask is not None and self.mask_index is not None and self.mask_weight is not None  # noqa: PT018
+        return self.mask, self.mask_index, self.mask_weight
+
+    @property
+    def tokens(self) -> Int[Tensor, "B N"]:
+        """`ids` of a batch that has visual tokens."""
+        assert self.ids is not None
+        return self.ids
+
+    @property
     def token_view(self) -> Tensor:
         """The view that the tokenizer encodes."""
         return self.image if self.token_image is None else self.token_image

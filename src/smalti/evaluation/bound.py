@@ -125,9 +125,7 @@ def two_stage_bound(
     everywhere, visible, images, masked = 0.0, 0.0, 0, 0
     for number in range(num_batches):
         batch = batches(number)
-        assert batch.ids is not None
-        assert batch.mask is not None
-        ids, mask, view = batch.ids.cpu(), batch.mask.cpu(), batch.token_view
+        ids, mask, view = batch.tokens.cpu(), batch.masks[0].cpu(), batch.token_view
         everywhere += float(prices[ids].sum())
         visible += float(prices[ids[~mask]].sum())
         images, masked = images + len(ids), masked + int(mask.sum())

@@ -30,9 +30,8 @@ def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None 
 def painted_in(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None = None) -> tuple[Columns, str]:
     """The pictures of a network that predicts pixels, by column heading, with a description."""
     assert isinstance(inpainter.target, Pixels)
-    assert batch.mask is not None
     original = to_pixels(batch.image, shown)
-    masked = mask_overlay(original, batch.mask.cpu().numpy(), _patch_size(inpainter))
+    masked = mask_overlay(original, batch.masks[0].cpu().numpy(), _patch_size(inpainter))
     predicted = to_pixels(paint(inpainter.model, inpainter.target, batch, inpainter.compute), shown)
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (

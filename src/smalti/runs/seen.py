@@ -199,14 +199,13 @@ def _predicted(
         require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
         columns, note = painted_in(inpainter, batch, shown)
         return ModelPictures(columns, captions, note)
-    assert batch.mask is not None
-    assert batch.mask_index is not None
-    log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
-    rows, device = list(zip(log_p, places.tolist(), strict=True)), batch.mask.device
+    mask, index, _ = batch.masks
+    log_p, places = inpainter.log_probabilities(batch), index.cpu()
+    rows, device = list(zip(log_p, places.tolist(), strict=True)), mask.device
     best = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, log_p.argmax(-1).to(device))
     columns, note = completed(best, inpainter.views.backbone.patch_size, shown)
-    values = torch.full(batch.mask.shape, torch.nan).scatter(1, places, entropy(log_p))
-    values = values.where(batch.mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
+    values = torch.full(mask.shape, torch.nan).scatter(1, places, entropy(log_p))
+    values = values.where(mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
     random = float(np.log(log_p.shape[-1]))
     columns["entropy"] = heat_map(values.numpy(), random, "viridis", columns["original"])
     for number in range(config.samples):

@@ -244,16 +244,13 @@ class MaskedImageModeling(Objective):
         self.target, self.equal_images, self.predicted = target, equal_images, predicted
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        assert batch.mask is not None
-        assert batch.mask_index is not None
+        mask, index, _ = batch.masks
         chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
-        assert chosen.mask_weight is not None
+        _, wanted, weight = chosen.masks
         key = batch.key if self.training else None
         both, aggregated = batch.second_ids is not None, self.training and self.model.aggregation is not None
-        predicted = self.model(
-            batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both, aggregated=aggregated
-        )
-        weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
+        predicted = self.model(batch.image, mask, index, key, wanted, both=both, aggregated=aggregated)
+        weight = weights_of_equal_images(weight) if self.equal_images else weight
         judge, with_metrics = self._of_both if both else self.target, self.with_metrics or not self.training
         if not aggregated:
             return judge(predicted, chosen, weight, with_metrics)
@@ -278,14 +275,13 @@ def some_masked(batch: Batch, share: float) -> Batch:
 
     `mask` stays as it is. Rows of `mask_weight` that are all 0 stay so; in others padding may be drawn too.
     """
-    assert batch.mask_index is not None
-    assert batch.mask_weight is not None
-    count = batch.mask_index.shape[1]
+    _, index, weight = batch.masks
+    count = index.shape[1]
     drawn = uniform_noise(batch.key, count, stream=2).topk(max(1, round(share * count))).indices.sort().values
     return replace(
         batch,
-        mask_index=batch.mask_index.gather(1, drawn),
-        mask_weight=batch.mask_weight.gather(1, drawn),
+        mask_index=index.gather(1, drawn),
+        mask_weight=weight.gather(1, drawn),
         scores=None if batch.scores is None else rows(batch.scores, drawn),
     )
 
