@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import CheckpointError
+from smalti.exporting.huggingface import image_size, sizes_of
 from smalti.models.vit import ViT
 
 _CLASSES = {"beit": ("BeitConfig", "BeitModel"), "vit": ("ViTConfig", "ViTModel")}
@@ -60,14 +61,7 @@ def last_hidden_state(settings: Mapping[str, Any], vit: ViT, weights: Mapping[st
 
 def _checked(settings: Mapping[str, Any], vit: ViT, usual: Any) -> dict[str, Any]:
     """Sizes of our network by the names of config.json, where that has the same or leaves the usual ones."""
-    sizes = {
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.num_heads,
-        "intermediate_size": int(vit.embed_dim * vit.mlp_ratio),
-        "patch_size": vit.patch_size,
-        "num_channels": vit.in_chans,
-    }
+    sizes = sizes_of(vit)
     for name, value in sizes.items():
         found = settings.get(name, getattr(usual, name))
         if type(found) is not int or found != value:
@@ -75,5 +69,4 @@ def _checked(settings: Mapping[str, Any], vit: ViT, usual: Any) -> dict[str, Any
     epsilon = settings.get("layer_norm_eps", usual.layer_norm_eps)
     if type(epsilon) is not float or not 0 <= epsilon < 1:
         raise CheckpointError(f"config.json has the layer_norm_eps '{str(epsilon)[:40]}'", cause="it makes no sense")
-    height, width = vit.img_size
-    return sizes | {"image_size": height if height == width else [height, width], "layer_norm_eps": epsilon}
+    return sizes | {"image_size": image_size(vit), "layer_norm_eps": epsilon}
