@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.core.addresses import is_address, shown
+from smalti.core.config import require
 from smalti.core.errors import DataError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import open_stored, parse_object, read_object
@@ -114,14 +115,22 @@ def open_features(path: Path) -> FeatureFile:
         raise DataError(f"{path} holds no features of smalti", cause=str(error), fix=f"{_FIX} {path}") from error
 
 
-def require_described(features: FeatureFile) -> None:
-    """Raise a DataError unless a file says which features of which images it holds, in values of the right types."""
+def open_described(path: Path) -> FeatureFile:
+    """Open a file with at least one row that says which features of which images it holds.
+
+    Raises:
+        DataError: as in `open_features`, or it does not say that in values of the right types.
+        UsageError: it has no rows.
+    """
+    features = open_features(path)
+    require(features.count > 0, f"{path} has no rows")
     for name, kind in (("model", str), ("weights", str), ("images", str), ("layer", int), ("pooling", str)):
         if type(features.about.get(name)) is not kind:
             cause = f"what it says of itself has no {name}"
             raise DataError(
                 f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
             )
+    return features
 
 
 def said_place(features: FeatureFile) -> str:
