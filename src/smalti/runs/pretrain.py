@@ -321,7 +321,7 @@ def _measured(
         config.backbone, views.num_outputs, decoder=config.decoder, second=codes, aggregation=config.patch_aggregation
     )
     model = load_frozen(model, weights, config.out, session.compute.device)
-    size = config.plan.of_one_of(world_size()).micro_batch_size
+    size = config.plan.micro_batch_size // world_size()
     density = tokenizer is not None and has_density(config.tokenizer)
     measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
     session.log.say(describe_loss(measured))
