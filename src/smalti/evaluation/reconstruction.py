@@ -102,7 +102,8 @@ def evaluate_tokenizer(
     bound = None
     if density and isinstance(tokenizer, Posterior | Quantiser):
         bound = measure_bound(tokenizer, seen, ids, unigram_entropy, compute)
-    theirs = None if train is None else _kmeans_ids(tokenizer, train, seen)
+    fitted = None if train is None else fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
+    theirs = None if fitted is None else fitted.encode(seen).flatten(1)
 
     def told(codes: Int[Tensor, "B N"] | None) -> CodeInformation | None:
         if codes is None or not keep.any():
@@ -121,12 +122,6 @@ def evaluate_tokenizer(
         information=told(ids),
         kmeans_information=told(theirs),
     )
-
-
-def _kmeans_ids(tokenizer: Tokenizer, train: Tensor, seen: Tensor) -> Int[Tensor, "B N"] | None:
-    """The codes of k-means on the same patches; None where no patch to fit it to has more than one colour."""
-    fitted = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
-    return None if fitted is None else fitted.encode(seen).flatten(1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute, has_compiler
+from smalti.core.compute import Compute, Device, Precision, choose_compute, has_compiler
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.files import require_place
@@ -169,12 +169,16 @@ def _pretrain(
     config: Demo, images: InMemoryData, compute: Compute, began: float, log: Log, probe_seconds: float
 ) -> dict[str, Any]:
     """Stage two, in the time that is not needed for the evaluation."""
+    compiling = config.pretrain.compile
+    if compiling == "auto":  # it takes half a minute
+        pays = config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps"
+        compiling = "on" if pays else "off"
     run = replace(
         config.pretrain,
         tokenizer=f"{config.out}/tokenizer",
         accept_tokenizer=True,  # a demo goes on with a collapsed tokenizer; the console reports it
         out=f"{config.out}/pretrain",
-        compile=_compile(config, compute),
+        compile=compiling,
     )
     steps = config.pretrain_steps
     if steps is None:
@@ -184,13 +188,6 @@ def _pretrain(
         steps = _affordable_steps(trial, batches, compute, end)
     log.say(f"stage two: {steps} steps of masked image modeling")
     return pretrain.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
-
-
-def _compile(config: Demo, compute: Compute) -> Compile:
-    """Compile the blocks in all but short demos, if there is a compiler."""
-    if config.pretrain.compile != "auto":
-        return config.pretrain.compile
-    return "on" if config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps" else "off"
 
 
 def _affordable_steps(trial: Trainer, batches: Batches, compute: Compute, end: float) -> int:

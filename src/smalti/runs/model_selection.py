@@ -195,7 +195,8 @@ class Best:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
         network.eval()
-        before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
+        lines = [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
+        before = [line[f"{_STAGE}_{self.by}"] for line in lines]
         try:
             measured = self.measure(network).scores
         except Exception as error:
@@ -211,6 +212,3 @@ class Best:
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")
         if measured[self.by] >= max(before, default=0.0):
             write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
-
-    def _lines(self) -> list[dict[str, Any]]:
-        return [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
