@@ -48,13 +48,7 @@ _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 """Between ticks; nobody reads 0, 0.8, 1.6 with ease."""
 
 
-def curve(
-    series: Series,
-    *,
-    xlabel: str,
-    ylabel: str,
-    level: tuple[str, float] | None = None,
-) -> str:
+def curve(series: Series, *, xlabel: str, ylabel: str, level: tuple[str, float] | None = None) -> str:
     """A line chart. A noisy line is faint, with its moving average over it; a single point is a dot.
 
     Args:

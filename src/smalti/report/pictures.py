@@ -35,11 +35,7 @@ _MOST_DEAD = 200
 
 
 def tile_row(
-    columns: Mapping[str, Iterable[Picture]],
-    *,
-    scale: int = 4,
-    captions: Sequence[str] = (),
-    across: int = 1,
+    columns: Mapping[str, Iterable[Picture]], *, scale: int = 4, captions: Sequence[str] = (), across: int = 1
 ) -> str:
     """A grid of pictures: a row for each image, a column for each way to see it.
 

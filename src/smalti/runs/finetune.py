@@ -45,8 +45,7 @@ class Finetune(BackboneRun):
         "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
     )
     init: str = setting(
-        "",
-        "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
+        "", "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn"
     )
     task: Classification | Segmentation = Classification()
     freeze: bool = setting(False, "only the head learns, and the norm before it")

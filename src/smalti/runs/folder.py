@@ -17,14 +17,7 @@ from smalti import __version__
 from smalti.core.addresses import is_address, without_secrets
 from smalti.core.config import Field, from_json, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
-from smalti.core.files import (
-    copy_folder,
-    make_folder,
-    open_to_others,
-    remove_leftovers,
-    write_bytes,
-    write_json,
-)
+from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0

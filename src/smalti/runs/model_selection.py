@@ -66,13 +66,7 @@ class Shares(NamedTuple):
 
 
 def divide(
-    images: AnyImages,
-    data: Data,
-    test: str,
-    shares: Shares,
-    log: Log,
-    outputs: Outputs = tuple,
-    validation: str = "",
+    images: AnyImages, data: Data, test: str, shares: Shares, log: Log, outputs: Outputs = tuple, validation: str = ""
 ) -> Labelled:
     """Hold out validation images, then keep as many labels as are asked for.
 

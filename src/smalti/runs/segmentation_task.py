@@ -226,12 +226,7 @@ class Segmentation:
         return ()
 
     def measure(
-        self,
-        model: nn.Module,
-        images: ImageDataset,
-        outputs: tuple[str, ...],
-        size: tuple[int, int],
-        compute: Compute,
+        self, model: nn.Module, images: ImageDataset, outputs: tuple[str, ...], size: tuple[int, int], compute: Compute
     ) -> Measured:
         """Evaluate a network with these outputs."""
         found = confusion_on(model, images, size, self.window, compute)

@@ -16,12 +16,7 @@ from smalti import __version__
 from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
 from smalti.core.contracts import Batches
-from smalti.core.errors import (
-    EXIT_OUT_OF_MEMORY,
-    DataError,
-    UnmeasuredError,
-    is_out_of_memory,
-)
+from smalti.core.errors import EXIT_OUT_OF_MEMORY, DataError, UnmeasuredError, is_out_of_memory
 from smalti.core.files import require_space
 from smalti.core.log import Log
 from smalti.core.notebook import Result
@@ -44,12 +39,7 @@ from smalti.runs.hooks import NO_BASELINES, Baselines, Pictures, TrainingHooks
 from smalti.runs.pretraining_checks import OnlineProbe
 from smalti.runs.training_run import LEARNING_RATE, TrainingRun
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
-from smalti.training.checkpoint import (
-    BackgroundWriter,
-    has_checkpoint,
-    newest_step,
-    read_checkpoint_on_rank0,
-)
+from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, newest_step, read_checkpoint_on_rank0
 from smalti.training.loop import fit
 from smalti.training.profiling import Profiled
 from smalti.training.trackers import open_tracker, require_tracker

@@ -70,9 +70,7 @@ class TrainTokenizer(TrainingRun):
             self._require_fit(self.tokenizer)
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
-            self.init_images > 0 or self.planned_steps > 0,
-            "a tokenizer fitted to no images",
-            "use more init_images",
+            self.init_images > 0 or self.planned_steps > 0, "a tokenizer fitted to no images", "use more init_images"
         )
 
     def _require_fit(self, tokenizer: TokenizerConfig) -> None:

@@ -83,8 +83,7 @@ class BackboneRun(TrainingRun):
     crop: RandomResizedCrop = RandomResizedCrop()
     backbone: ViT = ViT()
     normalisation: Normalisation | None = setting(
-        None,
-        "of pixels: half (0.5), imagenet, auto (measured); none: as of a run in init, else backbone.mean and .std",
+        None, "of pixels: half (0.5), imagenet, auto (measured); none: as of a run in init, else backbone.mean and .std"
     )
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
 

@@ -184,12 +184,7 @@ def training_batches(
 
 
 def open_cache(
-    folder: Path,
-    views: MaskedViews,
-    images: ImageDataset,
-    tokenizer: ImageTokenizer,
-    batch_size: int,
-    compute: Compute,
+    folder: Path, views: MaskedViews, images: ImageDataset, tokenizer: ImageTokenizer, batch_size: int, compute: Compute
 ) -> TokenCache:
     """The token cache in `folder`, for these views of the images to learn from, in runs with so many in a batch.
 
