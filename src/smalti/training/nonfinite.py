@@ -185,8 +185,7 @@ def write_captured(
     folder = run / "captures" / f"step-{before.step:08d}"
     step = {
         "step": before.step,
-        "loss": _as_json(numbers.loss),
-        "grad_norm": _as_json(numbers.grad_norm),
+        **numbers_as_json(numbers),
         "grad_norms": {name: _as_json(norm) for name, norm in numbers.grad_norms.items()},
         "index": batch.index.tolist(),
         "keys": batch.key.tolist(),

@@ -170,7 +170,7 @@ class Trainer:
         for part in batch.split(self.accumulate):
             last = len(outputs) == self.accumulate - 1
             with compute.autocast():
-                output = self.strategy(part, torch.tensor(self.step), last=last)
+                output = self.strategy(part, torch.tensor(self.step), last)
             unit = all_reduce_mean(output.weight) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
