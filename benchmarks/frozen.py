@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Iterator
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.battery import Battery, BatteryResult
+from smalti.models.vit import VisionTransformer
 
 _USUAL = Battery()
 
 
 def battery(
-    backbone: Backbone,
+    backbone: VisionTransformer,
     train: InMemoryDataset,
     test: InMemoryDataset,
     compute: Compute,
@@ -23,7 +23,7 @@ def battery(
 
 
 def batteries(
-    backbone: Backbone,
+    backbone: VisionTransformer,
     train: InMemoryDataset,
     test: InMemoryDataset,
     compute: Compute,

@@ -137,22 +137,6 @@ class Features(NamedTuple):
 
 
 @runtime_checkable
-class Backbone(Protocol):
-    """A Transformer over patches. It never sees a mask: masking patches happens between `embed` and `encode`."""
-
-    patch_size: int
-    embed_dim: int
-
-    def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
-        """Patch embeddings of `B C H W` images; a UsageError if they are not of the size that it takes."""
-        ...
-
-    def encode(self, tokens: Float[Tensor, "B N D"], *, layers: bool = False) -> Features:
-        """Prepend [S], add position embeddings and run the blocks."""
-        ...
-
-
-@runtime_checkable
 class Tokenizer(Protocol):
     """Images to visual tokens and back. It normalises images itself; h = H / stride, w = W / stride."""
 

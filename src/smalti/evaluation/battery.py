@@ -10,11 +10,11 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_share_interval, share_interval
 from smalti.evaluation.probe import Features, LinearProbe, Scale, Split, fit_linear, fit_ridge, knn_accuracy, scale_of
+from smalti.models.vit import VisionTransformer
 
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 FEW_L2_STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
@@ -140,7 +140,7 @@ class Battery:
         for name in ("k", "draws", "selection_images"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
 
-    def features(self, backbone: Backbone, images: InMemoryDataset, compute: Compute) -> Features:
+    def features(self, backbone: VisionTransformer, images: InMemoryDataset, compute: Compute) -> Features:
         """The features that are evaluated, in half precision; all ranks call this, and share the work."""
         return extract(backbone, images, compute, poolings=self.poolings, dtype=torch.float16, shared=True)
 
