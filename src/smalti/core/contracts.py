@@ -208,3 +208,6 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""
         raise NotImplementedError
+
+    def follow(self, step: int) -> None:
+        """Update after the weights what is no weight, such as an EMA codebook; `step` is the number of steps done."""

@@ -4,7 +4,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +32,6 @@ _ENOUGH_LOSSES = 20
 _DEVIATIONS = 10
 _SHARE_OF_MEDIAN = 0.1
 _SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
-
-
-@runtime_checkable
-class Follower(Protocol):
-    """An objective whose model has state that is updated after the weights, such as an EMA codebook."""
-
-    def follow(self, step: int) -> None:
-        """Called after each successful step; `step` is the number of steps done."""
 
 
 class Trainer:
@@ -129,8 +120,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if isinstance(self.objective, Follower):
-            self.objective.follow(self.step)
+        self.objective.follow(self.step)
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
