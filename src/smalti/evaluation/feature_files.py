@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -74,30 +74,7 @@ def write_features(path: Path, parts: Callable[[], Iterable[Part]], width: int, 
     write_file(path, lambda file: _fill_npy(file, parts(), width))
 
 
-@runtime_checkable
-class FeatureFile(Protocol):
-    """Features that were written, read in pieces.
-
-    Attributes:
-        count: n, the number of rows.
-        width: F, the number of features of a row.
-    """
-
-    path: Path
-    about: dict[str, Any]
-    count: int
-    width: int
-
-    def chunks(self, size: int, start: int = 0) -> Iterator[Float[Tensor, "m F"]]:
-        """All rows from `start` on, at most `size` at a time."""
-        ...
-
-    def row(self, number: int) -> Row:
-        """Which image a row is of."""
-        ...
-
-
-def open_features(path: Path) -> FeatureFile:
+def open_features(path: Path) -> "FeatureFile":
     """Open what `write_features` wrote.
 
     Raises:
@@ -115,7 +92,7 @@ def open_features(path: Path) -> FeatureFile:
         raise DataError(f"{path} holds no features of smalti", cause=str(error), fix=f"{_FIX} {path}") from error
 
 
-def open_described(path: Path) -> FeatureFile:
+def open_described(path: Path) -> "FeatureFile":
     """Open a file with at least one row that says which features of which images it holds.
 
     Raises:
@@ -133,7 +110,7 @@ def open_described(path: Path) -> FeatureFile:
     return features
 
 
-def said_place(features: FeatureFile) -> str:
+def said_place(features: "FeatureFile") -> str:
     """Where a file says that its images are.
 
     Raises:
@@ -208,6 +185,13 @@ class _Parquet:
     def row(self, number: int) -> Row:
         position, key, label = (self._rows.column(name)[number].as_py() for name in _COLUMNS)
         return Row(position, key, label or "")
+
+
+FeatureFile: TypeAlias = _Npy | _Parquet
+"""Features that were written, read in pieces: `count` rows of `width` features; `about` says what they are.
+
+`chunks` are all rows from `start` on, at most `size` at a time; `row` says which image a row is of.
+"""
 
 
 def text_of(name: str) -> str:
