@@ -31,7 +31,7 @@ from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import process_group
-from smalti.evaluation.feature_blocks import Blocks
+from smalti.evaluation.feature_blocks import Block, Blocks
 from smalti.evaluation.feature_files import PARQUET, text_of
 from smalti.evaluation.prediction_files import (
     CSV,
@@ -49,7 +49,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
-from smalti.runs.image_rows import ComputedRows, ComputeRows, ImageRows, Table, complete, rendered
+from smalti.runs.image_rows import ComputeRows, ImageRows, Table, complete, rendered
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 
@@ -201,7 +201,7 @@ def _summary(config: Predict, tuned: Tuned, blocks: Blocks) -> dict[str, Any]:
     """The number of rows, and how often each class was predicted."""
     task, names = tuned.run.task, list(map(text_of, tuned.classes))
     total, rows = np.zeros(len(names)), 0
-    for part in (blocks.read(number).features for number in range(blocks.count)):
+    for part in (blocks.read(number).features.numpy() for number in range(blocks.count)):
         rows += len(part)
         if isinstance(task, Segmentation):
             total += part.sum(0, dtype=np.float64)
@@ -257,7 +257,7 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
     count, size = len(tuned.classes), tuned.run.backbone.img_size
     ids = np.array(task.numbering(count).ids, np.uint8)
 
-    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> ComputedRows:
+    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Block:
         bad = [
             (source.name(position), sample.cause or sample.what)
             for position, sample in zip(wanted.tolist(), found, strict=True)
@@ -271,9 +271,9 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
             for row, label_map in enumerate(some, start):
                 shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
                 write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
-        return ComputedRows(wanted[kept], shares, bad)
+        return Block(wanted[kept], shares, bad)
 
-    def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
+    def see(batches: list[NDArray[np.int64]]) -> Generator[Block, None, None]:
         with ThreadPoolExecutor(_THREADS) as threads:
             for batch in batches:
                 parts = []
@@ -281,7 +281,6 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
                     some = batch[start : start + AT_ONCE]
                     found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
-                positions, rows, bad = zip(*parts, strict=True)
-                yield ComputedRows(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
+                yield Block.joined(parts)
 
     return see
