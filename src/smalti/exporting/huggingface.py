@@ -65,23 +65,19 @@ def write(subject: Subject, folder: Path) -> str:
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     write_json(folder / "config.json", _config(subject, name))
     write_json(folder / "preprocessor_config.json", _preprocessor(subject))
-    loads = name if name == "BeitForMaskedImageModeling" else _AUTO[name]
-    return _SNIPPET.format(loads=loads, result=_RESULTS[name])
+    loads, result = _USES[name]
+    return _SNIPPET.format(loads=loads, result=result)
 
 
-_AUTO = {
-    "ViTModel": "AutoModel",
-    "BeitModel": "AutoModel",
-    "ViTForImageClassification": "AutoModelForImageClassification",
-    "BeitForImageClassification": "AutoModelForImageClassification",
+_FEATURES = ("AutoModel", "features = model(**inputs).last_hidden_state  # [S], then the patches")
+_LOGITS = ("AutoModelForImageClassification", "logits = model(**inputs).logits")
+_MASKED = "logits = model(**inputs, bool_masked_pos=mask).logits  # mask: batch x patches"
+_USES = {
+    **dict.fromkeys(("ViTModel", "BeitModel"), _FEATURES),
+    **dict.fromkeys(("ViTForImageClassification", "BeitForImageClassification"), _LOGITS),
+    "BeitForMaskedImageModeling": ("BeitForMaskedImageModeling", _MASKED),
 }
-_RESULTS = {
-    "ViTModel": "features = model(**inputs).last_hidden_state  # [S], then the patches",
-    "BeitModel": "features = model(**inputs).last_hidden_state  # [S], then the patches",
-    "ViTForImageClassification": "logits = model(**inputs).logits",
-    "BeitForImageClassification": "logits = model(**inputs).logits",
-    "BeitForMaskedImageModeling": "logits = model(**inputs, bool_masked_pos=mask).logits  # mask: batch x patches",
-}
+"""By architecture, the class that loads it and the line that computes with it."""
 _SNIPPET = """from transformers import AutoImageProcessor, {loads}
 
 processor = AutoImageProcessor.from_pretrained("FOLDER")
