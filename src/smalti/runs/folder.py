@@ -322,9 +322,7 @@ def changes(before: object, now: object) -> list[tuple[Field, str]]:
     return found
 
 
-def require_same_settings(
-    run: str, before: object, now: object, allow_inexact: bool, effects: Sequence[str] = ()
-) -> None:
+def require_same_settings(run: str, before: object, now: object, allow_inexact: bool, effects: Sequence[str]) -> None:
     """Report what differs in the settings of a resumed run, and what that does (`effects`).
 
     The definition of a field says whether it may differ (`core.config.Resume`); whether the images differ is determined

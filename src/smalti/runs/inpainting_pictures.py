@@ -15,7 +15,7 @@ Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
 """Pictures by the name of the way to see them; a row is an image."""
 
 
-def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None = None) -> tuple[Columns, str]:
+def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None) -> tuple[Columns, str]:
     """Masked images and what the network predicts, by column heading, with a description.
 
     Args:
@@ -27,7 +27,7 @@ def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None 
     return completed(seen, _patch_size(inpainter), shown)
 
 
-def painted_in(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None = None) -> tuple[Columns, str]:
+def painted_in(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None) -> tuple[Columns, str]:
     """The pictures of a network that predicts pixels, by column heading, with a description."""
     assert isinstance(inpainter.target, Pixels)
     original = to_pixels(batch.image, shown)

@@ -105,9 +105,7 @@ def _tokenizer_pictures(
     return sections if config.data.channels != 3 else [*sections, _photographs(config, tokenizer, compute)]
 
 
-def _codebook(
-    tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None = None
-) -> Section:
+def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None) -> Section:
     """The most frequent codes with patches that have them, and the codes that do not occur."""
     found = survey(tokenizer, held_out, compute)
     cards = [

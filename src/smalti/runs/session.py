@@ -104,11 +104,11 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T, images: AnyImages | None = None) -> T:
+    def settled(self, config: T, images: AnyImages) -> T:
         """The configuration with device, number format and storage of the images as decided: a resumed run must
         not decide them again."""
-        data = config.data if images is None else config.data.settled(images)
-        return replace(config, data=data, device=self.compute.device_kind, precision=self.compute.precision)
+        compute, data = self.compute, config.data.settled(images)
+        return replace(config, data=data, device=compute.device_kind, precision=compute.precision)
 
     def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
         """For a new run, write the settled configuration and the class names of a classifier's outputs."""
