@@ -125,7 +125,8 @@ def two_stage_bound(
     everywhere, visible, images, masked = 0.0, 0.0, 0, 0
     for number in range(num_batches):
         batch = batches(number)
-        ids, mask, view = batch.tokens.cpu(), batch.masks[0].cpu(), batch.token_view
+        assert batch.mask is not None
+        ids, mask, view = batch.tokens.cpu(), batch.mask.cpu(), batch.token_view
         everywhere += float(prices[ids].sum())
         visible += float(prices[ids[~mask]].sum())
         images, masked = images + len(ids), masked + int(mask.sum())

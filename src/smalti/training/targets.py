@@ -95,7 +95,8 @@ class Pixels:
     def __call__(
         self, predicted: Float[Tensor, "B K P"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool = True
     ) -> StepOutput:
-        error = patch_error(predicted, self.patches(batch, batch.masks[1]), self.error)
+        assert batch.mask_index is not None
+        error = patch_error(predicted, self.patches(batch, batch.mask_index), self.error)
         return StepOutput((error * weight).sum(), weight.sum(), {})
 
     def patches(self, batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
@@ -105,26 +106,30 @@ class Pixels:
 
     def painted(self, predicted: Float[Tensor, "B K P"], batch: Batch) -> Float[Tensor, "B K P"]:
         """Predictions as pixels in [0, 1]; if targets are normalised, with the true mean and deviation of the patch."""
+        assert batch.mask_index is not None
         if self.normalise:
-            _, mean, scale = normalised_patches(pixels_at(batch, batch.masks[1]))
+            _, mean, scale = normalised_patches(pixels_at(batch, batch.mask_index))
             predicted = predicted * scale + mean
         return predicted.clamp(0, 1)
 
 
 def masked_tokens(batch: Batch) -> Int[Tensor, "B K"]:
     """The visual tokens at `mask_index`."""
-    return batch.tokens.gather(1, batch.masks[1])
+    assert batch.mask_index is not None
+    return batch.tokens.gather(1, batch.mask_index)
 
 
 def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Top-1 and top-5 accuracy of the predicted visual tokens, as (sum, count)."""
-    right, weight = hits(predicted.detach(), masked_tokens(batch), _TOP), batch.masks[2]
+    assert batch.mask_weight is not None
+    right, count = hits(predicted.detach(), masked_tokens(batch), _TOP), batch.mask_weight.sum()
     within = {"accuracy": right[..., 0], "top5": right.any(-1)}
-    return {name: ((found * weight).sum(), weight.sum()) for name, found in within.items()}
+    return {name: ((found * batch.mask_weight).sum(), count) for name, found in within.items()}
 
 
 def pixels_at(batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]:
     """Pixels in [0, 1] of the square patches at `index`; their size follows from the number of patches in the mask."""
+    assert batch.mask is not None
     height, width = batch.image.shape[-2:]
-    patches = patchify(as_unit_range(batch.image), math.isqrt(height * width // batch.masks[0].shape[1]))
+    patches = patchify(as_unit_range(batch.image), math.isqrt(height * width // batch.mask.shape[1]))
     return rows(patches, index)
