@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from frozen import battery
 from study import DataFiles, Row
 from study_cifar10 import MUON, STUDY
 
@@ -28,7 +29,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
 from smalti.data.transforms.views import RandomResizedCrop
-from smalti.evaluation.battery import Battery, BatteryResult, battery
+from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention
 from smalti.models.vit import VisionTransformer

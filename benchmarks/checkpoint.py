@@ -92,7 +92,7 @@ def compare(training: Training, folder: Path, every: int, rounds: int) -> dict[s
         for way in sorted(found, reverse=bool(number % 2)):
             with BackgroundWriter() as writer:
                 write = writer.write if way == "beside" else write_checkpoint
-                save = partial(write, folder / way, number, training.model, training.state())
+                save = partial(write, folder / way, number, training.model.state_dict(), training.state())
                 found[way].append(measured(training, save, every))
     return found
 

@@ -22,6 +22,7 @@ from typing import Any
 import lightly
 import timm
 import torch
+from frozen import battery
 from lightly_methods import (
     BACKBONE,
     BATCH,
@@ -49,7 +50,6 @@ from smalti.core.files import write_json
 from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import read_source
-from smalti.evaluation.battery import battery
 from smalti.models.vit import VisionTransformer
 from smalti.runs.finetune import main as finetune
 from smalti.runs.pretrain import Pretrain, prepare

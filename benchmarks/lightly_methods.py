@@ -163,7 +163,7 @@ class Training:
         moments = self.optimizer.state_dict()["state"]
         state = {f"{number}.{name}": value for number, of in moments.items() for name, value in of.items()}
         spent = {"losses": torch.tensor(self.losses), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
-        write_checkpoint(folder, self.done, self.model, state | spent)
+        write_checkpoint(folder, self.done, self.model.state_dict(), state | spent)
 
     def load(self, folder: Path) -> None:
         """Go on from the newest checkpoint."""

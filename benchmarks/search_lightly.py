@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ablations_cifar10 import HOME, IMAGES, PROTOCOL, all_finished, keep, table
 from compare_lightly import read_encoder
+from frozen import battery
 from lightly_methods import BATCH, MAE, METHODS, OURS, SEED, Method, about, pretrain
 from safetensors.torch import save_file
 from timm.layers import set_fused_attn
@@ -23,7 +24,6 @@ from smalti.core.compute import Compute, choose_compute
 from smalti.core.log import Log
 from smalti.data.datasets.open import open_source
 from smalti.data.load import InMemoryData, read_source
-from smalti.evaluation.battery import battery
 
 USUAL = METHODS["mae-our-settings"]
 """2e-3 at a batch of 128 images (4e-3 at 256), normalised patches, four blocks of decoder, 75 % masked."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
+from frozen import batteries
+
 from smalti.core.compute import Compute
 from smalti.core.config import to_json
 from smalti.core.log import Log
@@ -21,7 +23,7 @@ from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, read_source
 from smalti.data.transforms.batch_transforms import Mixing
 from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
-from smalti.evaluation.battery import Battery, batteries
+from smalti.evaluation.battery import Battery
 from smalti.functional.masking import Blockwise, Random
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT

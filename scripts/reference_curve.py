@@ -28,8 +28,7 @@ def reference_of(run: Path, name: str, data: str) -> Reference:
     require(bool(result), f"{run} has no result.json", "let the run end first")
     config = config_of(run, result)
     require(config.target in (Tokens(), Pixels()), f"the target is {config.target}", "use tokens or normalised pixels")
-    kind = (config.target, config.backbone, config.masking, config.decoder)
-    setup = setup_of(*kind, config.plan, vocab_size_of(result), config.optimiser.matrices)
+    setup = setup_of(config, vocab_size_of(result))
     assert setup is not None
     lines = [line for line in folder.read_metrics() if "loss" in line]
     images = [line["step"] * config.plan.batch_size for line in lines]

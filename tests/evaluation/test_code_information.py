@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.evaluation.code_information import code_information, mean_colours
+from smalti.evaluation.code_information import code_information, figures_of, mean_colours
 from smalti.functional.metrics import mutual_information
 from tests import oracles
 
@@ -73,7 +73,7 @@ def test_only_what_is_kept_counts_and_only_labelled_images_tell_their_class() ->
     assert told.classes is not None
     assert told.classes.bits == pytest.approx(expected)
     assert code_information(codes, images, 4, keep, torch.full((200,), -1)).classes is None
-    assert code_information(codes, images, 4, keep, None).as_dict()["class_bits"] is None
+    assert figures_of(code_information(codes, images, 4, keep, None))["class_bits"] is None
 
 
 @pytest.mark.parametrize(("channels", "cell"), [(1, 32), (3, 2 + 4 * 2 + 16 * 2), (5, 32)])

@@ -32,9 +32,9 @@ def test_b11_what_is_no_number_is_not_saved(value: float, where: str, tmp_path: 
         r" lower --optimiser\.lr and --allow-inexact$"
     )
     with pytest.raises(NumericError, match=message):
-        write_checkpoint(tmp_path, 20, layer, state)
+        write_checkpoint(tmp_path, 20, layer.state_dict(), state)
     with BackgroundWriter() as writer:
-        writer.write(tmp_path, 20, layer, state)
+        writer.write(tmp_path, 20, layer.state_dict(), state)
         with pytest.raises(NumericError, match=message):
             writer.wait()
     assert value_of(tmp_path) == (10, 2.0)

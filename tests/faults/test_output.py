@@ -174,7 +174,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "smalti.runs.import_model.read_dalle",
         "smalti.runs.embed.network_of",
         "smalti.runs.predict.read_kind",
-        "smalti.runs.search.open_features",
+        "smalti.runs.search.open_described",
         "smalti.runs.seen.read_kind",
         "smalti.runs.report.read_kind",
         "smalti.runs.masks.look",

@@ -25,7 +25,7 @@ def save(run: Path, step: int, value: float) -> None:
     layer = nn.Linear(2, 3)
     for parameter in layer.parameters():
         nn.init.constant_(parameter, value)
-    checkpoint.write_checkpoint(run, step, layer, {"moment": torch.full((2, 2), value)})
+    checkpoint.write_checkpoint(run, step, layer.state_dict(), {"moment": torch.full((2, 2), value)})
 
 
 def value_of(run: Path) -> tuple[int, float]:

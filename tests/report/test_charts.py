@@ -87,9 +87,9 @@ class TestCharts:
     def test_by_layer_names_the_best_layer_and_leaves_missing_ones_out(self) -> None:
         rows = [("embed", {"random": 0.5}), ("1", {"random": 0.4, "trained": 0.7}), ("2", {"trained": 0.6})]
         html = by_layer(rows)
-        assert "random <b>50.0 % at layer embed</b>" in html
-        assert "trained <b>70.0 % at layer 1</b>" in html
-        assert {"embed", "1", "2", "layer"} <= set(texts_of(html))
+        assert "random <b>50.0 % at block embed</b>" in html
+        assert "trained <b>70.0 % at block 1</b>" in html
+        assert {"embed", "1", "2", "block"} <= set(texts_of(html))
         assert len(points_of(html, 2)) == 2
 
     def test_colours_and_greys_come_from_the_page(self) -> None:
@@ -106,7 +106,7 @@ class TestCharts:
 
     def test_a_users_matplotlib_settings_do_not_matter(self) -> None:
         def drawn() -> str:
-            return curve({"a": ([0, 1], [5, 3])}, xlabel="step", ylabel="nats", level=("level", 4.0), log_y=True)
+            return curve({"a": ([0, 1], [5, 3])}, xlabel="step", ylabel="nats", level=("level", 4.0))
 
         expected = drawn()
         with matplotlib.rc_context({"svg.fonttype": "path", "lines.linewidth": 9, "axes.facecolor": "red"}):

@@ -25,7 +25,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A page with a chart of two lines, one of them noisy and one that is logged at other steps, and one of layers."""
     lines = {"a": (STEPS, list(5 - np.array(STEPS) / 500 + NOISE)), "b": ([15, 505, 995], [4.0, 3.0, 2.5])}
     chart = curve(lines, xlabel="step", ylabel="nats per masked patch", level=("unigram entropy", 4.5))
-    layers = by_layer([(str(n), {"ours": 0.1 * n, "random": 0.3}) for n in range(1, 7)], xlabel="block")
+    layers = by_layer([(str(n), {"ours": 0.1 * n, "random": 0.3}) for n in range(1, 7)])
     images = np.zeros((2, 8, 8, 1), np.uint8)
     cells, full = np.zeros((2, 3, 8, 8, 3), np.uint8), np.ones((2, 3), np.bool_)
     places = tile_map(cells, np.arange(6).reshape(2, 3) % 2, full, ("cat", "dog"))

@@ -13,12 +13,14 @@ from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.evaluation.reference_curves import FLAT_PATCH, Reference, Setup
 from smalti.functional.masking import Blockwise, Random
-from smalti.models.decoder import CrossAttention, Linear
+from smalti.models.decoder import CrossAttention
 from smalti.models.vit import ViT
 from smalti.runs import pretraining_checks as beside
+from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretraining_checks import ReferenceComparison, setup_of
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.training.targets import Pixels, SoftTokens, Tokens
+from smalti.training.optim import Optimiser
+from smalti.training.targets import Pixels, SoftTokens
 from smalti.training.training_plan import Plan
 from tests.oracles import distribution_entropy
 from tests.small_runs import (
@@ -160,17 +162,19 @@ def test_pixels_are_compared_with_pixels(root: Path, tmp_path: Path, capsys: pyt
 
 def test_the_setup_of_a_run_is_that_of_its_parts() -> None:
     vit, plan = ViT(img_size=(32, 16), patch_size=4, embed_dim=24, depth=3, num_heads=2), Plan(steps=10, batch_size=6)
-    masking = Blockwise(ratio=0.25)
-    assert setup_of(SoftTokens(), vit, masking, Linear(), plan, 99) == Setup("tokens", 99, 32, 8, 24, 3, 60, "blocks")
-    soft, hard = (setup_of(target, vit, masking, Linear(), plan, 99) for target in (SoftTokens(), Tokens()))
-    assert soft == hard
-    assert setup_of(Pixels(), vit, masking, Linear(), plan, None) == Setup("pixels", None, 32, 8, 24, 3, 60, "blocks")
-    random = setup_of(Pixels(), vit, Random(ratio=0.25), Linear(), plan, None)
+    run = Pretrain(backbone=vit, plan=plan, masking=Blockwise(ratio=0.25))
+    assert setup_of(run, 99) == Setup("tokens", 99, 32, 8, 24, 3, 60, "blocks")
+    assert setup_of(replace(run, target=SoftTokens()), 99) == setup_of(run, 99)
+    pixels = replace(run, target=Pixels())
+    assert setup_of(pixels, None) == Setup("pixels", None, 32, 8, 24, 3, 60, "blocks")
+    random = setup_of(replace(pixels, masking=Random(ratio=0.25)), None)
     assert random == Setup("pixels", None, 32, 8, 24, 3, 60, "random")
-    visible = setup_of(Tokens(), vit, masking, CrossAttention(), plan, 99)
+    seeing = replace(run, decoder=CrossAttention())
+    visible = setup_of(seeing, 99)
     assert visible == Setup("tokens", 99, 32, 8, 24, 3, 60, "blocks", "cross-attention")
-    assert setup_of(Tokens(), vit, masking, CrossAttention(), plan, 99, "muon") == replace(visible, optimiser="muon")
-    assert setup_of(Pixels(normalise=False), vit, masking, Linear(), plan, None) is None
+    muon = replace(seeing, optimiser=Optimiser(matrices="muon"))
+    assert setup_of(muon, 99) == replace(visible, optimiser="muon")
+    assert setup_of(replace(run, target=Pixels(normalise=False)), None) is None
     assert FLAT_PATCH == 1
 
 

@@ -15,12 +15,14 @@ from smalti.training.checkpoint import load_weights, read_checkpoint, write_chec
 def write(run: Path, step: int, value: float = 0.0) -> Path:
     layer = nn.Linear(2, 3)
     nn.init.constant_(layer.weight, value)
-    return write_checkpoint(run, step, layer, {"moment": torch.full((2, 2), value), "count": torch.tensor(step)})
+    return write_checkpoint(
+        run, step, layer.state_dict(), {"moment": torch.full((2, 2), value), "count": torch.tensor(step)}
+    )
 
 
 def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     layer = nn.Linear(2, 3)
-    folder = write_checkpoint(tmp_path, 70, layer, {"moment": torch.arange(4.0)})
+    folder = write_checkpoint(tmp_path, 70, layer.state_dict(), {"moment": torch.arange(4.0)})
     assert folder == tmp_path / "checkpoints" / "step-00000070"
     assert sorted(path.name for path in folder.iterdir()) == [
         "MANIFEST.json",
@@ -39,7 +41,7 @@ def test_persistent_buffers_are_kept_with_their_type_and_others_are_not(tmp_path
     layer, fresh = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     layer.register_buffer("scratch", torch.ones(3), persistent=False)
     layer(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
-    write_checkpoint(tmp_path, 1, layer, {})
+    write_checkpoint(tmp_path, 1, layer.state_dict(), {})
     checkpoint = read_checkpoint(tmp_path)
     assert set(checkpoint.model) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     assert checkpoint.model["num_batches_tracked"].dtype == torch.int64
@@ -51,7 +53,7 @@ def test_persistent_buffers_are_kept_with_their_type_and_others_are_not(tmp_path
 
 def test_weights_that_are_not_contiguous_are_written_too(tmp_path: Path) -> None:
     layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    write_checkpoint(tmp_path, 1, layer, {})
+    write_checkpoint(tmp_path, 1, layer.state_dict(), {})
     assert torch.equal(read_checkpoint(tmp_path).model["weight"], layer.weight)
 
 

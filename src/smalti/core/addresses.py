@@ -5,25 +5,9 @@ import re
 SCHEMES = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 """The schemes of addresses that are read, each with the library that fsspec needs for it."""
 
-_OTHERS = (
-    "http",
-    "ftp",
-    "ftps",
-    "sftp",
-    "ssh",
-    "gcs",
-    "s3a",
-    "s3n",
-    "abfss",
-    "wasb",
-    "wasbs",
-    "oss",
-    "ws",
-    "wss",
-    "file",
-)
+_OTHERS = "http|ftp|ftps|sftp|ssh|gcs|s3a|s3n|abfss|wasb|wasbs|oss|ws|wss|file"
 _FIRST = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]+:/+", re.IGNORECASE)
-_LATER = re.compile(rf"(?<![a-z0-9+.-])(?:{'|'.join((*SCHEMES, *_OTHERS))}):/+", re.IGNORECASE)
+_LATER = re.compile(rf"(?<![a-z0-9+.-])(?:{'|'.join(SCHEMES)}|{_OTHERS}):/+", re.IGNORECASE)
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?", re.DOTALL)
 
 

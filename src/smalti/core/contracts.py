@@ -88,6 +88,18 @@ class Batch:
     label_map: UInt8[Tensor, "B H W"] | None = None
 
     @property
+    def masks(self) -> tuple[Bool[Tensor, "B N"], Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """`mask`, `mask_index` and `mask_weight` of a batch that has masks."""
+        assert self.mask is not None and self.mask_index is not None and self.mask_weight is not None  # noqa: PT018
+        return self.mask, self.mask_index, self.mask_weight
+
+    @property
+    def tokens(self) -> Int[Tensor, "B N"]:
+        """`ids` of a batch that has visual tokens."""
+        assert self.ids is not None
+        return self.ids
+
+    @property
     def token_view(self) -> Tensor:
         """The view that the tokenizer encodes."""
         return self.image if self.token_image is None else self.token_image
@@ -122,22 +134,6 @@ class Features(NamedTuple):
     cls: Float[Tensor, "B D"]
     patches: Float[Tensor, "B N D"]
     layers: tuple[Float[Tensor, "B S D"], ...] = ()
-
-
-@runtime_checkable
-class Backbone(Protocol):
-    """A Transformer over patches. It never sees a mask: masking patches happens between `embed` and `encode`."""
-
-    patch_size: int
-    embed_dim: int
-
-    def embed(self, images: Tensor) -> Float[Tensor, "B N D"]:
-        """Patch embeddings of `B C H W` images; a UsageError if they are not of the size that it takes."""
-        ...
-
-    def encode(self, tokens: Float[Tensor, "B N D"], *, layers: bool = False) -> Features:
-        """Prepend [S], add position embeddings and run the blocks."""
-        ...
 
 
 @runtime_checkable
@@ -213,14 +209,5 @@ class Objective(nn.Module):
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""
         raise NotImplementedError
 
-
-@runtime_checkable
-class Evaluation(Protocol):
-    """Measures a model during training, after every `every` steps and at the end, without changing it."""
-
-    @property
-    def every(self) -> int: ...
-
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Metrics of the current weights, by name."""
-        ...
+    def follow(self, step: int) -> None:
+        """Update after the weights what is no weight, such as an EMA codebook; `step` is the number of steps done."""

@@ -11,8 +11,9 @@ class SmaltiError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, cause: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, cause: str = "", fix: str = "", exit_code: int | None = None) -> None:
         self.what, self.cause, self.fix = what, cause, fix
+        self.exit_code = type(self).exit_code if exit_code is None else exit_code
         super().__init__("; ".join(part for part in (what, cause, fix) if part))
 
 
@@ -67,17 +68,9 @@ class RefusedError(SmaltiError):
 class UnmeasuredError(SmaltiError):
     """A run that is trained and saved, but could not be measured. The message says how to measure it."""
 
-    def __init__(self, what: str, *, cause: str, fix: str, exit_code: int) -> None:
-        self.exit_code = exit_code
-        super().__init__(what, cause=cause, fix=fix)
-
 
 class StoppedError(SmaltiError):
     """A run that SIGTERM or Ctrl-C has ended after saving; not a failure. The message says how to resume it."""
-
-    def __init__(self, what: str, *, cause: str, fix: str, exit_code: int) -> None:
-        self.exit_code = exit_code
-        super().__init__(what, cause=cause, fix=fix)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

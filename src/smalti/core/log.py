@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -115,15 +116,8 @@ class _Note(ProgressColumn):
         return Text(shown if len(shown) <= room else "")
 
 
-class Bar:
-    """Progress of one stage."""
-
-    def update(self, done: int, note: str = "") -> None:
-        raise NotImplementedError
-
-
-class RichBar(Bar):
-    """For terminals."""
+class RichBar:
+    """Progress of one stage, for terminals."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
@@ -132,8 +126,8 @@ class RichBar(Bar):
         self.progress.update(self.task, completed=done, note=printable(note))
 
 
-class PlainBar(Bar):
-    """For files and pipes: a line every ten seconds, and one at the end."""
+class PlainBar:
+    """The same for files and pipes: a line every ten seconds, and one at the end."""
 
     def __init__(self, log: Log, title: str, total: int) -> None:
         self.log, self.title, self.total = log, title, total
@@ -146,6 +140,9 @@ class PlainBar(Bar):
         self.shown = now
         left = (now - self.start) / max(done, 1) * (self.total - done)
         self.log.say(f"{self.title:<12} {done}/{self.total}  {left:4.0f} s left  {note}")
+
+
+Bar: TypeAlias = RichBar | PlainBar
 
 
 def printable(text: str) -> str:

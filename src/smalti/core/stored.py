@@ -73,6 +73,14 @@ def read_object(path: Path, most: int = MAX_JSON, follow: bool = False) -> dict[
     return parse_object(read_stored(path, most, follow))
 
 
+def read_object_if_any(path: Path, most: int = MAX_JSON, follow: bool = False) -> dict[str, Any] | None:
+    """As `read_object`; None where there is none, or none that can be read."""
+    try:
+        return read_object(path, most, follow)
+    except (OSError, ValueError):
+        return None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects in a file with one a line, whose numbers may be infinite or NaN.
 

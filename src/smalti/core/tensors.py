@@ -1,10 +1,11 @@
 """Tensors in the safetensors format. Sizes in the header of a file are checked against bounds before they are used."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from smalti.core.files import FETCH, is_pointer
@@ -23,6 +24,11 @@ _NO_WEIGHTS = {
     b"%PDF": "a document",
     b"\x89HDF": "weights of another library (HDF5)",
 }
+
+
+def saved(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a file with these tensors, by name, from whichever device."""
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def tensors_of(data: bytes) -> dict[str, Tensor]:
@@ -63,11 +69,7 @@ def no_weights(begin: bytes) -> str:
 
 
 def _require_sound(begin: bytes, size: int) -> None:
-    """Check the length of the header and the number of tensors against the bounds.
-
-    Raises:
-        ValueError: they exceed the bounds, or the file is not a safetensors file.
-    """
+    """Check the length of the header and the number of tensors against the bounds."""
     length = _header_length(begin)
     if begin[_LENGTH : _LENGTH + 1] != b"{":
         raise ValueError(no_weights(begin) or "it is no safetensors file")

@@ -33,19 +33,18 @@ class Attention(NamedTuple):
 @torch.no_grad()
 def attention(model: MaskedImageModel, batch: Batch, compute: Compute, layer: int) -> Attention:
     """The attention of a batch of one image that has a mask, in block `layer` of `model.blocks`, counted from 1."""
-    assert batch.mask is not None
-    assert batch.mask_index is not None
+    mask, index, _ = batch.masks
     own = model.attentions[layer - 1]
     with _inputs_of([own]) as given, compute.autocast():
-        model(batch.image, batch.mask, batch.mask_index)
+        model(batch.image, mask, index)
         weights = _weights(own, given[0])
     in_encoder = not isinstance(own, CrossAttentionLayer)
-    visible = torch.arange(batch.mask.shape[1], device=weights.device)
+    visible = torch.arange(mask.shape[1], device=weights.device)
     if model.decoder is not None:
-        visible = (~batch.mask[0]).nonzero().flatten()
+        visible = (~mask[0]).nonzero().flatten()
     weights = weights[0].float().cpu()
-    rows, queries = (weights[:, 1:], visible) if in_encoder else (weights, batch.mask_index[0])
-    return _on_the_grid(rows, queries.cpu(), visible.cpu(), batch.mask.shape[1])
+    rows, queries = (weights[:, 1:], visible) if in_encoder else (weights, index[0])
+    return _on_the_grid(rows, queries.cpu(), visible.cpu(), mask.shape[1])
 
 
 def _on_the_grid(rows: Float[Tensor, "heads q k"], queries: Tensor, keys: Tensor, length: int) -> Attention:

@@ -1,6 +1,6 @@
 """Evaluation of frozen features: k-NN, linear probe and few labels, with layers chosen on validation images."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_share_interval, share_interval
 from smalti.evaluation.probe import Features, LinearProbe, Scale, Split, fit_linear, fit_ridge, knn_accuracy, scale_of
+from smalti.models.vit import VisionTransformer
 
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 FEW_L2_STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
@@ -28,8 +28,6 @@ class FewLabels:
     """Accuracy of the linear probe with few labels.
 
     Attributes:
-        labels: number of labelled images.
-        draws: number of random draws of these images.
         accuracy: on the test images, mean over the draws, in [0, 1].
         interval: 95 % confidence interval of that mean, by Student's t, cut to [0, 1]; None for a single draw.
         layer, pooling, l2: the best on the validation images, on average over the draws.
@@ -142,7 +140,7 @@ class Battery:
         for name in ("k", "draws", "selection_images"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
 
-    def features(self, backbone: Backbone, images: InMemoryDataset, compute: Compute) -> Features:
+    def features(self, backbone: VisionTransformer, images: InMemoryDataset, compute: Compute) -> Features:
         """The features that are evaluated, in half precision; all ranks call this, and share the work."""
         return extract(backbone, images, compute, poolings=self.poolings, dtype=torch.float16, shared=True)
 
@@ -159,10 +157,7 @@ class Battery:
 
         Args:
             train: features of the training images, n x F for each layer and pooling.
-            train_labels: classes 0, 1, ...
             test: features of the test images, m x F.
-            test_labels: their classes.
-            seed: the same seed gives the same numbers.
             split: which of the training images are for choices; None: a share of them.
         """
         task = self._task(train_labels, seed, split or Split.of(len(train_labels), self.validation, seed))
@@ -249,32 +244,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _named(scores: Mapping[Layer, float]) -> dict[str, float]:
     return {f"{number} {pooling}": score for (number, pooling), score in scores.items()}
-
-
-DEFAULT_BATTERY = Battery()
-
-
-def battery(
-    backbone: Backbone,
-    train: InMemoryDataset,
-    test: InMemoryDataset,
-    compute: Compute,
-    seed: int = 0,
-    protocol: Battery = DEFAULT_BATTERY,
-) -> BatteryResult:
-    """What frozen features are worth: k-NN, linear probe and few labels, from one pass over the images."""
-    return next(batteries(backbone, train, test, compute, [seed], protocol))
-
-
-def batteries(
-    backbone: Backbone,
-    train: InMemoryDataset,
-    test: InMemoryDataset,
-    compute: Compute,
-    seeds: Iterable[int],
-    protocol: Battery = DEFAULT_BATTERY,
-) -> Iterator[BatteryResult]:
-    """The same for several seeds, which draw validation images and few labels; features are computed once."""
-    parts = [protocol.features(backbone, part, compute) for part in (train, test)]
-    for seed in seeds:
-        yield protocol(parts[0], train.labels, parts[1], test.labels, seed)

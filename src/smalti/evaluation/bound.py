@@ -115,13 +115,9 @@ def two_stage_bound(
     """Compute the bound on batches that have ids and masks.
 
     Args:
-        tokenizer: of stage one.
-        batches: the batch of each number from 0.
-        num_batches: number of batches to use.
         counts: occurrences of each token in other images, for the unigram prior.
         losses: of the untrained and the trained masked image model on these batches (`evaluate_mim`), in nats per
             masked patch.
-        compute: device and number format.
         density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised.
     """
     prices = unigram_nats(counts)
@@ -129,9 +125,8 @@ def two_stage_bound(
     everywhere, visible, images, masked = 0.0, 0.0, 0, 0
     for number in range(num_batches):
         batch = batches(number)
-        assert batch.ids is not None
         assert batch.mask is not None
-        ids, mask, view = batch.ids.cpu(), batch.mask.cpu(), batch.token_view
+        ids, mask, view = batch.tokens.cpu(), batch.mask.cpu(), batch.token_view
         everywhere += float(prices[ids].sum())
         visible += float(prices[ids[~mask]].sum())
         images, masked = images + len(ids), masked + int(mask.sum())

@@ -6,7 +6,6 @@ seen one. A few tokens share information by chance; how much is shown beside eac
 another order.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,16 +42,11 @@ class CodeInformation(NamedTuple):
     Attributes:
         position: which of the N patches of the image it is.
         colour: the mean colour of the patch, one of 64: each channel in 4 equal parts of [0, 1], grey in 64.
-        classes: the class of the image.
     """
 
     position: Shared
     colour: Shared
     classes: Shared | None
-
-    def as_dict(self, prefix: str = "") -> dict[str, float | None]:
-        """The numbers under the names that results and `--json` use; without labels None for the class."""
-        return _figures(dict(zip(_NAMES, self, strict=True)), prefix)
 
     def describe(self) -> str:
         """One line."""
@@ -61,14 +55,10 @@ class CodeInformation(NamedTuple):
         return f"a code shares {', '.join(parts)}"
 
 
-def unknown(prefix: str = "") -> dict[str, float | None]:
-    """The names of the figures where there is nothing to measure."""
-    return _figures(dict.fromkeys(_NAMES), prefix)
-
-
-def _figures(shared: Mapping[str, Shared | None], prefix: str) -> dict[str, float | None]:
+def figures_of(information: CodeInformation | None, prefix: str = "") -> dict[str, float | None]:
+    """The numbers under the names that results and `--json` use; None where nothing was measured."""
     found: dict[str, float | None] = {}
-    for name, one in shared.items():
+    for name, one in zip(_NAMES, information or (None, None, None), strict=True):
         found[f"{prefix}{name}_bits"] = None if one is None else one.bits
         found[f"{prefix}{name}_bits_by_chance"] = None if one is None else one.by_chance
     return found

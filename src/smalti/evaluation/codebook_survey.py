@@ -45,9 +45,7 @@ def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 1
     """Survey the codes that occur in held-out images.
 
     Args:
-        tokenizer: whose codebook it is.
         images: B C H W, uint8 or float in [0, 1].
-        compute: device and number format.
         most: the number of codes to describe, the most frequent ones.
         examples: the most patches per code.
     """

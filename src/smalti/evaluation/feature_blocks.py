@@ -1,13 +1,13 @@
 """Features on their way to a file: blocks of consecutive images, a file each, in a folder that is removed later."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
@@ -27,14 +27,20 @@ class Block(NamedTuple):
     """Rows that were computed.
 
     Attributes:
-        positions: the position of each image in the data set, (m,).
-        features: float32, (m, F).
-        bad: path and reason of the images of the block that cannot be read.
+        positions: those of the readable images in the data set, (m,).
+        features: float32, on any device until they are stored.
+        bad: path and reason of the images that cannot be read.
     """
 
     positions: NDArray[np.int64]
-    features: NDArray[np.float32]
+    features: Float[Tensor, "m F"]
     bad: list[tuple[str, str]]
+
+    @staticmethod
+    def joined(parts: "Sequence[Block]") -> "Block":
+        """Consecutive rows as one block, on the CPU."""
+        positions, features, bad = zip(*parts, strict=True)
+        return Block(np.concatenate(positions), torch.cat(features).cpu(), [item for some in bad for item in some])
 
 
 class Blocks:
@@ -61,7 +67,7 @@ class Blocks:
         bad = torch.frombuffer(bytearray(json.dumps(block.bad).encode()), dtype=torch.uint8)
         tensors = {
             "positions": torch.from_numpy(block.positions),
-            "features": torch.from_numpy(block.features),
+            "features": block.features,
             "bad": bad,
         }
         write_bytes(self.path(number), save(tensors | {"digest": _digest(number, tensors)}))
@@ -77,7 +83,7 @@ class Blocks:
             if not torch.equal(found.pop("digest"), _digest(number, found)):
                 raise ValueError("it differs from its digest")
             bad = [(str(path), str(reason)) for path, reason in parse_json(bytes(found["bad"].numpy()))]
-            return Block(found["positions"].numpy(), found["features"].numpy(), bad)
+            return Block(found["positions"].numpy(), found["features"], bad)
         except (OSError, ValueError, KeyError, TypeError) as error:
             fix = "remove it, and give the same command again"
             raise CheckpointError(f"{self.path(number)} is damaged", cause=str(error), fix=fix) from error
@@ -86,7 +92,7 @@ class Blocks:
         """All rows, in order."""
         for number in range(self.count):
             block = self.read(number)
-            yield Part(list(map(self._row, block.positions.tolist())), block.features)
+            yield Part(list(map(self._row, block.positions.tolist())), block.features.numpy())
 
     def _row(self, position: int) -> Row:
         label, classes = self.source.label(position), self.source.classes

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.core.addresses import is_address, shown
+from smalti.core.config import require
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import open_stored, parse_object, read_object
@@ -74,32 +75,7 @@ def write_features(path: Path, parts: Callable[[], Iterable[Part]], width: int, 
     write_file(path, lambda file: _fill_npy(file, parts(), width))
 
 
-@runtime_checkable
-class FeatureFile(Protocol):
-    """Features that were written, read in pieces.
-
-    Attributes:
-        path: the file.
-        about: what they are, as JSON values.
-        count: n, the number of rows.
-        width: F, the number of features of a row.
-    """
-
-    path: Path
-    about: dict[str, Any]
-    count: int
-    width: int
-
-    def chunks(self, size: int, start: int = 0) -> Iterator[Float[Tensor, "m F"]]:
-        """All rows from `start` on, at most `size` at a time."""
-        ...
-
-    def row(self, number: int) -> Row:
-        """Which image a row is of."""
-        ...
-
-
-def open_features(path: Path) -> FeatureFile:
+def open_features(path: Path) -> "FeatureFile":
     """Open what `write_features` wrote.
 
     Raises:
@@ -117,17 +93,25 @@ def open_features(path: Path) -> FeatureFile:
         raise DataError(f"{path} holds no features of smalti", cause=str(error), fix=f"{_FIX} {path}") from error
 
 
-def require_described(features: FeatureFile) -> None:
-    """Raise a DataError unless a file says which features of which images it holds, in values of the right types."""
+def open_described(path: Path) -> "FeatureFile":
+    """Open a file with at least one row that says which features of which images it holds.
+
+    Raises:
+        DataError: as in `open_features`, or it does not say that in values of the right types.
+        UsageError: it has no rows.
+    """
+    features = open_features(path)
+    require(features.count > 0, f"{path} has no rows")
     for name, kind in (("model", str), ("weights", str), ("images", str), ("layer", int), ("pooling", str)):
         if type(features.about.get(name)) is not kind:
             cause = f"what it says of itself has no {name}"
             raise DataError(
                 f"{features.path} holds no features of smalti", cause=cause, fix="make it with smalti embed"
             )
+    return features
 
 
-def said_window(features: FeatureFile) -> Window | None:
+def said_window(features: "FeatureFile") -> Window | None:
     """The value window that a file says its images were seen with.
 
     Raises:
@@ -147,7 +131,7 @@ def said_window(features: FeatureFile) -> Window | None:
         ) from error
 
 
-def said_place(features: FeatureFile) -> str:
+def said_place(features: "FeatureFile") -> str:
     """Where a file says that its images are.
 
     Raises:
@@ -222,6 +206,13 @@ class _Parquet:
     def row(self, number: int) -> Row:
         position, key, label = (self._rows.column(name)[number].as_py() for name in _COLUMNS)
         return Row(position, key, label or "")
+
+
+FeatureFile: TypeAlias = _Npy | _Parquet
+"""Features that were written, read in pieces: `count` rows of `width` features; `about` says what they are.
+
+`chunks` are all rows from `start` on, at most `size` at a time; `row` says which image a row is of.
+"""
 
 
 def text_of(name: str) -> str:

@@ -10,12 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Backbone
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.functional.pca import pca
-from smalti.models.vit import feature_block
+from smalti.models.vit import VisionTransformer, feature_block
 
 _POOLINGS: tuple[Pooling, ...] = ("mean",)
 _NEIGHBOURS_OF_UMAP = 15
@@ -35,7 +34,7 @@ class FeatureSpace(NamedTuple):
     accuracy: float | None
 
 
-def feature_space(backbone: Backbone, images: InMemoryDataset, compute: Compute) -> FeatureSpace:
+def feature_space(backbone: VisionTransformer, images: InMemoryDataset, compute: Compute) -> FeatureSpace:
     """Mean features of the block that knows labels best; without labels, of the `feature_block`."""
     layers = extract(backbone, images, compute, poolings=_POOLINGS)
     several = len(images.labels.unique()) > 1 and bool((images.labels >= 0).all())

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.core.compute import Compute, on_device
-from smalti.core.contracts import Backbone, Grid
+from smalti.core.contracts import Grid
 from smalti.core.errors import OutputError
 from smalti.core.machine import usable_memory
 from smalti.core.ranks import rank, world_size
@@ -20,6 +20,7 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import WholeImage
 from smalti.distributed.collectives import broadcast_from
+from smalti.models.vit import VisionTransformer
 
 Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "both", "2x2")
@@ -50,7 +51,6 @@ def pool(tokens: Float[Tensor, "B S D"], pooling: str, grid: Grid) -> Float[Tens
         tokens: output of a block, [S] first.
         pooling: `cls` is [S], `mean` the mean of the patches, `both` the concatenation of these two, and `2x2` that of
             the means of the four quarters of the image.
-        grid: rows and columns of patches.
 
     Returns:
         F = D for `cls` and `mean`, 2D for `both`, 4D for `2x2`.
@@ -88,7 +88,7 @@ class LayerFeatures(Mapping[Layer, Tensor]):
 
 @torch.no_grad()
 def extract(
-    backbone: Backbone,
+    backbone: VisionTransformer,
     images: InMemoryDataset,
     compute: Compute,
     batch_size: int = 500,
@@ -100,11 +100,8 @@ def extract(
     """Features of whole images, without the final norm, on the CPU; in a temporary file if memory is too small.
 
     Args:
-        backbone: the frozen network.
         images: to compute features of, of the size of the backbone (see `resized`).
-        compute: device and number format.
         batch_size: the most images per batch; fewer where they are large.
-        poolings: the poolings to compute.
         dtype: of the stored features; values beyond the range of float16 are clamped.
         shared: all ranks call this with the same images, and each computes a part of the batches; all get the features
             of one process, bit for bit.
@@ -135,16 +132,13 @@ def extract(
 
 @torch.no_grad()
 def layer_features(
-    backbone: Backbone, images: Tensor, compute: Compute, layer: int, pooling: Pooling
+    backbone: VisionTransformer, images: Tensor, compute: Compute, layer: int, pooling: Pooling
 ) -> Float[Tensor, "B F"]:
     """The features of one layer as `extract` computes them, float32, on the device: nothing waits for it.
 
     Args:
-        backbone: the frozen network.
         images: B C H W, uint8 or float in [0, 1], of the size of the backbone.
-        compute: device and number format.
         layer: the block, counted from 1.
-        pooling: how its output becomes a vector.
     """
     pooled = []
     for batch in images.split(_most_images(backbone, images)):
@@ -154,18 +148,18 @@ def layer_features(
 
 
 @torch.no_grad()
-def patch_features(backbone: Backbone, images: Tensor, compute: Compute, layer: int) -> Float[Tensor, "B N D"]:
+def patch_features(backbone: VisionTransformer, images: Tensor, compute: Compute, layer: int) -> Float[Tensor, "B N D"]:
     """The output of one block at every patch, without the final norm, float32, on the CPU. Arguments as above."""
     parts = images.split(_most_images(backbone, images))
     return torch.cat([_block_outputs(backbone, part, compute)[0][layer - 1][:, 1:].float().cpu() for part in parts])
 
 
-def _most_images(backbone: Backbone, images: Tensor) -> int:
+def _most_images(backbone: VisionTransformer, images: Tensor) -> int:
     """How many images (B C H W) make a batch, at most."""
     return max(1, _MOST_TOKENS * backbone.patch_size**2 // math.prod(images.shape[-2:]))
 
 
-def _block_outputs(backbone: Backbone, images: Tensor, compute: Compute) -> tuple[tuple[Tensor, ...], Grid]:
+def _block_outputs(backbone: VisionTransformer, images: Tensor, compute: Compute) -> tuple[tuple[Tensor, ...], Grid]:
     """The output of every block for images (B C H W), B S D each, and the grid of their patches."""
     grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
     with compute.autocast():
@@ -184,9 +178,8 @@ def _room(shape: tuple[int, int], dtype: torch.dtype, of: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     try:
         with tempfile.TemporaryFile() as file:
-            for start in range(
-                0, size, _WRITE
-            ):  # allocates the file now, since a full disk could not be reported later
+            # allocates the file now, since a full disk could not be reported later
+            for start in range(0, size, _WRITE):
                 file.write(bytes(min(_WRITE, size - start)))
             file.flush()
             return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=size)).view(dtype).view(shape)

@@ -29,8 +29,6 @@ class Inpainter:
 
     Attributes:
         tokenizer: None where pixels are predicted.
-        target: what it has learned to predict.
-        views: how it sees images.
     """
 
     model: MaskedImageModel
@@ -58,10 +56,9 @@ class Inpainter:
     @torch.no_grad()
     def log_probabilities(self, batch: Batch) -> Float[Tensor, "B K V"]:
         """Of every visual token at the masked patches of a batch, in nats; on the CPU."""
-        assert batch.mask is not None
-        assert batch.mask_index is not None
+        mask, index, _ = batch.masks
         with self.compute.autocast():
-            logits = self.model(batch.image, batch.mask, batch.mask_index)
+            logits = self.model(batch.image, mask, index)
         return logits.float().cpu().log_softmax(-1)
 
 
@@ -79,7 +76,6 @@ def drawn(
         log_p: the prediction, in nats.
         masked: the positions of these patches.
         temperature: below 1 draws are closer to the best guess.
-        number: of the sample.
     """
     if not masked:
         return torch.zeros(0, dtype=torch.int64)
@@ -92,7 +88,6 @@ class Inpainting(NamedTuple):
     """Images in [0, 1], B C H W each.
 
     Attributes:
-        original: the images.
         mask: True where a patch is masked.
         tokenizer: the decoded visual tokens of the images, the best result that a prediction can have.
         predicted: the same, with the tokens of masked patches replaced by the most likely predicted ones.
@@ -122,18 +117,15 @@ def inpaint(
     Args:
         guesses: the tokens at `mask_index`, where they have been predicted already; None: the most likely ones.
     """
-    assert batch.ids is not None
-    assert batch.mask is not None
-    assert batch.mask_index is not None
+    ids, (mask, index, _) = batch.tokens, batch.masks
     with compute.autocast():
         if guesses is None:
-            guesses = model(batch.image, batch.mask, batch.mask_index).argmax(-1)
-        predicted_ids = batch.ids.scatter(1, batch.mask_index, guesses)
-        predicted_ids = torch.where(batch.mask, predicted_ids, batch.ids)
+            guesses = model(batch.image, mask, index).argmax(-1)
+        predicted_ids = torch.where(mask, ids.scatter(1, index, guesses), ids)
         grid = (-1, *model.backbone.config.grid)
-        own, predicted = (tokenizer.decode(ids.view(grid)).float().cpu() for ids in (batch.ids, predicted_ids))
+        own, predicted = (tokenizer.decode(codes.view(grid)).float().cpu() for codes in (ids, predicted_ids))
     original = as_unit_range(batch.image).cpu()
-    return Inpainting(original, batch.mask.cpu(), own, predicted, batch.ids.cpu(), predicted_ids.cpu())
+    return Inpainting(original, mask.cpu(), own, predicted, ids.cpu(), predicted_ids.cpu())
 
 
 @torch.no_grad()
@@ -142,13 +134,12 @@ def paint(model: MaskedImageModel, target: Pixels, batch: Batch, compute: Comput
 
     Where targets are normalised, each masked patch has its true mean and standard deviation.
     """
-    assert batch.mask is not None
-    assert batch.mask_index is not None
+    mask, index, _ = batch.masks
     with compute.autocast():
-        predicted = model(batch.image, batch.mask, batch.mask_index).float()
+        predicted = model(batch.image, mask, index).float()
     config = model.backbone.config
     patches = patchify(as_unit_range(batch.image), config.patch_size)
-    index = batch.mask_index[..., None].expand(-1, -1, patches.shape[-1])
-    painted = patches.scatter(1, index, target.painted(predicted, batch))
-    painted = torch.where(batch.mask[..., None], painted, patches)
+    places = index[..., None].expand(-1, -1, patches.shape[-1])
+    painted = patches.scatter(1, places, target.painted(predicted, batch))
+    painted = torch.where(mask[..., None], painted, patches)
     return unpatchify(painted, config.patch_size, config.grid).cpu()

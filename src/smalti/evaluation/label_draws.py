@@ -33,8 +33,6 @@ class Budget:
         Args:
             labels: of all training images, of which a share is taken.
             among: positions that may be drawn.
-            seed: of all draws.
-            number: of the draw, from 0.
         """
         own = fold_one(seed, number)
         return torch.from_numpy(few_labels(labels.numpy(), among.numpy(), self.share, self.each or None, own))

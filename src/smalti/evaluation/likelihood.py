@@ -125,11 +125,9 @@ def measure_bound(
     """The bound of images with their hard tokens.
 
     Args:
-        tokenizer: with a density.
         images: B C H W, uint8 or float in [0, 1].
         ids: their most likely tokens, in [0, V).
         unigram_entropy: of these tokens, in nats.
-        compute: device and number format.
 
     Reference: BEiT §2.4, eq. 2: the first stage, with a uniform prior.
     """

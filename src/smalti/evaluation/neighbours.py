@@ -42,11 +42,7 @@ def scale_of_file(features: FeatureFile) -> Scale:
 
 
 def nearest(
-    features: FeatureFile,
-    queries: Float[Tensor, "m F"],
-    count: int,
-    device: torch.device,
-    scale: Scale | None = None,
+    features: FeatureFile, queries: Float[Tensor, "m F"], count: int, device: torch.device, scale: Scale | None = None
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """Similarity and row of the `count` rows most similar to each query, or of all if there are fewer; best first.
 

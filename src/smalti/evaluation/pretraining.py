@@ -80,14 +80,12 @@ def evaluate_pixels(
     assert isinstance(target, Pixels)
     means, flat, copied = Means(), Means(), Means()
     for batch, output in _outputs(objective, batches, num_batches, compute):
-        assert batch.mask is not None
-        assert batch.mask_index is not None
-        assert batch.mask_weight is not None
-        neighbour = nearest_visible(batch.mask, batch.mask_index, objective.model.backbone.config.grid)
+        mask, index, weight = batch.masks
+        neighbour = nearest_visible(mask, index, objective.model.backbone.config.grid)
         copies = target.patches(batch, neighbour)
         means.add(output)
-        copied.add(target(copies, batch, batch.mask_weight))
-        flat.add(target(torch.full_like(copies, 0.0 if target.normalise else 0.5), batch, batch.mask_weight))
+        copied.add(target(copies, batch, weight))
+        flat.add(target(torch.full_like(copies, 0.0 if target.normalise else 0.5), batch, weight))
     return {"pixel_loss": means["loss"], "flat_pixel_loss": flat["loss"], "neighbour_pixel_loss": copied["loss"]}
 
 
@@ -119,12 +117,9 @@ def _outputs(
 
 def _copied(batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The masked tokens that are equal to the token of the nearest visible patch, and the others."""
-    assert batch.ids is not None
-    assert batch.mask is not None
-    assert batch.mask_index is not None
-    assert batch.mask_weight is not None
-    tokens, masked = masked_tokens(batch), batch.mask_weight > 0
-    same = tokens == batch.ids.gather(1, nearest_visible(batch.mask, batch.mask_index, grid))
+    mask, index, weight = batch.masks
+    tokens, masked = masked_tokens(batch), weight > 0
+    same = tokens == batch.tokens.gather(1, nearest_visible(mask, index, grid))
     return tokens[masked & same].cpu(), tokens[masked & ~same].cpu()
 
 

@@ -30,6 +30,8 @@ _QUICK_L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
 """Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
+_VALIDATION = 0.1
+"""Share of the training images that choices are made on."""
 FEW_LABELS = 0.01
 _QUICK_POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "2x2")
 """What the demo chooses from."""
@@ -108,8 +110,6 @@ def fit_ridge(
     """Ridge regression on one-hot labels in closed form, a fast classifier to compare layers.
 
     Args:
-        features: one row per image.
-        labels: classes 0, 1, ...
         l2: strength of the regularisation, relative to the unit variance of standardised features.
         scale: for standardisation; None for that of `features`.
     """
@@ -140,12 +140,9 @@ def fit_linear(
     images than features it is solved in the space that these images span, where the solution lies.
 
     Args:
-        features: one row per image.
-        labels: classes 0, 1, ...
         l2: strength of the regularisation; the bias is not regularised.
         scale: for standardisation; None for that of `features`.
         start: the initial weights, as of a fit with stronger regularisation; None for zero.
-        max_iter: the most L-BFGS iterations.
     """
     mean, std = scale or scale_of(features)
     x = (features - mean) / std
@@ -207,7 +204,6 @@ class ProbeResult:
 
     Attributes:
         linear: linear probe with the layer, pooling and regularisation that are best on the validation images.
-        layer, pooling: of the linear probe.
         linear_few: the same probe fitted to 1 % of the labels, mean over five draws.
         knn: k-NN on the layer that is best for k-NN on the validation images.
         validation: validation accuracy of the fast classifier, by layer and pooling.
@@ -233,7 +229,6 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     Args:
         train, test: features by layer, n x F and m x F.
         train_labels, test_labels: classes 0, 1, ...
-        split: of the training images.
     """
     small = split.fit[:_SELECTION_IMAGES]
     checked = split.validation
@@ -265,11 +260,11 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     )
 
 
-def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: Split, draws: int = 5) -> float:
-    """Accuracy with 1 % of the labels, drawn evenly over the classes, mean over `draws` disjoint draws."""
+def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: Split) -> float:
+    """Accuracy with 1 % of the labels, drawn evenly over the classes, mean over five disjoint draws."""
     by_class = [split.fit[y[split.fit] == c] for c in y[split.fit].unique()]
     each = max(1, round(FEW_LABELS * len(split.fit) / len(by_class)))
-    draws = max(1, min(draws, min(len(members) for members in by_class) // each))
+    draws = max(1, min(5, min(len(members) for members in by_class) // each))
     accuracies = []
     for draw in range(draws):
         few = torch.cat([members[draw * each : (draw + 1) * each] for members in by_class])
@@ -277,21 +272,19 @@ def _few_labels(x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, split: 
     return sum(accuracies) / draws
 
 
-def probe_backbone(
-    backbone: VisionTransformer, images: InMemoryData, compute: Compute, validation: float = 0.1, seed: int = 0
-) -> ProbeResult:
+def probe_backbone(backbone: VisionTransformer, images: InMemoryData, compute: Compute) -> ProbeResult:
     """k-NN and linear probe of every layer; layer and regularisation are chosen on a part of the training images."""
     train, test = (
         extract(backbone, resized(part, backbone.config.img_size), compute, poolings=_QUICK_POOLINGS)
         for part in (images.train, images.held_out)
     )
-    split = Split.of(len(images.train), validation, seed)
+    split = Split.of(len(images.train), _VALIDATION, seed=0)
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 
 
-def probe_pixels(images: InMemoryData, validation: float = 0.1, seed: int = 0) -> ProbeResult:
+def probe_pixels(images: InMemoryData) -> ProbeResult:
     """The same probes on raw pixels."""
-    split = Split.of(len(images.train), validation, seed)
+    split = Split.of(len(images.train), _VALIDATION, seed=0)
     train, test = (pixel_features(part) for part in (images.train, images.held_out))
     return probe(train, images.train.labels, test, images.held_out.labels, split)
 

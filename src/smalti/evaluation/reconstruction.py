@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
-from smalti.evaluation.code_information import CodeInformation, code_information, unknown
+from smalti.evaluation.code_information import CodeInformation, code_information, figures_of
 from smalti.evaluation.likelihood import Bound, Posterior, Quantiser, measure_bound, soft_psnr
 from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
 from smalti.functional.metrics import CodebookUse, codebook_use, psnr, ssim
@@ -56,15 +56,14 @@ class TokenizerResult:
             "unigram_entropy_nats": self.unigram_entropy,
             "constant_share": self.constant_share,
             "hard_soft_gap_db": None if soft is None else soft - self.psnr_db,
-            "elbo_nats": None if bound is None else bound.elbo_nats,
-            "distortion_nats": None if bound is None else bound.distortion_nats,
-            "bits_per_dim": None if bound is None else bound.bits_per_dim,
-            "bits_per_dim_unigram": None if bound is None else bound.bits_per_dim_unigram,
-            "grey_level_bits_per_dim": None if bound is None else bound.grey_level_bits_per_dim,
+            **{name: None if bound is None else getattr(bound, name) for name in _OF_BOUND},
             **_figures(self.kmeans_baseline, "kmeans_"),
-            **(unknown() if self.information is None else self.information.as_dict()),
-            **(unknown("kmeans_") if self.kmeans_information is None else self.kmeans_information.as_dict("kmeans_")),
+            **figures_of(self.information),
+            **figures_of(self.kmeans_information, "kmeans_"),
         }
+
+
+_OF_BOUND = ("elbo_nats", "distortion_nats", "bits_per_dim", "bits_per_dim_unigram", "grey_level_bits_per_dim")
 
 
 def _figures(use: CodebookUse | None, prefix: str = "") -> dict[str, float | None]:
@@ -89,10 +88,7 @@ def evaluate_tokenizer(
     """Encode and decode a sample of held-out images, and compute all metrics.
 
     Args:
-        tokenizer: to evaluate.
         images: B C H W, uint8 or float in [0, 1].
-        compute: device and number format.
-        batch_size: images per batch.
         train: training images, some thousands at most, to fit the k-means baseline; None for no baseline.
         density: whether p_ψ(x|z) was trained as a density; False where errors of pixels were minimised; then there is
             no bound.
@@ -106,7 +102,8 @@ def evaluate_tokenizer(
     bound = None
     if density and isinstance(tokenizer, Posterior | Quantiser):
         bound = measure_bound(tokenizer, seen, ids, unigram_entropy, compute)
-    theirs = None if train is None else _kmeans_ids(tokenizer, train, seen)
+    fitted = None if train is None else fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
+    theirs = None if fitted is None else fitted.encode(seen).flatten(1)
 
     def told(codes: Int[Tensor, "B N"] | None) -> CodeInformation | None:
         if codes is None or not keep.any():
@@ -125,12 +122,6 @@ def evaluate_tokenizer(
         information=told(ids),
         kmeans_information=told(theirs),
     )
-
-
-def _kmeans_ids(tokenizer: Tokenizer, train: Tensor, seen: Tensor) -> Int[Tensor, "B N"] | None:
-    """The codes of k-means on the same patches; None where no patch to fit it to has more than one colour."""
-    fitted = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
-    return None if fitted is None else fitted.encode(seen).flatten(1)
 
 
 @torch.no_grad()

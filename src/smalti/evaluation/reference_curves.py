@@ -28,8 +28,6 @@ _COMPARABLE = math.log(4)
 _KINDS = ("masks", "decoder", "channels", "optimiser")
 
 TargetName = Literal["tokens", "pixels"]
-Masks = Literal["blocks", "random"]
-DecoderName = Literal["linear", "cross-attention"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,10 @@ class Setup:
         target: visual tokens, or pixels of normalised patches with squared error; their losses have different units.
         vocab_size: V; None for pixels.
         num_patches, num_masked_patches: N, and the most patches that a mask covers.
-        embed_dim, depth: of the backbone.
         num_images: images seen at the end, with repetitions: steps times batch size.
         masks: blocks of patches, or single patches, which are much easier to predict from their neighbours.
         decoder: linear, as in BEiT, or cross-attention behind an encoder of visible patches.
         channels: of the images: 1 grey, 3 RGB.
-        optimiser: of the weight matrices of blocks.
     """
 
     target: TargetName
@@ -55,8 +51,8 @@ class Setup:
     embed_dim: int
     depth: int
     num_images: int
-    masks: Masks
-    decoder: DecoderName = "linear"
+    masks: Literal["blocks", "random"]
+    decoder: Literal["linear", "cross-attention"] = "linear"
     channels: int = 3
     optimiser: Matrices = "adamw"
 
@@ -110,7 +106,6 @@ class Reference:
     """The curve of one of our runs.
 
     Attributes:
-        data: description of the training data.
         baseline: loss of a prediction that ignores the image: the unigram entropy in nats, or 1 for pixels.
         held_out_loss: loss on held-out images without augmentation at the end.
         images: images seen at each point of the curve, increasing.

@@ -78,7 +78,6 @@ def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels
     """Average precision of each label, in [0, 1], over the images where it is known; None if none of them has it.
 
     Args:
-        scores: of each image and label.
         shown: 1 where the image has the label, 0 where not, NaN where that is not known.
     """
     found: list[float | None] = []
@@ -126,11 +125,8 @@ def predict(
     Each window is resized to `size` (height, width) and its logits are resized back; overlapping logits are added.
 
     Args:
-        model: the segmenter.
-        images: uint8.
         size: input size of the network.
         window: side of a window relative to that of the image, in (0, 1].
-        compute: device and number format.
     """
     pixels = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
     places = [windows(window, *image.shape[:2]) for image in images]

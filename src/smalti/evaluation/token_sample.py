@@ -37,7 +37,6 @@ def sample_index(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> In
     Args:
         images: B C H W.
         stride: side of a patch in pixels.
-        tokens: number of patches to have.
     """
     varied = (~constant(images, stride)).sum(1).numpy()
     order = np.argsort(fold(0, np.arange(len(images)), Stream.SPLIT), kind="stable")
@@ -98,7 +97,6 @@ def fit_kmeans_baseline(images: Tensor, vocab_size: int, stride: int) -> Nearest
 
     Args:
         images: training images, B C H W, uint8 or float in [0, 1].
-        vocab_size: V.
         stride: side of a patch in pixels.
     """
     patches = torch.cat([patchify(part, stride)[~constant(part, stride)] for part in images.split(500)])

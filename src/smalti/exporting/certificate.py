@@ -83,9 +83,6 @@ def sample_images(preprocessing: Preprocessing) -> Tensor:
 def certify(folder: Path, target: str, pairs: Pairs, packages: Sequence[str]) -> dict[str, Any]:
     """Compare, and write certificate.json; other files of the folder must be complete.
 
-    Returns:
-        The content of the certificate.
-
     Raises:
         RefusedError: an output differs by more than the tolerance.
     """

@@ -44,12 +44,8 @@ class _Features(nn.Module):
         return features.cls, features.patches
 
 
-class _FeaturesOfAnySize(nn.Module):
+class _FeaturesOfAnySize(_Features):
     """The same with absolute positions, which are interpolated to the size of the images, as by `resize_positions`."""
-
-    def __init__(self, backbone: VisionTransformer) -> None:
-        super().__init__()
-        self.backbone = backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         backbone, size = self.backbone, self.backbone.patch_size
@@ -125,6 +121,12 @@ def outputs(network: Network, images: Tensor) -> dict[str, Tensor]:
     index = torch.arange(1, rows * columns, 2).expand(len(images), -1)
     mask = torch.zeros(len(images), rows * columns, dtype=torch.bool).scatter(1, index, True)
     return {"logits": network(images, mask, index)}
+
+
+def outputs_of_both(ours: Network, theirs: Network, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What our network and one that was read back compute from images in [0, 1], by name."""
+    own, other = (outputs(network, images) for network in (ours, theirs))
+    return {name: (value, other[name]) for name, value in own.items()}
 
 
 def example_of(graph: Graph, subject: Subject) -> Tensor:

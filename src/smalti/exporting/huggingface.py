@@ -20,6 +20,7 @@ from smalti.exporting.subject import Subject, has_norm
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
+from smalti.models.vit import ViT
 from smalti.weights.names import classifier_to_huggingface, to_huggingface
 
 PACKAGES = ("transformers", "torchvision")
@@ -64,23 +65,19 @@ def write(subject: Subject, folder: Path) -> str:
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     write_json(folder / "config.json", _config(subject, name))
     write_json(folder / "preprocessor_config.json", _preprocessor(subject))
-    loads = name if name == "BeitForMaskedImageModeling" else _AUTO[name]
-    return _SNIPPET.format(loads=loads, result=_RESULTS[name])
+    loads, result = _USES[name]
+    return _SNIPPET.format(loads=loads, result=result)
 
 
-_AUTO = {
-    "ViTModel": "AutoModel",
-    "BeitModel": "AutoModel",
-    "ViTForImageClassification": "AutoModelForImageClassification",
-    "BeitForImageClassification": "AutoModelForImageClassification",
+_FEATURES = ("AutoModel", "features = model(**inputs).last_hidden_state  # [S], then the patches")
+_LOGITS = ("AutoModelForImageClassification", "logits = model(**inputs).logits")
+_MASKED = "logits = model(**inputs, bool_masked_pos=mask).logits  # mask: batch x patches"
+_USES = {
+    **dict.fromkeys(("ViTModel", "BeitModel"), _FEATURES),
+    **dict.fromkeys(("ViTForImageClassification", "BeitForImageClassification"), _LOGITS),
+    "BeitForMaskedImageModeling": ("BeitForMaskedImageModeling", _MASKED),
 }
-_RESULTS = {
-    "ViTModel": "features = model(**inputs).last_hidden_state  # [S], then the patches",
-    "BeitModel": "features = model(**inputs).last_hidden_state  # [S], then the patches",
-    "ViTForImageClassification": "logits = model(**inputs).logits",
-    "BeitForImageClassification": "logits = model(**inputs).logits",
-    "BeitForMaskedImageModeling": "logits = model(**inputs, bool_masked_pos=mask).logits  # mask: batch x patches",
-}
+"""By architecture, the class that loads it and the line that computes with it."""
 _SNIPPET = """from transformers import AutoImageProcessor, {loads}
 
 processor = AutoImageProcessor.from_pretrained("FOLDER")
@@ -108,19 +105,13 @@ def _weights(subject: Subject, name: str) -> dict[str, Tensor]:
 def _config(subject: Subject, name: str) -> dict[str, Any]:
     """config.json. `use_mean_pooling` of BEiT also says that the backbone has no last norm of its own."""
     network, config = subject.network, subject.backbone.config
-    height, width = config.img_size
     result: dict[str, Any] = {
         "architectures": [name],
         "model_type": "vit" if name.startswith("ViT") else "beit",
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": int(config.embed_dim * config.mlp_ratio),
+        **sizes_of(config),
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
-        "image_size": height if height == width else [height, width],
-        "patch_size": config.patch_size,
-        "num_channels": config.in_chans,
+        "image_size": image_size(config),
         "dtype": "float32",
     }
     if subject.classes:
@@ -143,6 +134,24 @@ def _config(subject: Subject, name: str) -> dict[str, Any]:
             "use_mean_pooling": masked or not has_norm(subject.backbone),
         }
     )
+
+
+def sizes_of(vit: ViT) -> dict[str, int]:
+    """The sizes of a backbone by their names in config.json."""
+    return {
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.num_heads,
+        "intermediate_size": int(vit.embed_dim * vit.mlp_ratio),
+        "patch_size": vit.patch_size,
+        "num_channels": vit.in_chans,
+    }
+
+
+def image_size(vit: ViT) -> int | list[int]:
+    """`image_size` in config.json: the side of a square, else height and width."""
+    height, width = vit.img_size
+    return height if height == width else [height, width]
 
 
 def _preprocessor(subject: Subject) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from smalti.exporting.certificate import Pairs
-from smalti.exporting.graphs import Graph, compared, dynamic_shapes, example_of, graphs, without_warnings
+from smalti.exporting.graphs import compared, dynamic_shapes, example_of, graphs, without_warnings
 from smalti.exporting.subject import Subject
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -34,15 +34,12 @@ def write(subject: Subject, folder: Path) -> str:
             for part in (program.model.graph, *program.model.functions.values()):
                 for node in part:
                     node.metadata_props.clear()  # the places of our source files
-            program.save(folder / f"{name}.onnx", external_data=_size(graph) > _MOST_BYTES)
+            size = sum(value.nbytes for value in graph.module.state_dict().values())
+            program.save(folder / f"{name}.onnx", external_data=size > _MOST_BYTES)
         lines.append(f'{name} = onnxruntime.InferenceSession("FOLDER/{name}.onnx")')
         outputs = ", ".join(graph.outputs) if len(graph.outputs) > 1 else f"({graph.outputs[0]},)"
         lines.append(f'{outputs} = {name}.run(None, {{"{graph.input}": {graph.input}}})')
     return "\n".join(lines) + "\n"
-
-
-def _size(graph: Graph) -> int:
-    return sum(value.nbytes for value in graph.module.state_dict().values())
 
 
 _BEGIN = """import numpy as np

@@ -33,7 +33,6 @@ class Preprocessing:
     Attributes:
         size: height and width in pixels.
         mean, std: of pixels in [0, 1], a value for each channel.
-        interpolation: how images are resized.
         window: the stored values that become 0 and 1; None: all that a format has.
     """
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import CheckpointError
+from smalti.exporting.huggingface import image_size, sizes_of
 from smalti.models.vit import ViT
 
 _CLASSES = {"beit": ("BeitConfig", "BeitModel"), "vit": ("ViTConfig", "ViTModel")}
@@ -31,8 +32,6 @@ def last_hidden_state(settings: Mapping[str, Any], vit: ViT, weights: Mapping[st
     """The last hidden state of transformers' network without its pooler.
 
     Args:
-        settings: the content of config.json.
-        vit: our network.
         weights: by their names in the file.
         pixels: normalised.
 
@@ -43,7 +42,8 @@ def last_hidden_state(settings: Mapping[str, Any], vit: ViT, weights: Mapping[st
 
     kind = settings["model_type"]
     described, network = (getattr(transformers, name) for name in _CLASSES[kind])
-    config = described(**_checked(settings, vit, described()), **_switches(settings))
+    switches = {name: bool(settings[name]) for name in _SWITCHES[kind] if name in settings}
+    config = described(**_checked(settings, vit, described()), **switches)
     if kind == "beit":
         scaled = any(name.endswith("lambda_1") for name in weights)
         masked = any(name.endswith("embeddings.mask_token") for name in weights)
@@ -61,14 +61,7 @@ def last_hidden_state(settings: Mapping[str, Any], vit: ViT, weights: Mapping[st
 
 def _checked(settings: Mapping[str, Any], vit: ViT, usual: Any) -> dict[str, Any]:
     """Sizes of our network by the names of config.json, where that has the same or leaves the usual ones."""
-    sizes = {
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.num_heads,
-        "intermediate_size": int(vit.embed_dim * vit.mlp_ratio),
-        "patch_size": vit.patch_size,
-        "num_channels": vit.in_chans,
-    }
+    sizes = sizes_of(vit)
     for name, value in sizes.items():
         found = settings.get(name, getattr(usual, name))
         if type(found) is not int or found != value:
@@ -76,10 +69,4 @@ def _checked(settings: Mapping[str, Any], vit: ViT, usual: Any) -> dict[str, Any
     epsilon = settings.get("layer_norm_eps", usual.layer_norm_eps)
     if type(epsilon) is not float or not 0 <= epsilon < 1:
         raise CheckpointError(f"config.json has the layer_norm_eps '{str(epsilon)[:40]}'", cause="it makes no sense")
-    height, width = vit.img_size
-    return sizes | {"image_size": height if height == width else [height, width], "layer_norm_eps": epsilon}
-
-
-def _switches(settings: Mapping[str, Any]) -> dict[str, bool]:
-    names = _SWITCHES[settings["model_type"]]
-    return {name: bool(settings[name]) for name in names if name in settings}
+    return sizes | {"image_size": image_size(vit), "layer_norm_eps": epsilon}

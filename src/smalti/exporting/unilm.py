@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smalti.core.errors import UsageError
 from smalti.core.tensors import read_tensors
 from smalti.exporting.certificate import Pairs
-from smalti.exporting.graphs import outputs
+from smalti.exporting.graphs import outputs_of_both
 from smalti.exporting.subject import Network, Subject, has_norm
 from smalti.functional.positions import relative_position_index
 from smalti.models.classifier import ImageClassifier, build_classifier
@@ -48,11 +48,7 @@ torch.save({"model": load_file("FOLDER/model.safetensors")}, "checkpoint.pth")  
 
 
 def _variant(subject: Subject) -> ViT:
-    """The backbone as the released code has it.
-
-    Raises:
-        UsageError: it has no such network.
-    """
+    """The backbone as the released code has it."""
     network, config = subject.network, subject.backbone.config
     if isinstance(network, Segmenter) or (isinstance(network, MaskedImageModel) and network.decoder is not None):
         what = "segmenter with these names" if isinstance(network, Segmenter) else "decoder but a linear head"
@@ -65,8 +61,7 @@ def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
     """The outputs of our network, and of one of the released variant into which the file is read back."""
     again = _again(subject, read_tensors(folder / _WEIGHTS))
     again.eval()
-    ours, theirs = (outputs(network, images) for network in (subject.network, again))
-    return {name: (value, theirs[name]) for name, value in ours.items()}
+    return outputs_of_both(subject.network, again, images)
 
 
 @torch.no_grad()

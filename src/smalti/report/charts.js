@@ -7,7 +7,7 @@ const short = (value) => value === null || value === undefined ? "–"
 const steps = (value) => Math.abs(value) >= 10000 ? `${value / 1000}k` : String(value);
 
 function made(figure) {
-  const { xlabel, ylabel, lines, labels, height, log, percent } = JSON.parse(figure.dataset.chart);
+  const { xlabel, ylabel, lines, labels, height, percent } = JSON.parse(figure.dataset.chart);
   const data = uPlot.join(lines.map((line) => [line.x, line.y])), x = data[0];
   const svg = figure.querySelector("svg");
   const keys = [...figure.querySelectorAll(".key b")];
@@ -51,7 +51,7 @@ function made(figure) {
       dataIdx: (self, series, index) => series === 0 ? index : nearest(self.data[series], index),
       sync: xlabel === "step" ? { key: "step", setSeries: false } : undefined,
     },
-    scales: { x: { time: false, range: (_, min, max) => min === max ? [min - 1, max + 1] : [min, max] }, y: { distr: log ? 3 : 1 } },
+    scales: { x: { time: false, range: (_, min, max) => min === max ? [min - 1, max + 1] : [min, max] } },
     axes: [
       { ...axis, grid: { show: false }, size: 28, label: xlabel, labelSize: 18, labelFont: axis.font, labelGap: -2,
         values: (_, ticks) => ticks.map((tick) => labels ? labels[tick] ?? "" : steps(tick)),

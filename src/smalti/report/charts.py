@@ -35,6 +35,9 @@ _INK = "#010203"
 _MOST_POINTS, _MOST_TO_ZOOM = 400, 1000
 """Points that a line in a small chart shows, and has to zoom into: the file stays small however long the run was."""
 
+_SIZE, _SMALL = (450, 250), (280, 230)
+"""Width and height of charts in CSS pixels, and of those by layer; on a narrower screen they shrink."""
+
 _FEWEST_SMOOTHED = 30
 _ROUGH = 0.02
 """A line is noisy if it bends from point to point by more than this share of its height."""
@@ -45,16 +48,7 @@ _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 """Between ticks; nobody reads 0, 0.8, 1.6 with ease."""
 
 
-def curve(
-    series: Series,
-    *,
-    xlabel: str,
-    ylabel: str,
-    level: tuple[str, float] | None = None,
-    log_y: bool = False,
-    width: int = 450,
-    height: int = 250,
-) -> str:
+def curve(series: Series, *, xlabel: str, ylabel: str, level: tuple[str, float] | None = None) -> str:
     """A line chart. A noisy line is faint, with its moving average over it; a single point is a dot.
 
     Args:
@@ -62,8 +56,6 @@ def curve(
             The key below the chart gives each line's last point, of a noisy one that of its average.
         xlabel, ylabel: what the axes count, with the unit.
         level: name and height of a dashed reference line, as the unigram entropy is for the pretraining loss.
-        log_y: logarithmic y axis.
-        width, height: size in CSS pixels; on a narrower screen the chart shrinks.
 
     Example:
         >>> curve({"training": ([0, 1], [2.0, 1.0])}, xlabel="step", ylabel="loss")[:21]
@@ -73,9 +65,7 @@ def curve(
     noisy = {name for name, (_, y) in lines.items() if _is_noisy(y)}
     shown = {name: _smoothed(y) if name in noisy else y for name, (_, y) in lines.items()}
     with _quiet_style((xlabel, ylabel, lines)):
-        figure, axes = _empty_chart(xlabel, ylabel, width, height)
-        if log_y:
-            axes.set_yscale("log")
+        figure, axes = _empty_chart(xlabel, ylabel, *_SIZE)
         for colour, (name, (x, y)) in zip(_colours(len(lines)), lines.items(), strict=True):
             if name in noisy:
                 axes.plot(x, y, color=colour, alpha=_FAINT, linewidth=1.0)
@@ -83,17 +73,12 @@ def curve(
         if level is not None:
             _draw_level(axes, *level, points=np.concatenate([np.zeros((2, 0)), *lines.values()], axis=1))
         svg = _svg(figure, f"{ylabel} by {xlabel}")
-    numbers = _numbers(series, level) | {"xlabel": xlabel, "ylabel": ylabel, "height": height, "log": log_y}
-    return _chart(svg, {name: _last(line) for name, line in shown.items()}, width, numbers)
+    numbers = _numbers(series, level) | {"xlabel": xlabel, "ylabel": ylabel, "height": _SIZE[1]}
+    return _chart(svg, {name: _last(line) for name, line in shown.items()}, _SIZE[0], numbers)
 
 
 def by_layer(
-    rows: Sequence[tuple[str, Mapping[str, float]]],
-    *,
-    xlabel: str = "layer",
-    ylabel: str = "validation accuracy",
-    width: int = 450,
-    height: int = 250,
+    rows: Sequence[tuple[str, Mapping[str, float]]], *, xlabel: str = "block", ylabel: str = "validation accuracy"
 ) -> str:
     """Accuracy by layer, with one line for each network (or network and pooling).
 
@@ -101,15 +86,13 @@ def by_layer(
 
     Args:
         rows: for each layer its label and accuracies in [0, 1] by name; a name may be missing in some layers.
-        xlabel, ylabel: what the axes show.
-        width, height: size in CSS pixels.
     """
     from matplotlib.ticker import FuncFormatter
 
     names = list(dict.fromkeys(name for _, values in rows for name in values))
     lines = {name: np.array([values.get(name, np.nan) for _, values in rows], dtype=np.float64) for name in names}
     with _quiet_style((xlabel, ylabel, lines)):
-        figure, axes = _empty_chart(xlabel, ylabel, width, height)
+        figure, axes = _empty_chart(xlabel, ylabel, *_SMALL)
         for colour, y in zip(_colours(len(lines)), lines.values(), strict=True):
             axes.plot(np.arange(len(rows)), y, color=colour, marker="o", markersize=4.5, clip_on=False)
         every = -(-len(rows) // 13) or 1
@@ -119,10 +102,16 @@ def by_layer(
     places = list(range(len(rows)))
     drawn = [_line(name, places, y, number) for number, (name, y) in enumerate(lines.items())]
     labels = [label for label, _ in rows]
-    numbers = {"lines": drawn, "labels": labels, "percent": True, "xlabel": xlabel, "ylabel": ylabel, "height": height}
-    return _chart(
-        svg, {name: _best(y, [f"{xlabel} {at}" for at in labels]) for name, y in lines.items()}, width, numbers
-    )
+    numbers = {
+        "lines": drawn,
+        "labels": labels,
+        "percent": True,
+        "xlabel": xlabel,
+        "ylabel": ylabel,
+        "height": _SMALL[1],
+    }
+    keys = {name: _best(y, [f"{xlabel} {at}" for at in labels]) for name, y in lines.items()}
+    return _chart(svg, keys, _SMALL[0], numbers)
 
 
 def _numbers(series: Series, level: tuple[str, float] | None) -> dict[str, Any]:

@@ -26,7 +26,6 @@ def figure(
     """A sheet with headings, a caption below each row, and colour bars at the bottom.
 
     Args:
-        columns: as of `sheet`.
         scale: pixels for a pixel of the first column.
         captions: none, or one for each image.
     """

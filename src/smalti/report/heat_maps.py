@@ -61,7 +61,6 @@ def heat_map(
         values: from 0.
         most: the value of the last colour; None: of each map its own greatest.
         ramp: `viridis` or `inferno`.
-        images: what the patches are of.
     """
     count, height, width, _ = images.shape
     top = most if most is not None else np.nanmax(values, axis=(1, 2), keepdims=True)

@@ -65,7 +65,6 @@ class Section:
     """A heading and what stands below it.
 
     Attributes:
-        title: plain text.
         html: fragments made by `table` and by `charts` and `pictures`; the only text of a page that is not escaped.
         note: plain text below the heading: what is shown and how to read it.
         run: the name of the run that it is about, on a page about several.
@@ -84,7 +83,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Co
     screen a table of more than three columns becomes a list for each row.
 
     Args:
-        header: one heading a column.
         rows: as many cells each as the header has.
         highlight: (row, column) of the cells to set in bold, counted from 0.
 

@@ -35,11 +35,7 @@ _MOST_DEAD = 200
 
 
 def tile_row(
-    columns: Mapping[str, Iterable[Picture]],
-    *,
-    scale: int = 4,
-    captions: Sequence[str] = (),
-    across: int = 1,
+    columns: Mapping[str, Iterable[Picture]], *, scale: int = 4, captions: Sequence[str] = (), across: int = 1
 ) -> str:
     """A grid of pictures: a row for each image, a column for each way to see it.
 
@@ -161,7 +157,6 @@ def outlined(
     """The image in muted colours, with the outline of every region in the colour of its class (`label_colours`).
 
     Args:
-        label_map: the class of every pixel.
         neutral: classes without an outline, as background and void.
     """
     colour = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
@@ -169,16 +164,11 @@ def outlined(
     edge = np.zeros(label_map.shape, np.bool_)
     for axis in (0, 1):
         for step in range(1, 1 + max(1, min(label_map.shape) // 128)):
-            here, there = (np.take(label_map, range(*ends), axis) for ends in _apart(label_map.shape[axis], step))
+            here, there = (np.delete(label_map, ends, axis) for ends in (np.s_[-step:], np.s_[:step]))
             differ = np.pad(here != there, [(0, step) if number == axis else (0, 0) for number in (0, 1)])
             edge |= differ | np.roll(differ, step, axis)
     edge &= ~np.isin(label_map, neutral)
     return np.where(edge[..., None], label_colours(label_map, 255), np.rint(muted).astype(np.uint8))
-
-
-def _apart(length: int, step: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The ends of what is `step` before something else, and of that."""
-    return (0, length - step), (step, length)
 
 
 def label_colours(label_map: UInt8[np.ndarray, "H W"], void: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -192,7 +182,6 @@ def mask_png(label_map: UInt8[np.ndarray, "H W"], ids: UInt8[np.ndarray, "classe
     """A mask as a PNG file: the id of every pixel, with a palette of the colours of `label_colours`.
 
     Args:
-        label_map: the class of every pixel.
         ids: the id of each class.
     """
     palette = np.zeros((256, 3), np.uint8)
@@ -228,8 +217,7 @@ def sheet(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]], scale: int = 1
 
 def thumbnails(columns: Mapping[str, UInt8[np.ndarray, "n _H _W _C"]]) -> UInt8[np.ndarray, "_H _W 3"]:
     """`sheet`, with small pictures at a multiple of their size, about 64 pixels wide."""
-    width = next(iter(columns.values())).shape[2]
-    return sheet(columns, max(1, round(64 / width)))
+    return sheet(columns, scale_of(next(iter(columns.values())).shape[2], 64))
 
 
 def to_pixels(images: Tensor, shown: Sequence[int] | None = None) -> UInt8[np.ndarray, "n H W _C"]:
@@ -281,15 +269,13 @@ class Card:
     examples: UInt8[np.ndarray, "_n _H _W _C"]
 
 
-def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int], *, size: int = 32) -> str:
+def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int]) -> str:
     """Cards in the given order, the frequency of each as its tooltip; below them the codes that do not occur.
 
     The first 32 are shown; the others unfold.
 
     Args:
-        cards: of some or all codes.
         counts: how often each of the V codes occurs.
-        size: side of a prototype on the screen in CSS pixels; examples are a little smaller.
 
     Raises:
         ValueError: a card of a code that has no count.
@@ -298,7 +284,7 @@ def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int], *
     if any(not 0 <= card.number < len(numbers) for card in cards):
         raise ValueError(f"a card of a code that is not among the {len(numbers)} codes")
     examples = max((len(card.examples) for card in cards), default=0)
-    columns = f"{size}px repeat({examples}, {round(0.8 * size)}px)" if examples else f"{size}px"
+    columns = f"32px repeat({examples}, 26px)" if examples else "32px"
     shown = f" The {len(cards)} most frequent are shown." if len(cards) < np.count_nonzero(numbers) else ""
     described = [(c.number, c.share, data_uri(c.prototype), list(map(data_uri, c.examples))) for c in cards]
     return template("atlas.html").render(

@@ -98,7 +98,7 @@ def main(config: Check) -> dict[str, Any]:
                 tally.refuse(source.name(position), seen.cause)
             else:
                 tally.add(position, seen)
-    result = _about(source, config) | {"splits": _splits(source)} | tally.result(source, config.distance)
+    result = _about(source, config) | tally.result(source, config.distance)
     print(describe(result))
     return result
 
@@ -208,12 +208,8 @@ def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
     """What is known without reading the images."""
     about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
     about |= {"digest": source.digest} if source.digest else {}
-    return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes)}
-
-
-def _splits(source: ImageDataset) -> dict[str, int]:
-    """The images of each split, by the name of its folder; empty where there are none."""
-    return {name: len(part) for name, part in source.parts} if isinstance(source, Joined) else {}
+    splits = {name: len(part) for name, part in source.parts} if isinstance(source, Joined) else {}
+    return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes), "splits": splits}
 
 
 def _read_as(result: dict[str, Any]) -> str:

@@ -19,13 +19,7 @@ from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.reading import spread_over_classes
 from smalti.data.transforms.batch_transforms import Change, Mixing
 from smalti.data.transforms.views import TwoViews
-from smalti.evaluation.supervised import (
-    accuracies,
-    class_scores,
-    describe_classes,
-    mean_precision,
-    precisions,
-)
+from smalti.evaluation.supervised import accuracies, class_scores, describe_classes, mean_precision, precisions
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.report.page import Section
@@ -119,12 +113,7 @@ class Classification:
         return (*several, *((partial(self.mixing, num_classes=len(names)),) if self.mixing.on else ()))
 
     def measure(
-        self,
-        model: nn.Module,
-        images: ImageDataset,
-        outputs: tuple[str, ...],
-        size: tuple[int, int],
-        compute: Compute,
+        self, model: nn.Module, images: ImageDataset, outputs: tuple[str, ...], size: tuple[int, int], compute: Compute
     ) -> Measured:
         """Evaluate a network with these outputs."""
         scores = class_scores(model, images, size, compute)

@@ -35,9 +35,7 @@ def places_of_codes(
     `most` are taken, evenly over their order by frequency. A place is the first in its image.
 
     Args:
-        ids: visual tokens.
         varied: whether a patch has more than one colour; others do not count.
-        most: the greatest number of codes.
     """
     images, rows, columns = np.nonzero(varied)
     codes = ids[images, rows, columns]
@@ -55,18 +53,12 @@ def places_of_codes(
 
 
 def codes_seen(
-    tokenizer: Tokenizer,
-    images: Tensor,
-    most: int,
-    compute: Compute,
-    shown: tuple[int, ...] | None,
+    tokenizer: Tokenizer, images: Tensor, most: int, compute: Compute, shown: tuple[int, ...] | None
 ) -> tuple[Columns, list[str], str]:
     """A row for each of some codes: what it is decoded to, and places where it occurs, framed, amid what is around.
 
     Args:
         images: B C H W, uint8.
-        most: the greatest number of codes.
-        shown: the channels in pictures, see `false_colours`.
 
     Returns:
         Pictures by column heading, a caption for each row, and a description.

@@ -4,15 +4,16 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute, has_compiler
+from smalti.core.compute import Compute, Device, Precision, choose_compute, has_compiler
 from smalti.core.config import require, setting
+from smalti.core.contracts import Batches
 from smalti.core.files import require_place
 from smalti.core.folder_lock import only_writer
 from smalti.core.log import Log
@@ -32,6 +33,7 @@ from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.verdicts import demo_verdict
 from smalti.training.targets import Pixels
+from smalti.training.trainer import Trainer
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKENIZER_SHARE = 0.12
@@ -87,42 +89,31 @@ def main(config: Demo) -> dict[str, Any]:
     Raises:
         LockError: another demo writes the folder.
     """
-    clock = Clock()
+    began = time.monotonic()
     require_place(Path(config.out).expanduser())
     _move_aside(Path(config.out).expanduser())
     with writing(config.out):
-        return _run(config, clock)
+        return _run(config, began)
 
 
-def _run(config: Demo, clock: "Clock") -> dict[str, Any]:
+def _run(config: Demo, began: float) -> dict[str, Any]:
     folder, log = create(config.out, config), Log()
     config, images = _load(config, folder, log)
     compute = choose_compute(config.device, config.precision)
     log.say(f"smalti demo: {config.budget} on {compute.describe()}")
     labelled = config.data == EMBEDDED
     baselines, probe_seconds = _baselines(config, images, compute, log) if labelled else ({}, 0.0)
-    tokenizer = _tokenizer(config, images, compute, clock, log)
-    mim = _pretrain(config, images, compute, clock, log, probe_seconds)
+    tokenizer = _tokenizer(config, images, compute, log)
+    mim = _pretrain(config, images, compute, began, log, probe_seconds)
     probes = _pretrained(config, images, compute, log) | baselines if labelled else {}
     result = _result(tokenizer, mim, probes)
     _write_report(config, result, images, compute)
-    result["seconds"] = round(clock.elapsed(), 1)
+    result["seconds"] = round(time.monotonic() - began, 1)
     folder.write_result(result)
     print(describe(result))
     print(f"\nreport: {folder.report}  ({result['seconds']:.0f} s)")
     print(f"try it: smalti serve {shlex.quote(f'{config.out}/pretrain')}")
     return result
-
-
-class Clock:
-    """Measures how long the demo has been running."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.start
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -162,50 +153,47 @@ def _load(config: Demo, folder: RunFolder, log: Log) -> tuple[Demo, InMemoryData
     return replace(config, tokenizer=tokenizer, pretrain=mim), images
 
 
-def _tokenizer(config: Demo, images: InMemoryData, compute: Compute, clock: Clock, log: Log) -> dict[str, Any]:
+def _tokenizer(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> dict[str, Any]:
     """Stage one."""
     run = replace(config.tokenizer, out=f"{config.out}/tokenizer")
     steps = config.tokenizer_steps
     if steps is None:
         trial, batches = train_tokenizer.prepare(run, images, compute)
-        end = clock.elapsed() + _TOKENIZER_SHARE * config.seconds
-        steps = _affordable_steps(lambda: seconds_per_step(trial, batches, compute), clock, end)
+        end = time.monotonic() + _TOKENIZER_SHARE * config.seconds
+        steps = _affordable_steps(trial, batches, compute, end)
     log.say(f"stage one: {steps} steps of the image tokenizer")
     return train_tokenizer.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
 
 
 def _pretrain(
-    config: Demo, images: InMemoryData, compute: Compute, clock: Clock, log: Log, probe_seconds: float
+    config: Demo, images: InMemoryData, compute: Compute, began: float, log: Log, probe_seconds: float
 ) -> dict[str, Any]:
     """Stage two, in the time that is not needed for the evaluation."""
+    compiling = config.pretrain.compile
+    if compiling == "auto":  # it takes half a minute
+        pays = config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps"
+        compiling = "on" if pays else "off"
     run = replace(
         config.pretrain,
         tokenizer=f"{config.out}/tokenizer",
         accept_tokenizer=True,  # a demo goes on with a collapsed tokenizer; the console reports it
         out=f"{config.out}/pretrain",
-        compile=_compile(config, compute),
+        compile=compiling,
     )
     steps = config.pretrain_steps
     if steps is None:
         tokenizer = load_tokenizer(run.tokenizer, compute)
         trial, batches = pretrain.prepare(run, images, tokenizer, compute)
-        end = config.seconds - min(_REPORT_SECONDS, config.seconds / 8) - probe_seconds
-        steps = _affordable_steps(lambda: seconds_per_step(trial, batches, compute), clock, end)
+        end = began + config.seconds - min(_REPORT_SECONDS, config.seconds / 8) - probe_seconds
+        steps = _affordable_steps(trial, batches, compute, end)
     log.say(f"stage two: {steps} steps of masked image modeling")
     return pretrain.main(replace(run, plan=replace(run.plan, steps=steps)), images=images, compute=compute)
 
 
-def _compile(config: Demo, compute: Compute) -> Compile:
-    """Compile the blocks in all but short demos, if there is a compiler."""
-    if config.pretrain.compile != "auto":
-        return config.pretrain.compile
-    return "on" if config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps" else "off"
-
-
-def _affordable_steps(measure: Callable[[], float], clock: Clock, end: float) -> int:
-    """The number of steps, timed on this machine, that fit before `end`, in seconds since the start."""
-    step = measure()
-    return max(_FEWEST_STEPS, int((end - clock.elapsed()) / step))
+def _affordable_steps(trial: Trainer, batches: Batches, compute: Compute, end: float) -> int:
+    """The number of steps, timed on this machine, that fit before `end`, a time of `time.monotonic`."""
+    step = seconds_per_step(trial, batches, compute)
+    return max(_FEWEST_STEPS, int((end - time.monotonic()) / step))
 
 
 def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:

@@ -191,12 +191,7 @@ def _measure_stages(
 
 
 def _measure_backbone(
-    config: Evaluate,
-    backbone: VisionTransformer,
-    data: Data,
-    images: InMemoryData,
-    compute: Compute,
-    log: Log,
+    config: Evaluate, backbone: VisionTransformer, data: Data, images: InMemoryData, compute: Compute, log: Log
 ) -> dict[str, Any]:
     """Probes of the frozen features, and of the same network untrained and raw pixels; empty without labels.
 

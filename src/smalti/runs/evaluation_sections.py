@@ -20,7 +20,10 @@ def evaluation_sections(folder: RunFolder) -> list[Section]:
 
 def _section(name: str, found: Mapping[str, Any]) -> Section:
     result = found["result"]
-    html = _probes(result) + _by_layer(result) if result.get("linear") is not None else ""
+    html = ""
+    if result.get("linear") is not None:
+        rows = {_TRAINED: result} | dict(result.get("baselines") or {})
+        html = _probes(rows) + layer_charts({name: row for name, row in rows.items() if row.get("validation")})
     html += values_table("on these images", result, FIGURES.get(str(found.get("kind")), {}))
     where = str(found.get("data") or name) + (f", tested on {found['test']}" if found.get("test") else "")
     note = f"As `smalti evaluate` measured it on {where}, after step {found.get('step')} of training."
@@ -29,16 +32,9 @@ def _section(name: str, found: Mapping[str, Any]) -> Section:
     return Section(f"Evaluated on {name}", html, note)
 
 
-def _by_layer(result: Mapping[str, Any]) -> str:
-    """Validation accuracy by layer of the frozen network and of its baselines."""
-    rows = {_TRAINED: result} | dict(result.get("baselines") or {})
-    return layer_charts({name: row for name, row in rows.items() if row.get("validation")})
-
-
-def _probes(result: Mapping[str, Any]) -> str:
+def _probes(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Probes of the frozen network and of its baselines, a row each; the best of each column is bold."""
-    rows = {_TRAINED: result} | dict(result.get("baselines") or {})
-    budgets = list(result.get("few") or {})
+    budgets = list(rows[_TRAINED].get("few") or {})
     values = [
         [row.get(key) for key in _PROBES] + [((row.get("few") or {}).get(few) or {}).get("accuracy") for few in budgets]
         for row in rows.values()

@@ -8,7 +8,7 @@ from typing import Any
 from smalti import __version__
 from smalti.core.addresses import is_address, without_secrets
 from smalti.core.files import make_folder, sha256, write_json
-from smalti.core.stored import read_object
+from smalti.core.stored import read_object_if_any
 
 _FOLDER = "evaluations"
 
@@ -17,13 +17,9 @@ def write_evaluation(run: Path, data: str, test: str, found: dict[str, Any]) -> 
     """Keep a result, in place of what was found on the same images before.
 
     Args:
-        run: the run folder.
         data: DATA, after which the file is called.
         test: the separate test images.
         found: the result without these two; see docs/evaluation.md.
-
-    Returns:
-        The file.
 
     Raises:
         OutputError: it cannot be written.
@@ -31,7 +27,7 @@ def write_evaluation(run: Path, data: str, test: str, found: dict[str, Any]) -> 
     about = {"data": _named(data), "test": _named(test)}
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", about["data"].rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "data"
     path = run / _FOLDER / f"{name}.json"
-    if {key: (_read(path) or about).get(key) for key in about} != about:  # other images of the same name
+    if {key: (read_object_if_any(path) or about).get(key) for key in about} != about:  # other images of the same name
         path = path.with_name(f"{name}-{sha256(json.dumps(about).encode())[:8]}.json")
     make_folder(path.parent)
     write_json(path, {"smalti": __version__} | about | found)
@@ -40,22 +36,15 @@ def write_evaluation(run: Path, data: str, test: str, found: dict[str, Any]) -> 
 
 def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
     """What `write_evaluation` has kept, by the name of its file without `.json`; damaged files are left out."""
-    found = {path.stem: _read(path) for path in sorted((run / _FOLDER).glob("*.json"))}
+    found = {path.stem: read_object_if_any(path) for path in sorted((run / _FOLDER).glob("*.json"))}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def last_probes(run: Path) -> dict[str, Any] | None:
     """The last of these results that has probes of a backbone: its `data`, `result` and so on; None: there is none."""
-    files = {name: run / _FOLDER / f"{name}.json" for name in read_evaluations(run)}
-    found = [_read(path) for path in sorted(files.values(), key=lambda path: path.stat().st_mtime, reverse=True)]
+    newest = sorted((run / _FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = map(read_object_if_any, newest)
     return next((one for one in found if one is not None and "linear" in (one.get("result") or ())), None)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_object(path)
-    except (OSError, ValueError):
-        return None
 
 
 def _named(place: str) -> str:

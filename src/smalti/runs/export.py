@@ -14,7 +14,7 @@ from smalti.data.load import Data
 from smalti.exporting import bundle, huggingface, onnx, timm, torch_export, unilm
 from smalti.exporting.card import Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, require_packages, sample_images
-from smalti.exporting.graphs import outputs
+from smalti.exporting.graphs import outputs_of_both
 from smalti.exporting.subject import Subject
 from smalti.models.mim import MaskedImageModel
 from smalti.models.patch_aggregation import PatchAggregation
@@ -113,9 +113,7 @@ def _bundled(model: str, facts: Facts, compute: Compute) -> _Target:
         return bundle.write(subject, facts, to_json(_config(model, subject)), _step(model), folder)
 
     def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
-        again = load_subject(str(folder), compute)
-        ours, theirs = (outputs(network, images) for network in (subject.network, again.network))
-        return {name: (value, theirs[name]) for name, value in ours.items()}
+        return outputs_of_both(subject.network, load_subject(str(folder), compute).network, images)
 
     return _Target((), write, compare)
 

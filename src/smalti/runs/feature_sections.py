@@ -28,10 +28,7 @@ _ROWS, _COLUMNS, _CELL = 18, 30, 32
 
 
 def feature_sections(
-    backbone: VisionTransformer,
-    held_out: InMemoryDataset,
-    compute: Compute,
-    channels: tuple[int, ...] | None = None,
+    backbone: VisionTransformer, held_out: InMemoryDataset, compute: Compute, channels: tuple[int, ...] | None
 ) -> list[Section]:
     """What a frozen backbone finds alike among held-out images, of which `channels` are shown.
 

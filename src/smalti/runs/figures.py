@@ -13,8 +13,6 @@ class Figure(NamedTuple):
     """A figure of a result.
 
     Attributes:
-        text: what it is called.
-        form: its format.
         greater: whether it is better the greater; None of baselines, and of what is no merit.
     """
 

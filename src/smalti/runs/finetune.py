@@ -23,12 +23,12 @@ from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import holds_run, read_config, read_kind, run_folder
-from smalti.runs.model_selection import BEST, Best, Choose, Labelled, Measured, Shares, known_first, read_chosen
+from smalti.runs.model_selection import BEST, Best, Choose, Labelled, Measured, Shares, known_first
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
 from smalti.runs.training_run import BackboneRun
-from smalti.training.checkpoint import Checkpoint, load_frozen
+from smalti.training.checkpoint import Checkpoint, is_checkpoint, load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
 from smalti.training.trainer import Trainer
 from smalti.weights.source import SourceWeights
@@ -45,8 +45,7 @@ class Finetune(BackboneRun):
         "", "labelled images to make choices on; empty: data.held-out where there is a test, else a share (validation)"
     )
     init: str = setting(
-        "",
-        "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn",
+        "", "weights to start from: a run of pretrain or finetune, a ViT or BEiT of timm or transformers; empty: drawn"
     )
     task: Classification | Segmentation = Classification()
     freeze: bool = setting(False, "only the head learns, and the norm before it")
@@ -74,8 +73,8 @@ class Finetune(BackboneRun):
         require(0 < self.validation < 1, f"a validation share of {self.validation}", "use one in (0, 1)")
 
     def read_weights(self, run: Path) -> Checkpoint:
-        """The selected weights."""
-        return read_chosen(run, self.choose)
+        """The selected weights of a finished run; of one checkpoint those in it."""
+        return read_checkpoint(run / BEST if self.choose == "best" and not is_checkpoint(run) else run)
 
     def divided(self, given: AnyImages, log: Log) -> Labelled:
         """The training, validation and test images."""
@@ -198,8 +197,8 @@ def prepare(
         known, outputs = known_outputs(config), task.outputs(parts.classes)
         if set(known) < set(outputs):
             source = source.grown(model.state_dict(), known, outputs)
-        for line in (init_from_weights(model, source), describe_growth(config.init, known, outputs)):
-            (log or Log()).say(line) if line else None
+        for line in filter(None, (init_from_weights(model, source), describe_growth(config.init, known, outputs))):
+            (log or Log()).say(line)
     if config.freeze:
         model.backbone.requires_grad_(False)
     trainer = Trainer(task.objective(model), config.optimiser, plan, config.ema_decay)
@@ -245,11 +244,7 @@ def describe_growth(init: str, known: tuple[str, ...], outputs: tuple[str, ...])
 
 
 def _run_at(init: str) -> "Pretrain | Finetune":
-    """The configuration of the run to start from.
-
-    Raises:
-        UsageError: that run has no backbone.
-    """
+    """The configuration of the run to start from."""
     kind = read_kind(init)
     if kind == Finetune.__name__:
         return read_config(init, Finetune)

@@ -17,18 +17,11 @@ from smalti import __version__
 from smalti.core.addresses import is_address, without_secrets
 from smalti.core.config import Field, from_json, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
-from smalti.core.files import (
-    copy_folder,
-    make_folder,
-    open_to_others,
-    remove_leftovers,
-    write_bytes,
-    write_json,
-)
+from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
-from smalti.core.stored import parse_json, read_lines, read_object, read_stored
+from smalti.core.stored import parse_json, read_lines, read_object, read_object_if_any, read_stored
 from smalti.core.versions import environment
 from smalti.training.bundle import MAX_CONFIG, read_bundle
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
@@ -194,12 +187,9 @@ def create(out: str, config: object) -> RunFolder:
             fix = f"go on with --resume {shlex.quote(str(path))}, or choose" if is_run(out) else "choose"
             raise UsageError(f"{path} is not empty", cause="a run never overwrites", fix=f"{fix} another --out")
         make_folder(path)
-    return _with_config(path, config)
-
-
-def reopen(out: str, config: object) -> RunFolder:
-    """The folder of a resumed run, whose configuration may have changed."""
-    return _with_config(Path(out).expanduser(), config)
+    folder = RunFolder(path)
+    folder.write_config(config)
+    return folder
 
 
 def copy_run(run: str, out: str) -> None:
@@ -222,10 +212,8 @@ def is_run(out: str) -> bool:
 
 def holds_run(model: str) -> bool:
     """Whether the config.json of a folder was written by smalti and not by another program; no path is no folder."""
-    try:
-        return bool(model) and "smalti" in read_object(Path(model).expanduser() / _CONFIG, MAX_CONFIG, follow=True)
-    except (OSError, ValueError):
-        return False
+    path = Path(model).expanduser() / _CONFIG
+    return bool(model) and "smalti" in (read_object_if_any(path, MAX_CONFIG, follow=True) or {})
 
 
 def require_run(run: str, fix: str) -> None:
@@ -295,22 +283,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """A file of a run that cannot be read is damaged.
-
-    Raises:
-        CheckpointError: in the place of what the block raises.
-    """
+    """A file of a run that cannot be read is damaged."""
     try:
         yield
     except (OSError, ValueError, UsageError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{path} is damaged", cause=cause) from error
-
-
-def _with_config(path: Path, config: object) -> RunFolder:
-    folder = RunFolder(path)
-    folder.write_config(config)
-    return folder
 
 
 def _read_config(model: str) -> dict[str, Any]:
@@ -344,9 +322,7 @@ def changes(before: object, now: object) -> list[tuple[Field, str]]:
     return found
 
 
-def require_same_settings(
-    run: str, before: object, now: object, allow_inexact: bool, effects: Sequence[str] = ()
-) -> None:
+def require_same_settings(run: str, before: object, now: object, allow_inexact: bool, effects: Sequence[str]) -> None:
     """Report what differs in the settings of a resumed run, and what that does (`effects`).
 
     The definition of a field says whether it may differ (`core.config.Resume`); whether the images differ is determined

@@ -49,11 +49,7 @@ def _normalised(vit: ViT, place: str, kind: Statistics) -> ViT:
 
 
 def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
-    """The network with the weights, and the names of those that it does not have.
-
-    Raises:
-        CheckpointError: a weight is missing, or has another shape.
-    """
+    """The network with the weights, and the names of those that it does not have."""
     weights = source.as_configured(vit)
     with torch.device("meta"):  # which takes no memory: shapes are compared first
         planned, _ = _built(source, weights, vit)
@@ -81,7 +77,12 @@ def _built(source: SourceWeights, weights: Mapping[str, Tensor], vit: ViT) -> tu
         return build_classifier(vit, num_classes, pooling), tuple(map(str, range(num_classes)))
     if {"head.weight", "mask_token"} <= weights.keys():
         return build_mim(vit, len(weights["head.weight"])), ()
+    return bare_backbone(vit, weights), ()
+
+
+def bare_backbone(vit: ViT, weights: Mapping[str, Tensor]) -> VisionTransformer:
+    """A backbone with random weights, without a final norm where these weights have none."""
     backbone = vit.build()
     if "backbone.norm.weight" not in weights:
         backbone.norm = nn.Identity()
-    return backbone, ()
+    return backbone

@@ -14,13 +14,13 @@ from typing import TypeAlias
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Batch, Evaluation
+from smalti.core.contracts import Batch
 from smalti.core.errors import CheckpointError, is_out_of_memory
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.distributed.collectives import all_gather, from_rank0, full_tensors
 from smalti.runs.folder import REBUILDING, RunFolder
-from smalti.runs.pretraining_checks import ReferenceComparison, token_loss
+from smalti.runs.pretraining_checks import OnlineProbe, ReferenceComparison, token_loss
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint, read_checkpoint_on_rank0
 from smalti.training.loop import RunHooks
 from smalti.training.nonfinite import NotFiniteError, write_captured
@@ -38,7 +38,6 @@ class Baselines:
 
     Attributes:
         unigram_entropy: what a guess costs that never looks, in nats a masked token; None for other losses.
-        reference: the nearest of our own runs.
     """
 
     unigram_entropy: float | None = None
@@ -55,32 +54,14 @@ NO_BASELINES = Baselines()
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Which pictures of a run go to which tracker.
-
-    Attributes:
-        tracking: the tracker; None where there is none, and on all ranks but the first.
-        every: steps between pictures; 0: none.
-        make: makes them.
-    """
-
-    tracking: Tracking | None = None
-    every: int = 0
-    make: Pictures | None = None
-
-
-_NOTHING_SHOWN = Shown()
-
-
-@dataclass(frozen=True)
 class TrainingHooks(RunHooks):
     """The hooks of a run that has a run folder.
 
     Attributes:
         look: called before every save that `plan` asks for; it must not change the trainer.
         evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
-        baselines: what the loss is compared with.
-        shown: the pictures that are logged.
+        tracking: the tracker; None where there is none, and on all ranks but the first.
+        pictures: makes the pictures that are logged, every `log_pictures` steps; None: there are none.
     """
 
     folder: RunFolder
@@ -89,9 +70,11 @@ class TrainingHooks(RunHooks):
     writer: BackgroundWriter
     go_on: str
     look: Callable[[Trainer], None] | None = None
-    evaluation: Evaluation | None = None
+    evaluation: OnlineProbe | None = None
     baselines: Baselines = NO_BASELINES
-    shown: Shown = _NOTHING_SHOWN
+    tracking: Tracking | None = None
+    pictures: Pictures | None = None
+    log_pictures: int = 0
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint in a background thread."""
@@ -140,16 +123,16 @@ class TrainingHooks(RunHooks):
 
     def show(self, trainer: Trainer) -> None:
         """Make the pictures that are due, and send what there is of the step to the tracker."""
-        shown = self.shown
-        if shown.every and (trainer.step % shown.every == 0 or trainer.step == self.plan.steps):
+        step, tracking = trainer.step, self.tracking
+        if self.pictures is not None and (step % self.log_pictures == 0 or step == self.plan.steps):
             weights = full_tensors(trainer.trained.state_dict())  # of all ranks, where they are sharded
-            if shown.tracking is not None and shown.make is not None:
+            if tracking is not None:
                 try:
-                    shown.tracking.show(shown.make(weights))
+                    tracking.show(self.pictures(weights))
                 except Exception as error:
-                    shown.tracking.failed(error)
-        if shown.tracking is not None:
-            shown.tracking.end_step(trainer.step)
+                    tracking.failed(error)
+        if tracking is not None:
+            tracking.end_step(step)
 
     def remarks(self, step: int, values: Mapping[str, float]) -> tuple[str, str]:
         """The bits saved, and how the loss compares with that of the reference run."""

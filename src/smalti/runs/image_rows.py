@@ -110,21 +110,7 @@ class ImageRows(ReadOptions):
         return there
 
 
-class ComputedRows(NamedTuple):
-    """What was computed of a batch.
-
-    Attributes:
-        positions: of its readable images in the data set, (m,).
-        rows: float32, (m, F), on any device.
-        bad: path and reason of the images that cannot be read.
-    """
-
-    positions: NDArray[np.int64]
-    rows: Float[Tensor, "m F"]
-    bad: list[tuple[str, str]]
-
-
-ComputeRows: TypeAlias = Callable[[list[NDArray[np.int64]]], Generator[ComputedRows, None, None]]
+ComputeRows: TypeAlias = Callable[[list[NDArray[np.int64]]], Generator[Block, None, None]]
 """Computes the rows of batches, given the positions of their images; one result for each batch, in order."""
 
 
@@ -174,13 +160,9 @@ def rendered(
     look: Callable[[UInt8[Tensor, "B C h w"]], Float[Tensor, "B F"]],
     log: Log,
 ) -> ComputeRows:
-    """Rows of the centres of images in one size (height, width), which workers decode while others are computed.
+    """Rows of the centres of images in one size (height, width), which workers decode while others are computed."""
 
-    Args:
-        look: the rows of a batch of pixels.
-    """
-
-    def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
+    def see(batches: list[NDArray[np.int64]]) -> Generator[Block, None, None]:
         if not batches:
             return
         here = source.in_order or source.pixels is not None  # processes would read out of order, or copy pixels
@@ -194,7 +176,7 @@ def rendered(
                 kept = found.shown == wanted  # in the place of an unreadable image another one is rendered
                 reasons |= {item.position: item.reason for item in found.bad}
                 bad = [(source.name(spot), reasons.get(spot, "unknown")) for spot in wanted[~kept].tolist()]
-                yield ComputedRows(wanted[kept], look(torch.from_numpy(found.arrays[0][kept])), bad)
+                yield Block(wanted[kept], look(torch.from_numpy(found.arrays[0][kept])), bad)
 
     return see
 
@@ -255,11 +237,10 @@ def _compute(config: ImageRows, blocks: Blocks, see: ComputeRows, log: Log) -> N
                 parts.append(part)
                 done += len(wanted)
                 bar.update(done)
-            bad = [item for part in parts for item in part.bad]
-            for item in bad:
+            whole = Block.joined(parts)
+            for item in whole.bad:
                 left_out.add(*item)
-            positions = np.concatenate([part.positions for part in parts])
-            blocks.store(number, Block(positions, torch.cat([part.rows for part in parts]).cpu().numpy(), bad))
+            blocks.store(number, whole)
 
 
 def _batches(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -20,7 +20,7 @@ from smalti.data.load import Data
 from smalti.exporting import bundle
 from smalti.exporting.card import IMPORTED, Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, sample_images
-from smalti.exporting.graphs import outputs
+from smalti.exporting.graphs import outputs_of_both
 from smalti.exporting.subject import Subject
 from smalti.exporting.transformers_source import last_hidden_state
 from smalti.models.classifier import ImageClassifier
@@ -120,8 +120,7 @@ def _configuration(subject: Subject) -> Pretrain | Finetune:
 def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pairs:
     """What the network computes, what the folder does, and, of a folder of transformers, what that library does."""
     again = load_subject(str(folder), choose_compute("cpu", "fp32"))
-    ours, theirs = (outputs(network, images) for network in (subject.network, again.network))
-    pairs = {name: (value, theirs[name]) for name, value in ours.items()}
+    pairs = outputs_of_both(subject.network, again.network, images)
     settings = describing(str(place)) if importlib.util.find_spec("transformers") is not None else None
     weights = {} if settings is None else read_weights(str(place))  # they are read again only where they are compared
     if settings is None or not is_huggingface(weights):

@@ -15,12 +15,11 @@ Columns: TypeAlias = dict[str, UInt8[np.ndarray, "n _H _W _C"]]
 """Pictures by the name of the way to see them; a row is an image."""
 
 
-def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None = None) -> tuple[Columns, str]:
+def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None) -> tuple[Columns, str]:
     """Masked images and what the network predicts, by column heading, with a description.
 
     Args:
         batch: with masks, and with tokens unless pixels are predicted.
-        shown: the channels in pictures, see `false_colours`.
     """
     if inpainter.tokenizer is None:
         return painted_in(inpainter, batch, shown)
@@ -28,12 +27,11 @@ def completions(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None 
     return completed(seen, _patch_size(inpainter), shown)
 
 
-def painted_in(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None = None) -> tuple[Columns, str]:
+def painted_in(inpainter: Inpainter, batch: Batch, shown: Sequence[int] | None) -> tuple[Columns, str]:
     """The pictures of a network that predicts pixels, by column heading, with a description."""
     assert isinstance(inpainter.target, Pixels)
-    assert batch.mask is not None
     original = to_pixels(batch.image, shown)
-    masked = mask_overlay(original, batch.mask.cpu().numpy(), _patch_size(inpainter))
+    masked = mask_overlay(original, batch.masks[0].cpu().numpy(), _patch_size(inpainter))
     predicted = to_pixels(paint(inpainter.model, inpainter.target, batch, inpainter.compute), shown)
     true = " Brightness and contrast of each masked patch are not predicted but the true ones."
     return {"original": original, "masked": masked, "predicted": predicted}, (

@@ -6,7 +6,6 @@ The selected weights are those with the best validation score, or the last.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,7 +21,7 @@ from smalti.data.groups import together
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
 from smalti.data.splits import few_labels, put_aside
 from smalti.runs.folder import RunFolder
-from smalti.training.checkpoint import FOLDER, Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
+from smalti.training.checkpoint import FOLDER, write_checkpoint
 from smalti.training.trainer import Trainer
 
 Outputs: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -36,7 +35,6 @@ class Labelled(NamedTuple):
 
     Attributes:
         train: the training images; its `held_out` is the validation images.
-        test: the test images, used once, at the end.
     """
 
     train: AnyImages
@@ -68,18 +66,11 @@ class Shares(NamedTuple):
 
 
 def divide(
-    images: AnyImages,
-    data: Data,
-    test: str,
-    shares: Shares,
-    log: Log,
-    outputs: Outputs = tuple,
-    validation: str = "",
+    images: AnyImages, data: Data, test: str, shares: Shares, log: Log, outputs: Outputs = tuple, validation: str = ""
 ) -> Labelled:
     """Hold out validation images, then keep as many labels as are asked for.
 
     Args:
-        images: the images of `data`.
         test: DATA of separate test images. The held-out images of `data` are then for validation, and nothing else is
             held out; otherwise the held-out images of `data` are the test set.
         validation: DATA of separate validation images; no training images are then held out for validation.
@@ -178,7 +169,6 @@ class Best:
     """Evaluates the weights at each save, and keeps the best in best/. Scores are written to metrics.jsonl.
 
     Attributes:
-        measure: evaluates a network on the validation images.
         by: the score to maximise.
     """
 
@@ -199,7 +189,8 @@ class Best:
                 remove_folder(folder)
         network = copy.deepcopy(trainer.trained)
         network.eval()
-        before = [line[f"{_STAGE}_{self.by}"] for line in self._lines()]
+        lines = [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
+        before = [line[f"{_STAGE}_{self.by}"] for line in lines]
         try:
             measured = self.measure(network).scores
         except Exception as error:
@@ -207,19 +198,11 @@ class Best:
                 raise
             self.log.say(f"warning: no {_STAGE} after step {trainer.step}: out of memory")
             if not before:
-                write_checkpoint(best, trainer.step, trainer.trained, {})
+                write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
             return
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         self.log.record(stage=_STAGE, step=trainer.step, **named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")
         if measured[self.by] >= max(before, default=0.0):
-            write_checkpoint(best, trainer.step, trainer.trained, {})
-
-    def _lines(self) -> list[dict[str, Any]]:
-        return [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
-
-
-def read_chosen(run: Path, choose: Choose) -> Checkpoint:
-    """The selected weights of a finished run; of one checkpoint those in it."""
-    return read_checkpoint(run / BEST if choose == "best" and not is_checkpoint(run) else run)
+            write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})

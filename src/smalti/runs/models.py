@@ -24,6 +24,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.foreign import bare_backbone
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import input_of, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -65,31 +66,15 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     weights = read_checkpoint(Path(run).expanduser()).model
     require_alike(config.decoder, weights, run)
     weights = lasting(weights)
-    if "head.bias" in weights:
-        return _frozen(
-            lambda: build_mim(config.backbone, weights["head.bias"].numel(), decoder=config.decoder),
-            config.backbone,
-            weights,
-            run,
-            compute,
-        )
-
-    def backbone() -> VisionTransformer:
-        built = config.backbone.build()
-        if "backbone.norm.weight" not in weights:
-            built.norm = nn.Identity()
-        return built
-
+    vit, head = config.backbone, weights.get("head.bias")
+    if head is not None:
+        return _frozen(lambda: build_mim(vit, len(head), decoder=config.decoder), vit, weights, run, compute)
     bare = {name.removeprefix("backbone."): value for name, value in weights.items()}
-    return _frozen(backbone, config.backbone, bare, run, compute)
+    return _frozen(lambda: bare_backbone(vit, weights), vit, bare, run, compute)
 
 
 def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: str, compute: Compute) -> N:
-    """The frozen network with these weights. A configuration of far more weights takes no memory.
-
-    Raises:
-        CheckpointError: the configuration is of another network.
-    """
+    """The frozen network with these weights. A configuration of far more weights takes no memory."""
     there = sum(value.numel() for value in weights.values())
     blocks = vit.depth * vit.embed_dim**2 * (4 + 2 * vit.mlp_ratio)
     positions = math.prod(vit.grid) * (vit.embed_dim if vit.positions == "absolute" else vit.num_heads)

@@ -31,7 +31,7 @@ from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import process_group
-from smalti.evaluation.feature_blocks import Blocks
+from smalti.evaluation.feature_blocks import Block, Blocks
 from smalti.evaluation.feature_files import PARQUET, text_of
 from smalti.evaluation.prediction_files import (
     CSV,
@@ -49,7 +49,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
-from smalti.runs.image_rows import ComputedRows, ComputeRows, ImageRows, Table, complete, rendered
+from smalti.runs.image_rows import ComputeRows, ImageRows, Table, complete, rendered
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 
@@ -137,11 +137,7 @@ def _cell(value: int | float) -> str:
 
 
 def _tuned(model: str, compute: Compute) -> Tuned:
-    """The network of a fine-tuning run.
-
-    Raises:
-        UsageError: the folder is of another verb.
-    """
+    """The network of a fine-tuning run."""
     kind = read_kind(model)
     if kind != Finetune.__name__:
         fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
@@ -205,7 +201,7 @@ def _summary(config: Predict, tuned: Tuned, blocks: Blocks) -> dict[str, Any]:
     """The number of rows, and how often each class was predicted."""
     task, names = tuned.run.task, list(map(text_of, tuned.classes))
     total, rows = np.zeros(len(names)), 0
-    for part in (blocks.read(number).features for number in range(blocks.count)):
+    for part in (blocks.read(number).features.numpy() for number in range(blocks.count)):
         rows += len(part)
         if isinstance(task, Segmentation):
             total += part.sum(0, dtype=np.float64)
@@ -227,11 +223,7 @@ def _result(config: Predict, images: int, seconds: float) -> dict[str, Any]:
 
 
 def _require_free(config: Predict) -> None:
-    """Check that no masks are there but those of this file.
-
-    Raises:
-        UsageError: there are some.
-    """
+    """Check that no masks are there but those of this file."""
     if config.path.exists() or config.parts.exists() or not config.masks.exists():
         return
     if not config.masks.is_dir() or any(config.masks.iterdir()):
@@ -243,9 +235,6 @@ def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
     """The file of the mask of every image: its key inside `folder`, with .png in the place of its suffix.
 
     It is behind the whole key where that is no image file (data.parquet:0) or others have that name (a.jpg, a.tif).
-
-    Raises:
-        DataError: two images would have the same one.
     """
     whole, short = list[Path](), list[Path]()
     for position in range(len(source)):
@@ -268,7 +257,7 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
     count, size = len(tuned.classes), tuned.run.backbone.img_size
     ids = np.array(task.numbering(count).ids, np.uint8)
 
-    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> ComputedRows:
+    def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Block:
         bad = [
             (source.name(position), sample.cause or sample.what)
             for position, sample in zip(wanted.tolist(), found, strict=True)
@@ -282,9 +271,9 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
             for row, label_map in enumerate(some, start):
                 shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
                 write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
-        return ComputedRows(wanted[kept], shares, bad)
+        return Block(wanted[kept], shares, bad)
 
-    def see(batches: list[NDArray[np.int64]]) -> Generator[ComputedRows, None, None]:
+    def see(batches: list[NDArray[np.int64]]) -> Generator[Block, None, None]:
         with ThreadPoolExecutor(_THREADS) as threads:
             for batch in batches:
                 parts = []
@@ -292,7 +281,6 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
                     some = batch[start : start + AT_ONCE]
                     found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
-                positions, rows, bad = zip(*parts, strict=True)
-                yield ComputedRows(np.concatenate(positions), torch.cat(rows), [item for part in bad for item in part])
+                yield Block.joined(parts)
 
     return see

@@ -37,7 +37,7 @@ from smalti.runs import train_tokenizer
 from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
 from smalti.runs.hooks import Baselines
 from smalti.runs.inpainting_pictures import completions
-from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe, setup_of
+from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -134,15 +134,6 @@ class Pretrain(BackboneRun):
     def compiles_loss(self, device: torch.device) -> bool:
         """Whether the loss is compiled too. With mask tokens in the encoder it never is: such runs keep their bits."""
         return isinstance(self.decoder, CrossAttention) and isinstance(self.target, Tokens) and self.compiles(device)
-
-    def comparison(self, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
-        """The comparison of the run with its nearest reference (`comparison_of`), if wanted."""
-        if not self.reference or self.second_tokenizer:
-            return None
-        setup = setup_of(
-            self.target, self.backbone, self.masking, self.decoder, self.plan, vocab_size, self.optimiser.matrices
-        )
-        return comparison_of(setup, baseline, self.plan.batch_size)
 
     def views(self, tokenizer: ImageTokenizer | None, second: ImageTokenizer | None = None) -> MaskedViews:
         """The views of images that the run uses."""
@@ -293,7 +284,7 @@ def _looked_at(config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | N
             held_out, labels = token_views(views, given.held_out, config.data.side), some_labels(given.held_out)
             gate(tokenizer, held_out, train, compute, session.log, accept=config.accept_tokenizer, labels=labels)
         vocab_size, baseline = tokenizer.vocab_size, float(entropy(token_counts(train, tokenizer, compute)))
-    beside = config.comparison(vocab_size, baseline)
+    beside = comparison_of(config, vocab_size, baseline)
     if beside is not None:
         session.log.say(f"reference: {beside.describe()}")
     return Baselines(None if tokenizer is None else baseline, beside)
@@ -330,7 +321,7 @@ def _measured(
         config.backbone, views.num_outputs, decoder=config.decoder, second=codes, aggregation=config.patch_aggregation
     )
     model = load_frozen(model, weights, config.out, session.compute.device)
-    size = config.plan.of_one_of(world_size()).micro_batch_size
+    size = config.plan.micro_batch_size // world_size()
     density = tokenizer is not None and has_density(config.tokenizer)
     measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
     session.log.say(describe_loss(measured))

@@ -7,14 +7,14 @@ few labelled images, and the loss by the nearest of the reference curves.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.config import require, setting
-from smalti.core.contracts import Masking, Tokenizer
+from smalti.core.contracts import Tokenizer
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
@@ -23,25 +23,17 @@ from smalti.data.tokens import encode
 from smalti.evaluation.code_information import CodeInformation, code_information
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.probe import leave_one_out_accuracy
-from smalti.evaluation.reference_curves import (
-    DecoderName,
-    Masks,
-    Reference,
-    Setup,
-    TargetName,
-    nearest,
-    references,
-    standing,
-)
+from smalti.evaluation.reference_curves import Reference, Setup, nearest, references, standing
 from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
 from smalti.functional.masking import Random
 from smalti.functional.metrics import CodebookUse, codebook_use
-from smalti.models.decoder import CrossAttention, Linear
+from smalti.models.decoder import Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import ViT
-from smalti.training.optim import Matrices
-from smalti.training.targets import Pixels, SoftTokens, Tokens
-from smalti.training.training_plan import Plan
+from smalti.training.targets import Pixels
+
+if TYPE_CHECKING:
+    from smalti.runs.pretrain import Pretrain
 
 _TOKENS_A_CODE, _FEWEST_WINDOW = 12, 20_000
 _LEAST_PERPLEXITY, _LEAST_USED, _MOST_POSITION = 0.6, 0.5, 0.9
@@ -241,36 +233,34 @@ class ReferenceComparison:
         return f"{said} after {self.setup.num_images}"
 
 
-def comparison_of(setup: Setup | None, baseline: float, batch_size: int) -> ReferenceComparison | None:
-    """The comparison of a run with its nearest reference; None if there is none.
+def comparison_of(run: "Pretrain", vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
+    """The comparison of a run with its nearest reference; None if it is not wanted, or there is none.
 
     Args:
-        setup: as `setup_of` says.
+        vocab_size: None for pixels.
         baseline: as in `ReferenceComparison`.
-        batch_size: images per step.
     """
-    reference = None if setup is None else nearest(setup, references())
-    if setup is None or reference is None:
+    setup = setup_of(run, vocab_size) if run.reference and not run.second_tokenizer else None
+    if setup is None or (reference := nearest(setup, references())) is None:
         return None
-    return ReferenceComparison(reference, setup, baseline, batch_size)
+    return ReferenceComparison(reference, setup, baseline, run.plan.batch_size)
 
 
-def setup_of(
-    target: Tokens | SoftTokens | Pixels,
-    backbone: ViT,
-    masking: Masking,
-    decoder: Linear | CrossAttention,
-    plan: Plan,
-    vocab_size: int | None,
-    optimiser: Matrices = "adamw",
-) -> Setup | None:
+def setup_of(run: "Pretrain", vocab_size: int | None) -> Setup | None:
     """The compared settings of a run; None for pixels whose errors are in other units than those of the references."""
-    if isinstance(target, Pixels) and target != Pixels():
+    pixels, backbone = isinstance(run.target, Pixels), run.backbone
+    if pixels and run.target != Pixels():
         return None
-    rows, columns = backbone.grid
-    name: TargetName = "pixels" if isinstance(target, Pixels) else "tokens"
-    masked, images = masking.count(backbone.grid), plan.steps * plan.batch_size
-    masks: Masks = "random" if isinstance(masking, Random) else "blocks"
-    kind: DecoderName = "linear" if isinstance(decoder, Linear) else "cross-attention"
-    width, depth, channels = backbone.embed_dim, backbone.depth, backbone.in_chans
-    return Setup(name, vocab_size, rows * columns, masked, width, depth, images, masks, kind, channels, optimiser)
+    return Setup(
+        target="pixels" if pixels else "tokens",
+        vocab_size=vocab_size,
+        num_patches=math.prod(backbone.grid),
+        num_masked_patches=run.masking.count(backbone.grid),
+        embed_dim=backbone.embed_dim,
+        depth=backbone.depth,
+        num_images=run.plan.steps * run.plan.batch_size,
+        masks="random" if isinstance(run.masking, Random) else "blocks",
+        decoder="linear" if isinstance(run.decoder, Linear) else "cross-attention",
+        channels=backbone.in_chans,
+        optimiser=run.optimiser.matrices,
+    )

@@ -50,7 +50,8 @@ def main(config: Replay) -> dict[str, Any]:
     images = _open(run, folder, log)
     trainer, batch = _rebuilt(run, images, compute, captured)
     found = _computed(trainer, batch, compute)
-    watched, batch = _rebuilt(_uncompiled(run), images, compute, captured)
+    uncompiled = run if isinstance(run, TrainTokenizer) else replace(run, compile="off")
+    watched, batch = _rebuilt(uncompiled, images, compute, captured)
     first = first_not_finite(watched.objective.model, lambda: _computed(watched, batch, compute))
     result = {"step": captured.before.step, **numbers_as_json(found), "reproduced": found.same(captured.numbers)}
     result["first"] = None if first is None else first._asdict()
@@ -80,10 +81,6 @@ def _run(folder: str) -> _Run:
     if read_kind(folder) == Finetune.__name__:
         return read_config(folder, Finetune)
     return read_config(folder, TrainTokenizer)
-
-
-def _uncompiled(run: _Run) -> _Run:
-    return run if isinstance(run, TrainTokenizer) else replace(run, compile="off")
 
 
 def _open(run: _Run, captured: Path, log: Log) -> AnyImages:

@@ -1,9 +1,9 @@
 """`smalti report`: one offline HTML file about one or more runs, written again and again while they train."""
 
-import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,7 @@ from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.provenance import names_of, provenance
-from smalti.runs.sections import (
-    comparison_section,
-    pretrain_sections,
-    probe_section,
-    tokenizer_sections,
-    write_page,
-)
+from smalti.runs.sections import comparison_section, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.verdicts import together, verdict_of
 
@@ -71,7 +65,6 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
     """Write a page whenever its runs have new metrics, until they have ended, or Ctrl-C.
 
     Args:
-        runs: run folders.
         target: the page; what reloads it is taken out at the end.
         write: writes it, to be loaded again after so many seconds.
     """
@@ -107,15 +100,12 @@ def watch(runs: tuple[str, ...], target: Path, write: Callable[[int], None]) -> 
 def _state(run: str) -> list[tuple[str, int, int]]:
     """What changes when there is more to show: names, times and sizes of metrics and results."""
     path = Path(run).expanduser()
-    files = sorted([*path.glob("**/metrics.jsonl"), *path.glob("**/result.json"), *path.glob("**/checkpoints/*")])
-    return [(str(file), found.st_mtime_ns, found.st_size) for file in files if (found := _stat(file)) is not None]
-
-
-def _stat(file: Path) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:  # removed meanwhile
-        return None
+    found = list[tuple[str, int, int]]()
+    for file in sorted([*path.glob("**/metrics.jsonl"), *path.glob("**/result.json"), *path.glob("**/checkpoints/*")]):
+        with suppress(OSError):  # removed meanwhile
+            about = file.stat()
+            found.append((str(file), about.st_mtime_ns, about.st_size))
+    return found
 
 
 def _write(given: tuple[str, ...], target: Path, compute: Compute, reload: int = 0) -> None:

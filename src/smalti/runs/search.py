@@ -19,14 +19,7 @@ from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import channels_in, read_square, square
 from smalti.data.token_cache import network_digest
-from smalti.evaluation.feature_files import (
-    FeatureFile,
-    open_features,
-    require_described,
-    said_place,
-    said_window,
-    text_of,
-)
+from smalti.evaluation.feature_files import FeatureFile, open_described, said_place, said_window, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
 from smalti.report.pictures import false_colours, tile_row
@@ -87,9 +80,7 @@ def main(config: Search) -> dict[str, Any]:
     """
     if config.out:
         require_place(Path(config.out).expanduser())
-    features = open_features(Path(config.features).expanduser())
-    require(features.count > 0, f"{features.path} has no rows")
-    require_described(features)
+    features = open_described(Path(config.features).expanduser())
     compute = choose_compute(config.device, config.precision)
     result, lines = _pairs(config, features, compute) if config.near_duplicates else _nearest(config, features, compute)
     if config.out:

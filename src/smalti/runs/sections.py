@@ -32,7 +32,7 @@ from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.inpainting_pictures import completions
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison
+from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison, comparison_of
 from smalti.runs.provenance import TRAINING_RUNS, differences, names_of
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -105,9 +105,7 @@ def _tokenizer_pictures(
     return sections if config.data.channels != 3 else [*sections, _photographs(config, tokenizer, compute)]
 
 
-def _codebook(
-    tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None = None
-) -> Section:
+def _codebook(tokenizer: Tokenizer, held_out: Tensor, compute: Compute, shown: tuple[int, ...] | None) -> Section:
     """The most frequent codes with patches that have them, and the codes that do not occur."""
     found = survey(tokenizer, held_out, compute)
     cards = [
@@ -205,9 +203,9 @@ def _beside(config: Pretrain, result: Mapping[str, Any]) -> ReferenceComparison 
     pixels = isinstance(config.target, Pixels)
     baseline = FLAT_PATCH if pixels else result.get("unigram_entropy_nats")
     vocab_size = None if pixels else vocab_size_of(result)
-    if not config.reference or baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
+    if baseline is None or pixels == (vocab_size is not None) or "soft_loss_nats" in result:
         return None
-    return config.comparison(vocab_size, baseline)
+    return comparison_of(config, vocab_size, baseline)
 
 
 def _reference(
@@ -316,8 +314,7 @@ def layer_charts(rows: Mapping[str, Mapping[str, Any]]) -> str:
             if layer != "0":
                 poolings.setdefault(pooling, {}).setdefault(layer, {})[name] = accuracy
     return "".join(
-        by_layer(list(layers.items()), xlabel="block", ylabel=f"{pooling}: validation accuracy", width=280, height=230)
-        for pooling, layers in poolings.items()
+        by_layer(list(layers.items()), ylabel=f"{pooling}: validation accuracy") for pooling, layers in poolings.items()
     )
 
 

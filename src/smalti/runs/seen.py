@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Grid
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
+from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.open import EMBEDDED, lasting
 from smalti.data.decode import decode
@@ -199,14 +199,13 @@ def _predicted(
         require(not config.samples, f"{config.model} predicts pixels: nothing can be drawn from them")
         columns, note = painted_in(inpainter, batch, shown)
         return ModelPictures(columns, captions, note)
-    assert batch.mask is not None
-    assert batch.mask_index is not None
-    log_p, places = inpainter.log_probabilities(batch), batch.mask_index.cpu()
-    rows, device = list(zip(log_p, places.tolist(), strict=True)), batch.mask.device
+    mask, index, _ = batch.masks
+    log_p, places = inpainter.log_probabilities(batch), index.cpu()
+    rows, device = list(zip(log_p, places.tolist(), strict=True)), mask.device
     best = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, log_p.argmax(-1).to(device))
     columns, note = completed(best, inpainter.views.backbone.patch_size, shown)
-    values = torch.full(batch.mask.shape, torch.nan).scatter(1, places, entropy(log_p))
-    values = values.where(batch.mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
+    values = torch.full(mask.shape, torch.nan).scatter(1, places, entropy(log_p))
+    values = values.where(mask.cpu(), torch.nan).unflatten(1, inpainter.views.backbone.grid)
     random = float(np.log(log_p.shape[-1]))
     columns["entropy"] = heat_map(values.numpy(), random, "viridis", columns["original"])
     for number in range(config.samples):
@@ -331,7 +330,8 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
         for position in even_sample(len(source), config.count):
             pictures.append(read_square(source, position, data.side).pixels)
             names.append(source.key(position))
-            true.append(_class_of(source, position))
+            label = source.label(position)
+            true.append(source.classes[label] if label >= 0 else "")
     stacked = np.stack([np.broadcast_to(picture, (data.side, data.side, data.channels)) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), names, true
 
@@ -339,9 +339,3 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
 def _captions(names: list[str], true: list[str]) -> list[str]:
     """The name of each image, with its class where the name does not say it."""
     return [name if label in name else f"{name}: {label}" for name, label in zip(names, true, strict=True)]
-
-
-def _class_of(source: ImageDataset, position: int) -> str:
-    """The name of the class of an image, empty where it has none."""
-    label = source.label(position)
-    return source.classes[label] if label >= 0 else ""

@@ -226,12 +226,7 @@ class Segmentation:
         return ()
 
     def measure(
-        self,
-        model: nn.Module,
-        images: ImageDataset,
-        outputs: tuple[str, ...],
-        size: tuple[int, int],
-        compute: Compute,
+        self, model: nn.Module, images: ImageDataset, outputs: tuple[str, ...], size: tuple[int, int], compute: Compute
     ) -> Measured:
         """Evaluate a network with these outputs."""
         found = confusion_on(model, images, size, self.window, compute)
@@ -294,11 +289,7 @@ def _neutral(outputs: tuple[str, ...]) -> tuple[int, ...]:
 def _numbered(
     pairs: SegmentationDataset, present: Mapping[int, Path], numbering: Numbering, classes: tuple[str, ...]
 ) -> SegmentationDataset:
-    """The pairs with their mask ids as class numbers, once all ids in the masks are known.
-
-    Raises:
-        DataError: an id belongs to no class, or all ids are void.
-    """
+    """The pairs with their mask ids as class numbers, once all ids in the masks are known."""
     if present.keys() == {numbering.void}:
         raise DataError(f"{pairs.masks} has void pixels only", fix="check --task.void")
     for number, mask in present.items():

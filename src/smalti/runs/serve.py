@@ -20,7 +20,7 @@ from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import square
 from smalti.data.token_cache import network_digest
-from smalti.evaluation.feature_files import open_features, require_described, said_place
+from smalti.evaluation.feature_files import open_described, said_place
 from smalti.evaluation.neighbours import scale_of_file
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.models import load_inpainter
@@ -146,9 +146,7 @@ def load_nearest(config: Serve, predictor: "Predictor") -> "NearestImages":
     """
     from smalti.serving.nearest_images import NearestImages
 
-    features, backbone = open_features(Path(config.features).expanduser()), predictor.model.backbone
-    require_described(features)
-    require(features.count > 0, f"{features.path} has no rows")
+    features, backbone = open_described(Path(config.features).expanduser()), predictor.model.backbone
     if network_digest(backbone) != features.about["weights"]:
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {config.model}", cause=cause, fix="use smalti embed")

@@ -15,13 +15,8 @@ import torch
 from smalti import __version__
 from smalti.core.compute import Compute, RunEnvironment, choose_compute
 from smalti.core.config import kind_name, leaves, require
-from smalti.core.contracts import Batches, Evaluation
-from smalti.core.errors import (
-    EXIT_OUT_OF_MEMORY,
-    DataError,
-    UnmeasuredError,
-    is_out_of_memory,
-)
+from smalti.core.contracts import Batches
+from smalti.core.errors import EXIT_OUT_OF_MEMORY, DataError, UnmeasuredError, is_out_of_memory
 from smalti.core.files import require_space
 from smalti.core.log import Log
 from smalti.core.notebook import Result
@@ -36,20 +31,15 @@ from smalti.runs.folder import (
     create,
     public_settings,
     read_config,
-    reopen,
     require_exact,
     require_same_settings,
     writing,
 )
-from smalti.runs.hooks import NO_BASELINES, Baselines, Pictures, Shown, TrainingHooks
+from smalti.runs.hooks import NO_BASELINES, Baselines, Pictures, TrainingHooks
+from smalti.runs.pretraining_checks import OnlineProbe
 from smalti.runs.training_run import LEARNING_RATE, TrainingRun
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
-from smalti.training.checkpoint import (
-    BackgroundWriter,
-    has_checkpoint,
-    newest_step,
-    read_checkpoint_on_rank0,
-)
+from smalti.training.checkpoint import BackgroundWriter, has_checkpoint, newest_step, read_checkpoint_on_rank0
 from smalti.training.loop import fit
 from smalti.training.profiling import Profiled
 from smalti.training.trackers import open_tracker, require_tracker
@@ -93,14 +83,20 @@ class Session:
 
     @staticmethod
     def _open(config: TrainingRun, resume: bool, compute: Compute | None, allow_inexact: bool) -> "Session":
-        require_same("configuration", {field.name: field.value for field in leaves(config)} | _program())
+        # with the same program sums are computed in the same order
+        program = {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        require_same("configuration", {field.name: field.value for field in leaves(config)} | program)
         resumed = resume and from_rank0(lambda: has_checkpoint(Path(config.out).expanduser()))
         if resumed:
             before = read_config(config.out, type(config))
             step = from_rank0(lambda: newest_step(Path(config.out).expanduser()) or 0)
             what = effects(before, config, step)
             require_same_settings(config.out, before, config, allow_inexact, what)
-        folder = reopen(config.out, config) if resume else create(config.out, config)
+        if resume:
+            folder = RunFolder(Path(config.out).expanduser())
+            folder.write_config(config)
+        else:
+            folder = create(config.out, config)
         chosen = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
@@ -108,11 +104,11 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T, images: AnyImages | None = None) -> T:
+    def settled(self, config: T, images: AnyImages) -> T:
         """The configuration with device, number format and storage of the images as decided: a resumed run must
         not decide them again."""
-        data = config.data if images is None else config.data.settled(images)
-        return replace(config, data=data, device=self.compute.device_kind, precision=self.compute.precision)
+        compute, data = self.compute, config.data.settled(images)
+        return replace(config, data=data, device=compute.device_kind, precision=compute.precision)
 
     def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
         """For a new run, write the settled configuration and the class names of a classifier's outputs."""
@@ -126,7 +122,6 @@ class Session:
 
         Args:
             network: the digest of the tokenizer, or of a tokenizer's teacher; None: there is none.
-            named: what that is, for messages.
 
         Raises:
             DataError: the run is resumed, and the images are not those it started with.
@@ -156,7 +151,7 @@ class Session:
         batches: Batches,
         config: TrainingRun,
         look: Callable[[Trainer], None] | None = None,
-        evaluation: Evaluation | None = None,
+        evaluation: OnlineProbe | None = None,
         baselines: Baselines = NO_BASELINES,
         pictures: Pictures | None = None,
     ) -> None:
@@ -189,8 +184,11 @@ class Session:
             name_lost_rank(),
             self._tracking(config, trainer.step) as tracking,
         ):
-            shown = Shown(tracking, 0 if config.log == "none" or pictures is None else config.log_pictures, pictures)
-            hooks = TrainingHooks(self.folder, self.compute, plan, writer, go_on, look, evaluation, baselines, shown)
+            hooks = TrainingHooks(
+                *(self.folder, self.compute, plan, writer, go_on, look, evaluation, baselines, tracking),
+                pictures=None if config.log == "none" or config.log_pictures == 0 else pictures,
+                log_pictures=config.log_pictures,
+            )
             fit(trainer, batches, plan, self.log, title=title, compute=self.compute, hooks=hooks)
         self.folder.require_ours()
 
@@ -294,11 +292,6 @@ def with_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: with_null(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _program() -> dict[str, str | int]:
-    """What else must be equal on all ranks, so that sums are computed in the same order."""
-    return {"smalti": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def seconds_per_step(

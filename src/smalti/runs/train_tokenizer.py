@@ -70,9 +70,7 @@ class TrainTokenizer(TrainingRun):
             self._require_fit(self.tokenizer)
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
-            self.init_images > 0 or self.planned_steps > 0,
-            "a tokenizer fitted to no images",
-            "use more init_images",
+            self.init_images > 0 or self.planned_steps > 0, "a tokenizer fitted to no images", "use more init_images"
         )
 
     def _require_fit(self, tokenizer: TokenizerConfig) -> None:
@@ -193,7 +191,7 @@ def made(
     session.begin(config)
     session.log.say(f"fitted to at most {config.init_images} images; there is nothing to train")
     if is_rank0():
-        write_checkpoint(session.folder.path, 0, tokenizer, {})
+        write_checkpoint(session.folder.path, 0, tokenizer.state_dict(), {})
     return tokenizer
 
 

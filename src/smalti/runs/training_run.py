@@ -60,7 +60,6 @@ class TrainingRun:
         """The configuration with the value window of the run that this one builds on, else as measured where `auto`.
 
         Args:
-            log: for a line about the window.
             before: the window of that run.
             run: its folder, for messages.
             images: where the window is measured, if not on all that `data.path` has.
@@ -84,8 +83,7 @@ class BackboneRun(TrainingRun):
     crop: RandomResizedCrop = RandomResizedCrop()
     backbone: ViT = ViT()
     normalisation: Normalisation | None = setting(
-        None,
-        "of pixels: half (0.5), imagenet, auto (measured); none: as of a run in init, else backbone.mean and .std",
+        None, "of pixels: half (0.5), imagenet, auto (measured); none: as of a run in init, else backbone.mean and .std"
     )
     compile: Compile = setting("auto", "whether to compile the blocks; auto: where it pays")
 

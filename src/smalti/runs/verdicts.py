@@ -48,7 +48,7 @@ def together(runs: Sequence[str]) -> Verdict:
     results, names = {run: RunFolder(Path(run).expanduser()).read_result() for run in runs}, names_of(runs)
     facts, heads = dict[str, str](), dict[str, dict[str, float]]()
     for run, result in results.items():
-        if result and (found := _HEADLINES.get(read_kind(run), _nothing)(result)) is not None:
+        if (found := _headline(read_kind(run), result)) is not None:
             name, value, form = found
             heads.setdefault(name, {})[names[run]] = value
             facts[f"{names[run]}: {name}"] = form.format(value)
@@ -173,22 +173,16 @@ def _finetune_headline(result: Result) -> tuple[str, float, str]:
     return figure.text, value, figure.form
 
 
-def _pretrain_headline(result: Result) -> tuple[str, float, str] | None:
-    saved = result.get("bits_saved_per_token")
-    return None if saved is None else ("bits saved a masked token", saved, "{:.2f}")
-
-
-def _tokenizer_headline(result: Result) -> tuple[str, float, str] | None:
-    found = result.get("psnr_db")
-    return None if found is None else ("PSNR", found, "{:.1f} dB")
-
-
-def _nothing(result: Result) -> None:
-    """Runs without one first number."""
-
-
-_HEADLINES: dict[str, Callable[[Result], tuple[str, float, str] | None]] = {
-    TrainTokenizer.__name__: _tokenizer_headline,
-    Pretrain.__name__: _pretrain_headline,
-    Finetune.__name__: _finetune_headline,
+_HEADLINES = {
+    TrainTokenizer.__name__: ("psnr_db", "PSNR", "{:.1f} dB"),
+    Pretrain.__name__: ("bits_saved_per_token", "bits saved a masked token", "{:.2f}"),
 }
+"""Key, name and form of the first number of a run; of fine-tuning it is the score that chose the weights."""
+
+
+def _headline(kind: str, result: Result) -> tuple[str, float, str] | None:
+    """Name, value and form of the first number of a run; None where it has none yet."""
+    if kind == Finetune.__name__ and result:
+        return _finetune_headline(result)
+    key, name, form = _HEADLINES.get(kind, ("", "", ""))
+    return None if result.get(key) is None else (name, result[key], form)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from smalti import __version__
@@ -15,7 +14,7 @@ from smalti.core.config import from_json, to_json
 from smalti.core.errors import CheckpointError, SmaltiError
 from smalti.core.files import sha256, write_bytes, write_json
 from smalti.core.stored import open_stored, read_object
-from smalti.core.tensors import tensors_of
+from smalti.core.tensors import saved, tensors_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_CONFIG = 2**20
@@ -46,11 +45,8 @@ def write_bundle(
 
     Args:
         folder: exists already.
-        config: that of the run, as JSON values.
-        tokenizer: digest of the tokenizer whose tokens were predicted.
-        source: the file that the weights were imported from.
     """
-    data = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+    data = saved(weights)
     write_bytes(folder / WEIGHTS, data)
     about = {"smalti": __version__, "config": config, "bundle": to_json(Bundle(step, sha256(data), tokenizer, source))}
     write_json(folder / CONFIG, about)

@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti import __version__
@@ -25,7 +25,7 @@ from smalti.core.files import REPLACED, remove_folder, write_folder
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
 from smalti.core.stored import is_whole, parse_object, read_folder
-from smalti.core.tensors import tensors_of
+from smalti.core.tensors import saved, tensors_of
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
 from smalti.training.bundle import read_bundle, read_bundle_weights
 
@@ -54,28 +54,15 @@ class Checkpoint:
     conditions: RunEnvironment | None = None
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Full weights by name, for a model whose own parameters are sharded over ranks."""
-
-    tensors: Mapping[str, Tensor]
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """The tensors by name."""
-        return self.tensors
-
-
 def write_checkpoint(
-    run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
+    run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], keep: int | None = None
 ) -> Path:
     """Write `run/checkpoints/step-XXXXXXXX/`; then remove all older ones but the newest that is whole.
 
     After an error, older checkpoints are still there.
 
     Args:
-        run: the run folder.
-        step: number of optimiser steps done.
-        model: its parameters and persistent buffers are written to model.safetensors.
+        model: parameters and persistent buffers, written to model.safetensors.
         state: other tensors (moments of the optimiser, with an EMA the weights themselves), written to
             state.safetensors.
         keep: a step whose checkpoint is kept as well.
@@ -84,7 +71,7 @@ def write_checkpoint(
         NumericError: a tensor has a value that is NaN or infinite.
         OutputError: it cannot be written.
     """
-    return _write(run, step, model.state_dict(), state, keep, RunEnvironment.now(), set())
+    return _write(run, step, model, state, keep, RunEnvironment.now(), set())
 
 
 class BackgroundWriter:
@@ -103,7 +90,7 @@ class BackgroundWriter:
         self._error: BaseException | None = None
 
     def write(
-        self, run: Path, step: int, model: nn.Module | Weights, state: Mapping[str, Tensor], keep: int | None = None
+        self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], keep: int | None = None
     ) -> None:
         """Start to write a checkpoint, after the previous one is finished.
 
@@ -112,8 +99,9 @@ class BackgroundWriter:
         """
         self.wait()
         self._before()
-        arguments = (run, step, _copied(model.state_dict()), _copied(state), keep, RunEnvironment.now())
-        self._thread = Thread(target=self._write, args=arguments, name=f"checkpoint of step {step}")
+        tensors, conditions = (_copied(model), _copied(state)), RunEnvironment.now()
+        write = partial(_write, run, step, *tensors, keep, conditions, self._whole)
+        self._thread = Thread(target=self._try, args=(write,), name=f"checkpoint of step {step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -139,17 +127,9 @@ class BackgroundWriter:
     ) -> None:
         self.wait()
 
-    def _write(
-        self,
-        run: Path,
-        step: int,
-        model: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        keep: int | None,
-        conditions: RunEnvironment,
-    ) -> None:
+    def _try(self, write: Callable[[], object]) -> None:
         try:
-            _write(run, step, model, state, keep, conditions, self._whole)
+            write()
         except BaseException as error:
             self._error = error
 
@@ -333,8 +313,8 @@ def _write(
         )
     about = {"step": step, "format": _FORMAT, "smalti": __version__, "conditions": asdict(conditions)}
     files = {
-        "model.safetensors": save(_on_cpu(model)),
-        "state.safetensors": save(_on_cpu(state)),
+        "model.safetensors": saved(model),
+        "state.safetensors": saved(state),
         "state.json": (json.dumps(about) + "\n").encode(),
     }
     whole.discard(folder)
@@ -372,10 +352,6 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:

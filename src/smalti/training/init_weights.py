@@ -47,8 +47,9 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     weights = _without_other_decoder(weights, own)
     weights = lasting(weights)
     weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_OPTIONAL)}
-    if any(name.startswith("head.") and not _fits(value, own.get(name)) for name, value in weights.items()):
-        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    heads = {name: value.shape for name, value in weights.items() if name.startswith("head.")}
+    if any(name not in own or shape != own[name].shape for name, shape in heads.items()):
+        weights = {name: value for name, value in weights.items() if name not in heads}
     missing = own.keys() - weights.keys()
     lacking = sorted(name for name in missing if not name.startswith(tuple(_MAY_BE_NEW)))
     if lacking:
@@ -57,8 +58,8 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     line = f"from {source.where}: {_loaded(weights.keys())}"
     line += "" if grid == config.grid else f", for {_by(config.grid)} patches instead of {_by(grid)}"
     line += _initialised(missing)
-    heads = f"; it does not say how many heads it has: {config.num_heads}, as configured"
-    return line if source.heads else line + heads
+    unknown = f"; it does not say how many heads it has: {config.num_heads}, as configured"
+    return line if source.heads else line + unknown
 
 
 def _without_other_decoder(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,10 +68,6 @@ def _without_other_decoder(weights: dict[str, Tensor], own: dict[str, Tensor]) -
     if theirs == ours:
         return weights
     return {name: value for name, value in weights.items() if not name.startswith(("decoder.", "head."))}
-
-
-def _fits(value: Tensor, own: Tensor | None) -> bool:
-    return own is not None and value.shape == own.shape
 
 
 def _loaded(names: Set[str]) -> str:

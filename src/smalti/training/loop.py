@@ -74,12 +74,7 @@ def fit(
 
     Args:
         trainer: the state of training, which is changed.
-        batches: the batch of each step, counted from 0.
-        plan: number of steps, and how often to log, evaluate and save.
-        log: console and metrics.jsonl.
         title: the name of the stage in progress lines and in metrics.jsonl.
-        compute: device and number format.
-        hooks: called between steps.
 
     Raises:
         NotFiniteError: see `Trainer.train_step`; after more than `plan.skip_nonfinite` such steps.

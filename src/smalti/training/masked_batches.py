@@ -139,8 +139,7 @@ class SeveralMasks:
         keys = fold(fold(self.order(step).keys, Stream.NOISE)[:, None], np.arange(self.count)).reshape(-1)
         batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
         batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
-        assert batch.mask_index is not None
-        return batch if batch.scores is None else replace(batch, scores=rows(batch.scores, batch.mask_index))
+        return batch if batch.scores is None else replace(batch, scores=rows(batch.scores, batch.masks[1]))
 
     @property
     def waited(self) -> float:
@@ -185,12 +184,7 @@ def training_batches(
 
 
 def open_cache(
-    folder: Path,
-    views: MaskedViews,
-    images: ImageDataset,
-    tokenizer: ImageTokenizer,
-    batch_size: int,
-    compute: Compute,
+    folder: Path, views: MaskedViews, images: ImageDataset, tokenizer: ImageTokenizer, batch_size: int, compute: Compute
 ) -> TokenCache:
     """The token cache in `folder`, for these views of the images to learn from, in runs with so many in a batch.
 

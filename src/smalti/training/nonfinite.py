@@ -11,12 +11,11 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute, Device, Precision
@@ -26,7 +25,7 @@ from smalti.core.errors import CheckpointError, NumericError, UsageError
 from smalti.core.files import write_folder
 from smalti.core.ranks import world_size
 from smalti.core.stored import parse_object, read_folder
-from smalti.core.tensors import tensors_of
+from smalti.core.tensors import saved, tensors_of
 from smalti.distributed.collectives import full_tensor
 from smalti.training.checkpoint import Checkpoint
 
@@ -61,7 +60,6 @@ class NotFiniteError(NumericError):
 
     Attributes:
         step: optimiser step, counted from 0.
-        numbers: its loss and gradient norms.
     """
 
     def __init__(self, step: int, numbers: Numbers, capture: Path | None = None) -> None:
@@ -94,7 +92,6 @@ def first_not_finite(model: nn.Module, step: Callable[[], Numbers]) -> Place | N
     Of nested modules the innermost is named. What is computed between two modules is attributed to the second.
 
     Args:
-        model: the network.
         step: runs forward and backward passes through `model`.
     """
     for name, value in model.state_dict().items():
@@ -164,10 +161,7 @@ class CapturedStep:
     """The content of such a folder.
 
     Attributes:
-        before: the state of training before the step.
-        numbers: loss and gradient norms of the step.
         index, keys: positions of the images of the batch in the dataset, and their keys.
-        computed: device, number format, threads and processes.
     """
 
     before: Checkpoint
@@ -183,11 +177,6 @@ def write_captured(
     """Write `run/captures/step-XXXXXXXX/`.
 
     Args:
-        run: the run folder.
-        before: the state of training before the step.
-        batch: the images of the step.
-        numbers: loss and gradient norms of the step.
-        compute: device and number format.
         more: files to copy into the folder, such as the configuration of the run.
 
     Raises:
@@ -196,22 +185,15 @@ def write_captured(
     folder = run / "captures" / f"step-{before.step:08d}"
     step = {
         "step": before.step,
-        "loss": _as_json(numbers.loss),
-        "grad_norm": _as_json(numbers.grad_norm),
+        **numbers_as_json(numbers),
         "grad_norms": {name: _as_json(norm) for name, norm in numbers.grad_norms.items()},
         "index": batch.index.tolist(),
         "keys": batch.key.tolist(),
         "derived": "crops, colours, masks and noise are functions of the keys",
-        "computed": {
-            "device": compute.device.type,
-            "precision": "bf16" if compute.dtype == torch.bfloat16 else "fp32",
-            "threads": torch.get_num_threads(),
-            "processes": world_size(),
-        },
+        "computed": asdict(Computed(compute.device_kind, compute.precision, torch.get_num_threads(), world_size())),
     }
-    tensors = {"model.safetensors": before.model, "state.safetensors": before.state}
     files = {path.name: path.read_bytes() for path in more}
-    files |= {name: save({n: v.detach().cpu().contiguous() for n, v in some.items()}) for name, some in tensors.items()}
+    files |= {"model.safetensors": saved(before.model), "state.safetensors": saved(before.state)}
     write_folder(folder, files | {"step.json": (json.dumps(step, indent=2, allow_nan=False) + "\n").encode()})
     return folder
 

@@ -3,6 +3,7 @@
 Fine-tuning learns one class or several labels per image, or the class of every pixel.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,6 +84,17 @@ class Relaxation:
         return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
 
 
+def _of_images(num_images: int, loss: Tensor, said: Mapping[str, Tensor]) -> StepOutput:
+    """A loss and figures that are means over so many images."""
+    count = torch.full((), float(num_images), device=loss.device)
+    return StepOutput(loss * count, count, {name: (value.detach() * count, count) for name, value in said.items()})
+
+
+def _named(likelihood: Likelihood) -> str:
+    """The name of the reconstruction term in metrics."""
+    return "nll" if likelihood == "logit_laplace" else likelihood
+
+
 class DiscreteVAEObjective(Objective):
     """Stage one: the negative evidence lower bound with relaxed tokens, as a mean over sub-pixels.
 
@@ -121,14 +133,11 @@ class DiscreteVAEObjective(Objective):
         unit = kl_weight(1.0, self.model.config.in_chans, self.model.config.stride)
         spread = marginal_entropy(all_reduce_mean(tokens.mean_posterior) if self.training else tokens.mean_posterior)
         loss = nll + unit * (self.beta(now) * tokens.kl - relaxation.spread * spread)
-        count = torch.full((), float(len(images)), device=loss.device)
-        name = "nll" if self.likelihood == "logit_laplace" else self.likelihood
         if self.training and relaxation.dead_after is not None:
             self._seen = tokens.best.flatten(), tokens.ids.flatten()
-        metrics = {name: (nll.detach() * count, count), "kl": (tokens.kl.detach() * count, count)}
         ids = all_gather(tokens.ids) if self.training else tokens.ids
-        metrics["codes"] = codes_seen(ids, self.model.vocab_size)
-        return StepOutput(loss * count, count, metrics)
+        output = _of_images(len(images), loss, {_named(self.likelihood): nll, "kl": tokens.kl})
+        return output._replace(metrics={**output.metrics, "codes": codes_seen(ids, self.model.vocab_size)})
 
     def follow(self, step: int) -> None:
         """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
@@ -169,13 +178,8 @@ class QuantisedObjective(Objective):
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
         if self.training and self.whole_batches:
             self._seen = points.detach().flatten(0, 2), ids.flatten()
-        count = torch.full((), float(len(images)), device=cost.device)
-        said = {
-            "nll" if self.likelihood == "logit_laplace" else self.likelihood: cost.detach(),
-            "gap": distance.detach(),
-        }
-        metrics = {name: (value * count, count) for name, value in (said | self.model.meters()).items()}
-        return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
+        said = {_named(self.likelihood): cost, "gap": distance} | self.model.meters()
+        return _of_images(len(images), cost + self.model.commitment * distance, said)
 
     def follow(self, step: int) -> None:
         """Update the codebook with the points of the last step."""
@@ -212,10 +216,8 @@ class FeatureReconstruction(Objective):
         if self.training:
             patches = patchify(images, self.model.stride).flatten(0, 1)
             self._seen = points.detach().flatten(0, 2), ids.flatten(), patches
-        count = torch.full((), float(len(images)), device=cost.device)
-        said = {"cosine": 1 - cost.detach(), "gap": distance.detach()} | self.model.meters()
-        metrics = {name: (value * count, count) for name, value in said.items()}
-        return StepOutput((cost + self.model.commitment * distance) * count, count, metrics)
+        said = {"cosine": 1 - cost, "gap": distance} | self.model.meters()
+        return _of_images(len(images), cost + self.model.commitment * distance, said)
 
     def follow(self, step: int) -> None:
         """Update the codebook, and what its codes are painted as, with the last step."""
@@ -242,16 +244,13 @@ class MaskedImageModeling(Objective):
         self.target, self.equal_images, self.predicted = target, equal_images, predicted
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
-        assert batch.mask is not None
-        assert batch.mask_index is not None
+        mask, index, _ = batch.masks
         chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
-        assert chosen.mask_weight is not None
+        _, wanted, weight = chosen.masks
         key = batch.key if self.training else None
         both, aggregated = batch.second_ids is not None, self.training and self.model.aggregation is not None
-        predicted = self.model(
-            batch.image, batch.mask, batch.mask_index, key, chosen.mask_index, both=both, aggregated=aggregated
-        )
-        weight = weights_of_equal_images(chosen.mask_weight) if self.equal_images else chosen.mask_weight
+        predicted = self.model(batch.image, mask, index, key, wanted, both=both, aggregated=aggregated)
+        weight = weights_of_equal_images(weight) if self.equal_images else weight
         judge, with_metrics = self._of_both if both else self.target, self.with_metrics or not self.training
         if not aggregated:
             return judge(predicted, chosen, weight, with_metrics)
@@ -276,14 +275,13 @@ def some_masked(batch: Batch, share: float) -> Batch:
 
     `mask` stays as it is. Rows of `mask_weight` that are all 0 stay so; in others padding may be drawn too.
     """
-    assert batch.mask_index is not None
-    assert batch.mask_weight is not None
-    count = batch.mask_index.shape[1]
+    _, index, weight = batch.masks
+    count = index.shape[1]
     drawn = uniform_noise(batch.key, count, stream=2).topk(max(1, round(share * count))).indices.sort().values
     return replace(
         batch,
-        mask_index=batch.mask_index.gather(1, drawn),
-        mask_weight=batch.mask_weight.gather(1, drawn),
+        mask_index=index.gather(1, drawn),
+        mask_weight=weight.gather(1, drawn),
         scores=None if batch.scores is None else rows(batch.scores, drawn),
     )
 

@@ -1,10 +1,10 @@
 """Data parallelism: every rank computes its rows of a batch, and gradients are averaged over ranks."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,57 +17,43 @@ Parallel: TypeAlias = Literal["ddp", "fsdp"]
 """A copy of the network on every rank (ddp), or a shard of every weight (fsdp)."""
 
 
-class Strategy(Protocol):
-    """Computes an objective on the rows of this rank."""
-
-    def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
-        """Loss and metrics of a micro-batch; after the backward pass of the `last` one, gradients are averaged."""
-        ...
-
-
-class SingleProcess:
-    """One process, which calls the objective directly."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-
-    def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
-        return self.objective(rows, step)
-
-
-class DDP:
-    """Every rank has a copy of the weights of rank 0, whose buffers are broadcast before every step."""
-
-    def __init__(self, objective: Objective) -> None:
-        warnings.filterwarnings(
-            "ignore", "Grad strides do not match bucket view strides"
-        )  # they are copied then, which is correct
-        self.module = DistributedDataParallel(objective)
-
-    def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
-        with nullcontext() if last else self.module.no_sync():
-            return self.module(rows, step)
-
-
-class FSDP:
-    """Every rank has a shard of each weight and of its moments; the weights of a block are gathered to compute it."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-
-    def __call__(self, rows: Batch, step: Int[Tensor, ""], *, last: bool) -> StepOutput:
-        from torch.distributed.fsdp import FSDPModule  # takes a second, as below
-
-        assert isinstance(self.objective.model, FSDPModule)
-        self.objective.model.set_requires_gradient_sync(last)
-        return self.objective(rows, step)
+Strategy: TypeAlias = Callable[[Batch, Tensor, bool], StepOutput]
+"""Loss and metrics of the rows of this rank, for a micro-batch, a step, and whether it is the last micro-batch: after
+the backward pass of that one, gradients are averaged."""
 
 
 def strategy_for(objective: Objective, parallel: Parallel) -> Strategy:
     """The strategy for the number of ranks; with FSDP the model of the objective must already be sharded."""
     if world_size() == 1:
-        return SingleProcess(objective)
-    return FSDP(objective) if parallel == "fsdp" else DDP(objective)
+        return lambda rows, step, _: objective(rows, step)
+    return _sharded(objective) if parallel == "fsdp" else _replicated(objective)
+
+
+def _replicated(objective: Objective) -> Strategy:
+    """Every rank has a copy of the weights of rank 0, whose buffers are broadcast before every step."""
+    # where strides differ, gradients are copied, which is correct
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    module = DistributedDataParallel(objective)
+
+    def compute(rows: Batch, step: Tensor, last: bool) -> StepOutput:
+        with nullcontext() if last else module.no_sync():
+            return module(rows, step)
+
+    return compute
+
+
+def _sharded(objective: Objective) -> Strategy:
+    """Every rank has a shard of each weight and of its moments; the weights of a block are gathered to compute it."""
+    from torch.distributed.fsdp import FSDPModule  # takes a second, as below
+
+    model = objective.model
+    assert isinstance(model, FSDPModule)
+
+    def compute(rows: Batch, step: Tensor, last: bool) -> StepOutput:
+        model.set_requires_gradient_sync(last)
+        return objective(rows, step)
+
+    return compute
 
 
 def shard(model: nn.Module) -> None:

@@ -115,9 +115,8 @@ class Pixels:
 
 def masked_tokens(batch: Batch) -> Int[Tensor, "B K"]:
     """The visual tokens at `mask_index`."""
-    assert batch.ids is not None
     assert batch.mask_index is not None
-    return batch.ids.gather(1, batch.mask_index)
+    return batch.tokens.gather(1, batch.mask_index)
 
 
 def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

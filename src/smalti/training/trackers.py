@@ -46,7 +46,6 @@ def open_tracker(name: TrackerName, folder: Path, run_id: str) -> Tracker:
     """Open a run in a tracker.
 
     Args:
-        name: which tracker; not `none`.
         folder: the run folder, whose name the run has there.
         run_id: of the run, if the tracker has it already; else empty.
     """
@@ -60,7 +59,7 @@ def open_tracker(name: TrackerName, folder: Path, run_id: str) -> Tracker:
         return MLflow(folder, run_id) if name == "mlflow" else Trackio(folder, run_id)
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in `tensorboard` of the run folder, one for each part of a run that was interrupted."""
 
     def __init__(self, folder: Path) -> None:
@@ -121,7 +120,7 @@ class TensorBoard:
         return end
 
 
-class Wandb:
+class Wandb(Tracker):
     """Weights & Biases: offline, in `wandb` of the run folder, unless WANDB_MODE says otherwise."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -131,9 +130,6 @@ class Wandb:
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
         quiet = {"silent": True, "console": "off"}
         self.run = wandb.init(project=project, dir=folder, id=self.id, name=folder.name, resume="allow", settings=quiet)
-
-    def forget_after(self, step: int) -> bool:
-        return False
 
     def configuration(self, settings: Mapping[str, Any]) -> None:
         self.run.config.update(dict(settings), allow_val_change=True)
@@ -148,7 +144,7 @@ class Wandb:
         self.run.finish()
 
 
-class MLflow:
+class MLflow(Tracker):
     """MLflow: in its local store, or where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -160,9 +156,6 @@ class MLflow:
         else:
             mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
             self.id = mlflow.start_run(run_name=folder.name).info.run_id
-
-    def forget_after(self, step: int) -> bool:
-        return False
 
     def configuration(self, settings: Mapping[str, Any]) -> None:
         names = sorted(settings)
@@ -180,8 +173,10 @@ class MLflow:
         self.package.end_run()
 
 
-class Trackio:
-    """Trackio: in its local folder, or where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL say."""
+class Trackio(Wandb):
+    """Trackio, with the interface of Weights & Biases: in its local folder, or where TRACKIO_SPACE_ID or
+    TRACKIO_SERVER_URL say.
+    """
 
     def __init__(self, folder: Path, run_id: str) -> None:
         import trackio
@@ -192,17 +187,8 @@ class Trackio:
             project, name=self.id, resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False
         )
 
-    def forget_after(self, step: int) -> bool:
-        return False
-
     def configuration(self, settings: Mapping[str, Any]) -> None:
         self.run.config.update(settings)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-    def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
-        self.run.log({name: self.package.Image(picture) for name, picture in pictures.items()}, step=step)
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):

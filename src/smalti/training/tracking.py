@@ -42,7 +42,7 @@ class Tracker(Protocol):
 
     def forget_after(self, step: int) -> bool:
         """Remove what was logged of later steps; False where that is impossible."""
-        ...
+        return False
 
     def configuration(self, settings: Mapping[str, Any]) -> None: ...
 
@@ -65,13 +65,8 @@ class Tracking:
     again, or not sent again where a tracker cannot remove them.
 
     Args:
-        name: of the tracker, for messages.
-        opened: opens the run in the tracker.
-        folder: the run folder.
         done: the step at which training begins or goes on.
         history: the lines of metrics.jsonl up to then, for a tracker that has not been told of them.
-        settings: the configuration, by name.
-        log: for the warning.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from smalti.distributed.collectives import (
     laid_out_like,
     local_shard,
 )
-from smalti.training.checkpoint import Checkpoint, Weights, load_weights, write_checkpoint
+from smalti.training.checkpoint import Checkpoint, load_weights, write_checkpoint
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from smalti.training.optim import EMA, Optimiser
 from smalti.training.parallel import Parallel, shard, strategy_for
@@ -35,25 +34,13 @@ _SHARE_OF_MEDIAN = 0.1
 _SKIPPED, _ROLLBACKS, _LOSSES = "count.skipped", "count.rollbacks", "count.losses"
 
 
-@runtime_checkable
-class Follower(Protocol):
-    """An objective whose model has state that is updated after the weights, such as an EMA codebook."""
-
-    def follow(self, step: int) -> None:
-        """Called after each successful step; `step` is the number of steps done."""
-
-
 class Trainer:
     """The state of training: weights, buffers, moments of the optimiser, EMA weights and the step counter.
 
     Args:
-        objective: the loss and the model.
-        optimiser: AdamW, or Muon and AdamW, and the schedule of the learning rate.
-        plan: batch size, micro-batches and number of steps.
         ema_decay: decay of the EMA of the weights; None for no EMA.
         frozen: parameters that are not trained, and have no moments, for the first `frozen_steps`.
         frozen_steps: number of those steps.
-        parallel: strategy for several processes.
 
     Raises:
         UsageError: micro-batches were requested for an objective that needs whole batches; or the number of ranks and
@@ -112,8 +99,6 @@ class Trainer:
 
         Args:
             batch: as many images as the plan says.
-            compute: device and number format.
-            with_metrics: whether metrics are needed.
 
         Returns:
             Loss and metrics of the batch, and the norm of the gradient before clipping.
@@ -135,8 +120,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if isinstance(self.objective, Follower):
-            self.objective.follow(self.step)
+        self.objective.follow(self.step)
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
@@ -176,7 +160,7 @@ class Trainer:
         for part in batch.split(self.accumulate):
             last = len(outputs) == self.accumulate - 1
             with compute.autocast():
-                output = self.strategy(part, torch.tensor(self.step), last=last)
+                output = self.strategy(part, torch.tensor(self.step), last)
             unit = all_reduce_mean(output.weight) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
@@ -195,7 +179,7 @@ class Trainer:
         """Write a checkpoint of `trained` and the rest of the state; rank 0 writes."""
         now = self.checkpoint()
         if is_rank0():
-            write(run, self.step, Weights(now.model), now.state)
+            write(run, self.step, now.model, now.state)
 
     def checkpoint(self) -> Checkpoint:
         """The current state, without a copy; sharded tensors are gathered to rank 0 only."""

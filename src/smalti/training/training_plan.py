@@ -43,10 +43,6 @@ class Plan:
         """Images per micro-batch."""
         return self.batch_size // self.accumulate
 
-    def of_one_of(self, processes: int) -> "Plan":
-        """The plan of a single process whose batches are the share that each of `processes` processes has."""
-        return replace(self, batch_size=self.batch_size // processes)
-
     def logs(self, step: int) -> bool:
         """Whether the loss and metrics of this step are logged; steps are counted from 1."""
         return step % self.log_every == 0 or step == self.steps

@@ -78,11 +78,6 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def read_pickle(stream: BytesIO, file: str, expected: Expected) -> Value:
     """The object of the pickle at the current position of `stream`, which is then at the end of the pickle.
 
-    Args:
-        stream: the bytes.
-        file: name of the file, for messages.
-        expected: the names that may occur.
-
     Raises:
         CheckpointError: it refers to a name that is not expected.
         ValueError: it is damaged, or not a pickle.

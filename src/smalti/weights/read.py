@@ -10,7 +10,7 @@ from torch import Tensor
 from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
 from smalti.core.log import Log, printable
-from smalti.core.stored import read_object
+from smalti.core.stored import read_object, read_object_if_any
 from smalti.core.tensors import read_tensors
 from smalti.weights import names
 from smalti.weights.saved_network import read_state_dict
@@ -82,10 +82,7 @@ def is_foreign(place: str) -> bool:
 
 def describing(place: str) -> dict[str, Any] | None:
     """The config.json beside the weights; None where there is none, or none that can be read."""
-    try:
-        return read_object(_file(place).parent / _CONFIG, follow=True)
-    except (OSError, ValueError):
-        return None
+    return read_object_if_any(_file(place).parent / _CONFIG, follow=True)
 
 
 def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -152,7 +149,6 @@ def from_huggingface(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
 
     Args:
         weights: by their names in model.safetensors.
-        config: content of config.json.
 
     Raises:
         CheckpointError: the architecture differs from ours.

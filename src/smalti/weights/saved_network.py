@@ -46,7 +46,6 @@ def read_network(path: Path, classes: frozenset[str]) -> SavedNetwork:
     """The parameters of a network that was saved as a whole module.
 
     Args:
-        path: the file.
         classes: names of the module classes that it may contain.
 
     Raises:

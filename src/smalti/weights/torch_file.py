@@ -108,9 +108,7 @@ def read_file(
 
     Args:
         file: the file, at its beginning; it must stay open while storages are read.
-        name: of the file, for messages.
         classes: names of the classes of which it may contain instances.
-        inert: as of `Expected`.
 
     Raises:
         CheckpointError: it refers to anything else.
