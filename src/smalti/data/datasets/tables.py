@@ -5,6 +5,7 @@ import importlib.util
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -303,6 +304,17 @@ def why(error: Exception) -> str:
     return (
         getattr(error, "strerror", None) or f"damaged: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
     )
+
+
+@contextmanager
+def readable(name: str, fix: str = "check the path") -> Iterator[None]:
+    """Raise a `DataError` that names the file for whatever is raised while it is read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {name}", cause=why(error), fix=fix) from error
 
 
 def _known(columns: list[str], names: tuple[str, ...]) -> list[str]:
