@@ -57,14 +57,6 @@ class _Rule(NamedTuple):
     is_image: IsImage
 
 
-class _Level(NamedTuple):
-    """A folder being scanned: its remaining entries in reverse order, so that the next one is the last."""
-
-    prefix: bytes
-    files: list[bytes]
-    folders: list[bytes]
-
-
 @contextmanager
 def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
     """Show progress where the total is unknown: yields a function to call with the count so far, at any rate."""
@@ -96,40 +88,30 @@ def walk(root: Path, follow: FollowLinks = "inside", is_image: IsImage = has_ima
     """
     top = os.fsencode(root)
     rule = _Rule(link_targets(top), follow, is_image)
-    seen = {_identity(top)}
-    levels = [_Level(b"", [], [])]
-    yield from _list(top, levels[0], rule)
-    while levels:
-        prefix, files, folders = levels[-1]
-        if files and (not folders or files[-1] < folders[-1]):
-            yield Found(prefix + files.pop())
-        elif folders:
-            name = prefix + folders.pop()
-            path = os.path.join(top, name)
-            identity = _identity(path)
-            if identity in seen:
-                yield Found(name, SEEN)
-                continue
-            seen.add(identity)
-            levels.append(_Level(os.path.join(name, b""), [], []))
-            yield from _list(path, levels[-1], rule)
-        else:
-            levels.pop()
-
-
-def _list(path: bytes, level: _Level, rule: _Rule) -> Iterator[Found]:
-    """Fill `level` with a folder's images and sub-folders; yield the entries that are skipped."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            kind = _kind(entry, rule)
-            if kind == "file":
-                level.files.append(entry.name)
-            elif kind == "folder":
-                level.folders.append(entry.name)
-            else:
-                yield Found(level.prefix + entry.name, kind)
-    level.files.sort(reverse=True)
-    level.folders.sort(reverse=True)
+    seen = set[tuple[int, int]]()
+    stack, folders = [b""], {b""}  # what comes next is the last of the stack
+    while stack:
+        name = stack.pop()
+        if name not in folders:
+            yield Found(name)
+            continue
+        folders.remove(name)
+        path = os.path.join(top, name)
+        if (identity := _identity(path)) in seen:
+            yield Found(name, SEEN)
+            continue
+        seen.add(identity)
+        first = len(stack)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                inner, kind = os.path.join(name, entry.name), _kind(entry, rule)
+                if kind not in ("file", "folder"):
+                    yield Found(inner, kind)
+                    continue
+                stack.append(inner)
+                if kind == "folder":
+                    folders.add(inner)
+        stack[first:] = sorted(stack[first:], reverse=True)
 
 
 def _kind(entry: os.DirEntry[bytes], rule: _Rule) -> str:
