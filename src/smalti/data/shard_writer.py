@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tarfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -177,11 +178,9 @@ def member(name: str, data: bytes) -> bytes:
         name: at most 100 ASCII characters.
         data: less than 8 GiB.
     """
-    owner = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)
-    header = name.encode("ascii").ljust(100, b"\0") + owner + b"%011o\0%011o\0" % (len(data), 0) + b" " * 8 + b"0"
-    header = (header.ljust(257, b"\0") + b"ustar\x0000").ljust(BLOCK, b"\0")
-    header = header[:148] + b"%06o\0 " % sum(header) + header[156:]
-    return header + data + bytes(-len(data) % BLOCK)
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
 @contextmanager
