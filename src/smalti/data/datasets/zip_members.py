@@ -27,7 +27,6 @@ from smalti.data.datasets.names import (
     LeftOut,
     Names,
     NamesBuilder,
-    has_array_suffix,
     is_system,
     may_be_image,
 )
@@ -51,17 +50,15 @@ class ZipPlace(NamedTuple):
 
 
 class ZipImages(NamedTuple):
-    """The n images of an archive, and its arrays, which are images where there are no others.
+    """The n images of an archive, arrays among them.
 
     Attributes:
         names: their paths.
         numbers: offset of the header, bytes in the archive, bytes, CRC-32 and method of each, int64, shape (n, 5).
-        is_array: which of them are arrays, bool, shape (n,).
     """
 
     names: Names
     numbers: NDArray[np.int64]
-    is_array: NDArray[np.bool_]
     left_out: LeftOut
 
     def unpacked(self, file: FileIO, row: int) -> bytes:
@@ -162,13 +159,11 @@ def _images(members: list[zipfile.ZipInfo], archive: str) -> ZipImages:
             left_out.add(reason, name)
         else:
             found[name] = member
-    names, ordered = NamesBuilder(), sorted(found, key=lambda name: name.split(b"/"))  # as `walk` has them
-    for name in ordered:
+    names = NamesBuilder()
+    for name in found:
         names.add(name)
-    rows = [found[name] for name in ordered]
-    numbers = [(one.header_offset, one.compress_size, one.file_size, one.CRC, one.compress_type) for one in rows]
-    arrays = np.array([has_array_suffix(name) for name in ordered], np.bool_)
-    return ZipImages(names.build(), np.array(numbers, np.int64).reshape(-1, 5), arrays, left_out)
+    rows = [(one.header_offset, one.compress_size, one.file_size, one.CRC, one.compress_type) for one in found.values()]
+    return ZipImages(names.build(), np.array(rows, np.int64).reshape(-1, 5), left_out)
 
 
 def _named(members: list[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, bytes, str]]:
