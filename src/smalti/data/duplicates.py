@@ -11,6 +11,7 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.partition import Groups
 from smalti.data.reading import even_sample
 
 _BANDS = 4
@@ -113,17 +114,10 @@ def near_rows(rows: NDArray[np.uint64], distance: int) -> list[list[int]]:
     """
     places = np.flatnonzero(rows.any(1))
     values, which = np.unique(rows[places], axis=0, return_inverse=True)
-    leader = list(range(len(values)))
-
-    def find(one: int) -> int:
-        while leader[one] != one:
-            leader[one] = one = leader[leader[one]]
-        return one
-
+    linked = Groups(len(values))
     for one, other in _close_pairs(values, distance):
-        first, second = sorted((find(one), find(other)))
-        leader[second] = first
-    groups = equal_rows(np.array([find(value) for value in which.ravel().tolist()], np.uint64)[:, None])
+        linked.join(one, other)
+    groups = equal_rows(np.array([linked.of(value) for value in which.ravel().tolist()], np.uint64)[:, None])
     return [places[group].tolist() for group in groups]
 
 

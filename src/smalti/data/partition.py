@@ -8,25 +8,37 @@ from numpy.typing import NDArray
 from smalti.core.rng import Stream, fold
 
 
+class Groups:
+    """Which of n things belong together: the number of a group is that of its first member (union-find)."""
+
+    def __init__(self, length: int) -> None:
+        self._leader = list(range(length))
+
+    def of(self, one: int) -> int:
+        """The number of the group that one is in."""
+        while self._leader[one] != one:
+            self._leader[one] = one = self._leader[self._leader[one]]
+        return one
+
+    def join(self, one: int, other: int) -> None:
+        """Make one group of those that two are in."""
+        first, second = sorted((self.of(one), self.of(other)))
+        self._leader[second] = first
+
+
 def joined_groups(*keys: Sequence[object]) -> NDArray[np.int64]:
     """For each image the number of its group: images with an equal key, of any of the sequences, are in one group.
 
     Args:
         keys: sequences of one key for each image; None is equal to nothing.
     """
-    leader = list(range(len(keys[0])))
-
-    def find(one: int) -> int:
-        while leader[one] != one:
-            leader[one] = one = leader[leader[one]]
-        return one
-
+    groups = Groups(len(keys[0]))
     for sequence in keys:
         first: dict[object, int] = {}
         for place, key in enumerate(sequence):
-            one, other = sorted((find(place), find(first.setdefault(key, place) if key is not None else place)))
-            leader[other] = one
-    return np.array([find(place) for place in range(len(leader))], np.int64)
+            if key is not None:
+                groups.join(place, first.setdefault(key, place))
+    return np.array([groups.of(place) for place in range(len(keys[0]))], np.int64)
 
 
 def partition(
