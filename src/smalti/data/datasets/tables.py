@@ -147,7 +147,9 @@ def find_columns(schema: Any, name: str, asked: str = "") -> Columns:
     classed = [column for column in fitting if _class_names(features.get(column, {}))]
     label = next(iter(_known(classed, LABEL_COLUMNS) or classed or _known(fitting, LABEL_COLUMNS)), None)
     lists = [field.name for field in schema if _holds_lists(field.type)]
-    notes = [_choice(holding, image)] if len(holding) > 1 else []
+    others = ", ".join(column for column in holding if column != image)[:200]
+    unread = f"columns of images: {image} is read, {others} not; --data.image-column NAME for another"
+    notes = [unread] if others else []
     notes += [f"column {column} has several images in a row and is not read" for column in lists]
     if len(known := _known(fitting, LABEL_COLUMNS)) > 1:
         notes.append(f"columns of labels: {', '.join(known)}; {label} is used")
@@ -158,11 +160,6 @@ def find_columns(schema: Any, name: str, asked: str = "") -> Columns:
     sought = f"the columns are {there}; labels are looked for in {', '.join(LABEL_COLUMNS[:4])}, ..."
     other = image if image != usual else ""
     return Columns(image, _is_struct(schema.field(image).type), label, named, tuple(notes), sought, other)
-
-
-def _choice(columns: list[str], image: str) -> str:
-    others = [column for column in columns if column != image]
-    return f"columns of images: {image} is read, {', '.join(others)[:200]} not; --data.image-column NAME for another"
 
 
 def _no_images(schema: Any, name: str, holding: list[str], asked: str) -> DataError:
