@@ -23,10 +23,9 @@ from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.folder import Folder, FollowLinks
 from smalti.data.datasets.labels import NONE
 from smalti.data.decode import read_file, turn_of, upright
-from smalti.data.loader import SampledBatch, Views, colours
+from smalti.data.loader import SampledBatch, Views, views_of
 from smalti.data.mask_ids import Chosen, MaskTurn, colours_of, is_voc, mask_turn, nearest
 from smalti.data.reading import each, even_sample
-from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
 from smalti.data.values import Window
 from smalti.functional.metrics import VOID
@@ -69,14 +68,10 @@ class Numbering:
     @property
     def table(self) -> NDArray[np.uint8]:
         """The class number, or VOID, of each id."""
-        if self.chosen is None:
-            table = np.arange(256) - (np.arange(256) > self.void)
-            table[self.void] = VOID
-            return table.astype(np.uint8)
-        table = nearest(self.chosen.ids) if self.chosen.other == "nearest" else np.full(256, VOID)
-        if self.void not in self.chosen.ids:
-            table[self.void] = VOID
-        table[list(self.chosen.ids)] = np.arange(len(self.chosen.ids))
+        others_count = self.chosen is not None and self.chosen.other == "nearest"
+        table = nearest(self.ids) if others_count else np.full(256, VOID)
+        table[self.void] = VOID
+        table[list(self.ids)] = np.arange(len(self.ids))
         return table.astype(np.uint8)
 
     def __call__(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
@@ -114,22 +109,26 @@ class Mask(NamedTuple):
     palette: bytes | None
 
 
-def read_ids(
-    path: Path, size: tuple[int, int], turn: int = 1, lies: MaskTurn = "auto", listed: bool = False
-) -> UInt8[np.ndarray, "H W"]:
-    """The ids of a mask, upright. Arguments and errors as of `read_mask`."""
-    return read_mask(path, size, turn, lies, listed).ids
+@dataclass(frozen=True)
+class MaskReading:
+    """How mask files are read.
+
+    Attributes:
+        lies: how masks lie that belong to turned images.
+        listed: which ids are classes is said apart, so that two levels and any palette will do.
+    """
+
+    lies: MaskTurn = "auto"
+    listed: bool = False
 
 
-def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, listed: bool) -> Mask:
-    """Read a mask file.
+def read_mask(path: Path, size: tuple[int, int], turn: int = 1, reading: MaskReading = MaskReading()) -> Mask:
+    """Read a mask file; the ids are upright.
 
     Args:
         path: the mask file.
         size: height and width of its image, upright.
         turn: the EXIF orientation of its image.
-        lies: how masks lie that belong to turned images.
-        listed: which ids are classes is said apart, so that two levels and any palette will do.
 
     Raises:
         DataError: the file cannot be read, is no PNG of 8-bit grey or with a known palette, or has another size.
@@ -137,7 +136,7 @@ def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, list
     data = read_file(path)
     if not data.startswith(_SIGNATURE):
         raise DataError(f"{path} cannot be a mask", cause="it is no PNG", fix=_FIX)
-    wrong = _not_ids(data, listed)
+    wrong = _not_ids(data, reading.listed)
     if wrong:
         raise DataError(f"{path} cannot be a mask", cause=wrong, fix=_LIST if wrong == _ONE_BIT else _FIX)
     try:
@@ -147,11 +146,11 @@ def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, list
     except Exception as error:  # decoders raise many types: all mean a bad file
         raise DataError(f"cannot read {path}", cause=f"damaged: {str(error) or type(error).__name__}") from error
     colours = None if palette is None else bytes(palette)
-    if colours is not None and not listed and not is_voc(colours, np.unique(ids)):
+    if colours is not None and not reading.listed and not is_voc(colours, np.unique(ids)):
         raise DataError(f"{path} cannot be a mask", cause="it has a palette", fix=_LIST)
     height, width = ids.shape
     if (height, width) in (size, size[::-1]):
-        ids = np.ascontiguousarray(upright(ids, mask_turn(turn, (height, width), size, lies, path)))
+        ids = np.ascontiguousarray(upright(ids, mask_turn(turn, (height, width), size, reading.lies, path)))
     if ids.shape != size:
         cause = f"the mask has {width}x{height} pixels, its image {size[1]}x{size[0]}"
         cause += f", turned by its EXIF tag ({turn})" if turn > 1 else ""
@@ -185,14 +184,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             f"{path} cannot name classes", cause=f"{twice[0]} stands there twice" if twice else "it is empty"
         )
     return names
-
-
-@dataclass(frozen=True)
-class MaskReading:
-    """How mask files are read; see `read_mask`."""
-
-    lies: MaskTurn = "auto"
-    listed: bool = False
 
 
 class MaskValues(NamedTuple):
@@ -241,7 +232,7 @@ class SegmentationDataset(Subset):
 
     def _mask_of(self, index: int, data: bytes, sample: Sample) -> Mask:
         height, width = sample.image.shape[:2]
-        return read_mask(self.mask(index), (height, width), turn_of(data), self.reading.lies, self.reading.listed)
+        return read_mask(self.mask(index), (height, width), turn_of(data), self.reading)
 
     def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
         return SegmentationDataset(
@@ -335,12 +326,10 @@ class SegmentationViewSource:
     begun: dict[_Key, "Future[View]"] = field(default_factory=dict)
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
-        """Let the threads start on these batches."""
         for task in (task for rows in batches for task in _tasks(rows)):
             self._begin(task)
 
     def close(self) -> None:
-        """Stop the threads."""
         self.threads.shutdown(cancel_futures=True)
 
     def __call__(self, rows: SampledBatch) -> Views:
@@ -368,13 +357,8 @@ def render_view(scene: Sample, views: TwoViews, key: np.uint64) -> View:
     assert scene.label_map is not None
     keys: Keys = np.array([key])
     height, width = scene.label_map.shape
-    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
-    crop, unmirrored = views.crop(keys, height, width, views.size), torch.zeros(1, dtype=torch.bool)
-    if views.jitter_when == "before_crop":
-        image = recolour(image, *colours(views, keys, image), unmirrored)
-    shown = resample(image, crop, views.size)
-    if views.jitter_when == "after_crop":
-        shown = recolour(shown, *colours(views, keys, shown), unmirrored)
+    crop = views.crop(keys, height, width, views.size)
+    shown = views_of(torch.from_numpy(scene.image).permute(2, 0, 1)[None], views, keys, crop)[0]
     box: Box = tuple(crop.box[0].tolist())
     return View(shown[0], torch.from_numpy(cut(scene.label_map, box, bool(crop.flip[0]), views.size)))
 

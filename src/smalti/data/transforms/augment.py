@@ -121,20 +121,21 @@ def channel_means(images: Tensor) -> Float[Tensor, "B C"]:
 
 
 def recolour(
-    images: Tensor, matrix: Float[Tensor, "B C C"], offset: Float[Tensor, "B C 1"], flip: Bool[Tensor, "B"]
+    images: Tensor,
+    matrix: Float[Tensor, "B C C"],
+    offset: Float[Tensor, "B C 1"],
+    flip: Bool[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Apply a colour matrix and an offset to each image, clamp to [0, 1], and mirror the images where `flip` is true.
+    """Apply what `colour_matrix` gives to each image, clamp to [0, 1], and mirror the images where `flip` is true.
 
     Args:
         images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
-        matrix: from `colour_matrix`.
-        offset: from `colour_matrix`.
-        flip: which images are mirrored.
     """
     scaled = matrix / 255 if images.dtype == torch.uint8 else matrix
     result = torch.empty(images.shape, device=images.device)
     for part in _parts(images):
-        flat = _mirrored(images[part], flip[part]).flatten(2).float()
+        some = images[part] if flip is None else _mirrored(images[part], flip[part])
+        flat = some.flatten(2).float()
         torch.baddbmm(offset[part], scaled[part], flat, out=result[part].flatten(2)).clamp_(0, 1)
     return result
 
@@ -236,5 +237,5 @@ def _resize(pixels: NDArray[np.uint8], out: NDArray[np.uint8], filter: Filter) -
 def _jittered(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
     change = colour_matrix(torch.from_numpy(factors).float(), channel_means(image))
-    changed = recolour(image, *change, torch.tensor([False]))
+    changed = recolour(image, *change)
     return np.ascontiguousarray(changed[0].mul_(255).round_().byte().permute(1, 2, 0).numpy())
