@@ -43,20 +43,12 @@ class LeftOutFiles:
         self.most, self.found = max(1.0, max_fraction * total), list(found)
 
     def add(self, path: str, reason: str) -> None:
-        """Record one more.
-
-        Raises:
-            DataError: there are now too many.
-        """
+        """Record one more; a `DataError` if there are now too many."""
         self.found.append((path, reason))
         self._require_few()
 
     def finish(self, log: Log) -> None:
-        """Write the list of unreadable images, and report it.
-
-        Raises:
-            DataError: there are too many.
-        """
+        """Write the list of unreadable images, and report it; a `DataError` if there are too many."""
         if self.found:
             self._require_few()
             self.write()
@@ -72,7 +64,6 @@ class LeftOutFiles:
         return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
 
     def write(self) -> None:
-        """Write the list of unreadable images found so far."""
         if self.path is not None and is_rank0():
             lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.found)
             write_bytes(self.path, "".join(lines).encode())

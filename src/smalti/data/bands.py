@@ -77,11 +77,7 @@ def header_of(data: bytes) -> Header:
 
 
 def channels_of(data: bytes, name: str) -> int:
-    """The channels of an image, without transparency: 1 for grey, 3 for RGB, others as a TIFF or an array has them.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """The channels of an image, without transparency: 1 for grey, 3 for RGB, or as stored; raises as `decode`."""
     try:
         return _channels(data)
     except Exception as error:  # as in `decode_scaled`

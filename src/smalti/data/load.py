@@ -153,7 +153,7 @@ class Data(ReadOptions):
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
     def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
-        """Read all images into memory. Arguments and errors as in `open`."""
+        """Read all images into memory; as `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
         return self._divided(self.grouped(self.noted_source(self.path, log)), log, bad_files)
@@ -196,11 +196,7 @@ class Data(ReadOptions):
         return cls(path, channels, window=window, **read_as(options))
 
     def source(self, path: str, log: Log | None = None, part: Part = "learned") -> ImageDataset:
-        """The dataset at `path`, read as these settings say.
-
-        Raises:
-            DataError: it cannot be opened, or its values cannot be measured.
-        """
+        """The dataset at `path`, read as these settings say; raises as `open_source` and `measured_window`."""
         return open_source(path, self.channels, log, self, part, self.measured(log).known_window)
 
     def grouped(self, source: ImageDataset) -> ImageDataset:

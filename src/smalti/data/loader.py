@@ -80,7 +80,6 @@ class Sampler:
         )
 
     def __call__(self, step: int) -> SampledBatch:
-        """The images of one step; steps are counted from 0."""
         rank, world = self.part
         share = self.batch_size // world
         start = step * self.batch_size + rank * share
@@ -128,9 +127,7 @@ class ViewSource(Protocol):
 
     def __call__(self, rows: SampledBatch) -> Views: ...
 
-    def close(self) -> None:
-        """Stop the background workers."""
-        ...
+    def close(self) -> None: ...
 
 
 @dataclass

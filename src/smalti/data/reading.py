@@ -123,11 +123,7 @@ def spread_over_classes(labels: Int[Tensor, "n"], count: int) -> NDArray[np.int6
 
 
 def read_square(source: ImageDataset, position: int, side: int) -> Square:
-    """The centre square of an image, `side` pixels wide.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The centre square of an image, `side` pixels wide; a `DataError` if it cannot be read."""
     sample = source.shrunk(position, side)
     return Square(square(sample.image, side), sample.label)
 
@@ -158,22 +154,15 @@ class CentreCrops:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape (channels, height, width) of an image."""
         return ((self.source.channels, *self.size),)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def name(self, position: int) -> str:
-        """The path or name of an image, for messages."""
         return self.source.name(position)
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
-        """Write an image into `out[0]` (C, h, w).
-
-        Raises:
-            DataError: the image cannot be read.
-        """
         pixels = self.source.shrunk(position, max(self.size)).image
         out[0][:] = centre_crop(pixels, self.size).transpose(2, 0, 1)
 
@@ -218,11 +207,7 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
 
 
 def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
-    """Mean and standard deviation of every channel, by name.
-
-    Raises:
-        UsageError: ImageNet's statistics for images that do not have three channels.
-    """
+    """As `statistics`, of those that are known without images."""
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
     if channels != 3:

@@ -58,7 +58,6 @@ class Record(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """The suffix of its file name."""
         return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
 
 
@@ -120,11 +119,7 @@ class ShardWriter:
             self._file = open(self._temporary, "xb", buffering=_BUFFER)  # noqa: SIM115
 
     def add(self, position: int, record: Record) -> None:
-        """Append the image at a position of DATA, and its label where it has one.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Append the image at a position of DATA, and its label where it has one."""
         self._offsets.append(self.size + BLOCK)
         self._sizes.append(len(record.data))
         self._labels.append(record.label)
@@ -138,11 +133,7 @@ class ShardWriter:
         self.unreadable.append((position, path, reason))
 
     def finish(self) -> Header:
-        """Flush everything to disk; the shard is complete from now on.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Flush everything to disk; the shard is complete from now on."""
         self._write(_END)
         with writing(self.path):
             self._file.flush()
@@ -158,7 +149,6 @@ class ShardWriter:
         return header
 
     def discard(self) -> None:
-        """Remove the unfinished shard."""
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):

@@ -117,7 +117,6 @@ class Bands(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """The channels of the image."""
         return self.colours or self.stored - self.alpha
 
 

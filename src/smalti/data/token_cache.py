@@ -224,11 +224,7 @@ class TokenCache:
         return found[:, :-_DIGEST].view("<u2").astype(np.int64) - 1, present
 
     def store(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
-        """Store the ids of some views.
-
-        Raises:
-            OutputError: a file cannot be written. Rows stored before stay valid.
-        """
+        """Store the ids of some views. Rows stored before stay valid where a file cannot be written (`OutputError`)."""
         rows = [row.tobytes() for row in (ids + 1).astype("<u2")]
         of = zip(view_epoch.tolist(), index.tolist(), rows, strict=True)
         stored = [row + self._digest(epoch, image, row) for epoch, image, row in of]
@@ -242,7 +238,6 @@ class TokenCache:
         return np.concatenate([part[~self.lookup(np.full_like(part, view_epoch), part)[1]] for part in parts])
 
     def path(self, view_epoch: int) -> Path:
-        """The file of an epoch."""
         return self.folder / f"ids-{view_epoch:05d}.u16"
 
     def close(self) -> None:
@@ -345,20 +340,13 @@ class CachedTokens:
     _writable: bool = field(default=True, init=False)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step.
-
-        Raises:
-            DataError: the cache is damaged.
-        """
         return self.with_ids(self.loader(step), self.loader.order(step))
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for images, without reading or computing their tokens."""
         return self.loader.waited
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.loader.close()
         self.cache.close()
 

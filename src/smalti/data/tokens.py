@@ -87,7 +87,6 @@ class Tokenized:
     posterior: bool = False
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
         if self.posterior:
             assert isinstance(self.tokenizer, Scorer)
             return with_scores(self.batches(step), self.tokenizer, self.compute)
@@ -95,11 +94,9 @@ class Tokenized:
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for images, without tokenizing them."""
         return self.batches.waited
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.batches.close()
 
 
@@ -110,7 +107,6 @@ class TokenizedOnce(Tokenized):
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
         if step in self.kept:
             return replace(self.batches(step), ids=self.kept[step]).to(self.compute.device)
         batch = super().__call__(step)
@@ -124,7 +120,6 @@ class AlsoTokenized(Tokenized):
     """Batches with the `second_ids` of another tokenizer, which sees the same view."""
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
         batch = self.batches(step).to(self.compute.device)
         return replace(batch, second_ids=encode(batch.token_view, self.tokenizer, self.compute, self.chunk))
 

@@ -119,7 +119,6 @@ class _Writing:
         return self.headers[-1].stop if self.headers else 0
 
     def begin(self) -> ShardWriter:
-        """The writer of the next shard."""
         return ShardWriter(self.folder, len(self.headers), self.done, self.settings)
 
     def go_on(self, positions: Sequence[int], bad: LeftOutFiles, log: Log) -> None:
@@ -198,12 +197,7 @@ def _gathered(own: Sequence[Record | DataError]) -> list[Record | DataError]:
 
 
 def _require_own(folder: Path) -> None:
-    """Refuse to write into a folder with other files, such as photographs.
-
-    Raises:
-        UsageError: the folder contains other files.
-        DataError: the folder was prepared by an earlier version.
-    """
+    """Refuse to write into a folder with other files, such as photographs, or of an earlier version."""
     refuse_pack(folder)
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(".") and not _OWN.fullmatch(entry.name):
@@ -264,11 +258,7 @@ def _sound_about(folder: Path) -> About | None:
 
 
 def _clear(folder: Path, kept: int) -> None:
-    """Remove prepared.json first, then the shards after the first `kept` and the leftovers of a killed run.
-
-    Raises:
-        OutputError: a file cannot be removed.
-    """
+    """Remove prepared.json first, then the shards after the first `kept` and the leftovers of a killed run."""
     keep = {path(folder, number) for number in range(kept) for path in (tar_path, index_path)}
     with writing(folder):
         (folder / ABOUT).unlink(missing_ok=True)

@@ -18,15 +18,7 @@ _SAMPLE = 64
 
 
 class FileList(Files):
-    """The images that a list or CSV file names, in its order.
-
-    Args:
-        path: the list.
-        channels: of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
-        root: the folder that paths are relative to; empty: that of the list.
-        label_separator: see `labels.resolve`.
-        log: shows progress.
-    """
+    """The images that a list or CSV file names, in its order, below `root`; empty: the folder of the list."""
 
     kind = "list"
 

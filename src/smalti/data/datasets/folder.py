@@ -181,7 +181,6 @@ class Files(StoredDataset):
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        """The path of an image."""
         return self.root / self.key(index)
 
     def key(self, index: int) -> str:

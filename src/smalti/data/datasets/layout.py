@@ -64,11 +64,7 @@ class Layout:
 
     @property
     def learned(self) -> str:
-        """DATA of the images to learn from.
-
-        Raises:
-            DataError: there are splits, and none to learn from.
-        """
+        """DATA of the images to learn from; a `DataError` if there are splits, and none to learn from."""
         if not self.splits:
             return str(self.root)
         if "train" not in self.splits:

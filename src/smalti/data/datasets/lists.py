@@ -161,11 +161,7 @@ def _no_paths(path: Path, header: list[str]) -> DataError:
 
 
 def _cells(file: TextIO, path: Path, header: list[str], separator: str, offset: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the cells of each line that is not empty.
-
-    Raises:
-        DataError: a line has another number of cells than the header.
-    """
+    """Yield number and cells of each line that is not empty; a `DataError` if it has not as many as the header."""
     reader = csv.reader(file, delimiter=separator)
     for row in reader:
         line = reader.line_num + offset
@@ -183,11 +179,7 @@ def _separator(first: str, path: Path) -> str:
 
 
 def read_column(path: Path, column: str) -> list[str]:
-    """The cells of one column of a table with a header, a cell for each image in the order of `read_list`.
-
-    Raises:
-        DataError: there is no such column.
-    """
+    """The cells of one column of a table with a header, in the order of `read_list`; a `DataError` if there is none."""
     with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
         first = file.readline()
         reader = csv.reader(file, delimiter=_separator(first, path))

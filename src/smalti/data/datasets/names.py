@@ -54,7 +54,6 @@ class NamesBuilder:
         return len(self.ends)
 
     def add(self, name: bytes) -> None:
-        """Append a name."""
         self.joined += name
         self.ends.append(len(self.joined))
 

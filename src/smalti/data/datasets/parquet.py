@@ -199,7 +199,6 @@ class _Index:
         self.labels: ColumnLabels | None = None
 
     def add(self, places: DataFiles, number: int) -> None:
-        """Read the metadata and the labels of a file."""
         import pyarrow.parquet as pq
 
         name = places.names[number]

@@ -66,11 +66,7 @@ class TableDataset(StoredDataset):
 
     @abstractmethod
     def arrays(self, column: str) -> Iterator[Any]:
-        """The pyarrow arrays of a column, of all rows in order.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """The pyarrow arrays of a column, of all rows in order."""
 
     def column(self, name: str) -> list[str | None]:
         cells = (cell for array in self.arrays(name) for cell in array.to_pylist())
@@ -255,7 +251,6 @@ class ColumnLabels:
         return DataError(f"cannot read the labels of {self.name}, column {self.columns.label}", cause=cause)
 
     def build(self, separator: str) -> Classes:
-        """The classes of all images."""
         ids = np.concatenate([np.zeros(0, np.int32), *self.parts])
         declared = {name: place for place, name in enumerate(self.columns.classes)}
         if self.fractions:

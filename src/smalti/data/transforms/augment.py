@@ -62,12 +62,7 @@ def resample(images: Tensor, crop: Crop, size: tuple[int, int], filter: Filter =
 
 
 def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, filter: Filter) -> Tensor:
-    """Weights (B, size_out, size_in) that resample `length` pixels beginning at `start`; every row sums to 1.
-
-    Args:
-        start: (B,), float, in pixels.
-        length: (B,), float, in pixels.
-    """
+    """Weights (B, size_out, size_in) that resample `length` pixels from `start` on, both (B,); a row sums to 1."""
     step = (length / size_out)[:, None, None]
     centre = start[:, None, None] + (torch.arange(size_out, device=start.device)[:, None] + 0.5) * step
     distance = (torch.arange(size_in, device=start.device) + 0.5 - centre) / step.clamp_min(1.0)
@@ -175,7 +170,6 @@ class Render:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape (channels, height, width) of each view."""
         sizes = [self.views.size] if self.views.token_size is None else [self.views.size, self.views.token_size]
         return tuple((self.source.channels, *size) for size in sizes)
 
@@ -183,20 +177,9 @@ class Render:
         return len(self.source)
 
     def name(self, position: int) -> str:
-        """The path or name of an image, for messages."""
         return self.source.name(position)
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
-        """Write the views of an image into `out`.
-
-        Args:
-            position: position of the image in `source`.
-            key: random key of the view.
-            out: one array (C, h, w), uint8, for each of `shapes`.
-
-        Raises:
-            DataError: the image cannot be read.
-        """
         views, box = self.views, (0.0, 0.0, 1.0, 1.0)
 
         def least(height: int, width: int) -> float:

@@ -36,7 +36,6 @@ class Changed:
     device: torch.device
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step, counted from 0."""
         batch = self.batches(step).to(self.device)
         for change in self.changes:
             batch = change(batch)
@@ -44,11 +43,9 @@ class Changed:
 
     @property
     def waited(self) -> float:
-        """Seconds the caller has waited for images."""
         return self.batches.waited
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.batches.close()
 
 

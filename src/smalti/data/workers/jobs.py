@@ -23,19 +23,14 @@ class Job(Protocol):
         """The shapes of the uint8 arrays that make up one row of a batch, without the batch axis."""
         ...
 
-    def __len__(self) -> int:
-        """The number of images."""
-        ...
+    def __len__(self) -> int: ...
 
-    def name(self, position: int) -> str:
-        """A readable location of an image, for messages."""
-        ...
+    def name(self, position: int) -> str: ...
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
         """Render an image into `out`, and fill all of it.
 
         Args:
-            position: the index of the image.
             key: the 64-bit random key of this row.
             out: uint8 arrays with the shapes of `shapes`, values 0 to 255.
 
@@ -129,10 +124,6 @@ def render_row(
     """Render one row; if the image cannot be read, render a replacement with the same key.
 
     Args:
-        job: renders one image.
-        position: the index of the requested image.
-        key: the 64-bit random key of the row.
-        out: the uint8 arrays of the row, shaped as `job.shapes`; they are overwritten.
         avoid: indices of images that must not be opened.
         opening: called with the index of each image before it is opened.
 
@@ -172,10 +163,9 @@ class Inline(Renderer):
         self._arrays: tuple[NDArray[np.uint8], ...] = ()
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        """Does nothing: batches are rendered when they are requested."""
+        """Nothing to do: batches are rendered when they are requested."""
 
     def __call__(self, task: Task) -> Rendered:
-        """See `Renderer`."""
         rows = len(task.positions)
         if not self._arrays or len(self._arrays[0]) < rows:
             self._arrays = tuple(np.empty((rows, *shape), np.uint8) for shape in self._job.shapes)
@@ -190,7 +180,6 @@ class Inline(Renderer):
         return Rendered(arrays, shown, tuple(bad))
 
     def close(self) -> None:
-        """See `Renderer`."""
         self._arrays = ()
 
 
