@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.folder import IsImage, twin_notes
-from smalti.data.datasets.labels import NONE
+from smalti.data.datasets.folder import IsImage, take_folders
 from smalti.data.datasets.names import LeftOut, has_array_suffix, has_image_suffix
 from smalti.data.datasets.tar_index import DUPLICATE
 from smalti.data.datasets.zip_members import ZipPlace, images_of
@@ -36,7 +35,7 @@ class Zips(StoredDataset):
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
             raise DataError(f"no images in {self._folder()}", cause=cause, fix="check the path")
-        self._take_classes()
+        take_folders(self, (os.fsencode(self.key(index)) for index in range(len(self))), self._folder())
 
     def _sorted(self, is_image: IsImage) -> NDArray[np.int64]:
         """Archive and row of each image in the folder, in the order of their names.
@@ -53,20 +52,6 @@ class Zips(StoredDataset):
                     self.left_out.add(DUPLICATE, name)
         ordered = sorted(found, key=lambda name: name.split(b"/"))  # as `walk` has them
         return np.array([found[name] for name in ordered], np.int64).reshape(-1, 2)
-
-    def _take_classes(self) -> None:
-        firsts, ids = dict[str, int](), np.full(len(self.where), NONE, np.int32)
-        for index in range(len(self)):
-            first, slash, _ = self.key(index).partition("/")
-            if slash:
-                ids[index] = firsts.setdefault(first, len(firsts))
-        if outside := int((ids < 0).sum()):
-            self.no_labels = (
-                f"{outside} of {len(ids)} images lie in no folder of a class, but in {self._folder()} itself"
-            )
-        else:
-            self.classes, self.labels = tuple(firsts), ids
-            self.notes = tuple(twin_notes(self.classes))
 
     def _folder(self) -> str:
         return str(Path(self.files.names[0]) / self.place.inner)
