@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
-from smalti.data.datasets.folder import FollowLinks, is_within, link_targets
+from smalti.data.datasets.folder import OUTSIDE, FollowLinks, walk
 from smalti.data.datasets.layout import SHARD, SPLIT_NAMES, WORD
-from smalti.data.datasets.names import is_system
 from smalti.data.datasets.parquet_pages import DELTA_BYTE_ARRAY, Chunk, chunks, image_pages, label_rows
 from smalti.data.datasets.tables import (
     ColumnLabels,
@@ -277,15 +276,13 @@ def split_of(path: Path) -> tuple[str, str]:
 
 def _find(root: Path, follow: FollowLinks) -> tuple[list[Path], int]:
     """All Parquet files, and how many were left out because they are links that lead out of the folder."""
-    found, outside, targets = [], 0, link_targets(os.fsencode(root))
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_system(os.fsencode(name)))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() != ".parquet" or is_system(os.fsencode(name)) or not path.is_file():
-                continue
-            inside = is_within(os.path.realpath(os.fsencode(path)), targets)
-            outside += not inside and follow != "all"
-            if inside or follow == "all":
-                found.append(path)
+    found, outside = [], 0
+    for name, left_out in walk(root, follow, _is_parquet):
+        outside += left_out == OUTSIDE and _is_parquet(name)
+        if not left_out:
+            found.append(root / os.fsdecode(name))
     return sorted(found), outside
+
+
+def _is_parquet(name: bytes) -> bool:
+    return name.lower().endswith(b".parquet")
