@@ -23,7 +23,7 @@ from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.names import LeftOut, NamesBuilder
-from smalti.data.datasets.prepared import VERSION, Encoding, Header, Settings, ShardDigest, index_path, tar_path
+from smalti.data.datasets.prepared import VERSION, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
 from smalti.data.opened import orientation
@@ -40,15 +40,6 @@ _BUFFER = 1 << 20
 _END = bytes(2 * BLOCK)
 
 
-class Form(NamedTuple):
-    """How images are stored: maximum of the shorter side in pixels, JPEG `quality` from 1 to 100."""
-
-    side: int
-    encoding: Encoding
-    quality: int
-    channels: int
-
-
 class Record(NamedTuple):
     """An image as stored in a shard."""
 
@@ -61,8 +52,8 @@ class Record(NamedTuple):
         return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
 
 
-def make_record(source: ImageDataset, position: int, form: Form) -> Record:
-    """Read an image of a source, shrink it where it is larger than `form` allows (never enlarge), and encode it.
+def make_record(source: ImageDataset, position: int, settings: Settings) -> Record:
+    """Read an image of a source, shrink it where it is larger than the settings allow (never enlarge), and encode it.
 
     A JPEG file that is upright and small enough is kept byte for byte, unless a value window changes its pixels:
     encoding it again could only lose quality.
@@ -72,15 +63,15 @@ def make_record(source: ImageDataset, position: int, form: Form) -> Record:
         DataError: it cannot be read or decoded, or is too long for a JPEG.
     """
     data = source.read(position)
-    sample = source.decoded(position, data, form.side)  # decoded in full, to verify what is stored
-    if form.encoding == "raw" or form.channels not in (1, 3):
+    sample = source.decoded(position, data, settings.side)  # decoded in full, to verify what is stored
+    if settings.encoding == "raw" or settings.channels not in (1, 3):
         return Record(npy.encode(sample.image), sample.label, sample.key)
-    if source.window is None and _is_fit(data, form):
+    if source.window is None and _is_fit(data, settings):
         return Record(data, sample.label, sample.key)
     if max(sample.image.shape) > _MAX_JPEG:
         cause = f"{sample.image.shape[1]}x{sample.image.shape[0]} pixels: a JPEG has at most {_MAX_JPEG} a side"
         raise DataError(f"cannot store {source.name(position)}", cause=cause)
-    smaller = min(encode_jpeg(sample.image, form.quality), npy.encode(sample.image), key=len)
+    smaller = min(encode_jpeg(sample.image, settings.quality or 0), npy.encode(sample.image), key=len)
     return Record(smaller, sample.label, sample.key)
 
 
@@ -95,12 +86,12 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
     return file.getvalue()
 
 
-def _is_fit(data: bytes, form: Form) -> bool:
+def _is_fit(data: bytes, settings: Settings) -> bool:
     """Whether a file that has been decoded is a JPEG, small enough, upright and of no more channels than asked."""
     if not data.startswith(b"\xff\xd8\xff"):
         return False
     with JpegImageFile(BytesIO(data)) as image:
-        fits = min(image.size) <= form.side and image.mode in ("L", "RGB")[: form.channels]
+        fits = min(image.size) <= settings.side and image.mode in ("L", "RGB")[: settings.channels]
         return fits and orientation(image) == 1
 
 

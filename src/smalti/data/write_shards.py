@@ -39,7 +39,7 @@ from smalti.data.datasets.prepared import (
     tar_path,
 )
 from smalti.data.reading import attempt, each, even_sample
-from smalti.data.shard_writer import Form, Record, ShardWriter, make_record, writing
+from smalti.data.shard_writer import Record, ShardWriter, make_record, writing
 from smalti.distributed.collectives import all_gather_json, from_rank0, gather_bytes
 
 SHARD_BYTES = 256 << 20
@@ -147,10 +147,9 @@ def _records(
     source: ImageDataset, positions: Sequence[int], settings: Settings, log: Log
 ) -> Iterator[Iterable[tuple[int, Record | DataError]]]:
     """The encoded images at these positions, in order, or why one cannot be read; on rank 0, from all ranks."""
-    form = Form(settings.side, settings.encoding, settings.quality or 0, settings.channels)
 
     def encode(position: int) -> Record:
-        return make_record(source, position, form)
+        return make_record(source, position, settings)
 
     if world_size() == 1:
         with each(encode, positions, log, "prepare") as records:
