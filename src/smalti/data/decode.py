@@ -164,7 +164,7 @@ def from_pillow(image: Image.Image, channels: int, window: Window | None = None)
 
 def _read(path: Path) -> bytes:
     # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):

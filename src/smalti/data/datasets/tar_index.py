@@ -307,7 +307,7 @@ def load_index(version: FileVersion) -> ShardIndex | None:
     """
     try:
         with open_stored(_slot(version)) as file:
-            if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
             digest, line, body = file.readline(_MAX_HEADER), file.readline(_MAX_HEADER), file.read()
         if sha256(line, body).encode() + b"\n" != digest:

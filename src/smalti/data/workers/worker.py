@@ -263,9 +263,6 @@ def _signals_held() -> Iterator[None]:
 
     SIGINT is sent by Ctrl-C. SIGUSR1 asks the parent for a checkpoint, and some send it to all processes of a job.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
     try:
         yield
