@@ -95,11 +95,7 @@ class BadFiles:
             self._keep(item)
 
     def add(self, bad: Sequence[Bad], seen: int) -> None:
-        """Record unreadable images found while `seen` images were shown; what one rank finds is known to all ranks.
-
-        Raises:
-            DataError: there are too many, or none is allowed.
-        """
+        """Record what was unreadable while `seen` images were shown, on all ranks; a `DataError` if it is too much."""
         if world_size() > 1:
             bad = [Bad(*item) for items in all_gather_json(list(bad)) for item in items]
         self.seen += seen * world_size()

@@ -65,11 +65,7 @@ def decode(
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        DataError: it cannot be read, is no regular file, or has more than 512 MiB.
-    """
+    """The bytes of an image file; a `DataError` if it is unreadable, no regular file, or has more than 512 MiB."""
     try:
         return _read(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -79,11 +75,7 @@ def read_file(path: Path) -> bytes:
 def decode_bytes(
     data: bytes, name: str, channels: int, shorter_side: int | None = None, window: Window | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image from the bytes of its file, as `decode` does.
-
-    Raises:
-        DataError: as for `decode`; the message contains `name`.
-    """
+    """Decode an image from the bytes of its file, as `decode` does; messages contain `name`."""
     if shorter_side is None:
         return decode_scaled(data, name, channels, lambda height, width: 1.0, window)
     # twice the final size: the resize that follows is then close to one from all pixels (docs/paper-map.md)
@@ -94,20 +86,10 @@ def decode_bytes(
 def decode_scaled(
     data: bytes, name: str, channels: int, least: Callable[[int, int], float], window: Window | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image at full size or, where its format makes that cheaper, at a fraction of it.
+    """As `decode_bytes`, at full size or, where the format makes that cheaper, at a fraction of it.
 
     Args:
-        data: the bytes of the file.
-        name: name of the file in messages.
-        channels: as for `decode`.
         least: returns, for height and width of the upright image, the smallest scale that suffices; 1 is full size.
-        window: as for `decode`.
-
-    Returns:
-        (H, W, channels), uint8.
-
-    Raises:
-        DataError: as for `decode`; the message contains `name`.
     """
     try:
         return _decoded(data, channels, least, window)
@@ -149,11 +131,7 @@ def _decoded(
 
 
 def from_pillow(image: Image.Image, channels: int, window: Window | None = None) -> NDArray[np.uint8]:
-    """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
+    """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file."""
     try:
         if channels not in (1, 3):
             raise FormatError(f"Pillow's images are grey or RGB, and {channels} channels are wanted: give the file")

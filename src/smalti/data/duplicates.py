@@ -27,11 +27,7 @@ def content_digest(data: bytes) -> tuple[int, int]:
 
 
 def content_digests(images: ImageDataset) -> NDArray[np.uint64]:
-    """A number for each image, equal for copies: of its pixels if they are in memory, else of its name in the dataset.
-
-    Returns:
-        uint64, shape (n,).
-    """
+    """A uint64 for each image, equal for copies: of its pixels, if in memory, else of its name in the dataset."""
     pixels = images.pixels
     contents = map(images.key, range(len(images))) if pixels is None else (image.numpy().tobytes() for image in pixels)
     return np.array([content_digest(c if isinstance(c, bytes) else os.fsencode(c))[0] for c in contents], np.uint64)

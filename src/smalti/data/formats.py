@@ -72,11 +72,7 @@ def channels_remedy(cause: str) -> str:
 
 
 def check_size(width: int, height: int, channels: int = 3) -> None:
-    """Refuse an image before memory for its pixels is allocated.
-
-    Raises:
-        FormatError: it has too many pixels, or one side is much longer than the other.
-    """
+    """Refuse an image of too many pixels, or much longer than wide or high, before memory for them is allocated."""
     if width * height * max(channels, 3) > 3 * MAX_PIXELS:
         more = f" of {channels} channels" if channels > 3 else ""
         raise FormatError(f"{width}x{height} pixels{more}, above the limit of {MAX_PIXELS * 3 // max(channels, 3)}")

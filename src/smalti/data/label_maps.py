@@ -80,11 +80,7 @@ class Numbering:
         return label_map
 
     def require(self, number: int, name: str) -> None:
-        """Refuse an id that is neither a class nor void.
-
-        Raises:
-            DataError: the id is neither; `name` is the file that contains it.
-        """
+        """Refuse an id that is neither a class nor void; `name` is the file that contains it."""
         if self.chosen is not None:
             if self.chosen.other == "refuse" and number != self.void and number not in self.chosen.ids:
                 cause = f"--task.ids has {' '.join(map(str, self.chosen.ids))}, and {self.void} is void"
@@ -168,11 +164,7 @@ def _not_ids(data: bytes, listed: bool) -> str:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read class names from a file with one name per line, in the order of ids, without void.
-
-    Raises:
-        DataError: the file cannot be read, or contains a name twice.
-    """
+    """Class names from a file with one a line, in the order of ids, without void; none may be there twice."""
     try:
         lines = read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -251,11 +243,7 @@ class SegmentationDataset(Subset):
         return digest.hexdigest()
 
     def present(self, log: Log) -> MaskValues:
-        """The ids that occur. Every pair is read, so that errors are found here.
-
-        Raises:
-            DataError: for the first pair that cannot be read or does not match, or where palettes differ.
-        """
+        """The ids that occur. Every pair is read, so that errors are found here, also where palettes differ."""
 
         def look(index: int) -> tuple[NDArray[np.int64], bytes | None]:
             data = self.read(index)
@@ -289,11 +277,7 @@ def open_pairs(
     window: Window | None = None,
     reading: MaskReading = MaskReading(),
 ) -> SegmentationDataset:
-    """The images of the folder `images` in `root`, with their masks in the folder `masks`.
-
-    Raises:
-        DataError: a folder or a mask is missing.
-    """
+    """The images of the folder `images` in `root`, with their masks in `masks`; a `DataError` if one is missing."""
     for name, kind in ((images, "images"), (masks, "masks")):
         if not (root / name).is_dir():
             fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
@@ -364,14 +348,7 @@ def render_view(scene: Sample, views: TwoViews, key: np.uint64) -> View:
 
 
 def cut(label_map: UInt8[np.ndarray, "H W"], box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """Nearest-neighbour crop of a label map, aligned with the crop that `resample` makes of the image.
-
-    Args:
-        label_map: class of every pixel.
-        box: top, left, height and width as shares of the image.
-        flip: whether to mirror.
-        size: height and width of the result in pixels.
-    """
+    """Nearest-neighbour crop of a label map to `size`, aligned with the crop that `resample` makes of the image."""
     rows = _nearest(box[0], box[2], label_map.shape[0], size[0])
     columns = _nearest(box[1], box[3], label_map.shape[1], size[1])
     return label_map[np.ix_(rows, columns[::-1] if flip else columns)]

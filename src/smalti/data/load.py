@@ -318,11 +318,7 @@ def official_splits(path: str, test: str, follow: FollowLinks = "inside") -> tup
 
 
 def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
-    """Training and test images in memory, with the same class numbers.
-
-    Raises:
-        DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
-    """
+    """Training and test images in memory; the test images must have labels if the others have, of the same classes."""
     log.say(f"training images from {train}, test images from {test}")
     learnt = read_source(data.grouped(data.noted_source(train, log)), data, log)
     judged = read_source(data.noted_source(test, log), data, log)

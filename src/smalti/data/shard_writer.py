@@ -153,12 +153,7 @@ class ShardWriter:
 
 
 def member(name: str, data: bytes) -> bytes:
-    """A member of a tar archive (ustar); its bytes do not depend on the time or the user.
-
-    Args:
-        name: at most 100 ASCII characters.
-        data: less than 8 GiB.
-    """
+    """A member of a tar archive (ustar), of less than 8 GiB; its bytes do not depend on the time or the user."""
     header = tarfile.TarInfo(name)
     header.size = len(data)
     return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)

@@ -129,11 +129,7 @@ class Arrow(TableDataset):
 
 
 def open_table(path: Path) -> Any:
-    """Memory-map an Arrow file (stream or file format) as a pyarrow table, which takes almost no memory.
-
-    Raises:
-        DataError: it is damaged, truncated, or compressed, which rules out random access.
-    """
+    """Memory-map an Arrow file (stream or file) as a table; a `DataError` if it is damaged, or compressed."""
     import pyarrow as pa
 
     with readable(str(path)), pa.memory_map(str(path)) as source:
@@ -144,11 +140,7 @@ def open_table(path: Path) -> Any:
 
 
 def _batches(whole: Any) -> Iterator[Any]:
-    """Yield the record batches of an Arrow file without copying.
-
-    Args:
-        whole: a pyarrow buffer with the content of the file.
-    """
+    """Yield the record batches of an Arrow file, given as a buffer, without copying."""
     import pyarrow as pa
 
     if whole[:6].to_pybytes() == b"ARROW1":
@@ -193,11 +185,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def arrow_files(folder: Path) -> ArrowFiles:
-    """The files of a dataset; of several splits, those of the training split.
-
-    Raises:
-        DataError: a JSON description cannot be read, or the training split is not clear.
-    """
+    """The files of a dataset; of several splits, those of the training split; a `DataError` if that is not clear."""
     if (folder / _DICT).is_file():
         splits = _read_json(folder / _DICT).get("splits")
         names = [name for name in splits if _is_name(name)] if isinstance(splits, list) else []

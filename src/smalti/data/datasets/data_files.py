@@ -39,11 +39,7 @@ class DataFiles(ABC):
 
     @abstractmethod
     def open(self, number: int) -> FileIO:
-        """Open a file, unbuffered; the caller closes it.
-
-        Raises:
-            OSError, DataError: it cannot be opened.
-        """
+        """Open a file, unbuffered; the caller closes it. An `OSError` or a `DataError` if that is not possible."""
 
     @abstractmethod
     def peek(self, number: int) -> IOBase:
@@ -109,11 +105,7 @@ def cache_folder() -> Path:
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Create a folder inside the cache folder; the latter is created with access for this user only.
-
-    Raises:
-        OSError: it cannot be created.
-    """
+    """Create a folder inside the cache folder; the latter is created with access for this user only."""
     cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     _warn_once(cache_folder())

@@ -67,11 +67,7 @@ class ImageDataset(Protocol):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded bytes of an image file; for pixels in memory, those of an `.npy` file.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """The encoded bytes of an image file, for pixels in memory of an `.npy` file; a `DataError` if unreadable."""
 
     @abstractmethod
     def label(self, index: int) -> int:
@@ -106,11 +102,7 @@ class ImageDataset(Protocol):
         return 0
 
     def column(self, name: str) -> list[str | None]:
-        """The cells of a column of the table that the images are in or listed by, None for empty ones.
-
-        Raises:
-            DataError: there is no such column.
-        """
+        """The cells of a column of the table that the images are in, None for empty ones; a `DataError` without it."""
         cause = f"DATA of the kind {self.kind} has no columns"
         fix = "give a list (.csv .tsv) or a table, or a regular expression for paths, as '^([^/]+)/'"
         raise DataError(f"no column {name}", cause=cause, fix=fix)

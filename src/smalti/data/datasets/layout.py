@@ -202,11 +202,7 @@ def _pattern(stems: list[str]) -> str:
 
 
 def _by_split(root: Path, named: Mapping[str, Split]) -> dict[Split, Path]:
-    """The path of each split, in the order train, validation, test.
-
-    Raises:
-        DataError: a split has two.
-    """
+    """The path of each split, in the order train, validation, test; a `DataError` if one has two."""
     by_split: dict[Split, Path] = {}
     for name, split in sorted(named.items(), key=lambda item: (_ORDER.index(item[1]), item[0])):
         if split in by_split:

@@ -58,11 +58,7 @@ class Listed(NamedTuple):
 
 
 def read_list(path: Path) -> Listed:
-    """Read a list. The images are not accessed: a missing one is noticed when it is looked for.
-
-    Raises:
-        DataError: the list cannot be parsed; the message names line and column.
-    """
+    """Read a list, but none of its images; a `DataError` with line and column where it cannot be parsed."""
     names, labels, notes, header = NamesBuilder(), Labels(), list[str](), list[str]()
     try:
         with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:

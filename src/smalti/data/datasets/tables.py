@@ -204,11 +204,7 @@ class ColumnLabels:
         self.fractions = False
 
     def add(self, column: Any) -> None:
-        """Append a pyarrow array of numbers or names, or of lists of them.
-
-        Raises:
-            DataError: a number that is not that of a declared class, or more than `MAX_CLASSES` classes.
-        """
+        """Append an array of numbers or names, or of lists of them; a `DataError` for too many, and for no classes."""
         import pyarrow as pa
 
         if pa.types.is_dictionary(column.type):
@@ -263,15 +259,7 @@ class ColumnLabels:
 
 
 def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...]]:
-    """Choose the split to train on, and give a note about the others.
-
-    Args:
-        splits: a path for each split name.
-        where: the dataset, for messages.
-
-    Raises:
-        DataError: there are several splits and none is called `train`, or there is no split.
-    """
+    """Choose the split to train on, of paths by name, and note the others; a `DataError` if that is not clear."""
     names = ", ".join(name or "files of no split" for name in sorted(splits)[:8])
     if TRAIN in splits and len(splits) > 1:
         others = ", ".join(name or "files of no split" for name in sorted(splits)[:8] if name != TRAIN)

@@ -137,11 +137,6 @@ class _Header:
 def build_index(file: BufferedIOBase, length: int, name: str) -> ShardIndex:
     """Build an index from the headers of a shard and its label files (`.cls`, or `label` in `.json`).
 
-    Args:
-        file: the shard, opened for reading.
-        length: its size in bytes.
-        name: what it is called in messages.
-
     Raises:
         DataError: the file is compressed, or not a tar archive.
     """
@@ -282,11 +277,7 @@ class _Builder:
 
 
 def _json_label(text: str) -> str | None:
-    """The label in the JSON object of a sample; None if it has none. Several are joined by `|`.
-
-    Raises:
-        ValueError, RecursionError: it cannot be read.
-    """
+    """The label in the JSON object of a sample, several joined by `|`; None if it has none, an error if it is none."""
     about = json.loads(text)
     found = next((about[key] for key in _LABEL_KEYS if key in about), None) if isinstance(about, dict) else None
     texts = [str(one) for one in (found if isinstance(found, list) else [found]) if isinstance(one, str | int)]

@@ -62,12 +62,7 @@ class ZipImages(NamedTuple):
     left_out: LeftOut
 
     def unpacked(self, file: FileIO, row: int) -> bytes:
-        """The bytes of an image.
-
-        Raises:
-            ValueError: they are not what the central directory says.
-            OSError: they cannot be read.
-        """
+        """The bytes of an image; a `ValueError` if they are not what the central directory says."""
         offset, packed, size, crc, method = self.numbers[row].tolist()
         file.seek(offset)
         header = file.read(_HEADER)
@@ -101,11 +96,7 @@ def zip_place(data: str) -> ZipPlace | None:
 
 
 def images_of(place: ZipPlace) -> tuple[LocalFiles, list[ZipImages]]:
-    """The archives, and the images of each.
-
-    Raises:
-        DataError: one of them is none, is encrypted, or is damaged.
-    """
+    """The archives, and the images of each; a `DataError` if one of them is none, encrypted, or damaged."""
     files = LocalFiles(place.archives, "archive")
     return files, [_read(*files.version(number), name) for number, name in enumerate(files.names)]
 

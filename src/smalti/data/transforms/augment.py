@@ -106,11 +106,7 @@ def colour_matrix(
 
 
 def channel_means(images: Tensor) -> Float[Tensor, "B C"]:
-    """Mean of each channel of each image, in [0, 1].
-
-    Args:
-        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
-    """
+    """Mean in [0, 1] of each channel of images (B, C, H, W), uint8 or float in [0, 1]."""
     means = torch.cat([images[part].float().mean((2, 3)) for part in _parts(images)])
     return means / 255 if images.dtype == torch.uint8 else means
 
@@ -121,11 +117,7 @@ def recolour(
     offset: Float[Tensor, "B C 1"],
     flip: Bool[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Apply what `colour_matrix` gives to each image, clamp to [0, 1], and mirror the images where `flip` is true.
-
-    Args:
-        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
-    """
+    """Apply matrix and offset of `colour_matrix` to images (B, C, H, W), clamp to [0, 1], mirror those in `flip`."""
     scaled = matrix / 255 if images.dtype == torch.uint8 else matrix
     result = torch.empty(images.shape, device=images.device)
     for part in _parts(images):

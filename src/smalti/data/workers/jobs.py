@@ -41,12 +41,7 @@ class Job(Protocol):
 
 
 class Task(NamedTuple):
-    """A batch of B images to render.
-
-    Attributes:
-        positions: the index of each image, int64, shape (B,).
-        keys: the random key of each row, uint64, shape (B,).
-    """
+    """A batch of B images to render: their positions, int64, and the random key of each row, uint64, both (B,)."""
 
     positions: NDArray[np.int64]
     keys: NDArray[np.uint64]
@@ -104,10 +99,7 @@ class Renderer(ABC):
 
 
 def candidates(position: int, length: int) -> Iterator[int]:
-    """Yield an image's index, then 100 replacement candidates, the same in every epoch and on every machine.
-
-    The candidates are drawn from `length` images by a hash of `position`.
-    """
+    """Yield an image and 100 candidates to replace it, by a hash of its position: always and everywhere the same."""
     yield position
     for attempt in range(_ATTEMPTS):
         yield int(fold(position, attempt, Stream.REPLACE) % length)
