@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -35,6 +36,7 @@ from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import alone
 from smalti.core.log import Log
 from smalti.core.stored import open_ordinary, read_object
+from smalti.data.datasets.data_files import reading
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import Loader, SampledBatch
 from smalti.data.tokens import CHUNK, encode
@@ -253,12 +255,9 @@ class TokenCache:
 
     def _read(self, epoch: int, index: int, length: int) -> bytes:
         """Up to `length` bytes of the file, beginning at the row of an image."""
-        try:
+        with reading(self.path(epoch)), suppress(FileNotFoundError):
             return os.pread(self._file(epoch, os.O_RDONLY), length, index * self.row_bytes)
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise DataError(f"cannot read {self.path(epoch)}", cause=error.strerror or str(error)) from error
+        return b""
 
     def _write(self, epoch: int, index: int, data: bytes) -> None:
         position = index * self.row_bytes
@@ -300,11 +299,10 @@ def _agree(folder: Path, key: TokenKey) -> None:
             if not os.path.lexists(path):
                 _begin(folder, key)
     try:
-        there = read_object(path)
+        with reading(path):
+            there = read_object(path)
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
     if differences := key.differences(there):
         fix = "delete it, or give another folder"
         raise DataError(f"token cache {folder} does not fit this run", cause=", ".join(differences), fix=fix)

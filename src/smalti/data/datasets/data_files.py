@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from io import FileIO, IOBase
 from pathlib import Path
@@ -87,6 +88,15 @@ class LocalFiles(DataFiles):
     def version(self, number: int) -> FileVersion:
         about = os.stat(self.names[number])
         return FileVersion(os.path.realpath(self.names[number]), about.st_size, about.st_mtime_ns)
+
+
+@contextmanager
+def reading(name: Path | str) -> Iterator[None]:
+    """Raise a `DataError` that names the file where the system cannot read it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
 
 
 def require_fetched(path: Path) -> None:

@@ -35,7 +35,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.stored import open_stored, parse_object, read_stored
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, reading
 from smalti.data.datasets.labels import NONE, missing_note
 from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar import IndexedTars
@@ -266,12 +266,11 @@ def read_index(path: Path) -> tuple[Header, ShardIndex]:
 
 def check_size(path: Path, shard: ShardDigest) -> None:
     """Refuse a .tar that is missing or has another size, without reading it."""
-    try:
-        about = path.stat()
-    except FileNotFoundError as error:
-        raise DamagedShardError(path, "it is missing") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with reading(path):
+        try:
+            about = path.stat()
+        except FileNotFoundError as error:
+            raise DamagedShardError(path, "it is missing") from error
     if about.st_size != shard.bytes or not stat.S_ISREG(about.st_mode):
         raise DamagedShardError(path, f"it has {about.st_size} bytes, not {shard.bytes}")
 
@@ -279,26 +278,18 @@ def check_size(path: Path, shard: ShardDigest) -> None:
 def check_digest(path: Path, shard: ShardDigest) -> None:
     """Read a whole .tar, and refuse one that differs from its digest."""
     check_size(path, shard)
-    try:
-        with open_stored(path, follow=True) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with reading(path), open_stored(path, follow=True) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != shard.sha256:
         raise DamagedShardError(path, "it differs from its digest")
 
 
 def _read(path: Path) -> bytes:
     try:
-        return read_stored(path, _MAX_BYTES, follow=True)
+        with reading(path):
+            return read_stored(path, _MAX_BYTES, follow=True)
     except ValueError as error:
         raise DamagedShardError(path, str(error)) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read {path}", cause=error.strerror or str(error))
 
 
 def _parse(kind: type[T], text: bytes, path: Path, version: str) -> T:

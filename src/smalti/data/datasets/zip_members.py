@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, reading
 from smalti.data.datasets.folder import IRREGULAR
 from smalti.data.datasets.names import (
     NO_IMAGE,
@@ -130,12 +130,10 @@ def _folders(path: str, size: int, mtime_ns: int, name: str) -> dict[str, tuple[
 def _read(path: str, size: int, mtime_ns: int, name: str) -> ZipImages:
     """The images of an archive in the version that these numbers are of."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(name), zipfile.ZipFile(path) as archive:
             return _images(archive.infolist(), name)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{name} is no zip archive", cause=str(error) or "damaged", fix="fetch it again") from error
-    except OSError as error:
-        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
 
 
 def _images(members: list[zipfile.ZipInfo], archive: str) -> ZipImages:
