@@ -4,6 +4,7 @@ import csv
 import os
 import re
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -11,7 +12,7 @@ from smalti.core.addresses import is_address
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
 from smalti.data.datasets.data_files import reading
-from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, OneColumn, guess_labels
+from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, guess_labels
 from smalti.data.datasets.labels import Labels
 from smalti.data.datasets.names import Names, NamesBuilder, may_be_image
 from smalti.data.formats import ARRAYS, EXTENSIONS
@@ -130,13 +131,13 @@ def _table(file: TextIO, path: Path, header: list[str], notes: list[str]) -> Ite
         if not header or not may_be_image(os.fsencode(header[0])):
             raise _no_paths(path, header)
         place, offset, column = 0, 0, "1"
-        labels = OneColumn(1) if len(header) > 1 else None
+        labels = itemgetter(1) if len(header) > 1 else None
         file.seek(0)
     else:
         offset, column = 1, header[place]
         known = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
         if known is not None:
-            labels = OneColumn(known)
+            labels = itemgetter(known)
         else:
             labels, note = guess_labels(_cells(file, path, header, separator, 1), header, place)
             notes += [note] if note else []
