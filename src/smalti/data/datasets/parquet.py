@@ -51,16 +51,6 @@ class _Group(NamedTuple):
     images: Chunk
 
 
-class _Batch(NamedTuple):
-    """Decoded rows: the index of the first image, and the cells of the image column.
-
-    They are a dictionary array, so that an image that is in many rows is in memory once.
-    """
-
-    start: int
-    images: Any
-
-
 class Parquet(TableDataset):
     """The images of Parquet files, in file order. Only the image column and the label column are ever read.
 
@@ -98,12 +88,12 @@ class Parquet(TableDataset):
         self._start()
         if index.bytes < _SLIM_BYTES * index.rows:  # rows so small that they may hold no images at all
             self.cell(0)
-            if (some := self._kept[0].images).null_count == len(some):
+            if (some := self._kept[0][1]).null_count == len(some):
                 raise without_bytes(places.names[0], self.columns.image, len(some))
 
     def _start(self) -> None:
-        """Set up the state of one process: the reader of a row group, its position, the cache of decoded batches."""
-        self._lock, self._kept = Lock(), deque[_Batch](maxlen=_KEPT)
+        """Set up the state of one process: the reader of a row group, its position, decoded batches by their start."""
+        self._lock, self._kept = Lock(), deque[tuple[int, Any]](maxlen=_KEPT)
         self._group, self._next = -1, 0
         self._reader: Iterator[Any] = iter(())
 
@@ -160,7 +150,7 @@ class Parquet(TableDataset):
         except DataError:
             self._group = -1
             raise
-        self._kept.append(_Batch(self._next, images))
+        self._kept.append((self._next, images))
         self._next += len(images)
 
     def _rows_at_once(self, group: int) -> int:

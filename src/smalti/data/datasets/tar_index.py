@@ -163,20 +163,19 @@ def _samples(found: Iterator[Member], left_out: LeftOut) -> Iterator[list[Member
     """
     sample: list[Member] = []
     damage: DamagedTarError | None = None
-    while True:
-        try:
-            member = next(found, None)
-        except DamagedTarError as error:
-            member, damage = None, error
-        if member is not None and (reason := _odd(member)):
-            left_out.add(reason, member.name)
-            continue
-        if sample and (member is None or _key(member) != _key(sample[0]) or len(sample) == _MAX_GROUP):
-            yield sample
-            sample = []
-        if member is None:
-            break
-        sample.append(member._replace(name=plain(member.name)))
+    try:
+        for member in found:
+            if reason := _odd(member):
+                left_out.add(reason, member.name)
+                continue
+            if sample and (_key(member) != _key(sample[0]) or len(sample) == _MAX_GROUP):
+                yield sample
+                sample = []
+            sample.append(member._replace(name=plain(member.name)))
+    except DamagedTarError as error:
+        damage = error
+    if sample:
+        yield sample
     if damage is not None:
         raise damage
 

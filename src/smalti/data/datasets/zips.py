@@ -28,14 +28,15 @@ class Zips(StoredDataset):
         self.inner = f"{place.inner}/" if place.inner else ""
         for name, images in zip(self.files.names, self.archives, strict=True):
             self.left_out.merge(images.left_out, f"{name}/" if len(self.archives) > 1 else "")
+        folder = str(Path(self.files.names[0]) / place.inner)
         self.where = self._sorted(has_image_suffix)
         if not len(self.where):  # arrays are images where there are no others
             self.where = self._sorted(has_array_suffix)
         if not len(self.where):
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
-            raise DataError(f"no images in {self._folder()}", cause=cause, fix="check the path")
-        take_folders(self, (os.fsencode(self.key(index)) for index in range(len(self))), self._folder())
+            raise DataError(f"no images in {folder}", cause=cause, fix="check the path")
+        take_folders(self, (os.fsencode(self.key(index)) for index in range(len(self))), folder)
 
     def _sorted(self, is_image: IsImage) -> NDArray[np.int64]:
         """Archive and row of each image in the folder, in the order of their names.
@@ -52,9 +53,6 @@ class Zips(StoredDataset):
                     self.left_out.add(DUPLICATE, name)
         ordered = sorted(found, key=lambda name: name.split(b"/"))  # as `walk` has them
         return np.array([found[name] for name in ordered], np.int64).reshape(-1, 2)
-
-    def _folder(self) -> str:
-        return str(Path(self.files.names[0]) / self.place.inner)
 
     def __len__(self) -> int:
         return len(self.where)
