@@ -445,13 +445,14 @@ def test_a_batch_that_is_too_large(workers: Callable[..., Workers]) -> None:
 
 SCRIPT = """
 import time
+from contextlib import closing
 from smalti.data.workers import worker
 from smalti.data.workers.workers import Workers
 from tests.data.worker_jobs import Noise, task
 worker._PRELOAD = ()  # torch is not needed here, and takes seconds
 
 def main():
-    with Workers(Noise(trouble={0: "print", 1: TROUBLE}), 16, 2, say=print) as workers:
+    with closing(Workers(Noise(trouble={0: "print", 1: TROUBLE}), 16, 2, say=print)) as workers:
         print(workers(task(0, 2, 3)).shown.tolist(), flush=True)
         workers.prefetch([task(1)])
         time.sleep(SLEEP)

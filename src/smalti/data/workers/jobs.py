@@ -111,7 +111,7 @@ def render_row(
     key: int,
     out: Sequence[NDArray[np.uint8]],
     avoid: Collection[int],
-    opening: Callable[[int], None],
+    opening: Callable[[int], None] = lambda position: None,
 ) -> tuple[int, list[Bad]]:
     """Render one row; if the image cannot be read, render a replacement with the same key.
 
@@ -167,13 +167,9 @@ class Inline(Renderer):
             warnings.simplefilter("ignore")
             for row, (position, key) in enumerate(zip(task.positions.tolist(), task.keys.tolist(), strict=True)):
                 out = [array[row] for array in arrays]
-                shown[row], found = render_row(self._job, position, key, out, self._avoid, _nobody)
+                shown[row], found = render_row(self._job, position, key, out, self._avoid)
                 bad += found
         return Rendered(arrays, shown, tuple(bad))
 
     def close(self) -> None:
         self._arrays = ()
-
-
-def _nobody(position: int) -> None:
-    """The `opening` callback of `render_row` that does nothing."""

@@ -89,12 +89,6 @@ class Workers(Renderer):
     def close(self) -> None:
         self._end()
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @contextmanager
     def _whole_or_closed(self) -> Iterator[None]:
         """Close on any error or Ctrl-C inside, as the state of queue and workers is then unknown."""
