@@ -20,15 +20,7 @@ from smalti.data.formats import READERS, FormatError, check_size
 from smalti.data.opened import NoModeError, open_checked, orientation
 from smalti.data.resize import resized
 from smalti.data.tiff import turn_of_tiff
-from smalti.data.values import (
-    UnclearError,
-    Window,
-    colour_scale,
-    eight_bits,
-    mend_transparency,
-    stored,
-    windowed,
-)
+from smalti.data.values import UnclearError, Window, colour_scale, eight_bits, mend_transparency, stored, windowed
 
 try:
     import simplejpeg  # type: ignore[import-untyped]

@@ -110,12 +110,7 @@ class TokenKey:
 
 
 def token_key(
-    source: ImageDataset,
-    views: TwoViews,
-    seed: int,
-    tokenizer: ImageTokenizer,
-    compute: Compute,
-    chunk: int = CHUNK,
+    source: ImageDataset, views: TwoViews, seed: int, tokenizer: ImageTokenizer, compute: Compute, chunk: int = CHUNK
 ) -> TokenKey:
     """The key of a run. All pixels are read of images in memory, all names of other images."""
     pixels = source.pixels

@@ -33,11 +33,7 @@ WORD = re.compile(r"[^\W\d_]+")
 SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{1,18})-(?P<rest>of-\d+(-\w+)?)")
 """The name of a file, without suffix, that is one of several of a split: train-00000-of-00002."""
 
-_ROLES: dict[Split, str] = {
-    "train": "is learned from",
-    "validation": "is for choices",
-    "test": "is kept for the end",
-}
+_ROLES: dict[Split, str] = {"train": "is learned from", "validation": "is for choices", "test": "is kept for the end"}
 _ORDER: tuple[Split, ...] = ("train", "validation", "test")
 Listing: TypeAlias = Callable[[Path], tuple[list[str], list[str]]]
 """The names of the files and of the sub-folders of a folder, sorted."""

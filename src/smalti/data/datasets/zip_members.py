@@ -21,15 +21,7 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.data.datasets.data_files import LocalFiles, reading
 from smalti.data.datasets.folder import IRREGULAR
-from smalti.data.datasets.names import (
-    NO_IMAGE,
-    SYSTEM,
-    LeftOut,
-    Names,
-    NamesBuilder,
-    is_system,
-    may_be_image,
-)
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, is_system, may_be_image
 from smalti.data.datasets.tar import expand
 from smalti.data.datasets.tar_index import DUPLICATE, LEADS_OUT, TOO_LARGE
 from smalti.data.datasets.tar_members import is_inside, plain
