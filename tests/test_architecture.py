@@ -37,7 +37,7 @@ ROWS = [
 ]
 ROWS_OF_DATA = [
     {"formats", "resize"},
-    {"npy", "values", "opened"},
+    {"npy", "values"},
     {"tiff"},
     {"bands"},
     {"decode"},

@@ -8,8 +8,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from smalti.core.errors import DataError
 from smalti.data import npy
-from smalti.data.formats import READERS, check_size, open_image, other_channels
-from smalti.data.opened import NoModeError, open_checked, orientation
+from smalti.data.formats import READERS, NoModeError, check_size, open_checked, open_image, orientation, other_channels
 from smalti.data.tiff import bands_of, read_tiff
 from smalti.data.values import Stored, colour_scale, stored
 

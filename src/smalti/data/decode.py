@@ -16,8 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from smalti.core.errors import DataError
 from smalti.data import npy
 from smalti.data.bands import stored_bands
-from smalti.data.formats import READERS, FormatError, check_size
-from smalti.data.opened import NoModeError, open_checked, orientation
+from smalti.data.formats import READERS, FormatError, NoModeError, check_size, open_checked, orientation
 from smalti.data.resize import resized
 from smalti.data.tiff import turn_of_tiff
 from smalti.data.values import UnclearError, Window, colour_scale, eight_bits, mend_transparency, stored, windowed

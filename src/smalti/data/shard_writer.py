@@ -26,7 +26,7 @@ from smalti.data.datasets.names import LeftOut, NamesBuilder
 from smalti.data.datasets.prepared import VERSION, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
-from smalti.data.opened import orientation
+from smalti.data.formats import orientation
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
