@@ -421,6 +421,9 @@ def test_links_out_of_a_folder_are_followed_only_when_asked(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"1 links lead out of the folder: follow them with --data.follow-links all"):
         opened(tmp_path / "snapshot")
     assert values(open_source(str(tmp_path / "snapshot"), 1, options=ReadOptions(follow_links="all"))) == [7]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/data").symlink_to(write(tmp_path / "more/a.parquet", table([8])).parent)
+    assert values(open_source(str(tmp_path / "linked"), 1, options=ReadOptions(follow_links="all"))) == [8]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
