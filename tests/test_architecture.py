@@ -42,7 +42,7 @@ ROWS_OF_DATA = [
     {"bands"},
     {"decode"},
     {"datasets"},
-    {"reading", "splits", "partition", "mask_ids", "transforms", "workers"},
+    {"reading", "splits", "mask_ids", "transforms", "workers"},
     {"bad_files", "duplicates", "shard_writer"},
     {"groups"},
     {"load", "write_shards"},

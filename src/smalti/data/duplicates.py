@@ -11,8 +11,8 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.partition import Groups
 from smalti.data.reading import even_sample
+from smalti.data.splits import Groups
 
 _BANDS = 4
 _MOST_JUDGED, _MOST_ALIKE = 1000, 10_000

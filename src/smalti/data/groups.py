@@ -9,7 +9,7 @@ from smalti.core.config import require
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.duplicates import copies
-from smalti.data.partition import joined_groups
+from smalti.data.splits import joined_groups
 
 GROUP = (
     "images that stay on one side of a split: those with the same value in a column, or the same text in the"
