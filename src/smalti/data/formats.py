@@ -44,7 +44,6 @@ MAX_PIXELS = 100_000_000
 """Of an image of up to three channels; of more, as many values."""
 MAX_ASPECT = 100
 IN_CHANS = "--tokenizer.in-chans or --backbone.in-chans"
-FORMATS = (*(str(reader.format) for reader in READERS), "AVIF", "HEIF", "JXL")
 
 _AVIF = (b"avif", b"avis")
 _HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
