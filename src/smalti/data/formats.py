@@ -80,7 +80,7 @@ def channels_remedy(cause: str) -> str:
 
 
 def check_size(width: int, height: int, channels: int = 3) -> None:
-    """Refuse an image of too many pixels, or much longer than wide or high, before memory for them is allocated."""
+    """Refuse an image with too many pixels, or one side much longer than the other, before memory is allocated."""
     if width * height * max(channels, 3) > 3 * MAX_PIXELS:
         more = f" of {channels} channels" if channels > 3 else ""
         raise FormatError(f"{width}x{height} pixels{more}, above the limit of {MAX_PIXELS * 3 // max(channels, 3)}")

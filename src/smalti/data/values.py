@@ -76,7 +76,7 @@ def _first(tags: Any, tag: int, missing: int) -> int:
 
 
 def of_tiff(values: NDArray[Any], bits: int, signed: bool, white_is_zero: bool) -> Stored:
-    """The values of a TIFF of so many bits, bright as large; an `UnclearError` where black is not defined."""
+    """The values of a TIFF with so many bits each, bright as large; an `UnclearError` if it says not what black is."""
     if white_is_zero and (values.dtype.kind == "f" or bits == 32):
         what = "floats" if values.dtype.kind == "f" else "32-bit integers"
         raise UnclearError(f"a TIFF of {what} in which white is zero: it says not what black is")

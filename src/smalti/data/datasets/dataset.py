@@ -102,7 +102,7 @@ class ImageDataset(Protocol):
         return 0
 
     def column(self, name: str) -> list[str | None]:
-        """The cells of a column of the table that the images are in, None for empty ones; a `DataError` without it."""
+        """The cells of a column of the table that the images are in, None for empty ones; raises if there is none."""
         cause = f"DATA of the kind {self.kind} has no columns"
         fix = "give a list (.csv .tsv) or a table, or a regular expression for paths, as '^([^/]+)/'"
         raise DataError(f"no column {name}", cause=cause, fix=fix)

@@ -204,7 +204,7 @@ class ColumnLabels:
         self.fractions = False
 
     def add(self, column: Any) -> None:
-        """Append an array of numbers or names, or of lists of them; a `DataError` for too many, and for no classes."""
+        """Append an array of numbers or names, or of lists of them; a `DataError` if some are no class."""
         import pyarrow as pa
 
         if pa.types.is_dictionary(column.type):
