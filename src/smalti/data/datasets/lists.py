@@ -91,12 +91,9 @@ def _encoding(path: Path) -> str:
 
 def as_text(text: str) -> str:
     """A text as UTF-8, or where it is none as cp1252, the encoding of Windows."""
-    return text if text.isascii() else os.fsencode(text).decode("cp1252", "replace") if _escaped(text) else text
-
-
-def _escaped(text: str) -> bool:
-    """Whether bytes of the text were no UTF-8."""
-    return any("\udc80" <= character <= "\udcff" for character in text)
+    if text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    return os.fsencode(text).decode("cp1252", "replace")
 
 
 def _text(file: TextIO, path: Path) -> Iterator[Row]:
