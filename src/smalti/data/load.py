@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smalti.core.addresses import shown
 from smalti.core.config import require, setting
+from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.core.machine import usable_memory, usable_processors
@@ -26,7 +27,7 @@ from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, o
 from smalti.data.datasets.prepared import is_prepared, prepared_window
 from smalti.data.formats import channels_remedy, other_channels
 from smalti.data.groups import GROUP, numbered, require_group, together
-from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
+from smalti.data.reading import attempt, each, even_sample, measured_window, read_square, square, value_notes
 from smalti.data.splits import put_aside
 from smalti.data.values import AskedWindow, Window, require_channels, require_window
 
@@ -271,7 +272,7 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
             if isinstance(result, DataError):
                 failed[source.name(position)] = result.cause
             else:
-                pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
+                pixels[len(labels)] = result.image.transpose(2, 0, 1)
                 labels.append(result.label)
                 kept.append(position)
     fix = "remove them, or raise --data.max-bad-fraction"
@@ -364,7 +365,7 @@ def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
     source = data.source(data.path)
 
-    def look(position: int) -> Square | DataError:
+    def look(position: int) -> Sample | DataError:
         return attempt(lambda place: read_square(source, place, data.side), position)
 
     began = time.perf_counter()
