@@ -379,8 +379,9 @@ def test_workers_that_keep_dying_stop_the_run(workers: Callable[..., Workers], s
 @needs_proc
 def test_closing_ends_busy_workers_and_may_be_done_twice(workers: Callable[..., Workers], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with workers(Noise(trouble={0: "fifo"}, folder=tmp_path), 2) as many:
-        many.prefetch([task(*range(16))])
+    many = workers(Noise(trouble={0: "fifo"}, folder=tmp_path), 2)
+    many.prefetch([task(*range(16))])
+    many.close()
     assert all_gone(many.pids, seconds=0)
     many.close()
     with pytest.raises(RuntimeError, match="closed"):
