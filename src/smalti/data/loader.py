@@ -189,7 +189,8 @@ class InMemoryViewSource:
         chosen, views = torch.from_numpy(rows.index), self.views
         assert self.source.pixels is not None, "these images are not in memory"
         images, label = on_device(self.source.pixels[chosen], self.device), self.source.labels_at(rows.index)
-        shown = views_of(images, views, rows.view_keys, views.crop(rows.view_keys, *images.shape[-2:], views.size))
+        height, width = images.shape[-2:]
+        shown = views_of(images, views, rows.view_keys, views.crop(rows.view_keys, height, width, views.size))
         return Views(shown[0], shown[1] if len(shown) > 1 else None, chosen, label)
 
 
