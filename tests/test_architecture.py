@@ -37,12 +37,12 @@ ROWS = [
 ]
 ROWS_OF_DATA = [
     {"formats", "resize"},
-    {"npy", "values", "opened"},
+    {"npy", "values"},
     {"tiff"},
     {"bands"},
     {"decode"},
     {"datasets"},
-    {"reading", "splits", "partition", "mask_ids", "transforms", "workers"},
+    {"reading", "splits", "mask_ids", "transforms", "workers"},
     {"bad_files", "duplicates", "shard_writer"},
     {"groups"},
     {"load", "write_shards"},

@@ -18,11 +18,12 @@ from smalti.data import tiff as reading_tiffs
 from smalti.data.bands import channels_of, stored_values
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
+from smalti.data.datasets.prepared import Settings
 from smalti.data.decode import decode_bytes
 from smalti.data.load import Data
 from smalti.data.reading import channels_in, measured_window
 from smalti.data.resize import resized
-from smalti.data.shard_writer import Form, make_record
+from smalti.data.shard_writer import make_record
 from smalti.data.tiff import bands_of
 from smalti.data.transforms.augment import channel_means, colour_matrix, recolour
 from smalti.data.transforms.randaugment import OPERATIONS
@@ -220,7 +221,7 @@ def test_the_error_of_a_run_says_what_to_write(bands: Path) -> None:
 
 def test_what_is_prepared_is_the_pixels_without_loss(bands: Path) -> None:
     source = open_source(str(bands), BANDS)
-    record = make_record(source, 0, Form(16, "jpeg", 90, BANDS))
+    record = make_record(source, 0, Settings("", "", 16, "jpeg", 90, BANDS, None, 0, ""))
     assert record.suffix == "npy"
     assert np.array_equal(npy.decode(record.data), source.shrunk(0, 16).image)
 

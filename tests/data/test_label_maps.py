@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smalti.core.errors import DataError
-from smalti.data.label_maps import Numbering, count_classes, read_class_names, read_ids
+from smalti.data.label_maps import Numbering, count_classes, read_class_names, read_mask
 from smalti.functional.metrics import VOID
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -49,7 +49,7 @@ def test_void_alone_is_no_class() -> None:
 
 def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
     Image.fromarray(IDS).save(tmp_path / "mask.png")
-    assert np.array_equal(read_ids(tmp_path / "mask.png", (3, 4)), IDS)
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (3, 4)).ids, IDS)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
 def test_other_pixels_are_refused(tmp_path: Path, picture: Image.Image, cause: str) -> None:
     picture.save(tmp_path / "mask.png")
     with pytest.raises(DataError) as caught:
-        read_ids(tmp_path / "mask.png", (3, 4))
+        read_mask(tmp_path / "mask.png", (3, 4))
     more = "; where these are classes: --task.ids auto" if cause in MAY_BE_LISTED else ""
     assert str(caught.value) == f"{tmp_path / 'mask.png'} cannot be a mask; {cause}; {FIX}{more}"
 
@@ -74,13 +74,13 @@ def test_other_pixels_are_refused(tmp_path: Path, picture: Image.Image, cause: s
 def test_what_is_no_png_is_refused_under_any_name(tmp_path: Path) -> None:
     Image.fromarray(IDS).save(tmp_path / "mask.png", "BMP")
     with pytest.raises(DataError, match=f"mask.png cannot be a mask; it is no PNG; {FIX}"):
-        read_ids(tmp_path / "mask.png", (3, 4))
+        read_mask(tmp_path / "mask.png", (3, 4))
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     Image.fromarray(IDS).save(tmp_path / "mask.png")
     with pytest.raises(DataError) as caught:
-        read_ids(tmp_path / "mask.png", (4, 3))
+        read_mask(tmp_path / "mask.png", (4, 3))
     cause = "the mask has 4x3 pixels, its image 3x4"
     assert str(caught.value) == f"{tmp_path / 'mask.png'} does not lie on its image; {cause}; make them of one size"
 
@@ -92,7 +92,7 @@ def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     for length in (10, 30, len(whole) // 2):
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"cannot read .*mask\.png; damaged: "):
-            read_ids(path, (64, 64))
+            read_mask(path, (64, 64))
 
 
 def test_names_of_classes_are_lines(tmp_path: Path) -> None:

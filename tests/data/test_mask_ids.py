@@ -9,7 +9,7 @@ from PIL import Image
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.label_maps import MaskReading, Numbering, open_pairs, read_ids
+from smalti.data.label_maps import MaskReading, Numbering, open_pairs, read_mask
 from smalti.data.mask_ids import Chosen, MaskTurn, choose_ids, describe_ids, voc_colours
 from smalti.functional.metrics import VOID
 
@@ -76,11 +76,11 @@ def with_palette(path: Path, ids: np.ndarray, colours: np.ndarray) -> None:
 def test_a_palette_of_a_label_tool_is_read_by_index(tmp_path: Path) -> None:
     ids = np.array([[0, 1, 2], [15, 20, 255]], np.uint8)
     with_palette(tmp_path / "voc.png", ids, voc_colours())
-    assert np.array_equal(read_ids(tmp_path / "voc.png", (2, 3)), ids)
+    assert np.array_equal(read_mask(tmp_path / "voc.png", (2, 3)).ids, ids)
     with_palette(tmp_path / "own.png", ids, voc_colours()[::-1])
     with pytest.raises(DataError, match=r"it has a palette; .*--task.ids auto"):
-        read_ids(tmp_path / "own.png", (2, 3))
-    assert np.array_equal(read_ids(tmp_path / "own.png", (2, 3), listed=True), ids)
+        read_mask(tmp_path / "own.png", (2, 3))
+    assert np.array_equal(read_mask(tmp_path / "own.png", (2, 3), reading=MaskReading(listed=True)).ids, ids)
 
 
 def test_palettes_that_differ_are_refused(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_palettes_that_differ_are_refused(tmp_path: Path) -> None:
 
 def test_masks_of_one_bit_are_two_ids_where_ids_are_listed(tmp_path: Path) -> None:
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
-    assert read_ids(tmp_path / "a.png", (1, 2), listed=True).tolist() == [[1, 0]]
+    assert read_mask(tmp_path / "a.png", (1, 2), reading=MaskReading(listed=True)).ids.tolist() == [[1, 0]]
     with pytest.raises(DataError, match="it has 1 bits a pixel"):
-        read_ids(tmp_path / "a.png", (1, 2))
+        read_mask(tmp_path / "a.png", (1, 2))
 
 
 def turned_pair(root: Path, turn: int, size: tuple[int, int], mask_as: MaskTurn) -> np.ndarray:

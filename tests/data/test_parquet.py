@@ -250,7 +250,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The row groups that are begun."""
     seen: list[int] = []
     batches = Parquet._batches
-    monkeypatch.setattr(Parquet, "_batches", lambda self, group: seen.append(group) or batches(self, group))
+    monkeypatch.setattr(Parquet, "_batches", lambda self, group, rows: seen.append(group) or batches(self, group, rows))
     return seen
 
 
@@ -261,7 +261,7 @@ def test_large_row_groups_are_read_in_batches(
     path = write(tmp_path / "a.parquet", table(range(40)), 17)
     monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
     source = opened(path)
-    assert max(source._sizes) < 10  # type: ignore[attr-defined]
+    assert max(group.step for group in source._groups) < 10  # type: ignore[attr-defined]
     assert [source.read(position) for position in order] == [png(value) for value in order]
     assert [source.name(position) for position in (0, 18, 39)] == [f"{path}:{row}" for row in (0, 18, 39)]
 
@@ -421,6 +421,9 @@ def test_links_out_of_a_folder_are_followed_only_when_asked(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"1 links lead out of the folder: follow them with --data.follow-links all"):
         opened(tmp_path / "snapshot")
     assert values(open_source(str(tmp_path / "snapshot"), 1, options=ReadOptions(follow_links="all"))) == [7]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/data").symlink_to(write(tmp_path / "more/a.parquet", table([8])).parent)
+    assert values(open_source(str(tmp_path / "linked"), 1, options=ReadOptions(follow_links="all"))) == [8]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +487,7 @@ def test_i18_an_image_in_many_rows_is_in_memory_once(tmp_path: Path) -> None:
 def test_i18_a_batch_has_few_rows_whatever_the_file_says_of_its_size(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "a.parquet", table([n % 7 for n in range(3000)]), 3000))
     assert isinstance(source, Parquet)
-    assert max(source._sizes) == parquet.BATCH_ROWS
+    assert max(group.step for group in source._groups) == parquet.BATCH_ROWS
     assert values(source)[-1] == 2999 % 7
 
 

@@ -13,9 +13,9 @@ from smalti.core.errors import DataError
 from smalti.data import decode, npy, shard_writer
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.file_list import FileList
-from smalti.data.datasets.prepared import Encoding
+from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.decode import decode_bytes
-from smalti.data.shard_writer import Form, encode_jpeg, make_record
+from smalti.data.shard_writer import encode_jpeg, make_record
 
 simplejpeg = pytest.importorskip("simplejpeg")
 
@@ -36,8 +36,8 @@ def listed(folder: Path, name: str, channels: int = 3) -> FileList:
     return FileList(folder / "list.txt", channels)
 
 
-def form(side: int = 256, encoding: Encoding = "jpeg", quality: int = 95, channels: int = 3) -> Form:
-    return Form(side, encoding, quality, channels)
+def form(side: int = 256, encoding: Encoding = "jpeg", quality: int = 95, channels: int = 3) -> Settings:
+    return Settings("", "", side, encoding, quality, channels, None, 0, "")
 
 
 def turned(degrees_tag: int) -> Image.Exif:

@@ -379,8 +379,9 @@ def test_workers_that_keep_dying_stop_the_run(workers: Callable[..., Workers], s
 @needs_proc
 def test_closing_ends_busy_workers_and_may_be_done_twice(workers: Callable[..., Workers], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with workers(Noise(trouble={0: "fifo"}, folder=tmp_path), 2) as many:
-        many.prefetch([task(*range(16))])
+    many = workers(Noise(trouble={0: "fifo"}, folder=tmp_path), 2)
+    many.prefetch([task(*range(16))])
+    many.close()
     assert all_gone(many.pids, seconds=0)
     many.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -445,13 +446,14 @@ def test_a_batch_that_is_too_large(workers: Callable[..., Workers]) -> None:
 
 SCRIPT = """
 import time
+from contextlib import closing
 from smalti.data.workers import worker
 from smalti.data.workers.workers import Workers
 from tests.data.worker_jobs import Noise, task
 worker._PRELOAD = ()  # torch is not needed here, and takes seconds
 
 def main():
-    with Workers(Noise(trouble={0: "print", 1: TROUBLE}), 16, 2, say=print) as workers:
+    with closing(Workers(Noise(trouble={0: "print", 1: TROUBLE}), 16, 2, say=print)) as workers:
         print(workers(task(0, 2, 3)).shown.tolist(), flush=True)
         workers.prefetch([task(1)])
         time.sleep(SLEEP)

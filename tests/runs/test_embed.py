@@ -125,7 +125,7 @@ def test_other_kinds_of_data(data: str, runs: Path, tmp_path: Path, monkeypatch:
 
 
 def load_square(images: ImageDataset, position: int) -> Tensor:
-    return torch.from_numpy(read_square(images, position, 16).pixels.copy()).permute(2, 0, 1)
+    return torch.from_numpy(read_square(images, position, 16).image.copy()).permute(2, 0, 1)
 
 
 def test_unreadable_images_are_left_out_and_listed(runs: Path, tmp_path: Path) -> None:

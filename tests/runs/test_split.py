@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError, UsageError
 from smalti.data.datasets.open import open_source
-from smalti.data.partition import joined_groups, partition
+from smalti.data.splits import joined_groups, partition
 from smalti.runs.split import Split, main
 from tests.small_runs import picture, pictures
 

@@ -43,20 +43,12 @@ class LeftOutFiles:
         self.most, self.found = max(1.0, max_fraction * total), list(found)
 
     def add(self, path: str, reason: str) -> None:
-        """Record one more.
-
-        Raises:
-            DataError: there are now too many.
-        """
+        """Record one more; a `DataError` if there are now too many."""
         self.found.append((path, reason))
         self._require_few()
 
     def finish(self, log: Log) -> None:
-        """Write the list of unreadable images, and report it.
-
-        Raises:
-            DataError: there are too many.
-        """
+        """Write the list of unreadable images, and report it; a `DataError` if there are too many."""
         if self.found:
             self._require_few()
             self.write()
@@ -72,7 +64,6 @@ class LeftOutFiles:
         return f"{len(self.found)} of {self.total} images cannot be read, first {self.found[0][0]}"
 
     def write(self) -> None:
-        """Write the list of unreadable images found so far."""
         if self.path is not None and is_rank0():
             lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.found)
             write_bytes(self.path, "".join(lines).encode())
@@ -101,16 +92,10 @@ class BadFiles:
         self.quarantined: set[int] = set()
         self.seen = 0
         for item in _earlier(path):
-            self.reasons[item.position] = item.reason
-            if item.quarantined:
-                self.quarantined.add(item.position)
+            self._keep(item)
 
     def add(self, bad: Sequence[Bad], seen: int) -> None:
-        """Record unreadable images found while `seen` images were shown; what one rank finds is known to all ranks.
-
-        Raises:
-            DataError: there are too many, or none is allowed.
-        """
+        """Record what was unreadable while `seen` images were shown, on all ranks; a `DataError` if it is too much."""
         if world_size() > 1:
             bad = [Bad(*item) for items in all_gather_json(list(bad)) for item in items]
         self.seen += seen * world_size()
@@ -121,19 +106,22 @@ class BadFiles:
         if bad and (count > self.most or count > max(_EARLY, self.seen / 2)):
             raise self._too_many()
 
-    def _note(self, item: Bad) -> None:
+    def _keep(self, item: Bad) -> None:
         self.reasons[item.position] = item.reason
         if item.quarantined:
             self.quarantined.add(item.position)
+
+    def _note(self, item: Bad) -> None:
+        self._keep(item)
         name = self.name(item.position)
         if self.on_bad_image == "error":
             raise DataError(
                 f"cannot read {name}", cause=item.reason, fix="remove it, or use --data.on-bad-image replace"
             )
         self.log.say(f"bad image, another one is shown instead: {name} ({item.reason})")
-        _append(
-            self.path, {"path": name, "reason": item.reason, "index": item.position, "quarantined": item.quarantined}
-        )
+        if self.path is not None and is_rank0():
+            line = {"path": name, "reason": item.reason, "index": item.position, "quarantined": item.quarantined}
+            append(self.path, (json.dumps(line) + "\n").encode())
 
     def _too_many(self) -> DataError:
         first = [f"{self.name(position)}: {reason}" for position, reason in list(self.reasons.items())[:_SHOWN]]
@@ -155,8 +143,3 @@ def _earlier(path: Path | None) -> list[Bad]:
         raise DataError(f"{path} is damaged", cause=cause, fix=fix) from error
     found = (Bad(line.get("index", ""), line.get("reason", ""), line.get("quarantined", "")) for line in lines)
     return [bad for bad in found if tuple(map(type, bad)) == (int, str, bool)]
-
-
-def _append(path: Path | None, line: dict[str, object]) -> None:
-    if path is not None and is_rank0():
-        append(path, (json.dumps(line) + "\n").encode())

@@ -8,8 +8,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from smalti.core.errors import DataError
 from smalti.data import npy
-from smalti.data.formats import READERS, check_size, open_image, other_channels
-from smalti.data.opened import NoModeError, open_checked, orientation
+from smalti.data.formats import READERS, NoModeError, check_size, open_checked, open_image, orientation, other_channels
 from smalti.data.tiff import bands_of, read_tiff
 from smalti.data.values import Stored, colour_scale, stored
 
@@ -77,11 +76,7 @@ def header_of(data: bytes) -> Header:
 
 
 def channels_of(data: bytes, name: str) -> int:
-    """The channels of an image, without transparency: 1 for grey, 3 for RGB, others as a TIFF or an array has them.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """The channels of an image, without transparency: 1 for grey, 3 for RGB, or as stored; raises as `decode`."""
     try:
         return _channels(data)
     except Exception as error:  # as in `decode_scaled`

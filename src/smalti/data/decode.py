@@ -16,19 +16,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from smalti.core.errors import DataError
 from smalti.data import npy
 from smalti.data.bands import stored_bands
-from smalti.data.formats import READERS, FormatError, check_size
-from smalti.data.opened import NoModeError, open_checked, orientation
+from smalti.data.formats import READERS, FormatError, NoModeError, check_size, open_checked, orientation
 from smalti.data.resize import resized
 from smalti.data.tiff import turn_of_tiff
-from smalti.data.values import (
-    UnclearError,
-    Window,
-    colour_scale,
-    eight_bits,
-    mend_transparency,
-    stored,
-    windowed,
-)
+from smalti.data.values import UnclearError, Window, colour_scale, eight_bits, mend_transparency, stored, windowed
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
@@ -65,11 +56,7 @@ def decode(
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        DataError: it cannot be read, is no regular file, or has more than 512 MiB.
-    """
+    """The bytes of an image file; a `DataError` if it is unreadable, no regular file, or has more than 512 MiB."""
     try:
         return _read(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -79,11 +66,7 @@ def read_file(path: Path) -> bytes:
 def decode_bytes(
     data: bytes, name: str, channels: int, shorter_side: int | None = None, window: Window | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image from the bytes of its file, as `decode` does.
-
-    Raises:
-        DataError: as for `decode`; the message contains `name`.
-    """
+    """Decode an image from the bytes of its file, as `decode` does; messages contain `name`."""
     if shorter_side is None:
         return decode_scaled(data, name, channels, lambda height, width: 1.0, window)
     # twice the final size: the resize that follows is then close to one from all pixels (docs/paper-map.md)
@@ -94,20 +77,10 @@ def decode_bytes(
 def decode_scaled(
     data: bytes, name: str, channels: int, least: Callable[[int, int], float], window: Window | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image at full size or, where its format makes that cheaper, at a fraction of it.
+    """As `decode_bytes`, at full size or, where the format makes that cheaper, at a fraction of it.
 
     Args:
-        data: the bytes of the file.
-        name: name of the file in messages.
-        channels: as for `decode`.
         least: returns, for height and width of the upright image, the smallest scale that suffices; 1 is full size.
-        window: as for `decode`.
-
-    Returns:
-        (H, W, channels), uint8.
-
-    Raises:
-        DataError: as for `decode`; the message contains `name`.
     """
     try:
         return _decoded(data, channels, least, window)
@@ -149,11 +122,7 @@ def _decoded(
 
 
 def from_pillow(image: Image.Image, channels: int, window: Window | None = None) -> NDArray[np.uint8]:
-    """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
+    """The pixels of an image that Pillow has opened or made, as `decode` returns those of its file."""
     try:
         if channels not in (1, 3):
             raise FormatError(f"Pillow's images are grey or RGB, and {channels} channels are wanted: give the file")
@@ -164,7 +133,7 @@ def from_pillow(image: Image.Image, channels: int, window: Window | None = None)
 
 def _read(path: Path) -> bytes:
     # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):

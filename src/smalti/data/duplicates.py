@@ -12,6 +12,7 @@ from PIL import Image
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.reading import even_sample
+from smalti.data.splits import Groups
 
 _BANDS = 4
 _MOST_JUDGED, _MOST_ALIKE = 1000, 10_000
@@ -26,11 +27,7 @@ def content_digest(data: bytes) -> tuple[int, int]:
 
 
 def content_digests(images: ImageDataset) -> NDArray[np.uint64]:
-    """A number for each image, equal for copies: of its pixels if they are in memory, else of its name in the dataset.
-
-    Returns:
-        uint64, shape (n,).
-    """
+    """A uint64 for each image, equal for copies: of its pixels, if in memory, else of its name in the dataset."""
     pixels = images.pixels
     contents = map(images.key, range(len(images))) if pixels is None else (image.numpy().tobytes() for image in pixels)
     return np.array([content_digest(c if isinstance(c, bytes) else os.fsencode(c))[0] for c in contents], np.uint64)
@@ -113,17 +110,10 @@ def near_rows(rows: NDArray[np.uint64], distance: int) -> list[list[int]]:
     """
     places = np.flatnonzero(rows.any(1))
     values, which = np.unique(rows[places], axis=0, return_inverse=True)
-    leader = list(range(len(values)))
-
-    def find(one: int) -> int:
-        while leader[one] != one:
-            leader[one] = one = leader[leader[one]]
-        return one
-
+    linked = Groups(len(values))
     for one, other in _close_pairs(values, distance):
-        first, second = sorted((find(one), find(other)))
-        leader[second] = first
-    groups = equal_rows(np.array([find(value) for value in which.ravel().tolist()], np.uint64)[:, None])
+        linked.join(one, other)
+    groups = equal_rows(np.array([linked.of(value) for value in which.ravel().tolist()], np.uint64)[:, None])
     return [places[group].tolist() for group in groups]
 
 

@@ -1,9 +1,13 @@
-"""Which image formats are read: their suffixes, how their files begin, and the Pillow reader of each."""
+"""Which image formats are read: suffixes, how files begin, their Pillow readers; images opened, within the limits."""
 
+import ctypes
 import re
+from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from io import BytesIO
 
+from PIL import Image, _imaging
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -14,6 +18,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from smalti.core.files import POINTER, is_pointer
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
@@ -38,13 +44,15 @@ MAX_PIXELS = 100_000_000
 """Of an image of up to three channels; of more, as many values."""
 MAX_ASPECT = 100
 IN_CHANS = "--tokenizer.in-chans or --backbone.in-chans"
-FORMATS = (*(str(reader.format) for reader in READERS), "AVIF", "HEIF", "JXL")
 
 _AVIF = (b"avif", b"avis")
 _HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _JXL_BOX, _JXL_STREAM = b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"
 _OTHER_KINDS = dict.fromkeys((b"<!DO", b"<!do", b"<htm", b"<HTM"), "HTML") | dict.fromkeys((b"<svg", b"<?xm"), "SVG")
 _OTHER_KINDS |= {b"%PDF": "PDF", b"%!PS": "PostScript", b"PK\3\4": "ZIP", b"\x7fELF": "a program", b"8BPS": "Photoshop"}
+_ORIENTATION = 0x0112
+_NO_MODE = "unknown pixel mode"
+"""What Pillow says of TIFFs with values or channels that it has no mode for."""
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 
 
@@ -72,11 +80,7 @@ def channels_remedy(cause: str) -> str:
 
 
 def check_size(width: int, height: int, channels: int = 3) -> None:
-    """Refuse an image before memory for its pixels is allocated.
-
-    Raises:
-        FormatError: it has too many pixels, or one side is much longer than the other.
-    """
+    """Refuse an image with too many pixels, or one side much longer than the other, before memory is allocated."""
     if width * height * max(channels, 3) > 3 * MAX_PIXELS:
         more = f" of {channels} channels" if channels > 3 else ""
         raise FormatError(f"{width}x{height} pixels{more}, above the limit of {MAX_PIXELS * 3 // max(channels, 3)}")
@@ -141,3 +145,52 @@ def _jxl_size(bits: int) -> tuple[int, int]:
     ratio = take(3)
     width = height * _RATIOS[ratio][0] // _RATIOS[ratio][1] if ratio else side()
     return width, height
+
+
+class NoModeError(Exception):
+    """A TIFF that Pillow has no mode for."""
+
+
+def open_checked(data: bytes) -> ImageFile:
+    """The Pillow reader for this content, whose size is within the limits, with no pixels decoded yet.
+
+    Raises:
+        FormatError: it is of no format that is read, or beyond a limit.
+        NoModeError: a TIFF with values or channels that Pillow has no mode for.
+    """
+    if not data:
+        raise FormatError("the file is empty")
+    if is_pointer(data):
+        raise FormatError(POINTER)
+    if (claimed := size_before_decoding(data)) is not None:
+        check_size(*claimed)
+    try:
+        image = open_image(data)
+    except SyntaxError as error:
+        if str(error) == _NO_MODE or isinstance(error.__cause__, IndexError):  # more bands than modes have
+            raise NoModeError from error
+        raise
+    check_size(*image.size)
+    if isinstance(image, TiffImageFile):
+        _silence_libtiff()
+    return image
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Have libtiff say nothing: it writes to standard error by itself what Pillow raises as an exception too."""
+    with suppress(OSError, AttributeError):  # another build of Pillow, which then goes on writing
+        library = ctypes.CDLL(_imaging.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setter = getattr(library, name)
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a file, 1 (upright) to 8."""
+    try:
+        turn = image.getexif().get(_ORIENTATION)
+    except Exception:  # broken EXIF is common and says nothing about the pixels
+        return 1
+    return int(turn) if isinstance(turn, int) and 1 <= turn <= 8 else 1

@@ -9,7 +9,7 @@ from smalti.core.config import require
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.duplicates import copies
-from smalti.data.partition import joined_groups
+from smalti.data.splits import joined_groups
 
 GROUP = (
     "images that stay on one side of a split: those with the same value in a column, or the same text in the"
@@ -31,11 +31,7 @@ def require_group(group: str) -> None:
 
 
 def group_values(source: ImageDataset, group: str) -> list[str | None]:
-    """The group of each image, None where it has none: a cell of a column, or what is in the parentheses.
-
-    Raises:
-        DataError: there is no such column, or no path fits.
-    """
+    """The group of each image, if it has one: a cell of a column, or what is in the parentheses, if any path fits."""
     if "(" not in group:
         return source.column(group)
     found = [re.search(group, source.key(index)) for index in range(len(source))]
@@ -46,11 +42,7 @@ def group_values(source: ImageDataset, group: str) -> list[str | None]:
 
 
 def numbered(source: ImageDataset, group: str) -> NDArray[np.int64]:
-    """A number for each image, the same in a group; (n,), int64. An image without a group is one of its own.
-
-    Raises:
-        DataError: as for `group_values`, or all images are of one group.
-    """
+    """A number for each image, (n,), the same in a group, alone without; a `DataError` if all are of one group."""
     numbers = joined_groups(group_values(source, group))
     if len(np.unique(numbers)) < 2:
         cause = f"all {len(numbers)} images are of one group, so none can be held out"

@@ -23,10 +23,9 @@ from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.folder import Folder, FollowLinks
 from smalti.data.datasets.labels import NONE
 from smalti.data.decode import read_file, turn_of, upright
-from smalti.data.loader import SampledBatch, Views, colours
+from smalti.data.loader import SampledBatch, Views, views_of
 from smalti.data.mask_ids import Chosen, MaskTurn, colours_of, is_voc, mask_turn, nearest
 from smalti.data.reading import each, even_sample
-from smalti.data.transforms.augment import recolour, resample
 from smalti.data.transforms.views import Box, TwoViews
 from smalti.data.values import Window
 from smalti.functional.metrics import VOID
@@ -69,14 +68,10 @@ class Numbering:
     @property
     def table(self) -> NDArray[np.uint8]:
         """The class number, or VOID, of each id."""
-        if self.chosen is None:
-            table = np.arange(256) - (np.arange(256) > self.void)
-            table[self.void] = VOID
-            return table.astype(np.uint8)
-        table = nearest(self.chosen.ids) if self.chosen.other == "nearest" else np.full(256, VOID)
-        if self.void not in self.chosen.ids:
-            table[self.void] = VOID
-        table[list(self.chosen.ids)] = np.arange(len(self.chosen.ids))
+        others_count = self.chosen is not None and self.chosen.other == "nearest"
+        table = nearest(self.ids) if others_count else np.full(256, VOID)
+        table[self.void] = VOID
+        table[list(self.ids)] = np.arange(len(self.ids))
         return table.astype(np.uint8)
 
     def __call__(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
@@ -85,11 +80,7 @@ class Numbering:
         return label_map
 
     def require(self, number: int, name: str) -> None:
-        """Refuse an id that is neither a class nor void.
-
-        Raises:
-            DataError: the id is neither; `name` is the file that contains it.
-        """
+        """Refuse an id that is neither a class nor void; `name` is the file that contains it."""
         if self.chosen is not None:
             if self.chosen.other == "refuse" and number != self.void and number not in self.chosen.ids:
                 cause = f"--task.ids has {' '.join(map(str, self.chosen.ids))}, and {self.void} is void"
@@ -114,22 +105,26 @@ class Mask(NamedTuple):
     palette: bytes | None
 
 
-def read_ids(
-    path: Path, size: tuple[int, int], turn: int = 1, lies: MaskTurn = "auto", listed: bool = False
-) -> UInt8[np.ndarray, "H W"]:
-    """The ids of a mask, upright. Arguments and errors as of `read_mask`."""
-    return read_mask(path, size, turn, lies, listed).ids
+@dataclass(frozen=True)
+class MaskReading:
+    """How mask files are read.
+
+    Attributes:
+        lies: how masks lie that belong to turned images.
+        listed: which ids are classes is said apart, so that two levels and any palette will do.
+    """
+
+    lies: MaskTurn = "auto"
+    listed: bool = False
 
 
-def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, listed: bool) -> Mask:
-    """Read a mask file.
+def read_mask(path: Path, size: tuple[int, int], turn: int = 1, reading: MaskReading = MaskReading()) -> Mask:
+    """Read a mask file; the ids are upright.
 
     Args:
         path: the mask file.
         size: height and width of its image, upright.
         turn: the EXIF orientation of its image.
-        lies: how masks lie that belong to turned images.
-        listed: which ids are classes is said apart, so that two levels and any palette will do.
 
     Raises:
         DataError: the file cannot be read, is no PNG of 8-bit grey or with a known palette, or has another size.
@@ -137,7 +132,7 @@ def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, list
     data = read_file(path)
     if not data.startswith(_SIGNATURE):
         raise DataError(f"{path} cannot be a mask", cause="it is no PNG", fix=_FIX)
-    wrong = _not_ids(data, listed)
+    wrong = _not_ids(data, reading.listed)
     if wrong:
         raise DataError(f"{path} cannot be a mask", cause=wrong, fix=_LIST if wrong == _ONE_BIT else _FIX)
     try:
@@ -147,11 +142,11 @@ def read_mask(path: Path, size: tuple[int, int], turn: int, lies: MaskTurn, list
     except Exception as error:  # decoders raise many types: all mean a bad file
         raise DataError(f"cannot read {path}", cause=f"damaged: {str(error) or type(error).__name__}") from error
     colours = None if palette is None else bytes(palette)
-    if colours is not None and not listed and not is_voc(colours, np.unique(ids)):
+    if colours is not None and not reading.listed and not is_voc(colours, np.unique(ids)):
         raise DataError(f"{path} cannot be a mask", cause="it has a palette", fix=_LIST)
     height, width = ids.shape
     if (height, width) in (size, size[::-1]):
-        ids = np.ascontiguousarray(upright(ids, mask_turn(turn, (height, width), size, lies, path)))
+        ids = np.ascontiguousarray(upright(ids, mask_turn(turn, (height, width), size, reading.lies, path)))
     if ids.shape != size:
         cause = f"the mask has {width}x{height} pixels, its image {size[1]}x{size[0]}"
         cause += f", turned by its EXIF tag ({turn})" if turn > 1 else ""
@@ -169,11 +164,7 @@ def _not_ids(data: bytes, listed: bool) -> str:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read class names from a file with one name per line, in the order of ids, without void.
-
-    Raises:
-        DataError: the file cannot be read, or contains a name twice.
-    """
+    """Class names from a file with one a line, in the order of ids, without void; none may be there twice."""
     try:
         lines = read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -185,14 +176,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             f"{path} cannot name classes", cause=f"{twice[0]} stands there twice" if twice else "it is empty"
         )
     return names
-
-
-@dataclass(frozen=True)
-class MaskReading:
-    """How mask files are read; see `read_mask`."""
-
-    lies: MaskTurn = "auto"
-    listed: bool = False
 
 
 class MaskValues(NamedTuple):
@@ -241,7 +224,7 @@ class SegmentationDataset(Subset):
 
     def _mask_of(self, index: int, data: bytes, sample: Sample) -> Mask:
         height, width = sample.image.shape[:2]
-        return read_mask(self.mask(index), (height, width), turn_of(data), self.reading.lies, self.reading.listed)
+        return read_mask(self.mask(index), (height, width), turn_of(data), self.reading)
 
     def select(self, positions: NDArray[np.int64]) -> "SegmentationDataset":
         return SegmentationDataset(
@@ -260,11 +243,7 @@ class SegmentationDataset(Subset):
         return digest.hexdigest()
 
     def present(self, log: Log) -> MaskValues:
-        """The ids that occur. Every pair is read, so that errors are found here.
-
-        Raises:
-            DataError: for the first pair that cannot be read or does not match, or where palettes differ.
-        """
+        """The ids that occur. Every pair is read, so that errors are found here, also where palettes differ."""
 
         def look(index: int) -> tuple[NDArray[np.int64], bytes | None]:
             data = self.read(index)
@@ -298,11 +277,7 @@ def open_pairs(
     window: Window | None = None,
     reading: MaskReading = MaskReading(),
 ) -> SegmentationDataset:
-    """The images of the folder `images` in `root`, with their masks in the folder `masks`.
-
-    Raises:
-        DataError: a folder or a mask is missing.
-    """
+    """The images of the folder `images` in `root`, with their masks in `masks`; a `DataError` if one is missing."""
     for name, kind in ((images, "images"), (masks, "masks")):
         if not (root / name).is_dir():
             fix = f"segmentation reads {root / images} and {root / masks}; other names: --task.images, --task.masks"
@@ -335,12 +310,10 @@ class SegmentationViewSource:
     begun: dict[_Key, "Future[View]"] = field(default_factory=dict)
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
-        """Let the threads start on these batches."""
         for task in (task for rows in batches for task in _tasks(rows)):
             self._begin(task)
 
     def close(self) -> None:
-        """Stop the threads."""
         self.threads.shutdown(cancel_futures=True)
 
     def __call__(self, rows: SampledBatch) -> Views:
@@ -368,26 +341,14 @@ def render_view(scene: Sample, views: TwoViews, key: np.uint64) -> View:
     assert scene.label_map is not None
     keys: Keys = np.array([key])
     height, width = scene.label_map.shape
-    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
-    crop, unmirrored = views.crop(keys, height, width, views.size), torch.zeros(1, dtype=torch.bool)
-    if views.jitter_when == "before_crop":
-        image = recolour(image, *colours(views, keys, image), unmirrored)
-    shown = resample(image, crop, views.size)
-    if views.jitter_when == "after_crop":
-        shown = recolour(shown, *colours(views, keys, shown), unmirrored)
+    crop = views.crop(keys, height, width, views.size)
+    shown = views_of(torch.from_numpy(scene.image).permute(2, 0, 1)[None], views, keys, crop)[0]
     box: Box = tuple(crop.box[0].tolist())
     return View(shown[0], torch.from_numpy(cut(scene.label_map, box, bool(crop.flip[0]), views.size)))
 
 
 def cut(label_map: UInt8[np.ndarray, "H W"], box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """Nearest-neighbour crop of a label map, aligned with the crop that `resample` makes of the image.
-
-    Args:
-        label_map: class of every pixel.
-        box: top, left, height and width as shares of the image.
-        flip: whether to mirror.
-        size: height and width of the result in pixels.
-    """
+    """Nearest-neighbour crop of a label map to `size`, aligned with the crop that `resample` makes of the image."""
     rows = _nearest(box[0], box[2], label_map.shape[0], size[0])
     columns = _nearest(box[1], box[3], label_map.shape[1], size[1])
     return label_map[np.ix_(rows, columns[::-1] if flip else columns)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smalti.core.addresses import shown
 from smalti.core.config import require, setting
+from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.core.machine import usable_memory, usable_processors
@@ -26,7 +27,7 @@ from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, o
 from smalti.data.datasets.prepared import is_prepared, prepared_window
 from smalti.data.formats import channels_remedy, other_channels
 from smalti.data.groups import GROUP, numbered, require_group, together
-from smalti.data.reading import Square, attempt, each, even_sample, measured_window, read_square, square, value_notes
+from smalti.data.reading import attempt, each, even_sample, measured_window, read_square, square, value_notes
 from smalti.data.splits import put_aside
 from smalti.data.values import AskedWindow, Window, require_channels, require_window
 
@@ -153,7 +154,7 @@ class Data(ReadOptions):
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
     def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
-        """Read all images into memory. Arguments and errors as in `open`."""
+        """Read all images into memory; as `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
         return self._divided(self.grouped(self.noted_source(self.path, log)), log, bad_files)
@@ -196,11 +197,7 @@ class Data(ReadOptions):
         return cls(path, channels, window=window, **read_as(options))
 
     def source(self, path: str, log: Log | None = None, part: Part = "learned") -> ImageDataset:
-        """The dataset at `path`, read as these settings say.
-
-        Raises:
-            DataError: it cannot be opened, or its values cannot be measured.
-        """
+        """The dataset at `path`, read as these settings say; raises as `open_source` and `measured_window`."""
         return open_source(path, self.channels, log, self, part, self.measured(log).known_window)
 
     def grouped(self, source: ImageDataset) -> ImageDataset:
@@ -275,7 +272,7 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
             if isinstance(result, DataError):
                 failed[source.name(position)] = result.cause
             else:
-                pixels[len(labels)] = result.pixels.transpose(2, 0, 1)
+                pixels[len(labels)] = result.image.transpose(2, 0, 1)
                 labels.append(result.label)
                 kept.append(position)
     fix = "remove them, or raise --data.max-bad-fraction"
@@ -322,11 +319,7 @@ def official_splits(path: str, test: str, follow: FollowLinks = "inside") -> tup
 
 
 def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
-    """Training and test images in memory, with the same class numbers.
-
-    Raises:
-        DataError: as `Data.load`, or the test images have no labels, or classes that the training images lack.
-    """
+    """Training and test images in memory; the test images must have labels if the others have, of the same classes."""
     log.say(f"training images from {train}, test images from {test}")
     learnt = read_source(data.grouped(data.noted_source(train, log)), data, log)
     judged = read_source(data.noted_source(test, log), data, log)
@@ -372,7 +365,7 @@ def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     """Number of images that can be decoded in about `seconds`, timed on `trial` of them; at least 64."""
     source = data.source(data.path)
 
-    def look(position: int) -> Square | DataError:
+    def look(position: int) -> Sample | DataError:
         return attempt(lambda place: read_square(source, place, data.side), position)
 
     began = time.perf_counter()

@@ -24,7 +24,7 @@ from smalti.data.bad_files import BadFiles
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.transforms.augment import Render, channel_means, colour_matrix, mirrored, recolour, resample
-from smalti.data.transforms.views import TwoViews
+from smalti.data.transforms.views import Crop, TwoViews
 from smalti.data.workers.jobs import Inline, Job, Renderer, Task
 from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
@@ -80,7 +80,6 @@ class Sampler:
         )
 
     def __call__(self, step: int) -> SampledBatch:
-        """The images of one step; steps are counted from 0."""
         rank, world = self.part
         share = self.batch_size // world
         start = step * self.batch_size + rank * share
@@ -100,23 +99,6 @@ def _permuted(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return permutation(seed, epoch, length)
 
 
-class Stopwatch:
-    """Adds up the time spent inside `with`.
-
-    Attributes:
-        seconds: total so far.
-    """
-
-    def __init__(self) -> None:
-        self.seconds, self._began = 0.0, 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._began
-
-
 class Views(NamedTuple):
     """Both views of a batch, (B, C, H, W), uint8 or float in [0, 1]; the positions of its images, and their labels.
 
@@ -133,7 +115,11 @@ class Views(NamedTuple):
 
 @runtime_checkable
 class ViewSource(Protocol):
-    """Makes the views of a batch. Randomness comes only from `rows.view_keys`."""
+    """Makes the views of a batch. Randomness comes only from `rows.view_keys`.
+
+    Raises:
+        DataError: too many images cannot be read.
+    """
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
         """Announce the batches that will be requested next, in this order."""
@@ -141,18 +127,17 @@ class ViewSource(Protocol):
 
     def __call__(self, rows: SampledBatch) -> Views: ...
 
-    def close(self) -> None:
-        """Stop the background workers."""
-        ...
+    def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loader:
     """Batches whose order, views and masks depend only on the seed of the order.
 
     Attributes:
         masking, grid: what to mask; None where nothing is masked.
         ahead: number of batches to prefetch beyond the requested one.
+        waited: seconds the caller has waited for batches to be made.
     """
 
     view_source: ViewSource
@@ -160,21 +145,16 @@ class Loader:
     masking: Masking | None = None
     grid: Grid = (0, 0)
     ahead: int = 2
-    watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    waited: float = field(default=0.0, init=False, compare=False)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step; steps are counted from 0."""
-        with self.watch:
-            self.view_source.prefetch([self.order(step + later) for later in range(self.ahead + 1)])
-            return self.at(self.order(step))
-
-    @property
-    def waited(self) -> float:
-        """Seconds the caller has waited for batches to be made."""
-        return self.watch.seconds
+        began = time.perf_counter()
+        self.view_source.prefetch([self.order(step + later) for later in range(self.ahead + 1)])
+        batch = self.at(self.order(step))
+        self.waited += time.perf_counter() - began
+        return batch
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.view_source.close()
 
     def at(self, rows: SampledBatch) -> Batch:
@@ -210,17 +190,21 @@ class InMemoryViewSource:
         assert self.source.pixels is not None, "these images are not in memory"
         images, label = on_device(self.source.pixels[chosen], self.device), self.source.labels_at(rows.index)
         height, width = images.shape[-2:]
-        crop = views.crop(rows.view_keys, height, width, views.size)
-        unmirrored = torch.zeros(len(images), dtype=torch.bool, device=self.device)  # `resample` mirrors
-        if views.jitter_when == "before_crop":
-            images = recolour(images, *colours(views, rows.view_keys, images), unmirrored)
-        shown = [resample(images, crop, views.size)]
-        if views.token_size is not None:
-            shown.append(resample(images, crop, views.token_size, "lanczos"))
-        if views.jitter_when == "after_crop":
-            change = colours(views, rows.view_keys, shown[-1])
-            shown = [recolour(view, *change, unmirrored) for view in shown]
+        shown = views_of(images, views, rows.view_keys, views.crop(rows.view_keys, height, width, views.size))
         return Views(shown[0], shown[1] if len(shown) > 1 else None, chosen, label)
+
+
+def views_of(images: Tensor, views: TwoViews, keys: Keys, crop: Crop) -> list[Tensor]:
+    """The patch view, and the token view where there is one, of images (B, C, H, W), which are cropped so."""
+    if views.jitter_when == "before_crop":
+        images = recolour(images, *colours(views, keys, images))
+    shown = [resample(images, crop, views.size)]
+    if views.token_size is not None:
+        shown.append(resample(images, crop, views.token_size, "lanczos"))
+    if views.jitter_when == "after_crop":
+        change = colours(views, keys, shown[-1])
+        shown = [recolour(view, *change) for view in shown]
+    return shown
 
 
 def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,19 +238,12 @@ class StreamedViewSource:
     device: torch.device
 
     def prefetch(self, batches: Sequence[SampledBatch]) -> None:
-        """Let the workers start on these batches."""
         self.renderer.prefetch([_task(rows) for rows in batches])
 
     def close(self) -> None:
-        """Stop the workers."""
         self.renderer.close()
 
     def __call__(self, rows: SampledBatch) -> Views:
-        """Both views.
-
-        Raises:
-            DataError: too many images cannot be read.
-        """
         rendered = self.renderer(_task(rows))
         self.bad_files.add(rendered.bad, seen=len(rows.index))
         label = self.source.labels_at(rendered.shown)

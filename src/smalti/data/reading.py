@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from smalti.core.contracts import Sample
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Bar, Log
 from smalti.core.machine import usable_processors
@@ -42,13 +43,6 @@ LEAST_RANGE = 0.08
 """Images that use less of the range of values are worth a note: 12 bits in files of 16 use 6 % at most."""
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, a value a channel, of pixels in [0, 1]."""
-
-
-class Square(NamedTuple):
-    """The centre square of an image, (H, W, C), uint8, and its label."""
-
-    pixels: NDArray[np.uint8]
-    label: int
 
 
 @contextmanager
@@ -122,14 +116,10 @@ def spread_over_classes(labels: Int[Tensor, "n"], count: int) -> NDArray[np.int6
     return np.concatenate(chosen)
 
 
-def read_square(source: ImageDataset, position: int, side: int) -> Square:
-    """The centre square of an image, `side` pixels wide.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+def read_square(source: ImageDataset, position: int, side: int) -> Sample:
+    """The centre square of an image, `side` pixels wide; a `DataError` if it cannot be read."""
     sample = source.shrunk(position, side)
-    return Square(square(sample.image, side), sample.label)
+    return sample._replace(image=square(sample.image, side))
 
 
 def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -158,22 +148,15 @@ class CentreCrops:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape (channels, height, width) of an image."""
         return ((self.source.channels, *self.size),)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def name(self, position: int) -> str:
-        """The path or name of an image, for messages."""
         return self.source.name(position)
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
-        """Write an image into `out[0]` (C, h, w).
-
-        Raises:
-            DataError: the image cannot be read.
-        """
         pixels = self.source.shrunk(position, max(self.size)).image
         out[0][:] = centre_crop(pixels, self.size).transpose(2, 0, 1)
 
@@ -195,7 +178,7 @@ def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "
     positions = even_sample(len(images), count)
     with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
         results = [result for _, result in found]
-    pixels = [result.pixels for result in results if isinstance(result, Square)]
+    pixels = [result.image for result in results if not isinstance(result, DataError)]
     if not pixels:
         cause = next(result.cause for result in results if isinstance(result, DataError))
         raise DataError(f"none of {len(results)} images can be read", cause=cause, fix=channels_remedy(cause))
@@ -218,11 +201,7 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
 
 
 def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
-    """Mean and standard deviation of every channel, by name.
-
-    Raises:
-        UsageError: ImageNet's statistics for images that do not have three channels.
-    """
+    """As `statistics`, of those that are known without images."""
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
     if channels != 3:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tarfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +23,10 @@ from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.names import LeftOut, NamesBuilder
-from smalti.data.datasets.prepared import VERSION, Encoding, Header, Settings, ShardDigest, index_path, tar_path
+from smalti.data.datasets.prepared import VERSION, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
-from smalti.data.opened import orientation
+from smalti.data.formats import orientation
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
@@ -39,15 +40,6 @@ _BUFFER = 1 << 20
 _END = bytes(2 * BLOCK)
 
 
-class Form(NamedTuple):
-    """How images are stored: maximum of the shorter side in pixels, JPEG `quality` from 1 to 100."""
-
-    side: int
-    encoding: Encoding
-    quality: int
-    channels: int
-
-
 class Record(NamedTuple):
     """An image as stored in a shard."""
 
@@ -57,12 +49,11 @@ class Record(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """The suffix of its file name."""
         return "npy" if self.data.startswith(npy.MAGIC) else "jpg"
 
 
-def make_record(source: ImageDataset, position: int, form: Form) -> Record:
-    """Read an image of a source, shrink it where it is larger than `form` allows (never enlarge), and encode it.
+def make_record(source: ImageDataset, position: int, settings: Settings) -> Record:
+    """Read an image of a source, shrink it where it is larger than the settings allow (never enlarge), and encode it.
 
     A JPEG file that is upright and small enough is kept byte for byte, unless a value window changes its pixels:
     encoding it again could only lose quality.
@@ -72,15 +63,15 @@ def make_record(source: ImageDataset, position: int, form: Form) -> Record:
         DataError: it cannot be read or decoded, or is too long for a JPEG.
     """
     data = source.read(position)
-    sample = source.decoded(position, data, form.side)  # decoded in full, to verify what is stored
-    if form.encoding == "raw" or form.channels not in (1, 3):
+    sample = source.decoded(position, data, settings.side)  # decoded in full, to verify what is stored
+    if settings.encoding == "raw" or settings.channels not in (1, 3):
         return Record(npy.encode(sample.image), sample.label, sample.key)
-    if source.window is None and _is_fit(data, form):
+    if source.window is None and _is_fit(data, settings):
         return Record(data, sample.label, sample.key)
     if max(sample.image.shape) > _MAX_JPEG:
         cause = f"{sample.image.shape[1]}x{sample.image.shape[0]} pixels: a JPEG has at most {_MAX_JPEG} a side"
         raise DataError(f"cannot store {source.name(position)}", cause=cause)
-    smaller = min(encode_jpeg(sample.image, form.quality), npy.encode(sample.image), key=len)
+    smaller = min(encode_jpeg(sample.image, settings.quality or 0), npy.encode(sample.image), key=len)
     return Record(smaller, sample.label, sample.key)
 
 
@@ -95,12 +86,12 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
     return file.getvalue()
 
 
-def _is_fit(data: bytes, form: Form) -> bool:
+def _is_fit(data: bytes, settings: Settings) -> bool:
     """Whether a file that has been decoded is a JPEG, small enough, upright and of no more channels than asked."""
     if not data.startswith(b"\xff\xd8\xff"):
         return False
     with JpegImageFile(BytesIO(data)) as image:
-        fits = min(image.size) <= form.side and image.mode in ("L", "RGB")[: form.channels]
+        fits = min(image.size) <= settings.side and image.mode in ("L", "RGB")[: settings.channels]
         return fits and orientation(image) == 1
 
 
@@ -119,11 +110,7 @@ class ShardWriter:
             self._file = open(self._temporary, "xb", buffering=_BUFFER)  # noqa: SIM115
 
     def add(self, position: int, record: Record) -> None:
-        """Append the image at a position of DATA, and its label where it has one.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Append the image at a position of DATA, and its label where it has one."""
         self._offsets.append(self.size + BLOCK)
         self._sizes.append(len(record.data))
         self._labels.append(record.label)
@@ -137,11 +124,7 @@ class ShardWriter:
         self.unreadable.append((position, path, reason))
 
     def finish(self) -> Header:
-        """Flush everything to disk; the shard is complete from now on.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Flush everything to disk; the shard is complete from now on."""
         self._write(_END)
         with writing(self.path):
             self._file.flush()
@@ -157,7 +140,6 @@ class ShardWriter:
         return header
 
     def discard(self) -> None:
-        """Remove the unfinished shard."""
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
@@ -171,17 +153,10 @@ class ShardWriter:
 
 
 def member(name: str, data: bytes) -> bytes:
-    """A member of a tar archive (ustar); its bytes do not depend on the time or the user.
-
-    Args:
-        name: at most 100 ASCII characters.
-        data: less than 8 GiB.
-    """
-    owner = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)
-    header = name.encode("ascii").ljust(100, b"\0") + owner + b"%011o\0%011o\0" % (len(data), 0) + b" " * 8 + b"0"
-    header = (header.ljust(257, b"\0") + b"ustar\x0000").ljust(BLOCK, b"\0")
-    header = header[:148] + b"%06o\0 " % sum(header) + header[156:]
-    return header + data + bytes(-len(data) % BLOCK)
+    """A member of a tar archive (ustar), of less than 8 GiB; its bytes do not depend on the time or the user."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
 @contextmanager

@@ -89,11 +89,7 @@ def _is_preview(data: bytes, layout: _Layout, entries: int, count: int) -> bool:
 
 
 def _tags(data: bytes, layout: _Layout, entries: int, count: int, last: int) -> dict[int, tuple[int, ...]]:
-    """The integers of the tags of a directory up to the tag `last`; they are in ascending order.
-
-    Raises:
-        struct.error: the file ends before.
-    """
+    """The integers of the tags of a directory up to `last`, in ascending order; a `struct.error` if it is cut off."""
     found, width = dict[int, tuple[int, ...]](), struct.calcsize(layout.offset)
     for place in range(entries, entries + count * layout.entry, layout.entry):
         tag, kind, length = struct.unpack_from(layout.order + "HH" + layout.offset, data, place)
@@ -117,7 +113,6 @@ class Bands(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """The channels of the image."""
         return self.colours or self.stored - self.alpha
 
 

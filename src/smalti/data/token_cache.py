@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -35,6 +36,7 @@ from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import alone
 from smalti.core.log import Log
 from smalti.core.stored import open_ordinary, read_object
+from smalti.data.datasets.data_files import reading
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import Loader, SampledBatch
 from smalti.data.tokens import CHUNK, encode
@@ -108,12 +110,7 @@ class TokenKey:
 
 
 def token_key(
-    source: ImageDataset,
-    views: TwoViews,
-    seed: int,
-    tokenizer: ImageTokenizer,
-    compute: Compute,
-    chunk: int = CHUNK,
+    source: ImageDataset, views: TwoViews, seed: int, tokenizer: ImageTokenizer, compute: Compute, chunk: int = CHUNK
 ) -> TokenKey:
     """The key of a run. All pixels are read of images in memory, all names of other images."""
     pixels = source.pixels
@@ -224,11 +221,7 @@ class TokenCache:
         return found[:, :-_DIGEST].view("<u2").astype(np.int64) - 1, present
 
     def store(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
-        """Store the ids of some views.
-
-        Raises:
-            OutputError: a file cannot be written. Rows stored before stay valid.
-        """
+        """Store the ids of some views. Rows stored before stay valid where a file cannot be written (`OutputError`)."""
         rows = [row.tobytes() for row in (ids + 1).astype("<u2")]
         of = zip(view_epoch.tolist(), index.tolist(), rows, strict=True)
         stored = [row + self._digest(epoch, image, row) for epoch, image, row in of]
@@ -242,7 +235,6 @@ class TokenCache:
         return np.concatenate([part[~self.lookup(np.full_like(part, view_epoch), part)[1]] for part in parts])
 
     def path(self, view_epoch: int) -> Path:
-        """The file of an epoch."""
         return self.folder / f"ids-{view_epoch:05d}.u16"
 
     def close(self) -> None:
@@ -258,12 +250,9 @@ class TokenCache:
 
     def _read(self, epoch: int, index: int, length: int) -> bytes:
         """Up to `length` bytes of the file, beginning at the row of an image."""
-        try:
+        with reading(self.path(epoch)), suppress(FileNotFoundError):
             return os.pread(self._file(epoch, os.O_RDONLY), length, index * self.row_bytes)
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise DataError(f"cannot read {self.path(epoch)}", cause=error.strerror or str(error)) from error
+        return b""
 
     def _write(self, epoch: int, index: int, data: bytes) -> None:
         position = index * self.row_bytes
@@ -305,11 +294,10 @@ def _agree(folder: Path, key: TokenKey) -> None:
             if not os.path.lexists(path):
                 _begin(folder, key)
     try:
-        there = read_object(path)
+        with reading(path):
+            there = read_object(path)
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
     if differences := key.differences(there):
         fix = "delete it, or give another folder"
         raise DataError(f"token cache {folder} does not fit this run", cause=", ".join(differences), fix=fix)
@@ -345,20 +333,13 @@ class CachedTokens:
     _writable: bool = field(default=True, init=False)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step.
-
-        Raises:
-            DataError: the cache is damaged.
-        """
         return self.with_ids(self.loader(step), self.loader.order(step))
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for images, without reading or computing their tokens."""
         return self.loader.waited
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.loader.close()
         self.cache.close()
 

@@ -69,16 +69,9 @@ def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int =
     return replace(batch, ids=encode(batch.token_view, tokenizer, compute, chunk))
 
 
-def with_scores(batch: Batch, tokenizer: Scorer, compute: Compute) -> Batch:
-    """As `tokenized`, and with the `scores` of the masked patches; without a mask, of all patches."""
-    batch = batch.to(compute.device)
-    ids, scores = scored(batch.token_view, tokenizer, batch.mask_index, compute)
-    return replace(batch, ids=ids, scores=scores)
-
-
 @dataclass(frozen=True)
 class Tokenized:
-    """Batches with `ids`, and with `scores` where the posterior of the tokenizer is needed."""
+    """Batches with `ids`, for a posterior also with `scores` of the masked patches; without a mask, of all."""
 
     batches: Batches
     tokenizer: Tokenizer
@@ -87,19 +80,18 @@ class Tokenized:
     posterior: bool = False
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
-        if self.posterior:
-            assert isinstance(self.tokenizer, Scorer)
-            return with_scores(self.batches(step), self.tokenizer, self.compute)
-        return tokenized(self.batches(step), self.tokenizer, self.compute, self.chunk)
+        if not self.posterior:
+            return tokenized(self.batches(step), self.tokenizer, self.compute, self.chunk)
+        assert isinstance(self.tokenizer, Scorer)
+        batch = self.batches(step).to(self.compute.device)
+        ids, scores = scored(batch.token_view, self.tokenizer, batch.mask_index, self.compute)
+        return replace(batch, ids=ids, scores=scores)
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for images, without tokenizing them."""
         return self.batches.waited
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.batches.close()
 
 
@@ -110,7 +102,6 @@ class TokenizedOnce(Tokenized):
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
         if step in self.kept:
             return replace(self.batches(step), ids=self.kept[step]).to(self.compute.device)
         batch = super().__call__(step)
@@ -124,7 +115,6 @@ class AlsoTokenized(Tokenized):
     """Batches with the `second_ids` of another tokenizer, which sees the same view."""
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
         batch = self.batches(step).to(self.compute.device)
         return replace(batch, second_ids=encode(batch.token_view, self.tokenizer, self.compute, self.chunk))
 

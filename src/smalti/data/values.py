@@ -59,11 +59,7 @@ class Stored(NamedTuple):
 
 
 def stored(image: Image.Image) -> Stored | None:
-    """The values of a decoded image that are not plain 8-bit ones; None where Pillow's 8 bits are all there is.
-
-    Raises:
-        UnclearError: a TIFF of floats in which white is zero.
-    """
+    """The values of an image that are not plain 8-bit ones, else None; raises as `of_tiff`."""
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     bits, signed = _first(tags, _BITS, 1), _first(tags, _SAMPLE_FORMAT, 1) == _SIGNED
     if not image.mode.startswith("I") and image.mode != "F":
@@ -81,11 +77,7 @@ def _first(tags: Any, tag: int, missing: int) -> int:
 
 
 def of_tiff(values: NDArray[Any], bits: int, signed: bool, white_is_zero: bool) -> Stored:
-    """The values of a TIFF with so many bits a value, bright as large.
-
-    Raises:
-        UnclearError: floats or 32-bit integers in which white is zero.
-    """
+    """The values of a TIFF with so many bits each, bright as large; an `UnclearError` if it says not what black is."""
     if white_is_zero and (values.dtype.kind == "f" or bits == 32):
         what = "floats" if values.dtype.kind == "f" else "32-bit integers"
         raise UnclearError(f"a TIFF of {what} in which white is zero: it says not what black is")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ from smalti.data.datasets.prepared import (
     tar_path,
 )
 from smalti.data.reading import attempt, each, even_sample
-from smalti.data.shard_writer import Form, Record, ShardWriter, make_record, writing
+from smalti.data.shard_writer import Record, ShardWriter, make_record, writing
 from smalti.distributed.collectives import all_gather_json, from_rank0, gather_bytes
 
 SHARD_BYTES = 256 << 20
@@ -118,7 +119,6 @@ class _Writing:
         return self.headers[-1].stop if self.headers else 0
 
     def begin(self) -> ShardWriter:
-        """The writer of the next shard."""
         return ShardWriter(self.folder, len(self.headers), self.done, self.settings)
 
     def go_on(self, positions: Sequence[int], bad: LeftOutFiles, log: Log) -> None:
@@ -147,10 +147,9 @@ def _records(
     source: ImageDataset, positions: Sequence[int], settings: Settings, log: Log
 ) -> Iterator[Iterable[tuple[int, Record | DataError]]]:
     """The encoded images at these positions, in order, or why one cannot be read; on rank 0, from all ranks."""
-    form = Form(settings.side, settings.encoding, settings.quality or 0, settings.channels)
 
     def encode(position: int) -> Record:
-        return make_record(source, position, form)
+        return make_record(source, position, settings)
 
     if world_size() == 1:
         with each(encode, positions, log, "prepare") as records:
@@ -197,12 +196,7 @@ def _gathered(own: Sequence[Record | DataError]) -> list[Record | DataError]:
 
 
 def _require_own(folder: Path) -> None:
-    """Refuse to write into a folder with other files, such as photographs.
-
-    Raises:
-        UsageError: the folder contains other files.
-        DataError: the folder was prepared by an earlier version.
-    """
+    """Refuse to write into a folder with other files, such as photographs, or of an earlier version."""
     refuse_pack(folder)
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(".") and not _OWN.fullmatch(entry.name):
@@ -220,16 +214,17 @@ def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
     about = _sound_about(folder)
     if about is not None:
         about.settings.require(settings, folder)
-    headers, damage = _headers(folder)
-    for header in headers:
-        header.settings.require(settings, folder)
+    paths = list(takewhile(Path.exists, (index_path(folder, number) for number in count())))
     whole: list[Header] = []
-    with log.progress("verify", len(headers)) as bar:
-        for number, header in enumerate(headers):
+    damage: DamagedShardError | None = None
+    with log.progress("verify", len(paths)) as bar:
+        for number, path in enumerate(paths):
             try:
+                header, _ = read_index(path)
+                header.settings.require(settings, folder)
                 check_digest(tar_path(folder, number), header.shard)
                 if header.start != (whole[-1].stop if whole else 0):
-                    raise DamagedShardError(index_path(folder, number), "it does not follow the shard before")
+                    raise DamagedShardError(path, "it does not follow the shard before")
             except DamagedShardError as error:
                 damage = error
                 break
@@ -241,17 +236,6 @@ def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
     if damage is not None:
         log.say(f"{damage.what}; {damage.cause}; it is written again, with all that follows")
     return whole
-
-
-def _headers(folder: Path) -> tuple[list[Header], DamagedShardError | None]:
-    """The headers of the existing indices, up to the first damaged one."""
-    headers: list[Header] = []
-    while (path := index_path(folder, len(headers))).exists():
-        try:
-            headers.append(read_index(path)[0])
-        except DamagedShardError as error:
-            return headers, error
-    return headers, None
 
 
 def _finished(folder: Path, headers: Sequence[Header], total: int) -> About | None:
@@ -273,11 +257,7 @@ def _sound_about(folder: Path) -> About | None:
 
 
 def _clear(folder: Path, kept: int) -> None:
-    """Remove prepared.json first, then the shards after the first `kept` and the leftovers of a killed run.
-
-    Raises:
-        OutputError: a file cannot be removed.
-    """
+    """Remove prepared.json first, then the shards after the first `kept` and the leftovers of a killed run."""
     keep = {path(folder, number) for number in range(kept) for path in (tar_path, index_path)}
     with writing(folder):
         (folder / ABOUT).unlink(missing_ok=True)

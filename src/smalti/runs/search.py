@@ -171,4 +171,4 @@ def _picture(source: ImageDataset, image: dict[str, Any]) -> UInt8[np.ndarray, "
     if not 0 <= position < len(source) or text_of(source.key(position)) != image["key"]:
         cause = f"image {position} is not {image['key']} any more"
         raise DataError("the images have changed since their features were computed", cause=cause, fix="see --data")
-    return false_colours(read_square(source, position, _SIDE).pixels)
+    return false_colours(read_square(source, position, _SIDE).image)

@@ -328,7 +328,7 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
         asked = replace(data, follow_links=follow, image_column=column)
         source = asked.source(place, part="all") if held_out is None else held_out
         for position in even_sample(len(source), config.count):
-            pictures.append(read_square(source, position, data.side).pixels)
+            pictures.append(read_square(source, position, data.side).image)
             names.append(source.key(position))
             label = source.label(position)
             true.append(source.classes[label] if label >= 0 else "")

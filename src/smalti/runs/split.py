@@ -18,8 +18,8 @@ from smalti.data.datasets.folder import Files
 from smalti.data.datasets.open import ReadOptions, open_noted
 from smalti.data.duplicates import content_digest
 from smalti.data.groups import GROUP, group_values, require_group
-from smalti.data.partition import joined_groups, partition
 from smalti.data.reading import each
+from smalti.data.splits import joined_groups, partition
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class NearestImages:
         row = self.features.row(number)
         there = 0 <= row.position < len(self.source) and text_of(self.source.key(row.position)) == row.key
         try:
-            picture = data_uri(read_square(self.source, row.position, _SIDE).pixels) if there else None
+            picture = data_uri(read_square(self.source, row.position, _SIDE).image) if there else None
         except DataError:
             picture = None
         return {"key": row.key, "label": row.label or None, "similarity": similarity, "picture": picture}

@@ -22,9 +22,9 @@ from smalti.data.datasets.tables import (
     choose_split,
     find_columns,
     plain,
+    readable,
     require_column,
     require_extra,
-    why,
     without_bytes,
 )
 
@@ -68,7 +68,11 @@ class Arrow(TableDataset):
             if table.schema.types != tables[0].schema.types or table.schema.names != tables[0].schema.names:
                 raise DataError(f"{path} is another table than the first", cause="its columns are different")
             if columns.label:
-                _add_labels(labels, table.column(columns.label), path)
+                column = table.column(columns.label)
+                with readable(str(path)):
+                    column.validate(full=True)
+                    for chunk in column.chunks:
+                        labels.add(chunk)
         self.columns = columns
         pairs = zip(tables, files.data, strict=True)
         self._images = [_checked(table.column(columns.image), path) for table, path in pairs]
@@ -125,29 +129,18 @@ class Arrow(TableDataset):
 
 
 def open_table(path: Path) -> Any:
-    """Memory-map an Arrow file (stream or file format) as a pyarrow table, which takes almost no memory.
-
-    Raises:
-        DataError: it is damaged, truncated, or compressed, which rules out random access.
-    """
+    """Memory-map an Arrow file (stream or file) as a table; a `DataError` if it is damaged, or compressed."""
     import pyarrow as pa
 
-    try:
-        with pa.memory_map(str(path)) as source:
-            whole = source.read_buffer()
-            batches = list(_batches(whole))
-            schema = batches[0].schema if batches else pa.ipc.read_schema(whole)
-            return pa.Table.from_batches(batches, schema)
-    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}", cause=why(error), fix="check the path") from error
+    with readable(str(path)), pa.memory_map(str(path)) as source:
+        whole = source.read_buffer()
+        batches = list(_batches(whole))
+        schema = batches[0].schema if batches else pa.ipc.read_schema(whole)
+        return pa.Table.from_batches(batches, schema)
 
 
 def _batches(whole: Any) -> Iterator[Any]:
-    """Yield the record batches of an Arrow file without copying.
-
-    Args:
-        whole: a pyarrow buffer with the content of the file.
-    """
+    """Yield the record batches of an Arrow file, given as a buffer, without copying."""
     import pyarrow as pa
 
     if whole[:6].to_pybytes() == b"ARROW1":
@@ -165,27 +158,14 @@ def _batches(whole: Any) -> Iterator[Any]:
         yield batch
 
 
-def _add_labels(labels: ColumnLabels, column: Any, path: Path) -> None:
-    import pyarrow as pa
-
-    try:
-        column.validate(full=True)
-        for chunk in column.chunks:
-            labels.add(chunk)
-    except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}", cause=why(error), fix="check the path") from error
-
-
 def _checked(column: Any, path: Path) -> Any:
     """The bytes of an image column, with validated offsets: a wrong one would read outside of the file."""
     import pyarrow as pa
 
-    try:
+    with readable(str(path)):
         images = pa.chunked_array([cells(chunk) for chunk in column.chunks], None if column.chunks else pa.binary())
         images.validate(full=True)
-    except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}", cause=why(error), fix="check the path") from error
-    return images
+        return images
 
 
 def _order(paths: list[Path], rows: int) -> NDArray[np.int64] | None:
@@ -205,11 +185,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def arrow_files(folder: Path) -> ArrowFiles:
-    """The files of a dataset; of several splits, those of the training split.
-
-    Raises:
-        DataError: a JSON description cannot be read, or the training split is not clear.
-    """
+    """The files of a dataset; of several splits, those of the training split; a `DataError` if that is not clear."""
     if (folder / _DICT).is_file():
         splits = _read_json(folder / _DICT).get("splits")
         names = [name for name in splits if _is_name(name)] if isinstance(splits, list) else []

@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from io import FileIO, IOBase
 from pathlib import Path
@@ -39,11 +40,7 @@ class DataFiles(ABC):
 
     @abstractmethod
     def open(self, number: int) -> FileIO:
-        """Open a file, unbuffered; the caller closes it.
-
-        Raises:
-            OSError, DataError: it cannot be opened.
-        """
+        """Open a file, unbuffered; the caller closes it. An `OSError` or a `DataError` if that is not possible."""
 
     @abstractmethod
     def peek(self, number: int) -> IOBase:
@@ -93,6 +90,15 @@ class LocalFiles(DataFiles):
         return FileVersion(os.path.realpath(self.names[number]), about.st_size, about.st_mtime_ns)
 
 
+@contextmanager
+def reading(name: Path | str) -> Iterator[None]:
+    """Raise a `DataError` that names the file where the system cannot read it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
+
+
 def require_fetched(path: Path) -> None:
     """Raise a `DataError` if a file is a pointer of Git LFS."""
     if is_pointer_file(path):
@@ -109,11 +115,7 @@ def cache_folder() -> Path:
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Create a folder inside the cache folder; the latter is created with access for this user only.
-
-    Raises:
-        OSError: it cannot be created.
-    """
+    """Create a folder inside the cache folder; the latter is created with access for this user only."""
     cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     _warn_once(cache_folder())

@@ -67,11 +67,7 @@ class ImageDataset(Protocol):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded bytes of an image file; for pixels in memory, those of an `.npy` file.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """The encoded bytes of an image file, for pixels in memory of an `.npy` file; a `DataError` if unreadable."""
 
     @abstractmethod
     def label(self, index: int) -> int:
@@ -86,18 +82,10 @@ class ImageDataset(Protocol):
         """A readable location of an image, for messages."""
 
     def labels_at(self, indices: NDArray[np.int64]) -> Int[Tensor, "B"]:
-        """The class numbers of several images, -1 for none.
-
-        Args:
-            indices: int64, shape (B,).
-
-        Returns:
-            int64, shape (B,).
-        """
+        """The class numbers of several images, -1 for none: int64, (B,), as `indices` are."""
         return torch.tensor([self.label(index) for index in indices.tolist()], dtype=torch.int64)
 
     def all_labels(self) -> Int[Tensor, "n"]:
-        """The class numbers of all n images, int64, shape (n,); -1 for none."""
         return self.labels_at(np.arange(len(self)))
 
     def present_classes(self) -> tuple[str, ...]:
@@ -114,11 +102,7 @@ class ImageDataset(Protocol):
         return 0
 
     def column(self, name: str) -> list[str | None]:
-        """The cells of a column of the table that the images are in or listed by, None for empty ones.
-
-        Raises:
-            DataError: there is no such column.
-        """
+        """The cells of a column of the table that the images are in, None for empty ones; raises if there is none."""
         cause = f"DATA of the kind {self.kind} has no columns"
         fix = "give a list (.csv .tsv) or a table, or a regular expression for paths, as '^([^/]+)/'"
         raise DataError(f"no column {name}", cause=cause, fix=fix)
@@ -132,19 +116,11 @@ class ImageDataset(Protocol):
         return digest.hexdigest()
 
     def verify(self, log: Log) -> None:
-        """Read all files and compare them with the recorded digests, if there are any.
-
-        Raises:
-            DataError: a file is damaged; the message says which.
-        """
+        """Compare all files with the digests that were recorded, if any were; a `DataError` names a damaged one."""
         return
 
     def select(self, positions: NDArray[np.int64]) -> "ImageDataset":
-        """A subset of the images, in the given order.
-
-        Args:
-            positions: indices of the images, int64, shape (m,).
-        """
+        """A subset of the images, in the order of `positions` (int64, (m,))."""
         return Subset(self, positions)
 
     def __getitem__(self, index: int) -> Sample:
@@ -155,15 +131,10 @@ class ImageDataset(Protocol):
         return self._sample(index, shorter_side)
 
     def decoded(self, index: int, data: bytes, shorter_side: int | None) -> Sample:
-        """Decode an image whose bytes have been read already.
+        """Decode an image whose bytes, as `read` returns them, have been read already; raises as `decode`.
 
         Args:
-            index: the index of the image, for its name and label.
-            data: the encoded bytes, as `read` returns them.
             shorter_side: the shorter side to decode to, in pixels, approximately; None for full size.
-
-        Raises:
-            DataError: it cannot be decoded.
         """
         pixels = decode_bytes(data, self.name(index), self.channels, shorter_side, self.window)
         return Sample(pixels, self.label(index), self.key(index))
@@ -252,14 +223,7 @@ class Renumbered(Subset):
 
 
 class InMemoryDataset(ImageDataset):
-    """Images of one size, held in memory; small-image training reads them a whole batch at a time.
-
-    Args:
-        images: uint8, (n, C, H, W), 0 to 255, any C.
-        labels: class numbers, integer, shape (n,); -1 for none.
-        classes: class names by class number.
-        groups: a number for each image, as of every dataset; or None.
-    """
+    """Images of one size, held in memory; small-image training reads them a whole batch at a time."""
 
     kind = "embedded"
 
@@ -287,14 +251,12 @@ class InMemoryDataset(ImageDataset):
         return self.labels[torch.from_numpy(indices)]
 
     def key(self, index: int) -> str:
-        """The index as a string, since there is no file."""
         return str(index)
 
     def name(self, index: int) -> str:
         return self.key(index)
 
     def fingerprint(self) -> str:
-        """A digest of all pixels and labels."""
         digest = hashlib.sha256(repr((self.classes, tuple(self.images.shape))).encode(errors="surrogateescape"))
         digest.update(self.labels.numpy().tobytes())
         for image in self.images:

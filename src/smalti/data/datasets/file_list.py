@@ -18,15 +18,7 @@ _SAMPLE = 64
 
 
 class FileList(Files):
-    """The images that a list or CSV file names, in its order.
-
-    Args:
-        path: the list.
-        channels: of decoded images: 1 (grey), 3 (RGB), or as many as the files have.
-        root: the folder that paths are relative to; empty: that of the list.
-        label_separator: see `labels.resolve`.
-        log: shows progress.
-    """
+    """The images that a list or CSV file names, in its order, below `root`; empty: the folder of the list."""
 
     kind = "list"
 
@@ -52,11 +44,7 @@ class FileList(Files):
 
 
 def _located(names: Names, root: Path, path: Path, log: Log) -> tuple[Names, tuple[str, ...]]:
-    """The names as they are if some lead to a file, else each as that of the file below `root` it is most like.
-
-    Raises:
-        DataError: none of them is like any file.
-    """
+    """The names as they are if some lead to a file, else those of the files below `root` that they are most like."""
     some = np.unique(np.linspace(0, len(names) - 1, _SAMPLE).astype(np.int64))
     top = os.fsencode(root)
     if any(os.path.lexists(os.path.join(top, names[position])) for position in some.tolist()):

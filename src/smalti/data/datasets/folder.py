@@ -6,7 +6,7 @@ import time
 import unicodedata
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -17,6 +17,7 @@ from rich.text import Text
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import StoredDataset
+from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.names import (
     NO_IMAGE,
     SYSTEM,
@@ -57,14 +58,6 @@ class _Rule(NamedTuple):
     is_image: IsImage
 
 
-class _Level(NamedTuple):
-    """A folder being scanned: its remaining entries in reverse order, so that the next one is the last."""
-
-    prefix: bytes
-    files: list[bytes]
-    folders: list[bytes]
-
-
 @contextmanager
 def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
     """Show progress where the total is unknown: yields a function to call with the count so far, at any rate."""
@@ -96,40 +89,30 @@ def walk(root: Path, follow: FollowLinks = "inside", is_image: IsImage = has_ima
     """
     top = os.fsencode(root)
     rule = _Rule(link_targets(top), follow, is_image)
-    seen = {_identity(top)}
-    levels = [_Level(b"", [], [])]
-    yield from _list(top, levels[0], rule)
-    while levels:
-        prefix, files, folders = levels[-1]
-        if files and (not folders or files[-1] < folders[-1]):
-            yield Found(prefix + files.pop())
-        elif folders:
-            name = prefix + folders.pop()
-            path = os.path.join(top, name)
-            identity = _identity(path)
-            if identity in seen:
-                yield Found(name, SEEN)
-                continue
-            seen.add(identity)
-            levels.append(_Level(os.path.join(name, b""), [], []))
-            yield from _list(path, levels[-1], rule)
-        else:
-            levels.pop()
-
-
-def _list(path: bytes, level: _Level, rule: _Rule) -> Iterator[Found]:
-    """Fill `level` with a folder's images and sub-folders; yield the entries that are skipped."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            kind = _kind(entry, rule)
-            if kind == "file":
-                level.files.append(entry.name)
-            elif kind == "folder":
-                level.folders.append(entry.name)
-            else:
-                yield Found(level.prefix + entry.name, kind)
-    level.files.sort(reverse=True)
-    level.folders.sort(reverse=True)
+    seen = set[tuple[int, int]]()
+    stack, folders = [b""], {b""}  # what comes next is the last of the stack
+    while stack:
+        name = stack.pop()
+        if name not in folders:
+            yield Found(name)
+            continue
+        folders.remove(name)
+        path = os.path.join(top, name)
+        if (identity := _identity(path)) in seen:
+            yield Found(name, SEEN)
+            continue
+        seen.add(identity)
+        first = len(stack)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                inner, kind = os.path.join(name, entry.name), _kind(entry, rule)
+                if kind not in ("file", "folder"):
+                    yield Found(inner, kind)
+                    continue
+                stack.append(inner)
+                if kind == "folder":
+                    folders.add(inner)
+        stack[first:] = sorted(stack[first:], reverse=True)
 
 
 def _kind(entry: os.DirEntry[bytes], rule: _Rule) -> str:
@@ -199,7 +182,6 @@ class Files(StoredDataset):
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        """The path of an image."""
         return self.root / self.key(index)
 
     def key(self, index: int) -> str:
@@ -218,27 +200,29 @@ class Files(StoredDataset):
             return 0
 
 
-class _Scan(NamedTuple):
-    """The images of a folder; the folders of the first level, numbered, and that of each image, -1 for none."""
-
-    names: NamesBuilder
-    left_out: LeftOut
-    firsts: dict[bytes, int]
-    labels: "array[int]"
-
-
-def _scan(root: Path, log: Log, follow: FollowLinks, is_image: IsImage) -> _Scan:
-    found = _Scan(NamesBuilder(), LeftOut(), {}, array("i"))
+def _scan(root: Path, log: Log, follow: FollowLinks, is_image: IsImage) -> tuple[Names, LeftOut]:
+    names, left_out = NamesBuilder(), LeftOut()
     with count_up(log, f"scan {root}") as tick:
         for name, reason in walk(root, follow, is_image):
             if reason:
-                found.left_out.add(reason, name)
+                left_out.add(reason, name)
                 continue
-            found.names.add(name)
-            first, slash, _ = name.partition(os.fsencode(os.sep))
-            found.labels.append(found.firsts.setdefault(first, len(found.firsts)) if slash else -1)
-            tick(len(found.names))
-    return found
+            names.add(name)
+            tick(len(names))
+    return names.build(), left_out
+
+
+def take_folders(images: StoredDataset, names: Iterable[bytes], where: str) -> None:
+    """Take the folders of the first level for classes, if all images, by their relative paths, lie in one."""
+    firsts, ids = dict[bytes, int](), array("i")
+    for name in names:
+        first, slash, _ = name.partition(b"/")
+        ids.append(firsts.setdefault(first, len(firsts)) if slash else NONE)
+    if outside := ids.count(NONE):
+        images.no_labels = f"{outside} of {len(ids)} images lie in no folder of a class, but in {where} itself"
+    else:
+        images.classes, images.labels = tuple(map(os.fsdecode, firsts)), np.array(ids, np.int32)
+        images.notes = tuple(twin_notes(images.classes))
 
 
 class Folder(Files):
@@ -252,19 +236,16 @@ class Folder(Files):
     kind = "folder"
 
     def __init__(self, root: Path, channels: int, log: Log | None = None, follow: FollowLinks = "inside") -> None:
-        found = _scan(root, log or Log(), follow, has_image_suffix)
-        if not len(found.names) and found.left_out.suffixes.keys() & ARRAYS:
-            found = _scan(root, log or Log(), follow, has_array_suffix)
-        super().__init__(root, found.names.build(), channels)
-        self.left_out, firsts = found.left_out, found.firsts
-        if not len(self.names):
+        names, left_out = _scan(root, log or Log(), follow, has_image_suffix)
+        if not len(names) and left_out.suffixes.keys() & ARRAYS:
+            names, left_out = _scan(root, log or Log(), follow, has_array_suffix)
+        super().__init__(root, names, channels)
+        self.left_out = left_out
+        if not len(names):
             raise self._no_images()
-        ids = np.array(found.labels, np.int32)
-        if outside := int((ids < 0).sum()):
-            self.no_labels = f"{outside} of {len(ids)} images lie in no folder of a class, but in {root} itself"
-        if int(ids.min()) >= 0:
-            self.classes, self.labels = tuple(os.fsdecode(first) for first in firsts), ids
-            self.notes = (*twin_notes(self.classes), *_empty_note(root, firsts))
+        take_folders(self, map(names.__getitem__, range(len(names))), str(root))
+        if self.classes:
+            self.notes += tuple(_empty_note(root, self.classes))
 
     def _no_images(self) -> DataError:
         left_out, fix = self.left_out, "check the path"
@@ -285,9 +266,9 @@ def twin_notes(classes: Iterable[str]) -> Iterator[str]:
         yield f"classes {names} differ in case or Unicode form only, and are taken as different"
 
 
-def _empty_note(root: Path, filled: Collection[bytes]) -> Iterator[str]:
+def _empty_note(root: Path, filled: Iterable[str]) -> Iterator[str]:
     """A note on class folders without images, if there are any."""
     with os.scandir(os.fsencode(root)) as entries:
         folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and not is_system(entry.name)]
-    if empty := sorted(set(folders) - set(filled)):
+    if empty := sorted(set(folders) - set(map(os.fsencode, filled))):
         yield f"{len(empty)} class folders have no images, first {os.fsdecode(empty[0])}"

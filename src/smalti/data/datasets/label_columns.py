@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeAlias
 
 from smalti.data.datasets.labels import MAX_CLASSES, SEPARATOR, UNKNOWN, are_class_numbers
@@ -14,16 +15,6 @@ _YES, _NO = frozenset({"1", "1.0", "true"}), frozenset({"0", "0.0", "false"})
 _OPEN = frozenset({"", "-1", "-1.0", "nan"})
 _NEITHER = frozenset({"split", "fold", "train", "valid", "val", "test", "is_train", "is_valid", "is_val", "is_test"})
 _SHOWN = 8
-
-
-@dataclass(frozen=True)
-class OneColumn:
-    """A column with one label in each row."""
-
-    place: int
-
-    def __call__(self, row: list[str]) -> str:
-        return row[self.place]
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def guess_labels(rows: Iterable[tuple[int, list[str]]], header: list[str], path:
         note = f"{len(columns)} columns of 0 and 1 are labels: {shown}; blank and -1 are not known"
         return OneHot(columns, frozenset(place for place in hot if not alike[place] & _NO)), note
     if len(others) == 1 and _are_labels(found[others[0]] - {"", "-1"}, count, header[others[0]]):
-        return OneColumn(others[0]), f"labels are taken from column '{header[others[0]]}'"
+        return itemgetter(others[0]), f"labels are taken from column '{header[others[0]]}'"
     return None, ""
 
 

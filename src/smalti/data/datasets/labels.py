@@ -47,21 +47,15 @@ class Labels:
         self.ids, self.table = array("i"), dict[str, int]()
 
     def add(self, text: str) -> None:
-        """Append a label.
-
-        Raises:
-            ValueError: there are more than `MAX_CLASSES` different ones.
-        """
+        """Append a label; a `ValueError` if there are more than `MAX_CLASSES` different ones."""
         if text not in self.table and len(self.table) == MAX_CLASSES:
             raise ValueError(f"more than {MAX_CLASSES} different labels; is this a column of labels?")
         self.ids.append(self.table.setdefault(text, len(self.table)))
 
     def add_none(self) -> None:
-        """Append an image without a label."""
         self.ids.append(NONE)
 
     def build(self, separator: str = "auto") -> Classes:
-        """The classes of all images; see `resolve`."""
         return resolve(np.array(self.ids, np.int32), tuple(self.table), separator)
 
 

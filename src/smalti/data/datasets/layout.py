@@ -33,11 +33,7 @@ WORD = re.compile(r"[^\W\d_]+")
 SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{1,18})-(?P<rest>of-\d+(-\w+)?)")
 """The name of a file, without suffix, that is one of several of a split: train-00000-of-00002."""
 
-_ROLES: dict[Split, str] = {
-    "train": "is learned from",
-    "validation": "is for choices",
-    "test": "is kept for the end",
-}
+_ROLES: dict[Split, str] = {"train": "is learned from", "validation": "is for choices", "test": "is kept for the end"}
 _ORDER: tuple[Split, ...] = ("train", "validation", "test")
 Listing: TypeAlias = Callable[[Path], tuple[list[str], list[str]]]
 """The names of the files and of the sub-folders of a folder, sorted."""
@@ -64,11 +60,7 @@ class Layout:
 
     @property
     def learned(self) -> str:
-        """DATA of the images to learn from.
-
-        Raises:
-            DataError: there are splits, and none to learn from.
-        """
+        """DATA of the images to learn from; a `DataError` if there are splits, and none to learn from."""
         if not self.splits:
             return str(self.root)
         if "train" not in self.splits:
@@ -206,11 +198,7 @@ def _pattern(stems: list[str]) -> str:
 
 
 def _by_split(root: Path, named: Mapping[str, Split]) -> dict[Split, Path]:
-    """The path of each split, in the order train, validation, test.
-
-    Raises:
-        DataError: a split has two.
-    """
+    """The path of each split, in the order train, validation, test; a `DataError` if one has two."""
     by_split: dict[Split, Path] = {}
     for name, split in sorted(named.items(), key=lambda item: (_ORDER.index(item[1]), item[0])):
         if split in by_split:

@@ -4,13 +4,15 @@ import csv
 import os
 import re
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from smalti.core.addresses import is_address
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
-from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, OneColumn, guess_labels
+from smalti.data.datasets.data_files import reading
+from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, guess_labels
 from smalti.data.datasets.labels import Labels
 from smalti.data.datasets.names import Names, NamesBuilder, may_be_image
 from smalti.data.formats import ARRAYS, EXTENSIONS
@@ -58,21 +60,15 @@ class Listed(NamedTuple):
 
 
 def read_list(path: Path) -> Listed:
-    """Read a list. The images are not accessed: a missing one is noticed when it is looked for.
-
-    Raises:
-        DataError: the list cannot be parsed; the message names line and column.
-    """
+    """Read a list, but none of its images; a `DataError` with line and column where it cannot be parsed."""
     names, labels, notes, header = NamesBuilder(), Labels(), list[str](), list[str]()
     try:
-        with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
+        with reading(path), open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
             rows = _table(file, path, header, notes) if path.suffix.lower() in TABLE_SUFFIXES else _text(file, path)
             for row in rows:
                 _check_path(row, path)
                 names.add(os.fsencode(row.path))
                 _add_label(labels, row, path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
     except (csv.Error, UnicodeError) as error:
         raise DataError(f"cannot read {path}", cause=f"no table: {error}") from error
     if not len(names):
@@ -95,12 +91,9 @@ def _encoding(path: Path) -> str:
 
 def as_text(text: str) -> str:
     """A text as UTF-8, or where it is none as cp1252, the encoding of Windows."""
-    return text if text.isascii() else os.fsencode(text).decode("cp1252", "replace") if _escaped(text) else text
-
-
-def _escaped(text: str) -> bool:
-    """Whether bytes of the text were no UTF-8."""
-    return any("\udc80" <= character <= "\udcff" for character in text)
+    if text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    return os.fsencode(text).decode("cp1252", "replace")
 
 
 def _text(file: TextIO, path: Path) -> Iterator[Row]:
@@ -135,13 +128,13 @@ def _table(file: TextIO, path: Path, header: list[str], notes: list[str]) -> Ite
         if not header or not may_be_image(os.fsencode(header[0])):
             raise _no_paths(path, header)
         place, offset, column = 0, 0, "1"
-        labels = OneColumn(1) if len(header) > 1 else None
+        labels = itemgetter(1) if len(header) > 1 else None
         file.seek(0)
     else:
         offset, column = 1, header[place]
         known = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
         if known is not None:
-            labels = OneColumn(known)
+            labels = itemgetter(known)
         else:
             labels, note = guess_labels(_cells(file, path, header, separator, 1), header, place)
             notes += [note] if note else []
@@ -161,11 +154,7 @@ def _no_paths(path: Path, header: list[str]) -> DataError:
 
 
 def _cells(file: TextIO, path: Path, header: list[str], separator: str, offset: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the cells of each line that is not empty.
-
-    Raises:
-        DataError: a line has another number of cells than the header.
-    """
+    """Yield number and cells of each line that is not empty; a `DataError` if it has not as many as the header."""
     reader = csv.reader(file, delimiter=separator)
     for row in reader:
         line = reader.line_num + offset
@@ -183,11 +172,7 @@ def _separator(first: str, path: Path) -> str:
 
 
 def read_column(path: Path, column: str) -> list[str]:
-    """The cells of one column of a table with a header, a cell for each image in the order of `read_list`.
-
-    Raises:
-        DataError: there is no such column.
-    """
+    """The cells of one column of a table with a header, in the order of `read_list`; a `DataError` if there is none."""
     with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
         first = file.readline()
         reader = csv.reader(file, delimiter=_separator(first, path))

@@ -23,12 +23,7 @@ _MOST_SUFFIXES = 1000
 
 
 class Names:
-    """A list of byte strings stored in one; each takes its own bytes and 8 more.
-
-    Args:
-        joined: the strings, concatenated.
-        ends: the offset in `joined` at which each string ends, uint64, shape (n,).
-    """
+    """Byte strings, concatenated in `joined`, and the offsets at which each ends, uint64: 8 bytes more for each."""
 
     def __init__(self, joined: bytes | bytearray | memoryview, ends: NDArray[np.uint64]) -> None:
         self.joined, self.ends = joined, ends
@@ -54,7 +49,6 @@ class NamesBuilder:
         return len(self.ends)
 
     def add(self, name: bytes) -> None:
-        """Append a name."""
         self.joined += name
         self.ends.append(len(self.joined))
 

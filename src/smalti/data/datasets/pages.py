@@ -9,7 +9,7 @@ import numpy as np
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import ImageDataset, Subset
 from smalti.data.datasets.names import may_be_image
 from smalti.data.tiff import count_pages, page_first
 
@@ -21,65 +21,46 @@ _LOOKED_AT = 16
 """Files whose pages are counted before training, at most."""
 
 
-class Pages(ImageDataset):
+class Pages(Subset):
     """Each page of each TIFF of another dataset as an image; other files are one image each.
 
     The bytes of a page are those of its file, with the page in question as the first one.
     """
 
     def __init__(self, files: ImageDataset, log: Log | None = None) -> None:
-        self.files = files
-        self.describe_as(files)
-        self.digest = files.digest
         stacks = [number for number in range(len(files)) if _may_be_tiff(files, number)]
         counts = np.ones(len(files), np.int64)
         with (log or Log()).progress("count pages", len(stacks)) as bar:
             for done, number in enumerate(stacks, 1):
                 counts[number] = _pages_of(files, number)
                 bar.update(done)
-        self.file_of = np.repeat(np.arange(len(files)), counts)
+        super().__init__(files, np.repeat(np.arange(len(files)), counts))
         self.page_of = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-        self.counts = counts
+        self.counts, self.digest = counts, files.digest
         self._last: tuple[int, bytes] = (-1, b"")
         self._lock = Lock()
 
-    def __len__(self) -> int:
-        return len(self.file_of)
-
     def read(self, index: int) -> bytes:
-        number, page = int(self.file_of[index]), int(self.page_of[index])
+        number, page = int(self.positions[index]), int(self.page_of[index])
         if self.counts[number] == 1:
-            return self.files.read(number)
+            return self.whole.read(number)
         with self._lock:  # images in order need each file once
             if self._last[0] != number:
-                self._last = (number, self.files.read(number))
+                self._last = (number, self.whole.read(number))
             data = self._last[1]
         return page_first(data, page)
 
-    def label(self, index: int) -> int:
-        return self.files.label(int(self.file_of[index]))
-
     def key(self, index: int) -> str:
-        return self.files.key(int(self.file_of[index])) + self._page(index)
+        return super().key(index) + self._page(index)
 
     def name(self, index: int) -> str:
-        return self.files.name(int(self.file_of[index])) + self._page(index)
-
-    def column(self, name: str) -> list[str | None]:
-        found = self.files.column(name)
-        return [found[number] for number in self.file_of.tolist()]
-
-    def length(self, index: int) -> int:
-        return self.files.length(int(self.file_of[index]))
+        return super().name(index) + self._page(index)
 
     def fingerprint(self) -> str:
-        return sha256(self.files.fingerprint().encode() + self.counts.astype("<i8").tobytes())
-
-    def verify(self, log: Log) -> None:
-        self.files.verify(log)
+        return sha256(self.whole.fingerprint().encode() + self.counts.astype("<i8").tobytes())
 
     def _page(self, index: int) -> str:
-        return f"#{self.page_of[index]}" if self.counts[self.file_of[index]] > 1 else ""
+        return f"#{self.page_of[index]}" if self.counts[self.positions[index]] > 1 else ""
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_lock": None, "_last": (-1, b"")}

@@ -1,22 +1,20 @@
 """Parquet files whose rows are images, for sequential reading: by `smalti prepare`, or into memory."""
 
 import os
-from array import array
+from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from io import IOBase
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles
-from smalti.data.datasets.folder import FollowLinks, is_within, link_targets
+from smalti.data.datasets.folder import OUTSIDE, FollowLinks, walk
 from smalti.data.datasets.layout import SHARD, SPLIT_NAMES, WORD
-from smalti.data.datasets.names import is_system
 from smalti.data.datasets.parquet_pages import DELTA_BYTE_ARRAY, Chunk, chunks, image_pages, label_rows
 from smalti.data.datasets.tables import (
     ColumnLabels,
@@ -25,9 +23,9 @@ from smalti.data.datasets.tables import (
     cells,
     choose_split,
     find_columns,
+    readable,
     require_column,
     require_extra,
-    why,
     without_bytes,
 )
 
@@ -43,14 +41,14 @@ _SLIM_BYTES = 1000
 _MAX_ROWS, _MAX_BATCHES = 1 << 31, 10_000
 
 
-class _Batch(NamedTuple):
-    """Decoded rows: the index of the first image, and the cells of the image column.
+class _Group(NamedTuple):
+    """A row group: its first row among those of all files, rows to decode at a time, its file and its number there."""
 
-    They are a dictionary array, so that an image that is in many rows is in memory once.
-    """
-
-    start: int
-    images: Any
+    first: int
+    step: int
+    file: int
+    number: int
+    images: Chunk
 
 
 class Parquet(TableDataset):
@@ -86,19 +84,16 @@ class Parquet(TableDataset):
         self.notes = self.columns.notes
         self.no_labels = self.columns.no_labels
         self.take_labels(index.labels.build(label_separator))
-        self._first, self._files, self._groups = np.array(index.first), np.array(index.files), np.array(index.groups)
-        self._sizes = np.array(index.sizes)
-        self._starts, self._lengths = np.array(index.starts), np.array(index.lengths)
-        self._length = index.rows
+        self._groups, self._length = index.groups, index.rows
         self._start()
         if index.bytes < _SLIM_BYTES * index.rows:  # rows so small that they may hold no images at all
             self.cell(0)
-            if (some := self._kept[0].images).null_count == len(some):
+            if (some := self._kept[0][1]).null_count == len(some):
                 raise without_bytes(places.names[0], self.columns.image, len(some))
 
     def _start(self) -> None:
-        """Set up the state of one process: the reader of a row group, its position, the cache of decoded batches."""
-        self._lock, self._kept = Lock(), deque[_Batch](maxlen=_KEPT)
+        """Set up the state of one process: the reader of a row group, its position, decoded batches by their start."""
+        self._lock, self._kept = Lock(), deque[tuple[int, Any]](maxlen=_KEPT)
         self._group, self._next = -1, 0
         self._reader: Iterator[Any] = iter(())
 
@@ -115,23 +110,18 @@ class Parquet(TableDataset):
 
     def place(self, index: int) -> tuple[int, int]:
         position = range(len(self))[index]
-        group = self._group_of(position)
-        file = int(self._files[group])
-        return file, position - int(self._first[np.searchsorted(self._files, file)])
+        file = self._groups[self._group_of(position)].file
+        return file, position - self._groups[bisect_left(self._groups, file, key=attrgetter("file"))].first
 
     def arrays(self, column: str) -> Iterator[Any]:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         for number, name in enumerate(self.places.names):
-            try:
-                with self.places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
-                    require_column(file.schema_arrow, column, name)
-                    rows = label_rows(raw, column, name)
-                    for batch in file.iter_batches(rows, columns=[column], use_threads=False):
-                        yield batch.column(0)
-            except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-                raise DataError(f"cannot read {name}", cause=why(error)) from error
+            with readable(name, ""), self.places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+                require_column(file.schema_arrow, column, name)
+                rows = label_rows(raw, column, name)
+                for batch in file.iter_batches(rows, columns=[column], use_threads=False):
+                    yield batch.column(0)
 
     def cell(self, index: int) -> Any:
         position = range(len(self))[index]
@@ -143,72 +133,66 @@ class Parquet(TableDataset):
                 self._read_on(position)
 
     def _group_of(self, position: int) -> int:
-        return int(np.searchsorted(self._first, position, side="right")) - 1
+        return bisect_right(self._groups, position, key=attrgetter("first")) - 1
 
     def _read_on(self, position: int) -> None:
         """Decode the next batch of an image's row group, or its first batch if the reader is past the image."""
-        import pyarrow as pa
-
         group = self._group_of(position)
+        name = self.places.names[self._groups[group].file]
         try:
-            if group != self._group or position < self._next:
-                self._check(group)
-                self._group, self._next, self._reader = group, int(self._first[group]), self._batches(group)
-            images = next(self._reader, None)
-            if images is None:
-                raise ValueError("its row group is shorter than it says")
-        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+            with readable(name, ""):
+                if group != self._group or position < self._next:
+                    self._group, self._next = group, self._groups[group].first
+                    self._reader = self._batches(group, self._rows_at_once(group))
+                images = next(self._reader, None)
+                if images is None:
+                    raise ValueError("its row group is shorter than it says")
+        except DataError:
             self._group = -1
-            raise DataError(f"cannot read {self.places.names[self._files[group]]}", cause=why(error)) from error
-        self._kept.append(_Batch(self._next, images))
+            raise
+        self._kept.append((self._next, images))
         self._next += len(images)
 
-    def _check(self, group: int) -> None:
-        """Raise a `DataError` if the pages of a row group are too large to be unpacked."""
-        file, chunk = int(self._files[group]), Chunk(int(self._starts[group]), int(self._lengths[group]))
-        with self.places.open(file) as raw:
-            for page in image_pages(raw, chunk, self.places.names[file]):
-                if page.encoding == DELTA_BYTE_ARRAY:  # each image may be as large as the page
-                    self._sizes[group] = 1
+    def _rows_at_once(self, group: int) -> int:
+        """How many rows of a row group are decoded at a time; a `DataError` if its pages are too large for that."""
+        about = self._groups[group]
+        with self.places.open(about.file) as raw:
+            pages = list(image_pages(raw, about.images, self.places.names[about.file]))
+        # of these, each image may be as large as the page
+        return 1 if any(page.encoding == DELTA_BYTE_ARRAY for page in pages) else about.step
 
-    def _batches(self, group: int) -> Iterator[Any]:
-        """Yield the images of a row group in batches."""
+    def _batches(self, group: int, rows: int) -> Iterator[Any]:
+        """Yield the images of a row group in batches of so many rows."""
         import pyarrow.parquet as pq
 
-        leaf, rows = self.columns.leaf, int(self._sizes[group])
+        leaf = self.columns.leaf
         kept = [] if rows == 1 else [leaf]  # an image that is in many rows is in memory once
         # No prefetch: Arrow's threads abort the process if they access a Python file while the process exits.
         with (
-            self.places.open(int(self._files[group])) as raw,
+            self.places.open(self._groups[group].file) as raw,
             pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False, read_dictionary=kept) as file,
         ):
-            within = [int(self._groups[group])]
+            within = [self._groups[group].number]
             for batch in file.iter_batches(rows, row_groups=within, columns=[leaf], use_threads=False):
                 yield cells(batch.column(0))
 
 
 class _Index:
-    """Collects, for each row group of all files in order: first row, rows per batch, file, number in the file."""
+    """Collects the row groups of all files in order, and their labels."""
 
     def __init__(self, image_column: str) -> None:
         self.image_column = image_column
-        self.first, self.sizes, self.files, self.groups = array("q"), array("q"), array("i"), array("i")
-        self.starts, self.lengths = array("q"), array("q")
+        self.groups: list[_Group] = []
         self.rows, self.bytes = 0, 0
         self.columns: Columns | None = None
         self.labels: ColumnLabels | None = None
 
     def add(self, places: DataFiles, number: int) -> None:
-        """Read the metadata and the labels of a file."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         name = places.names[number]
-        try:
-            with places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
-                self._add(file, raw, number, name)
-        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {name}", cause=why(error), fix="check the path") from error
+        with readable(name), places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+            self._add(file, raw, number, name)
 
     def _add(self, file: Any, raw: IOBase, number: int, name: str) -> None:
         columns = find_columns(file.schema_arrow, name, self.image_column)
@@ -237,9 +221,7 @@ class _Index:
         if rows:
             step = rows if size <= BATCH_BYTES else max(1, rows * BATCH_BYTES // size)
             step = max(min(step, BATCH_ROWS), rows // _MAX_BATCHES)
-            fields = (self.first, self.sizes, self.files, self.groups, self.starts, self.lengths)
-            for field, value in zip(fields, (self.rows, step, number, group, *images), strict=True):
-                field.append(value)
+            self.groups.append(_Group(self.rows, step, number, group, images))
             self.rows += rows
 
 
@@ -284,15 +266,13 @@ def split_of(path: Path) -> tuple[str, str]:
 
 def _find(root: Path, follow: FollowLinks) -> tuple[list[Path], int]:
     """All Parquet files, and how many were left out because they are links that lead out of the folder."""
-    found, outside, targets = [], 0, link_targets(os.fsencode(root))
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_system(os.fsencode(name)))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() != ".parquet" or is_system(os.fsencode(name)) or not path.is_file():
-                continue
-            inside = is_within(os.path.realpath(os.fsencode(path)), targets)
-            outside += not inside and follow != "all"
-            if inside or follow == "all":
-                found.append(path)
+    found, outside = [], 0
+    for name, left_out in walk(root, follow, _is_parquet):
+        outside += left_out == OUTSIDE and _is_parquet(name)
+        if not left_out:
+            found.append(root / os.fsdecode(name))
     return sorted(found), outside
+
+
+def _is_parquet(name: bytes) -> bool:
+    return name.lower().endswith(b".parquet")

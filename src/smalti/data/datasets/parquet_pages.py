@@ -71,9 +71,6 @@ def chunks(file: IOBase, column: str) -> list[list[Chunk]]:
 def image_pages(file: IOBase, chunk: Chunk, name: str) -> Iterator[Page]:
     """The pages of a column of images.
 
-    Args:
-        name: the file, for messages.
-
     Raises:
         DataError: one is larger than its images may be, or out of all proportion to what is packed.
         ValueError, LookupError: a header is damaged.
@@ -88,9 +85,6 @@ def image_pages(file: IOBase, chunk: Chunk, name: str) -> Iterator[Page]:
 
 def label_rows(file: IOBase, column: str, name: str) -> int:
     """How many rows of a column of labels fit into memory at once, however often a text of its dictionary occurs.
-
-    Args:
-        name: the file, for messages.
 
     Raises:
         DataError: a page is too large for labels, or has too many.

@@ -35,7 +35,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.stored import open_stored, parse_object, read_stored
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, reading
 from smalti.data.datasets.labels import NONE, missing_note
 from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar import IndexedTars
@@ -87,11 +87,7 @@ class Settings:
     window: Window | None = None
 
     def require(self, wanted: "Settings", folder: Path) -> None:
-        """Check that `folder`, which was started with these settings, is continued with the same.
-
-        Raises:
-            UsageError: the settings differ; the message names the first field that does.
-        """
+        """Refuse with a `UsageError` to continue `folder`, which was started with these settings, with other ones."""
         for name in (field.name for field in fields(self)):
             was, now = getattr(self, name), getattr(wanted, name)
             if was != now and name in ("length", "fingerprint"):
@@ -158,11 +154,6 @@ class Prepared(IndexedTars):
     kind = "prepared"
 
     def __init__(self, folder: Path, channels: int) -> None:
-        """Open a prepared folder.
-
-        Raises:
-            DataError: it is not finished, is damaged, or cannot be read.
-        """
         self.folder, self.about = folder, read_about(folder)
         indices, start = list[ShardIndex](), 0
         for number, shard in enumerate(self.about.shards):
@@ -212,11 +203,7 @@ def prepared_window(folder: Path) -> Window | None:
 
 
 def refuse_pack(folder: Path) -> None:
-    """Refuse a folder that was prepared by an earlier version of smalti.
-
-    Raises:
-        DataError: it was; the fix is the command that prepares the same images.
-    """
+    """Refuse a folder that an earlier version has prepared, with the command that prepares the same images."""
     if not (folder / _PACK).is_file() and not (folder / "part-00000.index").is_file():
         return
     words = ["smalti", "prepare", "DATA", "--out", f"{folder}-shards"]
@@ -248,11 +235,7 @@ def digest_of(classes: tuple[str, ...], shards: tuple[ShardDigest, ...]) -> str:
 
 
 def read_about(folder: Path) -> About:
-    """Read and check prepared.json.
-
-    Raises:
-        DataError: it does not exist, cannot be read, is damaged, or is of another version.
-    """
+    """Read and check prepared.json; a `DataError` if it is missing, damaged, or of another version."""
     path = folder / ABOUT
     if not path.exists():
         cause, fix = f"it has no {ABOUT}", "run the same smalti prepare again"
@@ -266,11 +249,7 @@ def read_about(folder: Path) -> About:
 
 
 def read_index(path: Path) -> tuple[Header, ShardIndex]:
-    """Read and check the index of a shard.
-
-    Raises:
-        DataError: it cannot be read, is damaged, or is of another version.
-    """
+    """Read and check the index of a shard; a `DataError` if it is missing, damaged, or of another version."""
     line, _, body = _read(path).partition(b"\n")
     header = _parse(Header, line, path, "smalti_shard")
     if sha256(body) != header.shard.index_sha256:
@@ -286,48 +265,31 @@ def read_index(path: Path) -> tuple[Header, ShardIndex]:
 
 
 def check_size(path: Path, shard: ShardDigest) -> None:
-    """Check the size of a .tar without reading it.
-
-    Raises:
-        DataError: it does not exist, cannot be read, or has another size.
-    """
-    try:
-        about = path.stat()
-    except FileNotFoundError as error:
-        raise DamagedShardError(path, "it is missing") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    """Refuse a .tar that is missing or has another size, without reading it."""
+    with reading(path):
+        try:
+            about = path.stat()
+        except FileNotFoundError as error:
+            raise DamagedShardError(path, "it is missing") from error
     if about.st_size != shard.bytes or not stat.S_ISREG(about.st_mode):
         raise DamagedShardError(path, f"it has {about.st_size} bytes, not {shard.bytes}")
 
 
 def check_digest(path: Path, shard: ShardDigest) -> None:
-    """Read a whole .tar and compare it with its digest.
-
-    Raises:
-        DataError: it does not exist, cannot be read, or differs.
-    """
+    """Read a whole .tar, and refuse one that differs from its digest."""
     check_size(path, shard)
-    try:
-        with open_stored(path, follow=True) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with reading(path), open_stored(path, follow=True) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != shard.sha256:
         raise DamagedShardError(path, "it differs from its digest")
 
 
 def _read(path: Path) -> bytes:
     try:
-        return read_stored(path, _MAX_BYTES, follow=True)
+        with reading(path):
+            return read_stored(path, _MAX_BYTES, follow=True)
     except ValueError as error:
         raise DamagedShardError(path, str(error)) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read {path}", cause=error.strerror or str(error))
 
 
 def _parse(kind: type[T], text: bytes, path: Path, version: str) -> T:

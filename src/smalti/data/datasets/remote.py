@@ -152,11 +152,7 @@ def make_room(folder: Path, size: int, most: int) -> None:
 
 
 def max_cache_bytes() -> int:
-    """The size limit of all copies in bytes: `SMALTI_CACHE_GB` gigabytes, 20 if it is not set.
-
-    Raises:
-        DataError: it is not a number.
-    """
+    """The most bytes of all copies: `SMALTI_CACHE_GB` gigabytes, else 20; a `DataError` if that is no number."""
     text = os.environ.get("SMALTI_CACHE_GB") or str(_DEFAULT_GIGABYTES)
     try:
         return round(float(text) * GIGABYTE)
@@ -170,11 +166,7 @@ def gigabytes(size: int) -> str:
 
 
 def check_address(url: str) -> None:
-    """Check that an address has a scheme of `SCHEMES`, or is plain http on this machine.
-
-    Raises:
-        DataError: it has not; a command (`pipe:`) is never run.
-    """
+    """Refuse an address of a scheme that is not read; plain http is, on this machine. A command is never run."""
     try:
         scheme, host = scheme_of(url), urlsplit(url).hostname
     except ValueError as error:
@@ -215,11 +207,7 @@ def file_system(url: str) -> Any:
 
 
 def check_redirect(from_url: str, to_url: str) -> None:
-    """Check that a redirect leads to an allowed address of the same scheme.
-
-    Raises:
-        DataError: it does not; https never redirects to http, and http on this machine never to another machine.
-    """
+    """Refuse a redirect to an address that is not allowed, or of another scheme, as from https to http."""
     check_address(to_url)
     if scheme_of(to_url) != scheme_of(from_url):
         cause = f"its server sends us on from {scheme_of(from_url)} to {shown(to_url)}"
@@ -245,11 +233,7 @@ def path_at(url: str) -> str:
 
 
 def ask(url: str, again: bool = False) -> About:
-    """Ask the server for the size and version of a file; `again` bypasses cached answers.
-
-    Raises:
-        DataError: the file does not exist or cannot be reached, or its size is unknown.
-    """
+    """Ask for size and version of a file, `again` past what is cached; a `DataError` if it cannot be reached."""
     with as_data_error(url):
         system = file_system(url)
         if again:
@@ -262,16 +246,7 @@ def ask(url: str, again: bool = False) -> About:
 
 
 def download(url: str, path: Path, size: int) -> None:
-    """Download a whole file; errors that may be temporary are retried.
-
-    Args:
-        url: the address of the file.
-        path: where to write it.
-        size: the size in bytes that the server reported.
-
-    Raises:
-        DataError: it cannot be fetched, or the server sends more than `size` bytes.
-    """
+    """Download a whole file; errors that may be temporary are retried, and more than `size` bytes refused."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with as_data_error(url):

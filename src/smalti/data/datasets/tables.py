@@ -5,6 +5,7 @@ import importlib.util
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,11 +66,7 @@ class TableDataset(StoredDataset):
 
     @abstractmethod
     def arrays(self, column: str) -> Iterator[Any]:
-        """The pyarrow arrays of a column, of all rows in order.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """The pyarrow arrays of a column, of all rows in order."""
 
     def column(self, name: str) -> list[str | None]:
         cells = (cell for array in self.arrays(name) for cell in array.to_pylist())
@@ -146,7 +143,9 @@ def find_columns(schema: Any, name: str, asked: str = "") -> Columns:
     classed = [column for column in fitting if _class_names(features.get(column, {}))]
     label = next(iter(_known(classed, LABEL_COLUMNS) or classed or _known(fitting, LABEL_COLUMNS)), None)
     lists = [field.name for field in schema if _holds_lists(field.type)]
-    notes = [_choice(holding, image)] if len(holding) > 1 else []
+    others = ", ".join(column for column in holding if column != image)[:200]
+    unread = f"columns of images: {image} is read, {others} not; --data.image-column NAME for another"
+    notes = [unread] if others else []
     notes += [f"column {column} has several images in a row and is not read" for column in lists]
     if len(known := _known(fitting, LABEL_COLUMNS)) > 1:
         notes.append(f"columns of labels: {', '.join(known)}; {label} is used")
@@ -157,11 +156,6 @@ def find_columns(schema: Any, name: str, asked: str = "") -> Columns:
     sought = f"the columns are {there}; labels are looked for in {', '.join(LABEL_COLUMNS[:4])}, ..."
     other = image if image != usual else ""
     return Columns(image, _is_struct(schema.field(image).type), label, named, tuple(notes), sought, other)
-
-
-def _choice(columns: list[str], image: str) -> str:
-    others = [column for column in columns if column != image]
-    return f"columns of images: {image} is read, {', '.join(others)[:200]} not; --data.image-column NAME for another"
 
 
 def _no_images(schema: Any, name: str, holding: list[str], asked: str) -> DataError:
@@ -210,11 +204,7 @@ class ColumnLabels:
         self.fractions = False
 
     def add(self, column: Any) -> None:
-        """Append a pyarrow array of numbers or names, or of lists of them.
-
-        Raises:
-            DataError: a number that is not that of a declared class, or more than `MAX_CLASSES` classes.
-        """
+        """Append an array of numbers or names, or of lists of them; a `DataError` if some are no class."""
         import pyarrow as pa
 
         if pa.types.is_dictionary(column.type):
@@ -257,7 +247,6 @@ class ColumnLabels:
         return DataError(f"cannot read the labels of {self.name}, column {self.columns.label}", cause=cause)
 
     def build(self, separator: str) -> Classes:
-        """The classes of all images."""
         ids = np.concatenate([np.zeros(0, np.int32), *self.parts])
         declared = {name: place for place, name in enumerate(self.columns.classes)}
         if self.fractions:
@@ -270,15 +259,7 @@ class ColumnLabels:
 
 
 def choose_split(splits: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...]]:
-    """Choose the split to train on, and give a note about the others.
-
-    Args:
-        splits: a path for each split name.
-        where: the dataset, for messages.
-
-    Raises:
-        DataError: there are several splits and none is called `train`, or there is no split.
-    """
+    """Choose the split to train on, of paths by name, and note the others; a `DataError` if that is not clear."""
     names = ", ".join(name or "files of no split" for name in sorted(splits)[:8])
     if TRAIN in splits and len(splits) > 1:
         others = ", ".join(name or "files of no split" for name in sorted(splits)[:8] if name != TRAIN)
@@ -303,6 +284,17 @@ def why(error: Exception) -> str:
     return (
         getattr(error, "strerror", None) or f"damaged: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
     )
+
+
+@contextmanager
+def readable(name: str, fix: str = "check the path") -> Iterator[None]:
+    """Raise a `DataError` that names the file for whatever is raised while it is read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {name}", cause=why(error), fix=fix) from error
 
 
 def _known(columns: list[str], names: tuple[str, ...]) -> list[str]:

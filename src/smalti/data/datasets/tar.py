@@ -11,7 +11,7 @@ import numpy as np
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.data_files import DataFiles
+from smalti.data.datasets.data_files import DataFiles, reading
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.labels import NONE, Classes, resolve
 from smalti.data.datasets.names import LeftOut
@@ -36,12 +36,9 @@ class IndexedTars(StoredDataset):
     def read(self, index: int) -> bytes:
         shard, row = self._place(index)
         about = self._indices[shard]
-        try:
-            with self.places.open(shard) as file:
-                file.seek(int(about.offsets[row]))
-                data = file.read(int(about.sizes[row]))
-        except OSError as error:
-            raise DataError(f"cannot read {self.name(index)}", cause=error.strerror or str(error)) from error
+        with reading(self.name(index)), self.places.open(shard) as file:
+            file.seek(int(about.offsets[row]))
+            data = file.read(int(about.sizes[row]))
         if len(data) < about.sizes[row]:
             raise DataError(f"cannot read {self.name(index)}", cause="the shard has become shorter")
         return data
@@ -130,7 +127,7 @@ def _read_indices(places: DataFiles, log: Log) -> list[ShardIndex]:
 def _read_index(places: DataFiles, number: int) -> ShardIndex:
     """The index of a shard, from the cache if the shard has not changed since."""
     name = places.names[number]
-    try:
+    with reading(name):
         version = places.version(number)
         index = load_index(version)
         if index is None:
@@ -138,8 +135,6 @@ def _read_index(places: DataFiles, number: int) -> ShardIndex:
                 index = build_index(file, os.fstat(file.fileno()).st_size, name)
             save_index(version, index)
         return index
-    except OSError as error:
-        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
 
 
 def _join_labels(indices: Sequence[ShardIndex], separator: str) -> Classes:

@@ -137,11 +137,6 @@ class _Header:
 def build_index(file: BufferedIOBase, length: int, name: str) -> ShardIndex:
     """Build an index from the headers of a shard and its label files (`.cls`, or `label` in `.json`).
 
-    Args:
-        file: the shard, opened for reading.
-        length: its size in bytes.
-        name: what it is called in messages.
-
     Raises:
         DataError: the file is compressed, or not a tar archive.
     """
@@ -168,20 +163,19 @@ def _samples(found: Iterator[Member], left_out: LeftOut) -> Iterator[list[Member
     """
     sample: list[Member] = []
     damage: DamagedTarError | None = None
-    while True:
-        try:
-            member = next(found, None)
-        except DamagedTarError as error:
-            member, damage = None, error
-        if member is not None and (reason := _odd(member)):
-            left_out.add(reason, member.name)
-            continue
-        if sample and (member is None or _key(member) != _key(sample[0]) or len(sample) == _MAX_GROUP):
-            yield sample
-            sample = []
-        if member is None:
-            break
-        sample.append(member._replace(name=plain(member.name)))
+    try:
+        for member in found:
+            if reason := _odd(member):
+                left_out.add(reason, member.name)
+                continue
+            if sample and (_key(member) != _key(sample[0]) or len(sample) == _MAX_GROUP):
+                yield sample
+                sample = []
+            sample.append(member._replace(name=plain(member.name)))
+    except DamagedTarError as error:
+        damage = error
+    if sample:
+        yield sample
     if damage is not None:
         raise damage
 
@@ -282,11 +276,7 @@ class _Builder:
 
 
 def _json_label(text: str) -> str | None:
-    """The label in the JSON object of a sample; None if it has none. Several are joined by `|`.
-
-    Raises:
-        ValueError, RecursionError: it cannot be read.
-    """
+    """The label in the JSON object of a sample, several joined by `|`; None if it has none, an error if it is none."""
     about = json.loads(text)
     found = next((about[key] for key in _LABEL_KEYS if key in about), None) if isinstance(about, dict) else None
     texts = [str(one) for one in (found if isinstance(found, list) else [found]) if isinstance(one, str | int)]
@@ -307,7 +297,7 @@ def load_index(version: FileVersion) -> ShardIndex | None:
     """
     try:
         with open_stored(_slot(version)) as file:
-            if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
             digest, line, body = file.readline(_MAX_HEADER), file.readline(_MAX_HEADER), file.read()
         if sha256(line, body).encode() + b"\n" != digest:

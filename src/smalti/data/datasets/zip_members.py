@@ -19,18 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.data_files import LocalFiles
+from smalti.data.datasets.data_files import LocalFiles, reading
 from smalti.data.datasets.folder import IRREGULAR
-from smalti.data.datasets.names import (
-    NO_IMAGE,
-    SYSTEM,
-    LeftOut,
-    Names,
-    NamesBuilder,
-    has_array_suffix,
-    is_system,
-    may_be_image,
-)
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, is_system, may_be_image
 from smalti.data.datasets.tar import expand
 from smalti.data.datasets.tar_index import DUPLICATE, LEADS_OUT, TOO_LARGE
 from smalti.data.datasets.tar_members import is_inside, plain
@@ -51,26 +42,19 @@ class ZipPlace(NamedTuple):
 
 
 class ZipImages(NamedTuple):
-    """The n images of an archive, and its arrays, which are images where there are no others.
+    """The n images of an archive, arrays among them.
 
     Attributes:
         names: their paths.
         numbers: offset of the header, bytes in the archive, bytes, CRC-32 and method of each, int64, shape (n, 5).
-        is_array: which of them are arrays, bool, shape (n,).
     """
 
     names: Names
     numbers: NDArray[np.int64]
-    is_array: NDArray[np.bool_]
     left_out: LeftOut
 
     def unpacked(self, file: FileIO, row: int) -> bytes:
-        """The bytes of an image.
-
-        Raises:
-            ValueError: they are not what the central directory says.
-            OSError: they cannot be read.
-        """
+        """The bytes of an image; a `ValueError` if they are not what the central directory says."""
         offset, packed, size, crc, method = self.numbers[row].tolist()
         file.seek(offset)
         header = file.read(_HEADER)
@@ -104,11 +88,7 @@ def zip_place(data: str) -> ZipPlace | None:
 
 
 def images_of(place: ZipPlace) -> tuple[LocalFiles, list[ZipImages]]:
-    """The archives, and the images of each.
-
-    Raises:
-        DataError: one of them is none, is encrypted, or is damaged.
-    """
+    """The archives, and the images of each; a `DataError` if one of them is none, encrypted, or damaged."""
     files = LocalFiles(place.archives, "archive")
     return files, [_read(*files.version(number), name) for number, name in enumerate(files.names)]
 
@@ -142,12 +122,10 @@ def _folders(path: str, size: int, mtime_ns: int, name: str) -> dict[str, tuple[
 def _read(path: str, size: int, mtime_ns: int, name: str) -> ZipImages:
     """The images of an archive in the version that these numbers are of."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(name), zipfile.ZipFile(path) as archive:
             return _images(archive.infolist(), name)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{name} is no zip archive", cause=str(error) or "damaged", fix="fetch it again") from error
-    except OSError as error:
-        raise DataError(f"cannot read {name}", cause=error.strerror or str(error)) from error
 
 
 def _images(members: list[zipfile.ZipInfo], archive: str) -> ZipImages:
@@ -162,13 +140,11 @@ def _images(members: list[zipfile.ZipInfo], archive: str) -> ZipImages:
             left_out.add(reason, name)
         else:
             found[name] = member
-    names, ordered = NamesBuilder(), sorted(found, key=lambda name: name.split(b"/"))  # as `walk` has them
-    for name in ordered:
+    names = NamesBuilder()
+    for name in found:
         names.add(name)
-    rows = [found[name] for name in ordered]
-    numbers = [(one.header_offset, one.compress_size, one.file_size, one.CRC, one.compress_type) for one in rows]
-    arrays = np.array([has_array_suffix(name) for name in ordered], np.bool_)
-    return ZipImages(names.build(), np.array(numbers, np.int64).reshape(-1, 5), arrays, left_out)
+    rows = [(one.header_offset, one.compress_size, one.file_size, one.CRC, one.compress_type) for one in found.values()]
+    return ZipImages(names.build(), np.array(rows, np.int64).reshape(-1, 5), left_out)
 
 
 def _named(members: list[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, bytes, str]]:

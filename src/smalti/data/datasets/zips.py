@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import StoredDataset
-from smalti.data.datasets.folder import twin_notes
-from smalti.data.datasets.labels import NONE
-from smalti.data.datasets.names import LeftOut
+from smalti.data.datasets.folder import IsImage, take_folders
+from smalti.data.datasets.names import LeftOut, has_array_suffix, has_image_suffix
 from smalti.data.datasets.tar_index import DUPLICATE
 from smalti.data.datasets.zip_members import ZipPlace, images_of
 
@@ -29,51 +28,31 @@ class Zips(StoredDataset):
         self.inner = f"{place.inner}/" if place.inner else ""
         for name, images in zip(self.files.names, self.archives, strict=True):
             self.left_out.merge(images.left_out, f"{name}/" if len(self.archives) > 1 else "")
-        rows = self._rows(arrays=False)
-        rows = rows if len(rows) else self._rows(arrays=True)
-        self.where: NDArray[np.int64] = self._sorted(rows)
+        folder = str(Path(self.files.names[0]) / place.inner)
+        self.where = self._sorted(has_image_suffix)
+        if not len(self.where):  # arrays are images where there are no others
+            self.where = self._sorted(has_array_suffix)
         if not len(self.where):
             found = self.left_out.suffix_line()
             cause = "no member has an image's extension" + (f"; there are {found}" if found else "")
-            raise DataError(f"no images in {self._folder()}", cause=cause, fix="check the path")
-        self._take_classes()
+            raise DataError(f"no images in {folder}", cause=cause, fix="check the path")
+        take_folders(self, (os.fsencode(self.key(index)) for index in range(len(self))), folder)
 
-    def _rows(self, arrays: bool) -> list[tuple[int, int]]:
-        """Archive and row of each image in the folder, or of each array."""
-        start = os.fsencode(self.inner)
-        return [
-            (number, row)
-            for number, images in enumerate(self.archives)
-            for row in np.flatnonzero(images.is_array == arrays).tolist()
-            if images.names[row].startswith(start)
-        ]
+    def _sorted(self, is_image: IsImage) -> NDArray[np.int64]:
+        """Archive and row of each image in the folder, in the order of their names.
 
-    def _sorted(self, rows: list[tuple[int, int]]) -> NDArray[np.int64]:
-        """The rows in the order of their names; of several archives that have the same name, the first counts."""
+        Of several archives that have the same name, the first counts.
+        """
         found: dict[bytes, tuple[int, int]] = {}
-        for number, row in rows:
-            name = self.archives[number].names[row]
-            if found.setdefault(name, (number, row)) != (number, row):
-                self.left_out.add(DUPLICATE, name)
-        ordered = sorted(found, key=lambda name: name.split(b"/"))
+        for number, images in enumerate(self.archives):
+            for row in range(len(images.names)):
+                name = images.names[row]
+                if not (name.startswith(os.fsencode(self.inner)) and is_image(name)):
+                    continue
+                if found.setdefault(name, (number, row)) != (number, row):
+                    self.left_out.add(DUPLICATE, name)
+        ordered = sorted(found, key=lambda name: name.split(b"/"))  # as `walk` has them
         return np.array([found[name] for name in ordered], np.int64).reshape(-1, 2)
-
-    def _take_classes(self) -> None:
-        firsts, ids = dict[str, int](), np.full(len(self.where), NONE, np.int32)
-        for index in range(len(self)):
-            first, slash, _ = self.key(index).partition("/")
-            if slash:
-                ids[index] = firsts.setdefault(first, len(firsts))
-        if outside := int((ids < 0).sum()):
-            self.no_labels = (
-                f"{outside} of {len(ids)} images lie in no folder of a class, but in {self._folder()} itself"
-            )
-        else:
-            self.classes, self.labels = tuple(firsts), ids
-            self.notes = tuple(twin_notes(self.classes))
-
-    def _folder(self) -> str:
-        return str(Path(self.files.names[0]) / self.place.inner)
 
     def __len__(self) -> int:
         return len(self.where)

@@ -62,12 +62,7 @@ def resample(images: Tensor, crop: Crop, size: tuple[int, int], filter: Filter =
 
 
 def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, filter: Filter) -> Tensor:
-    """Weights (B, size_out, size_in) that resample `length` pixels beginning at `start`; every row sums to 1.
-
-    Args:
-        start: (B,), float, in pixels.
-        length: (B,), float, in pixels.
-    """
+    """Weights (B, size_out, size_in) that resample `length` pixels from `start` on, both (B,); a row sums to 1."""
     step = (length / size_out)[:, None, None]
     centre = start[:, None, None] + (torch.arange(size_out, device=start.device)[:, None] + 0.5) * step
     distance = (torch.arange(size_in, device=start.device) + 0.5 - centre) / step.clamp_min(1.0)
@@ -111,30 +106,23 @@ def colour_matrix(
 
 
 def channel_means(images: Tensor) -> Float[Tensor, "B C"]:
-    """Mean of each channel of each image, in [0, 1].
-
-    Args:
-        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
-    """
+    """Mean in [0, 1] of each channel of images (B, C, H, W), uint8 or float in [0, 1]."""
     means = torch.cat([images[part].float().mean((2, 3)) for part in _parts(images)])
     return means / 255 if images.dtype == torch.uint8 else means
 
 
 def recolour(
-    images: Tensor, matrix: Float[Tensor, "B C C"], offset: Float[Tensor, "B C 1"], flip: Bool[Tensor, "B"]
+    images: Tensor,
+    matrix: Float[Tensor, "B C C"],
+    offset: Float[Tensor, "B C 1"],
+    flip: Bool[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Apply a colour matrix and an offset to each image, clamp to [0, 1], and mirror the images where `flip` is true.
-
-    Args:
-        images: (B, C, H, W), uint8 in [0, 255] or float in [0, 1].
-        matrix: from `colour_matrix`.
-        offset: from `colour_matrix`.
-        flip: which images are mirrored.
-    """
+    """Apply matrix and offset of `colour_matrix` to images (B, C, H, W), clamp to [0, 1], mirror those in `flip`."""
     scaled = matrix / 255 if images.dtype == torch.uint8 else matrix
     result = torch.empty(images.shape, device=images.device)
     for part in _parts(images):
-        flat = _mirrored(images[part], flip[part]).flatten(2).float()
+        some = images[part] if flip is None else _mirrored(images[part], flip[part])
+        flat = some.flatten(2).float()
         torch.baddbmm(offset[part], scaled[part], flat, out=result[part].flatten(2)).clamp_(0, 1)
     return result
 
@@ -174,7 +162,6 @@ class Render:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape (channels, height, width) of each view."""
         sizes = [self.views.size] if self.views.token_size is None else [self.views.size, self.views.token_size]
         return tuple((self.source.channels, *size) for size in sizes)
 
@@ -182,20 +169,9 @@ class Render:
         return len(self.source)
 
     def name(self, position: int) -> str:
-        """The path or name of an image, for messages."""
         return self.source.name(position)
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
-        """Write the views of an image into `out`.
-
-        Args:
-            position: position of the image in `source`.
-            key: random key of the view.
-            out: one array (C, h, w), uint8, for each of `shapes`.
-
-        Raises:
-            DataError: the image cannot be read.
-        """
         views, box = self.views, (0.0, 0.0, 1.0, 1.0)
 
         def least(height: int, width: int) -> float:
@@ -236,5 +212,5 @@ def _resize(pixels: NDArray[np.uint8], out: NDArray[np.uint8], filter: Filter) -
 def _jittered(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
     change = colour_matrix(torch.from_numpy(factors).float(), channel_means(image))
-    changed = recolour(image, *change, torch.tensor([False]))
+    changed = recolour(image, *change)
     return np.ascontiguousarray(changed[0].mul_(255).round_().byte().permute(1, 2, 0).numpy())

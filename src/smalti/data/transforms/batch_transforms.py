@@ -36,7 +36,6 @@ class Changed:
     device: torch.device
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step, counted from 0."""
         batch = self.batches(step).to(self.device)
         for change in self.changes:
             batch = change(batch)
@@ -44,11 +43,9 @@ class Changed:
 
     @property
     def waited(self) -> float:
-        """Seconds the caller has waited for images."""
         return self.batches.waited
 
     def close(self) -> None:
-        """Stop the background workers."""
         self.batches.close()
 
 
@@ -187,12 +184,7 @@ def beta(keys: Keys, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _inside(centre: NDArray[np.float64], half: NDArray[np.float64], length: int) -> NDArray[np.bool_]:
-    """Which pixels of a side of `length` pixels lie in the box: (B, length).
-
-    Args:
-        centre: (B,), centre of the box as a share of the side.
-        half: (B,), half the length of the box as a share of the side.
-    """
+    """Which pixels of a side lie in the box, (B, length); centre and half its length, (B,), are shares of the side."""
     pixel = np.arange(length)
     middle, reach = np.floor(centre * length)[:, None], np.floor(half * length)[:, None]
     return (pixel >= middle - reach) & (pixel < middle + reach)

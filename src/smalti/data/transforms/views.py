@@ -141,12 +141,10 @@ class SquareCrop:
         return Crop(np.stack([top / height, left / width, side / height, side / width], -1), self.flips(keys))
 
     def one(self, key: int, height: int, width: int, size: Size) -> Box:
-        """The same box for one key."""
         top, left, tall, wide = self(np.array([key], np.uint64), height, width, size).box[0].tolist()
         return top, left, tall, wide
 
     def flips(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of the samples are mirrored: (B,)."""
         return uniform(fold(keys, Stream.FLIP), 1)[:, 0] < self.flip
 
 
@@ -158,11 +156,9 @@ class WholeImage:
         return Crop(np.tile(_WHOLE, (len(keys), 1)), self.flips(keys))
 
     def one(self, key: int, height: int, width: int, size: Size = NO_SIZE) -> Box:
-        """The box of the whole image."""
         return _WHOLE
 
     def flips(self, keys: Keys) -> NDArray[np.bool_]:
-        """False for every key: (B,)."""
         return np.zeros(len(keys), np.bool_)
 
 
@@ -187,7 +183,6 @@ class ColorJitter:
 
     @property
     def strengths(self) -> tuple[float, float, float]:
-        """Jitter strengths of brightness, contrast and saturation."""
         return self.brightness, self.contrast, self.saturation
 
     def __call__(self, keys: Keys) -> NDArray[np.float64]:

@@ -23,19 +23,14 @@ class Job(Protocol):
         """The shapes of the uint8 arrays that make up one row of a batch, without the batch axis."""
         ...
 
-    def __len__(self) -> int:
-        """The number of images."""
-        ...
+    def __len__(self) -> int: ...
 
-    def name(self, position: int) -> str:
-        """A readable location of an image, for messages."""
-        ...
+    def name(self, position: int) -> str: ...
 
     def __call__(self, position: int, key: int, out: Sequence[NDArray[np.uint8]]) -> None:
         """Render an image into `out`, and fill all of it.
 
         Args:
-            position: the index of the image.
             key: the 64-bit random key of this row.
             out: uint8 arrays with the shapes of `shapes`, values 0 to 255.
 
@@ -46,12 +41,7 @@ class Job(Protocol):
 
 
 class Task(NamedTuple):
-    """A batch of B images to render.
-
-    Attributes:
-        positions: the index of each image, int64, shape (B,).
-        keys: the random key of each row, uint64, shape (B,).
-    """
+    """A batch of B images to render: their positions, int64, and the random key of each row, uint64, both (B,)."""
 
     positions: NDArray[np.int64]
     keys: NDArray[np.uint64]
@@ -109,10 +99,7 @@ class Renderer(ABC):
 
 
 def candidates(position: int, length: int) -> Iterator[int]:
-    """Yield an image's index, then 100 replacement candidates, the same in every epoch and on every machine.
-
-    The candidates are drawn from `length` images by a hash of `position`.
-    """
+    """Yield an image and 100 candidates to replace it, by a hash of its position: always and everywhere the same."""
     yield position
     for attempt in range(_ATTEMPTS):
         yield int(fold(position, attempt, Stream.REPLACE) % length)
@@ -124,15 +111,11 @@ def render_row(
     key: int,
     out: Sequence[NDArray[np.uint8]],
     avoid: Collection[int],
-    opening: Callable[[int], None],
+    opening: Callable[[int], None] = lambda position: None,
 ) -> tuple[int, list[Bad]]:
     """Render one row; if the image cannot be read, render a replacement with the same key.
 
     Args:
-        job: renders one image.
-        position: the index of the requested image.
-        key: the 64-bit random key of the row.
-        out: the uint8 arrays of the row, shaped as `job.shapes`; they are overwritten.
         avoid: indices of images that must not be opened.
         opening: called with the index of each image before it is opened.
 
@@ -172,10 +155,9 @@ class Inline(Renderer):
         self._arrays: tuple[NDArray[np.uint8], ...] = ()
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        """Does nothing: batches are rendered when they are requested."""
+        """Nothing to do: batches are rendered when they are requested."""
 
     def __call__(self, task: Task) -> Rendered:
-        """See `Renderer`."""
         rows = len(task.positions)
         if not self._arrays or len(self._arrays[0]) < rows:
             self._arrays = tuple(np.empty((rows, *shape), np.uint8) for shape in self._job.shapes)
@@ -185,14 +167,9 @@ class Inline(Renderer):
             warnings.simplefilter("ignore")
             for row, (position, key) in enumerate(zip(task.positions.tolist(), task.keys.tolist(), strict=True)):
                 out = [array[row] for array in arrays]
-                shown[row], found = render_row(self._job, position, key, out, self._avoid, _nobody)
+                shown[row], found = render_row(self._job, position, key, out, self._avoid)
                 bad += found
         return Rendered(arrays, shown, tuple(bad))
 
     def close(self) -> None:
-        """See `Renderer`."""
         self._arrays = ()
-
-
-def _nobody(position: int) -> None:
-    """The `opening` callback of `render_row` that does nothing."""

@@ -139,7 +139,6 @@ class Batch:
 
     @property
     def done(self) -> bool:
-        """Whether every chunk has been processed."""
         return self.slot is not None and not self.waiting and not self.running
 
 
@@ -190,11 +189,7 @@ class Ring:
         self._free_if_quiet(batch)
 
     def take(self, batch: Batch) -> Rendered:
-        """Return a batch that is done; its pixels stay valid until the next `turn_to`.
-
-        Raises:
-            DataError, RuntimeError: the failure of the first row that could not be rendered.
-        """
+        """Return a batch that is done, or raise its first failure; its pixels stay valid until the next `turn_to`."""
         del self._queue[_identity(batch.task)]
         self._in_use = batch
         bad: list[Bad] = []

@@ -50,16 +50,9 @@ _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal
 
 
 def work(pipe: Connection, job: Job, slots: Slots, worker: int, avoid: Collection[int]) -> None:
-    """Process messages from the pipe until the parent closes it or ends.
+    """Process messages from the pipe until the parent closes it or ends, and send a `Reply` for each chunk.
 
-    A message is a chunk to render, or the index of an image that must not be opened any more.
-
-    Args:
-        pipe: receives the messages, and sends a `Reply` for each chunk.
-        job: renders one image.
-        slots: the shared memory to render into.
-        worker: the index of this worker.
-        avoid: indices of images that must not be opened.
+    A message is a chunk to render, or the index of an image that must not be opened any more, as those of `avoid`.
     """
     _settle_in()
     avoid = set(avoid)
@@ -135,9 +128,6 @@ class Child:
     """One worker process, as seen by its parent.
 
     Args:
-        job: renders one image.
-        slots: the shared memory to render into.
-        index: the index of the worker.
         avoid: indices of images that must not be opened.
         timeout: seconds after which reading an image counts as hung.
 
@@ -169,11 +159,9 @@ class Child:
         return int(self._slots.reading[self.index, 0])
 
     def avoid(self, position: int) -> None:
-        """Tell it never to open an image again."""
         self._tell(position)
 
     def give(self, chunk: Chunk) -> None:
-        """Give it a chunk to render."""
         if not self.given:
             self._heard = time.monotonic()
         self.given.append(chunk)
@@ -201,11 +189,7 @@ class Child:
         return self._suspicion[1] - now
 
     def bury(self, hung: bool) -> Death:
-        """End the worker, so that it writes to no slot any more; `hung` says whether it must be killed.
-
-        Raises:
-            DataError: it failed during startup; so will all others.
-        """
+        """End the worker, so that it writes to no slot any more, by killing it if it is `hung`; raises as `death`."""
         position, seconds = self.reading, self._timeout
         code = self.end(0.0 if hung else _DYING_TAKES)
         self.pipe.close()
@@ -279,9 +263,6 @@ def _signals_held() -> Iterator[None]:
 
     SIGINT is sent by Ctrl-C. SIGUSR1 asks the parent for a checkpoint, and some send it to all processes of a job.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
     try:
         yield

@@ -26,10 +26,10 @@ _ENDING_TAKES = 1.0
 class Workers(Renderer):
     """A `Renderer` that uses `num_workers` processes; its results are those of `Inline`.
 
+    Tasks that are queued already keep their place; one that is requested and not queued drops all queued ones.
+
     Args:
-        job: renders one image; it is sent to the workers.
         batch_size: the maximum number of rows of a task.
-        num_workers: the number of processes, at least 1.
         ahead: the number of batches to prefetch while one is in use.
         timeout: seconds after which reading an image counts as hung.
         quarantined: indices of images that must not be opened.
@@ -68,18 +68,15 @@ class Workers(Renderer):
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the workers."""
         return [child.process.pid for child in self._children if child.process.pid is not None]
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        """See `Renderer`. Tasks that are queued already keep their place."""
         with self._whole_or_closed():
             for task in tasks:
                 self._ring.add(task)
             self._give_out()
 
     def __call__(self, task: Task) -> Rendered:
-        """See `Renderer`. A task that is not queued drops all queued ones."""
         with self._whole_or_closed():
             batch = self._ring.turn_to(task)
             self._give_out()
@@ -90,14 +87,7 @@ class Workers(Renderer):
         return rendered._replace(bad=(*news, *rendered.bad))
 
     def close(self) -> None:
-        """End the processes; calling it again does nothing."""
         self._end()
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @contextmanager
     def _whole_or_closed(self) -> Iterator[None]:
