@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from logs import write_log
 from study import go_on
+from study_cifar10 import MUON
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
@@ -63,10 +64,10 @@ CROP = RandomResizedCrop(scale=(0.25, 1.0), ratio=(0.9, 1.11))
 
 @dataclass(frozen=True)
 class Start:
-    """How a backbone is pretrained: its tokenizer, and so many images (each frame many times)."""
+    """How a backbone is pretrained: its tokenizer, and then the network (which sees each frame many times)."""
 
     tokenizer: TrainTokenizer
-    images: int
+    pretrain: Pretrain
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ def starts() -> dict[str, Start]:
     dvae = replace(small.train_tokenizer(), data=SQUARES, crop=CROP, plan=Plan(steps=3000, batch_size=64))
     assert isinstance(dvae.tokenizer, DVAE)
     dvae = replace(dvae, tokenizer=replace(dvae.tokenizer, vocab_size=512))
+    whitened = replace(kmeans, tokenizer=KMeansPatches(vocab_size=512, stride=8, in_chans=3, whitening=0.5))
     return {
-        "kmeans-20k": Start(kmeans, 20_000),
-        "kmeans-150k": Start(kmeans, 150_000),
-        "dvae-640k": Start(dvae, 640_000),
+        "kmeans-20k": Start(kmeans, as_published(20_000)),
+        "kmeans-150k": Start(kmeans, as_published(150_000)),
+        "muon-visible-150k": Start(whitened, muon_visible(150_000)),
+        "dvae-640k": Start(dvae, as_published(640_000)),
     }
 
 
@@ -95,24 +98,39 @@ def cells() -> dict[str, Cell]:
     """All fine-tunings, those of minutes first."""
     every = [
         Cell(start, head, steps)
-        for steps, names in ((200, ("scratch", "kmeans-20k")), (3000, ("scratch", "kmeans-150k", "dvae-640k")))
+        for steps, names in (
+            (200, ("scratch", "kmeans-20k")),
+            (3000, ("scratch", "muon-visible-150k", "kmeans-150k", "dvae-640k")),
+        )
         for head in ("linear", "multi-level")
         for start in names
     ]
     return {f"{cell.head}-{cell.start}-{cell.steps}": cell for cell in every}
 
 
-def pretraining(start: Start, tokenizer: str) -> Pretrain:
-    """The pretraining of a start."""
+def as_published(images: int) -> Pretrain:
+    """A pretraining with mask tokens in the encoder, blocks of masked patches, and AdamW, as in BEiT."""
     return Pretrain(
         data=SQUARES,
-        tokenizer=tokenizer,
         backbone=BACKBONE,
         masking=Blockwise(ratio=0.4),
         crop=CROP,
         jitter=NO_JITTER,
         optimiser=Optimiser(lr=2e-3, warmup_ratio=0.08, betas=(0.9, 0.98)),
-        plan=Plan(steps=-(-start.images // 64), batch_size=64, save_every=250),
+        plan=Plan(steps=-(-images // 64), batch_size=64, save_every=250),
+    )
+
+
+def muon_visible(images: int) -> Pretrain:
+    """A pretraining with the best setting of the CIFAR-10 study."""
+    published = as_published(images)
+    return replace(
+        published,
+        backbone=replace(BACKBONE, pos_amplitude=MUON.pos_amplitude),
+        masking=MUON.masking,
+        decoder=MUON.decoder,
+        optimiser=replace(published.optimiser, lr=MUON.lr, matrices=MUON.matrices),
+        plan=Plan(steps=-(-images // 128), batch_size=128, save_every=250),
     )
 
 
@@ -156,7 +174,7 @@ class Study:
         start = starts()[name]
         tokenizer = self.runs / f"tokenizer-{name}"
         self._run(train_tokenizer.main, replace(start.tokenizer, data=self._frames()), tokenizer)
-        config = replace(pretraining(start, str(tokenizer)), data=self._frames())
+        config = replace(start.pretrain, tokenizer=str(tokenizer), data=self._frames())
         self._run(pretrain.main, config, self.runs / name)
         return str(self.runs / name)
 
