@@ -285,6 +285,21 @@ def test_little_of_a_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: py
     assert len(source._kept) == 4  # type: ignore[attr-defined]
 
 
+def test_an_interrupted_read_leaves_the_right_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.parquet", table(range(40)), 10)
+    source, pages = opened(tmp_path), parquet.image_pages
+    assert int(source[0].image[0, 0, 0]) == 0
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parquet, "image_pages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        source.read(20)
+    monkeypatch.setattr(parquet, "image_pages", pages)
+    assert int(source[20].image[0, 0, 0]) == 20
+
+
 def test_threads_get_the_right_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
     source = opened(write(tmp_path / "a.parquet", table(range(60)), 20))

@@ -248,6 +248,20 @@ def test_a_later_format_is_not_overwritten(photos: Path, tmp_path: Path, name: s
     assert states(folder) == before
 
 
+def test_a_later_format_behind_a_damaged_shard_is_not_overwritten(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    put(photos, folder)
+    index = folder / "shard-00001.index"
+    index.write_bytes(index.read_bytes().replace(b'"smalti_shard": 1', b'"smalti_shard": 2'))
+    damaged = bytearray((folder / "shard-00000.tar").read_bytes())
+    damaged[600] ^= 1
+    (folder / "shard-00000.tar").write_bytes(damaged)
+    before = states(folder)
+    with pytest.raises(DataError, match=r"cannot read .*shard-00001\.index; its format is 2"):
+        put(photos, folder)
+    assert states(folder) == before
+
+
 def test_what_cannot_be_removed_is_an_output_error(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "shards" / "shard-00007.tar").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"cannot write .*shards; .*; what is whole stays"):

@@ -12,7 +12,7 @@ from smalti.cli import main
 from smalti.evaluation.probe import PIXELS, RANDOM_PAPER, RANDOM_USED, RANDOM_WIDTH, untrained
 from smalti.exporting import huggingface, timm
 from smalti.models.vit import nano
-from smalti.runs.evaluations import read_evaluations, write_evaluation
+from smalti.runs.evaluations import last_probes, read_evaluations, write_evaluation
 from smalti.runs.folder import RunFolder
 from tests.exporting.networks import PAPER, RELEASED, backbone
 from tests.small_runs import CPU, FEWEST, finetune, pictures, pretrain
@@ -92,7 +92,11 @@ def test_results_are_kept_by_data_and_the_newest_of_each_stays(root: Path, tmp_p
     assert kept["My-photos"]["result"] == {"n": 3}
     assert kept["y"]["data"] == "https://x/y"
     (tmp_path / "run" / "evaluations" / "y.json").write_text("{")
+    (tmp_path / "run" / "evaluations" / "z.json").symlink_to("nowhere")
     assert set(read_evaluations(folder.path)) == {Path(name).stem for name in names} - {"y"}
+    assert last_probes(folder.path) is None
+    write_evaluation(folder.path, "c", "", {"result": {"linear": 0.5}})
+    assert (last_probes(folder.path) or {})["result"] == {"linear": 0.5}
 
 
 def test_of_a_fine_tuned_run_and_where_nothing_can_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

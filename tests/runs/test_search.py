@@ -224,7 +224,7 @@ def test_nothing_outside_the_folder_of_a_file_is_opened_because_it_says_so(
     assert "outside its own folder; give it with --data, if it is right" in line
 
 
-@pytest.mark.parametrize("window", [0, "auto", [5], [1, 1], [[0, 1]], ["a", "b"], [0, "inf"]])
+@pytest.mark.parametrize("window", [0, "auto", "12", [], [5], [1, 1], [[0, 1]], ["a", "b"], [0, "inf"]])
 def test_a_window_that_is_none_is_refused(window: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = features(tmp_path, images="embedded", window=window)
     command = ["search", str(path), "--near-duplicates", "0.0001", "--out", str(tmp_path / "page.html"), *CPU]

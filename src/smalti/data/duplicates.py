@@ -12,7 +12,7 @@ from PIL import Image
 from smalti.core.errors import DataError
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.reading import even_sample
-from smalti.data.splits import Groups
+from smalti.data.splits import UnionFind
 
 _BANDS = 4
 _MOST_JUDGED, _MOST_ALIKE = 1000, 10_000
@@ -110,10 +110,10 @@ def near_rows(rows: NDArray[np.uint64], distance: int) -> list[list[int]]:
     """
     places = np.flatnonzero(rows.any(1))
     values, which = np.unique(rows[places], axis=0, return_inverse=True)
-    linked = Groups(len(values))
+    linked = UnionFind(len(values))
     for one, other in _close_pairs(values, distance):
-        linked.join(one, other)
-    groups = equal_rows(np.array([linked.of(value) for value in which.ravel().tolist()], np.uint64)[:, None])
+        linked.union(one, other)
+    groups = equal_rows(np.array([linked.find(value) for value in which.ravel().tolist()], np.uint64)[:, None])
     return [places[group].tolist() for group in groups]
 
 

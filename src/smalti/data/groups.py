@@ -31,7 +31,11 @@ def require_group(group: str) -> None:
 
 
 def group_values(source: ImageDataset, group: str) -> list[str | None]:
-    """The group of each image, if it has one: a cell of a column, or what is in the parentheses, if any path fits."""
+    """The group of each image, None for none: a cell of a column, or what is in the parentheses of an expression.
+
+    Raises:
+        DataError: there is no such column, or no path fits.
+    """
     if "(" not in group:
         return source.column(group)
     found = [re.search(group, source.key(index)) for index in range(len(source))]

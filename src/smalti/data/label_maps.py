@@ -68,8 +68,8 @@ class Numbering:
     @property
     def table(self) -> NDArray[np.uint8]:
         """The class number, or VOID, of each id."""
-        others_count = self.chosen is not None and self.chosen.other == "nearest"
-        table = nearest(self.ids) if others_count else np.full(256, VOID)
+        to_nearest = self.chosen is not None and self.chosen.other == "nearest"
+        table = nearest(self.ids) if to_nearest else np.full(256, VOID)
         table[self.void] = VOID
         table[list(self.ids)] = np.arange(len(self.ids))
         return table.astype(np.uint8)

@@ -154,7 +154,7 @@ class Data(ReadOptions):
         return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
 
     def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
-        """Read all images into memory; as `open`."""
+        """Read all images into memory. Arguments and errors are those of `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
         return self._divided(self.grouped(self.noted_source(self.path, log)), log, bad_files)
@@ -319,7 +319,11 @@ def official_splits(path: str, test: str, follow: FollowLinks = "inside") -> tup
 
 
 def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
-    """Training and test images in memory; the test images must have labels if the others have, of the same classes."""
+    """Training and test images in memory.
+
+    Raises:
+        DataError: the training images have labels, and the test images have none, or others.
+    """
     log.say(f"training images from {train}, test images from {test}")
     learnt = read_source(data.grouped(data.noted_source(train, log)), data, log)
     judged = read_source(data.noted_source(test, log), data, log)

@@ -188,10 +188,11 @@ class InMemoryViewSource:
     def __call__(self, rows: SampledBatch) -> Views:
         chosen, views = torch.from_numpy(rows.index), self.views
         assert self.source.pixels is not None, "these images are not in memory"
-        images, label = on_device(self.source.pixels[chosen], self.device), self.source.labels_at(rows.index)
-        height, width = images.shape[-2:]
-        shown = views_of(images, views, rows.view_keys, views.crop(rows.view_keys, height, width, views.size))
-        return Views(shown[0], shown[1] if len(shown) > 1 else None, chosen, label)
+        height, width = self.source.pixels.shape[-2:]
+        crop = views.crop(rows.view_keys, height, width, views.size)
+        # the batch has no name here, so that its memory is free once it is recoloured
+        shown = views_of(on_device(self.source.pixels[chosen], self.device), views, rows.view_keys, crop)
+        return Views(shown[0], shown[1] if len(shown) > 1 else None, chosen, self.source.labels_at(rows.index))
 
 
 def views_of(images: Tensor, views: TwoViews, keys: Keys, crop: Crop) -> list[Tensor]:

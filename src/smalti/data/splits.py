@@ -54,21 +54,21 @@ def few_labels(
     return np.sort(np.concatenate(chosen))
 
 
-class Groups:
-    """Which of n things belong together: the number of a group is that of its first member (union-find)."""
+class UnionFind:
+    """Which of n things belong together: the number of a group is that of its first member."""
 
     def __init__(self, length: int) -> None:
         self._leader = list(range(length))
 
-    def of(self, one: int) -> int:
+    def find(self, one: int) -> int:
         """The number of the group that one is in."""
         while self._leader[one] != one:
             self._leader[one] = one = self._leader[self._leader[one]]
         return one
 
-    def join(self, one: int, other: int) -> None:
+    def union(self, one: int, other: int) -> None:
         """Make one group of those that two are in."""
-        first, second = sorted((self.of(one), self.of(other)))
+        first, second = sorted((self.find(one), self.find(other)))
         self._leader[second] = first
 
 
@@ -78,13 +78,13 @@ def joined_groups(*keys: Sequence[object]) -> NDArray[np.int64]:
     Args:
         keys: sequences of one key for each image; None is equal to nothing.
     """
-    groups = Groups(len(keys[0]))
+    groups = UnionFind(len(keys[0]))
     for sequence in keys:
         first: dict[object, int] = {}
         for place, key in enumerate(sequence):
             if key is not None:
-                groups.join(place, first.setdefault(key, place))
-    return np.array([groups.of(place) for place in range(len(keys[0]))], np.int64)
+                groups.union(place, first.setdefault(key, place))
+    return np.array([groups.find(place) for place in range(len(keys[0]))], np.int64)
 
 
 def partition(

@@ -36,7 +36,7 @@ from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import alone
 from smalti.core.log import Log
 from smalti.core.stored import open_ordinary, read_object
-from smalti.data.datasets.data_files import reading
+from smalti.data.datasets.data_files import system_errors_named
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import Loader, SampledBatch
 from smalti.data.tokens import CHUNK, encode
@@ -250,7 +250,7 @@ class TokenCache:
 
     def _read(self, epoch: int, index: int, length: int) -> bytes:
         """Up to `length` bytes of the file, beginning at the row of an image."""
-        with reading(self.path(epoch)), suppress(FileNotFoundError):
+        with system_errors_named(self.path(epoch)), suppress(FileNotFoundError):
             return os.pread(self._file(epoch, os.O_RDONLY), length, index * self.row_bytes)
         return b""
 
@@ -294,7 +294,7 @@ def _agree(folder: Path, key: TokenKey) -> None:
             if not os.path.lexists(path):
                 _begin(folder, key)
     try:
-        with reading(path):
+        with system_errors_named(path):
             there = read_object(path)
     except ValueError as error:
         raise _damaged(path, str(error)) from error

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,17 +213,16 @@ def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
     about = _sound_about(folder)
     if about is not None:
         about.settings.require(settings, folder)
-    paths = list(takewhile(Path.exists, (index_path(folder, number) for number in count())))
+    headers, damage = _headers(folder)
+    for header in headers:
+        header.settings.require(settings, folder)
     whole: list[Header] = []
-    damage: DamagedShardError | None = None
-    with log.progress("verify", len(paths)) as bar:
-        for number, path in enumerate(paths):
+    with log.progress("verify", len(headers)) as bar:
+        for number, header in enumerate(headers):
             try:
-                header, _ = read_index(path)
-                header.settings.require(settings, folder)
                 check_digest(tar_path(folder, number), header.shard)
                 if header.start != (whole[-1].stop if whole else 0):
-                    raise DamagedShardError(path, "it does not follow the shard before")
+                    raise DamagedShardError(index_path(folder, number), "it does not follow the shard before")
             except DamagedShardError as error:
                 damage = error
                 break
@@ -236,6 +234,17 @@ def _whole_shards(folder: Path, settings: Settings, log: Log) -> list[Header]:
     if damage is not None:
         log.say(f"{damage.what}; {damage.cause}; it is written again, with all that follows")
     return whole
+
+
+def _headers(folder: Path) -> tuple[list[Header], DamagedShardError | None]:
+    """The headers of the existing indices, up to the first damaged one: all are read before any shard is verified."""
+    headers: list[Header] = []
+    while (path := index_path(folder, len(headers))).exists():
+        try:
+            headers.append(read_index(path)[0])
+        except DamagedShardError as error:
+            return headers, error
+    return headers, None
 
 
 def _finished(folder: Path, headers: Sequence[Header], total: int) -> About | None:

@@ -121,8 +121,8 @@ def said_window(features: "FeatureFile") -> Window | None:
     if said is None:
         return None
     try:
-        window = tuple(map(float, said))
-        require_window(window, len(window) // 2)
+        window = tuple(map(float, said)) if isinstance(said, list) else ()
+        require_window(window, max(1, len(window) // 2))
         return window
     except (TypeError, ValueError, UsageError) as error:
         cause = f"what it says of itself has a value window of {said}"

@@ -42,8 +42,8 @@ def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
 
 def last_probes(run: Path) -> dict[str, Any] | None:
     """The last of these results that has probes of a backbone: its `data`, `result` and so on; None: there is none."""
-    newest = sorted((run / _FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = map(read_object_if_any, newest)
+    files = [run / _FOLDER / f"{name}.json" for name in read_evaluations(run)]
+    found = map(read_object_if_any, sorted(files, key=lambda path: path.stat().st_mtime, reverse=True))
     return next((one for one in found if one is not None and "linear" in (one.get("result") or ())), None)
 
 

@@ -68,7 +68,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     weights = lasting(weights)
     vit, head = config.backbone, weights.get("head.bias")
     if head is not None:
-        return _frozen(lambda: build_mim(vit, len(head), decoder=config.decoder), vit, weights, run, compute)
+        return _frozen(lambda: build_mim(vit, head.numel(), decoder=config.decoder), vit, weights, run, compute)
     bare = {name.removeprefix("backbone."): value for name, value in weights.items()}
     return _frozen(lambda: bare_backbone(vit, weights), vit, bare, run, compute)
 

@@ -7,6 +7,7 @@ long; a tracker that fails or is too slow is reported once, and metrics.jsonl is
 import queue
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,12 +45,16 @@ class Tracker(Protocol):
         """Remove what was logged of later steps; False where that is impossible."""
         return False
 
+    @abstractmethod
     def configuration(self, settings: Mapping[str, Any]) -> None: ...
 
+    @abstractmethod
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    @abstractmethod
     def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None: ...
 
+    @abstractmethod
     def close(self) -> None: ...
 
 

@@ -22,9 +22,9 @@ from smalti.data.datasets.tables import (
     choose_split,
     find_columns,
     plain,
-    readable,
     require_column,
     require_extra,
+    table_errors_named,
     without_bytes,
 )
 
@@ -69,7 +69,7 @@ class Arrow(TableDataset):
                 raise DataError(f"{path} is another table than the first", cause="its columns are different")
             if columns.label:
                 column = table.column(columns.label)
-                with readable(str(path)):
+                with table_errors_named(str(path)):
                     column.validate(full=True)
                     for chunk in column.chunks:
                         labels.add(chunk)
@@ -132,7 +132,7 @@ def open_table(path: Path) -> Any:
     """Memory-map an Arrow file (stream or file) as a table; a `DataError` if it is damaged, or compressed."""
     import pyarrow as pa
 
-    with readable(str(path)), pa.memory_map(str(path)) as source:
+    with table_errors_named(str(path)), pa.memory_map(str(path)) as source:
         whole = source.read_buffer()
         batches = list(_batches(whole))
         schema = batches[0].schema if batches else pa.ipc.read_schema(whole)
@@ -162,7 +162,7 @@ def _checked(column: Any, path: Path) -> Any:
     """The bytes of an image column, with validated offsets: a wrong one would read outside of the file."""
     import pyarrow as pa
 
-    with readable(str(path)):
+    with table_errors_named(str(path)):
         images = pa.chunked_array([cells(chunk) for chunk in column.chunks], None if column.chunks else pa.binary())
         images.validate(full=True)
         return images

@@ -91,8 +91,8 @@ class LocalFiles(DataFiles):
 
 
 @contextmanager
-def reading(name: Path | str) -> Iterator[None]:
-    """Raise a `DataError` that names the file where the system cannot read it."""
+def system_errors_named(name: Path | str) -> Iterator[None]:
+    """Raise a `DataError` that names the file for an error of the system."""
     try:
         yield
     except OSError as error:

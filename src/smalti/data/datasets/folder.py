@@ -102,10 +102,10 @@ def walk(root: Path, follow: FollowLinks = "inside", is_image: IsImage = has_ima
             yield Found(name, SEEN)
             continue
         seen.add(identity)
-        first = len(stack)
+        first, prefix = len(stack), name and name + b"/"
         with os.scandir(path) as entries:
             for entry in entries:
-                inner, kind = os.path.join(name, entry.name), _kind(entry, rule)
+                inner, kind = prefix + entry.name, _kind(entry, rule)
                 if kind not in ("file", "folder"):
                     yield Found(inner, kind)
                     continue

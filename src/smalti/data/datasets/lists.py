@@ -11,7 +11,7 @@ from typing import NamedTuple, TextIO
 from smalti.core.addresses import is_address
 from smalti.core.config import did_you_mean
 from smalti.core.errors import DataError
-from smalti.data.datasets.data_files import reading
+from smalti.data.datasets.data_files import system_errors_named
 from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, guess_labels
 from smalti.data.datasets.labels import Labels
 from smalti.data.datasets.names import Names, NamesBuilder, may_be_image
@@ -63,7 +63,10 @@ def read_list(path: Path) -> Listed:
     """Read a list, but none of its images; a `DataError` with line and column where it cannot be parsed."""
     names, labels, notes, header = NamesBuilder(), Labels(), list[str](), list[str]()
     try:
-        with reading(path), open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
+        with (
+            system_errors_named(path),
+            open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file,
+        ):
             rows = _table(file, path, header, notes) if path.suffix.lower() in TABLE_SUFFIXES else _text(file, path)
             for row in rows:
                 _check_path(row, path)

@@ -23,9 +23,9 @@ from smalti.data.datasets.tables import (
     cells,
     choose_split,
     find_columns,
-    readable,
     require_column,
     require_extra,
+    table_errors_named,
     without_bytes,
 )
 
@@ -117,7 +117,11 @@ class Parquet(TableDataset):
         import pyarrow.parquet as pq
 
         for number, name in enumerate(self.places.names):
-            with readable(name, ""), self.places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+            with (
+                table_errors_named(name, ""),
+                self.places.peek(number) as raw,
+                pq.ParquetFile(raw, pre_buffer=False) as file,
+            ):
                 require_column(file.schema_arrow, column, name)
                 rows = label_rows(raw, column, name)
                 for batch in file.iter_batches(rows, columns=[column], use_threads=False):
@@ -140,10 +144,11 @@ class Parquet(TableDataset):
         group = self._group_of(position)
         name = self.places.names[self._groups[group].file]
         try:
-            with readable(name, ""):
+            with table_errors_named(name, ""):
                 if group != self._group or position < self._next:
+                    rows = self._rows_at_once(group)  # before anything changes, as it may be interrupted
                     self._group, self._next = group, self._groups[group].first
-                    self._reader = self._batches(group, self._rows_at_once(group))
+                    self._reader = self._batches(group, rows)
                 images = next(self._reader, None)
                 if images is None:
                     raise ValueError("its row group is shorter than it says")
@@ -157,9 +162,10 @@ class Parquet(TableDataset):
         """How many rows of a row group are decoded at a time; a `DataError` if its pages are too large for that."""
         about = self._groups[group]
         with self.places.open(about.file) as raw:
-            pages = list(image_pages(raw, about.images, self.places.names[about.file]))
+            pages = image_pages(raw, about.images, self.places.names[about.file])
+            encodings = {page.encoding for page in pages}  # all of them are looked at
         # of these, each image may be as large as the page
-        return 1 if any(page.encoding == DELTA_BYTE_ARRAY for page in pages) else about.step
+        return 1 if DELTA_BYTE_ARRAY in encodings else about.step
 
     def _batches(self, group: int, rows: int) -> Iterator[Any]:
         """Yield the images of a row group in batches of so many rows."""
@@ -191,7 +197,7 @@ class _Index:
         import pyarrow.parquet as pq
 
         name = places.names[number]
-        with readable(name), places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+        with table_errors_named(name), places.peek(number) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
             self._add(file, raw, number, name)
 
     def _add(self, file: Any, raw: IOBase, number: int, name: str) -> None:

@@ -35,7 +35,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.stored import open_stored, parse_object, read_stored
-from smalti.data.datasets.data_files import LocalFiles, reading
+from smalti.data.datasets.data_files import LocalFiles, system_errors_named
 from smalti.data.datasets.labels import NONE, missing_note
 from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar import IndexedTars
@@ -249,7 +249,12 @@ def read_about(folder: Path) -> About:
 
 
 def read_index(path: Path) -> tuple[Header, ShardIndex]:
-    """Read and check the index of a shard; a `DataError` if it is missing, damaged, or of another version."""
+    """Read and check the index of a shard.
+
+    Raises:
+        DamagedShardError: it is damaged, and may be written again.
+        DataError: it cannot be read, or is of another version.
+    """
     line, _, body = _read(path).partition(b"\n")
     header = _parse(Header, line, path, "smalti_shard")
     if sha256(body) != header.shard.index_sha256:
@@ -265,8 +270,8 @@ def read_index(path: Path) -> tuple[Header, ShardIndex]:
 
 
 def check_size(path: Path, shard: ShardDigest) -> None:
-    """Refuse a .tar that is missing or has another size, without reading it."""
-    with reading(path):
+    """Check the size of a .tar without reading it: a `DamagedShardError` if it is another or there is no such file."""
+    with system_errors_named(path):
         try:
             about = path.stat()
         except FileNotFoundError as error:
@@ -276,9 +281,9 @@ def check_size(path: Path, shard: ShardDigest) -> None:
 
 
 def check_digest(path: Path, shard: ShardDigest) -> None:
-    """Read a whole .tar, and refuse one that differs from its digest."""
+    """Read a whole .tar: a `DamagedShardError` if it differs from its digest, a `DataError` if it cannot be read."""
     check_size(path, shard)
-    with reading(path), open_stored(path, follow=True) as file:
+    with system_errors_named(path), open_stored(path, follow=True) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != shard.sha256:
         raise DamagedShardError(path, "it differs from its digest")
@@ -286,7 +291,7 @@ def check_digest(path: Path, shard: ShardDigest) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        with reading(path):
+        with system_errors_named(path):
             return read_stored(path, _MAX_BYTES, follow=True)
     except ValueError as error:
         raise DamagedShardError(path, str(error)) from error

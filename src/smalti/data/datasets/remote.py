@@ -207,7 +207,8 @@ def file_system(url: str) -> Any:
 
 
 def check_redirect(from_url: str, to_url: str) -> None:
-    """Refuse a redirect to an address that is not allowed, or of another scheme, as from https to http."""
+    """Refuse a redirect to an address that is not allowed, or of another scheme: https never leads to http, and http
+    on this machine never to another machine."""
     check_address(to_url)
     if scheme_of(to_url) != scheme_of(from_url):
         cause = f"its server sends us on from {scheme_of(from_url)} to {shown(to_url)}"

@@ -287,8 +287,8 @@ def why(error: Exception) -> str:
 
 
 @contextmanager
-def readable(name: str, fix: str = "check the path") -> Iterator[None]:
-    """Raise a `DataError` that names the file for whatever is raised while it is read."""
+def table_errors_named(name: str, fix: str = "check the path") -> Iterator[None]:
+    """Raise a `DataError` that names the file for an error of the system, or of a damaged file."""
     import pyarrow as pa
 
     try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.data_files import DataFiles, reading
+from smalti.data.datasets.data_files import DataFiles, system_errors_named
 from smalti.data.datasets.dataset import StoredDataset
 from smalti.data.datasets.labels import NONE, Classes, resolve
 from smalti.data.datasets.names import LeftOut
@@ -36,7 +36,7 @@ class IndexedTars(StoredDataset):
     def read(self, index: int) -> bytes:
         shard, row = self._place(index)
         about = self._indices[shard]
-        with reading(self.name(index)), self.places.open(shard) as file:
+        with system_errors_named(self.name(index)), self.places.open(shard) as file:
             file.seek(int(about.offsets[row]))
             data = file.read(int(about.sizes[row]))
         if len(data) < about.sizes[row]:
@@ -127,7 +127,7 @@ def _read_indices(places: DataFiles, log: Log) -> list[ShardIndex]:
 def _read_index(places: DataFiles, number: int) -> ShardIndex:
     """The index of a shard, from the cache if the shard has not changed since."""
     name = places.names[number]
-    with reading(name):
+    with system_errors_named(name):
         version = places.version(number)
         index = load_index(version)
         if index is None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalti.core.errors import DataError
-from smalti.data.datasets.data_files import LocalFiles, reading
+from smalti.data.datasets.data_files import LocalFiles, system_errors_named
 from smalti.data.datasets.folder import IRREGULAR
 from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, is_system, may_be_image
 from smalti.data.datasets.tar import expand
@@ -122,7 +122,7 @@ def _folders(path: str, size: int, mtime_ns: int, name: str) -> dict[str, tuple[
 def _read(path: str, size: int, mtime_ns: int, name: str) -> ZipImages:
     """The images of an archive in the version that these numbers are of."""
     try:
-        with reading(name), zipfile.ZipFile(path) as archive:
+        with system_errors_named(name), zipfile.ZipFile(path) as archive:
             return _images(archive.infolist(), name)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{name} is no zip archive", cause=str(error) or "damaged", fix="fetch it again") from error
