@@ -287,16 +287,15 @@ def test_little_of_a_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: py
 
 def test_an_interrupted_read_leaves_the_right_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet", table(range(40)), 10)
-    source, pages = opened(tmp_path), parquet.image_pages
+    source = opened(tmp_path)
     assert int(source[0].image[0, 0, 0]) == 0
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parquet, "image_pages", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parquet, "image_pages", interrupted)
         source.read(20)
-    monkeypatch.setattr(parquet, "image_pages", pages)
     assert int(source[20].image[0, 0, 0]) == 20
 
 
