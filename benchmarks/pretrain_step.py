@@ -41,6 +41,7 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, TrainingData
 from smalti.data.tokens import Tokenized, tokenized
 from smalti.data.transforms.views import NO_JITTER
+from smalti.exporting.huggingface import image_size, sizes_of
 from smalti.functional.masking import Blockwise, Random, mask_index
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
@@ -179,15 +180,7 @@ class PlainMIM(nn.Module):
 
 def transformers_sizes(vit: ViT) -> dict[str, Any]:
     """The sizes of the backbone, as configurations of transformers call them."""
-    return {
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.num_heads,
-        "intermediate_size": int(vit.embed_dim * vit.mlp_ratio),
-        "layer_norm_eps": 1e-6,
-        "image_size": vit.img_size[0],
-        "patch_size": vit.patch_size,
-    }
+    return {**sizes_of(vit), "image_size": image_size(vit), "layer_norm_eps": 1e-6}
 
 
 def transformers_loss(vit: ViT, vocab_size: int) -> tuple[nn.Module, Callable[[Batch, Tensor], Tensor]]:

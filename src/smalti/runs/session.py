@@ -185,7 +185,15 @@ class Session:
             self._tracking(config, trainer.step) as tracking,
         ):
             hooks = TrainingHooks(
-                *(self.folder, self.compute, plan, writer, go_on, look, evaluation, baselines, tracking),
+                self.folder,
+                self.compute,
+                plan,
+                writer,
+                go_on,
+                look=look,
+                evaluation=evaluation,
+                baselines=baselines,
+                tracking=tracking,
                 pictures=None if config.log == "none" or config.log_pictures == 0 else pictures,
                 log_pictures=config.log_pictures,
             )

@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import replace
-from typing import TypeAlias
+from typing import NamedTuple
 
 from smalti.core.compute import Compute
 from smalti.core.config import require
@@ -18,9 +18,21 @@ from smalti.tokenizers.taught import Taught
 from smalti.tokenizers.vqkd import VQKD
 from smalti.weights.read import is_foreign
 
-Teacher: TypeAlias = tuple[KMeansFeatures | VQKD, Data, VisionTransformer, Window | None]
-"""The configuration with what is known of the teacher; images of the size and channels that it sees; the part of it
-that is used, frozen; the value window of its images, if it has one."""
+
+class Teacher(NamedTuple):
+    """A teacher, and what it decides.
+
+    Attributes:
+        tokenizer: the configuration with what is known of the teacher.
+        data: images of the size and channels that the teacher sees.
+        network: the part of it that is used, frozen.
+        window: the value window of the teacher's images, if it has one.
+    """
+
+    tokenizer: KMeansFeatures | VQKD
+    data: Data
+    network: VisionTransformer
+    window: Window | None
 
 
 def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> Teacher:
@@ -43,7 +55,7 @@ def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> T
         f"to encode one takes {encoding_work(tokenizer.taught) / 1e6:,.1f} M multiply-adds"
     )
     assert isinstance(tokenizer, KMeansFeatures | VQKD)
-    return tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window
+    return Teacher(tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window)
 
 
 def _network(place: str, compute: Compute) -> tuple[VisionTransformer, Window | None]:

@@ -223,7 +223,14 @@ class Renumbered(Subset):
 
 
 class InMemoryDataset(ImageDataset):
-    """Images of one size, held in memory; small-image training reads them a whole batch at a time."""
+    """Images of one size, held in memory; small-image training reads them a whole batch at a time.
+
+    Args:
+        images: 0 to 255, any C.
+        labels: class numbers; -1 for none.
+        classes: class names by class number.
+        groups: a number for each image, as of every dataset; or None.
+    """
 
     kind = "embedded"
 
