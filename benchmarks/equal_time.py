@@ -41,8 +41,8 @@ from smalti.runs.models import load_model
 from smalti.runs.pretrain import main as pretrain_ours
 
 HOME = Path(__file__).parent.parent / "docs" / "results" / "cifar10" / "equal_time"
-BUDGETS, SEEDS = (816, 3600), (0, 1, 2)
-"""Core-seconds of pretraining: those of the row of tokens that MAE was first compared with, and an hour."""
+BUDGETS, SEEDS = (816, 3600, 7200), (0, 1, 2)
+"""Core-seconds of pretraining: those of the row of tokens that MAE was first compared with, an hour, and two."""
 OF_OURS = {"ours": BEST, "ours-adamw": WITH_ADAMW}
 PEERS = {
     "mae": replace(METHODS["mae-our-settings"], lr=8e-3, muon=True),
