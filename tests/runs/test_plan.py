@@ -21,7 +21,8 @@ from smalti.recipes import base, nano, small, tiny
 from smalti.runs import dry_run as dry
 from smalti.runs import plan
 from smalti.runs.dry_run import DryRun, Stages
-from smalti.runs.plan import Candidate, PlanAhead, Survey
+from smalti.runs.plan import Candidate, PlanAhead
+from smalti.runs.proposal import Proposal, Survey
 from tests.small_runs import flat_pictures, pictures
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -137,12 +138,12 @@ def test_reading_images_into_memory_takes_a_part_of_the_time() -> None:
 
 def proposal(
     survey: Survey = MANY, step: float = 0.1, reading: float = 0.0, stages: Stages = TINY, **options: Any
-) -> dict[str, Any]:
+) -> Proposal:
     """What is proposed where every step takes `step` seconds."""
     config = PlanAhead("my photos", hours=10, **options)
     found = measured(plan.fitted(stages, config, survey), step, reading)
     result = plan.proposed(config, survey, "tiny", found, plan.affordable_steps(10, survey, found), CPU)
-    return result | {"commands": [shlex.join(words) for words in plan.commands(config, TINY, result)]}
+    return replace(result, commands=tuple(map(shlex.join, plan.commands(config, TINY, result))))
 
 
 @pytest.mark.parametrize(
@@ -165,14 +166,14 @@ def proposal(
     ],
 )
 def test_what_speaks_against_it_is_said(result: dict[str, Any], warning: str) -> None:
-    found = proposal(**result)["warnings"]
+    found = proposal(**result).warnings
     assert [line for line in found if line.startswith(warning)], found
 
 
 @pytest.mark.parametrize(("train", "steps"), [(40, 2000), (2217, 2000), (100_000, 84_375)])
 def test_fine_tuning_is_as_long_as_its_labels_ask_for(train: int, steps: int) -> None:
     about = plan.finetuning(tiny.finetune(), MANY._replace(train=train), 7)
-    assert (about["steps"], about["batch_size"]) == (steps, min(64, about["labels"]))
+    assert (about.steps, about.batch_size) == (steps, min(64, about.labels))
     words = plan.finetune_command(PlanAhead("my photos", device="cpu"), "tiny", about)
     assert words[:9] == [
         "smalti",
@@ -185,13 +186,13 @@ def test_fine_tuning_is_as_long_as_its_labels_ask_for(train: int, steps: int) ->
         "--out",
         "runs/classes",
     ]
-    assert words[9:] == ["--plan.steps", str(steps), "--plan.batch-size", str(about["batch_size"]), "--device", "cpu"]
+    assert words[9:] == ["--plan.steps", str(steps), "--plan.batch-size", str(about.batch_size), "--device", "cpu"]
 
 
 @pytest.mark.parametrize("reading", [0.0, 0.5])
 def test_the_hours_that_are_said_to_be_enough_are(reading: float) -> None:
     survey = MANY._replace(images=10_000, train=9_500)
-    lines = proposal(survey, step=2.0, reading=reading)["warnings"]
+    lines = proposal(survey, step=2.0, reading=reading).warnings
     enough = next(float(line.split("--hours ")[1].split()[0]) for line in lines if "--hours" in line)
     assert plan.affordable_steps(enough, survey, measured(TINY, 2.0, reading)).pretrain >= 20_000
 
@@ -199,13 +200,13 @@ def test_the_hours_that_are_said_to_be_enough_are(reading: float) -> None:
 def test_slow_reading_of_streamed_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.data.load.usable_memory", lambda: 1 << 30)
     found = proposal(reading=0.01)
-    assert found["streamed"]
-    assert found["warnings"] == ["reading takes longer than computing, 100 images a second: smalti prepare"]
-    assert proposal(reading=0.001)["warnings"] == []
+    assert found.streamed
+    assert found.warnings == ["reading takes longer than computing, 100 images a second: smalti prepare"]
+    assert proposal(reading=0.001).warnings == []
 
 
 def test_nothing_speaks_against_a_good_plan() -> None:
-    assert proposal()["warnings"] == []
+    assert proposal().warnings == []
 
 
 @pytest.fixture
@@ -224,24 +225,24 @@ def test_the_commands_run_what_was_measured(captured: list[Any]) -> None:
     survey = MANY._replace(train=50)
     stages = Stages(TINY.tokenizer, replace(TINY.pretrain, plan=replace(TINY.pretrain.plan, accumulate=4)))
     result = proposal(survey, stages=stages, **options)
-    for command in result["commands"]:
+    for command in result.commands:
         name, *words = shlex.split(command)
         assert name == "smalti"
         assert smalti(words) == 0
-    for ran, start, about in zip(captured, TINY, (result["tokenizer"], result["pretrain"]), strict=True):
+    for ran, start, about in zip(captured, TINY, (result.tokenizer, result.pretrain), strict=True):
         assert (ran.data.path, ran.data.follow_links) == ("my photos", "all")
         assert (ran.data.image_column, ran.data.pages) == ("left", "all")
         assert (ran.device, ran.precision, ran.out) == ("cpu", "fp32", ran.out)
-        assert (ran.plan.steps, ran.plan.batch_size) == (about["steps"], 32)
+        assert (ran.plan.steps, ran.plan.batch_size) == (about.steps, 32)
         assert ran.optimiser.at(32).lr == pytest.approx(start.optimiser.lr / 2)
     tokenizer, pretrain = captured
-    assert tokenizer.tokenizer.vocab_size == result["vocab_size"] == 64
+    assert tokenizer.tokenizer.vocab_size == result.vocab_size == 64
     assert tokenizer.out == pretrain.tokenizer
     assert (pretrain.plan.accumulate, pretrain.compile) == (4, "off")
 
 
 def test_the_commands_say_no_more_than_they_must() -> None:
-    first, second = proposal(MANY._replace(train=10_000))["commands"]
+    first, second = proposal(MANY._replace(train=10_000)).commands
     assert first == (
         "smalti train-tokenizer tiny --data 'my photos' --out runs/tokenizer --tokenizer.vocab-size 1024 "
         "--plan.steps 2000 --plan.batch-size 64"

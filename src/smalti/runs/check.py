@@ -3,7 +3,6 @@
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,20 +10,20 @@ from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
-from smalti.core.log import Log, printable
+from smalti.core.log import Log
 from smalti.data.bands import Header, channels_of, header_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.joined import Joined
-from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.data.load import Data
-from smalti.data.reading import GREY, LEAST_RANGE, channels_in, each, even_sample
+from smalti.data.reading import channels_in, each, even_sample
 from smalti.data.tiff import count_pages
 from smalti.data.values import AskedWindow, is_16_bit, require_channels, require_window
+from smalti.runs.dataset_summary import DatasetSummary, Duplicates, Sizes, Unreadable, ValueRange
 
-_EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN = 10
+"""Groups of copies, and copies of a group, that are named."""
 _WIDE = ("I", "F")
 """What the modes of Pillow begin with whose values have more than 8 bits."""
 _LISTED = 10_000
@@ -98,9 +97,9 @@ def main(config: Check) -> dict[str, Any]:
                 tally.refuse(source.name(position), seen.cause)
             else:
                 tally.add(position, seen)
-    result = _about(source, config) | tally.result(source, config.distance)
-    print(describe(result))
-    return result
+    summary = tally.summary(source, config)
+    print(summary.describe())
+    return summary.as_dict()
 
 
 def _look(source: ImageDataset, position: int, side: int, is_page: bool) -> ImageFacts:
@@ -166,140 +165,46 @@ class Tally:
         count, low, high = self.values.get(seen.values.type, (0, np.inf, -np.inf))
         self.values[seen.values.type] = count + 1, min(low, seen.values.low), max(high, seen.values.high)
 
-    def result(self, source: ImageDataset, distance: int) -> dict[str, Any]:
-        """What was counted, as plain JSON values."""
+    def summary(self, source: ImageDataset, config: Check) -> DatasetSummary:
+        """What was counted, with what is known without reading the images."""
         exact, hashes = equal_rows(_pairs(self.digests)), _pairs(self.hashes).copy()
         for group in exact:
             hashes[group[1:]] = 0  # already reported
-        near = near_rows(hashes, distance)
+        near = near_rows(hashes, config.distance)
         mean = self.total / max(self.pixels, 1)
         std = np.sqrt(np.maximum(self.squares / max(self.pixels, 1) - np.square(mean), 0))
-        return {
-            "checked": len(self.positions) + self.unreadable,
-            "readable": len(self.positions),
-            "unreadable": {"count": self.unreadable, "reasons": dict(self.reasons), "files": self.files},
-            "formats": dict(self.formats.most_common()),
-            "modes": dict(self.modes.most_common()),
-            "channels": {str(number): count for number, count in self.channels.most_common()},
-            "classes": {name: self.labels[number] for number, name in enumerate(source.classes)},
-            "sizes": _sizes(_pairs(self.sizes).astype(np.int64)),
-            "values": {
-                name: {"images": count, "low": low, "high": high} for name, (count, low, high) in self.values.items()
-            },
-            "grey": self.grey and self.pixels > 0,
-            "pages": sum(number * count for number, count in self.pages.items()),
-            "pages_each": max(self.pages) if len(self.pages) == 1 else None,
-            "exact_duplicates": self._named(exact, source),
-            "near_duplicates": self._named(near, source) | {"distance": distance},
-            "mean": mean.tolist() if self.pixels else None,
-            "std": std.tolist() if self.pixels else None,
-        }
+        splits = source.parts if isinstance(source, Joined) else []
+        return DatasetSummary(
+            data=config.data,
+            kind=source.kind,
+            images=len(source),
+            digest=source.digest,
+            left_out=source.left_out,
+            notes=source.notes,
+            splits={name: len(part) for name, part in splits},
+            checked=len(self.positions) + self.unreadable,
+            readable=len(self.positions),
+            unreadable=Unreadable(self.unreadable, dict(self.reasons), self.files),
+            formats=dict(self.formats.most_common()),
+            modes=dict(self.modes.most_common()),
+            channels={str(number): count for number, count in self.channels.most_common()},
+            classes={name: self.labels[number] for number, name in enumerate(source.classes)},
+            sizes=Sizes.of(_pairs(self.sizes).astype(np.int64)),
+            values={name: ValueRange(*found) for name, found in self.values.items()},
+            grey=self.grey and self.pixels > 0,
+            pages=sum(number * count for number, count in self.pages.items()),
+            pages_each=max(self.pages) if len(self.pages) == 1 else None,
+            exact_duplicates=self._named(exact, source),
+            near_duplicates=self._named(near, source),
+            near_distance=config.distance,
+            mean=mean.tolist() if self.pixels else None,
+            std=std.tolist() if self.pixels else None,
+        )
 
-    def _named(self, groups: list[list[int]], source: ImageDataset) -> dict[str, Any]:
+    def _named(self, groups: list[list[int]], source: ImageDataset) -> Duplicates:
         examples = [[source.name(self.positions[place]) for place in group[:_SHOWN]] for group in groups[:_SHOWN]]
-        return {"groups": len(groups), "images": sum(map(len, groups)), "examples": examples}
+        return Duplicates(len(groups), sum(map(len, groups)), examples)
 
 
 def _pairs(numbers: "array[int]") -> NDArray[np.uint64]:
     return np.frombuffer(numbers, np.uint64).reshape(-1, 2) if numbers else np.zeros((0, 2), np.uint64)
-
-
-def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
-    """What is known without reading the images."""
-    about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
-    about |= {"digest": source.digest} if source.digest else {}
-    splits = {name: len(part) for name, part in source.parts} if isinstance(source, Joined) else {}
-    return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes), "splits": splits}
-
-
-def _read_as(result: dict[str, Any]) -> str:
-    """What DATA is taken for, as a plan."""
-    splits, classes = result["splits"], len(result["classes"])
-    counts = [f"{len(splits)} splits"] if splits else []
-    counts += [f"{classes} classes" if classes else "no classes", f"{result['images']} images"]
-    parts = [", ".join(counts), *(f"{printable(name)} {count}" for name, count in splits.items())]
-    tests = [printable(name) for name in splits if split_in(name) == "test"]
-    kept = [f"{name}{'' if '.' in name else '/'} is kept for the end" for name in tests]
-    return "; ".join([*parts[:1], *([", ".join(parts[1:])] if splits else []), *kept])
-
-
-def _sizes(sizes: NDArray[np.int64]) -> dict[str, Any]:
-    """Minimum, median and maximum width and height, and how many images have their shorter side in each range."""
-    if not len(sizes):
-        return {"width": None, "height": None, "shorter_side": {}}
-    shorter = sizes.min(1)
-    counts = np.bincount(np.searchsorted(_EDGES, shorter, side="right") - 1, minlength=len(_EDGES)).tolist()
-    names = [f"{low}-{high - 1}" for low, high in pairwise(_EDGES)] + [f"{_EDGES[-1]}-"]
-    spread = [[int(value) for value in np.quantile(sizes[:, axis], (0, 0.5, 1), method="nearest")] for axis in (0, 1)]
-    histogram = {name: count for name, count in zip(names, counts, strict=True) if count}
-    return {"width": spread[0], "height": spread[1], "shorter_side": histogram}
-
-
-def describe(result: dict[str, Any]) -> str:
-    """The result as a short table; names are escaped so that they cannot control the terminal."""
-    sizes, bad = result["sizes"], result["unreadable"]
-    part = f", {result['checked']} looked at" if result["checked"] < result["images"] else ""
-    rows = [("read as", _read_as(result))]
-    rows += [("images", f"{result['images']} ({result['kind']}){part}"), ("unreadable", str(bad["count"]))]
-    rows += [("", f"{printable(file['path'])}: {printable(file['reason'])}") for file in bad["files"][:_SHOWN]]
-    rows += [("", f"and {bad['count'] - _SHOWN} more, named by --json")] if bad["count"] > _SHOWN else []
-    for reason, about in result["left_out"].items():
-        kinds = f": {printable(about['suffixes'])}" if "suffixes" in about else ""
-        rows.append(("left out", f"{about['count']} {reason}{kinds}, first {printable(about['first'])}"))
-    rows += [("note", printable(note)) for note in result["notes"]]
-    rows += [("formats", _counts(result["formats"])), ("modes", _counts(result["modes"]))]
-    if result["classes"]:
-        least, most = min(result["classes"].values()), max(result["classes"].values())
-        rows.append(("classes", f"{len(result['classes'])}, of {least} to {most} images"))
-    if sizes["width"]:
-        (narrow, wide, widest), (low, high, highest) = sizes["width"], sizes["height"]
-        rows.append(("size", f"{narrow} to {widest} wide, {low} to {highest} high; medians {wide} and {high}"))
-        rows.append(("shorter side", _counts(sizes["shorter_side"])))
-    for name in ("exact", "near"):
-        found = result[f"{name}_duplicates"]
-        rows.append((f"{name} copies", f"{found['images']} images in {found['groups']} groups"))
-        rows += [("", " = ".join(map(printable, group))) for group in found["examples"][:3]]
-    many = bool(set(result["channels"]) - {"1", "3"})
-    rows += [("values", _described(name, about, many)) for name, about in result["values"].items()]
-    if many:
-        rows += [("channels", _channels(result["channels"]))]
-    if result["pages"] > result["readable"]:
-        unread, each_has = result["pages"] - result["readable"], result["pages_each"]
-        text = f"{unread} after the first of a TIFF are not read; train with --data.pages all"
-        stacks = each_has is not None and result["channels"].keys() == {"1"}
-        rows.append(("pages", text + (f", or --data.channels {each_has} where they are channels" if stacks else "")))
-    if result["grey"] and len(result["mean"]) == 3:
-        rows.append(("note", f"every image is grey, its three channels are the same; {GREY}"))
-    if result["mean"] is not None:
-        rows += [(key, " ".join(f"{value:.4f}" for value in result[key])) for key in ("mean", "std")]
-    return "\n".join(f"{title:<14}{text}" for title, text in rows)
-
-
-def _channels(counts: dict[str, int]) -> str:
-    """The channels of images, and the flags to give where all have as many."""
-    text = ", ".join(f"{number} in {count} images" for number, count in counts.items())
-    if len(counts) > 1:
-        return f"{text}; only images of one number can be learned from"
-    number = next(iter(counts))
-    return f"{text}; train with --data.channels {number} --tokenizer.in-chans {number} (pretrain: --backbone.in-chans)"
-
-
-def _described(type_name: str, about: dict[str, Any], many: bool) -> str:
-    """The values of images of a type, and what to do where they use little of its range, or where that is unknown.
-
-    Args:
-        many: they are of channels with ranges of their own, which are measured.
-    """
-    low, high = about["low"], about["high"]
-    window = "--data.window auto" if many else f"--data.window {low:g} {high:g}, or auto"
-    text = f"{type_name} from {low:g} to {high:g} in {about['images']} images"
-    if type_name.startswith(("float", "int32", "uint32")) or low < 0:
-        return f"{text}: black and white are not known; train with {window}"
-    share = (high - low) / np.iinfo(type_name).max
-    if share < LEAST_RANGE:
-        return f"{text}, {share:.1%} of what the files can hold; train with {window}"
-    return text
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -1,6 +1,5 @@
 """`smalti plan`: propose two commands for the given images and this machine, and estimate what they will take."""
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,18 +10,27 @@ import numpy as np
 from smalti.core.compute import Compile, Compute, Device, Precision, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
-from smalti.core.log import Log, printable
+from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import ReadOptions, open_noted, read_as
 from smalti.data.load import Data
 from smalti.data.reading import channels_in, each, even_sample
 from smalti.functional.codebook import vocabulary_for
-from smalti.models.cost_estimate import num_parameters, pretraining_work
+from smalti.models.cost_estimate import pretraining_work
 from smalti.runs.commands import channel_flags, reading_flags, unless
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
+from smalti.runs.proposal import (
+    ENOUGH_STEPS,
+    SPENT_ON_STEPS,
+    TOKENIZER_SHARE,
+    FinetunePlan,
+    Proposal,
+    StagePlan,
+    Survey,
+)
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.taught import Taught
@@ -34,14 +42,11 @@ _LOOKED_AT = 64
 """Images whose sizes are looked at."""
 _LARGEST_ENLARGED = 1.5
 """A recipe may enlarge the usual image by so much."""
-_ENOUGH_STEPS, _MOST_STEPS, _FULL_EPOCHS = 20_000, 500_000, 800
-"""Pretraining steps below which more are worth their time; those of the paper, and its epochs."""
+_MOST_STEPS, _FULL_EPOCHS = 500_000, 800
+"""Pretraining steps of the paper, and its epochs."""
 _FINETUNE_STEPS, _FINETUNE_EPOCHS = 2000, 60
 """The least steps of fine-tuning (on 1 995 labels 600 ended below the frozen probe, and 2 000 above), and epochs."""
-_FEW_IMAGES = 5000
 _FEWEST_STEPS = 20
-_SPENT_ON_STEPS, _TOKENIZER_SHARE = 0.95, 0.15
-"""The rest goes into starting, compiling and measuring; what the tokenizer may take of the time, at most."""
 _PROMISING = {"cpu": 1.5}
 _PROMISING_ELSEWHERE = 8.0
 """How much too slow a network may look at a glance to be tried all the same: accelerators like large batches."""
@@ -85,16 +90,6 @@ def _of_channels(run: BackboneRunT, channels: int) -> BackboneRunT:
     return replace(run, data=data, backbone=replace(run.backbone, in_chans=channels))
 
 
-class Survey(NamedTuple):
-    """The number of images and of training images, their typical shorter side, and how many of those read were bad."""
-
-    images: int
-    train: int
-    shorter_side: int
-    looked_at: int
-    unreadable: int
-
-
 class Steps(NamedTuple):
     """Optimiser steps of both stages that fit the time, and those of a full pretraining."""
 
@@ -119,15 +114,15 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
     name, measured, steps = choose(config, source, survey, recipes, compute, log)
-    result = proposed(config, survey, name, measured, steps, compute)
-    result["commands"] = [shlex.join(words) for words in commands(config, recipes[name].stages, result)]
-    start = recipes[name].finetune
-    if start is not None and len(source.classes) > 1:
-        result["finetune"] = finetuning(start, survey, len(source.classes))
-        words = finetune_command(config, name, result["finetune"])
-        result["commands"].append(shlex.join(words + channel_flags("--backbone.in-chans", source.channels)))
-    print(describe(result))
-    return result
+    proposal = proposed(config, survey, name, measured, steps, compute)
+    words, tuned, length = commands(config, recipes[name].stages, proposal), recipes[name].finetune, None
+    if tuned is not None and len(source.classes) > 1:
+        length = finetuning(tuned, survey, len(source.classes))
+        flags = channel_flags("--backbone.in-chans", source.channels)
+        words.append(finetune_command(config, name, length) + flags)
+    proposal = replace(proposal, finetune=length, commands=tuple(map(shlex.join, words)))
+    print(proposal.describe())
+    return proposal.as_dict()
 
 
 def look(source: ImageDataset, log: Log, validation: str = "") -> Survey:
@@ -166,13 +161,13 @@ def choose(
             continue
         expected = glance(stages, source, compute)
         slack = _PROMISING.get(compute.device.type, _PROMISING_ELSEWHERE)
-        if not smallest and expected * _ENOUGH_STEPS > slack * 3600 * config.hours:
+        if not smallest and expected * ENOUGH_STEPS > slack * 3600 * config.hours:
             log.say(f"{name}: too slow here, about {expected:.2g} s a step")
             continue
         log.say(f"{name}: a dry run of both stages")
         measured = dry_run(stages, source, compute, expected)
         steps = affordable_steps(config.hours, survey, measured)
-        if smallest or steps.pretrain >= min(_ENOUGH_STEPS, steps.full):
+        if smallest or steps.pretrain >= min(ENOUGH_STEPS, steps.full):
             return name, measured, steps
     raise AssertionError("no recipes to choose from")
 
@@ -208,156 +203,85 @@ def _filled(plan: Plan, num_images: int) -> Plan:
 def affordable_steps(hours: float, survey: Survey, measured: DryRun) -> Steps:
     """Steps of both stages that fit the time; pretraining never exceeds its full length."""
     tokenizer, pretrain = measured.stages
-    seconds = _SPENT_ON_STEPS * 3600 * hours
+    seconds = SPENT_ON_STEPS * 3600 * hours
     if tokenizer.data.fits(survey.images):  # each stage reads them once, before its first step
         seconds -= 2 * survey.images * measured.reading
-    in_share = int(_TOKENIZER_SHARE * seconds / measured.tokenizer_step)
+    in_share = int(TOKENIZER_SHARE * seconds / measured.tokenizer_step)
     first = max(_FEWEST_STEPS, min(tokenizer.plan.steps, in_share))
     left = int((seconds - first * measured.tokenizer_step) / measured.pretrain_step)
     epochs = _FULL_EPOCHS * survey.train // pretrain.plan.batch_size
-    full = min(max(epochs, _ENOUGH_STEPS), _MOST_STEPS)
+    full = min(max(epochs, ENOUGH_STEPS), _MOST_STEPS)
     return Steps(first, max(_FEWEST_STEPS, min(left, full)), full)
 
 
-def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> list[list[str]]:
+def commands(config: PlanAhead, start: Stages, proposal: Proposal) -> list[list[str]]:
     """The two command lines, as lists of arguments.
 
     Args:
         start: the recipe, for images of so many channels but else unchanged; each difference becomes a flag.
     """
-    data, recipe, codes = ["--data", config.data], result["recipe"], str(result["vocab_size"])
+    data, recipe, codes = ["--data", config.data], proposal.recipe, str(proposal.vocab_size)
     first = ["smalti", "train-tokenizer", recipe, *data, "--out", "runs/tokenizer", "--tokenizer.vocab-size", codes]
     second = ["smalti", "pretrain", recipe, *data, "--tokenizer", "runs/tokenizer", "--out", "runs/beit"]
     channels = start.pretrain.data.channels
     first += channel_flags("--tokenizer.in-chans", channels)
     second += channel_flags("--backbone.in-chans", channels)
-    first += _plan_flags(start.tokenizer, result["tokenizer"])
-    second += _plan_flags(start.pretrain, result["pretrain"])
+    first += _plan_flags(start.tokenizer, proposal.tokenizer)
+    second += _plan_flags(start.pretrain, proposal.pretrain)
     second += unless("auto", "--compile", config.compile)
-    both = reading_flags(config)
-    both += unless("auto", "--device", config.device) + unless("auto", "--precision", config.precision)
+    both = reading_flags(config) + _device_flags(config)
     return [first + both, second + both]
 
 
-def finetuning(start: Finetune, survey: Survey, classes: int) -> dict[str, Any]:
-    """Length and batches of fine-tuning on the labels that are there; its time is not part of the plan."""
+def finetuning(start: Finetune, survey: Survey, classes: int) -> FinetunePlan:
+    """Length and batches of fine-tuning; as long as there are labels for."""
     labels = int(survey.train * (1 - start.validation))
     size = min(start.plan.batch_size, labels)
     steps = max(_FINETUNE_STEPS, _FINETUNE_EPOCHS * labels // size)
-    return {"classes": classes, "labels": labels, "steps": steps, "batch_size": size, "epochs": steps * size / labels}
+    return FinetunePlan(classes, labels, steps, size)
 
 
-def finetune_command(config: PlanAhead, recipe: str, about: Mapping[str, Any]) -> list[str]:
+def finetune_command(config: PlanAhead, recipe: str, about: FinetunePlan) -> list[str]:
     """The command line that follows pretraining, as a list of arguments."""
     words = ["smalti", "finetune", recipe, "--data", config.data, "--init", "runs/beit", "--out", "runs/classes"]
-    words += ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
-    words += reading_flags(config)
-    return words + unless("auto", "--device", config.device) + unless("auto", "--precision", config.precision)
+    words += ["--plan.steps", str(about.steps), "--plan.batch-size", str(about.batch_size)]
+    return words + reading_flags(config) + _device_flags(config)
 
 
-def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> list[str]:
+def _plan_flags(run: TrainTokenizer | Pretrain, about: StagePlan) -> list[str]:
     """Flags for length and batches, and for the batch size that the learning rate refers to, if that differs."""
-    flags = ["--plan.steps", str(about["steps"]), "--plan.batch-size", str(about["batch_size"])]
-    if about["batch_size"] != run.plan.batch_size and run.optimiser.lr_batch_size is None:
+    flags = ["--plan.steps", str(about.steps), "--plan.batch-size", str(about.batch_size)]
+    if about.batch_size != run.plan.batch_size and run.optimiser.lr_batch_size is None:
         flags += ["--optimiser.lr-batch-size", str(run.plan.batch_size)]
-    return flags + unless("1", "--plan.accumulate", str(about["accumulate"]))
+    return flags + unless("1", "--plan.accumulate", str(about.accumulate))
+
+
+def _device_flags(config: PlanAhead) -> list[str]:
+    return unless("auto", "--device", config.device) + unless("auto", "--precision", config.precision)
 
 
 def proposed(
     config: PlanAhead, survey: Survey, name: str, measured: DryRun, steps: Steps, compute: Compute
-) -> dict[str, Any]:
-    """The proposal as plain JSON values, without the commands."""
+) -> Proposal:
+    """The proposal, still without commands."""
     tokenizer, pretrain = measured.stages
     assert isinstance(tokenizer.tokenizer, DVAE)
-    vit, step = pretrain.backbone, measured.pretrain_step
-    batch_size, resident = pretrain.plan.batch_size, pretrain.data.fits(survey.images)
+    codes, plan, resident = tokenizer.tokenizer.vocab_size, pretrain.plan, pretrain.data.fits(survey.images)
     in_memory = survey.images * pretrain.data.channels * pretrain.data.side**2 if resident else 0
-    work = pretraining_work(vit, pretrain.masking, pretrain.decoder, tokenizer.tokenizer.vocab_size)
-    result: dict[str, Any] = {
-        "data": config.data,
-        **survey._asdict(),
-        "device": compute.describe(),
-        "hours": config.hours,
-        "recipe": name,
-        "img_size": vit.img_size[0],
-        "patch_size": vit.patch_size,
-        "tokens": vit.grid[0] * vit.grid[1],
-        "vocab_size": tokenizer.tokenizer.vocab_size,
-        "backbone": {"embed_dim": vit.embed_dim, "depth": vit.depth, "num_heads": vit.num_heads}
-        | {"num_parameters": num_parameters(pretrain.backbone)},
-        "tokenizer": {"steps": steps.tokenizer, "seconds_per_step": measured.tokenizer_step}
-        | {"batch_size": tokenizer.plan.batch_size, "accumulate": 1}
-        | {"hours": steps.tokenizer * measured.tokenizer_step / 3600},
-        "pretrain": {"steps": steps.pretrain, "seconds_per_step": step}
-        | {"batch_size": batch_size, "accumulate": pretrain.plan.accumulate}
-        | {"hours": steps.pretrain * step / 3600, "epochs": steps.pretrain * batch_size / survey.train}
-        | {"multiply_adds_per_image": work.training},
-        "full": {"steps": steps.full, "hours": steps.full * step / 3600}
-        | {"epochs": steps.full * batch_size / survey.train},
-        "streamed": not resident,
-        "reading_hours": 2 * survey.images * measured.reading / 3600 if resident else 0.0,
-        "memory": measured.memory + in_memory,
-        "device_memory": measured.device_memory,
-    }
-    return result | {"warnings": _warnings(config, survey, result, measured.reading)}
-
-
-def _warnings(config: PlanAhead, survey: Survey, result: Mapping[str, Any], reading: float) -> list[str]:
-    """Warnings about the proposal."""
-    found, run = [], result["pretrain"]
-    if survey.train < _FEW_IMAGES:
-        gained = "2 508 photographs of groceries were worth 23 points of linear probe, and more images more"
-        found.append(f"{survey.train} images to learn from: few, but not too few: {gained}")
-    if run["steps"] < _ENOUGH_STEPS:
-        alone = _ENOUGH_STEPS * run["seconds_per_step"] / 3600
-        enough = (alone / (1 - _TOKENIZER_SHARE) + result["reading_hours"]) / _SPENT_ON_STEPS
-        few = f"{run['steps']} steps: {_ENOUGH_STEPS} would learn more"
-        found.append(f"{few}; --hours {math.ceil(10 * enough) / 10:g} is enough for them")
-    if result["img_size"] > survey.shorter_side:
-        found.append(f"images of {survey.shorter_side} pixels are enlarged to {result['img_size']}")
-    if survey.unreadable:
-        counts = f"{survey.unreadable} of {survey.looked_at} images looked at cannot be read"
-        found.append(f"{counts}: {shlex.join(['smalti', 'check', config.data])} names all of them")
-    if result["streamed"] and run["batch_size"] * reading > run["seconds_per_step"]:
-        found.append(f"reading takes longer than computing, {1 / reading:.0f} images a second: smalti prepare")
-    if result["reading_hours"] > (1 - _SPENT_ON_STEPS) * config.hours:
-        found.append(f"reading the images takes {result['reading_hours']:.2g} hours of the time: smalti prepare")
-    return found
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    """The result as a table, and below it the commands."""
-    vit, tokenizer, run, full = (result[key] for key in ("backbone", "tokenizer", "pretrain", "full"))
-    side = result["img_size"]
-    bytes_of = [(name, result[key]) for name, key in (("main", "memory"), ("device", "device_memory")) if result[key]]
-    rows = [
-        (
-            "images",
-            f"{result['images']}, of them {result['train']} to learn from; shorter side {result['shorter_side']}",
-        ),
-        ("device", result["device"]),
-        ("recipe", f"{result['recipe']}: {side} x {side} pixels, patches of {result['patch_size']}"),
-        ("tokens", f"{result['tokens']} an image, of {result['vocab_size']}"),
-        (
-            "backbone",
-            f"{vit['embed_dim']} wide, {vit['depth']} deep, {vit['num_heads']} heads: "
-            f"{vit['num_parameters'] / 1e6:.1f} M parameters",
-        ),
-        ("tokenizer", _stage(tokenizer)),
-        ("pretraining", f"{_stage(run)}, {run['epochs']:.0f} epochs"),
-        ("", f"{run['multiply_adds_per_image'] / 1e6:,.0f} M multiply-adds an image, forward and backward"),
-        ("in full", f"{full['steps']} steps, {full['epochs']:.0f} epochs: {full['hours']:.2g} hours"),
-        ("memory", ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in bytes_of)),
-    ]
-    if (tune := result.get("finetune")) is not None:
-        length = f"{tune['steps']} steps of {tune['batch_size']} images, {tune['epochs']:.0f} epochs"
-        rows.append(("fine-tuning", f"{length} of {tune['labels']} labels; beside the time above"))
-    rows += [("warning", printable(warning)) for warning in result["warnings"]]
-    table = "\n".join(f"{title:<14}{text}" for title, text in rows)
-    return "\n".join([table, "", *result["commands"]])
-
-
-def _stage(about: Mapping[str, Any]) -> str:
-    parts = f" in {about['accumulate']} parts" if about["accumulate"] > 1 else ""
-    each_step = f"{about['steps']} steps of {about['batch_size']} images{parts}"
-    return f"{each_step}, {about['seconds_per_step']:.2g} s each: {about['hours']:.2g} hours"
+    return Proposal(
+        data=config.data,
+        survey=survey,
+        device=compute.describe(),
+        hours=config.hours,
+        recipe=name,
+        backbone=pretrain.backbone,
+        vocab_size=codes,
+        tokenizer=StagePlan(steps.tokenizer, measured.tokenizer_step, tokenizer.plan.batch_size),
+        pretrain=StagePlan(steps.pretrain, measured.pretrain_step, plan.batch_size, plan.accumulate),
+        full_steps=steps.full,
+        multiply_adds_per_image=pretraining_work(pretrain.backbone, pretrain.masking, pretrain.decoder, codes).training,
+        streamed=not resident,
+        seconds_per_image=measured.reading,
+        memory=measured.memory + in_memory,
+        device_memory=measured.device_memory,
+    )
