@@ -60,7 +60,7 @@ BATCHES: Callable[[int], Batch] = [batch(0, 4), batch(1, 2)].__getitem__
 
 
 def loss_of(model: MaskedImageModel) -> float:
-    return evaluate_mim(MaskedImageModeling(model), BATCHES, 2, CPU)["loss_nats"]
+    return evaluate_mim(MaskedImageModeling(model), BATCHES, 2, CPU).loss_nats
 
 
 def constant(bias: Tensor) -> MaskedImageModel:

@@ -40,9 +40,9 @@ def test_the_loss_is_the_mean_over_all_masked_patches_of_all_batches() -> None:
     with torch.no_grad():
         outputs = [model.eval()(numbered()(number), torch.tensor(0)) for number in (0, 1)]
     weight = sum(float(output.weight) for output in outputs)
-    assert result["loss_nats"] == pytest.approx(sum(float(output.loss_sum) for output in outputs) / weight, rel=1e-6)
+    assert result.loss_nats == pytest.approx(sum(float(output.loss_sum) for output in outputs) / weight, rel=1e-6)
     hits = sum(float(output.metrics["accuracy"][0]) for output in outputs)
-    assert result["accuracy"] == pytest.approx(hits / weight)
+    assert result.accuracy == pytest.approx(hits / weight)
 
 
 def test_the_baseline_is_the_entropy_of_the_masked_tokens_themselves() -> None:
@@ -53,7 +53,7 @@ def test_the_baseline_is_the_entropy_of_the_masked_tokens_themselves() -> None:
         targets += batch.ids[batch.mask].tolist()
     shares = np.bincount(targets) / len(targets)
     expected = -sum(p * math.log(p) for p in shares if p)
-    assert evaluate_mim(objective(), numbered(), 2, CPU)["unigram_entropy_nats"] == pytest.approx(expected)
+    assert evaluate_mim(objective(), numbered(), 2, CPU).unigram_entropy_nats == pytest.approx(expected)
 
 
 def test_measuring_twice_gives_the_same() -> None:
@@ -78,7 +78,7 @@ def test_a_model_that_always_says_the_right_token_has_no_loss() -> None:
         "bits_saved_over_neighbour",
     )
     everything = ("accuracy", "top5_accuracy", "neighbour_accuracy")
-    assert result == pytest.approx(dict.fromkeys(nothing, 0) | dict.fromkeys(everything, 1), abs=1e-6)
+    assert result.as_dict() == pytest.approx(dict.fromkeys(nothing, 0) | dict.fromkeys(everything, 1), abs=1e-6)
 
 
 def test_the_neighbour_baseline_is_that_of_the_hidden_tokens_and_their_nearest_visible_ones() -> None:
@@ -94,9 +94,9 @@ def test_the_neighbour_baseline_is_that_of_the_hidden_tokens_and_their_nearest_v
             neighbours += [int(ids[oracles.nearest_visible(mask, patch, CONFIG.grid[1])]) for patch in masked]
     result = evaluate_mim(objective(), of_two_tokens, 2, CPU)
     best = min(oracles.copying_nats(tokens, neighbours, weight) for weight in np.linspace(0, 0.999, 1000))
-    assert result["neighbour_nats"] == pytest.approx(best, abs=1e-5)
-    assert result["neighbour_accuracy"] == pytest.approx(np.mean(np.equal(tokens, neighbours)))
-    assert result["neighbour_nats"] <= result["unigram_entropy_nats"]
+    assert result.neighbour_nats == pytest.approx(best, abs=1e-5)
+    assert result.neighbour_accuracy == pytest.approx(np.mean(np.equal(tokens, neighbours)))
+    assert result.neighbour_nats <= result.unigram_entropy_nats
 
 
 def of_two_tokens(number: int) -> Batch:
@@ -107,19 +107,20 @@ def of_two_tokens(number: int) -> Batch:
 
 def test_bits_saved_are_the_distances_from_the_baselines_in_bits() -> None:
     result = evaluate_mim(objective(), numbered(), 2, CPU)
-    saved = (result["unigram_entropy_nats"] - result["loss_nats"]) / math.log(2)
-    assert result["bits_saved_per_token"] == pytest.approx(saved)
-    saved = (result["neighbour_nats"] - result["loss_nats"]) / math.log(2)
-    assert result["bits_saved_over_neighbour"] == pytest.approx(saved)
+    saved = (result.unigram_entropy_nats - result.loss_nats) / math.log(2)
+    assert result.bits_saved_per_token == pytest.approx(saved)
+    saved = (result.neighbour_nats - result.loss_nats) / math.log(2)
+    assert result.bits_saved_over_neighbour == pytest.approx(saved)
 
 
 def test_with_soft_targets_the_loss_beside_the_baselines_is_that_of_hard_tokens() -> None:
     model = build_mim(CONFIG, vocab_size=7)
-    hard = evaluate_mim(MaskedImageModeling(model), numbered(), 2, CPU)
+    plain = evaluate_mim(MaskedImageModeling(model), numbered(), 2, CPU)
     soft = evaluate_mim(MaskedImageModeling(model, SoftTokens()), numbered(), 2, CPU)
-    assert {key: soft[key] for key in hard} == pytest.approx(hard)
-    assert set(soft) - set(hard) == {"soft_loss_nats", "kl_nats"}
-    assert 0 < soft["kl_nats"] < soft["soft_loss_nats"] != soft["loss_nats"]
+    hard, found = plain.as_dict(), soft.as_dict()
+    assert {key: found[key] for key in hard} == pytest.approx(hard)
+    assert found.keys() - hard.keys() == {"soft_loss_nats", "kl_nats"}
+    assert 0 < found["kl_nats"] < found["soft_loss_nats"] != soft.loss_nats
 
 
 def test_pixels_stand_beside_flat_patches_and_copies() -> None:
@@ -128,12 +129,12 @@ def test_pixels_stand_beside_flat_patches_and_copies() -> None:
         for parameter in model.head.parameters():
             parameter.zero_()
     found = evaluate_pixels(MaskedImageModeling(model, Pixels()), numbered(), 2, CPU)
-    assert found["pixel_loss"] == found["flat_pixel_loss"] == pytest.approx(47 / 48, rel=1e-3), "unbiased variance"
-    assert found["neighbour_pixel_loss"] > found["pixel_loss"], "noise is not worth copying"
+    assert found.pixel_loss == found.flat_pixel_loss == pytest.approx(47 / 48, rel=1e-3), "unbiased variance"
+    assert found.neighbour_pixel_loss > found.pixel_loss, "noise is not worth copying"
     plain = dataclasses.replace(one, image=torch.full_like(one.image, 0.25))
     found = evaluate_pixels(MaskedImageModeling(model, Pixels("l1", normalise=False)), lambda _: plain, 1, CPU)
-    assert found["neighbour_pixel_loss"] == 0
-    assert found["flat_pixel_loss"] == pytest.approx(0.25)
+    assert found.neighbour_pixel_loss == 0
+    assert found.flat_pixel_loss == pytest.approx(0.25)
 
 
 def test_painting_changes_hidden_patches_only_and_paints_what_is_predicted() -> None:

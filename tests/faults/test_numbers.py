@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from smalti.cli import main
 from smalti.core.contracts import Batch, StepOutput
 from smalti.core.errors import NumericError
-from smalti.evaluation.pretraining import measure
+from smalti.evaluation.pretraining import PretrainingResult, TokenLoss, measure
 from smalti.runs import pretrain
 from smalti.training.checkpoint import read_checkpoint
 from tests.small_runs import metrics, pictures, result, weights
@@ -76,17 +77,21 @@ def test_i07_a_mask_that_hides_nothing_or_all_is_refused(
 def test_i10_a_measurement_that_is_no_number_is_said_and_stops_nothing(
     photos: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def without_a_number(*arguments: Any, **settings: Any) -> dict[str, Any]:
+    def without_a_number(*arguments: Any, **settings: Any) -> PretrainingResult:
         found = measure(*arguments, **settings)
-        return found | {"loss_nats": math.nan, "bound": found["bound"] | {"trained_rate_bits_per_dim": math.inf}}
+        assert isinstance(found.loss, TokenLoss)
+        assert found.bound is not None
+        return PretrainingResult(replace(found.loss, loss_nats=math.nan), replace(found.bound, trained=math.inf))
 
     assert run_pretrain(photos, tokenizer, tmp_path / "whole", 2) == 0
     monkeypatch.setattr(pretrain, "measure", without_a_number)
     capsys.readouterr()
     assert run_pretrain(photos, tokenizer, tmp_path / "run", 2, "--json") == 0
     printed = capsys.readouterr()
-    warning = "warning: not finite on held-out images: loss_nats, bound.trained_rate_bits_per_dim"
-    assert warning in printed.err.splitlines()
+    warning = (
+        "warning: not finite on held-out images: loss_nats, bits_saved_per_token, bits_saved_over_neighbour, bound."
+    )
+    assert [line for line in printed.err.splitlines() if line.startswith(warning)]
     found = result(tmp_path / "run")
     assert json.loads(printed.out.splitlines()[-1]) == found
     assert found["loss_nats"] is found["bound"]["trained_rate_bits_per_dim"] is None

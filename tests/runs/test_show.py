@@ -14,11 +14,12 @@ from smalti.core.compute import choose_compute
 from smalti.core.errors import DataError, UsageError
 from smalti.data.reading import even_sample
 from smalti.evaluation.attention import block_attentions
+from smalti.evaluation.reconstruction import describe_tokenizer
 from smalti.flags import parse
 from smalti.report.heat_maps import component_colours, heat_map
 from smalti.report.pictures import to_pixels
 from smalti.runs import evaluate, report, show
-from smalti.runs.evaluate import Evaluate, describe_tokenizer
+from smalti.runs.evaluate import Evaluate
 from smalti.runs.export import Export
 from smalti.runs.export import main as export
 from smalti.runs.inside import Inside

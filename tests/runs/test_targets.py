@@ -1,7 +1,7 @@
 """Whole pretraining runs on each target, what is printed and shown of them, and what does not go together."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from smalti.cli import main
 from smalti.core.errors import UsageError
-from smalti.evaluation.pretraining import describe_loss
+from smalti.evaluation.pretraining import PixelLoss, TokenLoss
 from smalti.recipes import nano, tiny
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenize import Tokenize
@@ -64,13 +64,19 @@ def test_equal_images_change_nothing_where_all_masks_are_of_one_size(runs: Runs,
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+def described(found: dict[str, Any]) -> str:
+    """The line about the loss in a result."""
+    kind = PixelLoss if "pixel_loss" in found else TokenLoss
+    return kind(**{field.name: found[field.name] for field in fields(kind) if field.name in found}).describe()
+
+
 @pytest.mark.parametrize("target", TARGETS[:2])
 def test_a_run_on_tokens_says_whether_its_loss_is_normal(runs: Runs, target: str) -> None:
     found = result(runs.of[target])
     assert found["neighbour_nats"] <= found["unigram_entropy_nats"]
     assert found["accuracy"] <= found["top5_accuracy"] <= 1
     assert ("kl_nats" in found) == (target == "soft-tokens")
-    line = describe_loss(found)
+    line = described(found)
     for key in ("loss_nats", "unigram_entropy_nats", "neighbour_nats", "bits_saved_per_token"):
         assert f"{found[key]:.3f}" in line
     assert f"top-1 {found['accuracy']:.1%} (copying {found['neighbour_accuracy']:.1%})" in line
@@ -80,7 +86,7 @@ def test_a_run_on_tokens_says_whether_its_loss_is_normal(runs: Runs, target: str
 def test_a_run_on_pixels_says_it_in_pixels(runs: Runs) -> None:
     found = result(runs.of["pixels"])
     assert "loss_nats" not in found
-    assert describe_loss(found) == (
+    assert described(found) == (
         f"held-out images: loss {found['pixel_loss']:.4f} per masked patch; patches of one colour cost"
         f" {found['flat_pixel_loss']:.4f}, copies of the nearest visible patch {found['neighbour_pixel_loss']:.4f}"
     )
@@ -89,7 +95,7 @@ def test_a_run_on_pixels_says_it_in_pixels(runs: Runs) -> None:
 
 def test_it_is_said_when_the_run_ends(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(runs.photos, runs.tokenizer, tmp_path / "run", 2) == 0
-    assert describe_loss(result(tmp_path / "run")) in capsys.readouterr().err.splitlines()[-4:]
+    assert described(result(tmp_path / "run")) in capsys.readouterr().err.splitlines()[-4:]
 
 
 def test_pixels_are_learned_without_a_tokenizer_and_without_its_gate(

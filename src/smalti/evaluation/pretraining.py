@@ -4,7 +4,8 @@ What it has to beat are baselines without a network on the same masked patches; 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from smalti.core.contracts import Batch, StepOutput
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import RunImages
 from smalti.data.tokens import TokenizedOnce, encode
-from smalti.evaluation.bound import two_stage_bound
+from smalti.evaluation.bound import TwoStageBound, describe, two_stage_bound
 from smalti.evaluation.token_sample import some_images
 from smalti.functional.metrics import copying, entropy, nearest_visible
 from smalti.models.mim import build_mim
@@ -30,18 +31,102 @@ _HELD_OUT_IMAGES = 5000
 """Held-out images the loss is measured on, at most."""
 
 
+@dataclass(frozen=True)
+class TokenLoss:
+    """How well masked tokens are predicted, beside two baselines that are fitted to these same tokens.
+
+    Attributes:
+        loss_nats: per masked patch, with hard tokens as targets.
+        unigram_entropy_nats: the loss of predicting the token frequencies.
+        neighbour_nats, neighbour_accuracy: of the copy baseline (`copying`).
+        accuracy, top5_accuracy: in [0, 1].
+        soft_loss_nats, kl_nats: with soft targets, the cross-entropy with the posterior, and without its own entropy.
+    """
+
+    loss_nats: float
+    unigram_entropy_nats: float
+    neighbour_nats: float
+    accuracy: float
+    top5_accuracy: float
+    neighbour_accuracy: float
+    soft_loss_nats: float | None = None
+    kl_nats: float | None = None
+
+    @property
+    def bits_saved_per_token(self) -> float:
+        """By how many bits the loss is lower than the unigram entropy."""
+        return (self.unigram_entropy_nats - self.loss_nats) / math.log(2)
+
+    @property
+    def bits_saved_over_neighbour(self) -> float:
+        """By how many bits the loss is lower than that of the copy baseline."""
+        return (self.neighbour_nats - self.loss_nats) / math.log(2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name, and the bits saved; those of soft targets where there are any."""
+        saved = {name: getattr(self, name) for name in ("bits_saved_per_token", "bits_saved_over_neighbour")}
+        return {name: value for name, value in asdict(self).items() if value is not None} | saved
+
+    def describe(self) -> str:
+        """One line: whether the loss is worth anything."""
+        soft = f", {self.kl_nats:.3f} above the posterior's own entropy" if self.kl_nats is not None else ""
+        return (
+            f"held-out images: loss {self.loss_nats:.3f} nats per masked token{soft}; unigram entropy"
+            f" {self.unigram_entropy_nats:.3f}, copying the nearest visible token {self.neighbour_nats:.3f}; bits saved"
+            f" a token {self.bits_saved_per_token:.3f} and {self.bits_saved_over_neighbour:.3f}; top-1"
+            f" {self.accuracy:.1%} (copying {self.neighbour_accuracy:.1%}), top-5 {self.top5_accuracy:.1%}"
+        )
+
+
+@dataclass(frozen=True)
+class PixelLoss:
+    """How well masked pixels are predicted, in the units of the target.
+
+    Attributes:
+        flat_pixel_loss: of predicting a single colour (the mean of each masked patch where targets are normalised, else
+            mid-grey).
+        neighbour_pixel_loss: of copying the nearest visible patch.
+    """
+
+    pixel_loss: float
+    flat_pixel_loss: float
+    neighbour_pixel_loss: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line: whether the loss is worth anything."""
+        return (
+            f"held-out images: loss {self.pixel_loss:.4f} per masked patch; patches of one colour cost"
+            f" {self.flat_pixel_loss:.4f}, copies of the nearest visible patch {self.neighbour_pixel_loss:.4f}"
+        )
+
+
+@dataclass(frozen=True)
+class PretrainingResult:
+    """What pretraining has come to on held-out images; the bound of both stages where tokens are predicted."""
+
+    loss: TokenLoss | PixelLoss
+    bound: TwoStageBound | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name; those of the bound under `bound`."""
+        return self.loss.as_dict() | ({} if self.bound is None else {"bound": self.bound.as_dict()})
+
+    def describe(self) -> str:
+        """The loss in a line, and the table of the bound."""
+        lines = [self.loss.describe(), *([] if self.bound is None else [describe(self.bound.as_dict())])]
+        return "\n".join(lines)
+
+
 def evaluate_mim(
     objective: MaskedImageModeling, batches: Callable[[int], Batch], num_batches: int, compute: Compute
-) -> dict[str, float]:
+) -> TokenLoss:
     """Loss and accuracy over `num_batches` batches, and two baselines on the same masked tokens.
 
     Both baselines are fitted to these same tokens, so each has the lowest loss of its kind.
-
-    Returns:
-        `loss_nats` per masked patch, with hard tokens as targets; `accuracy` and `top5_accuracy` in [0, 1];
-        `unigram_entropy_nats`, the loss of predicting the token frequencies; `neighbour_nats` and `neighbour_accuracy`
-        of the copy baseline (`copying`); `bits_saved_per_token` and `bits_saved_over_neighbour`, by how many bits the
-        loss is lower than these; with soft targets also `soft_loss_nats` and `kl_nats`.
     """
     means, hits = Means(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
     misses = hits.clone()
@@ -52,30 +137,22 @@ def evaluate_mim(
         misses += torch.bincount(wrong, minlength=len(misses))
     unigram, neighbour = float(entropy(hits + misses)), copying(hits, misses)
     soft = "hard" in means
-    loss = means["hard" if soft else "loss"]
-    measured = {
-        "loss_nats": loss,
-        "unigram_entropy_nats": unigram,
-        "neighbour_nats": neighbour.nats,
-        "bits_saved_per_token": (unigram - loss) / math.log(2),
-        "bits_saved_over_neighbour": (neighbour.nats - loss) / math.log(2),
-        "accuracy": means["accuracy"],
-        "top5_accuracy": means["top5"],
-        "neighbour_accuracy": neighbour.accuracy,
-    }
-    return measured | ({"soft_loss_nats": means["loss"], "kl_nats": means["kl"]} if soft else {})
+    return TokenLoss(
+        loss_nats=means["hard" if soft else "loss"],
+        unigram_entropy_nats=unigram,
+        neighbour_nats=neighbour.nats,
+        accuracy=means["accuracy"],
+        top5_accuracy=means["top5"],
+        neighbour_accuracy=neighbour.accuracy,
+        soft_loss_nats=means["loss"] if soft else None,
+        kl_nats=means["kl"] if soft else None,
+    )
 
 
 def evaluate_pixels(
     objective: MaskedImageModeling, batches: Callable[[int], Batch], num_batches: int, compute: Compute
-) -> dict[str, float]:
-    """Loss and two baselines over `num_batches` batches, for an objective whose target is pixels.
-
-    Returns:
-        `pixel_loss` in the units of the target; `flat_pixel_loss` of predicting a single colour (the mean of each
-        masked patch where targets are normalised, else mid-grey); `neighbour_pixel_loss` of copying the nearest visible
-        patch.
-    """
+) -> PixelLoss:
+    """Loss and two baselines over `num_batches` batches, for an objective whose target is pixels."""
     target = objective.target
     assert isinstance(target, Pixels)
     means, flat, copied = Means(), Means(), Means()
@@ -86,7 +163,7 @@ def evaluate_pixels(
         means.add(output)
         copied.add(target(copies, batch, weight))
         flat.add(target(torch.full_like(copies, 0.0 if target.normalise else 0.5), batch, weight))
-    return {"pixel_loss": means["loss"], "flat_pixel_loss": flat["loss"], "neighbour_pixel_loss": copied["loss"]}
+    return PixelLoss(means["loss"], flat["loss"], copied["loss"])
 
 
 class Means(dict[str, float]):
@@ -131,7 +208,7 @@ def measure(
     compute: Compute,
     *,
     density: bool,
-) -> dict[str, Any]:
+) -> PretrainingResult:
     """The loss and what it has to beat, on whole held-out images under fixed masks; of tokens also the bound of both
     stages. Every masked patch counts the same.
 
@@ -142,7 +219,7 @@ def measure(
     num_batches = max(1, min(len(images.held_out), _HELD_OUT_IMAGES) // batch_size)
     tokenizer = views.tokenizer
     if tokenizer is None:
-        return dict(evaluate_pixels(objective, loader, num_batches, compute))
+        return PretrainingResult(evaluate_pixels(objective, loader, num_batches, compute))
     tokenizing, posterior = views.tokenizing(compute), isinstance(objective.target, SoftTokens)
     batches = TokenizedOnce(loader, tokenizer, tokenizing, posterior=posterior)
     measured = evaluate_mim(objective, batches, num_batches, compute)
@@ -150,9 +227,9 @@ def measure(
     before = evaluate_mim(MaskedImageModeling(model.to(compute.device)), batches, num_batches, compute)
     seen = token_views(views, images.train, side=images.held_out.images.shape[-1])
     counts = token_counts(seen, tokenizer, tokenizing)
-    losses = (before["loss_nats"], measured["loss_nats"])
+    losses = (before.loss_nats, measured.loss_nats)
     bound = two_stage_bound(tokenizer, batches, num_batches, counts, losses, compute, density=density)
-    return measured | {"bound": bound.as_dict()}
+    return PretrainingResult(measured, bound)
 
 
 def token_views(views: MaskedViews, images: ImageDataset, side: int) -> Tensor:
@@ -171,21 +248,3 @@ def token_counts(views: Tensor, tokenizer: ImageTokenizer, compute: Compute) -> 
     """How often each token occurs in some `token_views`."""
     ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in views.split(1024)])
     return torch.bincount(ids.flatten(), minlength=tokenizer.vocab_size)
-
-
-def describe_loss(measured: Mapping[str, Any]) -> str:
-    """One line: whether the loss is worth anything."""
-    if "pixel_loss" in measured:
-        return (
-            f"held-out images: loss {measured['pixel_loss']:.4f} per masked patch; patches of one colour cost"
-            f" {measured['flat_pixel_loss']:.4f}, copies of the nearest visible patch"
-            f" {measured['neighbour_pixel_loss']:.4f}"
-        )
-    soft = f", {measured['kl_nats']:.3f} above the posterior's own entropy" if "kl_nats" in measured else ""
-    return (
-        f"held-out images: loss {measured['loss_nats']:.3f} nats per masked token{soft}; unigram entropy"
-        f" {measured['unigram_entropy_nats']:.3f}, copying the nearest visible token"
-        f" {measured['neighbour_nats']:.3f}; bits saved a token {measured['bits_saved_per_token']:.3f} and"
-        f" {measured['bits_saved_over_neighbour']:.3f}; top-1 {measured['accuracy']:.1%} (copying"
-        f" {measured['neighbour_accuracy']:.1%}), top-5 {measured['top5_accuracy']:.1%}"
-    )

@@ -62,6 +62,10 @@ class TokenizerResult:
             **figures_of(self.kmeans_information, "kmeans_"),
         }
 
+    def describe(self) -> str:
+        """The figures as plain text."""
+        return describe_tokenizer(self.as_dict())
+
 
 _OF_BOUND = ("elbo_nats", "distortion_nats", "bits_per_dim", "bits_per_dim_unigram", "grey_level_bits_per_dim")
 
@@ -73,6 +77,45 @@ def _figures(use: CodebookUse | None, prefix: str = "") -> dict[str, float | Non
         f"{prefix}codebook_entropy_nats": None if use is None else use.entropy,
         f"{prefix}top_share": None if use is None else use.top_share,
     }
+
+
+def describe_tokenizer(result: Mapping[str, float | None]) -> str:
+    """The figures as plain text, with a dash for those that a tokenizer does not have."""
+    lines = [
+        f"on {result['window_tokens']} held-out tokens whose patch is not constant"
+        f" ({result['constant_share']:.1%} of all patches are)",
+        f"{'':<28} {'tokenizer':>10} {'k-means':>10}",
+    ]
+    for name, key, form in _BOTH:
+        lines.append(f"{name:<28} {_cell(result.get(key), form):>10} {_cell(result.get(f'kmeans_{key}'), form):>10}")
+    return "\n".join([*lines, *(f"{name:<28} {_cell(result.get(key), form):>10}" for name, key, form in _OWN)])
+
+
+_BOTH = (
+    ("codes used", "codebook_usage", "{:.1%}"),
+    ("perplexity", "perplexity", "{:.1f}"),
+    ("unigram entropy, nats", "codebook_entropy_nats", "{:.3f}"),
+    ("most frequent code", "top_share", "{:.1%}"),
+    ("bits told of position", "position_bits", "{:.3f}"),
+    ("  by chance", "position_bits_by_chance", "{:.3f}"),
+    ("bits told of colour", "colour_bits", "{:.3f}"),
+    ("  by chance", "colour_bits_by_chance", "{:.3f}"),
+    ("bits told of class", "class_bits", "{:.3f}"),
+    ("  by chance", "class_bits_by_chance", "{:.3f}"),
+)
+_OWN = (
+    ("PSNR, hard tokens, dB", "psnr_db", "{:.2f}"),
+    ("soft minus hard, dB", "hard_soft_gap_db", "{:.2f}"),
+    ("SSIM", "ssim", "{:.3f}"),
+    ("ELBO, nats an image", "elbo_nats", "{:.1f}"),
+    ("bits per dimension", "bits_per_dim", "{:.3f}"),
+    ("  under the unigram prior", "bits_per_dim_unigram", "{:.3f}"),
+    ("  by grey levels", "grey_level_bits_per_dim", "{:.3f}"),
+)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def evaluate_tokenizer(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,11 +22,10 @@ from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, offi
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import Ranks, process_group
 from smalti.evaluation.battery import Battery, BatteryResult
-from smalti.evaluation.bound import describe
 from smalti.evaluation.features import Pooling, resized
-from smalti.evaluation.pretraining import describe_loss, measure
+from smalti.evaluation.pretraining import PretrainingResult, measure
 from smalti.evaluation.probe import PIXELS, Split, pixel_features, untrained
-from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.reconstruction import TokenizerResult, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
@@ -35,7 +34,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import holds_run, is_run, read_config, read_kind
 from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
-from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
+from smalti.runs.models import load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import with_null
 from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
@@ -128,16 +127,16 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
         data = config.reading(read_config(config.model, Finetune).data)
         train, test = official_splits(config.images, config.test, data.follow_links)
         data = replace(data, path=test or train)
-        return _by_rank0(lambda: measure_finetuned(config.model, data, compute, log), describe_finetuned)
+        return _by_rank0(lambda: measure_finetuned(config.model, data, compute, log))
     if kind != Pretrain.__name__:
-        return _by_rank0(lambda: _measure_tokenizer(config, compute, log), describe_tokenizer)
+        return _by_rank0(lambda: _measure_tokenizer(config, compute, log))
     trained_on = read_config(config.model, Pretrain)
     images = _load(config, trained_on.data, log)
     found = overlap(images.train, images.held_out)
     result, backbone = {}, load_pretrained(config.model, compute)
     if isinstance(backbone, MaskedImageModel):
         model, backbone = backbone, backbone.backbone
-        result = _by_rank0(lambda: _measure_stages(trained_on, model, images, compute, log), describe_stages)
+        result = _by_rank0(lambda: _measure_stages(trained_on, model, images, compute, log))
     result |= _measure_backbone(config, backbone, trained_on.data, images, compute, log)
     if found.shared and is_rank0():
         print(found)
@@ -158,32 +157,38 @@ def _evaluated_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str
     return _measure_backbone(config, subject.backbone.to(compute.device), data, images, compute, log)
 
 
-def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """What rank 0 measures and prints; others wait for it."""
+class Measurement(Protocol):
+    """A result with figures as JSON values, and as text."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures by name."""
+
+    def describe(self) -> str:
+        """The figures as they are printed."""
+
+
+def _by_rank0(measure: Callable[[], Measurement | None]) -> dict[str, Any]:
+    """What rank 0 measures and prints; others wait for it. Empty if there is nothing to measure."""
 
     def printed() -> dict[str, Any]:
         found = measure()
-        if found:
-            print(describe(found))
-        return found
+        if found is None:
+            return {}
+        print(found.describe())
+        return found.as_dict()
 
     return from_rank0(printed)
 
 
-def describe_stages(measured: Mapping[str, Any]) -> str:
-    """Loss and bound."""
-    return "\n".join([describe_loss(measured), *([describe(measured["bound"])] if "bound" in measured else [])])
-
-
 def _measure_stages(
     trained_on: Pretrain, model: MaskedImageModel, images: InMemoryData, compute: Compute, log: Log
-) -> dict[str, Any]:
-    """Loss and bound, as at the end of the run; empty if its tokenizer no longer exists."""
+) -> PretrainingResult | None:
+    """Loss and bound, as at the end of the run; None if its tokenizer no longer exists."""
     if not isinstance(trained_on.target, Pixels) and not is_run(trained_on.tokenizer):
         place = trained_on.tokenizer
         why = f"the tokenizer of the run is no longer in {place}" if place else "the weights came without a tokenizer"
         log.say(f"no loss and no bound: {why}")
-        return {}
+        return None
     tokenizer = target_tokenizer(trained_on.tokenizer, trained_on.target, compute)
     objective, size = MaskedImageModeling(model, trained_on.target), trained_on.plan.micro_batch_size
     density = tokenizer is not None and has_density(trained_on.tokenizer)
@@ -274,52 +279,12 @@ def describe_beside(result: Mapping[str, Any], baselines: Mapping[str, Mapping[s
     return "\n".join([*lines, f"worth {gain:+.1f} points of linear probe over the better of the untrained networks"])
 
 
-def describe_tokenizer(result: Mapping[str, Any]) -> str:
-    """The figures as plain text, with a dash for those that a tokenizer does not have."""
-    lines = [
-        f"on {result['window_tokens']} held-out tokens whose patch is not constant"
-        f" ({result['constant_share']:.1%} of all patches are)",
-        f"{'':<28} {'tokenizer':>10} {'k-means':>10}",
-    ]
-    for name, key, form in _BOTH:
-        lines.append(f"{name:<28} {_cell(result.get(key), form):>10} {_cell(result.get(f'kmeans_{key}'), form):>10}")
-    return "\n".join([*lines, *(f"{name:<28} {_cell(result.get(key), form):>10}" for name, key, form in _OWN)])
-
-
-_BOTH = (
-    ("codes used", "codebook_usage", "{:.1%}"),
-    ("perplexity", "perplexity", "{:.1f}"),
-    ("unigram entropy, nats", "codebook_entropy_nats", "{:.3f}"),
-    ("most frequent code", "top_share", "{:.1%}"),
-    ("bits told of position", "position_bits", "{:.3f}"),
-    ("  by chance", "position_bits_by_chance", "{:.3f}"),
-    ("bits told of colour", "colour_bits", "{:.3f}"),
-    ("  by chance", "colour_bits_by_chance", "{:.3f}"),
-    ("bits told of class", "class_bits", "{:.3f}"),
-    ("  by chance", "class_bits_by_chance", "{:.3f}"),
-)
-_OWN = (
-    ("PSNR, hard tokens, dB", "psnr_db", "{:.2f}"),
-    ("soft minus hard, dB", "hard_soft_gap_db", "{:.2f}"),
-    ("SSIM", "ssim", "{:.3f}"),
-    ("ELBO, nats an image", "elbo_nats", "{:.1f}"),
-    ("bits per dimension", "bits_per_dim", "{:.3f}"),
-    ("  under the unigram prior", "bits_per_dim_unigram", "{:.3f}"),
-    ("  by grey levels", "grey_level_bits_per_dim", "{:.3f}"),
-)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
-def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> TokenizerResult:
     tokenizer, density = load_tokenizer(config.model, compute), has_density(config.model)
     data = input_of(config.model, tokenizer)
     images = _load(config, data, log)
     train, judged = some_images(images.train, data.side), images.held_out
-    found = evaluate_tokenizer(tokenizer, judged.images, compute, train=train, density=density, labels=judged.labels)
-    return found.as_dict()
+    return evaluate_tokenizer(tokenizer, judged.images, compute, train=train, density=density, labels=judged.labels)
 
 
 def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:

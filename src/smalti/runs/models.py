@@ -1,7 +1,8 @@
 """Load the frozen trained network of a run folder; evaluate a fine-tuned one on other labelled images."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.foreign import bare_backbone
+from smalti.runs.model_selection import Measured
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import input_of, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -112,8 +114,27 @@ def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:
     return _frozen(lambda: config.task.build(config.backbone, outputs), config.backbone, weights, run, compute)
 
 
-def measure_finetuned(run: str, data: Data, compute: Compute, log: Log) -> dict[str, Any]:
-    """Evaluate the selected network on all images of `data`; keys as those of `test_` in a result, and `images`.
+@dataclass(frozen=True)
+class FinetunedResult:
+    """The scores of a fine-tuned network on so many images, and those of each class."""
+
+    images: int
+    measured: Measured
+
+    def as_dict(self) -> dict[str, Any]:
+        """The number of images, and scores by name, as those of `test_` in a result."""
+        return {"images": self.images} | self.measured.as_dict()
+
+    def describe(self) -> str:
+        """The scores in one line, then one line for each class."""
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in self.measured.scores.items())
+        classes = next(value.items() for value in self.measured.details.values() if isinstance(value, dict))
+        lines = (f"  {printable(name):<28} {'-' if score is None else f'{score:.1%}':>7}" for name, score in classes)
+        return "\n".join([f"{self.images} images: {scores}", *lines])
+
+
+def measure_finetuned(run: str, data: Data, compute: Compute, log: Log) -> FinetunedResult:
+    """Evaluate the selected network on all images of `data`.
 
     Raises:
         DataError: the images have no labels, or labels that the run was not trained on.
@@ -125,7 +146,7 @@ def measure_finetuned(run: str, data: Data, compute: Compute, log: Log) -> dict[
         log.say(f"warning: {found}")
     model = load_finetuned(run, compute)
     measured = config.task.measure(model, shown, outputs, config.backbone.img_size, compute)
-    return {"images": len(shown)} | measured.as_dict()
+    return FinetunedResult(len(shown), measured)
 
 
 def _learned_too(run: Data, data: Data, shown: ImageDataset, log: Log) -> Overlap:
@@ -139,11 +160,3 @@ def _learned_too(run: Data, data: Data, shown: ImageDataset, log: Log) -> Overla
         log.say(f"the images of the run are no longer in {run.path}: whether these are among them is not known")
         return Overlap(0, 0)
     return overlap(learned, judged)
-
-
-def describe_finetuned(result: Mapping[str, Any]) -> str:
-    """The scores in one line, then one line for each class."""
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if isinstance(value, float))
-    classes = next(value.items() for value in result.values() if isinstance(value, dict))
-    lines = (f"  {printable(name):<28} {'-' if score is None else f'{score:.1%}':>7}" for name, score in classes)
-    return "\n".join([f"{result['images']} images: {scores}", *lines])

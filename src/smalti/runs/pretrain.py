@@ -23,7 +23,7 @@ from smalti.data.transforms.views import ColorJitter
 from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.inpainting import Inpainter
-from smalti.evaluation.pretraining import describe_loss, measure, token_counts, token_views
+from smalti.evaluation.pretraining import measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
 from smalti.evaluation.token_sample import some_labels
 from smalti.functional.masking import Blockwise, Random, Rolled
@@ -324,17 +324,18 @@ def _measured(
     size = config.plan.micro_batch_size // world_size()
     density = tokenizer is not None and has_density(config.tokenizer)
     measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
-    session.log.say(describe_loss(measured))
+    session.log.say(measured.loss.describe())
+    result = measured.as_dict()
     if second is not None:
         model.take_second()
         of, views = MaskedImageModeling(model), config.views(second)
         found = measure(of, views, given, size, session.compute, density=has_density(config.second_tokenizer))
-        session.log.say(f"second tokenizer: {describe_loss(found)}")
-        measured |= {f"second_{name}": value for name, value in found.items()}
+        session.log.say(f"second tokenizer: {found.loss.describe()}")
+        result |= {f"second_{name}": value for name, value in found.as_dict().items()}
     if beside is not None:
-        session.log.say(beside.describe_end(measured))
+        session.log.say(beside.describe_end(measured.loss))
     counts = {"train_images": len(given.train), "held_out_images": len(given.held_out), "steps": config.plan.steps}
-    return measured | counts
+    return result | counts
 
 
 def prepare(

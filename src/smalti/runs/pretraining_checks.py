@@ -7,7 +7,7 @@ few labelled images, and the loss by the nearest of the reference curves.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from smalti.data.load import Data, unlabelled
 from smalti.data.tokens import encode
 from smalti.evaluation.code_information import CodeInformation, code_information
 from smalti.evaluation.features import Pooling, extract
+from smalti.evaluation.pretraining import PixelLoss, TokenLoss
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.evaluation.reference_curves import Reference, Setup, nearest, references, standing
 from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
@@ -221,15 +222,15 @@ class ReferenceComparison:
             f"{self.reference.name}, a run of ours on {self.reference.data}{moved}; here (and there): {differing}{far}"
         )
 
-    def describe_end(self, measured: Mapping[str, Any]) -> str:
+    def describe_end(self, ended_at: TokenLoss | PixelLoss) -> str:
         """The final figures of both runs, each on its own held-out images."""
         reference, ended = self.reference, f"reference {self.reference.name} ended"
         after = f"on its held-out images, after {reference.setup.num_images} images; here it is"
-        if self.setup.target == "tokens":
-            gain = measured["unigram_entropy_nats"] - measured["loss_nats"]
+        if isinstance(ended_at, TokenLoss):
+            gain = ended_at.unigram_entropy_nats - ended_at.loss_nats
             said = f"{ended} {reference.held_out_gain:.3f} nats below the unigram entropy {after} {gain:.3f}"
         else:
-            said = f"{ended} at a loss of {reference.held_out_loss:.3f} {after} {measured['pixel_loss']:.3f}"
+            said = f"{ended} at a loss of {reference.held_out_loss:.3f} {after} {ended_at.pixel_loss:.3f}"
         return f"{said} after {self.setup.num_images}"
 
 
