@@ -131,7 +131,8 @@ def run(variation: Variation, out: Path, places: DataFiles, compute: Compute, im
     seconds = time.process_time() - began
     frozen = frozen_features(load_model(str(out), compute).backbone, places, images, compute, PROTOCOL)
     found = {"variation": asdict(variation), "images": IMAGES, "processor_seconds": seconds, "frozen": frozen.as_dict()}
-    return found | {"loss_nats": result["loss_nats"], "compute": compute.describe(), "torch": torch.__version__}
+    loss = "pixel_loss" if isinstance(variation.target, Pixels) else "loss_nats"
+    return found | {loss: result[loss], "compute": compute.describe(), "torch": torch.__version__}
 
 
 def frozen_features(

@@ -15,6 +15,7 @@ from smalti.cli import main
 from smalti.core.compute import choose_compute
 from smalti.core.log import Log
 from smalti.models.decoder import CrossAttention
+from smalti.training.targets import Pixels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -63,6 +64,8 @@ def test_a_variation_is_pretrained_and_measured_once(
     table = ablations.table(found).splitlines()
     assert len(table) == 3
     assert table[-1].startswith(f"| visible | {100 * found['visible']['frozen']['knn']:.1f} | ")
+    of_pixels = ablations.Variation(target=Pixels(), tokenizer="")
+    assert ablations.run(of_pixels, tmp_path / "pixels", places, compute, images)["pixel_loss"] > 0
 
 
 def test_every_variation_has_a_name_for_a_file_and_differs_from_the_others(ablations: ModuleType) -> None:
