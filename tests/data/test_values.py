@@ -76,6 +76,15 @@ def test_negative_values_of_16_bits_are_refused_without_a_window() -> None:
     assert row(data, window=(-100.0, 100.0)) == [0, 128, 191, 255]
 
 
+@pytest.mark.parametrize(("format_name", "channels"), [("PNG", 1), ("PNG", 3), ("JPEG", 3), ("BMP", 1)])
+def test_a_window_for_deeper_files_leaves_8_bits_as_they_are(format_name: str, channels: int) -> None:
+    grey = np.repeat(np.arange(0, 256, 51, dtype=np.uint8), 8)[None].repeat(8, 0)
+    data = encoded(Image.fromarray(grey), format_name)
+    assert row(data, channels, (40.0, 3865.0)) == row(data, channels)
+    assert row(data, channels, (0.0, 51.0))[-8:] == [255] * 8
+    assert row(grey_tiff(grey[:1], 8), 1, (40.0, 3865.0)) == grey[0].tolist()
+
+
 def test_signed_16_bits_without_negative_values_end_at_the_largest_one() -> None:
     assert row(grey_tiff(np.array([0, 32767], "<i2"), 16, kind=SIGNED)) == [0, 255]
 

@@ -261,6 +261,8 @@ def describe(result: dict[str, Any]) -> str:
         rows += [("", " = ".join(map(printable, group))) for group in found["examples"][:3]]
     many = bool(set(result["channels"]) - {"1", "3"})
     rows += [("values", _described(name, about, many)) for name, about in result["values"].items()]
+    if "uint8" in result["values"] and len(result["values"]) > 1:
+        rows.append(("", "a window that ends above 255 leaves images of 8 bits as they are"))
     if many:
         rows += [("channels", _channels(result["channels"]))]
     if result["pages"] > result["readable"]:
