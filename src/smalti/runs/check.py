@@ -15,6 +15,7 @@ from smalti.core.log import Log, printable
 from smalti.data.bands import Header, channels_of, header_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.joined import Joined
+from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
@@ -182,6 +183,7 @@ class Tally:
             "modes": dict(self.modes.most_common()),
             "channels": {str(number): count for number, count in self.channels.most_common()},
             "classes": {name: self.labels[number] for number, name in enumerate(source.classes)},
+            "unlabelled": self.labels[NONE],
             "sizes": _sizes(_pairs(self.sizes).astype(np.int64)),
             "values": {
                 name: {"images": count, "low": low, "high": high} for name, (count, low, high) in self.values.items()
@@ -209,7 +211,8 @@ def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
     about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
     about |= {"digest": source.digest} if source.digest else {}
     splits = {name: len(part) for name, part in source.parts} if isinstance(source, Joined) else {}
-    return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes), "splits": splits}
+    about |= {"left_out": source.left_out.as_dict(), "notes": list(source.notes), "splits": splits}
+    return about | {"no_labels": "" if source.classes else source.no_labels}
 
 
 def _read_as(result: dict[str, Any]) -> str:
@@ -250,7 +253,10 @@ def describe(result: dict[str, Any]) -> str:
     rows += [("formats", _counts(result["formats"])), ("modes", _counts(result["modes"]))]
     if result["classes"]:
         least, most = min(result["classes"].values()), max(result["classes"].values())
-        rows.append(("classes", f"{len(result['classes'])}, of {least} to {most} images"))
+        without = f"; {result['unlabelled']} without a label" if result["unlabelled"] else ""
+        rows.append(("classes", f"{len(result['classes'])}, of {least} to {most} images{without}"))
+    elif result["no_labels"]:
+        rows.append(("no classes", printable(result["no_labels"])))
     if sizes["width"]:
         (narrow, wide, widest), (low, high, highest) = sizes["width"], sizes["height"]
         rows.append(("size", f"{narrow} to {widest} wide, {low} to {highest} high; medians {wide} and {high}"))
