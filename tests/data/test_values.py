@@ -109,3 +109,11 @@ def test_what_is_unusual_about_values_is_said() -> None:
     assert "has the value 0 of 255: there is nothing to learn" in notes_of(0, 0, 3)[0]
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
     assert value_notes(grey)[0].startswith("every image is grey, its three channels are the same; one is enough")
+
+
+def test_some_images_that_are_nearly_black_among_others_are_named() -> None:
+    images = torch.randint(0, 256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert value_notes(images) == []
+    images[::5] //= 16
+    [note] = value_notes(images)
+    assert note == "20% of these images are nearly black; smalti check says whether --data.window mends it"

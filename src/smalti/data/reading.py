@@ -41,6 +41,8 @@ _INSIDE = (0.001, 0.999)
 GREY = "one is enough (channels 1, in tokenizer and backbone too): a third of the memory, steps hardly shorter"
 LEAST_RANGE = 0.08
 """Images that use less of the range of values are worth a note: 12 bits in files of 16 use 6 % at most."""
+_MANY_DARK = 0.05
+"""The share of nearly black images from which they are worth a note."""
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, a value a channel, of pixels in [0, 1]."""
 
@@ -269,7 +271,7 @@ def _no_window(kinds: list[str], reason: str = "") -> DataError:
 
 
 def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
-    """What is unusual about the values of images, one sentence each: that they use little of the range, or are grey."""
+    """What is unusual about the values of images, one sentence each: little of the range used, dark or grey ones."""
     some = images[:: max(1, len(images) // _MEASURED)]
     counts = torch.bincount(some.reshape(-1).int(), minlength=256).double().cumsum(0) / some.numel()
     low, high = (int((counts < share).sum()) for share in _INSIDE)
@@ -278,6 +280,10 @@ def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
     if high - low < LEAST_RANGE * 255:
         share = (high - low) / 255
         return [f"the values of these images use {share:.1%} of their range; --data.window auto makes it all of it"]
+    brightest = some.flatten(1).amax(1)
+    dark = float(((brightest > 0) & (brightest < LEAST_RANGE * 255)).float().mean())
+    notes = [f"{dark:.0%} of these images are nearly black; smalti check says whether --data.window mends it"]
+    notes = notes if dark >= _MANY_DARK else []
     if some.shape[1] == 3 and bool((some == some[:, :1]).all()):
-        return [f"every image is grey, its three channels are the same; {GREY}"]
-    return []
+        notes.append(f"every image is grey, its three channels are the same; {GREY}")
+    return notes
