@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.small_runs import CPU, pictures
+from tests.test_documentation import blocks_of, commands_of
 
 from smalti.cli import main
 from smalti.core.compute import choose_compute
@@ -30,6 +31,23 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def equal_time(ablations: ModuleType) -> ModuleType:
     pytest.importorskip("lightly")
     return import_module("equal_time")
+
+
+def test_the_command_of_the_page_has_the_best_setting(
+    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page = BENCHMARKS.parent / "docs" / "results" / "cifar10" / "equal_time" / "README.md"
+    commands = [words[1:] for block in blocks_of(page.read_text()) for words in commands_of(block)]
+    seen: list[Any] = []
+    monkeypatch.setattr("smalti.runs.pretrain.main", lambda config, **_: seen.append(config) or {})
+    assert main(next(words for words in commands if words[0] == "pretrain")) == 0
+    [asked] = seen
+    places = ablations.DataFiles(tmp_path, tmp_path, tmp_path)
+    best = ablations.BEST.pretraining(tmp_path, places, asked.plan.steps * asked.plan.batch_size)
+    plan = replace(best.plan, log_every=asked.plan.log_every, save_every=asked.plan.save_every)
+    data = replace(best.data, path=asked.data.path)
+    best = replace(best, out=asked.out, tokenizer=asked.tokenizer, data=data, plan=plan, reference=asked.reference)
+    assert asked == best
 
 
 def test_a_variation_is_pretrained_and_measured_once(

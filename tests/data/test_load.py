@@ -127,7 +127,9 @@ def test_too_many_bad_files_are_a_data_error_and_still_listed(tmp_path: Path) ->
     for number in range(3):
         (tmp_path / "images" / f"{number:03d}.png").write_bytes(b"")
     data = Data(str(tmp_path / "images"), side=4, max_bad_fraction=0.1)
-    message = r"3 of 20 images cannot be read, first .*000\.png;.*raise --data\.max-bad-fraction"
+    message = (
+        r"3 of 20 images cannot be read, first .*000\.png;.*raise --data\.max-bad-fraction \(now 0\.1 of the images\)$"
+    )
     with pytest.raises(DataError, match=message):
         data.load(Log(), tmp_path / "bad_files.jsonl")
     assert len((tmp_path / "bad_files.jsonl").read_text().splitlines()) == 3

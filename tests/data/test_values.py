@@ -76,6 +76,15 @@ def test_negative_values_of_16_bits_are_refused_without_a_window() -> None:
     assert row(data, window=(-100.0, 100.0)) == [0, 128, 191, 255]
 
 
+@pytest.mark.parametrize(("format_name", "channels"), [("PNG", 1), ("PNG", 3), ("JPEG", 3), ("BMP", 1)])
+def test_a_window_for_deeper_files_leaves_8_bits_as_they_are(format_name: str, channels: int) -> None:
+    grey = np.repeat(np.arange(0, 256, 51, dtype=np.uint8), 8)[None].repeat(8, 0)
+    data = encoded(Image.fromarray(grey), format_name)
+    assert row(data, channels, (40.0, 3865.0)) == row(data, channels)
+    assert row(data, channels, (0.0, 51.0))[-8:] == [255] * 8
+    assert row(grey_tiff(grey[:1], 8), 1, (40.0, 3865.0)) == grey[0].tolist()
+
+
 def test_signed_16_bits_without_negative_values_end_at_the_largest_one() -> None:
     assert row(grey_tiff(np.array([0, 32767], "<i2"), 16, kind=SIGNED)) == [0, 255]
 
@@ -100,3 +109,11 @@ def test_what_is_unusual_about_values_is_said() -> None:
     assert "has the value 0 of 255: there is nothing to learn" in notes_of(0, 0, 3)[0]
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
     assert value_notes(grey)[0].startswith("every image is grey, its three channels are the same; one is enough")
+
+
+def test_some_images_that_are_nearly_black_among_others_are_named() -> None:
+    images = torch.randint(0, 256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert value_notes(images) == []
+    images[::5] //= 16
+    [note] = value_notes(images)
+    assert note == "20% of these images are nearly black; smalti check says whether --data.window mends it"

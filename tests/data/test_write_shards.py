@@ -398,7 +398,7 @@ def test_too_many_bad_files_stop_it_and_a_greater_share_goes_on(photos: Path, tm
         (photos / f"{number:03d}.png").write_bytes(b"")
     message = (
         r"2 of 12 images cannot be read, first .*008\.png; the file is empty; "
-        r"remove them, or raise --max-bad-fraction; smalti check names them all"
+        r"remove them .smalti check names them all., or raise --max-bad-fraction .now "
     )
     folder = tmp_path / "shards"
     with pytest.raises(DataError, match=message):

@@ -124,6 +124,24 @@ def test_nothing_readable_is_a_result_too(tmp_path: Path, capsys: pytest.Capture
     assert "and 20 more, named by --json" in capsys.readouterr().out
 
 
+def test_a_table_without_a_column_of_labels_says_what_is_there(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = photos / "table.csv"
+    table.write_text("path,species,site\ncat/0.png,lynx,a\ncat/1.jpg,lynx,b\ndog/2.png,wolf,a\n")
+    assert main(Check(str(table)))["no_labels"].startswith("the columns are path, species, site; labels are looked for")
+    assert (
+        "no classes    the columns are path, species, site; labels are looked for in label," in capsys.readouterr().out
+    )
+
+
+def test_images_without_a_label_are_counted(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = photos / "table.csv"
+    table.write_text("path,label\ncat/0.png,lynx\ncat/1.jpg,\ndog/2.png,wolf\n")
+    assert main(Check(str(table)))["unlabelled"] == 1
+    assert "classes       2, of 1 to 1 images; 1 without a label\n" in capsys.readouterr().out
+
+
 def test_no_data_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no folder .*nowhere; it does not exist"):
         main(Check(str(tmp_path / "nowhere")))

@@ -13,6 +13,7 @@ from PIL import Image
 
 import smalti
 from smalti.cli import main
+from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.report.pictures import data_uri
@@ -70,6 +71,34 @@ def test_check_with_window_and_pages_sees_what_training_would(stacks: Path, caps
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["readable"] == result["pages"] == 24 * PAGES
     assert 0.2 < result["mean"][0] < 0.8
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Four TIFFs of 12 bits in 16, and four PNGs of 8 bits."""
+    for number in range(4):
+        cells(number, True).save(tmp_path / f"{number}.tif")
+        picture(number, True).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_images_of_8_bits_beside_deeper_ones_stay_as_they_are(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(mixed)]) == 0
+    assert "a window that ends above 255 leaves images of 8 bits as they are" in capsys.readouterr().out
+    images = Data(path=str(mixed), side=16, window="auto").measured(Log()).source(str(mixed))
+    plain = Data(path=str(mixed), side=16).source(str(mixed))
+    for position in range(len(images)):
+        if images.name(position).endswith(".png"):
+            np.testing.assert_array_equal(images[position].image, plain[position].image)
+        else:
+            assert images[position].image.max() > 200 > 20 > plain[position].image.max()
+
+
+def test_floats_beside_8_bits_have_no_window(mixed: Path) -> None:
+    for file in mixed.glob("*.tif"):
+        Image.fromarray(np.asarray(Image.open(file)).astype(np.float32) / 4096).save(file)
+    with pytest.raises(DataError, match="no one value window fits these images; they have float32 and uint8 values"):
+        Data(path=str(mixed), side=16, window="auto").measured(Log())
 
 
 def test_training_without_a_window_says_how_little_of_the_range_is_used(

@@ -83,6 +83,9 @@ def test_several_runs_are_compared_where_they_can_be(tmp_path: Path) -> None:
     }
     assert found.text == "The best bits saved a masked token of 2 finished runs: b."
     assert verdict_of(str(tmp_path / "begun")).text == "Not finished yet: its curves so far."
+    stages = together([str(tmp_path / name) for name in ("t", "begun")]).text
+    assert stages.startswith("t: 98.0% of 512 visual tokens are in use.")
+    assert stages.endswith("begun: Not finished yet: its curves so far.")
 
 
 def test_runs_with_the_same_last_part_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

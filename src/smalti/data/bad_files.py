@@ -22,9 +22,15 @@ from smalti.distributed.collectives import all_gather_json
 OnBadImage: TypeAlias = Literal["replace", "error"]
 """Show another image instead and go on, or stop at the first."""
 
+FLAG = "--data.max-bad-fraction"
 _SHOWN = 5
 _EARLY = 50
 """After so many images, a run of which more than half cannot be read is stopped, however large the data set."""
+
+
+def allowing(flag: str, share: float) -> str:
+    """What to do about too many unreadable images, where `flag` allows a share of them."""
+    return f"remove them (smalti check names them all), or raise {flag} (now {share:g} of the images)"
 
 
 class LeftOutFiles:
@@ -32,14 +38,14 @@ class LeftOutFiles:
 
     Args:
         path: the file that lists them.
-        fix: advice in the error for too many.
+        flag: the flag of `max_fraction`, for the error for too many.
         found: those found by an earlier part of the same pass.
     """
 
     def __init__(
-        self, total: int, path: Path | None, max_fraction: float, fix: str, found: Iterable[tuple[str, str]] = ()
+        self, total: int, path: Path | None, max_fraction: float, flag: str, found: Iterable[tuple[str, str]] = ()
     ) -> None:
-        self.total, self.path, self.fix = total, path, fix
+        self.total, self.path, self.fix = total, path, allowing(flag, max_fraction)
         self.most, self.found = max(1.0, max_fraction * total), list(found)
 
     def add(self, path: str, reason: str) -> None:
@@ -88,6 +94,7 @@ class BadFiles:
     ) -> None:
         self.total, self.name, self.log, self.path = total, name, log, path
         self.most, self.on_bad_image = max(1, int(max_fraction * total)), on_bad_image
+        self.fix = allowing(FLAG, max_fraction)
         self.reasons: dict[int, str] = {}
         self.quarantined: set[int] = set()
         self.seen = 0
@@ -128,7 +135,7 @@ class BadFiles:
         return DataError(
             f"{len(self.reasons)} of {self.total} images cannot be read, {self.seen} were shown",
             cause=", ".join(first),
-            fix=_remedy(first[0]) or "remove them, or raise --data.max-bad-fraction",
+            fix=_remedy(first[0]) or self.fix,
         )
 
 

@@ -19,7 +19,16 @@ from smalti.data.bands import stored_bands
 from smalti.data.formats import READERS, FormatError, NoModeError, check_size, open_checked, orientation
 from smalti.data.resize import resized
 from smalti.data.tiff import turn_of_tiff
-from smalti.data.values import UnclearError, Window, colour_scale, eight_bits, mend_transparency, stored, windowed
+from smalti.data.values import (
+    UnclearError,
+    Window,
+    colour_scale,
+    eight_bits,
+    for_8_bits,
+    mend_transparency,
+    stored,
+    windowed,
+)
 
 try:
     import simplejpeg  # type: ignore[import-untyped]
@@ -42,7 +51,8 @@ def decode(
         path: the file; its format is taken from its content, not from its name.
         channels: 1 for grey, 3 for RGB, which become each other; another number is what the file must have.
         shorter_side: where given, shrink so that the shorter side has this many pixels (never enlarge).
-        window: the stored values that become 0 and 255; None: the least and the greatest that the format has.
+        window: the stored values that become 0 and 255; None: the least and the greatest that the format has. One that
+            ends above 255 changes no values of 8 bits.
 
     Returns:
         (H, W, channels), uint8. Rotated as the EXIF tag says; 16-bit values scaled, not clipped; transparency blended
@@ -101,7 +111,7 @@ def _decoded(
         return _bands(data, channels, least, window)
     pixels = _plain_jpeg(data, channels, least)
     if pixels is not None:
-        return pixels if window is None else windowed(pixels, window)
+        return _in_window(pixels, window)
     try:
         image = open_checked(data)
     except NoModeError:
@@ -114,10 +124,7 @@ def _decoded(
         width, height = image.size if turn < 5 else image.size[::-1]
         needed = _scaled_size(image.size, least(height, width))
         pixels = _fast_jpeg(data, image, channels, needed)
-        if pixels is None:
-            pixels = _any_format(image, channels, needed, window, data)
-        elif window is not None:
-            pixels = windowed(pixels, window)
+        pixels = _any_format(image, channels, needed, window, data) if pixels is None else _in_window(pixels, window)
         return np.ascontiguousarray(upright(pixels, turn))
 
 
@@ -217,9 +224,13 @@ def _any_format(
         return _as_channels(eight_bits(values, window), channels)
     pixels = np.array(_opaque(image).convert("L" if channels == 1 else "RGB"))
     pixels = pixels.reshape(*pixels.shape[:2], channels)
-    if window is None:
-        return pixels
-    return windowed(pixels, tuple(bound / colour_scale(image, data) for bound in window))
+    return _in_window(pixels, window, colour_scale(image, data))
+
+
+def _in_window(pixels: NDArray[np.uint8], window: Window | None, scale: int = 1) -> NDArray[np.uint8]:
+    """Pixels of 8 bits in the window of stored values, of which `scale` are one of theirs."""
+    fitting = for_8_bits(window and tuple(bound / scale for bound in window))
+    return pixels if fitting is None else windowed(pixels, fitting)
 
 
 def _as_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

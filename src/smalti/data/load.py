@@ -19,7 +19,7 @@ from smalti.core.log import Log
 from smalti.core.machine import usable_memory, usable_processors
 from smalti.core.ranks import local_world_size
 from smalti.core.rng import permutation
-from smalti.data.bad_files import BadFiles, LeftOutFiles, OnBadImage
+from smalti.data.bad_files import FLAG, BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
@@ -275,8 +275,7 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
                 pixels[len(labels)] = result.image.transpose(2, 0, 1)
                 labels.append(result.label)
                 kept.append(position)
-    fix = "remove them, or raise --data.max-bad-fraction"
-    bad = LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, fix, sorted(failed.items()))
+    bad = LeftOutFiles(len(positions), bad_files, data.max_bad_fraction, FLAG, sorted(failed.items()))
     if bad.found and data.on_bad_image == "error":
         bad.write()
         path, reason = bad.found[0]

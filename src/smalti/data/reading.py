@@ -23,7 +23,7 @@ from smalti.data.bands import channels_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.formats import channels_remedy
 from smalti.data.resize import resized
-from smalti.data.values import Window
+from smalti.data.values import Window, for_8_bits
 
 T = TypeVar("T")
 
@@ -41,6 +41,8 @@ _INSIDE = (0.001, 0.999)
 GREY = "one is enough (channels 1, in tokenizer and backbone too): a third of the memory, steps hardly shorter"
 LEAST_RANGE = 0.08
 """Images that use less of the range of values are worth a note: 12 bits in files of 16 use 6 % at most."""
+_MANY_DARK = 0.05
+"""The share of nearly black images from which they are worth a note."""
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, a value a channel, of pixels in [0, 1]."""
 
@@ -229,6 +231,7 @@ def measured_window(source: ImageDataset, log: Log) -> Window:
     """The stored values between which 99.8 % of those of some evenly spaced images lie.
 
     Of images that are neither grey nor RGB those of each channel: bands of a satellite have ranges of their own.
+    Where some images have 8 bits, those of the others, if the window then leaves the former as they are.
 
     Raises:
         DataError: no image can be read, they differ in the kind of their values, or all values are the same.
@@ -245,23 +248,30 @@ def measured_window(source: ImageDataset, log: Log) -> Window:
         results = [result for _, result in found]
     values = [result for result in results if not isinstance(result, DataError)]
     kinds = sorted({str(part.dtype.newbyteorder("=")) for part in values})
-    if len(kinds) != 1:
-        cause = f"they have {' and '.join(kinds)} values" if kinds else "none of them can be read"
-        reason = next((result.cause for result in results if isinstance(result, DataError)), "")
-        remedy = channels_remedy(reason) if not kinds else ""
-        cause = reason if remedy else cause
-        fix = remedy or "give one, or leave it out"
-        raise DataError("no one value window fits these images", cause=cause, fix=fix)
-    bounds = np.quantile(np.concatenate(values), _INSIDE, axis=0).T
+    deeper = [part for part in values if part.dtype != np.uint8] or values
+    if len({part.dtype.newbyteorder("=") for part in deeper}) != 1:
+        raise _no_window(kinds, next((result.cause for result in results if isinstance(result, DataError)), ""))
+    bounds = np.quantile(np.concatenate(deeper), _INSIDE, axis=0).T
     for number, (low, high) in enumerate(bounds, 1):
         if not low < high:
             cause = f"almost all of their values are {low:g}" + (f" in channel {number}" if bands > 1 else "")
             raise DataError("no value window fits these images", cause=cause)
-    return tuple(float(bound) for bound in bounds.reshape(-1))
+    window = tuple(float(bound) for bound in bounds.reshape(-1))
+    if len(kinds) > 1 and for_8_bits(window) is not None:
+        raise _no_window(kinds)
+    return window
+
+
+def _no_window(kinds: list[str], reason: str = "") -> DataError:
+    """The error for images of several kinds of values, or of none as they cannot be read, for the reason given."""
+    remedy = channels_remedy(reason) if not kinds else ""
+    cause = f"they have {' and '.join(kinds)} values" if kinds else "none of them can be read"
+    fix = remedy or "give one, or leave it out"
+    return DataError("no one value window fits these images", cause=reason if remedy else cause, fix=fix)
 
 
 def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
-    """What is unusual about the values of images, one sentence each: that they use little of the range, or are grey."""
+    """What is unusual about the values of images, one sentence each: little of the range used, dark or grey ones."""
     some = images[:: max(1, len(images) // _MEASURED)]
     counts = torch.bincount(some.reshape(-1).int(), minlength=256).double().cumsum(0) / some.numel()
     low, high = (int((counts < share).sum()) for share in _INSIDE)
@@ -270,6 +280,10 @@ def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
     if high - low < LEAST_RANGE * 255:
         share = (high - low) / 255
         return [f"the values of these images use {share:.1%} of their range; --data.window auto makes it all of it"]
+    brightest = some.flatten(1).amax(1)
+    dark = float(((brightest > 0) & (brightest < LEAST_RANGE * 255)).float().mean())
+    notes = [f"{dark:.0%} of these images are nearly black; smalti check says whether --data.window mends it"]
+    notes = notes if dark >= _MANY_DARK else []
     if some.shape[1] == 3 and bool((some == some[:, :1]).all()):
-        return [f"every image is grey, its three channels are the same; {GREY}"]
-    return []
+        notes.append(f"every image is grey, its three channels are the same; {GREY}")
+    return notes

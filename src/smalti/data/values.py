@@ -40,6 +40,11 @@ def require_window(window: AskedWindow, channels: int) -> None:
     require(fits, f"a value window of {text}", "use MIN MAX, the stored values that become black and white, or auto")
 
 
+def for_8_bits(window: Window | None) -> Window | None:
+    """The window of values of 8 bits: none if it ends above 255, as it is that of deeper files beside them."""
+    return None if window is None or max(window) > 255 else window
+
+
 class UnclearError(ValueError):
     """Values of which it cannot be said what is black and what is white; the message leaves out the file name."""
 
@@ -92,14 +97,16 @@ def of_tiff(values: NDArray[Any], bits: int, signed: bool, white_is_zero: bool) 
 
 
 def eight_bits(image: Stored, window: Window | None) -> UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W C"]:
-    """The values as 0 to 255: those of the window, else from 0 to white, else from 0 to the largest.
+    """The values as 0 to 255: those of the window (of `for_8_bits`), else from 0 to white, else from 0 to the largest.
 
     Raises:
         UnclearError: values are not finite, or there are negative 16-bit ones and no window.
     """
     values = image.values
-    if window is None and values.dtype == np.uint8 and image.white == 255:
-        return values
+    if values.dtype == np.uint8:
+        window = for_8_bits(window)
+        if window is None and image.white == 255:
+            return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UnclearError("values that are not finite")
     if window is None:

@@ -44,7 +44,6 @@ from smalti.distributed.collectives import all_gather_json, from_rank0, gather_b
 SHARD_BYTES = 256 << 20
 _AT_ONCE = 128
 """Images that a rank encodes before it sends them to rank 0."""
-_TOO_MANY = "remove them, or raise --max-bad-fraction; smalti check names them all"
 _OWN = re.compile(r"shard-\d{5,}\.(tar|index)|prepared\.json|bad_files\.jsonl")
 _UNFINISHED = re.compile(rf"\.({_OWN.pattern})(\.[0-9a-f]{{32}})?")
 
@@ -88,7 +87,7 @@ def write_shards(
             return Written(about, 0)
         _clear(folder, len(headers))
         kept, found = len(headers), [entry[1:] for header in headers for entry in header.unreadable]
-        bad = LeftOutFiles(len(positions), folder / BAD_FILES, max_bad_fraction, _TOO_MANY, found)
+        bad = LeftOutFiles(len(positions), folder / BAD_FILES, max_bad_fraction, "--max-bad-fraction", found)
         _Writing(source, folder, settings, headers, shard_bytes).go_on(positions, bad, log)
         bad.finish(log)
         return Written(_close(folder, settings, source.classes, headers), len(headers) - kept)

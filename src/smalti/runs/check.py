@@ -14,6 +14,7 @@ from smalti.core.log import Log
 from smalti.data.bands import Header, channels_of, header_of, stored_values
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.joined import Joined
+from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.data.load import Data
@@ -189,6 +190,8 @@ class Tally:
             modes=dict(self.modes.most_common()),
             channels={str(number): count for number, count in self.channels.most_common()},
             classes={name: self.labels[number] for number, name in enumerate(source.classes)},
+            unlabelled=self.labels[NONE],
+            no_labels="" if source.classes else source.no_labels,
             sizes=Sizes.of(_pairs(self.sizes).astype(np.int64)),
             values={name: ValueRange(*found) for name, found in self.values.items()},
             grey=self.grey and self.pixels > 0,

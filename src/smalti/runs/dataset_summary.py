@@ -98,7 +98,8 @@ class DatasetSummary:
         checked: images that were looked at.
         formats, modes: images by file format, and by Pillow's mode.
         channels: images by their number of channels.
-        classes: images by class.
+        classes: images by class; `unlabelled` without any, where there are classes.
+        no_labels: why there are no classes; empty where there are.
         values: ranges of stored values by type.
         grey: all channels of every image are the same.
         pages: of all readable images; `pages_each` if all have as many.
@@ -120,6 +121,8 @@ class DatasetSummary:
     modes: dict[str, int]
     channels: dict[str, int]
     classes: dict[str, int]
+    unlabelled: int
+    no_labels: str
     sizes: Sizes
     values: dict[str, ValueRange]
     grey: bool
@@ -145,7 +148,10 @@ class DatasetSummary:
         rows += [*self._unused_rows(), ("formats", _counts(self.formats)), ("modes", _counts(self.modes))]
         if self.classes:
             least, most = min(self.classes.values()), max(self.classes.values())
-            rows.append(("classes", f"{len(self.classes)}, of {least} to {most} images"))
+            without = f"; {self.unlabelled} without a label" if self.unlabelled else ""
+            rows.append(("classes", f"{len(self.classes)}, of {least} to {most} images{without}"))
+        elif self.no_labels:
+            rows.append(("no classes", printable(self.no_labels)))
         if self.sizes.width and self.sizes.height:
             (narrow, wide, widest), (low, high, highest) = self.sizes.width, self.sizes.height
             rows.append(("size", f"{narrow} to {widest} wide, {low} to {highest} high; medians {wide} and {high}"))
@@ -181,6 +187,8 @@ class DatasetSummary:
         """Stored values, channels and pages, with the flags that they need, and the statistics of the pixels."""
         many_channels = bool(set(self.channels) - {"1", "3"})
         rows = [("values", found.describe(dtype, many_channels)) for dtype, found in self.values.items()]
+        if "uint8" in self.values and len(self.values) > 1:
+            rows.append(("", "a window that ends above 255 leaves images of 8 bits as they are"))
         if many_channels:
             rows.append(("channels", _channels(self.channels)))
         if self.pages > self.readable:

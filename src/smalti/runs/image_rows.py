@@ -248,7 +248,7 @@ def _batches(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]
 
 
 def _left_out(source: ImageDataset, path: Path | None, most: float) -> LeftOutFiles:
-    return LeftOutFiles(len(source), path, most, "remove them, or raise --max-bad-fraction")
+    return LeftOutFiles(len(source), path, most, "--max-bad-fraction")
 
 
 def _join(config: ImageRows, blocks: Blocks, table: Table, log: Log) -> None:

@@ -44,7 +44,7 @@ def _unfinished(run: str) -> Verdict:
 
 
 def together(runs: Sequence[str]) -> Verdict:
-    """The first number of each of several runs, and which of them is best where they can be compared."""
+    """The first number of each of several runs, and which is best; of runs of different kinds what each means."""
     results, names = {run: RunFolder(Path(run).expanduser()).read_result() for run in runs}, names_of(runs)
     facts, heads = dict[str, str](), dict[str, dict[str, float]]()
     for run, result in results.items():
@@ -57,9 +57,8 @@ def together(runs: Sequence[str]) -> Verdict:
         if len(values) > 1:
             best = max(values, key=lambda one: values[one])
             said.append(f"The best {name} of {len(values)} finished runs: {best}.")
-    return Verdict(
-        dict(list(facts.items())[:_MOST_TILES]), " ".join(said) or "Curves, pictures and numbers of each run."
-    )
+    said = said or [f"{names[run]}: {verdict_of(run).text}" for run in runs]
+    return Verdict(dict(list(facts.items())[:_MOST_TILES]), " ".join(said))
 
 
 def tokenizer_verdict(result: Result) -> Verdict:
