@@ -28,6 +28,7 @@ from smalti.data.tiff import bands_of
 from smalti.data.transforms.augment import channel_means, colour_matrix, recolour
 from smalti.data.transforms.randaugment import OPERATIONS
 from tests.contracts import check_dataset
+from tests.data.test_decode import png
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -102,6 +103,12 @@ def test_transparency_is_a_channel_where_four_are_wanted_and_none_where_colours_
     Image.fromarray(array, "RGBA").save(file, "PNG")
     assert np.array_equal(decode_bytes(file.getvalue(), "x", 4), array)
     assert channels_of(file.getvalue(), "x") == 3
+    wide = np.repeat(array, 2, axis=2)  # every value twice: v in 16 bits is 257 v
+    data = png(9, 6, b"".join(b"\0" + row.tobytes() for row in wide), depth=16, kind=6)
+    assert np.array_equal(stored_values(data, "x", 4), array * np.uint16(257))
+    assert np.array_equal(decode_bytes(data, "x", 4), array)
+    brighter = (array * (255 / 128) + 0.5).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(decode_bytes(data, "x", 4, None, (0.0, 257.0 * 128)), brighter)
     for alpha, channels in ((0, 4), (2, 3)):  # of unknown meaning, as near infrared, or transparency
         data = written(array, photometric="rgb", extrasamples=(alpha,))
         assert channels_of(data, "x") == channels

@@ -122,6 +122,28 @@ def test_without_other_folders_no_image_is_in_two_parts(folder: Path) -> None:
     assert (len(official.train.train), len(official.validation), len(official.test)) == (24, 5, 6)
 
 
+def test_parts_without_any_class_are_refused_before_anything_is_learned(tmp_path: Path) -> None:
+    """A score of void pixels alone would be no number, and no weights the best."""
+    made = scenes(tmp_path / "data", 8)
+    data = Data(path=str(made), held_out=0.25)
+    given = TASK.open(data, LOG, Path())
+    parts = TASK.divide(given, data, "", "", SHARES, LOG)
+    for some, role in (
+        (parts.train.train, "to learn from"),
+        (parts.validation, "for choices"),
+        (parts.test, "for the test"),
+    ):
+        kept = {some.mask(index): some.mask(index).read_bytes() for index in range(len(some))}
+        shapes = [some[index].image.shape[:2] for index in range(len(some))]
+        for mask, shape in zip(kept, shapes, strict=True):
+            Image.fromarray(np.full(shape, TASK.void, np.uint8)).save(mask)
+        refusal = f"the {len(some)} images {role} show no class; their masks are void everywhere"
+        with pytest.raises(DataError, match=refusal):
+            TASK.divide(given, data, "", "", SHARES, LOG)
+        for mask, content in kept.items():
+            mask.write_bytes(content)
+
+
 def test_a_share_of_the_labels_is_part_of_a_larger_share(folder: Path) -> None:
     data = Data(path=str(folder / "train"))
     given = TASK.open(data, LOG, Path())

@@ -183,6 +183,8 @@ def test_positions_of_the_configured_grid_need_not_be_of_a_square() -> None:
         there = drawn(config)
         weights = of_timm(as_timm_vit(there)).weights
         assert SourceWeights("there", weights).grid_for(config) == (3, 5)
+    bare = {"backbone.pos_embed": torch.zeros(1, 15, 16)}  # of [S] there is none
+    assert SourceWeights("there", bare).grid_for(wide) == (3, 5)
     with pytest.raises(CheckpointError) as refusal:
         started(replace(PAPER, positions="block_relative"), of_timm(as_timm_vit(there)))
     assert str(refusal.value) == (

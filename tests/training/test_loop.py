@@ -221,22 +221,32 @@ def masked(counts: list[int]) -> Batch:
     )
 
 
-def test_masked_image_modeling_in_parts_is_that_of_the_whole_batch() -> None:
-    """Masks of unequal size, and stochastic depth, which is drawn for each image wherever it stands."""
+@pytest.mark.parametrize("counts", [[1, 7, 2, 2, 8, 5], [0, 0, 2, 2, 8, 5]])
+def test_masked_image_modeling_in_parts_is_that_of_the_whole_batch(counts: list[int]) -> None:
+    """Masks of unequal size, also none in the first part, and stochastic depth, drawn for each image by itself."""
     vit = ViT(img_size=(12, 12), patch_size=4, in_chans=1, embed_dim=8, depth=2, num_heads=2, drop_path_rate=0.5)
     whole, parts = (
         trainer(objective=lambda: MaskedImageModeling(build_mim(vit, 5)), accumulate=number) for number in (1, 3)
     )
     for made in (whole, parts):
         made.objective.train()
-    batch = masked([1, 7, 2, 2, 8, 5])
+    batch = masked(counts)
     (expected, norm), (found, found_norm) = (made.train_step(batch, CPU) for made in (whole, parts))
-    assert float(found.weight) == float(expected.weight) == 25
+    assert float(found.weight) == float(expected.weight) == sum(counts)
     assert means(found) == pytest.approx(means(expected), rel=1e-5)
     assert float(found_norm) == pytest.approx(float(norm), rel=1e-4)
     for one, other in zip(*(made.objective.model.parameters() for made in (whole, parts)), strict=True):
         gradients = whole.optimizer.state[one]["exp_avg"], parts.optimizer.state[other]["exp_avg"]
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_in_which_nothing_counts_has_no_gradient(accumulate: int) -> None:
+    vit = ViT(img_size=(12, 12), patch_size=4, in_chans=1, embed_dim=8, depth=1, num_heads=2)
+    made = trainer(objective=lambda: MaskedImageModeling(build_mim(vit, 5)), accumulate=accumulate)
+    batch = masked([1, 7, 2, 2, 8, 5])
+    output, norm = made.train_step(replace(batch, mask_weight=torch.zeros_like(batch.masks[2])), CPU)
+    assert (float(norm), set(means(output).values()), made.step) == (0.0, {0.0}, 1)
 
 
 def test_in_parts_no_part_is_larger_than_it_should_be() -> None:

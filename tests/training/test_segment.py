@@ -48,6 +48,11 @@ def test_parts_of_a_batch_have_the_mean_of_the_whole() -> None:
     assert sum(each) / 4 != pytest.approx(means(parts)["loss"], rel=1e-3), "a mean of means is another number"
 
 
+def test_void_alone_in_a_batch_costs_nothing() -> None:
+    only_void = replace(batch(), label_map=torch.full((4, 8, 8), VOID, dtype=torch.uint8))
+    assert means(Segment(build_segmenter(VIT, 3, HEAD))(only_void, STEP)) == {"loss": 0.0, "pixel_accuracy": 0.0}
+
+
 def test_the_auxiliary_head_adds_its_share() -> None:
     model = build_segmenter(VIT, 3, replace(HEAD, auxiliary=0.4))
     whole = batch()

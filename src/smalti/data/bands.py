@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from smalti.core.errors import DataError
@@ -55,9 +57,13 @@ def _values(data: bytes, channels: int) -> NDArray[Any]:
         found = stored(image)
         if found is not None:
             return found.values
-        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        scale = colour_scale(image, data)
-        return pixels if scale == 1 else pixels * np.uint16(scale)
+        return _as_stored(image.convert("L" if image.mode in ("1", "L") else "RGB"), image, data)
+
+
+def _as_stored(pixels: Image.Image, image: ImageFile, data: bytes) -> NDArray[Any]:
+    """The values of pixels in the range of their file: of 16 bits a channel Pillow keeps 8."""
+    scale = colour_scale(image, data)
+    return np.array(pixels) if scale == 1 else np.asarray(pixels) * np.uint16(scale)
 
 
 def header_of(data: bytes) -> Header:
@@ -112,4 +118,5 @@ def stored_bands(data: bytes, channels: int) -> tuple[Stored, int]:
         if len(image.getbands()) != channels or not image.has_transparency_data:
             raise other_channels(_channels(data), channels)
         image.load()
-        return Stored(np.array(image), 255), orientation(image)
+        values = _as_stored(image, image, data)
+        return Stored(values, np.iinfo(values.dtype).max), orientation(image)

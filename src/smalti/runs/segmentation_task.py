@@ -141,7 +141,7 @@ class Segmentation:
         """Hold out the sets that are not given separately, then keep as many images as are asked for.
 
         Raises:
-            DataError: there are too few images, or the separate ones do not match.
+            DataError: there are too few images, those of a part show no class, or the separate ones do not match.
         """
         whole, held_out = given.train, given.held_out
         learn = np.arange(len(whole))
@@ -163,7 +163,12 @@ class Segmentation:
             cause = "some are learned from, some are for choices and some for the test"
             raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
-        return Labelled(TrainingData(whole.select(few), validation), judged)
+        divided = Labelled(TrainingData(whole.select(few), validation), judged)
+        parts = {"to learn from": divided.train.train, "for choices": validation, "for the test": judged}
+        if useless := next((role for role, part in parts.items() if not _has_classes(part)), ""):
+            cause, fix = "their masks are void everywhere", "give more, or --test and --validation-data"
+            raise DataError(f"the {len(parts[useless])} images {useless} show no class", cause=cause, fix=fix)
+        return divided
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> SegmentationDataset:
         """All images and masks of another folder, with the same classes.
@@ -277,6 +282,12 @@ class Segmentation:
         """Write a page of some images with their ground truth and the network's predictions."""
         section = self.pictures(model, images, images.classes, size, compute, show_channels)
         write_bytes(folder / _PAGE, page(folder.name, "What a network says of every pixel.", [section], {}).encode())
+
+
+def _has_classes(scenes: ImageDataset) -> bool:
+    """Whether some pixel has a class; masks are read up to the first one with such a pixel."""
+    label_maps = (scenes[index].label_map for index in range(len(scenes)))
+    return any(bool((found != VOID).any()) for found in label_maps if found is not None)
 
 
 def _neutral(outputs: tuple[str, ...]) -> tuple[int, ...]:

@@ -153,7 +153,8 @@ class Trainer:
 
         The sum of the weights, by which the loss is to be divided, is known only after the last micro-batch. Until then
         losses are divided by the weight of the first micro-batch (its mean over ranks), so that gradients have about
-        the right scale, and with several micro-batches the gradients are corrected at the end.
+        the right scale, and with several micro-batches the gradients are corrected at the end. A weight may be 0, as of
+        pixels that are all void: weights are whole numbers, so the divisors are at least 1 over all ranks.
         """
         outputs: list[StepOutput] = []
         unit: Tensor | None = None
@@ -161,13 +162,13 @@ class Trainer:
             last = len(outputs) == self.accumulate - 1
             with compute.autocast():
                 output = self.strategy(part, torch.tensor(self.step), last)
-            unit = all_reduce_mean(output.weight) if unit is None else unit
+            unit = all_reduce_mean(output.weight).clamp(min=1 / world_size()) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
         step = everywhere(summed(outputs))
         if unit is not None and len(outputs) > 1:
             gradients = [local_shard(p.grad) for p in self.objective.model.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, (unit * world_size() / step.weight).to(unit.dtype))
+            torch._foreach_mul_(gradients, (unit * world_size() / step.weight.clamp(min=1)).to(unit.dtype))
         return step
 
     @property
@@ -248,9 +249,9 @@ def everywhere(output: StepOutput) -> StepOutput:
 
 
 def means(output: StepOutput) -> dict[str, float]:
-    """Mean loss and metrics as numbers, by name."""
-    values = {"loss": float((output.loss_sum / output.weight).detach())}
-    return values | {name: float(amount / count) for name, (amount, count) in output.metrics.items()}
+    """Mean loss and metrics as numbers, by name; 0 where nothing was counted."""
+    values = {"loss": float((output.loss_sum / output.weight.clamp(min=1)).detach())}
+    return values | {name: float(amount / count.clamp(min=1)) for name, (amount, count) in output.metrics.items()}
 
 
 class Spikes:

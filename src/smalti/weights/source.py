@@ -189,13 +189,15 @@ class SourceWeights:
         if rows == (1 + math.prod(backbone.grid) if name == _POSITIONS else num_rows(backbone.grid)):
             return backbone.grid
         side = math.isqrt(rows) if name == _POSITIONS else (math.isqrt(max(rows - 3, 0)) + 1) // 2
-        if rows not in ((side**2, 1 + side**2) if name == _POSITIONS else (num_rows((side, side)),)):
-            raise CheckpointError(
-                f"{self.where} has positions for a grid that is not square",
-                cause=f"{name.removeprefix('backbone.')} has {rows} rows",
-                fix="set --backbone.img-size to the size it was trained with",
-            )
-        return side, side
+        if rows in ((side**2, 1 + side**2) if name == _POSITIONS else (num_rows((side, side)),)):
+            return side, side
+        if name == _POSITIONS and rows == math.prod(backbone.grid):  # without one of [S]
+            return backbone.grid
+        raise CheckpointError(
+            f"{self.where} has positions for a grid that is not square",
+            cause=f"{name.removeprefix('backbone.')} has {rows} rows",
+            fix="set --backbone.img-size to the size it was trained with",
+        )
 
     def as_configured(self, backbone: ViT) -> dict[str, Tensor]:
         """The weights in the variant of `backbone`, at their own grid; the network computes the same function.
