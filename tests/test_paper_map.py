@@ -21,7 +21,7 @@ from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.evaluation.likelihood import BITS_OF_8_BIT_PIXELS
 from smalti.find_recipe import recipe_names
 from smalti.flags import flags_of
-from smalti.functional.codebook import FEWEST, MOST, vocabulary_for
+from smalti.functional.codebook import MAX_DEFAULT_VOCAB, MIN_DEFAULT_VOCAB, default_vocab_size
 from smalti.functional.masking import Blockwise
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.functional.schedules import Cosine
@@ -204,12 +204,12 @@ def test_what_the_page_says_of_the_tokenizer_is_computed() -> None:
         f"0 to {relaxation.beta} by a cosine over {spaced(relaxation.ramp(steps).steps)} of {steps // 10**6} M steps",
         f"1 to 1/16 by a cosine over {spaced(relaxation.annealing(steps).steps)} steps",
         f"{100 * relaxation.anneal_ratio:.0f} % of the steps",
-        f"500 tokens of the training images a code, {FEWEST} to {MOST}",
+        f"500 tokens of the training images a code, {MIN_DEFAULT_VOCAB} to {MAX_DEFAULT_VOCAB}",
     ):
         assert said in PAGE
     assert relaxation.temperature == (1, 1 / 16)
     assert isinstance(relaxation.ramp(steps), Cosine)
-    assert vocabulary_for(1024, 500) == 1024
+    assert default_vocab_size(1024, 500) == 1024
     assert TrainTokenizer().relaxation.anneal_ratio == 1 / 2
     for recipe in (nano, tiny, small, base):
         others = recipe.train_tokenizer().relaxation

@@ -106,7 +106,7 @@ def test_every_parameter_learns_and_the_teacher_does_not(teacher: VisionTransfor
 def test_codes_and_their_patches_follow_a_training_step_once(teacher: VisionTransformer, images: torch.Tensor) -> None:
     tokenizer, used = made(teacher, images)
     objective = FeatureReconstruction(tokenizer, used)
-    before = type(tokenizer.book)(*(value.clone() for value in tokenizer.book))
+    before = type(tokenizer.codebook)(*(value.clone() for value in tokenizer.codebook))
     painted, pixels = tokenizer.painted.double().numpy().copy(), images.double().numpy()
     objective(batch(images), STEP)
     assert torch.equal(tokenizer.codes, before.codes)
@@ -115,19 +115,19 @@ def test_codes_and_their_patches_follow_a_training_step_once(teacher: VisionTran
             tokenizer.points(images).flatten(0, 2).double().numpy(),
             tokenizer.encode(images).flatten().numpy(),
         )
-    objective.follow(1)
+    objective.after_step(1)
     codes, sizes, sums = (value.double().numpy() for value in before[:3])
     expected = oracles.follow_codebook(codes, sizes, sums, before.unused.numpy(), points, ids, 0.9)
-    for ours, theirs in zip(tokenizer.book, expected, strict=True):
+    for ours, theirs in zip(tokenizer.codebook, expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
     patches = np.concatenate([oracles.patchify(image, 4) for image in pixels])
-    wanted = oracles.followed_means(painted, sizes, patches, ids, 0.9)
+    wanted = oracles.ema_update_means(painted, sizes, patches, ids, 0.9)
     np.testing.assert_allclose(tokenizer.painted, wanted, rtol=1e-4, atol=1e-5)
     now = tokenizer.codes.clone()
-    objective.follow(2)
+    objective.after_step(2)
     assert torch.equal(tokenizer.codes, now)
     objective.eval()(batch(images), STEP)
-    objective.follow(3)
+    objective.after_step(3)
     assert torch.equal(tokenizer.codes, now)
 
 
@@ -137,7 +137,7 @@ def test_a_dead_code_is_painted_as_the_patch_that_it_moves_to(teacher: VisionTra
     with torch.no_grad():
         points = tokenizer.points(images).flatten(0, 2)
     for step in (1, 2):
-        tokenizer.follow_patches(points, torch.zeros(len(points), dtype=torch.int64), patches, step)
+        tokenizer.update_codebook_and_patches(points, torch.zeros(len(points), dtype=torch.int64), patches, step)
     for code in range(1, 7):
         moved_to = (points == tokenizer.codes[code]).all(1)
         assert torch.equal(tokenizer.painted[code], patches[moved_to][0])

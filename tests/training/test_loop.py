@@ -91,7 +91,7 @@ class MeanGreyThatFollows(MeanGrey):
         output = super().forward(batch, step)
         return output._replace(loss_sum=output.loss_sum * (1 + self.model.get_buffer("seen").mean()))
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         assert self.latest is not None
         self.model.get_buffer("seen").lerp_(self.latest, 0.5 / step)
         self.calls += 1

@@ -79,20 +79,20 @@ def test_the_gradient_of_a_point_is_that_of_its_value() -> None:
 def test_the_codebook_follows_the_points_of_a_training_step_once() -> None:
     built, given = tokenizer(VECTORS), batch()
     assert isinstance(built, VectorQuantised)
-    objective, before = QuantisedObjective(built), built.book
+    objective, before = QuantisedObjective(built), built.codebook
     before = type(before)(*(value.clone() for value in before))
     objective(given, STEP)
     assert torch.equal(built.codes, before.codes)
     with torch.no_grad():
         points, ids = built.points(given.image).flatten(0, 2), built.encode(given.image).flatten()
-    objective.follow(1)
+    objective.after_step(1)
     codes, sizes, sums = (value.double().numpy() for value in before[:3])
     unused, at = before.unused.numpy(), points.double().numpy()
     expected = oracles.follow_codebook(codes, sizes, sums, unused, at, ids.numpy(), 0.99)
-    for ours, theirs in zip(built.book, expected, strict=True):
+    for ours, theirs in zip(built.codebook, expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
     now = built.codes.clone()
-    objective.follow(2)
+    objective.after_step(2)
     assert torch.equal(built.codes, now)
 
 
@@ -101,7 +101,7 @@ def test_evaluating_does_not_move_the_codebook() -> None:
     assert isinstance(built, VectorQuantised)
     objective, before = QuantisedObjective(built).eval(), built.sums.clone()
     objective(batch(), STEP)
-    objective.follow(1)
+    objective.after_step(1)
     assert torch.equal(built.sums, before)
 
 

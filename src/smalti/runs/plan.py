@@ -17,7 +17,7 @@ from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import ReadOptions, open_noted, read_as
 from smalti.data.load import Data
 from smalti.data.reading import channels_in, each, even_sample
-from smalti.functional.codebook import vocabulary_for
+from smalti.functional.codebook import default_vocab_size
 from smalti.models.cost_estimate import num_parameters, pretraining_work
 from smalti.runs.commands import channel_flags, reading_flags, unless
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
@@ -182,7 +182,7 @@ def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
     tokenizer, pretrain = start
     assert isinstance(tokenizer.tokenizer, DVAE)
     rows, columns = pretrain.backbone.grid
-    codes = vocabulary_for(survey.train, rows * columns)
+    codes = default_vocab_size(survey.train, rows * columns)
     first = replace(
         tokenizer,
         data=_of(config, tokenizer.data),

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import positions_at_once
+from smalti.functional.codebook import positions_per_chunk
 from smalti.functional.losses import LAPLACE_EPSILON, most_likely_pixels
 from smalti.models.layers import seeded
 from smalti.models.vit import as_unit_range
@@ -160,7 +160,7 @@ class DallETokenizer(ImageTokenizer):
         """The most likely visual token at every position."""
         positions = self.features(images).permute(0, 2, 3, 1)
         weight = self.to_logits.weight[:, :, 0, 0].to(positions.dtype)
-        at_once = positions_at_once(self.vocab_size, weight.device)  # all logits would be the largest tensor by far
+        at_once = positions_per_chunk(self.vocab_size, weight.device)  # all logits would be the largest tensor by far
         parts = positions.flatten(0, 2).split(at_once)
         return torch.cat([self._best(part, weight) for part in parts]).view(positions.shape[:3])
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import setting
-from smalti.functional.codebook import greatest, kmeans, positions_at_once
+from smalti.functional.codebook import fast_argmax, kmeans, positions_per_chunk
 from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
 from smalti.models.layers import seeded
 from smalti.tokenizers.trunk import Trunk, error_unit, float32, require_trunk, set_conv
@@ -78,8 +78,8 @@ def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[
     """The code with the greatest logit at every position, in [0, V), computed in parts to bound memory."""
     rows, weight = features.permute(0, 2, 3, 1), to_logits.weight[:, :, 0, 0]
     with float32(features):
-        parts = rows.float().flatten(0, 2).split(positions_at_once(len(weight), weight.device))
-        return torch.cat([greatest(F.linear(part, weight, to_logits.bias)) for part in parts]).view(rows.shape[:3])
+        parts = rows.float().flatten(0, 2).split(positions_per_chunk(len(weight), weight.device))
+        return torch.cat([fast_argmax(F.linear(part, weight, to_logits.bias)) for part in parts]).view(rows.shape[:3])
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import bounded, ids_of, kmeans, rounded, started, values_of
+from smalti.functional.codebook import fsq_bound, fsq_ids, fsq_round, fsq_values, kmeans, new_codebook
 from smalti.functional.gumbel_relaxation import straight_through
 from smalti.models.layers import seeded
-from smalti.tokenizers.following_codes import FollowingCodes, require_codes
+from smalti.tokenizers.ema_codebook import EMACodebookTokenizer, require_codebook
 from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, float32, require_trunk, set_conv
 
 
@@ -116,14 +116,14 @@ class VQ:
 
     def __post_init__(self) -> None:
         require_trunk(self)
-        require_codes(self)
+        require_codebook(self)
 
     def build(self, seed: int = 0) -> "VectorQuantised":
         """A network with random weights, which are a function of the seed."""
         return seeded(seed, lambda: VectorQuantised(self))
 
 
-class VectorQuantised(FollowingCodes, Quantised):
+class VectorQuantised(EMACodebookTokenizer, Quantised):
     """Vector quantisation: unit codes of few dimensions, initialised by k-means and updated by EMA of the points.
 
     Reference: van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN).
@@ -133,7 +133,7 @@ class VectorQuantised(FollowingCodes, Quantised):
 
     def __init__(self, config: VQ) -> None:
         super().__init__(config, config.code_dim)
-        self.add_codes(config)
+        self.add_codebook(config)
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -148,7 +148,7 @@ class VectorQuantised(FollowingCodes, Quantised):
         bias = torch.zeros(self.code_dim)
         bias[-1] = 1.0
         points = self.placed(sample.points @ weight.t() + bias)
-        self.set_book(started(kmeans(points, self.vocab_size, order[order < len(points)])))
+        self.set_codebook(new_codebook(kmeans(points, self.vocab_size, order[order < len(points)])))
         self.start_as_projection(sample, weight, bias)
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
@@ -207,13 +207,13 @@ class FiniteScalarQuantised(Quantised):
         self.start_as_projection(sample, weight, torch.zeros(self.code_dim))
 
     def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
-        """Vectors mapped into the cube by `bounded`."""
-        return bounded(x, self.levels)
+        """Vectors mapped into the cube by `fsq_bound`."""
+        return fsq_bound(x, self.levels)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
         """The index of the rounded point, in [0, V)."""
-        return ids_of(rounded(points, self.levels), self.levels)
+        return fsq_ids(fsq_round(points, self.levels), self.levels)
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
         """The values of each dimension for an index."""
-        return values_of(ids, self.levels)
+        return fsq_values(ids, self.levels)

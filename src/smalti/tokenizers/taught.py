@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from smalti.core.config import require, setting
 from smalti.core.errors import UsageError
-from smalti.functional.codebook import vocabulary_for
+from smalti.functional.codebook import default_vocab_size
 from smalti.functional.patches import patchify
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range, feature_block, first_blocks
 from smalti.tokenizers.image_tokenizer import MAX_VOCAB
@@ -98,7 +98,7 @@ class Taught:
     def sized(self, num_images: int) -> Self:
         """The configuration with a vocabulary for so many training images, where `vocab_size` is 0."""
         rows, columns = self.taught.grid
-        return replace(self, vocab_size=self.vocab_size or vocabulary_for(num_images, rows * columns))
+        return replace(self, vocab_size=self.vocab_size or default_vocab_size(num_images, rows * columns))
 
 
 def without_norm(backbone: VisionTransformer) -> VisionTransformer:

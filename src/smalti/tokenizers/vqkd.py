@@ -21,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import followed_means, kmeans, replacements, started, steps_unused
+from smalti.functional.codebook import ema_update_means, kmeans, new_codebook, replacements, steps_unused
 from smalti.functional.gumbel_relaxation import straight_through
 from smalti.models.layers import Init, initialise, seeded
 from smalti.models.vit import VisionTransformer, ViT
-from smalti.tokenizers.following_codes import FollowingCodes, require_codes
+from smalti.tokenizers.ema_codebook import EMACodebookTokenizer, require_codebook
 from smalti.tokenizers.taught import (
     AT_ONCE,
     Taught,
@@ -61,7 +61,7 @@ class VQKD(Taught):
         require(self.depth is None or self.depth >= 1, f"an encoder of {self.depth} blocks", "use at least 1")
         require(self.decoder_depth >= 1, f"a decoder of {self.decoder_depth} blocks", "use at least 1")
         require(self.target_dim >= 0, f"target_dim is {self.target_dim}", "use at least 0")
-        require_codes(self)
+        require_codebook(self)
 
     def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
         """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
@@ -85,7 +85,7 @@ class VQKD(Taught):
         return seeded(seed, lambda: VQKDTokenizer(replace(self, teacher=""), seed))
 
 
-class VQKDTokenizer(FollowingCodes):
+class VQKDTokenizer(EMACodebookTokenizer):
     """The code nearest to the encoder's point at each patch.
 
     Attributes:
@@ -104,7 +104,7 @@ class VQKDTokenizer(FollowingCodes):
         self.grid, width = vit.grid, vit.embed_dim
         self.backbone = vit.build(seed)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
-        self.add_codes(config)
+        self.add_codebook(config)
         reads_codes = replace(
             vit,
             img_size=vit.grid,
@@ -142,7 +142,7 @@ class VQKDTokenizer(FollowingCodes):
         varied, device = varied_patches(images, self.stride), self.codes.device
         points = torch.cat([self.points(part.to(device)).flatten(1, 2).cpu() for part in images.split(AT_ONCE)])
         shown = points[varied]
-        self.set_book(started(kmeans(shown, self.vocab_size, order[order < len(shown)])))
+        self.set_codebook(new_codebook(kmeans(shown, self.vocab_size, order[order < len(shown)])))
         ids = torch.cat([self.nearest(part.to(device)).cpu() for part in points.split(AT_ONCE)])
         self.painted.copy_(mean_patches(images, ids, self.vocab_size, self.stride))
 
@@ -172,10 +172,10 @@ class VQKDTokenizer(FollowingCodes):
         return normalised_features(teacher, images) - self.mean
 
     @torch.no_grad()
-    def follow_patches(
+    def update_codebook_and_patches(
         self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], patches: Float[Tensor, "n P"], step: int
     ) -> None:
-        """`follow`, and with the codes the patches that they are painted as.
+        """`update_codebook`, and the mean patch of every code.
 
         Args:
             points: those of the step, of all ranks.
@@ -183,10 +183,10 @@ class VQKDTokenizer(FollowingCodes):
             patches: the pixels of each, in [0, 1].
             step: number of optimiser steps done.
         """
-        painted = followed_means(self.painted, self.sizes, patches, ids, self.decay)
+        painted = ema_update_means(self.painted, self.sizes, patches, ids, self.decay)
         dead, chosen = replacements(steps_unused(self.unused, ids), len(points), step, self.dead_after)
         self.painted.copy_(painted.index_copy(0, dead, patches[chosen]))
-        self.follow(points, ids, step)
+        self.update_codebook(points, ids, step)
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest code at every position."""

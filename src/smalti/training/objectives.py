@@ -15,7 +15,7 @@ from torch import Tensor
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Objective, StepOutput, Target
 from smalti.distributed.collectives import all_gather, all_reduce_mean
-from smalti.functional.codebook import drawn_codes, steps_unused
+from smalti.functional.codebook import sample_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
     class_nats,
@@ -38,7 +38,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.dvae import DiscreteVAE, relax, split
-from smalti.tokenizers.following_codes import FollowingCodes
+from smalti.tokenizers.ema_codebook import EMACodebookTokenizer
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.vqkd import VQKDTokenizer
 from smalti.training.targets import Tokens, masked_tokens
@@ -139,7 +139,7 @@ class DiscreteVAEObjective(Objective):
         output = _of_images(len(images), loss, {_named(self.likelihood): nll, "kl": tokens.kl})
         return output._replace(metrics={**output.metrics, "codes": codes_seen(ids, self.model.vocab_size)})
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
@@ -148,7 +148,7 @@ class DiscreteVAEObjective(Objective):
         dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
         if len(dead) == 0:
             return
-        scores, parents = all_gather(self._seen[0]), drawn_codes(ids, step, most=len(dead))
+        scores, parents = all_gather(self._seen[0]), sample_codes(ids, step, count=len(dead))
         dead = dead[: len(parents)]
         split(self.model, dead, parents, torch.stack([scores[ids == parent].mean() for parent in parents]))
         self.unused[dead] = 0
@@ -157,7 +157,7 @@ class DiscreteVAEObjective(Objective):
 class QuantisedObjective(Objective):
     """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
 
-    The gradient of the reconstruction is straight-through; `follow` updates a codebook after the step.
+    The gradient of the reconstruction is straight-through; `after_step` updates the codebook.
 
     Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
     """
@@ -165,7 +165,7 @@ class QuantisedObjective(Objective):
     def __init__(self, tokenizer: Quantised, likelihood: Likelihood = "logit_laplace") -> None:
         super().__init__()
         self.model: Quantised = tokenizer
-        self.whole_batches = isinstance(tokenizer, FollowingCodes)
+        self.whole_batches = isinstance(tokenizer, EMACodebookTokenizer)
         self.likelihood: Likelihood = likelihood
         self._seen: tuple[Tensor, Tensor] | None = None
 
@@ -181,11 +181,11 @@ class QuantisedObjective(Objective):
         said = {_named(self.likelihood): cost, "gap": distance} | self.model.meters()
         return _of_images(len(images), cost + self.model.commitment * distance, said)
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Update the codebook with the points of the last step."""
-        if isinstance(self.model, FollowingCodes) and self._seen is not None:
+        if isinstance(self.model, EMACodebookTokenizer) and self._seen is not None:
             points, ids = self._seen
-            self.model.follow(all_gather(points), all_gather(ids), step)
+            self.model.update_codebook(all_gather(points), all_gather(ids), step)
             self._seen = None
 
 
@@ -193,7 +193,7 @@ class FeatureReconstruction(Objective):
     """VQ-KD: 1 - cos(o, t) + commitment · ‖point - code‖², as means over patches.
 
     o is what the decoder makes of the codes, t the teacher's feature. The gradient of the first term is
-    straight-through; `follow` updates the codebook after the step. The teacher is no part of the objective's modules.
+    straight-through; `after_step` updates the codebook. The teacher is no part of the objective's modules.
 
     Reference: Peng et al. 2022 (BEiT v2), VQ-KD; its term for the codebook is replaced by moving averages, as there.
     """
@@ -219,11 +219,11 @@ class FeatureReconstruction(Objective):
         said = {"cosine": 1 - cost, "gap": distance} | self.model.meters()
         return _of_images(len(images), cost + self.model.commitment * distance, said)
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Update the codebook, and what its codes are painted as, with the last step."""
         if self._seen is not None:
             points, ids, patches = (all_gather(seen) for seen in self._seen)
-            self.model.follow_patches(points, ids, patches, step)
+            self.model.update_codebook_and_patches(points, ids, patches, step)
             self._seen = None
 
 

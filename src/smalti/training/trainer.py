@@ -120,7 +120,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.objective.follow(self.step)
+        self.objective.after_step(self.step)
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
