@@ -17,7 +17,7 @@ from smalti.exporting.subject import Subject
 from smalti.models.segmenter import Linear
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vqkd import VQKD

@@ -12,8 +12,8 @@ from smalti.core.errors import DataError, UsageError
 from smalti.functional.metrics import psnr
 from smalti.models.vit import ViT, as_unit_range
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection, whitening
 from smalti.tokenizers.vqkd import VQKD

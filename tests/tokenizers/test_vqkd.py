@@ -34,9 +34,9 @@ def teacher() -> VisionTransformer:
 def made(teacher: VisionTransformer, images: torch.Tensor) -> tuple[VQKDTokenizer, VisionTransformer]:
     """A tokenizer at step 0, and the part of the teacher that it learns from."""
     config = VQKD(vocab_size=7, depth=2, decoder_depth=1, code_dim=3, commitment=0.5, decay=0.9, dead_after=2)
-    config, used = config.taught_by(teacher)
+    config, used = config.with_teacher(teacher)
     tokenizer = config.build(seed=1)
-    tokenizer.learn_from(used, images)
+    tokenizer.fit_to_teacher(used, images)
     tokenizer.initialise_from(images, torch.arange(COUNT * 8))
     return tokenizer, used
 
@@ -145,17 +145,17 @@ def test_a_dead_code_is_painted_as_the_patch_that_it_moves_to(teacher: VisionTra
 
 def test_the_encoder_is_as_wide_as_the_teacher_and_as_deep_as_is_asked(teacher: VisionTransformer) -> None:
     dropped = replace(VIT, drop_path_rate=0.2, init="uniform").build()
-    config, used = VQKD().taught_by(dropped)
+    config, used = VQKD().with_teacher(dropped)
     assert (config.layer, config.target_dim, used.config.depth) == (2, 16, 2)
-    assert config.taught == replace(VIT, depth=2, drop_path_rate=0.0, init="width")
-    config, used = VQKD(layer=3, depth=1).taught_by(teacher)
-    assert (config.taught.depth, used.config.depth, config.layer) == (1, 3, 3)
+    assert config.known_backbone == replace(VIT, depth=2, drop_path_rate=0.0, init="width")
+    config, used = VQKD(layer=3, depth=1).with_teacher(teacher)
+    assert (config.known_backbone.depth, used.config.depth, config.layer) == (1, 3, 3)
     with pytest.raises(UsageError, match="layer 4 of a teacher of 3 blocks; use 1 to 3"):
-        VQKD(layer=4).taught_by(teacher)
+        VQKD(layer=4).with_teacher(teacher)
 
 
 def test_the_encoder_starts_with_small_positions_whatever_the_teachers_are() -> None:
     """With an amplitude of 1 codes named the position of a patch, and nothing else, for hundreds of steps."""
-    config, used = VQKD().taught_by(replace(VIT, pos_amplitude=1.0).build())
+    config, used = VQKD().with_teacher(replace(VIT, pos_amplitude=1.0).build())
     assert used.config.pos_amplitude == 1.0
-    assert config.taught.pos_amplitude == 0.1
+    assert config.known_backbone.pos_amplitude == 0.1

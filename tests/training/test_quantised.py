@@ -46,7 +46,7 @@ def test_the_loss_equals_the_equation(config: VQ | FSQ, likelihood: Literal["log
         output = QuantisedObjective(built, likelihood)(given, STEP)
         points = built.points(given.image)
         values = built.values(built.encode(given.image))
-        mean, log_scale = built.pixels(built.from_code(values.permute(0, 3, 1, 2)))
+        mean, log_scale = built.pixel_distribution(built.from_code(values.permute(0, 3, 1, 2)))
     triples = zip(*(x.flatten().tolist() for x in (given.image, mean, log_scale)), strict=True)
     cost = np.mean([oracles.reconstruction_loss(likelihood, *triple) for triple in triples])
     gap = float((points.double() - values.double()).square().sum(-1).mean())
@@ -69,8 +69,8 @@ def test_the_gradient_of_a_point_is_that_of_its_value() -> None:
     built, given = tokenizer(dataclasses.replace(VECTORS, commitment=0.0)), batch()
     points = built.points(given.image).detach().requires_grad_(True)
     values = built.values(built.nearest(points)).detach().requires_grad_(True)
-    built.reconstructed(points, built.nearest(points))[0].square().sum().backward()
-    built.pixels(built.from_code(values.permute(0, 3, 1, 2)))[0].square().sum().backward()
+    built.reconstruct(points, built.nearest(points))[0].square().sum().backward()
+    built.pixel_distribution(built.from_code(values.permute(0, 3, 1, 2)))[0].square().sum().backward()
     assert points.grad is not None
     assert values.grad is not None
     torch.testing.assert_close(points.grad, values.grad)

@@ -11,7 +11,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.targets import Pixels
 
 Config = TrainTokenizer | Pretrain | Finetune
@@ -67,7 +67,7 @@ def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
     network = after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone
-    unknown = isinstance(network, Taught) and network.backbone is None  # those of a teacher not yet read
+    unknown = isinstance(network, TeacherBased) and network.backbone is None  # those of a teacher not yet read
     own = 0 if unknown else num_parameters(network)
     whole = own
     if isinstance(after, Pretrain):

@@ -26,7 +26,7 @@ from smalti.runs.models import load_subject
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.checkpoint import read_checkpoint
 
 
@@ -136,7 +136,7 @@ def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenize
     if kind == TrainTokenizer.__name__:
         config = read_config(model, TrainTokenizer)
         part = config.tokenizer
-        part = replace(part, teacher="") if isinstance(part, Taught) else part
+        part = replace(part, teacher="") if isinstance(part, TeacherBased) else part
         return replace(config, out="", data=replace(config.data, path=""), tokenizer=part)
     run = read_config(model, Finetune if kind == Finetune.__name__ else Pretrain)
     run = replace(run, out="", data=replace(run.data, path=""))

@@ -25,7 +25,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.training_plan import Plan
 
 BackboneRunT = TypeVar("BackboneRunT", Pretrain, Finetune)
@@ -74,7 +74,7 @@ class Candidate(NamedTuple):
 def of_channels(candidate: Candidate, channels: int) -> Candidate:
     """A candidate for images of so many channels."""
     (tokenizer, pretrain), tune = candidate.stages, candidate.finetune
-    assert not isinstance(tokenizer.tokenizer, Taught), "its teacher decides"
+    assert not isinstance(tokenizer.tokenizer, TeacherBased), "its teacher decides"
     data, part = replace(tokenizer.data, channels=channels), replace(tokenizer.tokenizer, in_chans=channels)
     stages = Stages(replace(tokenizer, data=data, tokenizer=part), _of_channels(pretrain, channels))
     return candidate._replace(stages=stages, finetune=None if tune is None else _of_channels(tune, channels))

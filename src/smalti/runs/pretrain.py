@@ -42,9 +42,9 @@ from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.training_run import BackboneRun, TrainingRun
-from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.tokenizers.taught import FITTED_TO
+from smalti.tokenizers.kmeans_features import KMeansFeatures
+from smalti.tokenizers.teacher_features import FIT_IMAGES
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
@@ -196,7 +196,7 @@ def _last_round(config: Pretrain, session: Session, images: InMemoryData | None)
             seed=config.seed,
             ranks=config.ranks,
             tokenizer=KMeansFeatures(first.out),
-            init_images=FITTED_TO,
+            init_images=FIT_IMAGES,
         )
         tokens = _begun(tokens)
         _complete(train_tokenizer.main, tokens, session, images)

@@ -13,8 +13,8 @@ from smalti.data.values import Window
 from smalti.models.cost_estimate import encoding_work
 from smalti.models.vit import VisionTransformer
 from smalti.runs.folder import holds_run
-from smalti.tokenizers.features import KMeansFeatures
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.kmeans_features import KMeansFeatures
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.tokenizers.vqkd import VQKD
 from smalti.weights.read import is_foreign
 
@@ -35,7 +35,7 @@ class Teacher(NamedTuple):
     window: Window | None
 
 
-def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> Teacher:
+def read_teacher(tokenizer: TeacherBased, data: Data, compute: Compute, log: Log) -> Teacher:
     """Read the teacher that a configuration names.
 
     Raises:
@@ -45,14 +45,14 @@ def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> T
     place = tokenizer.teacher
     require(bool(place), "no teacher given", "use --tokenizer.teacher MODEL, as of pretrain or import")
     network, window = _network(place, compute)
-    tokenizer, teacher = tokenizer.taught_by(network)
+    tokenizer, teacher = tokenizer.with_teacher(network)
     height, width = teacher.config.img_size
     require(height == width, f"the images of the teacher are {height}x{width}", "use a teacher of square images")
     rows, columns = teacher.config.grid
     log.say(
         f"teacher: block {tokenizer.layer} of {network.config.depth} of {place}, "
         f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
-        f"to encode one takes {encoding_work(tokenizer.taught) / 1e6:,.1f} M multiply-adds"
+        f"to encode one takes {encoding_work(tokenizer.known_backbone) / 1e6:,.1f} M multiply-adds"
     )
     assert isinstance(tokenizer, KMeansFeatures | VQKD)
     return Teacher(tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window)

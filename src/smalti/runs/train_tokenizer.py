@@ -31,11 +31,11 @@ from smalti.runs.teachers import read_teacher
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.tokenizers.features import KMeansFeatures, KMeansFeatureTokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig
+from smalti.tokenizers.kmeans_features import KMeansFeatures, KMeansFeatureTokenizer
 from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.tokenizers.vqkd import VQKD, VQKDTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstruction, QuantisedObjective, Relaxation
@@ -66,7 +66,7 @@ class TrainTokenizer(TrainingRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tokenizer, Taught):  # whose teacher decides them
+        if not isinstance(self.tokenizer, TeacherBased):  # whose teacher decides them
             self._require_fit(self.tokenizer)
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
@@ -140,7 +140,7 @@ def main(
 def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     teacher, window = None, None
-    if isinstance(config.tokenizer, Taught) and (config.planned_steps or not session.resumed):
+    if isinstance(config.tokenizer, TeacherBased) and (config.planned_steps or not session.resumed):
         read, data, teacher, window = read_teacher(config.tokenizer, config.data, session.compute, session.log)
         config = replace(config, data=data, tokenizer=read)
     if images is None:
@@ -148,8 +148,8 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.settled(config, given)
-        if isinstance(config.tokenizer, Taught):
-            config = replace(config, tokenizer=config.tokenizer.sized(len(given.train)))
+        if isinstance(config.tokenizer, TeacherBased):
+            config = replace(config, tokenizer=config.tokenizer.with_vocab_size(len(given.train)))
     learns_from = None if teacher is None or not config.planned_steps else network_digest(teacher)
     session.same_images(given.train, learns_from, "teacher")
     tokenizer = made(config, given, session, teacher).to(session.compute.device)
@@ -228,12 +228,12 @@ def start(config: TrainTokenizer, images: AnyImages, teacher: VisionTransformer 
     side, tokenizer, count = config.data.side, config.tokenizer.build(config.seed), config.init_images
     if count == 0:
         return tokenizer
-    if isinstance(config.tokenizer, Taught):
-        count = min(count, config.tokenizer.most_images)
+    if isinstance(config.tokenizer, TeacherBased):
+        count = min(count, config.tokenizer.max_fit_images)
     sample = some_squares(images.train, count, side)
     if isinstance(tokenizer, KMeansFeatureTokenizer | VQKDTokenizer):
         assert teacher is not None
-        tokenizer.learn_from(teacher, sample)
+        tokenizer.fit_to_teacher(teacher, sample)
     num_patches = len(sample) * (side // tokenizer.stride) ** 2
     tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
     return tokenizer

@@ -37,7 +37,9 @@ class DiscreteTokenizer(Protocol):
         """The output of the encoder for images, uint8 or float in [0, 1]."""
         ...
 
-    def pixels(self, codes: Float[Tensor, "B d h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pixel_distribution(
+        self, codes: Float[Tensor, "B d h w"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, for codebook vectors."""
         ...
 
@@ -71,7 +73,7 @@ def relax(
             hard=hard,
         )
     codes = tokens.codes if codebook.bias is None else tokens.codes + codebook.bias.to(dtype)
-    return tokens, *tokenizer.pixels(codes.transpose(1, 2).unflatten(2, features.shape[2:]))
+    return tokens, *tokenizer.pixel_distribution(codes.transpose(1, 2).unflatten(2, features.shape[2:]))
 
 
 def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[Tensor, "B h w"]:
@@ -147,7 +149,7 @@ class DiscreteVAE(Trunk):
         self, weights: Float[Tensor, "B V h w"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
-        return self.pixels(self.codebook(weights))
+        return self.pixel_distribution(self.codebook(weights))
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -180,4 +182,4 @@ class DiscreteVAE(Trunk):
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The most likely image given the tokens, in [0, 1]."""
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()).permute(0, 3, 1, 2)
-        return self.picture(codes)
+        return self.most_likely_image(codes)

@@ -32,7 +32,7 @@ class Quantised(Trunk):
         self.from_code = nn.Conv2d(code_dim, config.width, kernel_size=1)
         self.add_decoder()
 
-    def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
+    def to_code_space(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors mapped into the space of the quantised values."""
         raise NotImplementedError
 
@@ -52,9 +52,9 @@ class Quantised(Trunk):
         """The encoder's point at every position, in float32."""
         features = self.features(images)
         with float32(features):
-            return self.placed(self.to_code(features.float()).permute(0, 2, 3, 1))
+            return self.to_code_space(self.to_code(features.float()).permute(0, 2, 3, 1))
 
-    def reconstructed(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each.
 
         They are decoded from the quantised values; gradients go to the points (straight-through).
@@ -63,7 +63,7 @@ class Quantised(Trunk):
 
     def distribution(self, values: Float[Tensor, "B h w d"]) -> tuple[Tensor, Tensor]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each, given the values."""
-        return self.pixels(self._read(values))
+        return self.pixel_distribution(self._decoder_input(values))
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest code at every position."""
@@ -71,13 +71,15 @@ class Quantised(Trunk):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The most likely image given the tokens, in [0, 1]."""
-        return self.picture(self._read(self.values(ids)))
+        return self.most_likely_image(self._decoder_input(self.values(ids)))
 
-    def _read(self, values: Float[Tensor, "B h w d"]) -> Float[Tensor, "B D h w"]:
+    def _decoder_input(self, values: Float[Tensor, "B h w d"]) -> Float[Tensor, "B D h w"]:
         with float32(values):
             return self.from_code(values.permute(0, 3, 1, 2))
 
-    def start_as_projection(self, sample: PatchSample, weight: Float[Tensor, "d D"], bias: Float[Tensor, "d"]) -> None:
+    def initialise_as_projection(
+        self, sample: PatchSample, weight: Float[Tensor, "d D"], bias: Float[Tensor, "d"]
+    ) -> None:
         """Initialise as a quantiser of a linear projection: the encoder projects, the decoder inverts by least squares.
 
         Args:
@@ -86,7 +88,7 @@ class Quantised(Trunk):
                 already be set.
         """
         points = sample.points
-        values = self.values(self.nearest(self.placed(points @ weight.t() + bias)))
+        values = self.values(self.nearest(self.to_code_space(points @ weight.t() + bias)))
         known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
         inverse = torch.linalg.lstsq(known, points).solution
         error = (points - known @ inverse).square().sum(1).mean()
@@ -147,11 +149,11 @@ class VectorQuantised(EMACodebookTokenizer, Quantised):
         weight[:shown, :shown] = torch.eye(shown) * 0.5 / sample.points[:, :shown].square().sum(1).mean().sqrt()
         bias = torch.zeros(self.code_dim)
         bias[-1] = 1.0
-        points = self.placed(sample.points @ weight.t() + bias)
+        points = self.to_code_space(sample.points @ weight.t() + bias)
         self.set_codebook(new_codebook(kmeans(points, self.vocab_size, order[order < len(points)])))
-        self.start_as_projection(sample, weight, bias)
+        self.initialise_as_projection(sample, weight, bias)
 
-    def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
+    def to_code_space(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors scaled to unit length."""
         return F.normalize(x, dim=-1)
 
@@ -204,9 +206,9 @@ class FiniteScalarQuantised(Quantised):
         shown = min(self.code_dim, self.width)
         weight = torch.zeros(self.code_dim, self.width)
         weight[:shown, :shown] = sample.points[:, :shown].std(0, correction=0).clamp_min(1e-3).reciprocal().diag()
-        self.start_as_projection(sample, weight, torch.zeros(self.code_dim))
+        self.initialise_as_projection(sample, weight, torch.zeros(self.code_dim))
 
-    def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
+    def to_code_space(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors mapped into the cube by `fsq_bound`."""
         return fsq_bound(x, self.levels)
 

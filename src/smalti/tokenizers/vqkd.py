@@ -26,13 +26,13 @@ from smalti.functional.gumbel_relaxation import straight_through
 from smalti.models.layers import Init, initialise, seeded
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.ema_codebook import EMACodebookTokenizer, require_codebook
-from smalti.tokenizers.taught import (
-    AT_ONCE,
-    Taught,
-    feature_parts,
+from smalti.tokenizers.teacher_features import (
+    CHUNK,
+    TeacherBased,
+    iter_features,
     mean_patches,
     normalised_features,
-    painted_image,
+    patches_to_image,
 )
 from smalti.tokenizers.trunk import float32, varied_patches
 
@@ -41,7 +41,7 @@ _POSITIONS = 0.1
 
 
 @dataclass(frozen=True)
-class VQKD(Taught):
+class VQKD(TeacherBased):
     """Configuration of the tokenizer."""
 
     teacher: str = setting(
@@ -63,8 +63,8 @@ class VQKD(Taught):
         require(self.target_dim >= 0, f"target_dim is {self.target_dim}", "use at least 0")
         require_codebook(self)
 
-    def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
-        """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
+    def with_teacher(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
+        """The configuration with what is known of a teacher, and the part of the teacher that is used (`cut_teacher`).
 
         The encoder is as wide as the teacher and of the same variant. It is drawn in ranges that suit its width where
         the teacher was drawn as a ViT-B is. Its positions start small: the codebook starts as k-means on its points,
@@ -73,7 +73,7 @@ class VQKD(Taught):
         Raises:
             UsageError: there is no such block.
         """
-        used = self.used_part(teacher)
+        used = self.cut_teacher(teacher)
         vit, init = used.config, used.config.init
         drawn_as: Init = "width" if init == "uniform" else init
         depth = self.depth or vit.depth
@@ -100,7 +100,7 @@ class VQKDTokenizer(EMACodebookTokenizer):
 
     def __init__(self, config: VQKD, seed: int) -> None:
         super().__init__(config)
-        vit, dim = config.taught, config.code_dim
+        vit, dim = config.known_backbone, config.code_dim
         self.grid, width = vit.grid, vit.embed_dim
         self.backbone = vit.build(seed)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
@@ -123,10 +123,10 @@ class VQKDTokenizer(EMACodebookTokenizer):
         self.register_buffer("painted", torch.zeros(config.vocab_size, vit.in_chans * vit.patch_size**2))
 
     @torch.no_grad()
-    def learn_from(self, teacher: VisionTransformer, images: Tensor) -> None:
+    def fit_to_teacher(self, teacher: VisionTransformer, images: Tensor) -> None:
         """Take the mean of the teacher's features from a sample of the training images, and the teacher's device."""
         self.to(teacher.cls_token.device)
-        parts = [features.sum(0) for features in feature_parts(teacher, images)]
+        parts = [features.sum(0) for features in iter_features(teacher, images)]
         self.mean.copy_(torch.stack(parts).sum(0) / len(images))
 
     @torch.no_grad()
@@ -140,10 +140,10 @@ class VQKDTokenizer(EMACodebookTokenizer):
             DataError: there is no patch with more than one colour.
         """
         varied, device = varied_patches(images, self.stride), self.codes.device
-        points = torch.cat([self.points(part.to(device)).flatten(1, 2).cpu() for part in images.split(AT_ONCE)])
+        points = torch.cat([self.points(part.to(device)).flatten(1, 2).cpu() for part in images.split(CHUNK)])
         shown = points[varied]
         self.set_codebook(new_codebook(kmeans(shown, self.vocab_size, order[order < len(shown)])))
-        ids = torch.cat([self.nearest(part.to(device)).cpu() for part in points.split(AT_ONCE)])
+        ids = torch.cat([self.nearest(part.to(device)).cpu() for part in points.split(CHUNK)])
         self.painted.copy_(mean_patches(images, ids, self.vocab_size, self.stride))
 
     def points(self, images: Tensor) -> Float[Tensor, "B h w d"]:
@@ -154,10 +154,10 @@ class VQKDTokenizer(EMACodebookTokenizer):
         """
         features = self.backbone.encode(self.backbone.embed(images)).patches
         with float32(features):
-            return F.normalize(self.to_code(features.float()), dim=-1).unflatten(1, self.config.taught.grid)
+            return F.normalize(self.to_code(features.float()), dim=-1).unflatten(1, self.config.known_backbone.grid)
 
     def predicted_features(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B N F"]:
-        """The teacher's features as the decoder tells them by the codes; gradients go to the points (straight-through).
+        """The teacher's features, decoded from the codes; gradients go to the points (straight-through).
 
         Only their directions count. In float32.
         """
@@ -194,4 +194,4 @@ class VQKDTokenizer(EMACodebookTokenizer):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""
-        return painted_image(ids, self.painted, self.stride)
+        return patches_to_image(ids, self.painted, self.stride)

@@ -173,7 +173,7 @@ class QuantisedObjective(Objective):
         images = as_unit_range(batch.token_view)
         points = self.model.points(images)
         ids = self.model.nearest(points.detach())
-        mean, log_scale = self.model.reconstructed(points, ids)
+        mean, log_scale = self.model.reconstruct(points, ids)
         cost = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
         if self.training and self.whole_batches:
