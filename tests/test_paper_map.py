@@ -174,7 +174,7 @@ def test_what_the_page_says_of_crops_is_counted() -> None:
 
 def test_what_the_page_says_of_images_steps_and_epochs_is_computed() -> None:
     plan, held_out = paper.pretrain().plan, paper.pretrain().data.held_out
-    rate = paper.pretrain().optimiser.rates(plan.steps)
+    rate = paper.pretrain().optimiser.lr_schedule(plan.steps)
     learnt, dropped = len(put_aside(IMAGENET, held_out, 0, _MOST_HELD_OUT)[0]), IMAGENET % plan.batch_size
     aside = IMAGENET - learnt
     assert release.pretrain().plan == plan
@@ -228,7 +228,7 @@ def test_the_deviations_of_the_starts_are_drawn() -> None:
 def test_the_learning_rates_of_the_released_code_are_computed() -> None:
     """As utils.py, cosine_scheduler, makes them: an array over all updates, that of the first at its front."""
     config = release.pretrain()
-    ours, steps, peak, end = config.optimiser.rates(config.plan.steps), config.plan.steps, 1.5e-3, 1e-5
+    ours, steps, peak, end = config.optimiser.lr_schedule(config.plan.steps), config.plan.steps, 1.5e-3, 1e-5
     warmup = 10 * (IMAGENET // config.plan.batch_size)
     left = np.arange(steps - warmup)
     after = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * left / len(left)))

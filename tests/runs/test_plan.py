@@ -233,7 +233,7 @@ def test_the_commands_run_what_was_measured(captured: list[Any]) -> None:
         assert (ran.data.image_column, ran.data.pages) == ("left", "all")
         assert (ran.device, ran.precision, ran.out) == ("cpu", "fp32", ran.out)
         assert (ran.plan.steps, ran.plan.batch_size) == (about["steps"], 32)
-        assert ran.optimiser.at(32).lr == pytest.approx(start.optimiser.lr / 2)
+        assert ran.optimiser.scaled_to(32).lr == pytest.approx(start.optimiser.lr / 2)
     tokenizer, pretrain = captured
     assert tokenizer.tokenizer.vocab_size == result["vocab_size"] == 64
     assert tokenizer.out == pretrain.tokenizer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Batches, Tokenizer
-from smalti.functional.patches import rows
+from smalti.functional.patches import gather_rows
 
 CHUNK = 64
 """Images that a tokenizer is given at a time, where there are that many."""
@@ -59,7 +59,7 @@ def scored(
             logits = tokenizer.logits(_filled(part, min(_SCORED, len(view)))).flatten(2)[: len(part)]
         ids.append(logits.argmax(1))
         by_position = logits.transpose(1, 2)
-        scores.append(by_position if index is None else rows(by_position, index[start : start + _SCORED]))
+        scores.append(by_position if index is None else gather_rows(by_position, index[start : start + _SCORED]))
     return torch.cat(ids), torch.cat(scores)
 
 

@@ -19,7 +19,7 @@ from smalti.data.load import RunImages
 from smalti.data.tokens import TokenizedOnce, encode
 from smalti.evaluation.bound import two_stage_bound
 from smalti.evaluation.token_sample import some_images
-from smalti.functional.metrics import copying, entropy, nearest_visible
+from smalti.functional.metrics import copy_baseline, entropy, nearest_visible
 from smalti.models.mim import build_mim
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.masked_batches import MaskedViews
@@ -40,8 +40,8 @@ def evaluate_mim(
     Returns:
         `loss_nats` per masked patch, with hard tokens as targets; `accuracy` and `top5_accuracy` in [0, 1];
         `unigram_entropy_nats`, the loss of predicting the token frequencies; `neighbour_nats` and `neighbour_accuracy`
-        of the copy baseline (`copying`); `bits_saved_per_token` and `bits_saved_over_neighbour`, by how many bits the
-        loss is lower than these; with soft targets also `soft_loss_nats` and `kl_nats`.
+        of `copy_baseline`; `bits_saved_per_token` and `bits_saved_over_neighbour`, by how many bits the loss is lower
+        than these; with soft targets also `soft_loss_nats` and `kl_nats`.
     """
     means, hits = Means(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
     misses = hits.clone()
@@ -50,7 +50,7 @@ def evaluate_mim(
         right, wrong = _copied(batch, objective.model.backbone.config.grid)
         hits += torch.bincount(right, minlength=len(hits))
         misses += torch.bincount(wrong, minlength=len(misses))
-    unigram, neighbour = float(entropy(hits + misses)), copying(hits, misses)
+    unigram, neighbour = float(entropy(hits + misses)), copy_baseline(hits, misses)
     soft = "hard" in means
     loss = means["hard" if soft else "loss"]
     measured = {

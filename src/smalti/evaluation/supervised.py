@@ -15,7 +15,14 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import Box, Crop, TwoViews, WholeImage
-from smalti.functional.metrics import average_precision, class_ious, hits, mean_iou, pixel_accuracy, pixel_confusion
+from smalti.functional.metrics import (
+    average_precision,
+    class_ious,
+    mean_iou,
+    pixel_accuracy,
+    pixel_confusion,
+    topk_correct,
+)
 
 _FEW = 5
 AT_ONCE = 8
@@ -43,7 +50,7 @@ def class_scores(
 
 def accuracies(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> dict[str, float]:
     """`accuracy` and `top5` in [0, 1]; `nats`, the mean cross-entropy per image."""
-    right = hits(scores, labels, _FEW)
+    right = topk_correct(scores, labels, _FEW)
     return {
         "accuracy": float(right[:, 0].double().mean()),
         "top5": float(right.any(-1).double().mean()),

@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.datasets.open import absolute_data, open_noted
 from smalti.data.token_cache import network_digest
 from smalti.distributed.collectives import from_rank0, same_format
 from smalti.distributed.process_group import process_group
@@ -73,9 +73,9 @@ def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, A
     """What the features depend on, and what is needed to search in them."""
     window = {} if network.window is None else {"window": list(network.window)}
     return window | {
-        "model": lasting(config.model),
+        "model": absolute_data(config.model),
         "weights": network_digest(network.backbone),
-        "images": lasting(config.images),
+        "images": absolute_data(config.images),
         "fingerprint": source.fingerprint(),
         "layer": network.layer_named(config.layer),
         "pooling": config.pooling,

@@ -16,7 +16,7 @@ from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import lasting
+from smalti.data.datasets.open import absolute_data
 from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
 from smalti.distributed.collectives import from_rank0, same_format
@@ -83,7 +83,8 @@ class Evaluate:
 
     def reading(self, trained_on: Data) -> Data:
         """The images, read as those that the model was trained on."""
-        follow, own = self.follow_links or trained_on.follow_links, lasting(self.images) == lasting(trained_on.path)
+        follow = self.follow_links or trained_on.follow_links
+        own = absolute_data(self.images) == absolute_data(trained_on.path)
         group = self.group if self.group is not None else trained_on.group if own else ""
         column = self.image_column if self.image_column is not None else trained_on.image_column if own else ""
         data = replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow, group=group)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_work, training_memory
+from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_multiply_adds, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -117,7 +117,9 @@ def _multiply_adds(config: Config, vocab_size: int) -> dict[str, int]:
     if not isinstance(config, Pretrain):
         return {}
     num_outputs = _num_outputs(config, vocab_size)
-    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs, config.patch_aggregation)
+    work = pretraining_multiply_adds(
+        config.backbone, config.masking, config.decoder, num_outputs, config.patch_aggregation
+    )
     return {"forward": work.forward, "training": work.training, "outputs": num_outputs}
 
 

@@ -59,7 +59,7 @@ class TrainingHooks(RunHooks):
 
     Attributes:
         look: called before every save that `plan` asks for; it must not change the trainer.
-        evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
+        evaluation: measures `trainer.eval_model`; its figures are written to separate lines of metrics.jsonl.
         tracking: the tracker; None where there is none, and on all ranks but the first.
         pictures: makes the pictures that are logged, every `log_pictures` steps; None: there are none.
     """
@@ -114,7 +114,7 @@ class TrainingHooks(RunHooks):
         if self.evaluation is None or (trainer.step % self.evaluation.every and trainer.step < self.plan.steps):
             return {}
         try:
-            return self.evaluation(trainer.trained)
+            return self.evaluation(trainer.eval_model)
         except Exception as error:
             if world_size() > 1 or not is_out_of_memory(error):
                 raise
@@ -125,7 +125,7 @@ class TrainingHooks(RunHooks):
         """Make the pictures that are due, and send what there is of the step to the tracker."""
         step, tracking = trainer.step, self.tracking
         if self.pictures is not None and (step % self.log_pictures == 0 or step == self.plan.steps):
-            weights = full_tensors(trainer.trained.state_dict())  # of all ranks, where they are sharded
+            weights = full_tensors(trainer.eval_model.state_dict())  # of all ranks, where they are sharded
             if tracking is not None:
                 try:
                     tracking.show(self.pictures(weights))

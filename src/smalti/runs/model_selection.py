@@ -187,7 +187,7 @@ class Best:
         for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
             if int(folder.name.removeprefix("step-")) > trainer.step:
                 remove_folder(folder)
-        network = copy.deepcopy(trainer.trained)
+        network = copy.deepcopy(trainer.eval_model)
         network.eval()
         lines = [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
         before = [line[f"{_STAGE}_{self.by}"] for line in lines]
@@ -198,11 +198,11 @@ class Best:
                 raise
             self.log.say(f"warning: no {_STAGE} after step {trainer.step}: out of memory")
             if not before:
-                write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
+                write_checkpoint(best, trainer.step, trainer.eval_model.state_dict(), {})
             return
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         self.log.record(stage=_STAGE, step=trainer.step, **named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")
         if measured[self.by] >= max(before, default=0.0):
-            write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
+            write_checkpoint(best, trainer.step, trainer.eval_model.state_dict(), {})

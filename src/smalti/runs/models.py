@@ -19,7 +19,7 @@ from smalti.data.load import Data
 from smalti.evaluation.inpainting import Inpainter
 from smalti.exporting.subject import Subject
 from smalti.models.classifier import ImageClassifier
-from smalti.models.mim import MaskedImageModel, build_mim, lasting
+from smalti.models.mim import MaskedImageModel, build_mim, inference_weights
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
@@ -65,7 +65,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
     require_alike(config.decoder, weights, run)
-    weights = lasting(weights)
+    weights = inference_weights(weights)
     vit, head = config.backbone, weights.get("head.bias")
     if head is not None:
         return _frozen(lambda: build_mim(vit, head.numel(), decoder=config.decoder), vit, weights, run, compute)

@@ -18,7 +18,7 @@ from smalti.data.datasets.open import ReadOptions, open_noted, read_as
 from smalti.data.load import Data
 from smalti.data.reading import channels_in, each, even_sample
 from smalti.functional.codebook import default_vocab_size
-from smalti.models.cost_estimate import num_parameters, pretraining_work
+from smalti.models.cost_estimate import num_parameters, pretraining_multiply_adds
 from smalti.runs.commands import channel_flags, reading_flags, unless
 from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
 from smalti.runs.finetune import Finetune
@@ -272,7 +272,7 @@ def proposed(
     vit, step = pretrain.backbone, measured.pretrain_step
     batch_size, resident = pretrain.plan.batch_size, pretrain.data.fits(survey.images)
     in_memory = survey.images * pretrain.data.channels * pretrain.data.side**2 if resident else 0
-    work = pretraining_work(vit, pretrain.masking, pretrain.decoder, tokenizer.tokenizer.vocab_size)
+    work = pretraining_multiply_adds(vit, pretrain.masking, pretrain.decoder, tokenizer.tokenizer.vocab_size)
     result: dict[str, Any] = {
         "data": config.data,
         **survey._asdict(),

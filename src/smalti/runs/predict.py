@@ -25,7 +25,7 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.datasets.open import absolute_data, open_noted
 from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
@@ -151,9 +151,9 @@ def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Tab
     """What the rows depend on, and how they are made and written."""
     run, task = tuned.run, tuned.run.task
     about: dict[str, Any] = {
-        "model": lasting(config.model),
+        "model": absolute_data(config.model),
         "weights": digest_of(tuned.model, [run.backbone, task]),
-        "images": lasting(config.images),
+        "images": absolute_data(config.images),
         "fingerprint": source.fingerprint(),
         "classes": list(map(text_of, tuned.classes)),
         "batch_size": config.batch_size,

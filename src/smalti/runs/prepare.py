@@ -10,7 +10,7 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import ReadOptions, lasting
+from smalti.data.datasets.open import ReadOptions, absolute_data
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.load import Data
 from smalti.data.values import AskedWindow, Window, require_channels, require_window
@@ -65,7 +65,7 @@ def main(config: Prepare) -> dict[str, Any]:
 def _settings(config: Prepare, source: ImageDataset, window: Window | None) -> Settings:
     encoding = config.encoding if config.channels in (1, 3) else "raw"
     return Settings(
-        data=lasting(config.data),
+        data=absolute_data(config.data),
         source=source.kind,
         side=config.side,
         encoding=encoding,

@@ -30,7 +30,7 @@ from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
-from smalti.models.mim import build_mim, lasting
+from smalti.models.mim import build_mim, inference_weights
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.report.pictures import PICTURES, thumbnails
 from smalti.runs import train_tokenizer
@@ -300,7 +300,7 @@ def _pictures(
     """Held-out images, masked, and what the network with these weights predicts."""
     views = config.views(tokenizer)
     model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
-    model = load_frozen(model, lasting(weights), config.out, session.compute.device)
+    model = load_frozen(model, inference_weights(weights), config.out, session.compute.device)
     inpainter = Inpainter(model, tokenizer, config.target, views, session.compute)
     seen, _ = completions(inpainter, inpainter.batch(held_out.images[:PICTURES]), config.data.show_channels)
     return {"predictions": thumbnails(seen)}
@@ -318,7 +318,11 @@ def _measured(
     second = second_of(config, session.compute)
     codes = 0 if second is None else second.vocab_size
     model = build_mim(
-        config.backbone, views.num_outputs, decoder=config.decoder, second=codes, aggregation=config.patch_aggregation
+        config.backbone,
+        views.num_outputs,
+        decoder=config.decoder,
+        second_vocab_size=codes,
+        aggregation=config.patch_aggregation,
     )
     model = load_frozen(model, weights, config.out, session.compute.device)
     size = config.plan.micro_batch_size // world_size()
@@ -326,7 +330,7 @@ def _measured(
     measured = measure(MaskedImageModeling(model, config.target), views, given, size, session.compute, density=density)
     session.log.say(describe_loss(measured))
     if second is not None:
-        model.take_second()
+        model.keep_second_head()
         of, views = MaskedImageModeling(model), config.views(second)
         found = measure(of, views, given, size, session.compute, density=has_density(config.second_tokenizer))
         session.log.say(f"second tokenizer: {describe_loss(found)}")

@@ -15,7 +15,7 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import EMBEDDED, lasting
+from smalti.data.datasets.open import EMBEDDED, absolute_data
 from smalti.data.decode import decode
 from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.label_maps import cut
@@ -324,7 +324,7 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
             true.append("")
             continue
         held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
-        column = data.image_column if lasting(place) == lasting(data.path) else ""
+        column = data.image_column if absolute_data(place) == absolute_data(data.path) else ""
         asked = replace(data, follow_links=follow, image_column=column)
         source = asked.source(place, part="all") if held_out is None else held_out
         for position in even_sample(len(source), config.count):

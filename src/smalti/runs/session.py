@@ -269,7 +269,7 @@ def effects(before: TrainingRun, now: TrainingRun, step: int) -> list[str]:
         if not math.isclose(value, was, rel_tol=0.01):
             found.append(f"{name} {last:.2g} at step {step}, {value:.2g} at step {step + 1}")
     if found and found[0].startswith(LEARNING_RATE):
-        scale = now.optimiser.at(now.plan.batch_size).lr / now.optimiser.lr
+        scale = now.optimiser.scaled_to(now.plan.batch_size).lr / now.optimiser.lr
         rate = planned[LEARNING_RATE](step + 1) / scale
         keep = f"--optimiser.schedule constant --optimiser.lr {rate:.3g} --allow-inexact goes on at the rate it had"
         anew = _starting_from(kind_name(type(now)), Path(now.out))

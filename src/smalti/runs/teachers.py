@@ -10,7 +10,7 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.data.values import Window
-from smalti.models.cost_estimate import encoding_work
+from smalti.models.cost_estimate import encoder_multiply_adds
 from smalti.models.vit import VisionTransformer
 from smalti.runs.folder import holds_run
 from smalti.tokenizers.kmeans_features import KMeansFeatures
@@ -52,7 +52,7 @@ def read_teacher(tokenizer: TeacherBased, data: Data, compute: Compute, log: Log
     log.say(
         f"teacher: block {tokenizer.layer} of {network.config.depth} of {place}, "
         f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
-        f"to encode one takes {encoding_work(tokenizer.known_backbone) / 1e6:,.1f} M multiply-adds"
+        f"to encode one takes {encoder_multiply_adds(tokenizer.known_backbone) / 1e6:,.1f} M multiply-adds"
     )
     assert isinstance(tokenizer, KMeansFeatures | VQKD)
     return Teacher(tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window)

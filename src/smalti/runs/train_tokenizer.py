@@ -181,7 +181,7 @@ def made(
         session.begin(config)
         pictures = partial(_pictures, config, images.held_out.images[:PICTURES], session)
         session.train("tokenizer", trainer, batches, config, pictures=pictures)
-        trained = trainer.trained
+        trained = trainer.eval_model
         assert isinstance(trained, ImageTokenizer)
         return trained
     if session.resumed:

@@ -22,7 +22,7 @@ from smalti.core.log import Log
 from smalti.distributed.signals import noted
 from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import StepTimer
-from smalti.training.trainer import Trainer, means
+from smalti.training.trainer import Trainer, mean_metrics
 from smalti.training.training_plan import Plan
 
 
@@ -46,7 +46,7 @@ class RunHooks:
         return ""
 
     def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
-        """Metrics of `trainer.trained` after this step, or none; they are separate lines of metrics.jsonl."""
+        """Metrics of `trainer.eval_model` after this step, or none; they are separate lines of metrics.jsonl."""
         return {}
 
     def show(self, trainer: Trainer) -> None:
@@ -99,7 +99,7 @@ def fit(
                     log.record(stage=title, step=trainer.step, **found)
                 if done is not None and plan.logs(trainer.step):
                     values = _record(trainer, *done, plan, log, title)
-                    if warning := trainer.spikes.note(trainer.step, values["loss"]):
+                    if warning := trainer.spikes.check(trainer.step, values["loss"]):
                         log.say(warning)
                         if trainer.rollbacks < plan.rollback and (said := hooks.roll_back(trainer)):
                             log.say(said)
@@ -149,7 +149,7 @@ def _note(values: Mapping[str, float], remarks: tuple[str, str], spent: StepTime
 
 def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:
     """Write a line of metrics.jsonl; returns loss and metrics of the step."""
-    values = means(output)
+    values = mean_metrics(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
     counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}
     lr = trainer.lr(trainer.step)

@@ -19,7 +19,7 @@ from smalti.data.loader import InMemoryViewSource, Loader, Sampler, masked, open
 from smalti.data.token_cache import CachedTokens, TokenCache, token_key
 from smalti.data.tokens import AlsoTokenized, Tokenized, chunk_for
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
-from smalti.functional.patches import rows
+from smalti.functional.patches import gather_rows
 from smalti.models.vit import ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
@@ -139,7 +139,7 @@ class SeveralMasks:
         keys = fold(fold(self.order(step).keys, Stream.NOISE)[:, None], np.arange(self.count)).reshape(-1)
         batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
         batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
-        return batch if batch.scores is None else replace(batch, scores=rows(batch.scores, batch.masks[1]))
+        return batch if batch.scores is None else replace(batch, scores=gather_rows(batch.scores, batch.masks[1]))
 
     @property
     def waited(self) -> float:

@@ -18,19 +18,19 @@ from smalti.distributed.collectives import all_gather, all_reduce_mean
 from smalti.functional.codebook import sample_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
-    class_nats,
+    class_cross_entropy,
     cosine_distance,
     kl_weight,
-    label_nats,
+    label_cross_entropy,
     marginal_entropy,
     masked_token_loss,
-    pixel_nats,
+    pixel_cross_entropy,
     reconstruction_loss,
     weights_of_equal_images,
 )
-from smalti.functional.metrics import VOID, codes_seen, hits
+from smalti.functional.metrics import VOID, codes_seen, topk_correct
 from smalti.functional.noise import uniform_noise
-from smalti.functional.patches import patchify, rows
+from smalti.functional.patches import gather_rows, patchify
 from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
@@ -84,13 +84,13 @@ class Relaxation:
         return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
 
 
-def _of_images(num_images: int, loss: Tensor, said: Mapping[str, Tensor]) -> StepOutput:
+def _mean_output(num_images: int, loss: Tensor, metrics: Mapping[str, Tensor]) -> StepOutput:
     """A loss and figures that are means over so many images."""
     count = torch.full((), float(num_images), device=loss.device)
-    return StepOutput(loss * count, count, {name: (value.detach() * count, count) for name, value in said.items()})
+    return StepOutput(loss * count, count, {name: (value.detach() * count, count) for name, value in metrics.items()})
 
 
-def _named(likelihood: Likelihood) -> str:
+def _loss_name(likelihood: Likelihood) -> str:
     """The name of the reconstruction term in metrics."""
     return "nll" if likelihood == "logit_laplace" else likelihood
 
@@ -136,7 +136,7 @@ class DiscreteVAEObjective(Objective):
         if self.training and relaxation.dead_after is not None:
             self._seen = tokens.best.flatten(), tokens.ids.flatten()
         ids = all_gather(tokens.ids) if self.training else tokens.ids
-        output = _of_images(len(images), loss, {_named(self.likelihood): nll, "kl": tokens.kl})
+        output = _mean_output(len(images), loss, {_loss_name(self.likelihood): nll, "kl": tokens.kl})
         return output._replace(metrics={**output.metrics, "codes": codes_seen(ids, self.model.vocab_size)})
 
     def after_step(self, step: int) -> None:
@@ -178,8 +178,8 @@ class QuantisedObjective(Objective):
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
         if self.training and self.whole_batches:
             self._seen = points.detach().flatten(0, 2), ids.flatten()
-        said = {_named(self.likelihood): cost, "gap": distance} | self.model.meters()
-        return _of_images(len(images), cost + self.model.commitment * distance, said)
+        metrics = {_loss_name(self.likelihood): cost, "gap": distance} | self.model.meters()
+        return _mean_output(len(images), cost + self.model.commitment * distance, metrics)
 
     def after_step(self, step: int) -> None:
         """Update the codebook with the points of the last step."""
@@ -216,8 +216,8 @@ class FeatureReconstruction(Objective):
         if self.training:
             patches = patchify(images, self.model.stride).flatten(0, 1)
             self._seen = points.detach().flatten(0, 2), ids.flatten(), patches
-        said = {"cosine": 1 - cost, "gap": distance} | self.model.meters()
-        return _of_images(len(images), cost + self.model.commitment * distance, said)
+        metrics = {"cosine": 1 - cost, "gap": distance} | self.model.meters()
+        return _mean_output(len(images), cost + self.model.commitment * distance, metrics)
 
     def after_step(self, step: int) -> None:
         """Update the codebook, and what its codes are painted as, with the last step."""
@@ -245,20 +245,20 @@ class MaskedImageModeling(Objective):
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         mask, index, _ = batch.masks
-        chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
+        chosen = sample_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
         _, wanted, weight = chosen.masks
         key = batch.key if self.training else None
         both, aggregated = batch.second_ids is not None, self.training and self.model.aggregation is not None
         predicted = self.model(batch.image, mask, index, key, wanted, both=both, aggregated=aggregated)
         weight = weights_of_equal_images(weight) if self.equal_images else weight
-        judge, with_metrics = self._of_both if both else self.target, self.with_metrics or not self.training
+        loss_of, with_metrics = self._two_head_loss if both else self.target, self.with_metrics or not self.training
         if not aggregated:
-            return judge(predicted, chosen, weight, with_metrics)
-        last, shallow = (judge(part, chosen, weight, with_metrics) for part in predicted.chunk(2, dim=1))
+            return loss_of(predicted, chosen, weight, with_metrics)
+        last, shallow = (loss_of(part, chosen, weight, with_metrics) for part in predicted.chunk(2, dim=1))
         each = {"last": (last.loss_sum.detach(), last.weight), "aggregated": (shallow.loss_sum.detach(), last.weight)}
         return StepOutput(last.loss_sum + shallow.loss_sum, last.weight, {**last.metrics, **each})
 
-    def _of_both(
+    def _two_head_loss(
         self, predicted: Float[Tensor, "B K W"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool
     ) -> StepOutput:
         """The mean of the losses of both heads. Metrics are those of the first, and the loss of each."""
@@ -270,7 +270,7 @@ class MaskedImageModeling(Objective):
         return StepOutput((first.loss_sum + second) / 2, total, {**first.metrics, **each})
 
 
-def some_masked(batch: Batch, share: float) -> Batch:
+def sample_masked(batch: Batch, share: float) -> Batch:
     """The batch with a share of its masked patches, at least one, in `mask_index`, drawn from the keys.
 
     `mask` stays as it is. Rows of `mask_weight` that are all 0 stay so; in others padding may be drawn too.
@@ -282,7 +282,7 @@ def some_masked(batch: Batch, share: float) -> Batch:
         batch,
         mask_index=index.gather(1, drawn),
         mask_weight=weight.gather(1, drawn),
-        scores=None if batch.scores is None else rows(batch.scores, drawn),
+        scores=None if batch.scores is None else gather_rows(batch.scores, drawn),
     )
 
 
@@ -302,8 +302,8 @@ class Classify(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         scores = self.model(batch.image, batch.key if self.training else None)
         target = class_shares(batch, scores.shape[1])
-        nats = class_nats(scores, target, self.label_smoothing)
-        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_full((), len(nats))
+        nats = class_cross_entropy(scores, target, self.label_smoothing)
+        right, count = topk_correct(scores.detach(), target.argmax(1), _TOP), nats.new_full((), len(nats))
         within = {"accuracy": right[..., 0], "top5": right.any(-1)}
         return StepOutput(nats.sum(), count, {name: (found.sum(), count) for name, found in within.items()})
 
@@ -327,7 +327,7 @@ class ClassifySeveral(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         assert batch.target is not None
         scores = self.model(batch.image, batch.key if self.training else None)
-        nats = label_nats(scores, batch.target, self.label_smoothing)
+        nats = label_cross_entropy(scores, batch.target, self.label_smoothing)
         known = ~batch.target.isnan()
         right = ((scores.detach() > 0) == (batch.target > 0.5)) & known
         counts = {"accuracy": (right.sum().float(), known.sum().float())}
@@ -350,8 +350,8 @@ class Segment(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         assert batch.label_map is not None
         scores, *others = self.model.all_scores(batch.image, batch.key if self.training else None)
-        nats, count = pixel_nats(scores, batch.label_map)
+        nats, count = pixel_cross_entropy(scores, batch.label_map)
         for other in others:
-            nats = nats + self.auxiliary * pixel_nats(other, batch.label_map)[0]
+            nats = nats + self.auxiliary * pixel_cross_entropy(other, batch.label_map)[0]
         right = (scores.detach().argmax(1) == batch.label_map) & (batch.label_map != VOID)
         return StepOutput(nats, count, {"pixel_accuracy": (right.sum().to(torch.float32), count)})

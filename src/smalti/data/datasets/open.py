@@ -139,7 +139,7 @@ def open_noted(
     return source
 
 
-def lasting(data: str) -> str:
+def absolute_data(data: str) -> str:
     """DATA in a form valid from any working directory, without the secrets of an address."""
     if is_address(data):
         return without_secrets(data)
