@@ -28,9 +28,9 @@ from smalti.core.errors import (
     is_out_of_memory,
 )
 from smalti.core.log import Log, print_json, printable
-from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
+from smalti.core.ranks import is_rank0, rank, rank_name, restarts, world_size
 from smalti.core.versions import installed, outdated, require_system
-from smalti.distributed.signals import TerminatedError, terminating
+from smalti.distributed.signals import TerminatedError, raise_on_sigterm
 from smalti.find_recipe import OWN_FILE, load_recipe, recipe_names, recipes_for
 from smalti.flags import (
     OTHER_FLAGS,
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = (take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
-        with terminating():
+        with raise_on_sigterm():
             result = _dispatch(arguments)
         if as_json and result is not None and is_rank0():
             print_json(result)
@@ -398,7 +398,7 @@ def _from_recipe(cls: type[T], arguments: list[str], verb: str) -> T:
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    who = f"{named(rank())}: " if world_size() > 1 else ""
+    who = f"{rank_name(rank())}: " if world_size() > 1 else ""
     if is_rank0() or kind == "error":
         print(f"{kind}: {who}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code

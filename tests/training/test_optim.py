@@ -115,7 +115,7 @@ def test_a_learning_rate_at_a_batch_is_in_proportion_to_that_of_the_run(batch_si
     meant = Optimiser(lr=1.5e-3, end_lr=1e-5, lr_batch_size=2048)
     used = meant.scaled_to(batch_size)
     assert (used.lr, used.end_lr) == pytest.approx((1.5e-3 * factor, 1e-5 * factor))
-    assert used.at(batch_size) == used
+    assert used.scaled_to(batch_size) == used
     peak = used.lr_schedule(800)
     assert max(peak(step) for step in range(801)) == pytest.approx(1.5e-3 * factor)
 

@@ -25,7 +25,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.transforms.augment import Render, channel_means, colour_matrix, mirrored, recolour, resample
 from smalti.data.transforms.views import Crop, TwoViews
-from smalti.data.workers.jobs import Inline, Job, Renderer, Task
+from smalti.data.workers.jobs import InlineRenderer, Job, Renderer, Task
 from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
 
@@ -291,7 +291,7 @@ def open_renderer(
     num_workers = default_workers(device) if data.num_workers is None else data.num_workers
     avoid = frozenset(quarantined)
     if num_workers == 0:
-        return Inline(job, quarantined=avoid)
+        return InlineRenderer(job, quarantined=avoid)
     log.say(f"data workers: {num_workers}")
     return Workers(job, batch_size, num_workers, timeout=data.worker_timeout, quarantined=avoid, say=log.say)
 

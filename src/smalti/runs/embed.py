@@ -15,7 +15,7 @@ from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import absolute_data, open_noted
 from smalti.data.token_cache import network_digest
-from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import process_group
 from smalti.evaluation.feature_blocks import Blocks
 from smalti.evaluation.feature_files import NPY, PARQUET, open_features, write_features
@@ -57,7 +57,7 @@ def main(config: Embed) -> dict[str, Any]:
     log, began = Log(), time.monotonic()
     config.require_writable()
     with process_group(config.ranks, config.device):
-        compute = same_format(choose_compute(config.device, config.kept_precision()))
+        compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))
         network = network_of(config.model, compute)
         channels = network.backbone.config.in_chans
         source = open_noted(config.images, channels, log, config, "all", network.window)

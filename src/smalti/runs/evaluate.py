@@ -19,7 +19,7 @@ from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import absolute_data
 from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
-from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import Ranks, process_group
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.bound import describe
@@ -99,7 +99,7 @@ def main(config: Evaluate) -> dict[str, Any]:
     """Evaluate, print, and keep the result in the run folder. Ranks share the pass over the images; rank 0 the rest."""
     log = Log()
     with process_group(config.ranks, config.device):
-        compute = same_format(choose_compute(config.device, config.precision))
+        compute = broadcast_precision(choose_compute(config.device, config.precision))
         if is_foreign(config.model) and not holds_run(config.model):
             found = _evaluated_foreign(config, compute, log)
         else:

@@ -29,7 +29,7 @@ from smalti.data.datasets.open import absolute_data, open_noted
 from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.reading import attempt
 from smalti.data.token_cache import digest_of
-from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import process_group
 from smalti.evaluation.feature_blocks import Block, Blocks
 from smalti.evaluation.feature_files import PARQUET, text_of
@@ -104,7 +104,7 @@ def main(config: Predict) -> dict[str, Any]:
     log, began = Log(), time.monotonic()
     config.require_writable()
     with process_group(config.ranks, config.device):
-        compute = same_format(choose_compute(config.device, config.kept_precision()))
+        compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))
         tuned = _tuned(config.model, compute)
         task = tuned.run.task
         where = task.images_inside(config.images) if isinstance(task, Segmentation) else config.images

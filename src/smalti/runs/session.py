@@ -23,7 +23,7 @@ from smalti.core.notebook import Result
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages
-from smalti.distributed.collectives import from_rank0, require_same, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0, require_same
 from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import (
     TOKENIZER,
@@ -97,7 +97,7 @@ class Session:
             folder.write_config(config)
         else:
             folder = create(config.out, config)
-        chosen = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
+        chosen = broadcast_precision(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
         if resume and not resumed:

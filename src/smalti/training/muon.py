@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smalti.core.ranks import rank, world_size
-from smalti.distributed.collectives import all_gather, full_tensor, laid_out_like
+from smalti.distributed.collectives import all_gather, distribute_like, full_tensor
 
 _MOMENTUM = 0.95
 """Decay of the momentum. Reference: Jordan et al. 2024."""
@@ -89,7 +89,7 @@ class MuonAdamW(torch.optim.Optimizer):
             directions.append(full_tensor(parameter.grad.lerp(momentum, _MOMENTUM)))  # Nesterov's
         scale = _RMS * max(alike[0].shape) ** 0.5
         for parameter, update in zip(alike, _shared(torch.stack(directions)), strict=True):
-            parameter.mul_(1 - lr * weight_decay).add_(laid_out_like(parameter, update), alpha=-lr * scale)
+            parameter.mul_(1 - lr * weight_decay).add_(distribute_like(parameter, update), alpha=-lr * scale)
 
 
 def _shared(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:

@@ -15,9 +15,9 @@ from smalti.core.ranks import is_rank0, world_size
 from smalti.distributed.collectives import (
     all_reduce_mean,
     all_reduce_sum,
+    distribute_like,
     full_tensor,
     full_tensors,
-    laid_out_like,
     local_shard,
 )
 from smalti.training.checkpoint import Checkpoint, load_weights, write_checkpoint
@@ -218,7 +218,7 @@ class Trainer:
             moments = self.settings.moments(name, parameter)
             if all(name in state[moment] for moment in moments):  # a run that goes on with the other one starts anew
                 own = {moment: state[moment][name].to(parameter.device) for moment in moments}
-                laid_out = {m: laid_out_like(parameter, v) if v.ndim else v for m, v in own.items()}
+                laid_out = {m: distribute_like(parameter, v) if v.ndim else v for m, v in own.items()}
                 self.optimizer.state[parameter] = laid_out
         self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
         self.rollbacks = int(checkpoint.state.get(_ROLLBACKS, 0))
