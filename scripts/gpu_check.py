@@ -39,7 +39,7 @@ from smalti.core.rng import fold, signed  # noqa: E402
 from smalti.core.tensors import read_tensors  # noqa: E402
 from smalti.data.datasets.dataset import InMemoryDataset  # noqa: E402
 from smalti.data.load import Data, TrainingData  # noqa: E402
-from smalti.data.tokens import Tokenized, encode, tokenized  # noqa: E402
+from smalti.data.tokens import TokenizedBatches, encode, tokenized  # noqa: E402
 from smalti.data.transforms.views import NO_JITTER  # noqa: E402
 from smalti.functional.masking import Blockwise, Random  # noqa: E402
 from smalti.models import vit  # noqa: E402
@@ -162,7 +162,7 @@ class Training:
         built = tokenizer.build().to(compute.device).eval().requires_grad_(False)
         trainer, batches = prepare(config, TrainingData(images, images), built, compute)
         trainer.objective.train()
-        assert isinstance(batches, Tokenized)
+        assert isinstance(batches, TokenizedBatches)
         return Training(trainer, tokenized(batches.batches(0), built, compute), compute)
 
     def step(self) -> None:

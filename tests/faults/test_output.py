@@ -168,7 +168,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Data, name, lost)
     for place in (
         "smalti.runs.prepare.Data.reading",
-        "smalti.runs.split.open_noted",
+        "smalti.runs.split.open_with_notes",
         "smalti.runs.tokenize.load_tokenizer",
         "smalti.runs.pretrain.target_tokenizer",
         "smalti.runs.import_model.read_dalle",

@@ -113,7 +113,7 @@ def test_other_kinds_of_data(data: str, runs: Path, tmp_path: Path, monkeypatch:
         assert smalti(["prepare", str(runs / "photos"), "--out", where, "--encoding", "raw"]) == 0
     else:
         images: Any = open_source(data, 3).select(np.arange(50))
-        monkeypatch.setattr(embed, "open_noted", lambda *_: images)
+        monkeypatch.setattr(embed, "open_with_notes", lambda *_: images)
     main(Embed(str(runs / "beit"), where, str(tmp_path / "f.npy"), device="cpu", precision="fp32"))
     found = np.load(tmp_path / "f.npy")
     if data == "embedded":
@@ -387,7 +387,7 @@ def load(run, compute):
     found.compute, found.layer_named = compute, lambda layer: 1
     return found
 
-embed.network_of, embed.open_noted = load, lambda *_: Many()
+embed.network_of, embed.open_with_notes = load, lambda *_: Many()
 embed.layer_features = lambda backbone, images, *_: torch.zeros(len(images), WIDTH)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

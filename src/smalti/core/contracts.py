@@ -40,11 +40,11 @@ class Batches(Protocol):
     """The batch of each step, counted from 0.
 
     Attributes:
-        waited: seconds spent waiting for images so far.
+        wait_seconds: seconds spent waiting for images so far.
     """
 
     @property
-    def waited(self) -> float: ...
+    def wait_seconds(self) -> float: ...
 
     def __call__(self, step: int) -> "Batch": ...
 

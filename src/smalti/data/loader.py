@@ -137,7 +137,7 @@ class Loader:
     Attributes:
         masking, grid: what to mask; None where nothing is masked.
         ahead: number of batches to prefetch beyond the requested one.
-        waited: seconds the caller has waited for batches to be made.
+        wait_seconds: seconds the caller has waited for batches to be made.
     """
 
     view_source: ViewSource
@@ -145,13 +145,13 @@ class Loader:
     masking: Masking | None = None
     grid: Grid = (0, 0)
     ahead: int = 2
-    waited: float = field(default=0.0, init=False, compare=False)
+    wait_seconds: float = field(default=0.0, init=False, compare=False)
 
     def __call__(self, step: int) -> Batch:
         began = time.perf_counter()
         self.view_source.prefetch([self.order(step + later) for later in range(self.ahead + 1)])
         batch = self.at(self.order(step))
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - began
         return batch
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @contextmanager
-def each(
+def map_images(
     look: Callable[[int], T], positions: Sequence[int], log: Log, title: str
 ) -> Iterator[Iterable[tuple[int, T | DataError]]]:
     """Call `look` for images with one thread per core, with progress: yields positions with the result or the error.
@@ -60,7 +60,7 @@ def each(
         ThreadPoolExecutor(usable_processors()) as threads,
     ):
         warnings.simplefilter("ignore")
-        results = in_order(threads, lambda position: attempt(look, position), positions)
+        results = ordered_map(threads, lambda position: try_read(look, position), positions)
         try:
             yield _counted(zip(positions, results, strict=True), bar)
         finally:
@@ -75,13 +75,13 @@ def _counted(results: Iterable[tuple[int, T | DataError]], bar: Bar) -> Iterator
         bar.update(number, f"{unreadable} unreadable" if unreadable else "")
 
 
-def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
+def ordered_map(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
     """`map` on threads, at most `ahead` items ahead of the consumer, so that many results do not fill the memory."""
     for start in range(0, len(items), ahead):
         yield from threads.map(function, items[start : start + ahead])
 
 
-def attempt(look: Callable[[int], T], position: int) -> T | DataError:
+def try_read(look: Callable[[int], T], position: int) -> T | DataError:
     """The result of `look` for a position, or its DataError."""
     try:
         return look(position)
@@ -166,17 +166,17 @@ def channels_in(source: ImageDataset) -> int:
     if source.pixels is not None:
         return source.channels
     places = even_sample(len(source), _MOST_LOOKED_AT)
-    found = {attempt(lambda place: channels_of(source.read(place), source.name(place)), place) for place in places}
+    found = {try_read(lambda place: channels_of(source.read(place), source.name(place)), place) for place in places}
     counts = {count for count in found if isinstance(count, int)}
     return counts.pop() if len(counts) == 1 and not counts & {1, 3} else 3
 
 
-def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
+def sample_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spaced."""
     if images.pixels is not None:
         return images.pixels[:count]
     positions = even_sample(len(images), count)
-    with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
+    with map_images(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
         results = [result for _, result in found]
     pixels = [result.image for result in results if not isinstance(result, DataError)]
     if not pixels:
@@ -197,7 +197,7 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
     """
     if kind != "auto":
         return fixed_statistics(kind, channels)
-    return measured(some_squares(images, _MOST_IMAGES, side))
+    return measure_statistics(sample_squares(images, _MOST_IMAGES, side))
 
 
 def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
@@ -212,7 +212,7 @@ def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statis
     return _IMAGENET
 
 
-def measured(images: torch.Tensor) -> Statistics:
+def measure_statistics(images: torch.Tensor) -> Statistics:
     """Statistics of uint8 images (B, C, H, W), rounded to four digits, so that the last bits of a sum do not matter."""
     total, squares, count = torch.zeros(images.shape[1]).double(), torch.zeros(images.shape[1]).double(), 0
     for part in images.split(256):
@@ -241,7 +241,7 @@ def measured_window(source: ImageDataset, log: Log) -> Window:
         values = stored_values(source.read(position), source.name(position), source.channels).reshape(-1, bands)
         return values[:: max(1, len(values) // _VALUES_OF_EACH)]
 
-    with each(some_values, positions, log, "measure values") as found:
+    with map_images(some_values, positions, log, "measure values") as found:
         results = [result for _, result in found]
     values = [result for result in results if not isinstance(result, DataError)]
     kinds = sorted({str(part.dtype.newbyteorder("=")) for part in values})

@@ -37,7 +37,7 @@ from smalti.data.datasets.prepared import (
     refuse_pack,
     tar_path,
 )
-from smalti.data.reading import attempt, each, even_sample
+from smalti.data.reading import even_sample, map_images, try_read
 from smalti.data.shard_writer import Record, ShardWriter, make_record, writing
 from smalti.distributed.collectives import all_gather_json, from_rank0, gather_bytes
 
@@ -151,7 +151,7 @@ def _records(
         return make_record(source, position, settings)
 
     if world_size() == 1:
-        with each(encode, positions, log, "prepare") as records:
+        with map_images(encode, positions, log, "prepare") as records:
             yield records
         return
 
@@ -159,7 +159,7 @@ def _records(
         for start in range(0, len(positions), _AT_ONCE * world_size()):
             all_ranks = positions[start : start + _AT_ONCE * world_size()]
             own = all_ranks[rank() * _AT_ONCE : (rank() + 1) * _AT_ONCE]
-            yield from zip(all_ranks, _gathered(list(threads.map(lambda at: attempt(encode, at), own))), strict=False)
+            yield from zip(all_ranks, _gathered(list(threads.map(lambda at: try_read(encode, at), own))), strict=False)
             bar.update(start + len(all_ranks))
 
     with (

@@ -27,7 +27,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import open_stored, parse_object, read_object
 from smalti.data.datasets.folder import is_within
-from smalti.data.datasets.names import Names, NamesBuilder
+from smalti.data.datasets.names import PackedNames, PackedNamesBuilder
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.datasets.tables import require_extra
 from smalti.data.values import Window, require_window
@@ -250,8 +250,8 @@ def _fill_csv(file: BinaryIO, parts: Iterable[Part]) -> None:
     text.detach()  # flushes it, and leaves the file open
 
 
-def _read_csv(path: Path) -> Names:
-    found = NamesBuilder()
+def _read_csv(path: Path) -> PackedNames:
+    found = PackedNamesBuilder()
     with io.TextIOWrapper(open_stored(path, follow=True), "utf-8", newline="") as file:
         lines = csv.reader(file)
         if tuple(next(lines, ())) != _COLUMNS:

@@ -17,7 +17,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
-from smalti.data.splits import by_lot, put_aside
+from smalti.data.splits import hold_out, random_order
 from smalti.evaluation.features import Layer, Pooling, extract, resized
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 
@@ -181,20 +181,20 @@ class Split:
     @staticmethod
     def of(num_images: int, validation: float, seed: int) -> "Split":
         """A split with a share of validation images, the same for all networks of a comparison; no part is empty."""
-        order = torch.from_numpy(by_lot(num_images, seed))
+        order = torch.from_numpy(random_order(num_images, seed))
         aside = min(max(1, round(validation * num_images)), num_images - 1)
         return Split(fit=order[aside:], validation=order[:aside])
 
     @staticmethod
     def of_groups(groups: NDArray[np.int64], validation: float, seed: int) -> "Split":
         """A split in which all images of a group are on one side; `groups` has a number for each image."""
-        fit, aside = put_aside(len(groups), validation, seed, groups=groups)
+        fit, aside = hold_out(len(groups), validation, seed, groups=groups)
         return Split(torch.from_numpy(fit), torch.from_numpy(aside))
 
     @staticmethod
     def behind(num_images: int, num_validation: int, seed: int) -> "Split":
         """The split of training images with all validation images behind them."""
-        order = torch.from_numpy(by_lot(num_images, seed))
+        order = torch.from_numpy(random_order(num_images, seed))
         return Split(fit=order, validation=torch.arange(num_images, num_images + num_validation))
 
 

@@ -13,13 +13,13 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.bands import Header, channels_of, header_of, stored_values
+from smalti.data.datasets.concat import ConcatDataset
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.data.load import Data
-from smalti.data.reading import GREY, LEAST_RANGE, channels_in, each, even_sample
+from smalti.data.reading import GREY, LEAST_RANGE, channels_in, even_sample, map_images
 from smalti.data.tiff import count_pages
 from smalti.data.values import AskedWindow, is_16_bit, require_channels, require_window
 
@@ -90,7 +90,7 @@ def main(config: Check) -> dict[str, Any]:
     source.verify(log)
     tally = Tally(source.channels)
     positions = even_sample(len(source), config.limit)
-    with each(
+    with map_images(
         lambda position: _look(source, position, config.side, config.pages == "all"), positions, log, "check"
     ) as found:
         for position, seen in found:
@@ -208,7 +208,7 @@ def _about(source: ImageDataset, config: Check) -> dict[str, Any]:
     """What is known without reading the images."""
     about: dict[str, Any] = {"data": config.data, "kind": source.kind, "images": len(source)}
     about |= {"digest": source.digest} if source.digest else {}
-    splits = {name: len(part) for name, part in source.parts} if isinstance(source, Joined) else {}
+    splits = {name: len(part) for name, part in source.parts} if isinstance(source, ConcatDataset) else {}
     return about | {"left_out": source.left_out.as_dict(), "notes": list(source.notes), "splits": splits}
 
 

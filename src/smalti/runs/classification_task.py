@@ -17,7 +17,7 @@ from smalti.data.datasets.labels import SEPARATOR, label_names, shown_labels
 from smalti.data.load import AnyImages, Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.reading import spread_over_classes
-from smalti.data.transforms.batch_transforms import Change, Mixing
+from smalti.data.transforms.batch_transforms import BatchTransform, Mixing
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import accuracies, class_scores, describe_classes, mean_precision, precisions
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
@@ -106,7 +106,7 @@ class Classification:
         kind = ClassifySeveral if self.multi_label else Classify
         return kind(model, self.label_smoothing)
 
-    def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
+    def changes(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
         """The last changes made to each batch."""
         names = self.outputs(classes)
         several = (partial(_with_labels, table=shown_labels(classes, names)),) if self.multi_label else ()

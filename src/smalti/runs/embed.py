@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import absolute_data, open_noted
+from smalti.data.datasets.open import absolute_data, open_with_notes
 from smalti.data.token_cache import network_digest
 from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import process_group
@@ -60,7 +60,7 @@ def main(config: Embed) -> dict[str, Any]:
         compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))
         network = network_of(config.model, compute)
         channels = network.backbone.config.in_chans
-        source = open_noted(config.images, channels, log, config, "all", network.window)
+        source = open_with_notes(config.images, channels, log, config, "all", network.window)
         about = _about(config, network, source)
         complete(config, source, _table(config, network, source, about, log), compute, log)
         result = from_rank0(lambda: _result(config.path, len(source), time.monotonic() - began))

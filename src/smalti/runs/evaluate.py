@@ -327,7 +327,7 @@ def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Lo
     """The images of the validation split, for choices; None where there is none, or results are of it."""
     data = config.reading(trained_on)
     layout = read_layout(data.path, data.follow_links)
-    path = layout.validation if config.test else layout.chosen_on
+    path = layout.validation if config.test else layout.selection
     return read_labelled(path, "for choices", data, images.train.classes, tuple, log) if path else None
 
 

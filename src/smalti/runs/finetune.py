@@ -17,7 +17,7 @@ from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import AnyImages, InMemoryData
 from smalti.data.loader import Loader, Sampler
-from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
+from smalti.data.transforms.batch_transforms import BatchTransform, Erasing, TransformedBatches
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
@@ -76,7 +76,7 @@ class Finetune(BackboneRun):
         """The selected weights of a finished run; of one checkpoint those in it."""
         return read_checkpoint(run / BEST if self.choose == "best" and not is_checkpoint(run) else run)
 
-    def divided(self, given: AnyImages, log: Log) -> Labelled:
+    def split_images(self, given: AnyImages, log: Log) -> Labelled:
         """The training, validation and test images."""
         shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
         test = self.test or read_layout(self.data.path, self.data.follow_links).test
@@ -123,7 +123,7 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     if isinstance(config.task, Classification) and not config.task.multi_label:
         known = session.folder.read_classes() if session.resumed else ()
         given = known_first(given, known or known_outputs(config))
-    parts = config.divided(given, session.log)
+    parts = config.split_images(given, session.log)
     outputs = config.task.outputs(parts.classes)
     source = None if session.resumed or not config.init else source_of(config, outputs)
     if not session.resumed:
@@ -144,15 +144,15 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
 
 
 def _overlap(config: Finetune, parts: Labelled) -> Overlap:
-    """How many test images are learned from too; of a test that is a share of streamed images none are."""
-    learned, judged = parts.train.train, parts.test
-    if learned.pixels is None and judged.pixels is not None:
+    """How many test images are train from too; of a test that is a share of streamed images none are."""
+    train, test = parts.train.train, parts.test
+    if train.pixels is None and test.pixels is not None:
         data = config.data
-        path = config.test or read_layout(data.path, data.follow_links).judged
+        path = config.test or read_layout(data.path, data.follow_links).test_or_validation
         if not path or path == EMBEDDED:
-            return Overlap(0, len(judged))
-        judged = data.source(path)
-    return overlap(learned, judged)
+            return Overlap(0, len(test))
+        test = data.source(path)
+    return overlap(train, test)
 
 
 def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def prepare(
     views = TwoViews(config.crop, size, jitter=config.jitter, full_decode=full)
     view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
     loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
-    whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
-    return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
+    whole: tuple[BatchTransform, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
+    return trainer, TransformedBatches(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
 
 def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:

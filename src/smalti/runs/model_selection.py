@@ -19,7 +19,7 @@ from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.groups import together
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
-from smalti.data.splits import few_labels, put_aside
+from smalti.data.splits import few_labels, hold_out
 from smalti.runs.folder import RunFolder
 from smalti.training.checkpoint import FOLDER, write_checkpoint
 from smalti.training.trainer import Trainer
@@ -86,24 +86,24 @@ def divide(
     labels, held_out = images.train.all_labels().numpy(), images.held_out.labelled()
     if split := read_layout(data.path, data.follow_links).validation:
         _require_known(held_out, split, "the validation images", classes, outputs)
-    learn, chosen_on = np.flatnonzero(labels >= 0), held_out
-    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
+    labelled, chosen_on = np.flatnonzero(labels >= 0), held_out
+    test_images = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        groups = together(images.train.select(learn))
-        kept, aside = put_aside(len(learn), shares.validation, shares.seed, groups=groups)
-        chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
-        learn = learn[kept]
-    if min(len(learn), len(chosen_on), len(judged)) == 0:
-        cause = f"{len(learn)} are learned from, {len(chosen_on)} are for choices, {len(judged)} for the test"
+        groups = together(images.train.select(labelled))
+        kept, aside = hold_out(len(labelled), shares.validation, shares.seed, groups=groups)
+        chosen_on = read_source(images.train.select(labelled[aside]), replace(data, limit=None), log)
+        labelled = labelled[kept]
+    if min(len(labelled), len(chosen_on), len(test_images)) == 0:
+        cause = f"{len(labelled)} are learned from, {len(chosen_on)} are for choices, {len(test_images)} for the test"
         raise DataError("too few labelled images", cause=cause, fix="give more, or --test and --validation-data")
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
-    chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
+    chosen = few_labels(labels, labelled, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
     if images.bad_files is None:
-        return Labelled(TrainingData(part, chosen_on), judged)
-    return Labelled(TrainingData(part, chosen_on, data.noted(part, log, images.bad_files.path)), judged)
+        return Labelled(TrainingData(part, chosen_on), test_images)
+    return Labelled(TrainingData(part, chosen_on, data.bad_files_record(part, log, images.bad_files.path)), test_images)
 
 
 def known_first(images: AnyImages, known: tuple[str, ...]) -> AnyImages:
@@ -133,7 +133,7 @@ def read_labelled(
         DataError: one of their classes needs an output that does not exist.
     """
     data = replace(data, path=path, limit=None)
-    images = data.load(log).held_out if path == EMBEDDED else read_source(data.noted_source(path, log), data, log)
+    images = data.load(log).held_out if path == EMBEDDED else read_source(data.source_with_notes(path, log), data, log)
     if not images.classes:
         raise unlabelled(data, path, f"{path} cannot be {role}: it has no labels")
     images = images.labelled()

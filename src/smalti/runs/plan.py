@@ -14,9 +14,9 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log, printable
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import ReadOptions, open_noted, read_as
+from smalti.data.datasets.open import ReadOptions, open_with_notes, read_as
 from smalti.data.load import Data
-from smalti.data.reading import channels_in, each, even_sample
+from smalti.data.reading import channels_in, even_sample, map_images
 from smalti.functional.codebook import default_vocab_size
 from smalti.models.cost_estimate import num_parameters, pretraining_multiply_adds
 from smalti.runs.commands import channel_flags, reading_flags, unless
@@ -111,7 +111,7 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
-    source = open_noted(config.data, channels, log, config)
+    source = open_with_notes(config.data, channels, log, config)
     source.channels = channels_in(source) if channels == 3 else channels
     if source.channels not in (1, 3):
         recipes = {name: of_channels(recipe, source.channels) for name, recipe in recipes.items()}
@@ -137,7 +137,7 @@ def look(source: ImageDataset, log: Log, validation: str = "") -> Survey:
         DataError: none of the sampled images can be read, or there are fewer than two.
     """
     positions = even_sample(len(source), _LOOKED_AT)
-    with each(lambda position: min(source[position].image.shape[:2]), positions, log, "look") as each_side:
+    with map_images(lambda position: min(source[position].image.shape[:2]), positions, log, "look") as each_side:
         found = dict(each_side)
     sides = [side for side in found.values() if not isinstance(side, DataError)]
     unreadable = [what for what in found.values() if isinstance(what, DataError)]

@@ -25,9 +25,9 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.open import absolute_data, open_noted
+from smalti.data.datasets.open import absolute_data, open_with_notes
 from smalti.data.formats import ARRAYS, EXTENSIONS
-from smalti.data.reading import attempt
+from smalti.data.reading import try_read
 from smalti.data.token_cache import digest_of
 from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import process_group
@@ -109,7 +109,7 @@ def main(config: Predict) -> dict[str, Any]:
         task = tuned.run.task
         where = task.images_inside(config.images) if isinstance(task, Segmentation) else config.images
         channels, window = tuned.model.backbone.config.in_chans, tuned.run.data.known_window
-        source = open_noted(where, channels, log, config, "all", window)
+        source = open_with_notes(where, channels, log, config, "all", window)
         table = _table(config, tuned, source, log)
         complete(config, source, table, compute, log)
         result = from_rank0(lambda: _result(config, len(source), time.monotonic() - began))
@@ -279,7 +279,7 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
                 parts = []
                 for start in range(0, len(batch), AT_ONCE):
                     some = batch[start : start + AT_ONCE]
-                    found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
+                    found = list(threads.map(lambda place: try_read(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
                 yield Block.joined(parts)
 

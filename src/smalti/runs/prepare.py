@@ -51,7 +51,7 @@ def main(config: Prepare) -> dict[str, Any]:
     require_place(Path(config.out).expanduser())
     with process_group(config.ranks, "cpu"):
         data = Data.reading(config.data, config.channels, config, config.window).measured(log)
-        source = data.noted_source(config.data, log)
+        source = data.source_with_notes(config.data, log)
         settings = _settings(config, source, data.known_window)
         require_same("data set", asdict(settings))
         if not is_rank0():

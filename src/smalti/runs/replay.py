@@ -116,7 +116,7 @@ def _rebuilt(run: _Run, images: AnyImages, compute: Compute, captured: CapturedS
 
 def _prepared(run: _Run, images: AnyImages, compute: Compute) -> tuple[Trainer, Batches]:
     if isinstance(run, Finetune):
-        return finetune.prepare(run, run.divided(images, Log()), compute)
+        return finetune.prepare(run, run.split_images(images, Log()), compute)
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
     run, teacher = replace(run, init_images=0), None  # its weights are in the captured step

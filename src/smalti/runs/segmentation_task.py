@@ -31,8 +31,8 @@ from smalti.data.load import AnyImages, Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.mask_ids import AskedIds, Chosen, MaskTurn, OtherIds, choose_ids, describe_ids, require_ids
 from smalti.data.reading import even_sample
-from smalti.data.splits import few_labels, put_aside
-from smalti.data.transforms.batch_transforms import Change
+from smalti.data.splits import few_labels, hold_out
+from smalti.data.transforms.batch_transforms import BatchTransform
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import confusion_on, ious_by_name, predict, scores_of
 from smalti.functional.metrics import VOID, mean_iou, pixel_confusion
@@ -112,7 +112,7 @@ class Segmentation:
             DataError: an image or a mask is missing or cannot be read, or they do not match.
         """
         layout = read_layout(data.path, data.follow_links)
-        pairs = self._pairs(layout.learned if data.path else "", data, data.limit)
+        pairs = self._pairs(layout.train if data.path else "", data, data.limit)
         found = pairs.present(log)
         chosen = self._chosen(found, log)
         named = read_class_names(Path(self.class_names).expanduser()) if self.class_names else ()
@@ -147,9 +147,9 @@ class Segmentation:
         learn = np.arange(len(whole))
         groups = numbered(whole, data.group) if data.group else None
         if not (test and validation_data) and not len(held_out):
-            learn, aside = put_aside(len(whole), data.held_out, 0, groups=groups)
+            learn, aside = hold_out(len(whole), data.held_out, 0, groups=groups)
             held_out = whole.select(aside)
-        judged: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
+        test_images: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
         validation: ImageDataset
         if validation_data:
             validation = self.read(validation_data, data, whole.classes, log)
@@ -157,13 +157,13 @@ class Segmentation:
             validation = held_out
         else:
             some = None if groups is None else groups[learn]
-            places, chosen = put_aside(len(learn), shares.validation, shares.seed, groups=some)
+            places, chosen = hold_out(len(learn), shares.validation, shares.seed, groups=some)
             learn, validation = learn[places], whole.select(learn[chosen])
-        if min(len(learn), len(validation), len(judged)) == 0:
+        if min(len(learn), len(validation), len(test_images)) == 0:
             cause = "some are learned from, some are for choices and some for the test"
             raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
-        return Labelled(TrainingData(whole.select(few), validation), judged)
+        return Labelled(TrainingData(whole.select(few), validation), test_images)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> SegmentationDataset:
         """All images and masks of another folder, with the same classes.
@@ -221,7 +221,7 @@ class Segmentation:
         assert isinstance(model, Segmenter)
         return Segment(model, self.head.auxiliary)
 
-    def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
+    def changes(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
         """The last changes made to each batch: none."""
         return ()
 

@@ -16,7 +16,7 @@ from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
-from smalti.data.reading import some_squares
+from smalti.data.reading import sample_squares
 from smalti.data.token_cache import network_digest
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
@@ -230,7 +230,7 @@ def start(config: TrainTokenizer, images: AnyImages, teacher: VisionTransformer 
         return tokenizer
     if isinstance(config.tokenizer, TeacherBased):
         count = min(count, config.tokenizer.max_fit_images)
-    sample = some_squares(images.train, count, side)
+    sample = sample_squares(images.train, count, side)
     if isinstance(tokenizer, KMeansFeatureTokenizer | VQKDTokenizer):
         assert teacher is not None
         tokenizer.fit_to_teacher(teacher, sample)

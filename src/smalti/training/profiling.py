@@ -24,7 +24,7 @@ class StepTimer:
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self.batches, self.on_cpu, self.on_batches = batches, device.type == "cpu", 0.0
         self.began = time.perf_counter()
-        self.waited_before = batches.waited
+        self.wait_seconds_before = batches.wait_seconds
         self.running, self.steps, self.since = False, 0, 0.0
 
     def on_batch(self, step: int) -> Batch:
@@ -51,7 +51,7 @@ class StepTimer:
     def describe(self) -> tuple[str, str]:
         """The share of time spent waiting for images so far, and what limits the run."""
         total = max(time.perf_counter() - self.began, 1e-9)
-        data = (self.batches.waited - self.waited_before) / total
+        data = (self.batches.wait_seconds - self.wait_seconds_before) / total
         tokens = max(self.on_batches / total - data, 0.0)
         rest = [(1 - data - tokens, "computing"), (tokens, "tokenizing")]
         verdict = max((data, _DATA), *(rest if self.on_cpu else [(1 - data, "the GPU")]))[1]
@@ -82,9 +82,9 @@ class Profiled:
         return self.batches(step)
 
     @property
-    def waited(self) -> float:
+    def wait_seconds(self) -> float:
         """Seconds spent waiting for images so far."""
-        return self.batches.waited
+        return self.batches.wait_seconds
 
     def close(self) -> None:
         """Stop background work, and the profile where the run is shorter than it."""
