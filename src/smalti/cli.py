@@ -267,7 +267,7 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, finished, is_run, read_config, require_run
+    from smalti.runs.folder import copy_run, finished_result, is_run, read_config, require_run
 
     folder = take_value(arguments, "--resume")
     if folder is not None:
@@ -277,7 +277,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         config = parse(cls, before, arguments, f"{verb} --resume {folder}", OF_TRAINING)
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
-        done = finished(folder, before, config)
+        done = finished_result(folder, before, config)
         if done is not None:
             return done
         return _ended(run.main(config, resume=True, allow_inexact=allow_inexact), verb, "RECIPE", config)
@@ -287,7 +287,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         raise UsageError("no run folder given", fix="use --out FOLDER")
     if restarts() and is_run(config.out):  # torchrun repeats the command
         config = replace(read_config(config.out, cls), out=config.out)
-        done = finished(config.out, config, config)
+        done = finished_result(config.out, config, config)
         return done if done is not None else _ended(run.main(config, resume=True), verb, recipe, config)
     return _ended(_start(config.out, lambda: run.main(config)), verb, recipe, config)
 
@@ -315,14 +315,14 @@ def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
 
 def _start(out: str, run: Callable[[], Result]) -> Result:
     """A new run. Where it fails before its first step, its folder does not stand in the way of the next try."""
-    from smalti.runs.folder import forget_unstarted, is_run
+    from smalti.runs.folder import is_run, remove_unstarted
 
     existed = is_run(out)
     try:
         return run()
     except BaseException:
         if not existed:
-            forget_unstarted(out)
+            remove_unstarted(out)
         raise
 
 

@@ -231,7 +231,7 @@ def late_copies() -> None:
 
 def metrics_stay() -> None:
     """Losses of steps that are repeated are there twice."""
-    install(RunFolder, "forget_metrics_after", lambda *_: None)
+    install(RunFolder, "truncate_metrics", lambda *_: None)
 
 
 def begins_anew_whatever_happens() -> None:

@@ -175,7 +175,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "smalti.runs.embed.network_of",
         "smalti.runs.predict.read_kind",
         "smalti.runs.search.open_described",
-        "smalti.runs.seen.read_kind",
+        "smalti.runs.model_pictures.read_kind",
         "smalti.runs.report.read_kind",
         "smalti.runs.masks.look",
         "smalti.runs.demo.choose_compute",

@@ -33,7 +33,7 @@ class Kept:
         self.opened.append(run_id)
         return self
 
-    def forget_after(self, step: int) -> bool:
+    def truncate_after(self, step: int) -> bool:
         if self.forgets:
             self.steps = [one for one in self.steps if one[0] <= step]
         return self.forgets

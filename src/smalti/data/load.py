@@ -169,7 +169,7 @@ class Data(ReadOptions):
         """The record of unreadable images while `train` is streamed."""
         return BadFiles(len(train), train.name, log, path, self.max_bad_fraction, self.on_bad_image)
 
-    def settled(self, images: AnyImages) -> "Data":
+    def resolved(self, images: AnyImages) -> "Data":
         """The same, with `memory` set as decided: a run resumed on another machine must not decide differently."""
         if images.bad_files is not None:
             return replace(self, memory="stream")

@@ -24,7 +24,7 @@ from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.report.page import Section
 from smalti.report.pictures import scale_of, tile_row, to_pixels
-from smalti.runs.model_selection import Labelled, Measured, Shares, divide, read_labelled
+from smalti.runs.model_selection import LabelledSplits, Measured, Shares, divide, read_labelled
 from smalti.training.objectives import Classify, ClassifySeveral
 
 _SHOWN = 12
@@ -54,7 +54,7 @@ class Classification:
         """The names of the network's outputs, given the class names of a data source."""
         return label_names(classes) if self.multi_label else classes
 
-    def settled(self, images: ImageDataset) -> "Classification":
+    def resolved(self, images: ImageDataset) -> "Classification":
         """The task itself: nothing of it is decided by the images."""
         return self
 
@@ -68,7 +68,7 @@ class Classification:
 
     def divide(
         self, given: AnyImages, data: Data, test: str, validation_data: str, shares: Shares, log: Log
-    ) -> Labelled:
+    ) -> LabelledSplits:
         """The training, validation and test images; see `model_selection.divide`.
 
         Raises:

@@ -102,10 +102,10 @@ def _run(config: Demo, began: float) -> dict[str, Any]:
     compute = choose_compute(config.device, config.precision)
     log.say(f"smalti demo: {config.budget} on {compute.describe()}")
     labelled = config.data == EMBEDDED
-    baselines, probe_seconds = _baselines(config, images, compute, log) if labelled else ({}, 0.0)
+    baselines, probe_seconds = _probe_baselines(config, images, compute, log) if labelled else ({}, 0.0)
     tokenizer = _tokenizer(config, images, compute, log)
     mim = _pretrain(config, images, compute, began, log, probe_seconds)
-    probes = _pretrained(config, images, compute, log) | baselines if labelled else {}
+    probes = _probe_pretrained(config, images, compute, log) | baselines if labelled else {}
     result = _result(tokenizer, mim, probes)
     _write_report(config, result, images, compute)
     result["seconds"] = round(time.monotonic() - began, 1)
@@ -196,7 +196,7 @@ def _affordable_steps(trial: Trainer, batches: Batches, compute: Compute, end: f
     return max(_FEWEST_STEPS, int((end - time.monotonic()) / step))
 
 
-def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
+def _probe_baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
     """Probes of the untrained network in both initialisations and of raw pixels; the seconds that one network takes."""
     log.say("measuring random networks and raw pixels")
     inits, seed, images = untrained(config.pretrain.backbone), config.pretrain.seed, _labelled(config, images)
@@ -206,7 +206,7 @@ def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -
     return {name: asdict(found) for name, found in (probes | {PIXELS: probe_pixels(images)}).items()}, each
 
 
-def _pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
+def _probe_pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
     """Probes of the pretrained backbone."""
     log.say("measuring the pretrained network")
     backbone = load_model(f"{config.out}/pretrain", compute).backbone

@@ -38,7 +38,7 @@ from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import describe_finetuned, load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import with_null
-from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import has_density, load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.training.checkpoint import is_checkpoint, newest_step
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels
@@ -101,15 +101,15 @@ def main(config: Evaluate) -> dict[str, Any]:
     with process_group(config.ranks, config.device):
         compute = broadcast_precision(choose_compute(config.device, config.precision))
         if is_foreign(config.model) and not holds_run(config.model):
-            found = _evaluated_foreign(config, compute, log)
+            found = _evaluate_foreign(config, compute, log)
         else:
-            found = _evaluated(config, compute, log)
+            found = _evaluate(config, compute, log)
             if is_rank0() and not is_checkpoint(Path(config.model).expanduser()):
-                _keep(config, found, log)
+                _save_result(config, found, log)
     return Result(found)
 
 
-def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
+def _save_result(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
     """Write the result into the run folder; it is printed already, so a folder that cannot be written is a warning."""
     run = Path(config.model).expanduser()
     settings = {name: getattr(config, name) for name in _SETTINGS}
@@ -122,7 +122,7 @@ def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
         log.say(f"kept: {kept}")
 
 
-def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+def _evaluate(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     kind = read_kind(config.model)
     if kind == Finetune.__name__:
         require(config.held_out is None, "held_out: a fine-tuned network is measured on all images", "leave it out")
@@ -145,7 +145,7 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     return result | {"overlap": found._asdict()}
 
 
-def _evaluated_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+def _evaluate_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     """Probes of a backbone of another program; nothing is written."""
     subject, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
     vit = subject.backbone.config
@@ -203,18 +203,18 @@ def _measure_backbone(
         place, _ = official_splits(config.images, config.test, data.follow_links)
         log.say(f"{unlabelled(replace(data, root=config.root), place, what)}")
         return {}
-    chosen_on = _chosen_on(config, data, images, log)
+    validation = _validation_images(config, data, images, log)
     images = TrainingData(images.train.labelled(), images.held_out.labelled())
     if len(images.train) < 3 or not len(images.held_out):
         found = f"{len(images.train)} to fit on and {len(images.held_out)} held out"
         log.say(f"no probes: {config.images} has {found} with labels; they need at least 3 and 1")
         return {}
-    probes = _Probes(config, images, chosen_on, compute)
+    probes = _Probes(config, images, validation, compute)
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
-    if chosen_on is not None:
-        log.say(f"choices are made on {len(chosen_on)} validation images")
+    if validation is not None:
+        log.say(f"choices are made on {len(validation)} validation images")
     result = probes.of(backbone, BatteryResult.describe)
     if not config.baselines:
         return result
@@ -229,18 +229,18 @@ def _measure_backbone(
 
 @dataclass(frozen=True)
 class _Probes:
-    """The battery, on some images; `chosen_on` are those that choices are made on, None for a share of the others."""
+    """The battery, on some images; `validation` are those that choices are made on, None for a share of the others."""
 
     config: Evaluate
     images: InMemoryData
-    chosen_on: InMemoryDataset | None
+    validation: InMemoryDataset | None
     compute: Compute
 
     def of(
         self, backbone: VisionTransformer | None, describe: Callable[[BatteryResult], str] | None = None
     ) -> dict[str, Any]:
         """The result of a backbone, or of raw pixels; `describe` makes what rank 0 prints of it."""
-        config, images, more = self.config, self.images, self.chosen_on
+        config, images, more = self.config, self.images, self.validation
         protocol = Battery(config.poolings, config.validation, config.k, config.draws)
         parts = [images.train, images.held_out, *([] if more is None else [more])]
         features = None
@@ -316,14 +316,14 @@ def _cell(value: float | None, form: str) -> str:
 
 def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     tokenizer, density = load_tokenizer(config.model, compute), has_density(config.model)
-    data = input_of(config.model, tokenizer)
+    data = tokenizer_data(config.model, tokenizer)
     images = _load(config, data, log)
     train, judged = some_images(images.train, data.side), images.held_out
     found = evaluate_tokenizer(tokenizer, judged.images, compute, train=train, density=density, labels=judged.labels)
     return found.as_dict()
 
 
-def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:
+def _validation_images(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:
     """The images of the validation split, for choices; None where there is none, or results are of it."""
     data = config.reading(trained_on)
     layout = read_layout(data.path, data.follow_links)

@@ -129,6 +129,6 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
         return {}
     steps = config.plan.steps
     shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
-    for each in (config.annealed() or ()) if isinstance(config, TrainTokenizer) else ():
+    for each in (config.annealing() or ()) if isinstance(config, TrainTokenizer) else ():
         shown |= {each.steps // 4, each.steps // 2, each.steps}
     return {name: {step: each(step) for step in sorted(shown - {0})} for name, each in config.schedules().items()}

@@ -89,9 +89,9 @@ class TrainingHooks(RunHooks):
         """Save a failed step in the run folder with all that `smalti replay` needs: the images of all ranks."""
         before = trainer.checkpoint()
         batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
-        return Path(from_rank0(lambda: str(self._keep(before, batch, failure))))
+        return Path(from_rank0(lambda: str(self._save_failed_step(before, batch, failure))))
 
-    def _keep(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
+    def _save_failed_step(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
         path = self.folder.path
         more = [path / name for name in REBUILDING if (path / name).exists()]
         return write_captured(path, before, batch, failure.numbers, self.compute, more)

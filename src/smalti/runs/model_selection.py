@@ -30,7 +30,7 @@ BEST = "best"
 _STAGE = "validation"
 
 
-class Labelled(NamedTuple):
+class LabelledSplits(NamedTuple):
     """Training, validation and test images. No image is in two of the three.
 
     Attributes:
@@ -67,7 +67,7 @@ class Shares(NamedTuple):
 
 def divide(
     images: AnyImages, data: Data, test: str, shares: Shares, log: Log, outputs: Outputs = tuple, validation: str = ""
-) -> Labelled:
+) -> LabelledSplits:
     """Hold out validation images, then keep as many labels as are asked for.
 
     Args:
@@ -102,8 +102,10 @@ def divide(
     chosen = few_labels(labels, labelled, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
     if images.bad_files is None:
-        return Labelled(TrainingData(part, chosen_on), test_images)
-    return Labelled(TrainingData(part, chosen_on, data.bad_files_record(part, log, images.bad_files.path)), test_images)
+        return LabelledSplits(TrainingData(part, chosen_on), test_images)
+    return LabelledSplits(
+        TrainingData(part, chosen_on, data.bad_files_record(part, log, images.bad_files.path)), test_images
+    )
 
 
 def known_first(images: AnyImages, known: tuple[str, ...]) -> AnyImages:

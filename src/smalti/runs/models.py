@@ -26,7 +26,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.foreign import bare_backbone
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.tokenizers import input_of, load_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
@@ -98,7 +98,7 @@ def load_subject(model: str, compute: Compute) -> Subject:
         return Subject(load_finetuned(model, compute), classes, window=window)
     if kind in (TrainTokenizer.__name__, DallE.__name__):
         tokenizer = load_tokenizer(model, compute)
-        data = input_of(model, tokenizer)
+        data = tokenizer_data(model, tokenizer)
         return Subject(tokenizer, side=data.side, window=data.window)
     fix = "give a run of train-tokenizer, pretrain or finetune: those of a demo are inside its folder"
     raise UsageError(f"{model} is a {kind} run", cause="there is no network in it", fix=fix)

@@ -20,7 +20,7 @@ from smalti.data.reading import channels_in, even_sample, map_images
 from smalti.functional.codebook import default_vocab_size
 from smalti.models.cost_estimate import num_parameters, pretraining_multiply_adds
 from smalti.runs.commands import channel_flags, reading_flags, unless
-from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
+from smalti.runs.dry_run import DryRun, Stages, dry_run, quick_estimate
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
@@ -71,16 +71,16 @@ class Candidate(NamedTuple):
     finetune: Finetune | None = None
 
 
-def of_channels(candidate: Candidate, channels: int) -> Candidate:
+def with_channels(candidate: Candidate, channels: int) -> Candidate:
     """A candidate for images of so many channels."""
     (tokenizer, pretrain), tune = candidate.stages, candidate.finetune
     assert not isinstance(tokenizer.tokenizer, TeacherBased), "its teacher decides"
     data, part = replace(tokenizer.data, channels=channels), replace(tokenizer.tokenizer, in_chans=channels)
-    stages = Stages(replace(tokenizer, data=data, tokenizer=part), _of_channels(pretrain, channels))
-    return candidate._replace(stages=stages, finetune=None if tune is None else _of_channels(tune, channels))
+    stages = Stages(replace(tokenizer, data=data, tokenizer=part), _with_channels(pretrain, channels))
+    return candidate._replace(stages=stages, finetune=None if tune is None else _with_channels(tune, channels))
 
 
-def _of_channels(run: BackboneRunT, channels: int) -> BackboneRunT:
+def _with_channels(run: BackboneRunT, channels: int) -> BackboneRunT:
     data = replace(run.data, channels=channels)
     return replace(run, data=data, backbone=replace(run.backbone, in_chans=channels))
 
@@ -114,12 +114,12 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     source = open_with_notes(config.data, channels, log, config)
     source.channels = channels_in(source) if channels == 3 else channels
     if source.channels not in (1, 3):
-        recipes = {name: of_channels(recipe, source.channels) for name, recipe in recipes.items()}
+        recipes = {name: with_channels(recipe, source.channels) for name, recipe in recipes.items()}
     survey = look(source, log, read_layout(config.data, config.follow_links).validation)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
     name, measured, steps = choose(config, source, survey, recipes, compute, log)
-    result = proposed(config, survey, name, measured, steps, compute)
+    result = propose(config, survey, name, measured, steps, compute)
     result["commands"] = [shlex.join(words) for words in commands(config, recipes[name].stages, result)]
     start = recipes[name].finetune
     if start is not None and len(source.classes) > 1:
@@ -160,11 +160,11 @@ def choose(
 ) -> tuple[str, DryRun, Steps]:
     """The largest recipe that suits the images and fits enough steps into the time; otherwise the smallest."""
     for name, (start, least_images, _) in reversed(list(recipes.items())):
-        smallest, stages = name == next(iter(recipes)), fitted(start, config, survey)
+        smallest, stages = name == next(iter(recipes)), fit_recipe(start, config, survey)
         too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
         if not smallest and (too_large or survey.train < least_images):
             continue
-        expected = glance(stages, source, compute)
+        expected = quick_estimate(stages, source, compute)
         slack = _PROMISING.get(compute.device.type, _PROMISING_ELSEWHERE)
         if not smallest and expected * _ENOUGH_STEPS > slack * 3600 * config.hours:
             log.say(f"{name}: too slow here, about {expected:.2g} s a step")
@@ -177,7 +177,7 @@ def choose(
     raise AssertionError("no recipes to choose from")
 
 
-def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
+def fit_recipe(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
     """A recipe with codebook size and batch size adapted to the number of images."""
     tokenizer, pretrain = start
     assert isinstance(tokenizer.tokenizer, DVAE)
@@ -187,9 +187,9 @@ def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
         tokenizer,
         data=_of(config, tokenizer.data),
         tokenizer=replace(tokenizer.tokenizer, vocab_size=codes),
-        plan=_filled(tokenizer.plan, survey.train),
+        plan=_with_batch_size(tokenizer.plan, survey.train),
     )
-    data, plan = _of(config, pretrain.data), _filled(pretrain.plan, survey.train)
+    data, plan = _of(config, pretrain.data), _with_batch_size(pretrain.plan, survey.train)
     return Stages(first, replace(pretrain, data=data, plan=plan, compile=config.compile))
 
 
@@ -197,7 +197,7 @@ def _of(config: PlanAhead, data: Data) -> Data:
     return replace(data, path=config.data, **read_as(config))
 
 
-def _filled(plan: Plan, num_images: int) -> Plan:
+def _with_batch_size(plan: Plan, num_images: int) -> Plan:
     """The plan with its batch size halved until there are that many images."""
     size = plan.batch_size
     while size > max(num_images, 1):
@@ -263,7 +263,7 @@ def _plan_flags(run: TrainTokenizer | Pretrain, about: Mapping[str, Any]) -> lis
     return flags + unless("1", "--plan.accumulate", str(about["accumulate"]))
 
 
-def proposed(
+def propose(
     config: PlanAhead, survey: Survey, name: str, measured: DryRun, steps: Steps, compute: Compute
 ) -> dict[str, Any]:
     """The proposal as plain JSON values, without the commands."""

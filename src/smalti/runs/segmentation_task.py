@@ -40,7 +40,7 @@ from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segment
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
 from smalti.report.pictures import Picture, false_colours, label_colours, outlined, scale_of, tile_row
-from smalti.runs.model_selection import Labelled, Measured, Shares
+from smalti.runs.model_selection import LabelledSplits, Measured, Shares
 from smalti.training.objectives import Segment
 
 _MOST_CLASSES = 254
@@ -131,13 +131,13 @@ class Segmentation:
             log.say(f"note: splits: {layout.describe()}")
         held_out = scenes.select(np.arange(0))
         if layout.validation:
-            settled = self if chosen is None else replace(self, ids=chosen.ids, other_ids=chosen.other)
-            held_out = settled.read(layout.validation, data, scenes.classes, log)
+            resolved = self if chosen is None else replace(self, ids=chosen.ids, other_ids=chosen.other)
+            held_out = resolved.read(layout.validation, data, scenes.classes, log)
         return TrainingData(scenes, held_out)
 
     def divide(
         self, given: AnyImages, data: Data, test: str, validation_data: str, shares: Shares, log: Log
-    ) -> Labelled:
+    ) -> LabelledSplits:
         """Hold out the sets that are not given separately, then keep as many images as are asked for.
 
         Raises:
@@ -163,7 +163,7 @@ class Segmentation:
             cause = "some are learned from, some are for choices and some for the test"
             raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
-        return Labelled(TrainingData(whole.select(few), validation), test_images)
+        return LabelledSplits(TrainingData(whole.select(few), validation), test_images)
 
     def read(self, path: str, data: Data, outputs: tuple[str, ...], log: Log) -> SegmentationDataset:
         """All images and masks of another folder, with the same classes.
@@ -179,7 +179,7 @@ class Segmentation:
         chosen = None if isinstance(self.ids, str) else Chosen(self.ids, self.other_ids)
         return Numbering(self.void, count, chosen)
 
-    def settled(self, images: ImageDataset) -> "Segmentation":
+    def resolved(self, images: ImageDataset) -> "Segmentation":
         """The task with the ids of classes as chosen, so that they are the same for all masks that follow."""
         numbering = getattr(images, "numbering", None)
         if numbering is None or numbering.chosen is None:

@@ -104,21 +104,21 @@ class Session:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T, images: AnyImages) -> T:
+    def resolved(self, config: T, images: AnyImages) -> T:
         """The configuration with device, number format and storage of the images as decided: a resumed run must
         not decide them again."""
-        compute, data = self.compute, config.data.settled(images)
+        compute, data = self.compute, config.data.resolved(images)
         return replace(config, data=data, device=compute.device_kind, precision=compute.precision)
 
     def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
-        """For a new run, write the settled configuration and the class names of a classifier's outputs."""
+        """For a new run, write the resolved configuration and the class names of a classifier's outputs."""
         if not self.resumed:
             self.folder.write_config(config)
             if classes:
                 self.folder.write_classes(classes)
 
-    def same_images(self, source: ImageDataset, network: str | None = None, named: str = "tokenizer") -> None:
-        """Record which images the run is trained on, and which network says what it has to predict.
+    def require_same_images(self, source: ImageDataset, network: str | None = None, named: str = "tokenizer") -> None:
+        """Record which images the run is trained on, and the digest of the network whose outputs it predicts.
 
         Args:
             network: the digest of the tokenizer, or of a tokenizer's teacher; None: there is none.
@@ -173,7 +173,7 @@ class Session:
             )
             again = f" after restart {restarts()} by torchrun" if restarts() else ""
             self.log.say(f"going on from step {trainer.step}{again}")
-        self.folder.forget_metrics_after(trainer.step)
+        self.folder.truncate_metrics(trainer.step)
         path = self.folder.path
         if is_rank0():
             require_space(path, trainer.checkpoint_bytes, "the first checkpoint")

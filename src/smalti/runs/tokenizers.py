@@ -66,7 +66,7 @@ def target_tokenizer(run: str, target: Tokens | SoftTokens | Pixels, compute: Co
     return tokenizer
 
 
-def input_of(run: str, tokenizer: ImageTokenizer) -> Data:
+def tokenizer_data(run: str, tokenizer: ImageTokenizer) -> Data:
     """The image settings of the tokenizer in a folder."""
     if read_kind(run) == DallE.__name__:
         return Data(channels=tokenizer.config.in_chans, side=112)

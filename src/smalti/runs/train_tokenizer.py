@@ -87,13 +87,13 @@ class TrainTokenizer(TrainingRun):
 
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """As of every run; and of discrete VAEs the temperature, and the weight of the KL."""
-        if (annealed := self.annealed()) is None:
+        if (annealing := self.annealing()) is None:
             return super().schedules()
-        temperature, beta = annealed
+        temperature, beta = annealing
         own = {"temperature": lambda step: temperature(step - 1), "KL weight": lambda step: beta(step - 1)}
         return super().schedules() | own
 
-    def annealed(self) -> tuple[Cosine, Ramp | Cosine] | None:
+    def annealing(self) -> tuple[Cosine, Ramp | Cosine] | None:
         """Temperature and weight of the KL at each step, counted from 0; None of tokenizers that have none."""
         if not isinstance(self.tokenizer, DVAE | DallE):
             return None
@@ -147,16 +147,16 @@ def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) 
         config = config.with_window(session.log, window, "its teacher")
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = session.settled(config, given)
+        config = session.resolved(config, given)
         if isinstance(config.tokenizer, TeacherBased):
             config = replace(config, tokenizer=config.tokenizer.with_vocab_size(len(given.train)))
     learns_from = None if teacher is None or not config.planned_steps else network_digest(teacher)
-    session.same_images(given.train, learns_from, "teacher")
-    tokenizer = made(config, given, session, teacher).to(session.compute.device)
-    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))
+    session.require_same_images(given.train, learns_from, "teacher")
+    tokenizer = build_tokenizer(config, given, session, teacher).to(session.compute.device)
+    return from_rank0(lambda: session.finish(lambda: _measure(config, given, tokenizer, session)))
 
 
-def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
+def _measure(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
     """The result of the run."""
     measured = evaluate_tokenizer(
         tokenizer,
@@ -172,7 +172,7 @@ def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenize
     return result
 
 
-def made(
+def build_tokenizer(
     config: TrainTokenizer, images: RunImages, session: Session, teacher: VisionTransformer | None = None
 ) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved. One that was fitted before is read, as its teacher may be gone."""

@@ -74,7 +74,7 @@ class TensorBoard(Tracker):
         self.writer = RecordWriter(self.file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def forget_after(self, step: int) -> bool:
+    def truncate_after(self, step: int) -> bool:
         """Cut the files of earlier parts where the first later step begins."""
         for path in self.earlier:
             os.truncate(path, self._end(path.read_bytes(), step))

@@ -41,7 +41,7 @@ class Tracker(Protocol):
 
     id: str
 
-    def forget_after(self, step: int) -> bool:
+    def truncate_after(self, step: int) -> bool:
         """Remove what was logged of later steps; False where that is impossible."""
         return False
 
@@ -137,7 +137,7 @@ class Tracking:
         sent = int(before.get("step", -1))
         try:
             tracker = opened(str(before.get("id", "")))
-            if sent > done and tracker.forget_after(done):
+            if sent > done and tracker.truncate_after(done):
                 sent = done
             if not before:
                 tracker.configuration(settings)
