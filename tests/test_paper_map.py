@@ -15,7 +15,7 @@ import torch
 from smalti import cli
 from smalti.core.config import leaves
 from smalti.core.rng import fold
-from smalti.data.load import _MOST_HELD_OUT
+from smalti.data.load import _MAX_HELD_OUT
 from smalti.data.splits import hold_out
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.evaluation.likelihood import BITS_OF_8_BIT_PIXELS
@@ -175,7 +175,7 @@ def test_what_the_page_says_of_crops_is_counted() -> None:
 def test_what_the_page_says_of_images_steps_and_epochs_is_computed() -> None:
     plan, held_out = paper.pretrain().plan, paper.pretrain().data.held_out
     rate = paper.pretrain().optimiser.lr_schedule(plan.steps)
-    learnt, dropped = len(hold_out(IMAGENET, held_out, 0, _MOST_HELD_OUT)[0]), IMAGENET % plan.batch_size
+    learnt, dropped = len(hold_out(IMAGENET, held_out, 0, _MAX_HELD_OUT)[0]), IMAGENET % plan.batch_size
     aside = IMAGENET - learnt
     assert release.pretrain().plan == plan
     for said in (

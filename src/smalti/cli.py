@@ -162,7 +162,7 @@ def _dispatch(arguments: list[str]) -> Result | None:
             print(page.text(wanted), end="")
             return None
     module, config, call = VERBS[verb]
-    if world_size() > 1 and not (call is _train or verb in TOGETHER):
+    if world_size() > 1 and not (call is _train or verb in MULTI_PROCESS_VERBS):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
     try:
@@ -378,7 +378,7 @@ VERBS = {
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
-TOGETHER = ("embed", "evaluate", "predict", "prepare", "tokenize")
+MULTI_PROCESS_VERBS = ("embed", "evaluate", "predict", "prepare", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 

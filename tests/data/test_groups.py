@@ -66,7 +66,7 @@ def test_streamed_images_are_divided_alike(scans: Path) -> None:
 
 
 def test_of_a_large_group_a_limited_number_is_kept_in_memory(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.data.load._MOST_HELD_OUT", 3)
+    monkeypatch.setattr("smalti.data.load._MAX_HELD_OUT", 3)
     settings = Data(str(scans / "list.csv"), side=8, held_out=0.2, group=r"p(\d)", memory="stream")
     images = settings.open(Log())
     assert images.train.groups is not None

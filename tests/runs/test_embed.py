@@ -20,7 +20,7 @@ from torch import Tensor
 from smalti.cli import main as smalti
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, LockError, UsageError
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import open_source
@@ -317,7 +317,7 @@ def test_a_damaged_block_is_named(runs: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_two_cannot_write_the_same_file(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "f.npy.parts").mkdir()
-    with only_writer(tmp_path / "f.npy.parts"), pytest.raises(LockError):
+    with writer_lock(tmp_path / "f.npy.parts"), pytest.raises(LockError):
         main(config(runs, tmp_path / "f.npy"))
 
 

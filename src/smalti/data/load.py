@@ -34,7 +34,7 @@ from smalti.data.values import AskedWindow, Window, require_channels, require_wi
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
 
-_MOST_HELD_OUT = 5000
+_MAX_HELD_OUT = 5000
 """Of streamed images no more are held out: these are kept in memory."""
 
 Memory: TypeAlias = Literal["auto", "resident", "stream"]
@@ -141,14 +141,14 @@ class Data(ReadOptions):
             raise DataError(f"cannot stream {shown(self.path)}", cause=cause, fix=fix)
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = np.arange(len(positions)), np.arange(0)
-        held_out = self._validation(source.classes, log, _MOST_HELD_OUT)
+        held_out = self._validation(source.classes, log, _MAX_HELD_OUT)
         if held_out is None:
             train, aside = hold_out(
-                _at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT, together(source.select(positions))
+                _at_least_two(len(positions)), self.held_out, 0, _MAX_HELD_OUT, together(source.select(positions))
             )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
-            some = aside[even_sample(len(aside), _MOST_HELD_OUT)]  # a group is put aside whole, however large
+            some = aside[even_sample(len(aside), _MAX_HELD_OUT)]  # a group is put aside whole, however large
             held_out = replace(self, limit=None)._read(source.select(positions[some]), log)
         train_images = source.select(positions[train])
         return TrainingData(train_images, held_out, self.bad_files_record(train_images, log, bad_files))

@@ -29,7 +29,7 @@ from smalti.data.workers.jobs import InlineRenderer, Job, Renderer, Task
 from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
 
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,4 +302,4 @@ def default_workers(device: torch.device) -> int:
     The processes on a machine share its cores; one that is bound to some has these.
     """
     cores = max(1, min(usable_processors(), (os.cpu_count() or 1) // local_world_size()))
-    return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))
+    return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MAX_WORKERS))

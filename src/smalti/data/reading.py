@@ -31,15 +31,15 @@ Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
 """0.5 for everything (the released code's default), ImageNet's, or as measured."""
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_MOST_IMAGES = 10_000
-_LEAST_STD = 1e-3
-_MOST_LOOKED_AT = 16
+_MAX_IMAGES = 10_000
+_MIN_STD = 1e-3
+_MAX_LOOKED_AT = 16
 _MEASURED, _VALUES_OF_EACH = 256, 4096
 """Images whose values are looked at, and values of each, at most."""
 _INSIDE = (0.001, 0.999)
 """The quantiles that become black and white."""
 GREY = "one is enough (channels 1, in tokenizer and backbone too): a third of the memory, steps hardly shorter"
-LEAST_RANGE = 0.08
+MIN_RANGE = 0.08
 """Images that use less of the range of values are worth a note: 12 bits in files of 16 use 6 % at most."""
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, a value a channel, of pixels in [0, 1]."""
@@ -165,7 +165,7 @@ def channels_in(source: ImageDataset) -> int:
     """The channels of the images, as those of some are: 3 unless all of them have another number; grey counts as 3."""
     if source.pixels is not None:
         return source.channels
-    places = even_sample(len(source), _MOST_LOOKED_AT)
+    places = even_sample(len(source), _MAX_LOOKED_AT)
     found = {try_read(lambda place: channels_of(source.read(place), source.name(place)), place) for place in places}
     counts = {count for count in found if isinstance(count, int)}
     return counts.pop() if len(counts) == 1 and not counts & {1, 3} else 3
@@ -197,7 +197,7 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
     """
     if kind != "auto":
         return fixed_statistics(kind, channels)
-    return measure_statistics(sample_squares(images, _MOST_IMAGES, side))
+    return measure_statistics(sample_squares(images, _MAX_IMAGES, side))
 
 
 def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
@@ -221,7 +221,7 @@ def measure_statistics(images: torch.Tensor) -> Statistics:
         squares += pixels.square().sum((0, 2, 3))
         count += pixels[:, 0].numel()
     mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_LEAST_STD)
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_MIN_STD)
     return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())
 
 
@@ -267,7 +267,7 @@ def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
     low, high = (int((counts < share).sum()) for share in _INSIDE)
     if high == low:
         return [f"almost every pixel of these images has the value {low} of 255: there is nothing to learn"]
-    if high - low < LEAST_RANGE * 255:
+    if high - low < MIN_RANGE * 255:
         share = (high - low) / 255
         return [f"the values of these images use {share:.1%} of their range; --data.window auto makes it all of it"]
     if some.shape[1] == 3 and bool((some == some[:, :1]).all()):

@@ -33,7 +33,7 @@ from smalti.core.config import require, to_json
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
-from smalti.core.folder_lock import alone
+from smalti.core.folder_lock import exclusive_lock
 from smalti.core.log import Log
 from smalti.core.stored import open_ordinary, read_object
 from smalti.data.datasets.data_files import system_errors_named
@@ -50,7 +50,7 @@ VERSION = 2
 _SHOWN = 12
 MAX_VOCAB = 65535
 KEY, BAD_FILES = "key.json", "bad_files.jsonl"
-_MOST_OPEN = 8
+_MAX_OPEN = 8
 _DIGEST = 8
 """Bytes of the digest of a row."""
 _NO_ZEROS = 0x0001_0001_0001_0001
@@ -267,7 +267,7 @@ class TokenCache:
         """The descriptor of an epoch's file; the one open longest is closed to make room."""
         found = self._open.get((epoch, flags))
         if found is None:
-            if len(self._open) == _MOST_OPEN:
+            if len(self._open) == _MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             found = open_ordinary(self.path(epoch), flags)
             size, most = os.fstat(found).st_size, self.key.num_images * self.row_bytes
@@ -290,7 +290,7 @@ def _require_same_key(folder: Path, key: TokenKey) -> None:
     path = folder / KEY
     if not os.path.lexists(path):
         make_folder(folder)
-        with alone(folder):
+        with exclusive_lock(folder):
             if not os.path.lexists(path):
                 _begin(folder, key)
     try:

@@ -43,7 +43,7 @@ def evaluate_mim(
         of `copy_baseline`; `bits_saved_per_token` and `bits_saved_over_neighbour`, by how many bits the loss is lower
         than these; with soft targets also `soft_loss_nats` and `kl_nats`.
     """
-    means, hits = Means(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
+    means, hits = MeanMetrics(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
     misses = hits.clone()
     for batch, output in _outputs(objective, batches, num_batches, compute):
         means.add(output)
@@ -78,7 +78,7 @@ def evaluate_pixels(
     """
     target = objective.target
     assert isinstance(target, Pixels)
-    means, flat, copied = Means(), Means(), Means()
+    means, flat, copied = MeanMetrics(), MeanMetrics(), MeanMetrics()
     for batch, output in _outputs(objective, batches, num_batches, compute):
         mask, index, weight = batch.masks
         neighbour = nearest_visible(mask, index, objective.model.backbone.config.grid)
@@ -89,7 +89,7 @@ def evaluate_pixels(
     return {"pixel_loss": means["loss"], "flat_pixel_loss": flat["loss"], "neighbour_pixel_loss": copied["loss"]}
 
 
-class Means(dict[str, float]):
+class MeanMetrics(dict[str, float]):
     """Mean loss and metrics over several batches: sums divided by summed counts."""
 
     def __init__(self) -> None:

@@ -40,7 +40,7 @@ PIXELS = "raw pixels"
 RANDOM_PAPER = "random, the paper's initialisation"
 RANDOM_USED = "random, the initialisation used"
 RANDOM_WIDTH = "random, initialised by width"
-_MOST_PIXELS = 32
+_MAX_PIXELS = 32
 """Side of the images whose pixels are features: fitting a linear probe needs memory for features²."""
 
 
@@ -291,7 +291,7 @@ def probe_pixels(images: InMemoryData) -> ProbeResult:
 
 def pixel_features(images: InMemoryDataset) -> Features:
     """Pixels in [0, 1] as the only layer; images larger than 32 x 32 are shrunk to that, by means over areas."""
-    height, width = (min(side, _MOST_PIXELS) for side in images.images.shape[-2:])
+    height, width = (min(side, _MAX_PIXELS) for side in images.images.shape[-2:])
     parts = [F.adaptive_avg_pool2d(as_unit_range(part), (height, width)) for part in images.images.split(_CHUNK)]
     return {(0, "pixels"): torch.cat(parts).flatten(1)}
 

@@ -25,7 +25,7 @@ from smalti.functional.metrics import (
 )
 
 _FEW = 5
-AT_ONCE = 8
+CHUNK = 8
 """Images to read at a time, and windows per batch."""
 
 
@@ -81,7 +81,7 @@ def describe_classes(
     return named | ({"confusion": confusion(predicted, labels, count).tolist()} if count <= most else {})
 
 
-def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
+def average_precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
     """Average precision of each label, in [0, 1], over the images where it is known; None if none of them has it.
 
     Args:
@@ -94,7 +94,7 @@ def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels
     return found
 
 
-def mean_precision(found: list[float | None]) -> float:
+def mean_average_precision(found: list[float | None]) -> float:
     """Mean average precision over the labels that some image has, in [0, 1]."""
     known = [value for value in found if value is not None]
     return sum(known) / max(len(known), 1)
@@ -139,7 +139,7 @@ def predict(
     places = [windows(window, *image.shape[:2]) for image in images]
     views = torch.cat([_view(image, box, size) for image, boxes in zip(pixels, places, strict=True) for box in boxes])
     parts = []
-    for some in views.split(AT_ONCE):
+    for some in views.split(CHUNK):
         with compute.autocast():
             parts.append(model(some.to(compute.device)).float().cpu())
     scores = torch.cat(parts).split([len(boxes) for boxes in places])
@@ -170,8 +170,8 @@ def confusion_on(
     """Confusion matrix of pixels over all images, without void: true class (row), predicted class (column)."""
     num_classes = len(scenes.classes)
     table = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    for start in range(0, len(scenes), AT_ONCE):
-        some = [scenes[index] for index in range(start, min(start + AT_ONCE, len(scenes)))]
+    for start in range(0, len(scenes), CHUNK):
+        some = [scenes[index] for index in range(start, min(start + CHUNK, len(scenes)))]
         predicted = predict(model, [scene.image for scene in some], size, window, compute)
         for guess, scene in zip(predicted, some, strict=True):
             assert scene.label_map is not None

@@ -23,7 +23,7 @@ from smalti.core.rng import permutation
 MIN_DEFAULT_VOCAB, MAX_DEFAULT_VOCAB = 64, 8192
 _TOKENS_PER_CODE = 500
 """Visual tokens of the training images per code, each image counted once."""
-_MOST_DISTANCES = 1 << 21
+_MAX_DISTANCES = 1 << 21
 """Distances at a time, 8 MB: as many as a cache holds take a third of the time that 128 MB take."""
 _MARGIN = 1e-3
 """Distance that numbers keep from the outermost rounding boundaries."""
@@ -74,7 +74,7 @@ def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterat
 
 def _assign(points: Tensor, centres: Tensor) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
     """Squared distance to the nearest centre of each point, and its index, computed in parts to bound memory."""
-    parts = [_to_centres(part, centres) for part in points.split(max(1, _MOST_DISTANCES // len(centres)))]
+    parts = [_to_centres(part, centres) for part in points.split(max(1, _MAX_DISTANCES // len(centres)))]
     return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
 
 

@@ -19,7 +19,7 @@ from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.data.load import Data
-from smalti.data.reading import GREY, LEAST_RANGE, channels_in, even_sample, map_images
+from smalti.data.reading import GREY, MIN_RANGE, channels_in, even_sample, map_images
 from smalti.data.tiff import count_pages
 from smalti.data.values import AskedWindow, is_16_bit, require_channels, require_window
 
@@ -296,7 +296,7 @@ def _described(type_name: str, about: dict[str, Any], many: bool) -> str:
     if type_name.startswith(("float", "int32", "uint32")) or low < 0:
         return f"{text}: black and white are not known; train with {window}"
     share = (high - low) / np.iinfo(type_name).max
-    if share < LEAST_RANGE:
+    if share < MIN_RANGE:
         return f"{text}, {share:.1%} of what the files can hold; train with {window}"
     return text
 

@@ -19,7 +19,13 @@ from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.reading import spread_over_classes
 from smalti.data.transforms.batch_transforms import BatchTransform, Mixing
 from smalti.data.transforms.views import TwoViews
-from smalti.evaluation.supervised import accuracies, class_scores, describe_classes, mean_precision, precisions
+from smalti.evaluation.supervised import (
+    accuracies,
+    average_precisions,
+    class_scores,
+    describe_classes,
+    mean_average_precision,
+)
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.report.page import Section
@@ -29,7 +35,7 @@ from smalti.training.objectives import Classify, ClassifySeveral
 
 _SHOWN = 12
 """Images in a report."""
-_MOST_CLASSES = 100
+_MAX_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""
 
 
@@ -119,10 +125,10 @@ class Classification:
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
             labels = images.all_labels()
-            return Measured(accuracies(scores, labels), describe_classes(scores, labels, outputs, _MOST_CLASSES))
-        found = precisions(scores, _shown(images, outputs))
+            return Measured(accuracies(scores, labels), describe_classes(scores, labels, outputs, _MAX_CLASSES))
+        found = average_precisions(scores, _shown(images, outputs))
         by_label = dict(zip(outputs, found, strict=True))
-        return Measured({self.score: mean_precision(found)}, {"average_precision": by_label})
+        return Measured({self.score: mean_average_precision(found)}, {"average_precision": by_label})
 
     def pictures(
         self,

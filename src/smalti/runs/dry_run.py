@@ -19,7 +19,7 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 _IMAGES = 96
 """Decoded for a dry run; batches repeat them."""
-_STEPS, _FEWEST_STEPS, _SECONDS = 20, 3, 60.0
+_STEPS, _MIN_STEPS, _SECONDS = 20, 3, 60.0
 """Of a stage; fewer where they would take longer than a minute."""
 _QUICK_IMAGES = 8
 """In a batch of the first look at a network that may be far too large for the machine."""
@@ -69,7 +69,7 @@ def dry_run(stages: Stages, source: ImageDataset, compute: Compute, expected: fl
     Args:
         expected: seconds of a pretraining step, from `glance`.
     """
-    num_steps = max(_FEWEST_STEPS, min(_STEPS, int(_SECONDS / expected)))
+    num_steps = max(_MIN_STEPS, min(_STEPS, int(_SECONDS / expected)))
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     first = replace(stages.tokenizer, plan=replace(stages.tokenizer.plan, repeat=True))

@@ -147,16 +147,16 @@ def _evaluate(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
 
 def _evaluate_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     """Probes of a backbone of another program; nothing is written."""
-    subject, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
-    vit = subject.backbone.config
+    loaded, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
+    vit = loaded.backbone.config
     size = f"{vit.img_size[0]} x {vit.img_size[1]} pixels"
     pixels = f"mean {vit.mean}, deviation {vit.std} (--normalisation)"
-    log.say(f"{config.model}: a {subject.kind} of another program, {size}, {pixels}; nothing is kept beside it")
+    log.say(f"{config.model}: a {loaded.kind} of another program, {size}, {pixels}; nothing is kept beside it")
     if left_out:
         log.say(f"left out: {', '.join(left_out[:3])}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}")
     data = Data(channels=vit.in_chans, side=vit.img_size[0])
     images = _load(config, data, log)
-    return _measure_backbone(config, subject.backbone.to(compute.device), data, images, compute, log)
+    return _measure_backbone(config, loaded.backbone.to(compute.device), data, images, compute, log)
 
 
 def _by_rank0(measure: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from smalti.core.addresses import is_address, without_secrets
 from smalti.core.config import Field, from_json, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
-from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
+from smalti.core.folder_lock import LOCK, holder, process_name, writer_lock
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.core.stored import parse_json, read_lines, read_object, read_object_if_any, read_stored
@@ -130,7 +130,7 @@ class RunFolder:
         """
         if not is_rank0():
             return
-        if (self.path / LOCK).exists() and (other := holder(self.path)) != own_name():
+        if (self.path / LOCK).exists() and (other := holder(self.path)) != process_name():
             raise LockError(
                 f"{self.path} has been taken over", cause=f"by process {other}", fix="two runs need two folders"
             )
@@ -167,7 +167,7 @@ def writing(out: str) -> Iterator[None]:
             raise OutputError(f"{path / name} is a link", cause=cause, fix=fix)
     if who := open_to_others(path):
         Log().say(f"warning: {who}, so the run can be changed by others")
-    with only_writer(path):
+    with writer_lock(path):
         removed = remove_leftovers(path, _WRITTEN) + remove_leftovers(path / CHECKPOINTS)
         if removed:
             Log().say(f"{path}: removed what a run that was killed left unfinished: {', '.join(removed)}")

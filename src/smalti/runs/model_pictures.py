@@ -23,7 +23,7 @@ from smalti.data.load import Data
 from smalti.data.reading import centre_box, even_sample, read_square, square
 from smalti.data.tokens import encode
 from smalti.evaluation.features import resized
-from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint
+from smalti.evaluation.inpainting import Inpainter, entropy, inpaint, sample_tokens
 from smalti.evaluation.supervised import predict
 from smalti.functional.masking import patch_mask
 from smalti.functional.metrics import VOID
@@ -50,7 +50,7 @@ _BESIDE = 4
 """Columns of which two grids have room beside each other on a page."""
 _LIKELY = 3
 """Classes named for each image, at most."""
-_MOST_SAMPLES = 16
+_MAX_SAMPLES = 16
 _WHITE = 128
 """Grey level from which a pixel of a mask is white."""
 
@@ -81,7 +81,7 @@ class Show(Inside):
         require(self.count >= 1, f"{self.count} images", "use at least 1")
         suffix = Path(self.out).suffix.lower()
         require(suffix in SUFFIXES, f"cannot write pictures to '{self.out}'", "use a name in .html or .png")
-        require(0 <= self.samples <= _MOST_SAMPLES, f"{self.samples} samples", f"use 0 to {_MOST_SAMPLES}")
+        require(0 <= self.samples <= _MAX_SAMPLES, f"{self.samples} samples", f"use 0 to {_MAX_SAMPLES}")
         drawn_at = self.temperature == 1 or bool(self.samples)
         require(drawn_at, f"a temperature of {self.temperature}, and nothing is drawn", "add --samples 3")
         require(0.05 <= self.temperature <= 10, f"a temperature of {self.temperature}", "use 0.05 to 10")
@@ -209,7 +209,7 @@ def _predicted(
     random = float(np.log(log_p.shape[-1]))
     columns["entropy"] = heat_map(values.numpy(), random, "viridis", columns["original"])
     for number in range(config.samples):
-        guesses = torch.stack([drawn(row, own, config.temperature, config.seed, number) for row, own in rows])
+        guesses = torch.stack([sample_tokens(row, own, config.temperature, config.seed, number) for row, own in rows])
         sample = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, guesses.to(device))
         columns[f"sample {number + 1}"] = to_pixels(sample.predicted, shown)
     if config.samples:

@@ -17,7 +17,7 @@ from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import Data
 from smalti.evaluation.inpainting import Inpainter
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel, build_mim, inference_weights
 from smalti.models.segmenter import Segmenter
@@ -84,7 +84,7 @@ def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: s
     return load_frozen(build(), weights, run, compute.device)
 
 
-def load_subject(model: str, compute: Compute) -> Subject:
+def load_with_preprocessing(model: str, compute: Compute) -> LoadedModel:
     """The network of any MODEL, with the names of its outputs.
 
     Raises:
@@ -92,14 +92,14 @@ def load_subject(model: str, compute: Compute) -> Subject:
     """
     kind = read_kind(model)
     if kind == Pretrain.__name__:
-        return Subject(load_pretrained(model, compute), window=read_config(model, Pretrain).data.window)
+        return LoadedModel(load_pretrained(model, compute), window=read_config(model, Pretrain).data.window)
     if kind == Finetune.__name__:
         classes, window = run_folder(model).read_classes(), read_config(model, Finetune).data.window
-        return Subject(load_finetuned(model, compute), classes, window=window)
+        return LoadedModel(load_finetuned(model, compute), classes, window=window)
     if kind in (TrainTokenizer.__name__, DallE.__name__):
         tokenizer = load_tokenizer(model, compute)
         data = tokenizer_data(model, tokenizer)
-        return Subject(tokenizer, side=data.side, window=data.window)
+        return LoadedModel(tokenizer, side=data.side, window=data.window)
     fix = "give a run of train-tokenizer, pretrain or finetune: those of a demo are inside its folder"
     raise UsageError(f"{model} is a {kind} run", cause="there is no network in it", fix=fix)
 

@@ -32,14 +32,14 @@ BackboneRunT = TypeVar("BackboneRunT", Pretrain, Finetune)
 
 _LOOKED_AT = 64
 """Images whose sizes are looked at."""
-_LARGEST_ENLARGED = 1.5
+_MAX_ENLARGED = 1.5
 """A recipe may enlarge the usual image by so much."""
-_ENOUGH_STEPS, _MOST_STEPS, _FULL_EPOCHS = 20_000, 500_000, 800
+_ENOUGH_STEPS, _MAX_STEPS, _FULL_EPOCHS = 20_000, 500_000, 800
 """Pretraining steps below which more are worth their time; those of the paper, and its epochs."""
 _FINETUNE_STEPS, _FINETUNE_EPOCHS = 2000, 60
 """The least steps of fine-tuning (on 1 995 labels 600 ended below the frozen probe, and 2 000 above), and epochs."""
 _FEW_IMAGES = 5000
-_FEWEST_STEPS = 20
+_MIN_STEPS = 20
 _SPENT_ON_STEPS, _TOKENIZER_SHARE = 0.95, 0.15
 """The rest goes into starting, compiling and measuring; what the tokenizer may take of the time, at most."""
 _PROMISING = {"cpu": 1.5}
@@ -161,7 +161,7 @@ def choose(
     """The largest recipe that suits the images and fits enough steps into the time; otherwise the smallest."""
     for name, (start, least_images, _) in reversed(list(recipes.items())):
         smallest, stages = name == next(iter(recipes)), fit_recipe(start, config, survey)
-        too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
+        too_large = max(stages.pretrain.backbone.img_size) > _MAX_ENLARGED * survey.shorter_side
         if not smallest and (too_large or survey.train < least_images):
             continue
         expected = quick_estimate(stages, source, compute)
@@ -212,11 +212,11 @@ def affordable_steps(hours: float, survey: Survey, measured: DryRun) -> Steps:
     if tokenizer.data.fits(survey.images):  # each stage reads them once, before its first step
         seconds -= 2 * survey.images * measured.reading
     in_share = int(_TOKENIZER_SHARE * seconds / measured.tokenizer_step)
-    first = max(_FEWEST_STEPS, min(tokenizer.plan.steps, in_share))
+    first = max(_MIN_STEPS, min(tokenizer.plan.steps, in_share))
     left = int((seconds - first * measured.tokenizer_step) / measured.pretrain_step)
     epochs = _FULL_EPOCHS * survey.train // pretrain.plan.batch_size
-    full = min(max(epochs, _ENOUGH_STEPS), _MOST_STEPS)
-    return Steps(first, max(_FEWEST_STEPS, min(left, full)), full)
+    full = min(max(epochs, _ENOUGH_STEPS), _MAX_STEPS)
+    return Steps(first, max(_MIN_STEPS, min(left, full)), full)
 
 
 def commands(config: PlanAhead, start: Stages, result: Mapping[str, Any]) -> list[list[str]]:

@@ -43,7 +43,7 @@ from smalti.evaluation.prediction_files import (
     row_columns,
     write_predictions,
 )
-from smalti.evaluation.supervised import AT_ONCE, class_scores, predict
+from smalti.evaluation.supervised import CHUNK, class_scores, predict
 from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
@@ -54,7 +54,7 @@ from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 
 _THREADS = 2
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def describe(result: dict[str, Any]) -> str:
     )
     counts = result.get("predicted") or result["pixel_share"]
     order = sorted(counts, key=lambda name: -counts[name])
-    lines = [f"  {printable(name):<28} {_cell(counts[name]):>8}" for name in order[:_MOST_SHOWN]]
-    more = [f"  and {len(order) - _MOST_SHOWN} more classes"] if len(order) > _MOST_SHOWN else []
+    lines = [f"  {printable(name):<28} {_cell(counts[name]):>8}" for name in order[:_MAX_SHOWN]]
+    more = [f"  and {len(order) - _MAX_SHOWN} more classes"] if len(order) > _MAX_SHOWN else []
     return "\n".join([first, *lines, *more])
 
 
@@ -266,8 +266,8 @@ def _masks(finetuned: FinetunedModel, task: Segmentation, source: ImageDataset, 
         kept = [number for number, sample in enumerate(found) if isinstance(sample, Sample)]
         images = [sample.image for sample in found if isinstance(sample, Sample)]
         shares = torch.zeros(len(kept), count)
-        for start in range(0, len(kept), AT_ONCE):
-            some = predict(finetuned.model, images[start : start + AT_ONCE], size, task.window, finetuned.compute)
+        for start in range(0, len(kept), CHUNK):
+            some = predict(finetuned.model, images[start : start + CHUNK], size, task.window, finetuned.compute)
             for row, label_map in enumerate(some, start):
                 shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
                 write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
@@ -277,8 +277,8 @@ def _masks(finetuned: FinetunedModel, task: Segmentation, source: ImageDataset, 
         with ThreadPoolExecutor(_THREADS) as threads:
             for batch in batches:
                 parts = []
-                for start in range(0, len(batch), AT_ONCE):
-                    some = batch[start : start + AT_ONCE]
+                for start in range(0, len(batch), CHUNK):
+                    some = batch[start : start + CHUNK]
                     found = list(threads.map(lambda place: try_read(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
                 yield Block.joined(parts)

@@ -43,7 +43,7 @@ from smalti.report.pictures import Picture, false_colours, label_colours, outlin
 from smalti.runs.model_selection import LabelledSplits, Measured, Shares
 from smalti.training.objectives import Segment
 
-_MOST_CLASSES = 254
+_MAX_CLASSES = 254
 _SHOWN = 12
 """Test images on the page, at most."""
 _PAGE = "segmentation.html"
@@ -77,9 +77,9 @@ class Segmentation:
         require_ids(self.ids)
         require(0 <= self.void <= 255, f"the void id {self.void}", "use 0 to 255")
         require(
-            self.num_classes is None or 2 <= self.num_classes <= _MOST_CLASSES,
+            self.num_classes is None or 2 <= self.num_classes <= _MAX_CLASSES,
             f"{self.num_classes} classes",
-            f"use 2 to {_MOST_CLASSES}",
+            f"use 2 to {_MAX_CLASSES}",
         )
         require(0 < self.window <= 1, f"a window of {self.window}", "use a share of the image's side in (0, 1]")
 
@@ -118,8 +118,8 @@ class Segmentation:
         named = read_class_names(Path(self.class_names).expanduser()) if self.class_names else ()
         count = self.num_classes or len(named) or count_classes(found.masks, self.void)
         count = count if chosen is None else len(chosen.ids)
-        if count < 2 or count > _MOST_CLASSES:
-            fix = f"use 2 to {_MOST_CLASSES}, and --task.void; where ids have gaps, as 0 and 255: --task.ids auto"
+        if count < 2 or count > _MAX_CLASSES:
+            fix = f"use 2 to {_MAX_CLASSES}, and --task.void; where ids have gaps, as 0 and 255: --task.ids auto"
             raise DataError(f"{pairs.masks} has {count} classes", fix=fix)
         require(
             len(named) in (0, count), f"{self.class_names} names {len(named)} classes", f"task.num_classes is {count}"

@@ -72,8 +72,8 @@ def _network(place: str, compute: Compute) -> tuple[VisionTransformer, Window | 
         network = network_of(place, compute)
         return network.backbone, network.window
     try:
-        subject, _ = read_foreign(place)
+        loaded, _ = read_foreign(place)
     except UsageError as error:
         fix = f"smalti import {shlex.quote(place)} with it, and give the folder that is written"
         raise UsageError(error.what, cause=error.cause, fix=f"{error.fix}: {fix}") from None
-    return subject.backbone.to(compute.device), None
+    return loaded.backbone.to(compute.device), None

@@ -8,7 +8,7 @@ from smalti.core.compute import Compute
 from smalti.core.config import from_json, require
 from smalti.core.errors import CheckpointError, SmaltiError, UsageError
 from smalti.core.stored import parse_object, read_folder
-from smalti.core.tensors import tensors_of
+from smalti.core.tensors import from_safetensors
 from smalti.data.load import Data
 from smalti.data.tokens import Scorer
 from smalti.runs.folder import read_config, read_kind
@@ -40,7 +40,7 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     try:
         files = read_folder(Path(folder).expanduser())
         config = from_json(DallE, parse_object(files[IMPORTED_CONFIG])["config"])
-        weights = tensors_of(files[IMPORTED_WEIGHTS])
+        weights = from_safetensors(files[IMPORTED_WEIGHTS])
     except (ValueError, KeyError, TypeError, CheckpointError, UsageError) as error:
         cause = "a file of it is missing or damaged"
         raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error

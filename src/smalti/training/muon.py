@@ -22,8 +22,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _RMS = 0.2
 """The root mean square of an update of AdamW, about. Reference: Liu et al. 2025, §2.2."""
-_TINY = 1e-7
-_TOGETHER = 2**22
+_EPS = 1e-7
+_MAX_ELEMENTS = 2**22
 """Elements of the matrices that a rank orthogonalises in one batch: small ones are many, and large ones take memory."""
 
 
@@ -37,7 +37,7 @@ def orthogonalised(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
     """
     a, b, c = _COEFFICIENTS
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide / wide.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]
+    x = wide / wide.flatten(1).norm(dim=1).clamp(min=_EPS)[:, None, None]
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -102,11 +102,11 @@ def _shared(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
 
 
 def _by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those with a gradient, matrices of the same shape together, up to `_TOGETHER` numbers a rank."""
+    """Those with a gradient, matrices of the same shape together, up to `_MAX_ELEMENTS` numbers a rank."""
     alike = defaultdict[torch.Size, list[nn.Parameter]](list)
     for parameter in parameters:
         if parameter.grad is not None:
             alike[parameter.shape].append(parameter)
     for shape, found in alike.items():
-        count = max(1, _TOGETHER // shape.numel()) * world_size()
+        count = max(1, _MAX_ELEMENTS // shape.numel()) * world_size()
         yield from (found[start : start + count] for start in range(0, len(found), count))

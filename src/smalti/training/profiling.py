@@ -10,7 +10,7 @@ from smalti.core.contracts import Batch, Batches
 from smalti.core.log import Log
 
 _DATA = "reading images (more --data.num-workers, or smalti prepare)"
-_WARM = 3
+_WARMUP_STEPS = 3
 """Steps before the first that is recorded, which compile and allocate memory."""
 _ROWS = 12
 
@@ -73,10 +73,10 @@ class Profiled:
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
-        if self.asked == _WARM:
+        if self.asked == _WARMUP_STEPS:
             self.profile = profile()
             self.profile.start()
-        if self.asked == _WARM + self.steps:
+        if self.asked == _WARMUP_STEPS + self.steps:
             self._finish()
         self.asked += 1
         return self.batches(step)
@@ -88,8 +88,8 @@ class Profiled:
 
     def close(self) -> None:
         """Stop background work, and the profile where the run is shorter than it."""
-        if self.asked <= _WARM:
-            self.log.say(f"nothing is profiled: the first {_WARM} steps warm up, and there are no more")
+        if self.asked <= _WARMUP_STEPS:
+            self.log.say(f"nothing is profiled: the first {_WARMUP_STEPS} steps warm up, and there are no more")
         self._finish()
         self.batches.close()
 
@@ -99,8 +99,8 @@ class Profiled:
         recorded, self.profile = self.profile, None
         recorded.stop()
         recorded.export_chrome_trace(str(self.trace))
-        self.log.say(f"{self.trace}: {self.asked - _WARM} steps")
-        for line in table(recorded, self.asked - _WARM):
+        self.log.say(f"{self.trace}: {self.asked - _WARMUP_STEPS} steps")
+        for line in table(recorded, self.asked - _WARMUP_STEPS):
             self.log.say(line)
 
 

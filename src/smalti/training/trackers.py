@@ -21,7 +21,7 @@ from smalti.training.tracking import Picture, Tracker
 
 TrackerName: TypeAlias = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 _PROJECT = "smalti"
-_MOST_PARAMS = 100
+_MAX_PARAMS = 100
 """Parameters that MLflow takes at a time."""
 _QUIET = {
     "wandb": {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"},
@@ -159,8 +159,8 @@ class MLflow(Tracker):
 
     def configuration(self, settings: Mapping[str, Any]) -> None:
         names = sorted(settings)
-        for start in range(0, len(names), _MOST_PARAMS):
-            self.package.log_params({name: settings[name] for name in names[start : start + _MOST_PARAMS]})
+        for start in range(0, len(names), _MAX_PARAMS):
+            self.package.log_params({name: settings[name] for name in names[start : start + _MAX_PARAMS]})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.package.log_metrics(dict(values), step=step)

@@ -26,8 +26,8 @@ from smalti.training.optim import EMA, Optimiser
 from smalti.training.parallel import Parallel, shard, strategy_for
 from smalti.training.training_plan import Plan
 
-_LOSSES_KEPT = 100
-_ENOUGH_LOSSES = 20
+_MAX_LOSSES = 100
+_MIN_LOSSES = 20
 """Number of losses before the first one can count as a spike."""
 _DEVIATIONS = 10
 _SHARE_OF_MEDIAN = 0.1
@@ -262,7 +262,7 @@ class SpikeDetector:
     """
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
-        self._losses: deque[float] = deque(losses, maxlen=_LOSSES_KEPT)
+        self._losses: deque[float] = deque(losses, maxlen=_MAX_LOSSES)
 
     @property
     def losses(self) -> list[float]:
@@ -273,7 +273,7 @@ class SpikeDetector:
         """A warning about the loss of a step; empty where it is no spike."""
         before = list(self._losses)
         self._losses.append(loss)
-        if len(before) < _ENOUGH_LOSSES:
+        if len(before) < _MIN_LOSSES:
             return ""
         usual = median(before)
         deviation = median(abs(one - usual) for one in before)

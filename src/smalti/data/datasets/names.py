@@ -18,7 +18,7 @@ _SYSTEM = frozenset(
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
 _ARRAYS = frozenset(suffix.encode() for suffix in ARRAYS)
 _SHOWN_SUFFIXES = 5
-_MOST_SUFFIXES = 1000
+_MAX_SUFFIXES = 1000
 """The most suffixes counted separately: numbered files (`scan.0001`, `scan.0002`) each have another one."""
 
 
@@ -72,7 +72,7 @@ class LeftOut:
         self.first[reason] = min(self.first.get(reason, text), text)
         if reason == NO_IMAGE:
             suffix = os.path.splitext(text)[1].lower()
-            known = suffix in self.suffixes or len(self.suffixes) < _MOST_SUFFIXES
+            known = suffix in self.suffixes or len(self.suffixes) < _MAX_SUFFIXES
             self.suffixes[suffix if known else "other"] += count
 
     def merge(self, other: "LeftOut", prefix: str = "") -> None:
