@@ -322,13 +322,7 @@ def _measure(
     views, weights = config.views(tokenizer), read_checkpoint(session.folder.path).model
     second = load_second_tokenizer(config, session.compute)
     codes = 0 if second is None else second.vocab_size
-    model = build_mim(
-        config.backbone,
-        views.num_outputs,
-        decoder=config.decoder,
-        second_vocab_size=codes,
-        aggregation=config.patch_aggregation,
-    )
+    model = build_mim(config.backbone, views.num_outputs, 0, config.decoder, codes, config.patch_aggregation)
     model = load_frozen(model, weights, config.out, session.compute.device)
     size = config.plan.micro_batch_size // world_size()
     density = tokenizer is not None and has_density(config.tokenizer)

@@ -60,7 +60,7 @@ def gate(
     accept: bool = False,
     labels: Tensor | None = None,
 ) -> None:
-    """Accept or refuse a tokenizer (see `faults`), and say what its codes tell. It takes seconds and changes nothing.
+    """Accept or refuse a tokenizer (see `collapse_faults`), and log what its codes tell: seconds, and nothing changes.
 
     Args:
         held_out, train: images (B, C, H, W) as the tokenizer will see them; the k-means baseline is fitted to `train`.
@@ -86,15 +86,15 @@ def gate(
         f"held-out tokens, where k-means on the same patches has {kmeans.used:.1%} and {kmeans.perplexity:.1f}"
     )
     classes = None if labels is None else labels[index]
-    told, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
-    found = faults(use, kmeans, tokenizer.vocab_size) + faults_of_meaning(told, usual, ids.shape[1])
+    information, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
+    found = collapse_faults(use, kmeans, tokenizer.vocab_size) + information_faults(information, usual, ids.shape[1])
     if found and not accept:
         raise RefusedError(f"the tokenizer has collapsed: {' and '.join(found)}", cause=f"it has {measured}", fix=_FIX)
     log.say(f"tokenizer: {measured}" + (f"; collapsed, and accepted: {' and '.join(found)}" if found else ""))
-    log.say(f"tokenizer: {told.describe()}; of k-means {usual.describe()}")
+    log.say(f"tokenizer: {information.describe()}; of k-means {usual.describe()}")
 
 
-def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
+def collapse_faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
     """The faults of a tokenizer; empty if it is accepted.
 
     Its perplexity must be 0.6 of that of k-means at least. Both are counted on the same patches, so the rule holds for
@@ -111,14 +111,14 @@ def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
     return found
 
 
-def faults_of_meaning(told: CodeInformation, kmeans: CodeInformation, num_patches: int) -> list[str]:
+def information_faults(information: CodeInformation, kmeans: CodeInformation, num_patches: int) -> list[str]:
     """The fault that codes tell the position of a patch and not what is there; empty if they do not.
 
     That is where they share 0.9 of the bits of the position, less what is shared by chance, and those of k-means at
     most half as many bits: images may be such that content and position are one. Where more than half of the bits are
     shared by chance there are too few tokens to tell.
     """
-    all_bits, (shared, by_chance) = math.log2(num_patches), told.position
+    all_bits, (shared, by_chance) = math.log2(num_patches), information.position
     fewest = by_chance + _MAX_POSITION * (all_bits - by_chance)
     if by_chance >= all_bits / 2 or shared < fewest or kmeans.position.bits > shared / 2:
         return []
