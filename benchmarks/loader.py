@@ -35,7 +35,7 @@ from smalti.data.formats import EXTENSIONS
 from smalti.data.loader import Loader, Sampler, StreamedViewSource
 from smalti.data.transforms.augment import Render
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
-from smalti.data.workers.jobs import Inline
+from smalti.data.workers.jobs import InlineRenderer
 from smalti.runs import prepare
 
 SIZE, TOKEN_SIZE = (224, 224), (112, 112)
@@ -79,7 +79,7 @@ class Ours:
         jitter = ColorJitter(0.4, 0.4, 0.4, before_crop)
         views = TwoViews(RandomResizedCrop(), SIZE, TOKEN_SIZE, jitter)
         bad = BadFiles(len(source), source.name, Log(), on_bad_image="error")
-        view_source = StreamedViewSource(source, views, Inline(Render(source, views)), bad, torch.device("cpu"))
+        view_source = StreamedViewSource(source, views, InlineRenderer(Render(source, views)), bad, torch.device("cpu"))
         self.minus_one, self.tenth = torch.tensor(-1.0), torch.tensor(0.1)
         self.loader = Loader(view_source, Sampler(len(source), batch_size, seed=0), ahead=0)
 

@@ -39,7 +39,7 @@ from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.rng import fold
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, TrainingData
-from smalti.data.tokens import Tokenized, tokenized
+from smalti.data.tokens import TokenizedBatches, tokenized
 from smalti.data.transforms.views import NO_JITTER
 from smalti.exporting.huggingface import image_size, sizes_of
 from smalti.functional.masking import Blockwise, Random, mask_index
@@ -252,7 +252,7 @@ PEERS: dict[str, Callable[[Case, bool], Step]] = {
 }
 
 
-def ours(case: Case, compute: Compute, compiled: bool) -> tuple[Trainer, Tokenized]:
+def ours(case: Case, compute: Compute, compiled: bool) -> tuple[Trainer, TokenizedBatches]:
     """What `smalti pretrain` begins with, on random images."""
     vit, rows = case.backbone, case.batch_size
     pixels = torch.randint(256, (rows, vit.in_chans, *vit.img_size), dtype=torch.uint8)
@@ -268,7 +268,7 @@ def ours(case: Case, compute: Compute, compiled: bool) -> tuple[Trainer, Tokeniz
     )
     trainer, batches = prepare(config, TrainingData(images, images), case.tokenizer.build(), compute)
     trainer.objective.train()
-    assert isinstance(batches, Tokenized)
+    assert isinstance(batches, TokenizedBatches)
     return trainer, batches
 
 

@@ -42,8 +42,8 @@ from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, start
 from smalti.runs.train_tokenizer import main as train_tokenizer
 from smalti.runs.train_tokenizer import prepare as prepare_tokenizer
-from smalti.tokenizers.features import KMeansFeatures
-from smalti.tokenizers.taught import FITTED_TO
+from smalti.tokenizers.kmeans_features import KMeansFeatures
+from smalti.tokenizers.teacher_features import FIT_IMAGES
 from smalti.tokenizers.vqkd import VQKD
 from smalti.training.training_plan import Plan
 
@@ -144,7 +144,7 @@ class Study:
         """The fitting of clusters to the features of the first round."""
         tokenizer = KMeansFeatures(teacher=self.first(), vocab_size=CODES)
         out, data = self.folder / "tokenizer-features", STUDY.data(self.places)
-        return TrainTokenizer(data, tokenizer=tokenizer, init_images=FITTED_TO, seed=self.seed, out=str(out))
+        return TrainTokenizer(data, tokenizer=tokenizer, init_images=FIT_IMAGES, seed=self.seed, out=str(out))
 
     def vqkd(self, steps: int, out: Path) -> TrainTokenizer:
         """The training of a VQ-KD tokenizer, with the learning rate and crops of its recipe and those of the study."""

@@ -198,7 +198,7 @@ class Study:
         task, log = Segmentation(void=len(CLASSES)), Log()
         data = Data(path=str(self.data / "train"))
         config = Finetune(data=data, task=task, test=str(self.data / "test"), validation_data=str(self.data / "val"))
-        parts = config.divided(task.open(data, log, Path()), log)
+        parts = config.split_images(task.open(data, log, Path()), log)
         counts = {}
         for role, scenes in (("train", parts.train.train), ("test", parts.test)):
             maps = (torch.from_numpy(scenes[index].label_map) for index in range(len(scenes)))

@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = MeanColourTokenizer(MeanColour()).to(compute.device)
     trainer, batches = prepare(config, images, tokenizer, compute, log)
     fit(trainer, batches, plan, log, title="pretrain", compute=compute)
-    assert isinstance(trainer.trained, MaskedImageModel)
-    save_file(trainer.trained.backbone.state_dict(), given.out)
+    assert isinstance(trainer.eval_model, MaskedImageModel)
+    save_file(trainer.eval_model.backbone.state_dict(), given.out)
     print(f"written: {given.out}; it predicted {tokenizer.vocab_size} mean colours")
 
 

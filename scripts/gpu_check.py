@@ -39,11 +39,11 @@ from smalti.core.rng import fold, signed  # noqa: E402
 from smalti.core.tensors import read_tensors  # noqa: E402
 from smalti.data.datasets.dataset import InMemoryDataset  # noqa: E402
 from smalti.data.load import Data, TrainingData  # noqa: E402
-from smalti.data.tokens import Tokenized, encode, tokenized  # noqa: E402
+from smalti.data.tokens import TokenizedBatches, encode, tokenized  # noqa: E402
 from smalti.data.transforms.views import NO_JITTER  # noqa: E402
 from smalti.functional.masking import Blockwise, Random  # noqa: E402
 from smalti.models import vit  # noqa: E402
-from smalti.models.cost_estimate import pretraining_work, training_memory  # noqa: E402
+from smalti.models.cost_estimate import pretraining_multiply_adds, training_memory  # noqa: E402
 from smalti.models.decoder import CrossAttention, Linear  # noqa: E402
 from smalti.models.vit import ViT  # noqa: E402
 from smalti.recipes import small  # noqa: E402
@@ -51,7 +51,7 @@ from smalti.runs.pretrain import Pretrain, prepare  # noqa: E402
 from smalti.tokenizers.dvae import DVAE  # noqa: E402
 from smalti.training.objectives import DiscreteVAEObjective  # noqa: E402
 from smalti.training.optim import Optimiser  # noqa: E402
-from smalti.training.trainer import Trainer, means  # noqa: E402
+from smalti.training.trainer import Trainer, mean_metrics  # noqa: E402
 from smalti.training.training_plan import Plan  # noqa: E402
 
 LINEAR, CROSS = Linear(), CrossAttention(width=512, num_heads=8, predicted=0.5)
@@ -162,7 +162,7 @@ class Training:
         built = tokenizer.build().to(compute.device).eval().requires_grad_(False)
         trainer, batches = prepare(config, TrainingData(images, images), built, compute)
         trainer.objective.train()
-        assert isinstance(batches, Tokenized)
+        assert isinstance(batches, TokenizedBatches)
         return Training(trainer, tokenized(batches.batches(0), built, compute), compute)
 
     def step(self) -> None:
@@ -174,7 +174,7 @@ class Training:
         output, _ = self.trainer.gradients(self.batch, self.compute)
         gradients = [p.grad.flatten().cpu() for p in self.trainer.objective.model.parameters() if p.grad is not None]
         self.trainer.optimizer.zero_grad(set_to_none=True)
-        return means(output)["loss"], torch.cat(gradients)
+        return mean_metrics(output)["loss"], torch.cat(gradients)
 
 
 def machine(where: Machine, _: Path) -> Found:
@@ -261,7 +261,7 @@ def one_rank(where: Machine, _: Path) -> Found:
             (output.loss_sum / output.weight).backward()
             optimizer.step()
             optimizer.zero_grad()
-        return means(model(training.batch, torch.tensor(0)))["loss"]
+        return mean_metrics(model(training.batch, torch.tensor(0)))["loss"]
 
     def sharded(objective: nn.Module) -> nn.Module:
         for block in (module for module in objective.modules() if isinstance(module, Block)):
@@ -291,7 +291,7 @@ def steps(where: Machine, _: Path) -> Found:
                 way = f"{name}, {type(decoder).__name__}{', compiled' if compiled else ''}"
                 training, rows = _largest(where, backbone, decoder, compute, compiled)
                 seconds = where.seconds(training.step)
-                flops = 2 * rows * pretraining_work(backbone, _masking(decoder), decoder, 8192).training
+                flops = 2 * rows * pretraining_multiply_adds(backbone, _masking(decoder), decoder, 8192).training
                 found.figures[f"{way}: images a second"] = rows / seconds
                 found.figures[f"{way}: share of the peak"] = flops / seconds / peak
                 found.figures[f"{way}: batch"] = rows

@@ -205,7 +205,7 @@ def follow_codebook(
     return codes, sizes, sums, unused
 
 
-def followed_means(means: Array, sizes: Array, values: Array, ids: NDArray[np.int64], decay: float) -> Array:
+def ema_update_means(means: Array, sizes: Array, values: Array, ids: NDArray[np.int64], decay: float) -> Array:
     """The mean of what was assigned to each code: a weighted mean of the old mean and the new values."""
     means = means.copy()
     for k in range(len(sizes)):

@@ -15,13 +15,13 @@ import torch
 from smalti import cli
 from smalti.core.config import leaves
 from smalti.core.rng import fold
-from smalti.data.load import _MOST_HELD_OUT
-from smalti.data.splits import put_aside
+from smalti.data.load import _MAX_HELD_OUT
+from smalti.data.splits import hold_out
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.evaluation.likelihood import BITS_OF_8_BIT_PIXELS
 from smalti.find_recipe import recipe_names
 from smalti.flags import flags_of
-from smalti.functional.codebook import FEWEST, MOST, vocabulary_for
+from smalti.functional.codebook import MAX_DEFAULT_VOCAB, MIN_DEFAULT_VOCAB, default_vocab_size
 from smalti.functional.masking import Blockwise
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.functional.schedules import Cosine
@@ -174,8 +174,8 @@ def test_what_the_page_says_of_crops_is_counted() -> None:
 
 def test_what_the_page_says_of_images_steps_and_epochs_is_computed() -> None:
     plan, held_out = paper.pretrain().plan, paper.pretrain().data.held_out
-    rate = paper.pretrain().optimiser.rates(plan.steps)
-    learnt, dropped = len(put_aside(IMAGENET, held_out, 0, _MOST_HELD_OUT)[0]), IMAGENET % plan.batch_size
+    rate = paper.pretrain().optimiser.lr_schedule(plan.steps)
+    learnt, dropped = len(hold_out(IMAGENET, held_out, 0, _MAX_HELD_OUT)[0]), IMAGENET % plan.batch_size
     aside = IMAGENET - learnt
     assert release.pretrain().plan == plan
     for said in (
@@ -204,12 +204,12 @@ def test_what_the_page_says_of_the_tokenizer_is_computed() -> None:
         f"0 to {relaxation.beta} by a cosine over {spaced(relaxation.ramp(steps).steps)} of {steps // 10**6} M steps",
         f"1 to 1/16 by a cosine over {spaced(relaxation.annealing(steps).steps)} steps",
         f"{100 * relaxation.anneal_ratio:.0f} % of the steps",
-        f"500 tokens of the training images a code, {FEWEST} to {MOST}",
+        f"500 tokens of the training images a code, {MIN_DEFAULT_VOCAB} to {MAX_DEFAULT_VOCAB}",
     ):
         assert said in PAGE
     assert relaxation.temperature == (1, 1 / 16)
     assert isinstance(relaxation.ramp(steps), Cosine)
-    assert vocabulary_for(1024, 500) == 1024
+    assert default_vocab_size(1024, 500) == 1024
     assert TrainTokenizer().relaxation.anneal_ratio == 1 / 2
     for recipe in (nano, tiny, small, base):
         others = recipe.train_tokenizer().relaxation
@@ -228,7 +228,7 @@ def test_the_deviations_of_the_starts_are_drawn() -> None:
 def test_the_learning_rates_of_the_released_code_are_computed() -> None:
     """As utils.py, cosine_scheduler, makes them: an array over all updates, that of the first at its front."""
     config = release.pretrain()
-    ours, steps, peak, end = config.optimiser.rates(config.plan.steps), config.plan.steps, 1.5e-3, 1e-5
+    ours, steps, peak, end = config.optimiser.lr_schedule(config.plan.steps), config.plan.steps, 1.5e-3, 1e-5
     warmup = 10 * (IMAGENET // config.plan.batch_size)
     left = np.arange(steps - warmup)
     after = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * left / len(left)))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from smalti.runs.finetune import main as finetune
     from smalti.runs.import_model import ImportModel
     from smalti.runs.import_model import main as import_model
+    from smalti.runs.model_pictures import ModelPictures, Show, see
     from smalti.runs.network import Network, load, load_network, load_tokenizer
     from smalti.runs.predict import Predict
     from smalti.runs.predict import main as predict
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from smalti.runs.pretrain import main as pretrain
     from smalti.runs.search import Search
     from smalti.runs.search import main as search
-    from smalti.runs.seen import ModelPictures, Show, see
     from smalti.runs.serve import Serve
     from smalti.runs.serve import main as serve
     from smalti.runs.show import main as show
@@ -72,9 +72,9 @@ _WHERE = {config: f"runs.{verb}" for verb, config in _VERBS.items()} | {
     "Plan": "training.training_plan",
     "ImageTokenizer": "tokenizers.image_tokenizer",
     "Network": "runs.network",
-    "Show": "runs.seen",
-    "ModelPictures": "runs.seen",
-    "see": "runs.seen",
+    "Show": "runs.model_pictures",
+    "ModelPictures": "runs.model_pictures",
+    "see": "runs.model_pictures",
     "load": "runs.network",
     "load_network": "runs.network",
     "load_tokenizer": "runs.network",

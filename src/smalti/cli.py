@@ -28,9 +28,9 @@ from smalti.core.errors import (
     is_out_of_memory,
 )
 from smalti.core.log import Log, print_json, printable
-from smalti.core.ranks import is_rank0, named, rank, restarts, world_size
+from smalti.core.ranks import is_rank0, rank, rank_name, restarts, world_size
 from smalti.core.versions import installed, outdated, require_system
-from smalti.distributed.signals import TerminatedError, terminating
+from smalti.distributed.signals import TerminatedError, raise_on_sigterm
 from smalti.find_recipe import OWN_FILE, load_recipe, recipe_names, recipes_for
 from smalti.flags import (
     OTHER_FLAGS,
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = (take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
-        with terminating():
+        with raise_on_sigterm():
             result = _dispatch(arguments)
         if as_json and result is not None and is_rank0():
             print_json(result)
@@ -162,7 +162,7 @@ def _dispatch(arguments: list[str]) -> Result | None:
             print(page.text(wanted), end="")
             return None
     module, config, call = VERBS[verb]
-    if world_size() > 1 and not (call is _train or verb in TOGETHER):
+    if world_size() > 1 and not (call is _train or verb in MULTI_PROCESS_VERBS):
         raise UsageError(f"smalti {verb} runs in one process, not in {world_size()}", fix="start it without torchrun")
     run = importlib.import_module(f"smalti.runs.{module}")
     try:
@@ -267,7 +267,7 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """A training verb: from a recipe, or on from where a run was left."""
-    from smalti.runs.folder import copy_run, finished, is_run, read_config, require_run
+    from smalti.runs.folder import copy_run, finished_result, is_run, read_config, require_run
 
     folder = take_value(arguments, "--resume")
     if folder is not None:
@@ -277,7 +277,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         config = parse(cls, before, arguments, f"{verb} --resume {folder}", OF_TRAINING)
         if config.out != folder and is_rank0() and not (restarts() and is_run(config.out)):
             copy_run(folder, config.out)
-        done = finished(folder, before, config)
+        done = finished_result(folder, before, config)
         if done is not None:
             return done
         return _ended(run.main(config, resume=True, allow_inexact=allow_inexact), verb, "RECIPE", config)
@@ -287,7 +287,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         raise UsageError("no run folder given", fix="use --out FOLDER")
     if restarts() and is_run(config.out):  # torchrun repeats the command
         config = replace(read_config(config.out, cls), out=config.out)
-        done = finished(config.out, config, config)
+        done = finished_result(config.out, config, config)
         return done if done is not None else _ended(run.main(config, resume=True), verb, recipe, config)
     return _ended(_start(config.out, lambda: run.main(config)), verb, recipe, config)
 
@@ -315,14 +315,14 @@ def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
 
 def _start(out: str, run: Callable[[], Result]) -> Result:
     """A new run. Where it fails before its first step, its folder does not stand in the way of the next try."""
-    from smalti.runs.folder import forget_unstarted, is_run
+    from smalti.runs.folder import is_run, remove_unstarted
 
     existed = is_run(out)
     try:
         return run()
     except BaseException:
         if not existed:
-            forget_unstarted(out)
+            remove_unstarted(out)
         raise
 
 
@@ -378,7 +378,7 @@ VERBS = {
     "replay": Verb("replay", "Replay"),
     "explain": Verb("explain", "Config", _explain),
 }
-TOGETHER = ("embed", "evaluate", "predict", "prepare", "tokenize")
+MULTI_PROCESS_VERBS = ("embed", "evaluate", "predict", "prepare", "tokenize")
 """Verbs that several processes can do together, beside those that train."""
 
 
@@ -398,7 +398,7 @@ def _from_recipe(cls: type[T], arguments: list[str], verb: str) -> T:
 def _failed(message: str, code: int, debug: bool, kind: str = "error") -> int:
     if debug:
         traceback.print_exc()
-    who = f"{named(rank())}: " if world_size() > 1 else ""
+    who = f"{rank_name(rank())}: " if world_size() > 1 else ""
     if is_rank0() or kind == "error":
         print(f"{kind}: {who}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code

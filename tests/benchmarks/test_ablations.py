@@ -206,7 +206,7 @@ def test_ways_are_run_and_shown(
     ways = {name: second_round.WAYS[name] for name in ("features-go-on-masks", "vqkd")}
     ways["aggregated"] = replace(second_round.WAYS["aggregated"], aggregation=aggregation)
     monkeypatch.setattr(second_round, "WAYS", ways)
-    for name, value in {"CODES": 8, "VQKD_SHARE": 0.5, "FITTED_TO": 40}.items():
+    for name, value in {"CODES": 8, "VQKD_SHARE": 0.5, "FIT_IMAGES": 40}.items():
         monkeypatch.setattr(second_round, name, value)
     places = ablations.DataFiles(tmp_path / "images", tmp_path, tmp_path / "runs")
     images, compute = study.data(places).load(Log()), choose_compute("cpu", "fp32")

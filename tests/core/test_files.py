@@ -18,7 +18,7 @@ from smalti.core.files import (
     write_folder,
     write_json,
 )
-from smalti.core.stored import is_whole, read_folder
+from smalti.core.stored import is_intact, read_folder
 
 FILES = {"model.bin": b"\x00weights\xff", "state.json": b'{"step": 7}'}
 
@@ -92,7 +92,7 @@ def test_no_flipped_byte_changes_what_is_read(tmp_path: Path, name: str) -> None
             path.write_bytes(damaged)
             with pytest.raises(CheckpointError, match="folder is damaged; "):
                 read_folder(tmp_path / "folder")
-            assert not is_whole(tmp_path / "folder")
+            assert not is_intact(tmp_path / "folder")
     path.write_bytes(intact)
     assert read_folder(tmp_path / "folder") == FILES
 

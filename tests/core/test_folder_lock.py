@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from smalti.core.errors import LockError
-from smalti.core.folder_lock import LOCK, only_writer
+from smalti.core.folder_lock import LOCK, writer_lock
 
 
 def test_a_holder_that_has_not_written_its_name_yet_is_named(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_holder_that_has_not_written_its_name_yet_is_named(tmp_path: Path) -> 
 
         writer = Thread(target=write)
         writer.start()
-        with pytest.raises(LockError, match="by process 12 on elsewhere"), only_writer(tmp_path):
+        with pytest.raises(LockError, match="by process 12 on elsewhere"), writer_lock(tmp_path):
             pass
         writer.join()
 
@@ -29,5 +29,5 @@ def test_a_holder_that_has_not_written_its_name_yet_is_named(tmp_path: Path) -> 
 def test_a_holder_without_a_name_is_unknown(tmp_path: Path) -> None:
     with (tmp_path / LOCK).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(LockError, match="by process unknown"), only_writer(tmp_path):
+        with pytest.raises(LockError, match="by process unknown"), writer_lock(tmp_path):
             pass

@@ -40,7 +40,7 @@ def test_torchrun_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert (ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()) == (9, 16, 1, 8)
-    assert (ranks.restarts(), ranks.is_rank0(), ranks.named(3)) == (2, False, "rank 3 of 16")
+    assert (ranks.restarts(), ranks.is_rank0(), ranks.rank_name(3)) == (2, False, "rank 3 of 16")
 
 
 def test_alone_everything_stays_as_it_is() -> None:
@@ -84,7 +84,7 @@ class Two:
 
     def __init__(self) -> None:
         self.store = HashStore()
-        self.one, self.other = (Heartbeat(self.store, rank, 2, silent_after=60) for rank in (0, 1))
+        self.one, self.other = (Heartbeat(self.store, rank, 2, hang_timeout=60) for rank in (0, 1))
         self.one.start()
         self.other.start()
 
@@ -146,8 +146,8 @@ from torch.distributed import HashStore
 from smalti.distributed import heartbeat
 heartbeat._GRACE = 0.5
 store = HashStore()
-other = heartbeat.Heartbeat(store, 1, 2, silent_after=60)
-one = heartbeat.Heartbeat(store, 0, 2, silent_after=1)
+other = heartbeat.Heartbeat(store, 1, 2, hang_timeout=60)
+one = heartbeat.Heartbeat(store, 0, 2, hang_timeout=1)
 one.start()
 def wait_in_vain():
     time.sleep(60)

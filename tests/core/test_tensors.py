@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from smalti.core.tensors import MAX_HEADER, no_weights, read_tensors, tensors_of
+from smalti.core.tensors import MAX_HEADER, from_safetensors, no_weights, read_tensors
 
 FOUR = bytes(16)
 
@@ -29,7 +29,7 @@ def both_refuse(data: bytes, path: Path) -> str:
     """Read from memory and from a file: the same reason."""
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r".") as from_memory:
-        tensors_of(data)
+        from_safetensors(data)
     with pytest.raises(ValueError, match=r".") as from_file:
         read_tensors(path)
     reason = str(from_memory.value)
@@ -40,10 +40,10 @@ def both_refuse(data: bytes, path: Path) -> str:
 def test_what_is_sound_comes_back(tmp_path: Path) -> None:
     given = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7)}
     (tmp_path / "a").write_bytes(save(given))
-    for found in (tensors_of(save(given)), read_tensors(tmp_path / "a")):
+    for found in (from_safetensors(save(given)), read_tensors(tmp_path / "a")):
         assert found.keys() == given.keys()
         assert all(torch.equal(value, given[name]) for name, value in found.items())
-    assert tensors_of(save({})) == {}
+    assert from_safetensors(save({})) == {}
 
 
 @pytest.mark.parametrize(

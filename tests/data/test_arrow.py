@@ -20,7 +20,7 @@ from smalti.data.datasets.arrow import Arrow, ArrowFiles
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
-from smalti.data.reading import attempt
+from smalti.data.reading import try_read
 from smalti.runs.check import Check, main
 from tests.contracts import check_dataset
 from tests.data.tables import IMAGE, png, save_to_disk, table, write, write_arrow
@@ -214,7 +214,7 @@ def test_no_damage_is_anything_but_a_data_error(good: tuple[Path, bytes], change
     path.write_bytes(data)
     try:
         source = Arrow(ArrowFiles([path], []), 1)
-        images = [attempt(source.read, position) for position in range(len(source))]
+        images = [try_read(source.read, position) for position in range(len(source))]
     except DataError:
         return
     assert len(images) == len(source) > 0

@@ -1,4 +1,4 @@
-"""Changed batches are the given ones with every change made in turn."""
+"""Transformed batches are the given ones with every change made in turn."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import torch
 
 from smalti.core.contracts import Batch, Batches
 from smalti.core.rng import fold, signed
-from smalti.data.transforms.batch_transforms import Changed, keys_of
+from smalti.data.transforms.batch_transforms import TransformedBatches, keys_of
 
 CPU = torch.device("cpu")
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 class Counting:
     """Batches of one number, the step."""
 
-    waited = 1.5
+    wait_seconds = 1.5
     closed = False
 
     def __call__(self, step: int) -> Batch:
@@ -34,10 +34,10 @@ def increased(batch: Batch) -> Batch:
 
 def test_changes_are_made_in_turn() -> None:
     batches = Counting()
-    changed = Changed(batches, (increased, doubled), CPU)
+    changed = TransformedBatches(batches, (increased, doubled), CPU)
     assert isinstance(changed, Batches)
     assert changed(3).image.flatten().tolist() == [8, 8]
-    assert changed.waited == 1.5
+    assert changed.wait_seconds == 1.5
     changed.close()
     assert batches.closed
 

@@ -18,7 +18,7 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData, RunImages, TrainingData
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.token_cache import CachedTokens, TokenCache, token_key
-from smalti.data.tokens import CHUNK, Tokenized
+from smalti.data.tokens import CHUNK, TokenizedBatches
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.functional.masking import Random
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
@@ -92,7 +92,7 @@ def same(one: Batch, other: Batch) -> bool:
 def test_cached_equals_live(tmp_path: Path, images: RunImages, tokenizer: DiscreteVAE, compute: Compute) -> None:
     """While it is filled, when it is full, and in batches of other sizes; then the tokenizer does not run."""
     count = len(images.train)
-    live = Tokenized(loader(images, 7), tokenizer, compute)
+    live = TokenizedBatches(loader(images, 7), tokenizer, compute)
     ids = live(0).ids
     assert ids is not None
     assert len(ids.unique()) > 4
@@ -103,7 +103,7 @@ def test_cached_equals_live(tmp_path: Path, images: RunImages, tokenizer: Discre
     for size in (7, 4):
         unused, cache = Counting(tokenizer), opened(tmp_path, images, tokenizer, compute)
         cached = CachedTokens(loader(images, size), unused, compute, cache)
-        again = Tokenized(loader(images, size), tokenizer, compute)
+        again = TokenizedBatches(loader(images, size), tokenizer, compute)
         assert all(same(cached(step), again(step)) for step in reversed(range(2 * count // size)))
         assert unused.chunks == 0
 
@@ -116,14 +116,14 @@ def test_what_one_run_began_another_one_continues(
     begun = CachedTokens(loader(resident, first), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     begun(0)
     begun.close()
-    live, counting = Tokenized(loader(resident, 16), tokenizer, FP32), Counting(tokenizer)
+    live, counting = TokenizedBatches(loader(resident, 16), tokenizer, FP32), Counting(tokenizer)
     continued = CachedTokens(loader(resident, 16), counting, FP32, opened(tmp_path, resident, tokenizer, FP32))
     assert all(same(continued(step), live(step)) for step in range(12))
     assert counting.chunks == sum((step + 1) * 16 > first for step in range(12))
 
 
 def test_every_rank_takes_its_part(tmp_path: Path, resident: InMemoryData, tokenizer: DiscreteVAE) -> None:
-    whole = Tokenized(loader(resident, 8), tokenizer, FP32)
+    whole = TokenizedBatches(loader(resident, 8), tokenizer, FP32)
     for rank in range(2):
         cache = opened(tmp_path, resident, tokenizer, FP32)
         part = CachedTokens(loader(resident, 8, part=(rank, 2)), tokenizer, FP32, cache)
@@ -176,7 +176,7 @@ def test_cycled_views_serve_a_run_that_does_not_cycle_them(
     cycled = CachedTokens(loader(resident, 90, 2), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     for step in range(2):
         cycled(step)
-    unused, live = Counting(tokenizer), Tokenized(loader(resident, 90), tokenizer, FP32)
+    unused, live = Counting(tokenizer), TokenizedBatches(loader(resident, 90), tokenizer, FP32)
     endless = CachedTokens(loader(resident, 90), unused, FP32, opened(tmp_path, resident, tokenizer, FP32))
     assert same(endless(0), live(0))
     assert same(endless(1), live(1))
@@ -203,7 +203,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_a_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    live = Tokenized(loader(resident, 16), tokenizer, FP32)
+    live = TokenizedBatches(loader(resident, 16), tokenizer, FP32)
     batches = CachedTokens(loader(resident, 16), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     batches(0)
     cause = {"pwrite": "No space left on device", "open": "Permission denied"}[name]
@@ -256,7 +256,7 @@ def test_waiting_and_closing_are_those_of_the_loader(
     batches = CachedTokens(loader(resident, 8), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     batches(0)
     batches(0)
-    assert batches.waited == batches.loader.waited > 0
+    assert batches.wait_seconds == batches.loader.wait_seconds > 0
     assert len(os.listdir("/dev/fd")) == before + 2
     batches.close()
     assert len(os.listdir("/dev/fd")) == before

@@ -5,21 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.data.splits import few_labels, put_aside
+from smalti.data.splits import few_labels, hold_out
 
 LABELS = np.arange(1000) % 10
 
 
 @given(num=st.integers(2, 300), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**40))
 def test_what_is_put_aside_is_a_share_and_not_learned_from(num: int, share: float, seed: int) -> None:
-    learn, aside = put_aside(num, share, seed)
+    learn, aside = hold_out(num, share, seed)
     assert sorted([*learn, *aside]) == list(range(num))
     assert len(aside) == min(max(1, round(share * num)), num - 1)
 
 
 @pytest.mark.parametrize(("share", "each"), [(0.01, 1), (0.1, 10), (0.254, 25), (0.001, 1)])
 def test_every_class_has_its_share(share: float, each: int) -> None:
-    learn, _ = put_aside(1000, 0.1, seed=3)
+    learn, _ = hold_out(1000, 0.1, seed=3)
     chosen = few_labels(LABELS, learn, share, None, seed=3)
     assert np.bincount(LABELS[chosen]).tolist() == [each] * 10
     assert set(chosen) <= set(learn)
@@ -27,7 +27,7 @@ def test_every_class_has_its_share(share: float, each: int) -> None:
 
 
 def test_all_labels_are_all_that_is_not_put_aside() -> None:
-    learn, _ = put_aside(1000, 0.1, seed=3)
+    learn, _ = hold_out(1000, 0.1, seed=3)
     assert np.array_equal(few_labels(LABELS, learn, 1.0, None, seed=3), learn)
 
 

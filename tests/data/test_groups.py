@@ -8,8 +8,8 @@ import torch
 
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.datasets.concat import ConcatDataset
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.joined import Joined
 from smalti.data.groups import group_values, numbered, together
 from smalti.data.load import Data
 from smalti.evaluation.probe import Split
@@ -66,7 +66,7 @@ def test_streamed_images_are_divided_alike(scans: Path) -> None:
 
 
 def test_of_a_large_group_a_limited_number_is_kept_in_memory(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.data.load._MOST_HELD_OUT", 3)
+    monkeypatch.setattr("smalti.data.load._MAX_HELD_OUT", 3)
     settings = Data(str(scans / "list.csv"), side=8, held_out=0.2, group=r"p(\d)", memory="stream")
     images = settings.open(Log())
     assert images.train.groups is not None
@@ -132,7 +132,7 @@ def test_a_folder_has_no_columns_and_an_empty_cell_is_no_group(scans: Path, tmp_
     source = Data(str(tmp_path / "list.csv")).source(str(tmp_path / "list.csv"))
     assert group_values(source, "patient") == ["a", "a", None, None]
     assert group_values(source.select(np.array([3, 1])), "patient") == [None, "a"]
-    assert group_values(Joined({"train": source, "test": source}), "patient") == ["a", "a", None, None] * 2
+    assert group_values(ConcatDataset({"train": source, "test": source}), "patient") == ["a", "a", None, None] * 2
     assert len(np.unique(numbered(source, "patient"))) == 3
 
 

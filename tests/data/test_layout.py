@@ -8,7 +8,7 @@ import pytest
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError
 from smalti.core.log import Log
-from smalti.data.datasets.joined import Joined
+from smalti.data.datasets.concat import ConcatDataset
 from smalti.data.datasets.layout import SPLIT_NAMES, read_layout
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, official_splits
@@ -97,7 +97,7 @@ def test_a_lone_folder_around_splits_and_in_them(tmp_path: Path) -> None:
     split_pictures(tmp_path / "archive", train=2, test=1)
     pictures(tmp_path / "archive" / "valid" / "valid", 1)
     source = open_source(str(tmp_path), 3, part="all")
-    assert isinstance(source, Joined)
+    assert isinstance(source, ConcatDataset)
     assert (source.classes, len(source)) == (("across", "down"), 8)
     assert [source.key(place) for place in (0, 4, 7)] == [
         "train/across/000.png",
@@ -142,7 +142,7 @@ def test_where_there_is_no_test_split_results_are_of_validation(tmp_path: Path) 
     split_pictures(tmp_path, train=2, val=1)
     assert official_splits(str(tmp_path), "") == (str(tmp_path / "train"), str(tmp_path / "val"))
     assert official_splits(str(tmp_path), "elsewhere") == (str(tmp_path / "train"), "elsewhere")
-    assert read_layout(str(tmp_path)).chosen_on == ""
+    assert read_layout(str(tmp_path)).selection == ""
 
 
 def test_check_prints_the_reading_as_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from smalti.core.log import Log
 from smalti.data.datasets import folder
 from smalti.data.datasets.folder import BROKEN, INSIDE, IRREGULAR, OUTSIDE, FollowLinks, twins, walk
 from smalti.data.datasets.labels import MAX_CLASSES, Labels, resolve
-from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, NamesBuilder
+from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, PackedNamesBuilder
 from smalti.data.datasets.open import open_source
 
 
@@ -40,7 +40,7 @@ def refused(root: Path, follow: FollowLinks = "inside") -> set[tuple[str, str]]:
 
 @given(st.lists(st.binary()))
 def test_names_come_back_as_they_were_put_in(names: list[bytes]) -> None:
-    builder = NamesBuilder()
+    builder = PackedNamesBuilder()
     for name in names:
         builder.add(name)
     built = builder.build()
@@ -59,7 +59,7 @@ def peak_of(program: str, *arguments: str) -> int:
 WALK = """
 from pathlib import Path
 from smalti.data.datasets import folder
-from smalti.data.datasets.names import NamesBuilder
+from smalti.data.datasets.names import PackedNamesBuilder
 
 class Entry:
     def __init__(self, name): self.name = name
@@ -73,7 +73,7 @@ class Scan:
     def __exit__(self, *_): pass
 
 def work():
-    names = NamesBuilder()
+    names = PackedNamesBuilder()
     for name, _ in folder.walk(Path(".")):
         names.add(name)
     assert len(names) == 200_000

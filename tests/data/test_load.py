@@ -24,7 +24,7 @@ from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.open import open_source
 from smalti.data.load import Data, InMemoryData, affordable, split_held_out
-from smalti.data.reading import each, even_sample, in_order, spread_over_classes
+from smalti.data.reading import even_sample, map_images, ordered_map, spread_over_classes
 from tests.contracts import check_dataset
 from tests.small_runs import pictures
 
@@ -253,7 +253,7 @@ def test_a_pipe_in_a_list_is_a_bad_file_and_no_wait(tmp_path: Path) -> None:
 def test_in_order_keeps_the_order_and_does_not_run_ahead() -> None:
     begun: list[int] = []
     with ThreadPoolExecutor(2) as threads:
-        results = in_order(threads, lambda item: begun.append(item) or item, range(1000), ahead=10)
+        results = ordered_map(threads, lambda item: begun.append(item) or item, range(1000), ahead=10)
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         assert len(begun) <= 10
         assert list(results) == list(range(3, 1000))
@@ -262,7 +262,7 @@ def test_in_order_keeps_the_order_and_does_not_run_ahead() -> None:
 def test_each_ends_where_it_is_left_early() -> None:
     begun: list[int] = []
     alive = threading.active_count()
-    with each(lambda item: sleep(0.01) or begun.append(item), range(250), Log(), "look") as found:
+    with map_images(lambda item: sleep(0.01) or begun.append(item), range(250), Log(), "look") as found:
         assert next(iter(found)) == (0, None)
     assert threading.active_count() == alive
     assert len(begun) < 250

@@ -15,7 +15,7 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.open import open_source
 from smalti.data.duplicates import Overlap, copies, overlap
 from smalti.data.load import Data, split_held_out
-from smalti.data.splits import put_aside
+from smalti.data.splits import hold_out
 from tests.small_runs import FEWEST, FINETUNE_FLAGS, pictures, pretrain, train_tokenizer
 
 
@@ -29,7 +29,7 @@ def numbered(values: list[int]) -> InMemoryDataset:
 def test_copies_are_on_one_side_of_a_split(values: list[int], share: float, seed: int) -> None:
     groups = copies(numbered(values))
     assert groups.tolist() == [values.index(value) for value in values]
-    train, aside = put_aside(len(values), share, seed, groups=groups)
+    train, aside = hold_out(len(values), share, seed, groups=groups)
     assert sorted([*train, *aside]) == list(range(len(values)))
     assert min(len(train), len(aside)) > 0
     if len(set(values)) > 1:
@@ -41,7 +41,7 @@ def test_copies_are_on_one_side_of_a_split(values: list[int], share: float, seed
 @given(st.integers(2, 60), st.floats(0.05, 0.9), st.integers(0, 5))
 def test_without_copies_the_split_is_as_it_was(count: int, share: float, seed: int) -> None:
     for one, other in zip(
-        put_aside(count, share, seed), put_aside(count, share, seed, groups=np.arange(count)), strict=True
+        hold_out(count, share, seed), hold_out(count, share, seed, groups=np.arange(count)), strict=True
     ):
         assert one.tolist() == other.tolist()
 

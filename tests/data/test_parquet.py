@@ -25,7 +25,7 @@ from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.datasets.parquet import Parquet, split_of
 from smalti.data.datasets.tables import TableDataset
 from smalti.data.load import Data, official_splits
-from smalti.data.reading import attempt
+from smalti.data.reading import try_read
 from smalti.runs.check import Check, main
 from tests.contracts import check_dataset
 from tests.data.tables import IMAGE, features, png, save_to_disk, table, write
@@ -231,7 +231,7 @@ def test_bad_cells_are_bad_images(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"cannot read .*a\.parquet:{position}; {cause}"):
             source[position]
     assert source.read(3) == b"x"
-    found = [attempt(source.read, position) for position in (3, 1, 0, 3)]
+    found = [try_read(source.read, position) for position in (3, 1, 0, 3)]
     assert (found[0], found[2], found[3]) == (b"x", png(), b"x")
     assert isinstance(found[1], DataError)
     with pytest.raises(IndexError):
@@ -358,7 +358,7 @@ def test_no_damage_is_anything_but_a_data_error(good: tuple[Path, bytes], change
     path.write_bytes(data)
     try:
         source = Parquet(LocalFiles([path]), 1)
-        images = [attempt(source.read, position) for position in range(len(source))]
+        images = [try_read(source.read, position) for position in range(len(source))]
     except DataError:
         return
     assert len(images) == len(source) > 0

@@ -19,8 +19,8 @@ from smalti.core.errors import DataError
 from smalti.core.files import sha256, write_json
 from smalti.core.log import Log
 from smalti.data import npy
+from smalti.data.datasets.concat import ConcatDataset
 from smalti.data.datasets.folder import Folder
-from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.open import Part, ReadOptions, open_source
 from smalti.data.datasets.prepared import DamagedShardError, Prepared, digest_of, read_index
 from smalti.data.load import Data
@@ -104,7 +104,7 @@ def test_a_value_window_is_applied_once_also_behind_pages_and_splits(tmp_path: P
     window = (0.0, 4000.0)
     train, test = windowed(tmp_path, "train", window), windowed(tmp_path, "test", window)
     whole = str(train.parent)
-    cases: list[tuple[str, Part, int]] = [(str(train), "learned", 4), (whole, "learned", 4), (whole, "all", 8)]
+    cases: list[tuple[str, Part, int]] = [(str(train), "train", 4), (whole, "train", 4), (whole, "all", 8)]
     for options in (ReadOptions(), EVERY_PAGE):
         for path, part, count in cases:
             source = open_source(path, 1, options=options, part=part, window=window)
@@ -112,7 +112,9 @@ def test_a_value_window_is_applied_once_also_behind_pages_and_splits(tmp_path: P
             assert values == [64, 128, 128, 191] * (count // 4), (options.pages, path, part)
             with pytest.raises(DataError, match="another value window"):
                 open_source(path, 1, options=options, part=part, window=(0.0, 100.0))
-        assert isinstance(open_source(whole, 1, options=options, part="all"), Joined), "check says what the splits are"
+        assert isinstance(open_source(whole, 1, options=options, part="all"), ConcatDataset), (
+            "check says what the splits are"
+        )
     for asked in (None, "auto"):
         assert Data(whole, channels=1, window=asked).measured().window == window
     (test / "shard-00000.tar").write_bytes(bytes((test / "shard-00000.tar").stat().st_size))

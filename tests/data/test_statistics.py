@@ -10,21 +10,21 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data
-from smalti.data.reading import measured, statistics
+from smalti.data.reading import measure_statistics, statistics
 from tests.small_runs import flat_pictures
 
 
 def test_measured_statistics_are_numpys() -> None:
     images = torch.randint(256, (600, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:, 1] //= 3
-    mean, std = measured(images)
+    mean, std = measure_statistics(images)
     pixels = images.numpy() / 255
     assert np.allclose(mean, pixels.mean((0, 2, 3)), atol=6e-5)
     assert np.allclose(std, pixels.std((0, 2, 3)), atol=6e-5)
 
 
 def test_a_picture_of_one_colour_has_a_deviation_to_divide_by() -> None:
-    assert measured(torch.full((2, 1, 3, 3), 255, dtype=torch.uint8)) == ((1.0,), (0.001,))
+    assert measure_statistics(torch.full((2, 1, 3, 3), 255, dtype=torch.uint8)) == ((1.0,), (0.001,))
 
 
 def test_conventions() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
-from smalti.data.tokens import CHUNK, Scorer, Tokenized, TokenizedOnce, encode, scored, tokenized
+from smalti.data.tokens import CHUNK, Scorer, TokenizedBatches, TokenizedOnce, encode, scored, tokenized
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.test_contracts import GreyLevels
 
@@ -28,7 +28,7 @@ def batch(step: int) -> Batch:
 class Steps:
     """Batches that count how they are treated."""
 
-    waited = 2.5
+    wait_seconds = 2.5
     closed = 0
 
     def __call__(self, step: int) -> Batch:
@@ -48,7 +48,7 @@ class Recorder(GreyLevels):
 
 def test_ids_are_the_tokens_of_the_token_view_row_by_row() -> None:
     tokenizer, steps = GreyLevels(), Steps()
-    result = Tokenized(steps, tokenizer, CPU)(3)
+    result = TokenizedBatches(steps, tokenizer, CPU)(3)
     view = batch(3).token_image
     assert view is not None
     assert result.ids is not None
@@ -65,8 +65,8 @@ def test_without_a_token_view_the_image_itself_is_tokenised() -> None:
 
 def test_waiting_and_closing_are_those_of_the_batches() -> None:
     steps = Steps()
-    batches = Tokenized(steps, GreyLevels(), CPU)
-    assert batches.waited == 2.5
+    batches = TokenizedBatches(steps, GreyLevels(), CPU)
+    assert batches.wait_seconds == 2.5
     batches.close()
     assert steps.closed == 1
 
@@ -75,7 +75,7 @@ def test_batches_that_are_asked_for_again_are_tokenised_once() -> None:
     tokenizer = Recorder()
     batches = TokenizedOnce(Steps(), tokenizer, CPU)
     for step in (0, 1, 1, 0):
-        asked, live = batches(step), Tokenized(Steps(), GreyLevels(), CPU)(step)
+        asked, live = batches(step), TokenizedBatches(Steps(), GreyLevels(), CPU)(step)
         assert asked.ids is not None
         assert live.ids is not None
         assert torch.equal(asked.ids, live.ids)
@@ -134,7 +134,7 @@ def test_batches_with_scores_have_the_ids_too() -> None:
         def __call__(self, step: int) -> Batch:
             return dataclasses.replace(batch(step), mask_index=torch.tensor([[0, 5], [3, 4]]))
 
-    both, hard = (Tokenized(Masked(), tokenizer, CPU, posterior=posterior)(1) for posterior in (True, False))
+    both, hard = (TokenizedBatches(Masked(), tokenizer, CPU, posterior=posterior)(1) for posterior in (True, False))
     assert hard.scores is None
     assert both.scores is not None
     assert torch.equal(both.ids, hard.ids)  # type: ignore[arg-type]

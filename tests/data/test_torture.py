@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from smalti.core.errors import DataError
 from smalti.data import decode as decoding
 from smalti.data.datasets.folder import Files
-from smalti.data.datasets.names import NamesBuilder
+from smalti.data.datasets.names import PackedNamesBuilder
 from smalti.data.decode import decode
 from smalti.data.transforms.augment import Render
 from smalti.data.transforms.views import RandomResizedCrop, TwoViews
@@ -104,7 +104,7 @@ def test_a_hostile_file_has_the_same_outcome_in_grey(torture: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_hostile_file_has_the_same_outcome_as_an_image_to_train_on(torture: Path, channels: int) -> None:
     """Also where a small crop lets it be decoded at a fraction of its size."""
-    names = NamesBuilder()
+    names = PackedNamesBuilder()
     for name in EXPECTED:
         names.add(os.fsencode(name))
     source = Torture(torture, names.build(), channels)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from smalti.core.errors import DataError
-from smalti.data.workers.jobs import Bad, Inline, Job, Rendered, Renderer, Task, candidates
+from smalti.data.workers.jobs import Bad, InlineRenderer, Job, Rendered, Renderer, Task, candidates
 from smalti.data.workers.workers import Workers
 from tests.data.worker_jobs import Noise, task
 
@@ -101,7 +101,7 @@ def test_workers_render_what_one_process_renders(
     workers: Callable[..., Workers], said: list[str], num_workers: int
 ) -> None:
     job = Noise(trouble={3: "bad", 4: "bad", 9: "memory"})
-    many, alone = workers(job, num_workers), Inline(job)
+    many, alone = workers(job, num_workers), InlineRenderer(job)
     chance = random.Random(0)
     tasks = [task(*(chance.randrange(50) for _ in range(rows)), seed=rows) for rows in (16, 16, 1, 5, 16, 0, 11)]
     for step, one in enumerate(tasks):
@@ -120,11 +120,11 @@ def test_where_forking_is_not_safe_as_on_macos_workers_are_spawned(
     monkeypatch.setattr(sys, "platform", "darwin")
     job = Noise(trouble={3: "bad"})
     spawned = workers(job, 1)
-    assert_same(spawned(task(1, 2, 3)), Inline(job)(task(1, 2, 3)))
+    assert_same(spawned(task(1, 2, 3)), InlineRenderer(job)(task(1, 2, 3)))
 
 
 def test_a_row_shows_its_image_with_its_key() -> None:
-    rendered = Inline(Noise())(Task(np.array([5, 6]), np.array([7, 2**64 - 1], np.uint64)))
+    rendered = InlineRenderer(Noise())(Task(np.array([5, 6]), np.array([7, 2**64 - 1], np.uint64)))
     expected = [np.empty((3, 4, 5), np.uint8), np.empty(7, np.uint8)]
     for row, (position, key) in enumerate([(5, 7), (6, 2**64 - 1)]):
         Noise()(position, key, expected)
@@ -134,7 +134,7 @@ def test_a_row_shows_its_image_with_its_key() -> None:
 def test_expected_or_not_each_batch_is_the_one_asked_for(workers: Callable[..., Workers], said: list[str]) -> None:
     """Slots are used again while workers are busy with batches that nobody wants any more."""
     job = Noise(seconds=0.001)
-    many, alone = workers(job, 2, ahead=2), Inline(job)
+    many, alone = workers(job, 2, ahead=2), InlineRenderer(job)
     chance = random.Random(1)
     tasks = [task(*(chance.randrange(50) for _ in range(chance.choice((1, 8, 16)))), seed=seed) for seed in range(12)]
     step = 0
@@ -172,7 +172,7 @@ def test_what_is_left_of_a_dropped_batch_is_skipped(workers: Callable[..., Worke
 
 def test_what_came_up_is_told_in_the_order_of_the_rows(workers: Callable[..., Workers]) -> None:
     trouble = {0: "slow bad", 1: "bad", 2: "slow bug", 3: "bad", 4: "bug"}
-    many, alone = workers(Noise(trouble=trouble), 3), Inline(Noise(trouble=trouble))
+    many, alone = workers(Noise(trouble=trouble), 3), InlineRenderer(Noise(trouble=trouble))
     two = task(0, *[9] * 8, 1)
     assert many(two).bad == alone(two).bad
     with pytest.raises(RuntimeError, match=r"^rendering image-2"):
@@ -192,7 +192,7 @@ def test_arrays_are_not_touched_until_the_next_call(workers: Callable[..., Worke
 
 @pytest.fixture(params=["inline", "workers"])
 def renderer(request: pytest.FixtureRequest, workers: Callable[..., Workers]) -> Callable[..., Renderer]:
-    return Inline if request.param == "inline" else workers
+    return InlineRenderer if request.param == "inline" else workers
 
 
 def test_an_image_that_cannot_be_read_is_replaced(renderer: Callable[..., Renderer]) -> None:
@@ -225,7 +225,7 @@ def test_what_is_quarantined_is_never_opened(renderer: Callable[..., Renderer]) 
 
 
 def test_f01_a_killed_worker_loses_nothing(workers: Callable[..., Workers], said: list[str], tmp_path: Path) -> None:
-    many, alone = workers(Noise(trouble={5: "once SIGKILL"}, folder=tmp_path), 2), Inline(Noise())
+    many, alone = workers(Noise(trouble={5: "once SIGKILL"}, folder=tmp_path), 2), InlineRenderer(Noise())
     tasks = [task(*range(seed, seed + 16), seed=seed) for seed in range(4)]
     many.prefetch(tasks)
     for one in tasks:
@@ -237,7 +237,7 @@ def test_f01_a_killed_worker_loses_nothing(workers: Callable[..., Workers], said
 
 
 def test_f01_workers_killed_while_nobody_looks(workers: Callable[..., Workers], said: list[str]) -> None:
-    many, alone = workers(Noise(), 2), Inline(Noise())
+    many, alone = workers(Noise(), 2), InlineRenderer(Noise())
     for seed in range(3):
         one = task(*range(16), seed=seed)
         assert_same(many(one), alone(one))
@@ -252,7 +252,7 @@ def test_f01_workers_killed_while_nobody_looks(workers: Callable[..., Workers], 
 def test_f01_an_image_that_is_read_at_two_kills_is_quarantined(
     workers: Callable[..., Workers], said: list[str]
 ) -> None:
-    many, alone = workers(Noise(trouble={5: "SIGKILL"}), 2), Inline(Noise(), quarantined={5})
+    many, alone = workers(Noise(trouble={5: "SIGKILL"}), 2), InlineRenderer(Noise(), quarantined={5})
     result = many(task(*range(16)))
     assert_same(result, alone(task(*range(16))))
     assert result.bad == (Bad(5, "killed its reader (signal 9)", True),)
@@ -263,7 +263,7 @@ def test_f01_an_image_that_is_read_at_two_kills_is_quarantined(
 
 def test_f02_an_image_that_crashes_its_reader_is_quarantined(workers: Callable[..., Workers], said: list[str]) -> None:
     trouble = {1: "SIGSEGV", 2: "SIGBUS", 6: "SIGABRT", 9: "SIGILL", 12: "SIGFPE"}
-    many, alone = workers(Noise(trouble=trouble), 3), Inline(Noise(), quarantined=set(trouble))
+    many, alone = workers(Noise(trouble=trouble), 3), InlineRenderer(Noise(), quarantined=set(trouble))
     tasks = [task(*range(16)), task(*range(15, -1, -1)), task(*range(0, 32, 2))]
     many.prefetch(tasks)
     news: list[Bad] = []
@@ -281,7 +281,7 @@ def test_f02_an_image_that_crashes_its_reader_is_quarantined(workers: Callable[.
 
 def test_f02_an_image_that_ends_its_reader_is_quarantined(workers: Callable[..., Workers], said: list[str]) -> None:
     result = workers(Noise(trouble={1: "exit"}), 1)(task(0, 1, 2))
-    assert_same(result, Inline(Noise(), quarantined={1})(task(0, 1, 2)))
+    assert_same(result, InlineRenderer(Noise(), quarantined={1})(task(0, 1, 2)))
     assert result.bad == (Bad(1, "ended its reader (exit code 3)", True),)
 
 
@@ -292,7 +292,7 @@ def test_f03_an_image_that_hangs_its_reader_is_quarantined(
     os.mkfifo(tmp_path / "pipe")
     many = workers(Noise(trouble={5: "fifo"}, folder=tmp_path), 2, timeout=1.0)
     result = many(task(*range(16)))
-    assert_same(result, Inline(Noise(), quarantined={5})(task(*range(16))))
+    assert_same(result, InlineRenderer(Noise(), quarantined={5})(task(*range(16))))
     assert result.bad == (Bad(5, "no answer in 1 s", True),)
     line = "a data worker gave no answer in 1 s while reading image-5.jpg; it was started again"
     assert said == [f"{line}, and that image is not opened again"]
@@ -349,7 +349,7 @@ def test_f06_a_bug_fails_fast_and_is_no_bad_image(renderer: Callable[..., Render
         assert "ZeroDivisionError" in told
         if isinstance(one, Workers):
             assert "worker_jobs.py" in told
-    assert_same(one(task(0, 2)), Inline(Noise())(task(0, 2)))
+    assert_same(one(task(0, 2)), InlineRenderer(Noise())(task(0, 2)))
 
 
 def test_a_failure_ahead_is_raised_when_its_batch_is_asked_for(workers: Callable[..., Workers]) -> None:
@@ -359,7 +359,7 @@ def test_a_failure_ahead_is_raised_when_its_batch_is_asked_for(workers: Callable
     many(tasks[0])
     with pytest.raises(RuntimeError):
         many(tasks[1])
-    assert_same(many(tasks[2]), Inline(Noise())(tasks[2]))
+    assert_same(many(tasks[2]), InlineRenderer(Noise())(tasks[2]))
 
 
 @needs_proc

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from smalti.core.errors import DataError, LockError, OutputError, UsageError
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.log import Log
 from smalti.data.datasets.folder import Folder
 from smalti.data.datasets.prepared import Prepared, Settings
@@ -285,7 +285,7 @@ def test_one_writer_at_a_time(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     message = rf"shards is being written; by process {os.getpid()} on .*; wait for it, or use another --out"
-    with only_writer(folder), pytest.raises(LockError, match=message):
+    with writer_lock(folder), pytest.raises(LockError, match=message):
         put(photos, folder)
     put(photos, folder)
     assert ".lock" not in content(folder)
@@ -313,7 +313,7 @@ def test_a_lock_that_was_removed_after_it_was_opened_does_not_count(
         really(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with only_writer(tmp_path):
+    with writer_lock(tmp_path):
         assert len(calls) == 2
         assert (tmp_path / ".lock").exists()
 

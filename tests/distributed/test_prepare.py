@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_are_those_of_one_process(world: int, tmp_path: Path) -> None:
     photos = pictures(tmp_path / "photos", per_class=200)
-    assert world * write_shards._AT_ONCE < 400  # so there are two rounds, and in the last one a rank has no image
+    assert world * write_shards._CHUNK < 400  # so there are two rounds, and in the last one a rank has no image
     for path in sorted(photos.rglob("*.png"))[3:300:200]:
         path.write_bytes(b"not a photograph")
     alone, together = tmp_path / "alone", tmp_path / "together"

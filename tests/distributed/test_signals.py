@@ -1,4 +1,4 @@
-"""Signals are noted in a block and nowhere else."""
+"""Signals are recorded in a block and nowhere else."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from smalti.distributed.signals import noted
+from smalti.distributed.signals import recorded_signals
 
 pytestmark = pytest.mark.processes
 
@@ -23,27 +23,27 @@ def test_one_that_asks_for_an_end_is_noted_and_nothing_else_happens(
     number: signal.Signals, code: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = handlers()
-    with noted() as asked:
-        assert (asked.stop, asked.save) == (None, False)
+    with recorded_signals() as requests:
+        assert (requests.stop, requests.save) == (None, False)
         signal.raise_signal(number)
-        assert (asked.stop, asked.save) == (number, True)
+        assert (requests.stop, requests.save) == (number, True)
     assert handlers() == before
     assert capfd.readouterr().err == (
         f"\n{number.name}: the step is finished and saved first; once more ends at once\n"
     )
-    error = asked.stopped("pretrain after step 3, saved", fix="go on")
+    error = requests.as_error("pretrain after step 3, saved", fix="go on")
     assert (str(error), error.exit_code) == (f"pretrain after step 3, saved; on {number.name}; go on", code)
 
 
 def test_one_that_asks_for_a_checkpoint_ends_nothing() -> None:
-    with noted() as asked:
+    with recorded_signals() as requests:
         signal.raise_signal(signal.SIGUSR1)
-    assert (asked.stop, asked.save) == (None, True)
+    assert (requests.stop, requests.save) == (None, True)
 
 
 def test_handlers_are_given_back_after_an_error() -> None:
     before = handlers()
-    block = noted()
+    block = recorded_signals()
     block.__enter__()
     assert handlers() != before
     assert not block.__exit__(ValueError, ValueError("inside"), None)
@@ -55,10 +55,10 @@ def test_a_signal_that_somebody_else_has_taken_stays_theirs(owner: signal.Handle
     """As under nohup, or in a program with handlers of its own."""
     before = signal.signal(signal.SIGTERM, owner)
     try:
-        with noted() as asked:
+        with recorded_signals() as requests:
             assert signal.getsignal(signal.SIGTERM) is owner
             signal.raise_signal(signal.SIGTERM)
-        assert asked.stop is None
+        assert requests.stop is None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -67,8 +67,8 @@ def test_in_another_thread_nothing_is_noted_and_nothing_fails() -> None:
     before, found = handlers(), list[object]()
 
     def inside() -> None:
-        with noted() as asked:
-            found.extend([asked.stop, handlers()])
+        with recorded_signals() as requests:
+            found.extend([requests.stop, handlers()])
 
     thread = threading.Thread(target=inside)
     thread.start()
@@ -80,7 +80,7 @@ def test_the_second_one_ends_the_process_at_once() -> None:
     child = os.fork()
     if child == 0:
         try:
-            with noted():
+            with recorded_signals():
                 os.close(2)
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGTERM)

@@ -10,12 +10,12 @@ from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.supervised import (
     accuracies,
+    average_precisions,
     by_class,
     class_scores,
     confusion,
     describe_classes,
-    mean_precision,
-    precisions,
+    mean_average_precision,
 )
 
 SCORES = torch.tensor([[2.0, 1, 0], [0, 3, 1], [1, 0, 2], [5, 4, 0]])
@@ -67,7 +67,7 @@ def test_every_image_is_shown_whole_at_the_size_of_the_network() -> None:
 def test_precision_of_each_label_and_their_mean() -> None:
     scores = torch.tensor([[3.0, 0, 0], [2, 1, 0], [1, 2, 0]])
     shown = torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 0, 0]])
-    found = precisions(scores, shown)
+    found = average_precisions(scores, shown)
     assert found == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 3), None]
-    assert mean_precision(found) == pytest.approx((5 / 6 + 1 / 3) / 2)
-    assert mean_precision([None]) == 0.0
+    assert mean_average_precision(found) == pytest.approx((5 / 6 + 1 / 3) / 2)
+    assert mean_average_precision([None]) == 0.0

@@ -10,7 +10,7 @@ import torch
 
 from smalti.core.compute import choose_compute
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.evaluation.feature_space import feature_space, flat_map, mistaken, nearest_others, on_grid
+from smalti.evaluation.feature_space import feature_space, flat_map, nearest_others, on_grid, top_confusions
 from smalti.models.vit import ViT
 
 
@@ -61,8 +61,8 @@ def test_on_a_grid_every_corner_has_its_image_and_no_image_is_twice() -> None:
 
 def test_mistakes_are_counted_the_most_frequent_first() -> None:
     labels, predicted = torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([0, 1, 2, 2, 0, 2])
-    assert mistaken(predicted, labels) == [(1, 2, 2), (0, 1, 1), (1, 0, 1)]
-    assert mistaken(labels, labels) == []
+    assert top_confusions(predicted, labels) == [(1, 2, 2), (0, 1, 1), (1, 0, 1)]
+    assert top_confusions(labels, labels) == []
 
 
 @pytest.mark.parametrize("labelled", [True, False])

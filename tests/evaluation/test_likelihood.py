@@ -121,7 +121,7 @@ def test_every_tokenizer_that_quantises_has_a_bound(config: VQ | FSQ) -> None:
     assert not isinstance(built, Posterior)
     ids = built.encode(images())
     bound = measure_bound(built, images(), ids.flatten(1), 1.0, CPU)
-    mean, log_scale = built.reconstructed(built.values(ids), ids)
+    mean, log_scale = built.reconstruct(built.values(ids), ids)
     nats = logit_laplace_nll(images() / 255.0, mean, log_scale).sum((1, 2, 3)).mean()
     assert bound.distortion_nats == pytest.approx(float(nats), rel=1e-5)
     assert math.isfinite(bound.bits_per_dim)

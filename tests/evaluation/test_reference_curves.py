@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
 from smalti.evaluation.reference_curves import (
-    MOST_POINTS,
+    MAX_POINTS,
     Reference,
     Setup,
     nearest,
@@ -147,7 +147,7 @@ def test_what_a_difference_is_called(gain: float, reference: float, target: Any,
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=300))
 def test_a_thinned_curve_keeps_its_ends_and_its_bounds(loss: list[float]) -> None:
     images, heights = thinned([64 * step for step in range(1, len(loss) + 1)], loss)
-    assert len(images) == len(heights) <= MOST_POINTS
+    assert len(images) == len(heights) <= MAX_POINTS
     assert list(images) == sorted(set(images))
     assert (images[0], images[-1]) == (64, 64 * len(loss))
     assert (heights[0], heights[-1]) == (round(loss[0], 4), round(loss[-1], 4))

@@ -8,7 +8,7 @@ from torch import nn
 
 from smalti.core.compute import choose_compute
 from smalti.exporting.certificate import Pairs, certify, sample_images
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models.classifier import Pooling, build_classifier
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim
@@ -47,26 +47,26 @@ def shaken(model: nn.Module) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def backbone(config: ViT) -> Subject:
-    return Subject(shaken(config.build()))
+def backbone(config: ViT) -> LoadedModel:
+    return LoadedModel(shaken(config.build()))
 
 
-def masked(config: ViT, decoder: Linear | CrossAttention = LINEAR) -> Subject:
-    return Subject(shaken(build_mim(config, 19, decoder=decoder)))
+def masked(config: ViT, decoder: Linear | CrossAttention = LINEAR) -> LoadedModel:
+    return LoadedModel(shaken(build_mim(config, 19, decoder=decoder)))
 
 
-def classifier(config: ViT, pooling: Pooling = "mean") -> Subject:
-    return Subject(shaken(build_classifier(config, len(CLASSES), pooling)), CLASSES)
+def classifier(config: ViT, pooling: Pooling = "mean") -> LoadedModel:
+    return LoadedModel(shaken(build_classifier(config, len(CLASSES), pooling)), CLASSES)
 
 
-def segmenter(config: ViT, head: LinearHead | MultiLevel = PYRAMID) -> Subject:
-    return Subject(shaken(build_segmenter(config, len(CLASSES), head)), CLASSES)
+def segmenter(config: ViT, head: LinearHead | MultiLevel = PYRAMID) -> LoadedModel:
+    return LoadedModel(shaken(build_segmenter(config, len(CLASSES), head)), CLASSES)
 
 
-def exported(subject: Subject, target: Any, folder: Path) -> tuple[str, Pairs]:
+def exported(loaded: LoadedModel, target: Any, folder: Path) -> tuple[str, Pairs]:
     """Write a network with a module of `smalti.exporting`, and compare: the lines that load it, and all outputs."""
-    snippet = target.write(subject, folder)
-    pairs = target.compare(subject, folder, sample_images(subject.preprocessing))
+    snippet = target.write(loaded, folder)
+    pairs = target.compare(loaded, folder, sample_images(loaded.preprocessing))
     certify(folder, "here", pairs, target.PACKAGES)
     return snippet.replace("FOLDER", str(folder)), pairs
 

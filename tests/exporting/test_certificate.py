@@ -9,7 +9,7 @@ import torch
 from smalti import __version__
 from smalti.core.errors import RefusedError, UsageError
 from smalti.exporting.certificate import Difference, certify, describe, require_packages, sample_images
-from smalti.exporting.subject import Preprocessing
+from smalti.exporting.loaded_model import Preprocessing
 
 
 def test_differences() -> None:

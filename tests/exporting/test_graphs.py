@@ -13,11 +13,11 @@ import torch
 from smalti.core.errors import UsageError
 from smalti.exporting import onnx, torch_export
 from smalti.exporting.graphs import graphs
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models.segmenter import Linear
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vqkd import VQKD
@@ -77,10 +77,10 @@ def test_backbones(config: Any, target: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", HERE)
 def test_networks_with_heads(target: Any, tmp_path: Path) -> None:
-    for number, subject in enumerate((classifier(PAPER), segmenter(RELEASED), segmenter(PAPER, Linear()))):
+    for number, loaded in enumerate((classifier(PAPER), segmenter(RELEASED), segmenter(PAPER, Linear()))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        snippet, _ = exported(subject, target, folder)
+        snippet, _ = exported(loaded, target, folder)
         assert run(snippet)["logits"].shape[:2] == (1, 3)
 
 
@@ -90,7 +90,7 @@ def test_tokenizers(config: Any, target: Any, tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     sample = torch.rand(32, 3, 16, 16, generator=rng)
     tokenizer.initialise_from(sample, torch.randperm(32 * 16, generator=rng))
-    snippet, pairs = exported(Subject(shaken(tokenizer), side=16), target, tmp_path)
+    snippet, pairs = exported(LoadedModel(shaken(tokenizer), side=16), target, tmp_path)
     if tokenizer.grid is None:
         assert pairs["tokens of twice the width"][0].shape == (16, 4, 8)
     assert len(np.unique(np.asarray(pairs["tokens"][0]))) > 1
@@ -98,12 +98,12 @@ def test_tokenizers(config: Any, target: Any, tmp_path: Path) -> None:
 
 
 def test_positions_for_another_size_are_those_of_a_resized_network() -> None:
-    subject = backbone(PAPER)
+    loaded = backbone(PAPER)
     other = replace(PAPER, img_size=(24, 16)).build().eval()
-    other.load_state_dict(resized(subject.backbone.state_dict(), PAPER.grid, other.config.grid))
+    other.load_state_dict(resized(loaded.backbone.state_dict(), PAPER.grid, other.config.grid))
     images = torch.rand(2, 3, 24, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        cls, patches = graphs(subject)["model"].module(images)
+        cls, patches = graphs(loaded)["model"].module(images)
         expected = other(images)
     torch.testing.assert_close(cls, expected.cls, rtol=0, atol=1e-5)
     torch.testing.assert_close(patches, expected.patches, rtol=0, atol=1e-5)

@@ -59,14 +59,14 @@ def test_backbones(config: ViT, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [PAPER, RELEASED, BLOCKS, SCALED])
 def test_masked_image_models(config: ViT, tmp_path: Path) -> None:
-    subject = masked(config)
-    exported(subject, huggingface, tmp_path)
+    loaded = masked(config)
+    exported(loaded, huggingface, tmp_path)
     assert architecture_of(tmp_path) == "BeitForMaskedImageModeling"
     again = masked(config).network
     init_from_weights(again, read_source(str(tmp_path)))  # type: ignore[arg-type]
-    without_key_bias = {name for name, value in subject.weights().items() if not name.endswith("qkv.bias")}
+    without_key_bias = {name for name, value in loaded.weights().items() if not name.endswith("qkv.bias")}
     for name, value in again.state_dict().items():
-        assert name not in without_key_bias or torch.equal(value, subject.weights()[name])
+        assert name not in without_key_bias or torch.equal(value, loaded.weights()[name])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -81,30 +81,30 @@ def test_classifiers(config: ViT, pooling: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [PAPER, RELEASED, SCALED])
 def test_the_output_of_a_block(config: ViT, tmp_path: Path) -> None:
-    exported(backbone(config).cut(2), huggingface, tmp_path)
+    exported(backbone(config).truncated(2), huggingface, tmp_path)
     assert architecture_of(tmp_path) == "BeitModel"
 
 
 def test_the_processor_prepares_images_as_we_do(tmp_path: Path) -> None:
     """Bicubic resizing of whole images first is another order than ours: near, and not equal."""
-    subject = backbone(PAPER)
-    exported(subject, huggingface, tmp_path)
+    loaded = backbone(PAPER)
+    exported(loaded, huggingface, tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     theirs = processor(PICTURE, return_tensors="pt")["pixel_values"][0]
     ours = torch.from_numpy(square(np.array(PICTURE), 16).copy()).permute(2, 0, 1) / 255
-    ours = subject.preprocessing.normalised(ours[None])[0]
+    ours = loaded.preprocessing.normalised(ours[None])[0]
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().mean() < 0.05 * ours.std()
 
 
 def test_what_transformers_does_not_have(tmp_path: Path) -> None:
     wide = ViT(**vars(RELEASED) | {"img_size": (16, 24)})
-    for subject, message in (
+    for loaded, message in (
         (segmenter(PAPER), "no such segmenter; export the backbone"),
         (masked(PAPER, CrossAttention()), "a linear head only; --part backbone"),
         (backbone(wide), "cannot hold a grid of 4x6 patches"),
         (classifier(WIDE), "cannot hold a grid of 4x6 patches"),
     ):
         with pytest.raises(UsageError, match=message):
-            huggingface.write(subject, tmp_path)
+            huggingface.write(loaded, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import torch
 from smalti.core.errors import UsageError
 from smalti.exporting import timm as for_timm
 from smalti.exporting.certificate import sample_images
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models import vit
 from smalti.models.vit import ViT
 from smalti.weights.read import read_source
@@ -33,13 +33,13 @@ timm = pytest.importorskip("timm")
 
 @pytest.mark.parametrize("config", [*VARIANTS.values(), WIDE], ids=[*VARIANTS, "wide"])
 def test_features(config: ViT, tmp_path: Path) -> None:
-    subject = backbone(config)
-    snippet, _ = exported(subject, for_timm, tmp_path)
-    images = sample_images(subject.preprocessing)
-    shown = subject.preprocessing.normalised(images)
+    loaded = backbone(config)
+    snippet, _ = exported(loaded, for_timm, tmp_path)
+    images = sample_images(loaded.preprocessing)
+    shown = loaded.preprocessing.normalised(images)
     made = run(snippet)
     with torch.no_grad():
-        pooled = subject.network(images).patches.mean(1)
+        pooled = loaded.network(images).patches.mean(1)
         torch.testing.assert_close(made["model"](shown), pooled, rtol=1e-4, atol=1e-4)
         maps = made["maps"](shown)
         assert made["other"](shown).shape == (16, 10)
@@ -48,13 +48,13 @@ def test_features(config: ViT, tmp_path: Path) -> None:
 
 
 def test_maps_are_the_outputs_of_blocks(tmp_path: Path) -> None:
-    subject = backbone(RELEASED)
-    exported(subject, for_timm, tmp_path)
+    loaded = backbone(RELEASED)
+    exported(loaded, for_timm, tmp_path)
     maps = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(0, 1, 2)).eval()
-    images = sample_images(subject.preprocessing)
+    images = sample_images(loaded.preprocessing)
     with torch.no_grad():
-        layers = subject.backbone.encode(subject.backbone.embed(images), layers=True).layers
-        for ours, theirs in zip(layers, maps(subject.preprocessing.normalised(images)), strict=True):
+        layers = loaded.backbone.encode(loaded.backbone.embed(images), layers=True).layers
+        for ours, theirs in zip(layers, maps(loaded.preprocessing.normalised(images)), strict=True):
             torch.testing.assert_close(theirs.flatten(2).transpose(1, 2), ours[:, 1:], rtol=1e-4, atol=1e-4)
 
 
@@ -69,13 +69,13 @@ def test_classifiers(config: ViT, pooling: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [PAPER, RELEASED, WIDE])
 def test_the_output_of_a_block(config: ViT, tmp_path: Path) -> None:
     """Without the final norm, as the battery measures it."""
-    subject = backbone(config).cut(2)
-    exported(subject, for_timm, tmp_path)
-    images = sample_images(subject.preprocessing)
+    loaded = backbone(config).truncated(2)
+    exported(loaded, for_timm, tmp_path)
+    images = sample_images(loaded.preprocessing)
     with torch.no_grad():
         whole = backbone(config).backbone
         layers = whole.encode(whole.embed(images), layers=True).layers
-        found = subject.backbone(images)
+        found = loaded.backbone(images)
     torch.testing.assert_close(found.patches, layers[1][:, 1:], rtol=0, atol=0)
 
 
@@ -93,9 +93,9 @@ def test_the_output_of_a_block(config: ViT, tmp_path: Path) -> None:
 )
 def test_the_registered_name_of_a_shape(config: ViT, name: str, arguments: dict[str, Any]) -> None:
     with torch.device("meta"):
-        subject = Subject(vit.VisionTransformer(config))
-        made = for_timm.architecture(subject)
-        ours = {name: value.shape for name, value in subject.network.named_parameters() if "rel_pos" not in name}
+        loaded = LoadedModel(vit.VisionTransformer(config))
+        made = for_timm.architecture(loaded)
+        ours = {name: value.shape for name, value in loaded.network.named_parameters() if "rel_pos" not in name}
         theirs = dict(timm.create_model(made.name, **made.arguments).named_parameters())
     norm = {"fc_norm": False} if config.positions == "absolute" else {"use_fc_norm": False}
     assert made.name == name
@@ -104,7 +104,7 @@ def test_the_registered_name_of_a_shape(config: ViT, name: str, arguments: dict[
 
 
 def test_what_timm_does_not_have(tmp_path: Path) -> None:
-    for subject in (masked(PAPER), segmenter(PAPER)):
+    for loaded in (masked(PAPER), segmenter(PAPER)):
         with pytest.raises(UsageError, match=r"timm has no .*; export the backbone: --part backbone"):
-            for_timm.write(subject, tmp_path)
+            for_timm.write(loaded, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -53,22 +53,22 @@ def test_a_classifier_has_the_published_names(tmp_path: Path) -> None:
 def test_a_classifier_is_that_of_timm(tmp_path: Path) -> None:
     """Which reads the released checkpoints of classifiers."""
     timm = pytest.importorskip("timm")
-    subject = classifier(RELEASED)
-    exported(subject, unilm, tmp_path)
+    loaded = classifier(RELEASED)
+    exported(loaded, unilm, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 3}
     theirs = timm.models.beit.Beit(**sizes, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1).eval()
     theirs.load_state_dict({name: value for name, value in weights.items() if not name.endswith("index")})
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    ours = subject.network(images)
-    torch.testing.assert_close(theirs(subject.preprocessing.normalised(images)), ours, rtol=0, atol=1e-5)
+    ours = loaded.network(images)
+    torch.testing.assert_close(theirs(loaded.preprocessing.normalised(images)), ours, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_parts_are_read_back(pooling: str, tmp_path: Path) -> None:
     exported(classifier(PAPER, pooling), unilm, tmp_path)  # type: ignore[arg-type]
     (tmp_path / "cut").mkdir()
-    exported(backbone(RELEASED).cut(2), unilm, tmp_path / "cut")
+    exported(backbone(RELEASED).truncated(2), unilm, tmp_path / "cut")
 
 
 def test_what_the_released_code_does_not_have(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from smalti.runs.folder import RunFolder
 from smalti.runs.session import Session
 from smalti.training import checkpoint
 from smalti.training.checkpoint import BackgroundWriter, Checkpoint
-from smalti.training.trainer import Spikes, Trainer
+from smalti.training.trainer import SpikeDetector, Trainer
 
 SPIKES = (24, 31, 35)
 """Steps whose loss jumps."""
@@ -192,7 +192,7 @@ def _rollbacks(trainer: Trainer, _: Checkpoint) -> None:
 
 
 def _losses(trainer: Trainer, _: Checkpoint) -> None:
-    trainer.spikes = Spikes()
+    trainer.spikes = SpikeDetector()
 
 
 def order_from_the_start() -> None:
@@ -231,7 +231,7 @@ def late_copies() -> None:
 
 def metrics_stay() -> None:
     """Losses of steps that are repeated are there twice."""
-    install(RunFolder, "forget_metrics_after", lambda *_: None)
+    install(RunFolder, "truncate_metrics", lambda *_: None)
 
 
 def begins_anew_whatever_happens() -> None:

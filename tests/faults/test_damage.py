@@ -167,7 +167,7 @@ def test_one_that_was_just_written_stays_also_behind_others(run: Path) -> None:
 
 
 def test_retention_that_counts_damaged_ones_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "is_whole", Path.exists)
+    monkeypatch.setattr(checkpoint, "is_intact", Path.exists)
     with pytest.raises(AssertionError):
         test_damaged_ones_do_not_count_among_the_two_that_stay(run)
 

@@ -168,14 +168,14 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Data, name, lost)
     for place in (
         "smalti.runs.prepare.Data.reading",
-        "smalti.runs.split.open_noted",
+        "smalti.runs.split.open_with_notes",
         "smalti.runs.tokenize.load_tokenizer",
         "smalti.runs.pretrain.target_tokenizer",
         "smalti.runs.import_model.read_dalle",
         "smalti.runs.embed.network_of",
         "smalti.runs.predict.read_kind",
         "smalti.runs.search.open_described",
-        "smalti.runs.seen.read_kind",
+        "smalti.runs.model_pictures.read_kind",
         "smalti.runs.report.read_kind",
         "smalti.runs.masks.look",
         "smalti.runs.demo.choose_compute",

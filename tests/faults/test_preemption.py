@@ -17,7 +17,7 @@ import pytest
 from smalti.cli import main
 from smalti.core.log import Log
 from smalti.data.load import Data
-from smalti.distributed.signals import TerminatedError, noted, terminating
+from smalti.distributed.signals import TerminatedError, raise_on_sigterm, recorded_signals
 from smalti.runs import check, train_tokenizer
 from tests.faults.kills import ROOT, Nursery, Whole, World, end_of, go_on
 from tests.small_runs import TOKENIZER_FLAGS, metrics, newest_checkpoint, result, weights
@@ -187,16 +187,16 @@ def test_d03_a_scan_that_is_not_trained_on_ends_as_well(
 
 
 def test_sigterm_becomes_an_exception_and_the_second_one_is_obeyed() -> None:
-    with terminating():
+    with raise_on_sigterm():
         with pytest.raises(TerminatedError):
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_training_notes_signals_that_would_end_what_is_around_it() -> None:
-    with terminating(), noted() as asked:
+    with raise_on_sigterm(), recorded_signals() as requests:
         signal.raise_signal(signal.SIGTERM)
-    assert asked.stop == signal.SIGTERM
+    assert requests.stop == signal.SIGTERM
 
 
 def test_a_handler_of_somebody_else_stays_theirs() -> None:
@@ -207,7 +207,7 @@ def test_a_handler_of_somebody_else_stays_theirs() -> None:
 
     before = signal.signal(signal.SIGTERM, theirs)
     try:
-        with terminating():
+        with raise_on_sigterm():
             signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is theirs

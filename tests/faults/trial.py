@@ -11,7 +11,7 @@ from torch import nn
 
 from smalti.core.errors import CheckpointError, OutputError
 from smalti.core.files import remove_leftovers
-from smalti.core.stored import is_whole
+from smalti.core.stored import is_intact
 from smalti.training import checkpoint
 from smalti.training.checkpoint import read_checkpoint
 from tests.faults.disk import LOSSES, Crashed, Disk, Fault
@@ -109,10 +109,10 @@ class Trial:
             raise AssertionError("nothing is left") from error
         newest = {self.written} if returned else {self.written, *self.there[-1:]}
         assert found in newest, f"{found} is read"
-        whole = {name.removesuffix(".replaced") for name in _steps(run) if is_whole(run / "checkpoints" / name)}
+        whole = {name.removesuffix(".replaced") for name in _steps(run) if is_intact(run / "checkpoints" / name)}
         assert len(whole) >= min(2, len(self.there)), "too few are left"
         for manifest in run.glob(f"checkpoints/.step-{self.written[0]:08d}.*/MANIFEST.json"):
-            assert is_whole(manifest.parent) or not _is_json(manifest), "a manifest speaks of what is not there"
+            assert is_intact(manifest.parent) or not _is_json(manifest), "a manifest speaks of what is not there"
 
     def _goes_on(self, run: Path) -> None:
         """The next run cleans up and saves, with nobody's help."""

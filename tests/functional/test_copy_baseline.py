@@ -8,7 +8,7 @@ from hypothesis import given
 
 from smalti.core.rng import fold
 from smalti.functional.masking import Blockwise, mask_index
-from smalti.functional.metrics import copying, entropy, nearest_visible
+from smalti.functional.metrics import copy_baseline, entropy, nearest_visible
 from tests import oracles
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -39,7 +39,7 @@ def test_a_visible_patch_is_its_own_nearest() -> None:
 
 @given(PAIRS)
 def test_copying_costs_what_the_mixture_says_and_no_other_weight_is_better(pairs: list[tuple[int, int]]) -> None:
-    found = copying(*counted(pairs))
+    found = copy_baseline(*counted(pairs))
     tokens, neighbours = [token for token, _ in pairs], [neighbour for _, neighbour in pairs]
     assert found.nats == pytest.approx(oracles.copying_nats(tokens, neighbours, min(found.weight, 1 - 1e-12)), abs=1e-6)
     others = [oracles.copying_nats(tokens, neighbours, weight) for weight in np.linspace(0, 0.999, 200)]
@@ -50,10 +50,10 @@ def test_copying_costs_what_the_mixture_says_and_no_other_weight_is_better(pairs
 @given(PAIRS)
 def test_copying_never_costs_more_than_the_unigram_entropy(pairs: list[tuple[int, int]]) -> None:
     hits, misses = counted(pairs)
-    assert -1e-9 <= copying(hits, misses).nats <= float(entropy(hits + misses)) + 1e-9
+    assert -1e-9 <= copy_baseline(hits, misses).nats <= float(entropy(hits + misses)) + 1e-9
 
 
 def test_copying_that_is_always_right_costs_nothing_and_that_never_is_costs_the_unigram_entropy() -> None:
     counts, none = torch.tensor([3.0, 5.0, 0.0]), torch.zeros(3)
-    assert copying(counts, none) == pytest.approx((0, 1, 1), abs=1e-9)
-    assert copying(none, counts) == pytest.approx((float(entropy(counts)), 0, 0))
+    assert copy_baseline(counts, none) == pytest.approx((0, 1, 1), abs=1e-9)
+    assert copy_baseline(none, counts) == pytest.approx((float(entropy(counts)), 0, 0))

@@ -14,9 +14,9 @@ from smalti.functional.metrics import (
     codebook_use,
     codes_seen,
     entropy,
-    hits,
     psnr,
     ssim,
+    topk_correct,
     unigram_nats,
 )
 from tests import oracles
@@ -86,14 +86,14 @@ def test_a_hit_is_at_the_place_of_the_target_in_the_order_of_scores(scores: list
     target = data.draw(st.integers(0, len(scores) - 1))
     place = oracles.rank(scores, target)
     expected = [number == place for number in range(min(3, len(scores)))]
-    found = hits(torch.tensor([scores], dtype=torch.float64), torch.tensor([target]), 3)
+    found = topk_correct(torch.tensor([scores], dtype=torch.float64), torch.tensor([target]), 3)
     assert found.tolist() == [expected]
 
 
 def test_with_few_classes_every_target_is_hit_once() -> None:
     logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]])
-    assert hits(logits, torch.tensor([[1, 2]]), 5).tolist() == [[[True, False, False], [False, False, True]]]
-    assert hits(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), 5).sum(1).tolist() == [1] * 4, (
+    assert topk_correct(logits, torch.tensor([[1, 2]]), 5).tolist() == [[[True, False, False], [False, False, True]]]
+    assert topk_correct(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), 5).sum(1).tolist() == [1] * 4, (
         "also where scores are equal"
     )
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.functional.losses import pixel_nats
+from smalti.functional.losses import pixel_cross_entropy
 from smalti.functional.metrics import VOID, class_ious, mean_iou, pixel_accuracy, pixel_confusion
 from tests import oracles
 
@@ -24,7 +24,7 @@ def label_maps(seed: int, classes: int, shape: tuple[int, int, int] = (2, 3, 5))
 def test_the_loss_is_that_of_a_loop_over_pixels(seed: int, classes: int) -> None:
     truth = label_maps(seed, classes)
     scores = np.random.default_rng(seed).normal(0, 3, (2, classes, 3, 5))
-    nats, count = pixel_nats(torch.from_numpy(scores), torch.from_numpy(truth))
+    nats, count = pixel_cross_entropy(torch.from_numpy(scores), torch.from_numpy(truth))
     expected, pixels = oracles.pixel_loss(scores, truth, VOID)
     assert float(count) == pixels
     assert float(nats) == pytest.approx(expected, rel=1e-5)
@@ -32,7 +32,7 @@ def test_the_loss_is_that_of_a_loop_over_pixels(seed: int, classes: int) -> None
 
 def test_void_pixels_have_no_gradient() -> None:
     scores = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    nats, _ = pixel_nats(scores, torch.tensor([[[0, VOID], [VOID, 2]]], dtype=torch.uint8))
+    nats, _ = pixel_cross_entropy(scores, torch.tensor([[[0, VOID], [VOID, 2]]], dtype=torch.uint8))
     nats.backward()
     assert scores.grad is not None
     assert (scores.grad.abs().sum(1) > 0).tolist() == [[[True, False], [False, True]]]

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 
 from smalti.core.errors import UsageError
-from smalti.functional.codebook import vocabulary_for
+from smalti.functional.codebook import default_vocab_size
 
 
 @given(st.integers(1, 10**8), st.integers(1, 1024))
 def test_it_is_the_greatest_power_of_two_that_the_rule_allows(images: int, tokens: int) -> None:
     allowed = [2**power for power in range(6, 14) if 500 * 2**power <= images * tokens]
-    assert vocabulary_for(images, tokens) == max(allowed, default=64)
+    assert default_vocab_size(images, tokens) == max(allowed, default=64)
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,9 @@ def test_it_is_the_greatest_power_of_two_that_the_rule_allows(images: int, token
     [(10_000, 64, 1024), (1, 1, 64), (499, 64, 64), (1000, 64, 128), (1_281_167, 196, 8192), (8192 * 500, 1, 8192)],
 )
 def test_known_sizes(images: int, tokens: int, codes: int) -> None:
-    assert vocabulary_for(images, tokens) == codes
+    assert default_vocab_size(images, tokens) == codes
 
 
 def test_no_images_have_no_vocabulary() -> None:
     with pytest.raises(UsageError, match="0 images of 4 tokens"):
-        vocabulary_for(0, 4)
+        default_vocab_size(0, 4)

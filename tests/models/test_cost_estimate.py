@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from smalti.functional.masking import Blockwise, Random
 from smalti.models import vit
-from smalti.models.cost_estimate import encoding_work, pretraining_work, training_memory
+from smalti.models.cost_estimate import encoder_multiply_adds, pretraining_multiply_adds, training_memory
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.vit import ViT
 
@@ -122,7 +122,9 @@ def test_the_work_of_visible_patches_follows_from_the_shapes() -> None:
     encoder = SMALL.depth * block_work(1 + visible, 1 + visible, width)
     for predicted, share in ((36, 1.0), (9, 0.25)):
         decoder = (1 + visible) * width**2 + block_work(predicted, 1 + visible, width) + predicted * width * 100
-        work = pretraining_work(SMALL, Random(ratio=masked / num_patches), CrossAttention(predicted=share), 100)
+        work = pretraining_multiply_adds(
+            SMALL, Random(ratio=masked / num_patches), CrossAttention(predicted=share), 100
+        )
         assert work.forward == embedded + encoder + decoder
         assert work.training == 3 * work.forward - embedded  # pixels have no gradient
 
@@ -130,7 +132,7 @@ def test_the_work_of_visible_patches_follows_from_the_shapes() -> None:
 def test_the_work_of_features_follows_from_the_shapes() -> None:
     num_patches, width = 48, 64
     blocks = SMALL.depth * block_work(1 + num_patches, 1 + num_patches, width)
-    assert encoding_work(SMALL) == num_patches * 3 * 4**2 * width + blocks
+    assert encoder_multiply_adds(SMALL) == num_patches * 3 * 4**2 * width + blocks
 
 
 def test_the_work_of_mask_tokens_follows_from_the_shapes() -> None:
@@ -138,5 +140,5 @@ def test_the_work_of_mask_tokens_follows_from_the_shapes() -> None:
     embedded, whole = num_patches * 3 * 4**2 * width, block_work(1 + num_patches, 1 + num_patches, width)
     last = block_work(1 + masked, 1 + num_patches, width)
     last += (num_patches - masked) * width**2  # queries come from the same product as keys and values
-    work = pretraining_work(SMALL, Blockwise(ratio=0.4), Linear(), 100)
+    work = pretraining_multiply_adds(SMALL, Blockwise(ratio=0.4), Linear(), 100)
     assert work.forward == embedded + (SMALL.depth - 1) * whole + last + masked * width * 100

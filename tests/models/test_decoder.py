@@ -10,7 +10,7 @@ import torch
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold
 from smalti.functional.masking import Random, mask_index
-from smalti.functional.patches import rows, visible_index
+from smalti.functional.patches import gather_rows, visible_index
 from smalti.models.decoder import CrossAttention
 from smalti.models.mim import MaskedImageModel, build_mim
 from smalti.models.vit import ViT
@@ -88,8 +88,8 @@ def test_where_a_visible_patch_lies_counts_and_its_place_in_the_sequence_does_no
     there, turned, elsewhere = (torch.tensor([index]) for index in ([0, 3, 4], [4, 0, 3], [1, 3, 5]))
     with torch.no_grad():
         tokens = backbone.embed(images)
-        first, second = (backbone.encode(rows(tokens, at), visible=at) for at in (there, turned))
-        other = backbone.encode(rows(tokens, there), visible=elsewhere)
+        first, second = (backbone.encode(gather_rows(tokens, at), visible=at) for at in (there, turned))
+        other = backbone.encode(gather_rows(tokens, there), visible=elsewhere)
     torch.testing.assert_close(first.patches[0, 0], second.patches[0, 1])
     torch.testing.assert_close(first.cls, second.cls)
     assert not torch.allclose(first.cls, other.cls, atol=1e-4)

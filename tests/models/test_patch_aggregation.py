@@ -11,10 +11,10 @@ from smalti.core.contracts import Batch, Features
 from smalti.core.errors import UsageError
 from smalti.core.rng import fold, signed
 from smalti.functional.masking import Random, mask_index
-from smalti.functional.patches import rows, visible_index
+from smalti.functional.patches import gather_rows, visible_index
 from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.layers import drop_path_keep
-from smalti.models.mim import MaskedImageModel, build_mim, lasting
+from smalti.models.mim import MaskedImageModel, build_mim, inference_weights
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import ViT
 from smalti.training.objectives import MaskedImageModeling
@@ -90,7 +90,7 @@ def test_queries_read_s_and_the_visible_patches_of_the_lower_block() -> None:
     assert given.mask_index is not None
     with torch.no_grad():
         visible = visible_index(given.mask, 3)
-        tokens = rows(model.backbone.embed(given.image), visible)
+        tokens = gather_rows(model.backbone.embed(given.image), visible)
         layers = model.backbone.encode(tokens, visible=visible, layers=True).layers
         x = torch.stack([torch.cat([last[:1], low[1:]]) for last, low in zip(layers[3], layers[1], strict=True)])
         x = model.backbone.norm(model.aggregation.blocks[0](x))
@@ -132,7 +132,7 @@ def test_the_last_state_of_s_has_a_part_in_the_shallow_prediction_alone() -> Non
 def test_without_it_nothing_is_what_it_was_not() -> None:
     """The numbers are those of the version before; what is drawn for all else does not change with it."""
     plain, more = build_mim(CONFIG, V, 3), build_mim(CONFIG, V, 3, aggregation=TWO)
-    assert lasting(more.state_dict()).keys() == plain.state_dict().keys()
+    assert inference_weights(more.state_dict()).keys() == plain.state_dict().keys()
     assert all(torch.equal(value, more.state_dict()[name]) for name, value in plain.state_dict().items())
     output = MaskedImageModeling(plain).train()(batch(), STEP)
     output.loss_sum.backward()

@@ -12,7 +12,7 @@ from smalti.models.classifier import ImageClassifier
 from smalti.models.vit import VisionTransformer
 from smalti.runs.import_model import ImportModel
 from smalti.runs.import_model import main as import_model
-from smalti.runs.models import load_subject
+from smalti.runs.models import load_with_preprocessing
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -47,7 +47,7 @@ def test_backbones_and_classifiers_of_timm(name: str, suffix: str, tmp_path: Pat
     path = tmp_path / f"model{suffix}"
     save_file(weights, path) if suffix == ".safetensors" else torch.save({"model": weights}, path)
     about = import_model(ImportModel((str(path),), str(tmp_path / "imported"), num_heads=4))
-    network = load_subject(str(tmp_path / "imported"), choose_compute("cpu", "fp32")).network
+    network = load_with_preprocessing(str(tmp_path / "imported"), choose_compute("cpu", "fp32")).network
     assert [key for key in about["left_out"] if "decoder" not in key] == (["mask_token"] if name == "mae" else [])
     if classes:
         assert isinstance(network, ImageClassifier)
@@ -74,15 +74,15 @@ def test_folders_of_transformers(name: str, tmp_path: Path) -> None:
     made.save_pretrained(tmp_path / "theirs")
     about = import_model(ImportModel((str(tmp_path / "theirs"),), str(tmp_path / "imported")))
     assert "features of transformers" in about["certificate"]["differences"]
-    subject = load_subject(str(tmp_path / "imported"), choose_compute("cpu", "fp32"))
+    loaded = load_with_preprocessing(str(tmp_path / "imported"), choose_compute("cpu", "fp32"))
     if name == "BeitForImageClassification":
-        assert subject.kind == "classifier"
-        found, expected = subject.network(IMAGES), made(NORMALISED).logits
+        assert loaded.kind == "classifier"
+        found, expected = loaded.network(IMAGES), made(NORMALISED).logits
     elif name == "BeitForMaskedImageModeling":
-        assert subject.kind == "masked image model"
+        assert loaded.kind == "masked image model"
         mask = torch.arange(16).expand(3, -1) % 2 == 1
-        found = subject.network(IMAGES, mask, mask.nonzero()[:, 1].view(3, 8))
+        found = loaded.network(IMAGES, mask, mask.nonzero()[:, 1].view(3, 8))
         expected = made(NORMALISED, bool_masked_pos=mask).logits[:, 1::2]
     else:
-        found, expected = tokens_of(subject.backbone, normed=name == "ViTModel"), made(NORMALISED).last_hidden_state
+        found, expected = tokens_of(loaded.backbone, normed=name == "ViTModel"), made(NORMALISED).last_hidden_state
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -65,11 +65,11 @@ def test_the_backbone_that_is_pretrained_can_be_fine_tuned(recipe: Any) -> None:
 @pytest.mark.parametrize("config", [paper.pretrain(), release.pretrain()], ids=["paper", "release"])
 def test_the_published_numbers_of_stage_two(config: Pretrain) -> None:
     """BEiT §2.5 and the released recipe: spec, A8."""
-    plan, optimiser, vit = config.plan, config.optimiser.at(config.plan.batch_size), config.backbone
+    plan, optimiser, vit = config.plan, config.optimiser.scaled_to(config.plan.batch_size), config.backbone
     assert (plan.steps, plan.batch_size) == (500_000, 2048)
     assert plan.steps * plan.batch_size / IMAGENET == pytest.approx(800, rel=1e-3)
     assert (optimiser.lr, optimiser.end_lr) == (1.5e-3, 1e-5)
-    assert optimiser.rates(plan.steps).warmup == 6250 == plan.steps // 80
+    assert optimiser.lr_schedule(plan.steps).warmup == 6250 == plan.steps // 80
     assert (optimiser.betas, optimiser.eps, optimiser.weight_decay) == ((0.9, 0.999), 1e-8, 0.05)
     assert (optimiser.clip_grad, optimiser.decay_rule) == (3.0, "release")
     assert (vit.img_size, vit.patch_size, vit.drop_path_rate) == ((224, 224), 16, 0.1)
@@ -97,7 +97,7 @@ def test_the_published_schedules_of_the_tokenizer() -> None:
     steps = config.plan.steps
     assert (config.tokenizer.vocab_size, config.tokenizer.stride, config.data.side) == (8192, 8, 112)
     assert (steps, config.plan.batch_size, config.ema_decay) == (3_000_000, 512, 0.999)
-    rate = config.optimiser.rates(steps)
+    rate = config.optimiser.lr_schedule(steps)
     assert (rate(0), rate(600_000), rate(1_200_000), rate(steps)) == pytest.approx((1e-4, 5.0625e-5, 1.25e-6, 1.25e-6))
     temperature, beta = config.relaxation.annealing(steps), config.relaxation.ramp(steps)
     assert (temperature(0), temperature(150_000), temperature(steps)) == pytest.approx((1, 1 / 16, 1 / 16))
@@ -131,7 +131,7 @@ def test_no_other_recipe_has_taken_up_what_the_letter_asks_for() -> None:
 def test_learning_rates_of_the_demo_are_absolute() -> None:
     """And no batch is computed in parts."""
     for config in (nano.train_tokenizer(), nano.pretrain(), tiny.train_tokenizer(), tiny.pretrain()):
-        assert config.optimiser.at(8) == config.optimiser
+        assert config.optimiser.scaled_to(8) == config.optimiser
         assert config.plan.accumulate == 1
     rates = Optimiser(lr=4e-3, warmup_ratio=0.08, betas=(0.9, 0.98), weight_decay=0.05, clip_grad=3.0, matrices="muon")
     assert nano.pretrain().optimiser == tiny.pretrain().optimiser == rates

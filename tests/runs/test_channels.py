@@ -10,7 +10,7 @@ from PIL import Image
 
 from smalti.cli import main
 from smalti.data.datasets.open import open_source
-from smalti.runs.plan import of_channels
+from smalti.runs.plan import with_channels
 from tests.small_runs import finetune, pretrain, train_tokenizer
 
 CHANNELS = 5
@@ -129,7 +129,7 @@ def test_the_recipes_of_a_plan_are_told() -> None:
     from smalti.runs.dry_run import Stages
     from smalti.runs.plan import Candidate
 
-    told = of_channels(Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain()), finetune=tiny.finetune()), CHANNELS)
+    told = with_channels(Candidate(Stages(tiny.train_tokenizer(), tiny.pretrain()), finetune=tiny.finetune()), CHANNELS)
     assert told.finetune is not None
     runs = (*told.stages, told.finetune)
     assert [run.data.channels for run in runs] == [CHANNELS] * 3

@@ -11,7 +11,7 @@ from PIL import Image
 from smalti.core.errors import UsageError
 from smalti.runs import show
 from smalti.runs.codes import places_of_codes
-from smalti.runs.seen import Show, see
+from smalti.runs.model_pictures import Show, see
 
 
 def of(model: Path, *images: Path, out: str = "codes.html", codes: int = 3) -> Show:

@@ -14,7 +14,7 @@ from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.code_information import CodeInformation, Shared
 from smalti.evaluation.token_sample import fit_kmeans_baseline, some_images
 from smalti.functional.metrics import CodebookUse
-from smalti.runs.pretraining_checks import faults, faults_of_meaning, gate
+from smalti.runs.pretraining_checks import collapse_faults, gate, information_faults
 from tests.small_runs import metrics, pictures, pretrain, train_tokenizer, weights
 from tests.test_contracts import GreyLevels
 
@@ -76,11 +76,11 @@ def test_positions_may_be_told_where_pixels_tell_them_too_or_there_are_few_token
     def told(bits: float, by_chance: float = 0.1) -> CodeInformation:
         return CodeInformation(Shared(bits, by_chance), Shared(0.0, 0.0), None)
 
-    assert len(faults_of_meaning(told(5.9), told(0.5), 64)) == 1
-    assert faults_of_meaning(told(5.9), told(3.1), 64) == []
-    assert faults_of_meaning(told(5.3), told(0.5), 64) == []
-    assert faults_of_meaning(told(5.9, 3.1), told(0.5), 64) == []
-    assert faults_of_meaning(told(0.0, 0.0), told(0.0, 0.0), 1) == [], "there is one position"
+    assert len(information_faults(told(5.9), told(0.5), 64)) == 1
+    assert information_faults(told(5.9), told(3.1), 64) == []
+    assert information_faults(told(5.3), told(0.5), 64) == []
+    assert information_faults(told(5.9, 3.1), told(0.5), 64) == []
+    assert information_faults(told(0.0, 0.0), told(0.0, 0.0), 1) == [], "there is one position"
 
 
 @pytest.mark.parametrize("vocab_size", [16, 512])
@@ -108,18 +108,20 @@ def test_training_images_without_structure_give_no_verdict(capsys: pytest.Captur
 
 
 def test_perplexity_is_compared_with_that_of_kmeans() -> None:
-    assert faults(use(1.0, 61.0), use(1.0, 100.0), 128) == []
-    assert faults(use(1.0, 59.0), use(1.0, 100.0), 128) == ["its perplexity is 0.59 of k-means' (least: 0.6)"]
+    assert collapse_faults(use(1.0, 61.0), use(1.0, 100.0), 128) == []
+    assert collapse_faults(use(1.0, 59.0), use(1.0, 100.0), 128) == ["its perplexity is 0.59 of k-means' (least: 0.6)"]
 
 
 def test_half_of_the_codes_must_be_used_where_there_are_tokens_enough() -> None:
-    assert faults(use(0.51, 90.0), use(1.0, 100.0), 1000) == []
-    assert faults(use(0.49, 90.0), use(0.7, 100.0), 1000) == ["less than half of the codes are used"]
+    assert collapse_faults(use(0.51, 90.0), use(1.0, 100.0), 1000) == []
+    assert collapse_faults(use(0.49, 90.0), use(0.7, 100.0), 1000) == ["less than half of the codes are used"]
 
 
 def test_with_few_tokens_use_is_compared_with_that_of_kmeans() -> None:
-    assert faults(use(0.3, 90.0), use(0.5, 100.0), 1001) == []
-    assert faults(use(0.2, 90.0), use(0.5, 100.0), 1001) == ["less than half of the codes that k-means uses are used"]
+    assert collapse_faults(use(0.3, 90.0), use(0.5, 100.0), 1001) == []
+    assert collapse_faults(use(0.2, 90.0), use(0.5, 100.0), 1001) == [
+        "less than half of the codes that k-means uses are used"
+    ]
 
 
 def test_images_for_the_yardstick_come_from_everywhere() -> None:

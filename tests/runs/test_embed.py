@@ -20,7 +20,7 @@ from torch import Tensor
 from smalti.cli import main as smalti
 from smalti.core.compute import Compute
 from smalti.core.errors import CheckpointError, DataError, LockError, UsageError
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.datasets.open import open_source
@@ -113,7 +113,7 @@ def test_other_kinds_of_data(data: str, runs: Path, tmp_path: Path, monkeypatch:
         assert smalti(["prepare", str(runs / "photos"), "--out", where, "--encoding", "raw"]) == 0
     else:
         images: Any = open_source(data, 3).select(np.arange(50))
-        monkeypatch.setattr(embed, "open_noted", lambda *_: images)
+        monkeypatch.setattr(embed, "open_with_notes", lambda *_: images)
     main(Embed(str(runs / "beit"), where, str(tmp_path / "f.npy"), device="cpu", precision="fp32"))
     found = np.load(tmp_path / "f.npy")
     if data == "embedded":
@@ -317,7 +317,7 @@ def test_a_damaged_block_is_named(runs: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_two_cannot_write_the_same_file(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "f.npy.parts").mkdir()
-    with only_writer(tmp_path / "f.npy.parts"), pytest.raises(LockError):
+    with writer_lock(tmp_path / "f.npy.parts"), pytest.raises(LockError):
         main(config(runs, tmp_path / "f.npy"))
 
 
@@ -387,7 +387,7 @@ def load(run, compute):
     found.compute, found.layer_named = compute, lambda layer: 1
     return found
 
-embed.network_of, embed.open_noted = load, lambda *_: Many()
+embed.network_of, embed.open_with_notes = load, lambda *_: Many()
 embed.layer_features = lambda backbone, images, *_: torch.zeros(len(images), WIDTH)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from smalti.cli import main
 from smalti.core.errors import CheckpointError, UsageError
 from smalti.exporting import huggingface, timm, unilm
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models.classifier import ImageClassifier
 from smalti.runs.import_model import ImportModel
 from smalti.runs.import_model import main as import_model
-from smalti.runs.models import load_subject
+from smalti.runs.models import load_with_preprocessing
 from smalti.weights.names import to_released, to_timm
 from smalti.weights.read import read_source
 from tests.exporting.networks import CPU, PAPER, RELEASED, VARIANTS, backbone, classifier, masked
@@ -35,12 +35,12 @@ def saved(weights: dict[str, Tensor], path: Path) -> str:
     return str(path)
 
 
-def imported(place: str, out: Path, **settings: Any) -> tuple[dict[str, Any], Subject]:
+def imported(place: str, out: Path, **settings: Any) -> tuple[dict[str, Any], LoadedModel]:
     about = import_model(ImportModel((place,), str(out), **settings))
-    return about, load_subject(str(out), CPU)
+    return about, load_with_preprocessing(str(out), CPU)
 
 
-def same_features(one: Subject, other: Subject) -> None:
+def same_features(one: LoadedModel, other: LoadedModel) -> None:
     images = IMAGES.repeat(1, 1, 16, 16)[..., : one.preprocessing.size[0], : one.preprocessing.size[1]]
     images = images[:, : one.preprocessing.channels]
     torch.testing.assert_close(other.backbone(images).patches, one.backbone(images).patches, atol=1e-5, rtol=1e-5)
@@ -48,68 +48,68 @@ def same_features(one: Subject, other: Subject) -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "blocks", "scaled", "grey"])
 def test_a_backbone_of_timm(variant: str, tmp_path: Path) -> None:
-    subject = backbone(replace(VARIANTS[variant], mean=(0.5,), std=(0.5,)))
-    timm.write(subject, tmp_path)
-    heads = subject.backbone.config.num_heads
+    loaded = backbone(replace(VARIANTS[variant], mean=(0.5,), std=(0.5,)))
+    timm.write(loaded, tmp_path)
+    heads = loaded.backbone.config.num_heads
     about, again = imported(str(tmp_path / "model.safetensors"), tmp_path / "model", num_heads=heads)
     assert (about["kind"], about["left_out"]) == ("backbone", [])
-    same_features(subject, again)
+    same_features(loaded, again)
 
 
 @pytest.mark.parametrize("variant", ["paper", "released", "shared"])
 def test_a_pretrained_model_of_the_released_code_with_its_head(variant: str, tmp_path: Path) -> None:
-    subject = masked(replace(VARIANTS[variant], mean=(0.5,), std=(0.5,)))
-    unilm.write(subject, tmp_path)
+    loaded = masked(replace(VARIANTS[variant], mean=(0.5,), std=(0.5,)))
+    unilm.write(loaded, tmp_path)
     torch.save({"model": load_file(tmp_path / "model.safetensors")}, tmp_path / "beit.pth")
     about, again = imported(str(tmp_path / "beit.pth"), tmp_path / "model", num_heads=4)
     assert about["kind"] == "masked image model"
-    same_features(subject, again)
+    same_features(loaded, again)
     mask = torch.arange(16).expand(2, -1) % 2 == 1
     index = mask.nonzero()[:, 1].view(2, 8)
-    torch.testing.assert_close(again.network(IMAGES, mask, index), subject.network(IMAGES, mask, index))
+    torch.testing.assert_close(again.network(IMAGES, mask, index), loaded.network(IMAGES, mask, index))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_fine_tuned_classifier(pooling: Any, tmp_path: Path) -> None:
-    subject = classifier(replace(PAPER, mean=(0.5,), std=(0.5,)), pooling)
-    place = saved(to_timm(subject.weights(), layer_scale_modules=True), tmp_path / "tuned.safetensors")
+    loaded = classifier(replace(PAPER, mean=(0.5,), std=(0.5,)), pooling)
+    place = saved(to_timm(loaded.weights(), layer_scale_modules=True), tmp_path / "tuned.safetensors")
     about, again = imported(place, tmp_path / "model", num_heads=4)
     assert (about["kind"], again.classes) == ("classifier", ("0", "1", "2"))
     assert isinstance(again.network, ImageClassifier)
-    torch.testing.assert_close(again.network(IMAGES), subject.network(IMAGES))
+    torch.testing.assert_close(again.network(IMAGES), loaded.network(IMAGES))
 
 
 @pytest.mark.parametrize("make", [backbone, masked, classifier])
 def test_a_folder_of_transformers_says_heads_and_pixels(make: Any, tmp_path: Path) -> None:
-    subject = make(RELEASED)
+    loaded = make(RELEASED)
     (tmp_path / "beit").mkdir()
-    huggingface.write(subject, tmp_path / "beit")
+    huggingface.write(loaded, tmp_path / "beit")
     about, again = imported(str(tmp_path / "beit"), tmp_path / "model")
-    assert about["kind"] == subject.kind
-    assert again.preprocessing == subject.preprocessing
-    same_features(subject, again)
+    assert about["kind"] == loaded.kind
+    assert again.preprocessing == loaded.preprocessing
+    same_features(loaded, again)
 
 
 def test_mae_is_its_encoder_and_what_is_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subject = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
-    weights = to_timm(subject.weights(), layer_scale_modules=True)
+    loaded = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
+    weights = to_timm(loaded.weights(), layer_scale_modules=True)
     decoder = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 32)}
     place = saved(weights | decoder, tmp_path / "mae.safetensors")
     about, again = imported(place, tmp_path / "model", num_heads=4)
     assert sorted(about["left_out"]) == ["decoder_embed.weight", "mask_token"]
     assert "left out: decoder_embed.weight" in capsys.readouterr().out
-    same_features(subject, again)
+    same_features(loaded, again)
 
 
 def test_the_encoder_is_found_below_a_prefix(tmp_path: Path) -> None:
     """As lightly's MAE has it in a checkpoint of its module."""
-    subject = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
-    bare = to_timm(subject.weights(), layer_scale_modules=True)
+    loaded = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
+    bare = to_timm(loaded.weights(), layer_scale_modules=True)
     weights = {f"backbone.vit.{name}": value for name, value in bare.items()}
     others = {"backbone.mask_token": torch.zeros(1, 1, 32), "decoder.decoder_pred.weight": torch.zeros(2, 2)}
     about, again = imported(saved(weights | others, tmp_path / "mae.safetensors"), tmp_path / "model", num_heads=4)
     assert sorted(about["left_out"]) == sorted(others)
-    same_features(subject, again)
+    same_features(loaded, again)
 
 
 def beside_weights() -> dict[str, Any]:
@@ -139,8 +139,8 @@ def test_a_training_checkpoint_of_ones_own(
     inside: str, prefix: str, compiled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of MAE, with arguments, an optimiser and the prefixes of DistributedDataParallel, Lightning and the compiler."""
-    subject = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
-    weights = to_timm(subject.weights(), layer_scale_modules=True)
+    loaded = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
+    weights = to_timm(loaded.weights(), layer_scale_modules=True)
     weights |= {"decoder_blocks.0.norm1.weight": torch.ones(8), "mask_token": torch.zeros(1, 1, 8)}
     named = {
         prefix + (name.replace("blocks.0.", "blocks.0._orig_mod.") if compiled else name): weights[name]
@@ -148,7 +148,7 @@ def test_a_training_checkpoint_of_ones_own(
     }
     torch.save({inside: named} | beside_weights(), tmp_path / "checkpoint.pth")
     about, again = imported(str(tmp_path / "checkpoint.pth"), tmp_path / "model", num_heads=4)
-    same_features(subject, again)
+    same_features(loaded, again)
     assert {name.removeprefix(prefix).replace("_orig_mod.", "") for name in about["left_out"]} == {
         "decoder_blocks.0.norm1.weight",
         "mask_token",
@@ -159,21 +159,21 @@ def test_a_training_checkpoint_of_ones_own(
 
 
 def test_a_decoder_beside_the_encoder_is_dropped_and_two_encoders_are_a_question(tmp_path: Path) -> None:
-    subject = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
-    weights = to_timm(subject.weights(), layer_scale_modules=True)
+    loaded = backbone(replace(PAPER, mean=(0.5,), std=(0.5,)))
+    weights = to_timm(loaded.weights(), layer_scale_modules=True)
     both = {f"{part}.{name}": value for part in ("encoder", "decoder") for name, value in weights.items()}
     about, again = imported(saved(both, tmp_path / "both.safetensors"), tmp_path / "model", num_heads=4)
     assert all(name.startswith("decoder.") for name in about["left_out"])
     assert len(about["left_out"]) == len(weights)
-    same_features(subject, again)
+    same_features(loaded, again)
     two = {f"{part}.{name}": value for part in ("student", "teacher") for name, value in weights.items()}
     with pytest.raises(CheckpointError, match=r"there are 2 encoders, below student\. and teacher\.; save the one"):
         imported(saved(two, tmp_path / "two.safetensors"), tmp_path / "none", num_heads=4)
 
 
 def test_a_prefix_before_the_names_of_transformers(tmp_path: Path) -> None:
-    subject = classifier(RELEASED)
-    huggingface.write(subject, make_folder(tmp_path / "beit"))
+    loaded = classifier(RELEASED)
+    huggingface.write(loaded, make_folder(tmp_path / "beit"))
     named = load_file(tmp_path / "beit" / "model.safetensors")
     saved({f"module.{name}": value for name, value in named.items()}, tmp_path / "beit" / "model.safetensors")
     source = read_source(str(tmp_path / "beit"))
@@ -198,8 +198,8 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_normalisation_is_that_beside_the_weights_or_as_given(tmp_path: Path) -> None:
-    subject = backbone(PAPER)
-    timm.write(subject, tmp_path)
+    loaded = backbone(PAPER)
+    timm.write(loaded, tmp_path)
     place = str(tmp_path / "model.safetensors")
     assert imported(place, tmp_path / "beside", num_heads=4)[1].preprocessing.mean == (0.4, 0.5, 0.6)
     about = imported(place, tmp_path / "given", num_heads=4, normalisation="imagenet")[1]
@@ -228,12 +228,12 @@ def _changed(folder: Path, file: str, **values: Any) -> None:
 
 def test_a_folder_of_timm_is_not_taken_for_one_of_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    subject = backbone(replace(VARIANTS["paper"], mean=(0.5,), std=(0.5,)))
-    timm.write(subject, make_folder(tmp_path / "timm"))
-    heads = subject.backbone.config.num_heads
+    loaded = backbone(replace(VARIANTS["paper"], mean=(0.5,), std=(0.5,)))
+    timm.write(loaded, make_folder(tmp_path / "timm"))
+    heads = loaded.backbone.config.num_heads
     about, again = imported(str(tmp_path / "timm"), tmp_path / "model", num_heads=heads)
     assert set(about["certificate"]["differences"]) == {"cls", "patches"}
-    same_features(subject, again)
+    same_features(loaded, again)
 
 
 def make_folder(path: Path) -> Path:
@@ -341,4 +341,4 @@ def test_a_model_is_not_imported(tmp_path: Path) -> None:
     about["config"]["backbone"]["std"] = [0.0]
     (model / "config.json").write_text(json.dumps(about))
     with pytest.raises(UsageError, match=r"std is \(0\.0,\); pixels are divided by it"):
-        load_subject(str(model), CPU)
+        load_with_preprocessing(str(model), CPU)

@@ -181,7 +181,7 @@ def test_tensors_of_another_size_are_cropped_in_the_centre_and_resized(network: 
 
 def test_many_files_are_decoded_some_at_a_time(network: Network, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = network.features(files(runs))
-    monkeypatch.setattr("smalti.runs.network._AT_ONCE", 5)
+    monkeypatch.setattr("smalti.runs.network._CHUNK", 5)
     assert (network.features(files(runs)) - expected).abs().max() < 1e-6
 
 

@@ -108,7 +108,7 @@ def test_a_recipe_suits_the_size_and_number_of_the_images(
     [(950_000, 8192, (64, 64)), (10_000, 1024, (64, 64)), (63, 64, (32, 32)), (1, 64, (1, 1))],
 )
 def test_codebook_and_batches_suit_the_number_of_images(train: int, codes: int, sizes: tuple[int, int]) -> None:
-    tokenizer, pretrain = plan.fitted(TINY, PlanAhead("photos"), MANY._replace(train=train))
+    tokenizer, pretrain = plan.fit_recipe(TINY, PlanAhead("photos"), MANY._replace(train=train))
     assert tokenizer.tokenizer.vocab_size == codes
     assert (tokenizer.plan.batch_size, pretrain.plan.batch_size) == sizes
     assert tokenizer.data.path == pretrain.data.path == "photos"
@@ -141,8 +141,8 @@ def proposal(
 ) -> Proposal:
     """What is proposed where every step takes `step` seconds."""
     config = PlanAhead("my photos", hours=10, **options)
-    found = measured(plan.fitted(stages, config, survey), step, reading)
-    result = plan.proposed(config, survey, "tiny", found, plan.affordable_steps(10, survey, found), CPU)
+    found = measured(plan.fit_recipe(stages, config, survey), step, reading)
+    result = plan.propose(config, survey, "tiny", found, plan.affordable_steps(10, survey, found), CPU)
     return replace(result, commands=tuple(map(shlex.join, plan.commands(config, TINY, result))))
 
 

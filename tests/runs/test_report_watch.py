@@ -12,7 +12,7 @@ import pytest
 from smalti.cli import main
 from smalti.core.compute import choose_compute
 from smalti.core.errors import CheckpointError, UsageError
-from smalti.core.folder_lock import LOCK, is_written, only_writer
+from smalti.core.folder_lock import LOCK, is_written, writer_lock
 from smalti.report.page import page
 from smalti.runs import report
 from smalti.runs.sections import pretrain_sections
@@ -91,7 +91,7 @@ def test_what_is_no_run_is_said_at_once(tmp_path: Path) -> None:
 
 def test_whether_a_folder_is_written_is_seen_without_touching_its_lock(tmp_path: Path) -> None:
     assert not is_written(tmp_path)
-    with only_writer(tmp_path):
+    with writer_lock(tmp_path):
         assert is_written(tmp_path)
     assert not is_written(tmp_path)
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)

@@ -13,7 +13,7 @@ import torch
 from smalti.cli import main
 from smalti.core.compute import Compute, Device, Precision, RunEnvironment
 from smalti.core.files import write_folder
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.stored import read_folder
 from smalti.runs import session
 from tests.small_runs import (
@@ -220,7 +220,7 @@ def test_a18_what_a_run_left_that_was_killed_after_its_result_is_removed(whole: 
 
 def test_a18_a_finished_run_in_a_folder_that_another_process_writes_is_read(whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
-    with only_writer(run):
+    with writer_lock(run):
         assert resume(run) == 0
 
 

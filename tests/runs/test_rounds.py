@@ -8,7 +8,7 @@ from smalti.cli import main
 from smalti.runs.folder import read_config
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.kmeans_features import KMeansFeatures
 from tests.small_runs import interrupted_before, metrics, pretrain, result, weights
 
 ROUNDS = ["--rounds", "2", "--plan.save-every", "1", "--no-reference", "--accept-tokenizer"]

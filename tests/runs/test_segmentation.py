@@ -18,6 +18,7 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
 from smalti.core.errors import DataError, UsageError
 from smalti.core.log import Log
+from smalti.data.label_maps import SegmentationDataset
 from smalti.data.load import Data
 from smalti.evaluation import supervised
 from smalti.models.segmenter import Segmenter
@@ -133,6 +134,7 @@ def test_parts_without_any_class_are_refused_before_anything_is_learned(tmp_path
         (parts.validation, "for choices"),
         (parts.test, "for the test"),
     ):
+        assert isinstance(some, SegmentationDataset)
         kept = {some.mask(index): some.mask(index).read_bytes() for index in range(len(some))}
         shapes = [some[index].image.shape[:2] for index in range(len(some))]
         for mask, shape in zip(kept, shapes, strict=True):

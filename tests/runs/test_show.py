@@ -23,9 +23,9 @@ from smalti.runs.evaluate import Evaluate
 from smalti.runs.export import Export
 from smalti.runs.export import main as export
 from smalti.runs.inside import Inside
+from smalti.runs.model_pictures import Show, see
 from smalti.runs.models import load_inpainter
 from smalti.runs.report import Report
-from smalti.runs.seen import Show, see
 from tests import oracles
 from tests.report.reading import pictures_in
 from tests.small_runs import finetune, newest_checkpoint, picture, pictures, scenes, segment

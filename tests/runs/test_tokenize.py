@@ -17,7 +17,7 @@ from smalti.core.config import to_json
 from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
-from smalti.data.tokens import Tokenized
+from smalti.data.tokens import TokenizedBatches
 from smalti.models.vit import ViT
 from smalti.recipes import tiny
 from smalti.runs.pretrain import Pretrain
@@ -54,7 +54,7 @@ def live(run: Pretrain) -> np.ndarray[Any, Any]:
     compute = Compute(torch.device("cpu"), torch.float32)
     tokens, images = load_tokenizer(run.tokenizer, compute), run.data.open(Log())
     loader = run.views(tokens).training_loader(images, run.data, len(images.train), compute.device)
-    ids = Tokenized(loader, tokens, compute)(0).ids
+    ids = TokenizedBatches(loader, tokens, compute)(0).ids
     assert ids is not None
     return ids.numpy()[np.argsort(loader.order(0).index)]
 

@@ -21,7 +21,7 @@ from smalti.runs.network import load_network
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, build_objective
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.features import KMeansFeatures
+from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
 from smalti.tokenizers.vqkd import VQKD

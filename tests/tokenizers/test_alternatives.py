@@ -12,8 +12,8 @@ from smalti.core.errors import DataError, UsageError
 from smalti.functional.metrics import psnr
 from smalti.models.vit import ViT, as_unit_range
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection, whitening
 from smalti.tokenizers.vqkd import VQKD
@@ -139,10 +139,10 @@ def test_the_codebook_follows_and_revives_in_place() -> None:
     with torch.no_grad():
         points = tokenizer.points(images).flatten(0, 2)
     ids = torch.zeros(len(points), dtype=torch.int64)
-    tokenizer.follow(points, ids, 1)
+    tokenizer.update_codebook(points, ids, 1)
     assert torch.equal(tokenizer.codes[1:], before[1:])
     assert float(tokenizer.meters()["alive"]) == 1 / 16
-    tokenizer.follow(points, ids, 2)
+    tokenizer.update_codebook(points, ids, 2)
     assert tokenizer.codes is codes
     assert all(bool((points == code).all(1).any()) for code in codes[1:])
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
-from smalti.functional.codebook import positions_at_once
+from smalti.functional.codebook import positions_per_chunk
 from smalti.tokenizers.dvae import DVAE, split
 from smalti.training.objectives import DiscreteVAEObjective, Relaxation
 from tests.contracts import check_tokenizer
@@ -41,7 +41,7 @@ def test_decoding_ids_is_decoding_their_one_hot_vectors() -> None:
 def test_tokens_are_found_for_some_positions_at_a_time_and_are_the_most_likely_ones() -> None:
     config = DVAE(vocab_size=40, stride=4, width=8, depth=1)
     tokenizer, pictures = config.build(), images(config, num=12)
-    assert positions_at_once(40, torch.device("cpu")) < 12 * 8 * 4
+    assert positions_per_chunk(40, torch.device("cpu")) < 12 * 8 * 4
     with torch.no_grad():
         assert torch.equal(tokenizer.encode(pictures), tokenizer.logits(pictures).argmax(1))
 

@@ -9,7 +9,7 @@ import torch
 from smalti.core.errors import UsageError
 from smalti.functional.patches import constant_patches
 from smalti.models.vit import VisionTransformer, ViT
-from smalti.tokenizers.features import KMeansFeatures, KMeansFeatureTokenizer
+from smalti.tokenizers.kmeans_features import KMeansFeatures, KMeansFeatureTokenizer
 from tests import oracles
 
 VIT = ViT(img_size=(16, 24), patch_size=4, embed_dim=16, depth=3, num_heads=2, init="xavier")
@@ -33,9 +33,9 @@ def teacher() -> VisionTransformer:
 def fitted(
     teacher: VisionTransformer, images: torch.Tensor, order: torch.Tensor | None = None
 ) -> KMeansFeatureTokenizer:
-    config, used = KMeansFeatures(vocab_size=8, components=6).taught_by(teacher)
+    config, used = KMeansFeatures(vocab_size=8, components=6).with_teacher(teacher)
     tokenizer = config.build()
-    tokenizer.learn_from(used, images)
+    tokenizer.fit_to_teacher(used, images)
     tokenizer.initialise_from(images, torch.arange(COUNT * 24) if order is None else order)
     return tokenizer
 
@@ -94,25 +94,25 @@ def test_the_order_of_the_images_has_no_part_in_the_tokens(teacher: VisionTransf
 
 def test_its_layer_is_two_thirds_up_and_what_is_above_is_not_kept(teacher: VisionTransformer) -> None:
     for depth, layer in ((1, 1), (3, 2), (4, 3), (6, 4), (12, 8), (24, 16)):
-        config, used = KMeansFeatures().taught_by(replace(VIT, depth=depth).build())
-        assert (config.layer, len(used.blocks), config.taught.depth) == (layer, layer, layer)
+        config, used = KMeansFeatures().with_teacher(replace(VIT, depth=depth).build())
+        assert (config.layer, len(used.blocks), config.known_backbone.depth) == (layer, layer, layer)
     with pytest.raises(UsageError, match="layer 4 of a teacher of 3 blocks; use 1 to 3"):
-        KMeansFeatures(layer=4).taught_by(teacher)
+        KMeansFeatures(layer=4).with_teacher(teacher)
     cut = VIT.build()
     cut.norm = torch.nn.Identity()
-    assert KMeansFeatures().taught_by(cut)[0].layer == 3
+    assert KMeansFeatures().with_teacher(cut)[0].layer == 3
     assert "backbone.norm.weight" not in KMeansFeatures(vocab_size=8, backbone=VIT).build().state_dict()
 
 
 def test_the_vocabulary_is_that_of_the_rule_unless_one_is_given(teacher: VisionTransformer) -> None:
-    config, _ = KMeansFeatures().taught_by(teacher)
-    assert config.sized(50_000).vocab_size == 2048
-    assert replace(config, vocab_size=100).sized(50_000).vocab_size == 100
-    assert config.most_images == 2**20 // 24
+    config, _ = KMeansFeatures().with_teacher(teacher)
+    assert config.with_vocab_size(50_000).vocab_size == 2048
+    assert replace(config, vocab_size=100).with_vocab_size(50_000).vocab_size == 100
+    assert config.max_fit_images == 2**20 // 24
 
 
 def test_a_place_of_the_teacher_is_no_part_of_the_tokenizer(teacher: VisionTransformer) -> None:
-    config, _ = KMeansFeatures("runs/beit", vocab_size=8).taught_by(teacher)
+    config, _ = KMeansFeatures("runs/beit", vocab_size=8).with_teacher(teacher)
     assert config.build().config == replace(config, teacher="")
 
 
@@ -120,7 +120,7 @@ def test_memory_is_bounded_by_parts_that_do_not_matter(
     teacher: VisionTransformer, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fitted(teacher, images)
-    for name, value in (("features.AT_ONCE", 7), ("taught.AT_ONCE", 7), ("features._POINTS", 50)):
+    for name, value in (("kmeans_features.CHUNK", 7), ("teacher_features.CHUNK", 7), ("kmeans_features._POINTS", 50)):
         monkeypatch.setattr(f"smalti.tokenizers.{name}", value)
     parts = fitted(teacher, images)
     torch.testing.assert_close(parts.mean, whole.mean)

@@ -34,9 +34,9 @@ def teacher() -> VisionTransformer:
 def made(teacher: VisionTransformer, images: torch.Tensor) -> tuple[VQKDTokenizer, VisionTransformer]:
     """A tokenizer at step 0, and the part of the teacher that it learns from."""
     config = VQKD(vocab_size=7, depth=2, decoder_depth=1, code_dim=3, commitment=0.5, decay=0.9, dead_after=2)
-    config, used = config.taught_by(teacher)
+    config, used = config.with_teacher(teacher)
     tokenizer = config.build(seed=1)
-    tokenizer.learn_from(used, images)
+    tokenizer.fit_to_teacher(used, images)
     tokenizer.initialise_from(images, torch.arange(COUNT * 8))
     return tokenizer, used
 
@@ -106,7 +106,7 @@ def test_every_parameter_learns_and_the_teacher_does_not(teacher: VisionTransfor
 def test_codes_and_their_patches_follow_a_training_step_once(teacher: VisionTransformer, images: torch.Tensor) -> None:
     tokenizer, used = made(teacher, images)
     objective = FeatureReconstruction(tokenizer, used)
-    before = type(tokenizer.book)(*(value.clone() for value in tokenizer.book))
+    before = type(tokenizer.codebook)(*(value.clone() for value in tokenizer.codebook))
     painted, pixels = tokenizer.painted.double().numpy().copy(), images.double().numpy()
     objective(batch(images), STEP)
     assert torch.equal(tokenizer.codes, before.codes)
@@ -115,19 +115,19 @@ def test_codes_and_their_patches_follow_a_training_step_once(teacher: VisionTran
             tokenizer.points(images).flatten(0, 2).double().numpy(),
             tokenizer.encode(images).flatten().numpy(),
         )
-    objective.follow(1)
+    objective.after_step(1)
     codes, sizes, sums = (value.double().numpy() for value in before[:3])
     expected = oracles.follow_codebook(codes, sizes, sums, before.unused.numpy(), points, ids, 0.9)
-    for ours, theirs in zip(tokenizer.book, expected, strict=True):
+    for ours, theirs in zip(tokenizer.codebook, expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
     patches = np.concatenate([oracles.patchify(image, 4) for image in pixels])
-    wanted = oracles.followed_means(painted, sizes, patches, ids, 0.9)
+    wanted = oracles.ema_update_means(painted, sizes, patches, ids, 0.9)
     np.testing.assert_allclose(tokenizer.painted, wanted, rtol=1e-4, atol=1e-5)
     now = tokenizer.codes.clone()
-    objective.follow(2)
+    objective.after_step(2)
     assert torch.equal(tokenizer.codes, now)
     objective.eval()(batch(images), STEP)
-    objective.follow(3)
+    objective.after_step(3)
     assert torch.equal(tokenizer.codes, now)
 
 
@@ -137,7 +137,7 @@ def test_a_dead_code_is_painted_as_the_patch_that_it_moves_to(teacher: VisionTra
     with torch.no_grad():
         points = tokenizer.points(images).flatten(0, 2)
     for step in (1, 2):
-        tokenizer.follow_patches(points, torch.zeros(len(points), dtype=torch.int64), patches, step)
+        tokenizer.update_codebook_and_patches(points, torch.zeros(len(points), dtype=torch.int64), patches, step)
     for code in range(1, 7):
         moved_to = (points == tokenizer.codes[code]).all(1)
         assert torch.equal(tokenizer.painted[code], patches[moved_to][0])
@@ -145,17 +145,17 @@ def test_a_dead_code_is_painted_as_the_patch_that_it_moves_to(teacher: VisionTra
 
 def test_the_encoder_is_as_wide_as_the_teacher_and_as_deep_as_is_asked(teacher: VisionTransformer) -> None:
     dropped = replace(VIT, drop_path_rate=0.2, init="uniform").build()
-    config, used = VQKD().taught_by(dropped)
+    config, used = VQKD().with_teacher(dropped)
     assert (config.layer, config.target_dim, used.config.depth) == (2, 16, 2)
-    assert config.taught == replace(VIT, depth=2, drop_path_rate=0.0, init="width")
-    config, used = VQKD(layer=3, depth=1).taught_by(teacher)
-    assert (config.taught.depth, used.config.depth, config.layer) == (1, 3, 3)
+    assert config.known_backbone == replace(VIT, depth=2, drop_path_rate=0.0, init="width")
+    config, used = VQKD(layer=3, depth=1).with_teacher(teacher)
+    assert (config.known_backbone.depth, used.config.depth, config.layer) == (1, 3, 3)
     with pytest.raises(UsageError, match="layer 4 of a teacher of 3 blocks; use 1 to 3"):
-        VQKD(layer=4).taught_by(teacher)
+        VQKD(layer=4).with_teacher(teacher)
 
 
 def test_the_encoder_starts_with_small_positions_whatever_the_teachers_are() -> None:
     """With an amplitude of 1 codes named the position of a patch, and nothing else, for hundreds of steps."""
-    config, used = VQKD().taught_by(replace(VIT, pos_amplitude=1.0).build())
+    config, used = VQKD().with_teacher(replace(VIT, pos_amplitude=1.0).build())
     assert used.config.pos_amplitude == 1.0
-    assert config.taught.pos_amplitude == 0.1
+    assert config.known_backbone.pos_amplitude == 0.1

@@ -11,7 +11,7 @@ from torch import nn
 
 from smalti.core.errors import OutputError
 from smalti.core.files import write_folder
-from smalti.core.stored import is_whole, read_folder
+from smalti.core.stored import is_intact, read_folder
 from smalti.training import checkpoint
 from smalti.training.checkpoint import BackgroundWriter, read_checkpoint, write_checkpoint
 
@@ -79,7 +79,7 @@ def test_the_next_write_waits_for_the_one_before(tmp_path: Path) -> None:
 
 def test_what_was_written_here_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(checkpoint, "is_whole", lambda path: read.append(path.name) or is_whole(path))
+    monkeypatch.setattr(checkpoint, "is_intact", lambda path: read.append(path.name) or is_intact(path))
     write_checkpoint(tmp_path, 1, layer().state_dict(), {})
     with BackgroundWriter() as writer:
         for step in range(2, 5):

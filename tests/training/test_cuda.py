@@ -13,7 +13,7 @@ from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import Optimiser
-from smalti.training.trainer import means
+from smalti.training.trainer import mean_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 CUDA = torch.device("cuda")
@@ -49,11 +49,11 @@ def test_the_loss_is_that_of_the_cpu(rng: torch.Generator, positions: Any, dtype
     sizes: dict[str, Any] = {"img_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
     config = ViT(**sizes, drop_path_rate=0.0, positions=positions)
     objective, made = MaskedImageModeling(build_mim(config, 8)), batch(rng)
-    expected = means(objective(made, torch.tensor(0)))["loss"]
+    expected = mean_metrics(objective(made, torch.tensor(0)))["loss"]
     with Compute(CUDA, dtype).autocast():
         output = objective.cuda()(made.to(CUDA), torch.tensor(0))
     output.loss_sum.backward()
-    assert means(output)["loss"] == pytest.approx(expected, abs=close)
+    assert mean_metrics(output)["loss"] == pytest.approx(expected, abs=close)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
 
 

@@ -26,7 +26,7 @@ from smalti.training.checkpoint import read_checkpoint
 from smalti.training.loop import RunHooks, fit
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.optim import Optimiser
-from smalti.training.trainer import Trainer, means
+from smalti.training.trainer import Trainer, mean_metrics
 from smalti.training.training_plan import Plan
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -91,7 +91,7 @@ class MeanGreyThatFollows(MeanGrey):
         output = super().forward(batch, step)
         return output._replace(loss_sum=output.loss_sum * (1 + self.model.get_buffer("seen").mean()))
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         assert self.latest is not None
         self.model.get_buffer("seen").lerp_(self.latest, 0.5 / step)
         self.calls += 1
@@ -130,7 +130,7 @@ def trainer(
 def weights(made: Trainer) -> dict[str, Tensor]:
     """Everything a run ends with: trained and averaged weights and the optimiser's moments."""
     found = {f"raw.{name}": value.clone() for name, value in made.objective.model.state_dict().items()}
-    found |= {f"trained.{name}": value.clone() for name, value in made.trained.state_dict().items()}
+    found |= {f"trained.{name}": value.clone() for name, value in made.eval_model.state_dict().items()}
     found |= {f"own.{name}": value.clone() for name, value in made.objective.named_buffers(recurse=False)}
     for name, parameter in made.objective.model.named_parameters():
         found |= {f"{key}.{name}": value.clone() for key, value in made.optimizer.state[parameter].items()}
@@ -152,7 +152,7 @@ def test_a_step_moves_the_weights_as_adamw_on_the_mean_loss_does() -> None:
     model = copy.deepcopy(made.objective.model)
     reference = torch.optim.AdamW(
         [{"params": [p], "weight_decay": 0.05 if p.ndim > 1 else 0.0} for p in model.parameters()],
-        lr=OPTIMISER.rates(12)(1),
+        lr=OPTIMISER.lr_schedule(12)(1),
         betas=(0.9, 0.999),
     )
     (model(batch.image[:, 0, :4, :4].flatten(1))[:, 0] - batch.image.mean((1, 2, 3))).square().mean().backward()
@@ -192,7 +192,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(accumulate: int) -> None
     whole, parts = (trainer(objective=UnequalWeights, accumulate=number) for number in (1, accumulate))
     for step in range(3):
         (expected, norm), (found, found_norm) = (made.train_step(batches()(step), CPU) for made in (whole, parts))
-        assert means(found) == pytest.approx(means(expected), rel=1e-5)
+        assert mean_metrics(found) == pytest.approx(mean_metrics(expected), rel=1e-5)
         assert float(found.weight) == float(expected.weight)
         assert float(found_norm) == pytest.approx(float(norm), rel=1e-5)
     for name, value in weights(whole).items():
@@ -233,7 +233,7 @@ def test_masked_image_modeling_in_parts_is_that_of_the_whole_batch(counts: list[
     batch = masked(counts)
     (expected, norm), (found, found_norm) = (made.train_step(batch, CPU) for made in (whole, parts))
     assert float(found.weight) == float(expected.weight) == sum(counts)
-    assert means(found) == pytest.approx(means(expected), rel=1e-5)
+    assert mean_metrics(found) == pytest.approx(mean_metrics(expected), rel=1e-5)
     assert float(found_norm) == pytest.approx(float(norm), rel=1e-4)
     for one, other in zip(*(made.objective.model.parameters() for made in (whole, parts)), strict=True):
         gradients = whole.optimizer.state[one]["exp_avg"], parts.optimizer.state[other]["exp_avg"]
@@ -246,7 +246,7 @@ def test_a_step_in_which_nothing_counts_has_no_gradient(accumulate: int) -> None
     made = trainer(objective=lambda: MaskedImageModeling(build_mim(vit, 5)), accumulate=accumulate)
     batch = masked([1, 7, 2, 2, 8, 5])
     output, norm = made.train_step(replace(batch, mask_weight=torch.zeros_like(batch.masks[2])), CPU)
-    assert (float(norm), set(means(output).values()), made.step) == (0.0, {0.0}, 1)
+    assert (float(norm), set(mean_metrics(output).values()), made.step) == (0.0, {0.0}, 1)
 
 
 def test_in_parts_no_part_is_larger_than_it_should_be() -> None:
@@ -302,7 +302,7 @@ def test_what_is_frozen_neither_moves_nor_decays_nor_has_moments_until_its_first
     start = copy.deepcopy(made.objective.model.state_dict())
     for step in range(3):
         made.train_step(given(step), CPU)
-    now, average = made.objective.model.state_dict(), made.trained.state_dict()
+    now, average = made.objective.model.state_dict(), made.eval_model.state_dict()
     for name, value in now.items():
         assert torch.equal(value, start[name]) == name.startswith("0."), name
         assert torch.equal(average[name], start[name]) == name.startswith("0."), name
@@ -427,7 +427,7 @@ def test_what_is_recorded(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
     assert {"stage", "step", "lr", "grad_norm", "loss", "worst"} <= set(lines[0])
-    assert lines[-1]["lr"] == pytest.approx(OPTIMISER.rates(12)(12))
+    assert lines[-1]["lr"] == pytest.approx(OPTIMISER.lr_schedule(12)(12))
     assert all(line["stage"] == "test" for line in lines)
 
 
@@ -493,9 +493,9 @@ def test_a_loss_that_jumps_is_worth_a_line(capsys: pytest.CaptureFixture[str]) -
 
 def test_trained_are_the_averaged_weights_where_there_are_any() -> None:
     averaged, plain = run(trainer()), run(trainer(ema_decay=None))
-    assert plain.trained is plain.objective.model
-    assert averaged.trained is not averaged.objective.model
-    assert not same(dict(averaged.trained.named_parameters()), dict(averaged.objective.model.named_parameters()))
+    assert plain.eval_model is plain.objective.model
+    assert averaged.eval_model is not averaged.objective.model
+    assert not same(dict(averaged.eval_model.named_parameters()), dict(averaged.objective.model.named_parameters()))
 
 
 def test_the_objective_trains_and_is_left_in_evaluation() -> None:
@@ -510,7 +510,7 @@ def test_the_objective_trains_and_is_left_in_evaluation() -> None:
 
 def test_means_divide_sums_by_counts() -> None:
     output = StepOutput(torch.tensor(6.0), torch.tensor(4.0), {"accuracy": (torch.tensor(1.0), torch.tensor(2.0))})
-    assert means(output) == {"loss": 1.5, "accuracy": 0.5}
+    assert mean_metrics(output) == {"loss": 1.5, "accuracy": 0.5}
 
 
 def test_the_parts_of_a_batch_are_equal() -> None:

@@ -20,7 +20,7 @@ from smalti.functional.published_masking import Release
 from smalti.models.vit import ViT
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.dvae import DVAE
-from smalti.training.masked_batches import MaskedViews, SeveralMasks, open_cache, training_batches
+from smalti.training.masked_batches import MaskedViews, MultiMaskBatches, open_cache, training_batches
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 VIT = ViT(img_size=(16, 16), patch_size=4, embed_dim=16, depth=1, num_heads=2)
@@ -39,7 +39,7 @@ class Elsewhere:
     """Batches whose keys have no values here."""
 
     batches: Batches
-    waited: float = 0.0
+    wait_seconds: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         batch = self.batches(step)
@@ -72,7 +72,7 @@ def test_a_view_is_shown_under_masks_that_differ(count: int, masking: Any) -> No
 def test_keys_are_drawn_from_the_order_and_not_read_from_the_device() -> None:
     views = replace(VIEWS, masks_per_image=2)
     several = training_batches(views, images(), Data(side=16), 12, CPU, Log())
-    assert isinstance(several, SeveralMasks)
+    assert isinstance(several, MultiMaskBatches)
     elsewhere = replace(several, batches=Elsewhere(several.batches))
     assert several.order(2).keys.tolist() != several.order(3).keys.tolist()
     for step in (0, 2):

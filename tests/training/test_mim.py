@@ -69,7 +69,7 @@ def test_the_mim_loss_equals_the_equation() -> None:
 def test_the_loss_of_two_codebooks_is_the_mean_of_the_losses_of_their_heads() -> None:
     """Each as of a model that has this head alone; what is drawn of the first is what it would be without a second."""
     alone, batch = mim().eval(), mim_batch()
-    both = MaskedImageModeling(build_mim(CONFIG, vocab_size=7, second=5)).eval()
+    both = MaskedImageModeling(build_mim(CONFIG, vocab_size=7, second_vocab_size=5)).eval()
     for name, value in alone.state_dict().items():
         assert torch.equal(value, both.state_dict()[name])
     assert batch.ids is not None
@@ -77,7 +77,7 @@ def test_the_loss_of_two_codebooks_is_the_mean_of_the_losses_of_their_heads() ->
     with torch.no_grad():
         found = both(dataclasses.replace(batch, second_ids=second_ids), STEP)
         first, only = alone(batch, STEP), both(batch, STEP)
-        both.model.take_second()
+        both.model.keep_second_head()
         second = both(dataclasses.replace(batch, ids=second_ids), STEP)
     assert float(only.loss_sum) == float(first.loss_sum)
     assert float(found.loss_sum) == pytest.approx((float(first.loss_sum) + float(second.loss_sum)) / 2)

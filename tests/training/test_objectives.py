@@ -134,7 +134,7 @@ def test_the_dalle_architecture_trains_in_the_same_way(hard: bool) -> None:
             tokens = gumbel_softmax(logits, gumbel, objective.temperature(5)).permute(0, 3, 1, 2)
             nll = reconstruction_loss("logit_laplace", batch.image, *built.distribution(tokens)).mean()
         assert float(output.metrics["nll"][0]) / 2 == pytest.approx(float(nll), rel=1e-4)
-    objective.follow(1)
+    objective.after_step(1)
     assert objective.unused.max() <= 1
 
 
@@ -148,7 +148,7 @@ def test_dead_codes_come_back_and_without_the_option_there_is_no_state() -> None
         before = built.encode(batch.image)
     for step in (1, 2):
         objective(batch, torch.tensor(step - 1))
-        objective.follow(step)
+        objective.after_step(step)
         after = built.encode(batch.image)
         assert torch.equal(after, before) == (step == 1)
     assert not {1, 4} & set(before.flatten().tolist())
@@ -167,7 +167,7 @@ def test_where_no_code_is_dead_the_network_is_left_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr("smalti.training.objectives.split", lambda *_: pytest.fail("nothing is dead"))
     objective = DiscreteVAEObjective(tokenizer(), Relaxation(dead_after=9), 10)
     objective(vae_batch(), STEP)
-    objective.follow(1)
+    objective.after_step(1)
     assert objective.unused.max() <= 1
 
 
@@ -175,7 +175,7 @@ def test_evaluating_leaves_what_follows_the_weights_alone() -> None:
     built, batch = tokenizer(), vae_batch()
     objective = DiscreteVAEObjective(built, Relaxation(dead_after=1), 10).eval()
     objective(batch, STEP)
-    objective.follow(1)
+    objective.after_step(1)
     assert objective.unused.tolist() == [0] * 6
 
 

@@ -96,27 +96,27 @@ def test_betas_and_eps_reach_the_optimiser() -> None:
 
 
 def test_the_schedule_warms_up_peaks_and_ends_where_it_should() -> None:
-    schedule = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1).rates(1000)
+    schedule = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1).lr_schedule(1000)
     assert [schedule(step) for step in (0, 50, 100, 550, 1000)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
 
 
 def test_the_decay_may_end_before_the_run_does() -> None:
-    schedule = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).rates(1000)
+    schedule = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1, decay_ratio=0.4).lr_schedule(1000)
     assert [schedule(step) for step in (100, 250, 400, 401, 1000)] == pytest.approx([1, 0.55, 0.1, 0.1, 0.1])
 
 
 def test_a_learning_rate_without_a_batch_is_absolute() -> None:
-    assert Optimiser(lr=0.3).at(64) == Optimiser(lr=0.3)
+    assert Optimiser(lr=0.3).scaled_to(64) == Optimiser(lr=0.3)
     assert Optimiser(lr=0.3).scaling(64) == ""
 
 
 @pytest.mark.parametrize(("batch_size", "factor"), [(64, 1 / 32), (2048, 1), (4096, 2)])
 def test_a_learning_rate_at_a_batch_is_in_proportion_to_that_of_the_run(batch_size: int, factor: float) -> None:
     meant = Optimiser(lr=1.5e-3, end_lr=1e-5, lr_batch_size=2048)
-    used = meant.at(batch_size)
+    used = meant.scaled_to(batch_size)
     assert (used.lr, used.end_lr) == pytest.approx((1.5e-3 * factor, 1e-5 * factor))
-    assert used.at(batch_size) == used
-    peak = used.rates(800)
+    assert used.scaled_to(batch_size) == used
+    peak = used.lr_schedule(800)
     assert max(peak(step) for step in range(801)) == pytest.approx(1.5e-3 * factor)
 
 
@@ -127,7 +127,7 @@ def test_the_scaling_is_said_in_a_line() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_short_runs_have_a_schedule_too(steps: int) -> None:
-    schedule = Optimiser(lr=1.0, warmup_ratio=0.99).rates(steps)
+    schedule = Optimiser(lr=1.0, warmup_ratio=0.99).lr_schedule(steps)
     assert schedule(steps) == pytest.approx(1e-5)
     assert schedule(schedule.warmup) == 1.0
 
@@ -208,5 +208,5 @@ def test_the_first_step_of_a_layer_is_as_long_as_its_rate() -> None:
 
 
 def test_a_constant_schedule_stays_at_the_rate_of_its_warm_up() -> None:
-    rates = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1, schedule="constant").rates(100)
+    rates = Optimiser(lr=1.0, end_lr=0.1, warmup_ratio=0.1, schedule="constant").lr_schedule(100)
     assert [rates(step) for step in (0, 5, 10, 50, 99, 200)] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]

@@ -29,7 +29,7 @@ class Lines(Log):
 class Numbered:
     """Batches that are not looked at."""
 
-    waited = 0.5
+    wait_seconds = 0.5
 
     def __init__(self) -> None:
         self.closed = False
@@ -49,7 +49,7 @@ def train(tmp_path: Path, profiled: int, steps: int) -> tuple[list[str], Numbere
     for step in range(steps):
         assert recorded(step) is batches(step)
         (square @ square).add_(1)
-    assert recorded.waited == 0.5
+    assert recorded.wait_seconds == 0.5
     recorded.close()
     return log.lines, batches
 

@@ -46,7 +46,7 @@ def test_the_loss_equals_the_equation(config: VQ | FSQ, likelihood: Literal["log
         output = QuantisedObjective(built, likelihood)(given, STEP)
         points = built.points(given.image)
         values = built.values(built.encode(given.image))
-        mean, log_scale = built.pixels(built.from_code(values.permute(0, 3, 1, 2)))
+        mean, log_scale = built.pixel_distribution(built.from_code(values.permute(0, 3, 1, 2)))
     triples = zip(*(x.flatten().tolist() for x in (given.image, mean, log_scale)), strict=True)
     cost = np.mean([oracles.reconstruction_loss(likelihood, *triple) for triple in triples])
     gap = float((points.double() - values.double()).square().sum(-1).mean())
@@ -69,8 +69,8 @@ def test_the_gradient_of_a_point_is_that_of_its_value() -> None:
     built, given = tokenizer(dataclasses.replace(VECTORS, commitment=0.0)), batch()
     points = built.points(given.image).detach().requires_grad_(True)
     values = built.values(built.nearest(points)).detach().requires_grad_(True)
-    built.reconstructed(points, built.nearest(points))[0].square().sum().backward()
-    built.pixels(built.from_code(values.permute(0, 3, 1, 2)))[0].square().sum().backward()
+    built.reconstruct(points, built.nearest(points))[0].square().sum().backward()
+    built.pixel_distribution(built.from_code(values.permute(0, 3, 1, 2)))[0].square().sum().backward()
     assert points.grad is not None
     assert values.grad is not None
     torch.testing.assert_close(points.grad, values.grad)
@@ -79,20 +79,20 @@ def test_the_gradient_of_a_point_is_that_of_its_value() -> None:
 def test_the_codebook_follows_the_points_of_a_training_step_once() -> None:
     built, given = tokenizer(VECTORS), batch()
     assert isinstance(built, VectorQuantised)
-    objective, before = QuantisedObjective(built), built.book
+    objective, before = QuantisedObjective(built), built.codebook
     before = type(before)(*(value.clone() for value in before))
     objective(given, STEP)
     assert torch.equal(built.codes, before.codes)
     with torch.no_grad():
         points, ids = built.points(given.image).flatten(0, 2), built.encode(given.image).flatten()
-    objective.follow(1)
+    objective.after_step(1)
     codes, sizes, sums = (value.double().numpy() for value in before[:3])
     unused, at = before.unused.numpy(), points.double().numpy()
     expected = oracles.follow_codebook(codes, sizes, sums, unused, at, ids.numpy(), 0.99)
-    for ours, theirs in zip(built.book, expected, strict=True):
+    for ours, theirs in zip(built.codebook, expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
     now = built.codes.clone()
-    objective.follow(2)
+    objective.after_step(2)
     assert torch.equal(built.codes, now)
 
 
@@ -101,7 +101,7 @@ def test_evaluating_does_not_move_the_codebook() -> None:
     assert isinstance(built, VectorQuantised)
     objective, before = QuantisedObjective(built).eval(), built.sums.clone()
     objective(batch(), STEP)
-    objective.follow(1)
+    objective.after_step(1)
     assert torch.equal(built.sums, before)
 
 

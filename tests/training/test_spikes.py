@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from smalti.training.trainer import Spikes
+from smalti.training.trainer import SpikeDetector
 
 
 def fed(losses: list[float]) -> list[str]:
-    spikes = Spikes()
-    return [line for step, loss in enumerate(losses) if (line := spikes.note(step, loss))]
+    spikes = SpikeDetector()
+    return [line for step, loss in enumerate(losses) if (line := spikes.check(step, loss))]
 
 
 def test_a_loss_far_above_the_others_is_worth_a_line() -> None:

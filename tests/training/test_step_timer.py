@@ -14,10 +14,10 @@ class Made:
     """Batches that take their time, on paper."""
 
     def __init__(self, clock: "Clock", reading: float, tokenizing: float) -> None:
-        self.clock, self.reading, self.tokenizing, self.waited = clock, reading, tokenizing, 7.0
+        self.clock, self.reading, self.tokenizing, self.wait_seconds = clock, reading, tokenizing, 7.0
 
     def __call__(self, step: int) -> Batch:
-        self.waited += self.reading
+        self.wait_seconds += self.reading
         self.clock.now += self.reading + self.tokenizing
         return None  # type: ignore[return-value]
 

@@ -33,7 +33,7 @@ class Kept:
         self.opened.append(run_id)
         return self
 
-    def forget_after(self, step: int) -> bool:
+    def truncate_after(self, step: int) -> bool:
         if self.forgets:
             self.steps = [one for one in self.steps if one[0] <= step]
         return self.forgets
@@ -106,7 +106,7 @@ def test_a_tracker_that_hangs_keeps_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("smalti.training.tracking._END", 0.05)
-    monkeypatch.setattr("smalti.training.tracking._MOST_WAITING", 2)
+    monkeypatch.setattr("smalti.training.tracking._MAX_WAITING", 2)
     hanging, tracker = threading.Event(), Kept()
     tracker.scalars = lambda *_: bool(hanging.wait(20))  # type: ignore[method-assign,assignment]
     told(tracker, tmp_path, list(range(1, 9)))

@@ -29,13 +29,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 
-_WORTH_IT = 1.5
+_MIN_BF16_SPEEDUP = 1.5
 """bf16 is chosen where its matrix products are at least this much faster than fp32, which pays for the conversions."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`."""
 _NEVER = 2**31 - 1
 Compile: TypeAlias = Literal["auto", "on", "off"]
-_PAYS_FROM = 2000
+_MIN_COMPILED_STEPS = 2000
 """Number of steps from which `auto` compiles; that takes half a minute, and steps are about 1.4 times as fast."""
 
 
@@ -94,7 +94,7 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
         fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         return Compute(chosen, torch.bfloat16 if fast else torch.float32)
     fp32, bf16 = (_gflops(kind, torch.get_num_threads()) for kind in (torch.float32, torch.bfloat16))
-    dtype = torch.bfloat16 if bf16 > _WORTH_IT * fp32 else torch.float32
+    dtype = torch.bfloat16 if bf16 > _MIN_BF16_SPEEDUP * fp32 else torch.float32
     return Compute(chosen, dtype, (("fp32", fp32), ("bf16", bf16)))
 
 
@@ -187,7 +187,7 @@ def should_compile(wanted: Compile, steps: int, device: torch.device) -> bool:
     """Resolve `auto`: True for runs that are long enough, on a CPU only where there is a C++ compiler."""
     if wanted != "auto":
         return wanted == "on"
-    return steps >= _PAYS_FROM and (device.type == "cuda" or (device.type == "cpu" and has_compiler()))
+    return steps >= _MIN_COMPILED_STEPS and (device.type == "cuda" or (device.type == "cpu" and has_compiler()))
 
 
 def has_compiler() -> bool:

@@ -40,11 +40,11 @@ class Batches(Protocol):
     """The batch of each step, counted from 0.
 
     Attributes:
-        waited: seconds spent waiting for images so far.
+        wait_seconds: seconds spent waiting for images so far.
     """
 
     @property
-    def waited(self) -> float: ...
+    def wait_seconds(self) -> float: ...
 
     def __call__(self, step: int) -> "Batch": ...
 
@@ -209,5 +209,9 @@ class Objective(nn.Module):
         """Loss and metrics; schedules (temperature, KL weight) are functions of `step`, so they need no state."""
         raise NotImplementedError
 
-    def follow(self, step: int) -> None:
-        """Update after the weights what is no weight, such as an EMA codebook; `step` is the number of steps done."""
+    def after_step(self, step: int) -> None:
+        """Called after each optimiser step: update what has no gradient, such as an EMA codebook.
+
+        Args:
+            step: number of optimiser steps done.
+        """

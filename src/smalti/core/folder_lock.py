@@ -17,7 +17,7 @@ _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder. A lock file that a dead process has left does not block.
 
     Some network file systems have no locks; there, users must see to it themselves that only one process writes.
@@ -44,7 +44,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Wait until nobody else is in here for a folder, where the file system knows locks; it leaves no file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -86,7 +86,7 @@ def is_written(folder: Path) -> bool:
     return True
 
 
-def own_name() -> str:
+def process_name() -> str:
     """The name of this process in lock files."""
     return f"{os.getpid()} on {os.uname().nodename}"
 
@@ -103,7 +103,7 @@ def _acquire(path: Path) -> int:
             if _is_still(path, descriptor):
                 if os.fstat(descriptor).st_nlink == 1:
                     os.truncate(descriptor, 0)
-                    os.write(descriptor, f"{own_name()}\n".encode())
+                    os.write(descriptor, f"{process_name()}\n".encode())
                     return descriptor
                 path.unlink()  # the file has another name, and what is in it is not ours to replace
         except BaseException:

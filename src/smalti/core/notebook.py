@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-_MOST = 8
+_MAX_ITEMS = 8
 """Elements of a list, or of a table inside a table, that are shown."""
 _SHAPE = "text-align: left; vertical-align: top; font-variant-numeric: tabular-nums"
 
@@ -31,11 +31,11 @@ def facts_table(facts: Mapping[str, Any], title: str = "") -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
-        first = dict(list(value.items())[:_MOST])
-        return facts_table(first) + (f"and {len(value) - _MOST} more" if len(value) > _MOST else "")
+        first = dict(list(value.items())[:_MAX_ITEMS])
+        return facts_table(first) + (f"and {len(value) - _MAX_ITEMS} more" if len(value) > _MAX_ITEMS else "")
     if isinstance(value, list | tuple):
-        shown = ", ".join(map(_cell, value[:_MOST]))
-        return shown + (f", and {len(value) - _MOST} more" if len(value) > _MOST else "")
+        shown = ", ".join(map(_cell, value[:_MAX_ITEMS]))
+        return shown + (f", and {len(value) - _MAX_ITEMS} more" if len(value) > _MAX_ITEMS else "")
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):

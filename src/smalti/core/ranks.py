@@ -33,7 +33,7 @@ def restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
-def named(number: int) -> str:
+def rank_name(number: int) -> str:
     """A rank as messages name it: `rank 1 of 4`."""
     return f"rank {number} of {world_size()}"
 

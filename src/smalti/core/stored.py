@@ -115,10 +115,10 @@ def parse_json(text: bytes | str, finite: bool = True) -> Any:
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_without_twins,
-            parse_int=_whole,
-            parse_float=_finite if finite else float,
-            parse_constant=_no_number if finite else float,
+            object_pairs_hook=_reject_duplicate_keys,
+            parse_int=_parse_int,
+            parse_float=_parse_float if finite else float,
+            parse_constant=_reject_constant if finite else float,
         )
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not JSON: {error}") from error
@@ -126,7 +126,7 @@ def parse_json(text: bytes | str, finite: bool = True) -> Any:
         raise ValueError("it is nested too deeply") from error
     level = [value]
     for _ in range(_MAX_DEPTH):
-        level = [inner for item in level for inner in _inside(item)]
+        level = [inner for item in level for inner in _children(item)]
     if level:
         raise ValueError("it is nested too deeply")
     return value
@@ -141,7 +141,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
     return dict(_verified(path))
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether `read_folder` would accept the folder. One file at a time is in memory."""
     try:
         for _ in _verified(path):
@@ -164,25 +164,25 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"a number has {len(digits)} digits")
     return int(digits)
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        _no_number(text[:_MAX_DIGITS])
+        _reject_constant(text[:_MAX_DIGITS])
     return value
 
 
-def _no_number(text: str) -> NoReturn:
+def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no finite number")
 
 
@@ -222,7 +222,7 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     return entries
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without duplicate keys."""
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a key is there twice")

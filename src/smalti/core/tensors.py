@@ -26,12 +26,12 @@ _NO_WEIGHTS = {
 }
 
 
-def saved(tensors: Mapping[str, Tensor]) -> bytes:
+def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
     """The content of a file with these tensors, by name, from whichever device."""
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
-def tensors_of(data: bytes) -> dict[str, Tensor]:
+def from_safetensors(data: bytes) -> dict[str, Tensor]:
     """The tensors in the content of a file, by name.
 
     Raises:
@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name; the file is memory-mapped.
 
     Raises:
-        ValueError: as in `tensors_of`.
+        ValueError: as in `from_safetensors`.
         OSError: it cannot be read, or is no ordinary file.
     """
     with open_stored(path, follow=True) as file:

@@ -15,7 +15,7 @@ from smalti.data.reading import even_sample
 from smalti.data.splits import UnionFind
 
 _BANDS = 4
-_MOST_JUDGED, _MOST_ALIKE = 1000, 10_000
+_MAX_TEST, _MAX_ALIKE = 1000, 10_000
 _MAX_BAND = 4096
 """Different hashes in a band beyond which only equal ones are found; millions of nearly empty pictures get there."""
 
@@ -40,7 +40,7 @@ def copies(images: ImageDataset) -> NDArray[np.int64]:
 
 
 class Overlap(NamedTuple):
-    """How many of the images that a result is of are among those that are learned from too, and of how many."""
+    """How many of the images that a result is of are training images too, and of how many."""
 
     shared: int
     looked_at: int
@@ -50,18 +50,18 @@ class Overlap(NamedTuple):
         return f"{many} {self.looked_at} test images are among the training images too, which flatters the result"
 
 
-def overlap(learned: ImageDataset, judged: ImageDataset) -> Overlap:
-    """Find the images of `judged` among those of `learned`: by their pixels if both are in memory, else by their files.
+def overlap(train: ImageDataset, test: ImageDataset) -> Overlap:
+    """Find the images of `test` among those of `train`: by their pixels if both are in memory, else by their files.
 
-    Of files, up to 1000 of `judged` are looked at, and of `learned` up to 10 000 that have the length of one of these.
+    Of files, up to 1000 of `test` are compared, and of `train` up to 10 000 that have the length of one of these.
     """
-    if learned.pixels is not None and judged.pixels is not None:
-        found = np.isin(content_digests(judged), content_digests(learned))
+    if train.pixels is not None and test.pixels is not None:
+        found = np.isin(content_digests(test), content_digests(train))
         return Overlap(int(found.sum()), len(found))
-    wanted = [_file(judged, place) for place in even_sample(len(judged), _MOST_JUDGED)]
+    wanted = [_file(test, place) for place in even_sample(len(test), _MAX_TEST)]
     lengths = {length for length, _ in wanted}
-    alike = [place for place in range(len(learned)) if learned.length(place) in lengths]
-    known = {_file(learned, alike[at]) for at in even_sample(len(alike), _MOST_ALIKE)}
+    alike = [place for place in range(len(train)) if train.length(place) in lengths]
+    known = {_file(train, alike[at]) for at in even_sample(len(alike), _MAX_ALIKE)}
     return Overlap(sum(one in known for one in wanted if one[0]), len(wanted))
 
 

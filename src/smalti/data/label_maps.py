@@ -25,7 +25,7 @@ from smalti.data.datasets.labels import NONE
 from smalti.data.decode import read_file, turn_of, upright
 from smalti.data.loader import SampledBatch, Views, views_of
 from smalti.data.mask_ids import Chosen, MaskTurn, colours_of, is_voc, mask_turn, nearest
-from smalti.data.reading import each, even_sample
+from smalti.data.reading import even_sample, map_images
 from smalti.data.transforms.views import Box, TwoViews
 from smalti.data.values import Window
 from smalti.functional.metrics import VOID
@@ -252,7 +252,7 @@ class SegmentationDataset(Subset):
 
         found, counts = dict[int, Path](), np.zeros(256, np.int64)
         colours = dict[int, tuple[int, ...]]()
-        with each(look, range(len(self)), log, f"read {self.masks}") as masks:
+        with map_images(look, range(len(self)), log, f"read {self.masks}") as masks:
             for index, result in masks:
                 if isinstance(result, DataError):
                     raise result

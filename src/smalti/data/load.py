@@ -23,18 +23,18 @@ from smalti.data.bad_files import FLAG, BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_noted, open_source, read_as
+from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_source, open_with_notes, read_as
 from smalti.data.datasets.prepared import is_prepared, prepared_window
 from smalti.data.formats import channels_remedy, other_channels
 from smalti.data.groups import GROUP, numbered, require_group, together
-from smalti.data.reading import attempt, each, even_sample, measured_window, read_square, square, value_notes
-from smalti.data.splits import put_aside
+from smalti.data.reading import even_sample, map_images, measured_window, read_square, square, try_read, value_notes
+from smalti.data.splits import hold_out
 from smalti.data.values import AskedWindow, Window, require_channels, require_window
 
 Train = TypeVar("Train", bound=ImageDataset, covariant=True)
 HeldOut = TypeVar("HeldOut", bound=ImageDataset, covariant=True)
 
-_MOST_HELD_OUT = 5000
+_MAX_HELD_OUT = 5000
 """Of streamed images no more are held out: these are kept in memory."""
 
 Memory: TypeAlias = Literal["auto", "resident", "stream"]
@@ -130,34 +130,34 @@ class Data(ReadOptions):
         """
         if self.path == EMBEDDED:
             return self.load(log)
-        source = self.grouped(self.noted_source(self.path, log))
+        source = self.grouped(self.source_with_notes(self.path, log))
         if labelled and source.classes:
             source = source.labelled()
         if self.fits(min(len(source), self.limit or len(source))):
-            return self._divided(source, log, bad_files)
+            return self._split_in_memory(source, log, bad_files)
         if source.in_order:
             cause = "Parquet files and addresses are read in order only"
             fix = "make a fast copy once: smalti prepare DATA --out SHARDS; or use --data.memory resident"
             raise DataError(f"cannot stream {shown(self.path)}", cause=cause, fix=fix)
         positions = np.array(even_sample(len(source), self.limit))
         train, aside = np.arange(len(positions)), np.arange(0)
-        held_out = self._validation(source.classes, log, _MOST_HELD_OUT)
+        held_out = self._validation(source.classes, log, _MAX_HELD_OUT)
         if held_out is None:
-            train, aside = put_aside(
-                _at_least_two(len(positions)), self.held_out, 0, _MOST_HELD_OUT, together(source.select(positions))
+            train, aside = hold_out(
+                _at_least_two(len(positions)), self.held_out, 0, _MAX_HELD_OUT, together(source.select(positions))
             )
         log.say(f"{len(train)} images are streamed; crops are cut from the whole pictures")
         if held_out is None:
-            some = aside[even_sample(len(aside), _MOST_HELD_OUT)]  # a group is put aside whole, however large
+            some = aside[even_sample(len(aside), _MAX_HELD_OUT)]  # a group is put aside whole, however large
             held_out = replace(self, limit=None)._read(source.select(positions[some]), log)
-        learnt = source.select(positions[train])
-        return TrainingData(learnt, held_out, self.noted(learnt, log, bad_files))
+        train_images = source.select(positions[train])
+        return TrainingData(train_images, held_out, self.bad_files_record(train_images, log, bad_files))
 
     def load(self, log: Log, bad_files: Path | None = None) -> InMemoryData:
         """Read all images into memory. Arguments and errors are those of `open`."""
         if self.path == EMBEDDED:
             return TrainingData(self._fitted(embedded("train")), self._fitted(embedded("test")))
-        return self._divided(self.grouped(self.noted_source(self.path, log)), log, bad_files)
+        return self._split_in_memory(self.grouped(self.source_with_notes(self.path, log)), log, bad_files)
 
     def _read(self, source: ImageDataset, log: Log, bad_files: Path | None = None) -> InMemoryDataset:
         images = read_source(source, self, log, bad_files)
@@ -165,17 +165,17 @@ class Data(ReadOptions):
             log.say(f"note: {note}")
         return images
 
-    def noted(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
+    def bad_files_record(self, train: ImageDataset, log: Log, path: Path | None) -> BadFiles:
         """The record of unreadable images while `train` is streamed."""
         return BadFiles(len(train), train.name, log, path, self.max_bad_fraction, self.on_bad_image)
 
-    def settled(self, images: AnyImages) -> "Data":
+    def resolved(self, images: AnyImages) -> "Data":
         """The same, with `memory` set as decided: a run resumed on another machine must not decide differently."""
         if images.bad_files is not None:
             return replace(self, memory="stream")
         return self if images.train.pixels is None else replace(self, memory="resident")
 
-    def _divided(self, source: ImageDataset, log: Log, bad_files: Path | None) -> InMemoryData:
+    def _split_in_memory(self, source: ImageDataset, log: Log, bad_files: Path | None) -> InMemoryData:
         """All images in memory: those of the validation split are held out, or where there is none a share."""
         images = self._read(source, log, bad_files)
         held_out = self._validation(images.classes, log)
@@ -189,14 +189,14 @@ class Data(ReadOptions):
         if not path:
             return None
         some = replace(self, limit=min(filter(None, (self.limit, most)), default=None))
-        return renumbered(read_source(self.noted_source(path, log), some, log), classes)
+        return renumbered(read_source(self.source_with_notes(path, log), some, log), classes)
 
     @classmethod
     def reading(cls, path: str, channels: int, options: ReadOptions, window: AskedWindow = None) -> "Data":
         """Settings that read DATA with these options, of whatever verb they are."""
         return cls(path, channels, window=window, **read_as(options))
 
-    def source(self, path: str, log: Log | None = None, part: Part = "learned") -> ImageDataset:
+    def source(self, path: str, log: Log | None = None, part: Part = "train") -> ImageDataset:
         """The dataset at `path`, read as these settings say; raises as `open_source` and `measured_window`."""
         return open_source(path, self.channels, log, self, part, self.measured(log).known_window)
 
@@ -206,9 +206,9 @@ class Data(ReadOptions):
             source.groups = numbered(source, self.group)
         return source
 
-    def noted_source(self, path: str, log: Log) -> ImageDataset:
-        """The same, and what a user should know of it is said."""
-        return open_noted(path, self.channels, log, self, window=self.measured(log).known_window)
+    def source_with_notes(self, path: str, log: Log) -> ImageDataset:
+        """The same as `source`, with its notes in the log: splits, what is left out, pages that are not read."""
+        return open_with_notes(path, self.channels, log, self, window=self.measured(log).known_window)
 
     @property
     def known_window(self) -> Window | None:
@@ -267,7 +267,7 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
     pixels = np.empty((len(positions), data.channels, data.side, data.side), np.uint8)
     labels: list[int] = []
     kept: list[int] = []
-    with each(lambda place: read_square(source, place, data.side), positions, log, "read images") as found:
+    with map_images(lambda place: read_square(source, place, data.side), positions, log, "read images") as found:
         for position, result in found:
             if isinstance(result, DataError):
                 failed[source.name(position)] = result.cause
@@ -297,7 +297,7 @@ def split_held_out(images: InMemoryDataset, share: float) -> InMemoryData:
 
     The others are shuffled once, so that the first thousand, used to initialise a tokenizer, are of all classes.
     """
-    train, aside = put_aside(_at_least_two(len(images)), share, 0, groups=together(images))
+    train, aside = hold_out(_at_least_two(len(images)), share, 0, groups=together(images))
     return TrainingData(images.select(train[permutation(0, 0, len(train))]), images.select(aside))
 
 
@@ -314,7 +314,7 @@ def official_splits(path: str, test: str, follow: FollowLinks = "inside") -> tup
         require(not test, f"test images {test}, and the embedded ones have their own", "leave --test out")
         return path, test
     layout = read_layout(path, follow)
-    return layout.learned, test or layout.judged
+    return layout.train, test or layout.test_or_validation
 
 
 def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
@@ -324,9 +324,10 @@ def load_splits(data: Data, train: str, test: str, log: Log) -> InMemoryData:
         DataError: the training images have labels, and the test images have none, or others.
     """
     log.say(f"training images from {train}, test images from {test}")
-    learnt = read_source(data.grouped(data.noted_source(train, log)), data, log)
-    judged = read_source(data.noted_source(test, log), data, log)
-    return TrainingData(learnt, _like(judged.select(permutation(0, 0, len(judged))), learnt.classes, test))
+    train_images = read_source(data.grouped(data.source_with_notes(train, log)), data, log)
+    test_images = read_source(data.source_with_notes(test, log), data, log)
+    order = permutation(0, 0, len(test_images))
+    return TrainingData(train_images, _like(test_images.select(order), train_images.classes, test))
 
 
 def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemoryDataset:
@@ -369,7 +370,7 @@ def affordable(data: Data, seconds: float, trial: int = 16) -> int:
     source = data.source(data.path)
 
     def look(position: int) -> Sample | DataError:
-        return attempt(lambda place: read_square(source, place, data.side), position)
+        return try_read(lambda place: read_square(source, place, data.side), position)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(usable_processors()) as threads:

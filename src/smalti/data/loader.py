@@ -25,11 +25,11 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.transforms.augment import Render, channel_means, colour_matrix, mirrored, recolour, resample
 from smalti.data.transforms.views import Crop, TwoViews
-from smalti.data.workers.jobs import Inline, Job, Renderer, Task
+from smalti.data.workers.jobs import InlineRenderer, Job, Renderer, Task
 from smalti.data.workers.workers import Workers
 from smalti.functional.masking import mask_index
 
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class Loader:
     Attributes:
         masking, grid: what to mask; None where nothing is masked.
         ahead: number of batches to prefetch beyond the requested one.
-        waited: seconds the caller has waited for batches to be made.
+        wait_seconds: seconds the caller has waited for batches to be made.
     """
 
     view_source: ViewSource
@@ -145,13 +145,13 @@ class Loader:
     masking: Masking | None = None
     grid: Grid = (0, 0)
     ahead: int = 2
-    waited: float = field(default=0.0, init=False, compare=False)
+    wait_seconds: float = field(default=0.0, init=False, compare=False)
 
     def __call__(self, step: int) -> Batch:
         began = time.perf_counter()
         self.view_source.prefetch([self.order(step + later) for later in range(self.ahead + 1)])
         batch = self.at(self.order(step))
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - began
         return batch
 
     def close(self) -> None:
@@ -291,7 +291,7 @@ def open_renderer(
     num_workers = default_workers(device) if data.num_workers is None else data.num_workers
     avoid = frozenset(quarantined)
     if num_workers == 0:
-        return Inline(job, quarantined=avoid)
+        return InlineRenderer(job, quarantined=avoid)
     log.say(f"data workers: {num_workers}")
     return Workers(job, batch_size, num_workers, timeout=data.worker_timeout, quarantined=avoid, say=log.say)
 
@@ -302,4 +302,4 @@ def default_workers(device: torch.device) -> int:
     The processes on a machine share its cores; one that is bound to some has these.
     """
     cores = max(1, min(usable_processors(), (os.cpu_count() or 1) // local_world_size()))
-    return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MOST_WORKERS))
+    return max(1, cores // 4) if device.type == "cpu" else max(1, min(cores - 1, _MAX_WORKERS))

@@ -17,9 +17,9 @@ OtherIds: TypeAlias = Literal["refuse", "nearest", "void"]
 MaskTurn: TypeAlias = Literal["auto", "stored", "upright"]
 """How masks of photographs lie that their EXIF tag turns: as the pixels are stored, or as they are shown."""
 
-_LEAST_SHARE = 0.05
+_MIN_SHARE = 0.05
 """Among values with gaps, of the second most frequent one: rarer ones are those between classes at smooth edges."""
-_MOST_LISTED = 12
+_MAX_LISTED = 12
 _TURNED = (5, 6, 7, 8)
 
 
@@ -56,7 +56,7 @@ def choose_ids(counts: Int64[np.ndarray, "256"], void: int) -> Chosen:
         return Chosen(tuple(ids.tolist()), "refuse")
     if len(found) < 2:
         raise DataError("no classes in the masks", cause=f"all of their pixels are {', '.join(map(str, found))}")
-    frequent = found[counts[found] >= _LEAST_SHARE * np.sort(counts)[-2]]
+    frequent = found[counts[found] >= _MIN_SHARE * np.sort(counts)[-2]]
     others: OtherIds = "refuse" if len(frequent) == len(found) else ("nearest" if len(frequent) == 2 else "void")
     return Chosen(tuple(frequent.tolist()), others)
 
@@ -65,8 +65,8 @@ def describe_ids(counts: Int64[np.ndarray, "256"], chosen: Chosen) -> str:
     """The values found with their shares, and what they are taken for, in a line."""
     share = counts / counts.sum()
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    listed = ", ".join(f"{number} {share[number]:.2%}" for number in sorted(order[:_MOST_LISTED].tolist()))
-    more = f" and {len(order) - _MOST_LISTED} rarer ones" if len(order) > _MOST_LISTED else ""
+    listed = ", ".join(f"{number} {share[number]:.2%}" for number in sorted(order[:_MAX_LISTED].tolist()))
+    more = f" and {len(order) - _MAX_LISTED} rarer ones" if len(order) > _MAX_LISTED else ""
     classes = " ".join(map(str, chosen.ids))
     rest = {"refuse": "", "nearest": "; others count as the nearest", "void": "; others are void"}[chosen.other]
     return f"values in the masks: {listed}{more}; classes are {classes}{rest} (another choice: --task.ids)"

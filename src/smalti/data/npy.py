@@ -12,7 +12,7 @@ from smalti.data.formats import MAX_CHANNELS, FormatError
 MAGIC = b"\x93NUMPY\x01\x00"
 _START = 128  # offset of the pixels that are written; NumPy pads its headers to a multiple of 64 bytes
 _FIRST = len(MAGIC) + 2
-_LONGEST = 256
+_MAX_HEADER = 256
 _HEADER = re.compile(
     rb"\{'descr': '(?P<type>[|<>](u1|[ui][24]|f[248]))', 'fortran_order': (?P<order>True|False),"
     rb" 'shape': \((?P<shape>\d{1,9}(, \d{1,9})*),?\), ?\} *\n"
@@ -58,7 +58,7 @@ def decode(data: bytes) -> Shaped[np.ndarray, "H W C"]:
 
 def _parse(data: bytes) -> _Array:
     start = _FIRST + int.from_bytes(data[len(MAGIC) : _FIRST], "little")
-    found = _HEADER.fullmatch(data, _FIRST, min(start, _LONGEST))
+    found = _HEADER.fullmatch(data, _FIRST, min(start, _MAX_HEADER))
     if found is None:
         raise FormatError("an array of other values than H x W x C integers or floats")
     sides = tuple(map(int, found["shape"].split(b",")))

@@ -31,15 +31,15 @@ Normalisation: TypeAlias = Literal["half", "imagenet", "auto"]
 """0.5 for everything (the released code's default), ImageNet's, or as measured."""
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_MOST_IMAGES = 10_000
-_LEAST_STD = 1e-3
-_MOST_LOOKED_AT = 16
+_MAX_IMAGES = 10_000
+_MIN_STD = 1e-3
+_MAX_LOOKED_AT = 16
 _MEASURED, _VALUES_OF_EACH = 256, 4096
 """Images whose values are looked at, and values of each, at most."""
 _INSIDE = (0.001, 0.999)
 """The quantiles that become black and white."""
 GREY = "one is enough (channels 1, in tokenizer and backbone too): a third of the memory, steps hardly shorter"
-LEAST_RANGE = 0.08
+MIN_RANGE = 0.08
 """Images that use less of the range of values are worth a note: 12 bits in files of 16 use 6 % at most."""
 _MANY_DARK = 0.05
 """The share of nearly black images from which they are worth a note."""
@@ -48,7 +48,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @contextmanager
-def each(
+def map_images(
     look: Callable[[int], T], positions: Sequence[int], log: Log, title: str
 ) -> Iterator[Iterable[tuple[int, T | DataError]]]:
     """Call `look` for images with one thread per core, with progress: yields positions with the result or the error.
@@ -62,7 +62,7 @@ def each(
         ThreadPoolExecutor(usable_processors()) as threads,
     ):
         warnings.simplefilter("ignore")
-        results = in_order(threads, lambda position: attempt(look, position), positions)
+        results = ordered_map(threads, lambda position: try_read(look, position), positions)
         try:
             yield _counted(zip(positions, results, strict=True), bar)
         finally:
@@ -77,13 +77,13 @@ def _counted(results: Iterable[tuple[int, T | DataError]], bar: Bar) -> Iterator
         bar.update(number, f"{unreadable} unreadable" if unreadable else "")
 
 
-def in_order(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
+def ordered_map(threads: Executor, function: Callable[[int], T], items: Sequence[int], ahead: int = 256) -> Iterator[T]:
     """`map` on threads, at most `ahead` items ahead of the consumer, so that many results do not fill the memory."""
     for start in range(0, len(items), ahead):
         yield from threads.map(function, items[start : start + ahead])
 
 
-def attempt(look: Callable[[int], T], position: int) -> T | DataError:
+def try_read(look: Callable[[int], T], position: int) -> T | DataError:
     """The result of `look` for a position, or its DataError."""
     try:
         return look(position)
@@ -167,18 +167,18 @@ def channels_in(source: ImageDataset) -> int:
     """The channels of the images, as those of some are: 3 unless all of them have another number; grey counts as 3."""
     if source.pixels is not None:
         return source.channels
-    places = even_sample(len(source), _MOST_LOOKED_AT)
-    found = {attempt(lambda place: channels_of(source.read(place), source.name(place)), place) for place in places}
+    places = even_sample(len(source), _MAX_LOOKED_AT)
+    found = {try_read(lambda place: channels_of(source.read(place), source.name(place)), place) for place in places}
     counts = {count for count in found if isinstance(count, int)}
     return counts.pop() if len(counts) == 1 and not counts & {1, 3} else 3
 
 
-def some_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
+def sample_squares(images: ImageDataset, count: int, side: int) -> UInt8[Tensor, "B C H W"]:
     """About `count` images as squares: the first resident ones, or readable stored ones, evenly spaced."""
     if images.pixels is not None:
         return images.pixels[:count]
     positions = even_sample(len(images), count)
-    with each(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
+    with map_images(lambda position: read_square(images, position, side), positions, Log(), "look") as found:
         results = [result for _, result in found]
     pixels = [result.image for result in results if not isinstance(result, DataError)]
     if not pixels:
@@ -199,7 +199,7 @@ def statistics(kind: Normalisation, images: ImageDataset, channels: int, side: i
     """
     if kind != "auto":
         return fixed_statistics(kind, channels)
-    return measured(some_squares(images, _MOST_IMAGES, side))
+    return measure_statistics(sample_squares(images, _MAX_IMAGES, side))
 
 
 def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statistics:
@@ -214,7 +214,7 @@ def fixed_statistics(kind: Literal["half", "imagenet"], channels: int) -> Statis
     return _IMAGENET
 
 
-def measured(images: torch.Tensor) -> Statistics:
+def measure_statistics(images: torch.Tensor) -> Statistics:
     """Statistics of uint8 images (B, C, H, W), rounded to four digits, so that the last bits of a sum do not matter."""
     total, squares, count = torch.zeros(images.shape[1]).double(), torch.zeros(images.shape[1]).double(), 0
     for part in images.split(256):
@@ -223,7 +223,7 @@ def measured(images: torch.Tensor) -> Statistics:
         squares += pixels.square().sum((0, 2, 3))
         count += pixels[:, 0].numel()
     mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_LEAST_STD)
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_MIN_STD)
     return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())
 
 
@@ -244,7 +244,7 @@ def measured_window(source: ImageDataset, log: Log) -> Window:
         values = stored_values(source.read(position), source.name(position), source.channels).reshape(-1, bands)
         return values[:: max(1, len(values) // _VALUES_OF_EACH)]
 
-    with each(some_values, positions, log, "measure values") as found:
+    with map_images(some_values, positions, log, "measure values") as found:
         results = [result for _, result in found]
     values = [result for result in results if not isinstance(result, DataError)]
     kinds = sorted({str(part.dtype.newbyteorder("=")) for part in values})
@@ -277,11 +277,11 @@ def value_notes(images: UInt8[Tensor, "n C H W"]) -> list[str]:
     low, high = (int((counts < share).sum()) for share in _INSIDE)
     if high == low:
         return [f"almost every pixel of these images has the value {low} of 255: there is nothing to learn"]
-    if high - low < LEAST_RANGE * 255:
+    if high - low < MIN_RANGE * 255:
         share = (high - low) / 255
         return [f"the values of these images use {share:.1%} of their range; --data.window auto makes it all of it"]
     brightest = some.flatten(1).amax(1)
-    dark = float(((brightest > 0) & (brightest < LEAST_RANGE * 255)).float().mean())
+    dark = float(((brightest > 0) & (brightest < MIN_RANGE * 255)).float().mean())
     notes = [f"{dark:.0%} of these images are nearly black; smalti check says whether --data.window mends it"]
     notes = notes if dark >= _MANY_DARK else []
     if some.shape[1] == 3 and bool((some == some[:, :1]).all()):

@@ -22,7 +22,7 @@ from smalti.core.files import sha256, write_bytes
 from smalti.data import npy
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.labels import NONE
-from smalti.data.datasets.names import LeftOut, NamesBuilder
+from smalti.data.datasets.names import LeftOut, PackedNamesBuilder
 from smalti.data.datasets.prepared import VERSION, Header, Settings, ShardDigest, index_path, tar_path
 from smalti.data.datasets.tar_index import ShardIndex
 from smalti.data.datasets.tar_members import BLOCK
@@ -103,7 +103,7 @@ class ShardWriter:
         self.start, self.settings = start, settings
         self.unreadable: list[tuple[int, str, str]] = []
         self.size, self._digest = 0, hashlib.sha256()
-        self._names, self._offsets, self._sizes, self._labels = NamesBuilder(), array("Q"), array("I"), array("i")
+        self._names, self._offsets, self._sizes, self._labels = PackedNamesBuilder(), array("Q"), array("I"), array("i")
         self._temporary = self.path.with_name(f".{self.path.name}")
         with writing(self.path):
             self._temporary.unlink(missing_ok=True)

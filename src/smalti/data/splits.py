@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from smalti.core.rng import Stream, fold
 
 
-def by_lot(num_images: int, seed: int) -> NDArray[np.int64]:
+def random_order(num_images: int, seed: int) -> NDArray[np.int64]:
     """A random permutation of all positions, the same for the same seed."""
     return np.argsort(fold(seed, np.arange(num_images), Stream.SPLIT), kind="stable")
 
 
-def put_aside(
+def hold_out(
     num_images: int, share: float, seed: int, most: int | None = None, groups: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of training images, and of a share of the images, at most `most`, held out for validation or testing.
@@ -25,7 +25,7 @@ def put_aside(
         groups: a number for each image; images with the same number come to the same part, if there are two numbers at
             least. None: each image is a group of its own.
     """
-    order = by_lot(num_images, seed)
+    order = random_order(num_images, seed)
     aside = min(max(1, round(share * num_images)), num_images - 1, num_images if most is None else most)
     if groups is not None and len(np.unique(groups)) > 1:
         order = np.argsort(fold(seed, groups, Stream.SPLIT), kind="stable")

@@ -21,7 +21,7 @@ _COLOURED = (3, 5, 6, 8)
 """Photometric interpretations that become RGB: palette, CMYK, YCbCr, LAB."""
 _ALPHA = (1, 2)
 _INTEGERS = {3: ("H", 2), 4: ("I", 4)}
-_MOST_INTEGERS = 64
+_MAX_INTEGERS = 64
 _TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")
 _LOSSLESS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard"}
 _PADDING = 4
@@ -95,7 +95,7 @@ def _tags(data: bytes, layout: _Layout, entries: int, count: int, last: int) -> 
         tag, kind, length = struct.unpack_from(layout.order + "HH" + layout.offset, data, place)
         if tag > last:
             break
-        if kind in _INTEGERS and length <= _MOST_INTEGERS:
+        if kind in _INTEGERS and length <= _MAX_INTEGERS:
             code, size = _INTEGERS[kind]
             value = place + 4 + width
             if length * size > width:

@@ -33,7 +33,7 @@ from smalti.core.config import require, to_json
 from smalti.core.contracts import Batch, Tokenizer
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
-from smalti.core.folder_lock import alone
+from smalti.core.folder_lock import exclusive_lock
 from smalti.core.log import Log
 from smalti.core.stored import open_ordinary, read_object
 from smalti.data.datasets.data_files import system_errors_named
@@ -50,7 +50,7 @@ VERSION = 2
 _SHOWN = 12
 MAX_VOCAB = 65535
 KEY, BAD_FILES = "key.json", "bad_files.jsonl"
-_MOST_OPEN = 8
+_MAX_OPEN = 8
 _DIGEST = 8
 """Bytes of the digest of a row."""
 _NO_ZEROS = 0x0001_0001_0001_0001
@@ -190,7 +190,7 @@ class TokenCache:
         require(
             key.vocab_size <= MAX_VOCAB, f"a token cache holds at most {MAX_VOCAB} visual tokens, not {key.vocab_size}"
         )
-        _agree(folder, key)
+        _require_same_key(folder, key)
         self.folder, self.key = folder, key
         self.row_bytes = np.dtype("<u2").itemsize * key.num_patches + _DIGEST
         self._sealed = hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).digest()
@@ -267,7 +267,7 @@ class TokenCache:
         """The descriptor of an epoch's file; the one open longest is closed to make room."""
         found = self._open.get((epoch, flags))
         if found is None:
-            if len(self._open) == _MOST_OPEN:
+            if len(self._open) == _MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             found = open_ordinary(self.path(epoch), flags)
             size, most = os.fstat(found).st_size, self.key.num_images * self.row_bytes
@@ -285,12 +285,12 @@ def _runs(epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Iterator[slice]
     return (slice(start, stop) for start, stop in pairwise(ends) if stop > start)
 
 
-def _agree(folder: Path, key: TokenKey) -> None:
+def _require_same_key(folder: Path, key: TokenKey) -> None:
     """Compare the key with the stored one, or write it if there is none."""
     path = folder / KEY
     if not os.path.lexists(path):
         make_folder(folder)
-        with alone(folder):
+        with exclusive_lock(folder):
             if not os.path.lexists(path):
                 _begin(folder, key)
     try:
@@ -336,8 +336,8 @@ class CachedTokens:
         return self.with_ids(self.loader(step), self.loader.order(step))
 
     @property
-    def waited(self) -> float:
-        return self.loader.waited
+    def wait_seconds(self) -> float:
+        return self.loader.wait_seconds
 
     def close(self) -> None:
         self.loader.close()
@@ -352,10 +352,12 @@ class CachedTokens:
             found = encode(view, self.tokenizer, self.compute, self.cache.key.chunk)
             ids[missing] = found.cpu().numpy()
             kept = [row for row in missing if as_asked[row]]
-            self._keep(rows.view_epoch[kept], rows.index[kept], ids[kept])
+            self._store(rows.view_epoch[kept], rows.index[kept], ids[kept])
         return replace(batch.to(self.compute.device), ids=on_device(torch.from_numpy(ids), self.compute.device))
 
-    def _keep(self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]) -> None:
+    def _store(
+        self, view_epoch: Int[np.ndarray, "B"], index: Int[np.ndarray, "B"], ids: Int[np.ndarray, "B N"]
+    ) -> None:
         if not self._writable:
             return
         try:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Batches, Tokenizer
-from smalti.functional.patches import rows
+from smalti.functional.patches import gather_rows
 
 CHUNK = 64
 """Images that a tokenizer is given at a time, where there are that many."""
@@ -59,7 +59,7 @@ def scored(
             logits = tokenizer.logits(_filled(part, min(_SCORED, len(view)))).flatten(2)[: len(part)]
         ids.append(logits.argmax(1))
         by_position = logits.transpose(1, 2)
-        scores.append(by_position if index is None else rows(by_position, index[start : start + _SCORED]))
+        scores.append(by_position if index is None else gather_rows(by_position, index[start : start + _SCORED]))
     return torch.cat(ids), torch.cat(scores)
 
 
@@ -70,7 +70,7 @@ def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int =
 
 
 @dataclass(frozen=True)
-class Tokenized:
+class TokenizedBatches:
     """Batches with `ids`, for a posterior also with `scores` of the masked patches; without a mask, of all."""
 
     batches: Batches
@@ -88,15 +88,15 @@ class Tokenized:
         return replace(batch, ids=ids, scores=scores)
 
     @property
-    def waited(self) -> float:
-        return self.batches.waited
+    def wait_seconds(self) -> float:
+        return self.batches.wait_seconds
 
     def close(self) -> None:
         self.batches.close()
 
 
 @dataclass(frozen=True)
-class TokenizedOnce(Tokenized):
+class TokenizedOnce(TokenizedBatches):
     """As `Tokenized`, for batches that are requested repeatedly: ids are kept, so each is tokenized once."""
 
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False)
@@ -111,7 +111,7 @@ class TokenizedOnce(Tokenized):
 
 
 @dataclass(frozen=True)
-class AlsoTokenized(Tokenized):
+class TokenizedBySecond(TokenizedBatches):
     """Batches with the `second_ids` of another tokenizer, which sees the same view."""
 
     def __call__(self, step: int) -> Batch:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from smalti import __version__
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, write_json
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.log import Log
 from smalti.core.machine import usable_processors
 from smalti.core.ranks import rank, world_size
@@ -37,12 +37,12 @@ from smalti.data.datasets.prepared import (
     refuse_pack,
     tar_path,
 )
-from smalti.data.reading import attempt, each, even_sample
+from smalti.data.reading import even_sample, map_images, try_read
 from smalti.data.shard_writer import Record, ShardWriter, make_record, writing
 from smalti.distributed.collectives import all_gather_json, from_rank0, gather_bytes
 
 SHARD_BYTES = 256 << 20
-_AT_ONCE = 128
+_CHUNK = 128
 """Images that a rank encodes before it sends them to rank 0."""
 _OWN = re.compile(r"shard-\d{5,}\.(tar|index)|prepared\.json|bad_files\.jsonl")
 _UNFINISHED = re.compile(rf"\.({_OWN.pattern})(\.[0-9a-f]{{32}})?")
@@ -78,7 +78,7 @@ def write_shards(
     """
     make_folder(folder)
     _require_own(folder)
-    with only_writer(folder):
+    with writer_lock(folder):
         headers = _whole_shards(folder, settings, log)
         positions = even_sample(len(source), settings.limit)
         about = _finished(folder, headers, len(positions))
@@ -150,15 +150,15 @@ def _records(
         return make_record(source, position, settings)
 
     if world_size() == 1:
-        with each(encode, positions, log, "prepare") as records:
+        with map_images(encode, positions, log, "prepare") as records:
             yield records
         return
 
     def rounds() -> Iterator[tuple[int, Record | DataError]]:
-        for start in range(0, len(positions), _AT_ONCE * world_size()):
-            all_ranks = positions[start : start + _AT_ONCE * world_size()]
-            own = all_ranks[rank() * _AT_ONCE : (rank() + 1) * _AT_ONCE]
-            yield from zip(all_ranks, _gathered(list(threads.map(lambda at: attempt(encode, at), own))), strict=False)
+        for start in range(0, len(positions), _CHUNK * world_size()):
+            all_ranks = positions[start : start + _CHUNK * world_size()]
+            own = all_ranks[rank() * _CHUNK : (rank() + 1) * _CHUNK]
+            yield from zip(all_ranks, _gathered(list(threads.map(lambda at: try_read(encode, at), own))), strict=False)
             bar.update(start + len(all_ranks))
 
     with (

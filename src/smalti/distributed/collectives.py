@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.errors import DistributedError
-from smalti.core.ranks import is_rank0, named, rank, world_size
+from smalti.core.ranks import is_rank0, rank, rank_name, world_size
 from smalti.distributed.process_group import barrier
 
 T = TypeVar("T")
@@ -109,8 +109,8 @@ def from_rank0(make: Callable[[], T]) -> T:
     return shared
 
 
-def same_format(compute: Compute) -> Compute:
-    """With the number format that rank 0 has found to be the fastest."""
+def broadcast_precision(compute: Compute) -> Compute:
+    """The same, with the precision that rank 0 has found to be the fastest."""
     narrow = from_rank0(lambda: compute.dtype == torch.bfloat16)
     return replace(compute, dtype=torch.bfloat16 if narrow else torch.float32)
 
@@ -179,8 +179,8 @@ def copy_into(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
-def laid_out_like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Values, which every rank has in full, in a new tensor with type, layout and shards of another."""
+def distribute_like(tensor: Tensor, values: Tensor) -> Tensor:
+    """A new tensor with the type, device and shards of `tensor`, from values that every rank has in full."""
     copy = torch.empty_like(tensor)
     copy_into(copy, values)
     return copy
@@ -202,6 +202,6 @@ def require_same(kind: str, about: Mapping[str, Any]) -> None:
         if differing:
             shown = [f"{name} is {other.get(name)}, and {first.get(name)} on rank 0" for name in differing[:5]]
             raise DistributedError(
-                f"{named(number)} has another {kind}: {', '.join(shown)}",
+                f"{rank_name(number)} has another {kind}: {', '.join(shown)}",
                 fix="start all ranks with the same command, on the same files",
             )

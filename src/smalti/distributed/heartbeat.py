@@ -16,11 +16,11 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 
 from smalti.core.errors import DistributedError
-from smalti.core.ranks import named
+from smalti.core.ranks import rank_name
 
-_BEAT = 0.5
+_INTERVAL = 0.5
 """Seconds between two heartbeats."""
-_PATIENCE = 3.0
+_BEAT_TIMEOUT = 3.0
 """Seconds within which a running process sends a heartbeat, however busy its machine."""
 _GRACE = 5.0
 """Seconds for the main thread to fail by itself after another process is gone, before the heartbeat ends it."""
@@ -33,15 +33,15 @@ class Heartbeat:
     Args:
         store: a client that nothing else uses, as a client serves one operation at a time.
         rank, world: of this process.
-        silent_after: seconds without a heartbeat after which another process counts as hung.
+        hang_timeout: seconds without a heartbeat after which another process counts as hung.
     """
 
-    def __init__(self, store: Store, rank: int, world: int, silent_after: float) -> None:
-        self.store, self.rank, self.silent_after = store, rank, silent_after
+    def __init__(self, store: Store, rank: int, world: int, hang_timeout: float) -> None:
+        self.store, self.rank, self.hang_timeout = store, rank, hang_timeout
         self.others = [other for other in range(world) if other != rank]
         self._lock, self._stopped, self._disarmed = threading.Lock(), threading.Event(), threading.Event()
-        self._beats, self._last_words = 0, dict.fromkeys(self.others, "")
-        self._beat()
+        self._beats, self._last_messages = 0, dict.fromkeys(self.others, "")
+        self._send_beat()
         store.set(f"word/{rank}", "")
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -58,7 +58,7 @@ class Heartbeat:
         self.disarm()
         self._stopped.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(_PATIENCE)
+            self._thread.join(_BEAT_TIMEOUT)
 
     def leave(self, why: str = _LEFT) -> None:
         """Stop, and tell the others that this process has finished, or what has failed. Only the first call counts.
@@ -75,89 +75,93 @@ class Heartbeat:
         """Wait until every other process has left or is gone; False where that takes longer than `seconds`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            words, signs = self._words(), self._signs() or {}
-            if all(words[other] or _is_gone(sign) for other, sign in signs.items()):
+            messages, beats = self._read_messages(), self._read_beats() or {}
+            if all(messages[other] or _is_gone(beat) for other, beat in beats.items()):
                 return True
-            time.sleep(_BEAT / 5)
+            time.sleep(_INTERVAL / 5)
         return False
 
     def diagnosis(self) -> str:
         """Which process is lost and how, after waiting a few seconds; empty where all are alive."""
-        until, first = time.monotonic() + _PATIENCE, self._signs()
+        until, first = time.monotonic() + _BEAT_TIMEOUT, self._read_beats()
         while True:
-            now = self._signs()
+            now = self._read_beats()
             if now is None:
                 return self._without_store()
-            words = self._words()
-            if found := self._lost(now, words) or _ended(words):
+            messages = self._read_messages()
+            if found := self._lost(now, messages) or _ended(messages):
                 return found
             if time.monotonic() > until:
                 silent = [other for other in self.others if first is not None and first[other] == now[other]]
                 return "; ".join(_silent(other) for other in silent)
-            time.sleep(_BEAT / 5)
+            time.sleep(_INTERVAL / 5)
 
-    def _lost(self, signs: dict[int, str], words: dict[int, str]) -> str:
+    def _lost(self, beats: dict[int, str], messages: dict[int, str]) -> str:
         """The process that has reported a failure, or one of this machine that has ended without a report."""
-        failed = [f"{named(other)} has failed: {word}" for other, word in words.items() if word not in ("", _LEFT)]
-        silent = {other: sign for other, sign in signs.items() if not words[other]}
-        gone = [f"{named(other)} is gone ({_process(sign)})" for other, sign in silent.items() if _is_gone(sign)]
+        failed = [
+            f"{rank_name(other)} has failed: {message}"
+            for other, message in messages.items()
+            if message not in ("", _LEFT)
+        ]
+        silent = {other: beat for other, beat in beats.items() if not messages[other]}
+        gone = [f"{rank_name(other)} is gone ({_process(beat)})" for other, beat in silent.items() if _is_gone(beat)]
         return "; ".join(failed or gone)
 
     def _watch(self) -> None:
         seen: dict[int, tuple[str, float]] = {}
         lost_since, beaten = None, time.monotonic()
-        while not self._stopped.wait(_BEAT):
+        while not self._stopped.wait(_INTERVAL):
             now = time.monotonic()
-            if now - beaten > _PATIENCE:  # this process itself was suspended
+            if now - beaten > _BEAT_TIMEOUT:  # this process itself was suspended
                 seen.clear()
             beaten = now
-            signs = self._signs() if self._beat() else None
-            lost = self._lost_or_silent(signs, seen) if signs is not None else self._without_store()
+            beats = self._read_beats() if self._send_beat() else None
+            lost = self._lost_or_silent(beats, seen) if beats is not None else self._without_store()
             lost_since = None if not lost else lost_since or now
             if lost_since is not None and now - lost_since > _GRACE and not self._disarmed.is_set():
-                _end(f"{lost}; seen by {named(self.rank)}")
+                _end(f"{lost}; seen by {rank_name(self.rank)}")
 
     def _without_store(self) -> str:
         """The diagnosis where the store is gone: what was known before, or that the process that hosts it is gone."""
-        gone = f"{named(0)} or the torchrun that started it is gone, and with it the place where all meet"
-        return self._lost({}, self._last_words) or gone
+        gone = f"{rank_name(0)} or the torchrun that started it is gone, and with it the place where all meet"
+        return self._lost({}, self._last_messages) or gone
 
-    def _lost_or_silent(self, signs: dict[int, str], seen: dict[int, tuple[str, float]]) -> str:
-        words, now = self._words(), time.monotonic()
-        for other, sign in signs.items():
-            if other not in seen or seen[other][0] != sign:
-                seen[other] = sign, now
+    def _lost_or_silent(self, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> str:
+        messages, now = self._read_messages(), time.monotonic()
+        for other, beat in beats.items():
+            if other not in seen or seen[other][0] != beat:
+                seen[other] = beat, now
         silent = [
-            other for other in self.others if not words[other] and now - seen[other][1] > self.silent_after + _GRACE
+            other for other in self.others if not messages[other] and now - seen[other][1] > self.hang_timeout + _GRACE
         ]
-        return self._lost(signs, words) or "; ".join(_silent(other) for other in silent)
+        return self._lost(beats, messages) or "; ".join(_silent(other) for other in silent)
 
-    def _beat(self) -> bool:
+    def _send_beat(self) -> bool:
         self._beats += 1
         with suppress(RuntimeError), self._lock:
             self.store.set(f"beat/{self.rank}", f"{self._beats} {os.getpid()} {_machine()}")
             return True
         return False
 
-    def _signs(self) -> dict[int, str] | None:
+    def _read_beats(self) -> dict[int, str] | None:
         with suppress(RuntimeError), self._lock:
             found = self.store.multi_get([f"beat/{other}" for other in self.others])
-            return {other: sign.decode() for other, sign in zip(self.others, found, strict=True)}
+            return {other: beat.decode() for other, beat in zip(self.others, found, strict=True)}
         return None
 
-    def _words(self) -> dict[int, str]:
+    def _read_messages(self) -> dict[int, str]:
         with suppress(RuntimeError), self._lock:
             found = self.store.multi_get([f"word/{other}" for other in self.others])
-            self._last_words = {other: word.decode() for other, word in zip(self.others, found, strict=True)}
-        return self._last_words
+            self._last_messages = {other: message.decode() for other, message in zip(self.others, found, strict=True)}
+        return self._last_messages
 
 
 def _silent(other: int) -> str:
-    return f"{named(other)} gives no sign of life: it is stopped, or its machine cannot be reached"
+    return f"{rank_name(other)} gives no sign of life: it is stopped, or its machine cannot be reached"
 
 
-def _ended(words: dict[int, str]) -> str:
-    return "; ".join(f"{named(other)} has ended" for other, word in words.items() if word == _LEFT)
+def _ended(messages: dict[int, str]) -> str:
+    return "; ".join(f"{rank_name(other)} has ended" for other, message in messages.items() if message == _LEFT)
 
 
 def _machine() -> str:
@@ -167,14 +171,14 @@ def _machine() -> str:
     return f"- {platform.node()}"
 
 
-def _process(sign: str) -> str:
-    _, process, _, node = sign.split(" ", 3)
+def _process(beat: str) -> str:
+    _, process, _, node = beat.split(" ", 3)
     return f"process {process} on {node}"
 
 
-def _is_gone(sign: str) -> bool:
+def _is_gone(beat: str) -> bool:
     """Whether a process of this machine has ended; a zombie counts as ended."""
-    _, process, machine = sign.split(" ", 2)
+    _, process, machine = beat.split(" ", 2)
     if machine != _machine():
         return False
     try:

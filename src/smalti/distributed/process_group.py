@@ -16,11 +16,11 @@ from torch.distributed import ProcessGroup
 from smalti.core.compute import Device
 from smalti.core.config import require, setting
 from smalti.core.errors import DistributedError, SmaltiError, StoppedError
-from smalti.core.ranks import is_rank0, local_rank, local_world_size, named, rank, restarts, world_size
+from smalti.core.ranks import is_rank0, local_rank, local_world_size, rank, rank_name, restarts, world_size
 from smalti.distributed.heartbeat import Heartbeat
 
 _FOR_EVER = timedelta(days=365)
-_LAST_WORDS = 5.0
+_LEAVE_TIMEOUT = 5.0
 """Seconds that rank 0, which hosts the store, waits so that others can read why it ends."""
 
 
@@ -100,7 +100,7 @@ def name_lost_rank() -> Iterator[None]:
         found = _group.heartbeat.diagnosis() or "a process is alive and does not come to where the others wait"
         if "Timed out" in f"{error}":
             traceback.print_exc()  # shows which collective this process was in
-        cause = "" if "has failed" in found else _said(error)
+        cause = "" if "has failed" in found else _error_text(error)
         fix = "see its own message; the run goes on from its last checkpoint with --resume"
         raise DistributedError(found, cause=cause, fix=fix) from error
 
@@ -120,11 +120,11 @@ def _join(ranks: Ranks, device: Device) -> _Group:
     )
     where, prefix = f"{address}:{port}", f"smalti/{restarts()}"
     hosts = is_rank0() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    patience = timedelta(seconds=ranks.join_timeout)
-    store = PrefixStore(prefix, _open_store(address, int(port), hosts, patience))
-    beats = PrefixStore(prefix, _open_store(address, int(port), False, patience))
+    timeout = timedelta(seconds=ranks.join_timeout)
+    store = PrefixStore(prefix, _open_store(address, int(port), hosts, timeout))
+    beats = PrefixStore(prefix, _open_store(address, int(port), False, timeout))
     heartbeat = Heartbeat(beats, rank(), world_size(), ranks.timeout)
-    _wait_for_all(store, where, patience)
+    _wait_for_all(store, where, timeout)
     heartbeat.start()
     with_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
     if with_gpus:
@@ -148,41 +148,41 @@ def _join(ranks: Ranks, device: Device) -> _Group:
         return _Group(heartbeat, untimed, store)
     except RuntimeError as error:
         heartbeat.stop()
-        cause = heartbeat.diagnosis() or _said(error)
+        cause = heartbeat.diagnosis() or _error_text(error)
         raise DistributedError(f"cannot join the others at {where}", cause=cause) from error
 
 
-def _open_store(address: str, port: int, hosts: bool, patience: timedelta) -> Store:
+def _open_store(address: str, port: int, hosts: bool, timeout: timedelta) -> Store:
     """A client of the store at an address; with `hosts` this process is its server too."""
     try:
-        return TCPStore(address, port, world_size(), hosts, patience, wait_for_workers=False)
+        return TCPStore(address, port, world_size(), hosts, timeout, wait_for_workers=False)
     except RuntimeError as error:
-        said = f"{error}".splitlines()[0]
-        if "EADDRINUSE" in said or "address already in use" in said:
+        text = f"{error}".splitlines()[0]
+        if "EADDRINUSE" in text or "address already in use" in text:
             raise DistributedError(
                 f"cannot listen at {address}:{port}",
                 cause="another process has that port",
                 fix="use another one: torchrun --master-port, or MASTER_PORT",
             ) from error
         raise DistributedError(
-            f"cannot reach {address}:{port} within {patience.total_seconds():g} s",
-            cause=f"{named(0)} does not run there, or the address is wrong",
+            f"cannot reach {address}:{port} within {timeout.total_seconds():g} s",
+            cause=f"{rank_name(0)} does not run there, or the address is wrong",
             fix="check MASTER_ADDR and MASTER_PORT (torchrun --master-addr, --master-port)",
         ) from error
 
 
-def _wait_for_all(store: Store, where: str, patience: timedelta) -> None:
+def _wait_for_all(store: Store, where: str, timeout: timedelta) -> None:
     keys = {number: f"come/{number}" for number in range(world_size())}
     store.set(keys[rank()], "yes")
     try:
-        store.wait(list(keys.values()), patience)
+        store.wait(list(keys.values()), timeout)
     except RuntimeError as error:
         missing = []
         with suppress(RuntimeError):
             missing = [number for number, key in keys.items() if not store.check([key])]
         which = ", ".join(f"rank {number}" for number in missing) or "the place where all meet"
         raise DistributedError(
-            f"{which} of {world_size()} did not come to {where} within {patience.total_seconds():g} s",
+            f"{which} of {world_size()} did not come to {where} within {timeout.total_seconds():g} s",
             fix="see why it did not start; raise --ranks.join-timeout where machines start slowly",
         ) from error
 
@@ -196,10 +196,10 @@ def _leave(why: str) -> None:
     left.heartbeat.leave(why)
     dist.destroy_process_group()  # collectives that wait for this process fail now, and their ranks read why
     if is_rank0():
-        left.heartbeat.all_have_left(_LAST_WORDS)
+        left.heartbeat.all_have_left(_LEAVE_TIMEOUT)
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """The first line of the message of a failed collective, without source location and advice."""
     return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", f"{error}".splitlines()[0]).split(". ")[0]
 

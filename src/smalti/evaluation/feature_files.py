@@ -27,7 +27,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import open_stored, parse_object, read_object
 from smalti.data.datasets.folder import is_within
-from smalti.data.datasets.names import Names, NamesBuilder
+from smalti.data.datasets.names import PackedNames, PackedNamesBuilder
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.datasets.tables import require_extra
 from smalti.data.values import Window, require_window
@@ -70,8 +70,8 @@ def write_features(path: Path, parts: Callable[[], Iterable[Part]], width: int, 
     if path.suffix == PARQUET:
         write_file(path, lambda file: _fill_parquet(file, parts(), width, about))
         return
-    write_file(beside(path, "rows.csv"), lambda file: _fill_csv(file, parts()))
-    write_json(beside(path, "about.json"), about)
+    write_file(sidecar_path(path, "rows.csv"), lambda file: _fill_csv(file, parts()))
+    write_json(sidecar_path(path, "about.json"), about)
     write_file(path, lambda file: _fill_npy(file, parts(), width))
 
 
@@ -111,7 +111,7 @@ def open_described(path: Path) -> "FeatureFile":
     return features
 
 
-def said_window(features: "FeatureFile") -> Window | None:
+def recorded_window(features: "FeatureFile") -> Window | None:
     """The value window that a file says its images were seen with.
 
     Raises:
@@ -131,7 +131,7 @@ def said_window(features: "FeatureFile") -> Window | None:
         ) from error
 
 
-def said_place(features: "FeatureFile") -> str:
+def recorded_images(features: "FeatureFile") -> str:
     """Where a file says that its images are.
 
     Raises:
@@ -151,7 +151,7 @@ def said_place(features: "FeatureFile") -> str:
 
 class _Npy:
     def __init__(self, path: Path) -> None:
-        self.path, self.about = path, read_object(beside(path, "about.json"), follow=True)
+        self.path, self.about = path, read_object(sidecar_path(path, "about.json"), follow=True)
         with open_stored(path, follow=True) as file:
             found = _HEADER.fullmatch(file.read(_START), len(_MAGIC) + 2)
             size = file.seek(0, io.SEEK_END)
@@ -163,9 +163,9 @@ class _Npy:
         if size != _START + 4 * self.count * self.width:
             raise ValueError(f"it has {size} bytes, which are not {self.count} rows of {self.width} features")
         self._features = np.memmap(path, "<f4", "r", _START, (self.count, self.width))
-        self._rows = _read_csv(beside(path, "rows.csv"))
+        self._rows = _read_csv(sidecar_path(path, "rows.csv"))
         if len(self._rows) != self.count:
-            raise ValueError(f"{beside(path, 'rows.csv').name} has {len(self._rows)} lines for {self.count} rows")
+            raise ValueError(f"{sidecar_path(path, 'rows.csv').name} has {len(self._rows)} lines for {self.count} rows")
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Float[Tensor, "m F"]]:
         for first in range(start, self.count, size):
@@ -220,7 +220,7 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def beside(path: Path, suffix: str) -> Path:
+def sidecar_path(path: Path, suffix: str) -> Path:
     """The path of a file that belongs to another one: the same name with another suffix."""
     return path.with_name(f"{path.stem}.{suffix}")
 
@@ -250,8 +250,8 @@ def _fill_csv(file: BinaryIO, parts: Iterable[Part]) -> None:
     text.detach()  # flushes it, and leaves the file open
 
 
-def _read_csv(path: Path) -> Names:
-    found = NamesBuilder()
+def _read_csv(path: Path) -> PackedNames:
+    found = PackedNamesBuilder()
     with io.TextIOWrapper(open_stored(path, follow=True), "utf-8", newline="") as file:
         lines = csv.reader(file)
         if tuple(next(lines, ())) != _COLUMNS:

@@ -81,7 +81,7 @@ def on_grid(places: Float[np.ndarray, "n 2"], rows: int, columns: int) -> Int[np
     return grid
 
 
-def mistaken(predicted: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> list[tuple[int, int, int]]:
+def top_confusions(predicted: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> list[tuple[int, int, int]]:
     """True class, predicted class and number of images of every confusion, the most frequent first."""
     wrong = predicted != labels
     pairs, counts = torch.stack([labels[wrong], predicted[wrong]], 1).unique(dim=0, return_counts=True)

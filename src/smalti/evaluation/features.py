@@ -26,11 +26,11 @@ Pooling: TypeAlias = Literal["cls", "mean", "both", "2x2"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "both", "2x2")
 Layer: TypeAlias = tuple[int, str]
 """A block, counted from 1, and a pooling."""
-_MOST_TOKENS = 32_000
+_MAX_TOKENS = 32_000
 """Patches per batch, limited since the outputs of all blocks are in memory together."""
 _WRITE = 1 << 24
 """Bytes at a time."""
-_RESIZED_AT_ONCE = 256
+_RESIZE_CHUNK = 256
 
 
 def resized(images: InMemoryDataset, size: tuple[int, int]) -> InMemoryDataset:
@@ -39,7 +39,7 @@ def resized(images: InMemoryDataset, size: tuple[int, int]) -> InMemoryDataset:
     if pixels.shape[-2:] == size:
         return images
     whole = WholeImage()
-    crops = ((part, whole(np.zeros(len(part), np.uint64), *part.shape[-2:])) for part in pixels.split(_RESIZED_AT_ONCE))
+    crops = ((part, whole(np.zeros(len(part), np.uint64), *part.shape[-2:])) for part in pixels.split(_RESIZE_CHUNK))
     parts = [(255 * resample(part, crop, size)).round().to(torch.uint8) for part, crop in crops]
     return InMemoryDataset(torch.cat(parts), images.labels, images.classes, images.groups)
 
@@ -156,7 +156,7 @@ def patch_features(backbone: VisionTransformer, images: Tensor, compute: Compute
 
 def _most_images(backbone: VisionTransformer, images: Tensor) -> int:
     """How many images (B C H W) make a batch, at most."""
-    return max(1, _MOST_TOKENS * backbone.patch_size**2 // math.prod(images.shape[-2:]))
+    return max(1, _MAX_TOKENS * backbone.patch_size**2 // math.prod(images.shape[-2:]))
 
 
 def _block_outputs(backbone: VisionTransformer, images: Tensor, compute: Compute) -> tuple[tuple[Tensor, ...], Grid]:

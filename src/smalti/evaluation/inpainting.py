@@ -67,7 +67,7 @@ def entropy(log_p: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def drawn(
+def sample_tokens(
     log_p: Float[Tensor, "K V"], masked: Sequence[int], temperature: float, seed: int, number: int
 ) -> Int[Tensor, "K"]:
     """A visual token for each masked patch, drawn by its probability: a function of seed, sample and patch alone.

@@ -21,7 +21,7 @@ from smalti.core.errors import DataError
 from smalti.core.files import write_file, write_json
 from smalti.core.stored import parse_object, read_object
 from smalti.data.datasets.labels import SEPARATOR
-from smalti.evaluation.feature_files import PARQUET, Part, Row, beside, text_of
+from smalti.evaluation.feature_files import PARQUET, Part, Row, sidecar_path, text_of
 
 CSV = ".csv"
 _ABOUT = "about.json"
@@ -45,7 +45,7 @@ def write_predictions(path: Path, parts: Callable[[], Iterable[Columns]], about:
     if path.suffix == PARQUET:
         write_file(path, lambda file: _fill_parquet(file, parts(), about))
         return
-    write_json(beside(path, _ABOUT), about)
+    write_json(sidecar_path(path, _ABOUT), about)
     write_file(path, lambda file: _fill_csv(file, parts()))
 
 
@@ -57,7 +57,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     try:
         if path.suffix != PARQUET:
-            return read_object(beside(path, _ABOUT), follow=True)
+            return read_object(sidecar_path(path, _ABOUT), follow=True)
         import pyarrow.parquet as pq
 
         return parse_object(pq.read_schema(path).metadata[b"smalti"])

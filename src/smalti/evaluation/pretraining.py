@@ -20,7 +20,7 @@ from smalti.data.load import RunImages
 from smalti.data.tokens import TokenizedOnce, encode
 from smalti.evaluation.bound import TwoStageBound, describe, two_stage_bound
 from smalti.evaluation.token_sample import some_images
-from smalti.functional.metrics import copying, entropy, nearest_visible
+from smalti.functional.metrics import copy_baseline, entropy, nearest_visible
 from smalti.models.mim import build_mim
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.masked_batches import MaskedViews
@@ -38,7 +38,7 @@ class TokenLoss:
     Attributes:
         loss_nats: per masked patch, with hard tokens as targets.
         unigram_entropy_nats: the loss of predicting the token frequencies.
-        neighbour_nats, neighbour_accuracy: of the copy baseline (`copying`).
+        neighbour_nats, neighbour_accuracy: of `copy_baseline`.
         accuracy, top5_accuracy: in [0, 1].
         soft_loss_nats, kl_nats: with soft targets, the cross-entropy with the posterior, and without its own entropy.
     """
@@ -128,14 +128,14 @@ def evaluate_mim(
 
     Both baselines are fitted to these same tokens, so each has the lowest loss of its kind.
     """
-    means, hits = Means(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
+    means, hits = MeanMetrics(), torch.zeros(objective.model.head.out_features, dtype=torch.float64)
     misses = hits.clone()
     for batch, output in _outputs(objective, batches, num_batches, compute):
         means.add(output)
         right, wrong = _copied(batch, objective.model.backbone.config.grid)
         hits += torch.bincount(right, minlength=len(hits))
         misses += torch.bincount(wrong, minlength=len(misses))
-    unigram, neighbour = float(entropy(hits + misses)), copying(hits, misses)
+    unigram, neighbour = float(entropy(hits + misses)), copy_baseline(hits, misses)
     soft = "hard" in means
     return TokenLoss(
         loss_nats=means["hard" if soft else "loss"],
@@ -155,7 +155,7 @@ def evaluate_pixels(
     """Loss and two baselines over `num_batches` batches, for an objective whose target is pixels."""
     target = objective.target
     assert isinstance(target, Pixels)
-    means, flat, copied = Means(), Means(), Means()
+    means, flat, copied = MeanMetrics(), MeanMetrics(), MeanMetrics()
     for batch, output in _outputs(objective, batches, num_batches, compute):
         mask, index, weight = batch.masks
         neighbour = nearest_visible(mask, index, objective.model.backbone.config.grid)
@@ -166,7 +166,7 @@ def evaluate_pixels(
     return PixelLoss(means["loss"], flat["loss"], copied["loss"])
 
 
-class Means(dict[str, float]):
+class MeanMetrics(dict[str, float]):
     """Mean loss and metrics over several batches: sums divided by summed counts."""
 
     def __init__(self) -> None:

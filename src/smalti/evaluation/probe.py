@@ -17,7 +17,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import InMemoryData
-from smalti.data.splits import by_lot, put_aside
+from smalti.data.splits import hold_out, random_order
 from smalti.evaluation.features import Layer, Pooling, extract, resized
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range
 
@@ -40,7 +40,7 @@ PIXELS = "raw pixels"
 RANDOM_PAPER = "random, the paper's initialisation"
 RANDOM_USED = "random, the initialisation used"
 RANDOM_WIDTH = "random, initialised by width"
-_MOST_PIXELS = 32
+_MAX_PIXELS = 32
 """Side of the images whose pixels are features: fitting a linear probe needs memory for features²."""
 
 
@@ -181,20 +181,20 @@ class Split:
     @staticmethod
     def of(num_images: int, validation: float, seed: int) -> "Split":
         """A split with a share of validation images, the same for all networks of a comparison; no part is empty."""
-        order = torch.from_numpy(by_lot(num_images, seed))
+        order = torch.from_numpy(random_order(num_images, seed))
         aside = min(max(1, round(validation * num_images)), num_images - 1)
         return Split(fit=order[aside:], validation=order[:aside])
 
     @staticmethod
     def of_groups(groups: NDArray[np.int64], validation: float, seed: int) -> "Split":
         """A split in which all images of a group are on one side; `groups` has a number for each image."""
-        fit, aside = put_aside(len(groups), validation, seed, groups=groups)
+        fit, aside = hold_out(len(groups), validation, seed, groups=groups)
         return Split(torch.from_numpy(fit), torch.from_numpy(aside))
 
     @staticmethod
     def behind(num_images: int, num_validation: int, seed: int) -> "Split":
         """The split of training images with all validation images behind them."""
-        order = torch.from_numpy(by_lot(num_images, seed))
+        order = torch.from_numpy(random_order(num_images, seed))
         return Split(fit=order, validation=torch.arange(num_images, num_images + num_validation))
 
 
@@ -291,7 +291,7 @@ def probe_pixels(images: InMemoryData) -> ProbeResult:
 
 def pixel_features(images: InMemoryDataset) -> Features:
     """Pixels in [0, 1] as the only layer; images larger than 32 x 32 are shrunk to that, by means over areas."""
-    height, width = (min(side, _MOST_PIXELS) for side in images.images.shape[-2:])
+    height, width = (min(side, _MAX_PIXELS) for side in images.images.shape[-2:])
     parts = [F.adaptive_avg_pool2d(as_unit_range(part), (height, width)) for part in images.images.split(_CHUNK)]
     return {(0, "pixels"): torch.cat(parts).flatten(1)}
 

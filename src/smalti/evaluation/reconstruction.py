@@ -148,7 +148,7 @@ def evaluate_tokenizer(
     fitted = None if train is None else fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
     theirs = None if fitted is None else fitted.encode(seen).flatten(1)
 
-    def told(codes: Int[Tensor, "B N"] | None) -> CodeInformation | None:
+    def information_of(codes: Int[Tensor, "B N"] | None) -> CodeInformation | None:
         if codes is None or not keep.any():
             return None
         return code_information(codes, seen, tokenizer.stride, keep, classes)
@@ -162,8 +162,8 @@ def evaluate_tokenizer(
         soft_psnr_db=soft_psnr(tokenizer, seen, compute) if isinstance(tokenizer, Posterior) else None,
         bound=bound,
         kmeans_baseline=None if theirs is None else codebook_use(theirs, tokenizer.vocab_size, keep),
-        information=told(ids),
-        kmeans_information=told(theirs),
+        information=information_of(ids),
+        kmeans_information=information_of(theirs),
     )
 
 

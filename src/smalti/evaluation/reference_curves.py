@@ -16,7 +16,7 @@ import numpy as np
 from smalti.core.config import from_json, require
 from smalti.training.optim import Matrices
 
-MOST_POINTS = 60
+MAX_POINTS = 60
 """The most points of a curve in the package."""
 FLAT_PATCH = 1.0
 """Squared error of predicting 0 for normalised patches; a little less where many patches have a single colour."""
@@ -122,7 +122,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         points = len(self.images)
-        require(0 < points <= MOST_POINTS, f"a reference of {points} points", f"use 1 to {MOST_POINTS}")
+        require(0 < points <= MAX_POINTS, f"a reference of {points} points", f"use 1 to {MAX_POINTS}")
         require(points == len(self.loss), f"{points} numbers of images and {len(self.loss)} losses")
         rising = all(before < after for before, after in zip((0, *self.images), self.images, strict=False))
         require(rising, "numbers of images that do not rise")
@@ -173,7 +173,7 @@ def thinned(images: Sequence[int], loss: Sequence[float]) -> tuple[tuple[int, ..
 
     As losses decrease with the logarithm of the images, a point is placed at the geometric mean of its images.
     """
-    starts = np.unique(np.geomspace(1, len(images), MOST_POINTS).round().astype(int)) - 1
+    starts = np.unique(np.geomspace(1, len(images), MAX_POINTS).round().astype(int)) - 1
     sizes = np.diff(starts, append=len(images))
     means = (np.add.reduceat(values, starts) / sizes for values in (np.log(images), np.array(loss, dtype=np.float64)))
     places, heights = means

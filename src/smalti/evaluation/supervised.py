@@ -15,10 +15,17 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import Box, Crop, TwoViews, WholeImage
-from smalti.functional.metrics import average_precision, class_ious, hits, mean_iou, pixel_accuracy, pixel_confusion
+from smalti.functional.metrics import (
+    average_precision,
+    class_ious,
+    mean_iou,
+    pixel_accuracy,
+    pixel_confusion,
+    topk_correct,
+)
 
 _FEW = 5
-AT_ONCE = 8
+CHUNK = 8
 """Images to read at a time, and windows per batch."""
 
 
@@ -43,7 +50,7 @@ def class_scores(
 
 def accuracies(scores: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> dict[str, float]:
     """`accuracy` and `top5` in [0, 1]; `nats`, the mean cross-entropy per image."""
-    right = hits(scores, labels, _FEW)
+    right = topk_correct(scores, labels, _FEW)
     return {
         "accuracy": float(right[:, 0].double().mean()),
         "top5": float(right.any(-1).double().mean()),
@@ -74,7 +81,7 @@ def describe_classes(
     return named | ({"confusion": confusion(predicted, labels, count).tolist()} if count <= most else {})
 
 
-def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
+def average_precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels"]) -> list[float | None]:
     """Average precision of each label, in [0, 1], over the images where it is known; None if none of them has it.
 
     Args:
@@ -87,7 +94,7 @@ def precisions(scores: Float[Tensor, "n labels"], shown: Float[Tensor, "n labels
     return found
 
 
-def mean_precision(found: list[float | None]) -> float:
+def mean_average_precision(found: list[float | None]) -> float:
     """Mean average precision over the labels that some image has, in [0, 1]."""
     known = [value for value in found if value is not None]
     return sum(known) / max(len(known), 1)
@@ -132,7 +139,7 @@ def predict(
     places = [windows(window, *image.shape[:2]) for image in images]
     views = torch.cat([_view(image, box, size) for image, boxes in zip(pixels, places, strict=True) for box in boxes])
     parts = []
-    for some in views.split(AT_ONCE):
+    for some in views.split(CHUNK):
         with compute.autocast():
             parts.append(model(some.to(compute.device)).float().cpu())
     scores = torch.cat(parts).split([len(boxes) for boxes in places])
@@ -163,8 +170,8 @@ def confusion_on(
     """Confusion matrix of pixels over all images, without void: true class (row), predicted class (column)."""
     num_classes = len(scenes.classes)
     table = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    for start in range(0, len(scenes), AT_ONCE):
-        some = [scenes[index] for index in range(start, min(start + AT_ONCE, len(scenes)))]
+    for start in range(0, len(scenes), CHUNK):
+        some = [scenes[index] for index in range(start, min(start + CHUNK, len(scenes)))]
         predicted = predict(model, [scene.image for scene in some], size, window, compute)
         for guess, scene in zip(predicted, some, strict=True):
             assert scene.label_map is not None

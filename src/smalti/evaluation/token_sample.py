@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smalti.core.rng import Stream, fold, permutation
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.reading import even_sample, some_squares
+from smalti.data.reading import even_sample, sample_squares
 from smalti.functional.codebook import kmeans
 from smalti.functional.patches import constant_patches, patchify, unpatchify
 from smalti.models.vit import as_unit_range
@@ -59,7 +59,7 @@ def some_images(images: ImageDataset, side: int, count: int = _IMAGES) -> UInt8[
     """At most `count` images, evenly spread; streamed ones as squares of `side` pixels."""
     if images.pixels is not None:
         return images.pixels[even_sample(len(images), count)]
-    return some_squares(images, count, side)
+    return sample_squares(images, count, side)
 
 
 def some_labels(images: InMemoryDataset, count: int = _IMAGES) -> Int[Tensor, "B"]:

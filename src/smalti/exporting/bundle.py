@@ -6,14 +6,14 @@ from typing import Any
 
 from smalti.core.files import write_json
 from smalti.exporting.card import IMPORTED, Facts
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.training.bundle import write_bundle
 
 PREPROCESSOR, EVALUATION = "preprocessor.json", "evaluation.json"
 _CLASSES, _RESULT = "classes.json", "result.json"
 
 
-def write(subject: Subject, facts: Facts, config: Any, step: int, folder: Path) -> str:
+def write(loaded: LoadedModel, facts: Facts, config: Any, step: int, folder: Path) -> str:
     """Write the bundle. Returns the commands that use it.
 
     Args:
@@ -21,25 +21,25 @@ def write(subject: Subject, facts: Facts, config: Any, step: int, folder: Path) 
         step: optimiser steps that the weights were trained.
     """
     source = facts.recipe.get(IMPORTED, "")
-    write_bundle(folder, config, step, facts.tokenizer, subject.weights(), source)
-    write_json(folder / PREPROCESSOR, preprocessor(subject, facts.evaluation))
-    write_classes(subject, folder)
+    write_bundle(folder, config, step, facts.tokenizer, loaded.weights(), source)
+    write_json(folder / PREPROCESSOR, preprocessor(loaded, facts.evaluation))
+    write_classes(loaded, folder)
     if facts.result:
         write_json(folder / _RESULT, facts.result)
     if facts.evaluation is not None:
         write_json(folder / EVALUATION, facts.evaluation)
-    return "\n".join([_USES[subject.kind], *(_ELSEWHERE[target] for target in _TARGETS[subject.kind])])
+    return "\n".join([_USES[loaded.kind], *(_ELSEWHERE[target] for target in _TARGETS[loaded.kind])])
 
 
-def write_classes(subject: Subject, folder: Path) -> None:
+def write_classes(loaded: LoadedModel, folder: Path) -> None:
     """Write the names of the outputs of a classifier or segmenter, in order; of others nothing."""
-    if subject.classes:
-        write_json(folder / _CLASSES, list(subject.classes))
+    if loaded.classes:
+        write_json(folder / _CLASSES, list(loaded.classes))
 
 
-def preprocessor(subject: Subject, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+def preprocessor(loaded: LoadedModel, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """How images are prepared, and the layer and pooling that were best by the linear probe, where that is known."""
-    shown = subject.preprocessing
+    shown = loaded.preprocessing
     about: dict[str, Any] = {
         "height": shown.size[0],
         "width": shown.size[1],

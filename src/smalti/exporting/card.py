@@ -6,7 +6,7 @@ from typing import Any
 
 from smalti import __version__
 from smalti.exporting.certificate import describe
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 
 IMPORTED = "imported from"
 """The entry of a recipe that names the file of another program."""
@@ -87,14 +87,14 @@ _LICENCE = (
 )
 
 
-def card(subject: Subject, facts: Facts, target: str, snippet: str, certificate: Mapping[str, Any]) -> bytes:
+def card(loaded: LoadedModel, facts: Facts, target: str, snippet: str, certificate: Mapping[str, Any]) -> bytes:
     """README.md."""
-    shown = subject.preprocessing
+    shown = loaded.preprocessing
     measured = facts.measured() or ["Nothing was measured."]
     made = "imported" if IMPORTED in facts.recipe else "trained and exported"
     parts = [
         f"# {facts.name}",
-        f"A {subject.kind}, {made} by [smalti](https://pypi.org/project/smalti/) {__version__}.",
+        f"A {loaded.kind}, {made} by [smalti](https://pypi.org/project/smalti/) {__version__}.",
         *("## Model", "\n".join(facts.lines())),
         *("## Measured", "\n".join(measured)),
         "## Input",

@@ -16,7 +16,7 @@ from smalti import __version__
 from smalti.core.config import to_json
 from smalti.core.errors import RefusedError, UsageError
 from smalti.core.files import sha256, write_json
-from smalti.exporting.subject import Preprocessing
+from smalti.exporting.loaded_model import Preprocessing
 from smalti.functional.noise import uniform_noise
 
 CERTIFICATE = "certificate.json"

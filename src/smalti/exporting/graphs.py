@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.core.errors import UsageError
-from smalti.exporting.subject import Network, Subject
+from smalti.exporting.loaded_model import LoadedModel, Network
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.tokenizers.dalle import DallETokenizer
@@ -85,13 +85,13 @@ class _Decoder(nn.Module):
         return self.tokenizer.decode(tokens)
 
 
-def graphs(subject: Subject) -> dict[str, Graph]:
+def graphs(loaded: LoadedModel) -> dict[str, Graph]:
     """The computations of a network by the names of their files.
 
     Raises:
         UsageError: it is a masked image model, whose masks are part of its input.
     """
-    network = subject.network
+    network = loaded.network
     if isinstance(network, MaskedImageModel):
         raise UsageError("a masked image model is no function of images alone", fix="export it with --part backbone")
     if isinstance(network, ImageTokenizer):
@@ -129,13 +129,13 @@ def outputs_of_both(ours: Network, theirs: Network, images: Tensor) -> dict[str,
     return {name: (value, other[name]) for name, value in own.items()}
 
 
-def example_of(graph: Graph, subject: Subject) -> Tensor:
+def example_of(graph: Graph, loaded: LoadedModel) -> Tensor:
     """An input of two images."""
-    shown = subject.preprocessing
+    shown = loaded.preprocessing
     if graph.input == "images":
         return torch.zeros(2, shown.channels, *shown.size)
-    assert isinstance(subject.network, ImageTokenizer)
-    return torch.zeros(2, *(side // subject.network.stride for side in shown.size), dtype=torch.int64)
+    assert isinstance(loaded.network, ImageTokenizer)
+    return torch.zeros(2, *(side // loaded.network.stride for side in shown.size), dtype=torch.int64)
 
 
 def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any]]:
@@ -151,15 +151,15 @@ def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any]]:
 
 @torch.no_grad()
 def compared(
-    subject: Subject, images: Tensor, run: Callable[[str, Tensor], Tensor | tuple[Tensor, ...]]
+    loaded: LoadedModel, images: Tensor, run: Callable[[str, Tensor], Tensor | tuple[Tensor, ...]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Our outputs and those of exported graphs, for the images, for one alone, and where possible for wider ones.
 
     Args:
         run: the outputs of an exported graph, by its name, for its input.
     """
-    pairs, whole = {}, outputs(subject.network, images)
-    for name, graph in graphs(subject).items():
+    pairs, whole = {}, outputs(loaded.network, images)
+    for name, graph in graphs(loaded).items():
         given = images if graph.input == "images" else whole[graph.input]
         for output, theirs in zip(graph.outputs, _tuple(run(name, given)), strict=True):
             pairs[output] = (whole[output], theirs)

@@ -16,7 +16,7 @@ from smalti.core.errors import RefusedError, UsageError
 from smalti.core.files import write_json
 from smalti.exporting.certificate import Pairs
 from smalti.exporting.graphs import outputs
-from smalti.exporting.subject import Subject, has_norm
+from smalti.exporting.loaded_model import LoadedModel, has_norm
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
@@ -29,13 +29,13 @@ _BICUBIC = 3
 """Pillow's number of the interpolation."""
 
 
-def architecture(subject: Subject) -> str:
+def architecture(loaded: LoadedModel) -> str:
     """The class of transformers.
 
     Raises:
         UsageError: it has none for this network.
     """
-    network, config = subject.network, subject.backbone.config
+    network, config = loaded.network, loaded.backbone.config
     if isinstance(network, Segmenter):
         raise UsageError("transformers has no such segmenter", fix="export the backbone: --part backbone")
     if isinstance(network, MaskedImageModel) and network.decoder is not None:
@@ -44,7 +44,7 @@ def architecture(subject: Subject) -> str:
     bare = config.positions == "absolute" and config.init_values is None
     if bare and isinstance(network, ImageClassifier) and network.pooling == "cls":
         return "ViTForImageClassification"
-    if bare and not isinstance(network, ImageClassifier | MaskedImageModel) and has_norm(subject.backbone):
+    if bare and not isinstance(network, ImageClassifier | MaskedImageModel) and has_norm(loaded.backbone):
         return "ViTModel"
     if config.grid[0] != config.grid[1]:
         raise UsageError(
@@ -57,14 +57,14 @@ def architecture(subject: Subject) -> str:
     return "BeitForImageClassification" if isinstance(network, ImageClassifier) else "BeitModel"
 
 
-def write(subject: Subject, folder: Path) -> str:
+def write(loaded: LoadedModel, folder: Path) -> str:
     """Write weights, configuration and image processor. Returns the lines of Python that load them."""
-    name = architecture(subject)
-    weights = _weights(subject, name)
+    name = architecture(loaded)
+    weights = _weights(loaded, name)
     tensors = {key: value.contiguous().clone() for key, value in weights.items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / "config.json", _config(subject, name))
-    write_json(folder / "preprocessor_config.json", _preprocessor(subject))
+    write_json(folder / "config.json", _config(loaded, name))
+    write_json(folder / "preprocessor_config.json", _preprocessor(loaded))
     loads, result = _USES[name]
     return _SNIPPET.format(loads=loads, result=result)
 
@@ -87,14 +87,14 @@ inputs = processor(images, return_tensors="pt")  # images: of Pillow
 """
 
 
-def _weights(subject: Subject, name: str) -> dict[str, Tensor]:
-    config, width = subject.backbone.config, subject.backbone.embed_dim
-    ours = subject.weights_as(replace(config, k_bias=name.startswith("ViT")))
-    if not isinstance(subject.network, ImageClassifier):
+def _weights(loaded: LoadedModel, name: str) -> dict[str, Tensor]:
+    config, width = loaded.backbone.config, loaded.backbone.embed_dim
+    ours = loaded.weights_as(replace(config, k_bias=name.startswith("ViT")))
+    if not isinstance(loaded.network, ImageClassifier):
         weights = to_huggingface(ours, "beit." if name == "BeitForMaskedImageModeling" else "")
         if name == "ViTModel":  # its pooler, which has no part in pretraining, hands [S] on
             weights |= {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
-        if name == "BeitModel" and not has_norm(subject.backbone):
+        if name == "BeitModel" and not has_norm(loaded.backbone):
             weights |= {"pooler.layernorm.weight": torch.ones(width), "pooler.layernorm.bias": torch.zeros(width)}
         return weights
     prefix = "vit." if name.startswith("ViT") else "beit."
@@ -102,9 +102,9 @@ def _weights(subject: Subject, name: str) -> dict[str, Tensor]:
     return to_huggingface(ours, prefix) | classifier_to_huggingface(head, prefix)
 
 
-def _config(subject: Subject, name: str) -> dict[str, Any]:
+def _config(loaded: LoadedModel, name: str) -> dict[str, Any]:
     """config.json. `use_mean_pooling` of BEiT also says that the backbone has no last norm of its own."""
-    network, config = subject.network, subject.backbone.config
+    network, config = loaded.network, loaded.backbone.config
     result: dict[str, Any] = {
         "architectures": [name],
         "model_type": "vit" if name.startswith("ViT") else "beit",
@@ -114,9 +114,9 @@ def _config(subject: Subject, name: str) -> dict[str, Any]:
         "image_size": image_size(config),
         "dtype": "float32",
     }
-    if subject.classes:
-        result["id2label"] = {str(number): label for number, label in enumerate(subject.classes)}
-        result["label2id"] = {label: number for number, label in enumerate(subject.classes)}
+    if loaded.classes:
+        result["id2label"] = {str(number): label for number, label in enumerate(loaded.classes)}
+        result["label2id"] = {label: number for number, label in enumerate(loaded.classes)}
     if name.startswith("ViT"):
         return result | {"qkv_bias": True, "pooler_act": "linear"}
     masked = isinstance(network, MaskedImageModel)
@@ -131,7 +131,7 @@ def _config(subject: Subject, name: str) -> dict[str, Any]:
             "use_shared_relative_position_bias": config.positions == "shared_relative",
             "layer_scale_init_value": config.init_values or 0.0,
             "drop_path_rate": config.drop_path_rate,
-            "use_mean_pooling": masked or not has_norm(subject.backbone),
+            "use_mean_pooling": masked or not has_norm(loaded.backbone),
         }
     )
 
@@ -154,9 +154,9 @@ def image_size(vit: ViT) -> int | list[int]:
     return height if height == width else [height, width]
 
 
-def _preprocessor(subject: Subject) -> dict[str, Any]:
+def _preprocessor(loaded: LoadedModel) -> dict[str, Any]:
     """preprocessor_config.json: the shorter side is resized, then the centre square is cut out."""
-    shown = subject.preprocessing
+    shown = loaded.preprocessing
     height, width = shown.size
     square = height == width
     return {
@@ -175,7 +175,7 @@ def _preprocessor(subject: Subject) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
+def compare(loaded: LoadedModel, folder: Path, images: Tensor) -> Pairs:
     """The outputs of our network, and of transformers' with its image processor.
 
     Raises:
@@ -183,7 +183,7 @@ def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
     """
     import transformers
 
-    name = architecture(subject)
+    name = architecture(loaded)
     transformers.utils.logging.disable_progress_bar()
     model, told = getattr(transformers, name).from_pretrained(str(folder), output_loading_info=True)
     odd = sorted(key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told[kind])
@@ -191,15 +191,15 @@ def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
         raise RefusedError(f"transformers does not find {odd[0]}", cause=f"{name} has other names", fix="report it")
     processor = transformers.AutoImageProcessor.from_pretrained(str(folder))
     pixels = processor(list((images * 255).round().byte()), return_tensors="pt")["pixel_values"]
-    model, network = model.eval(), subject.network
-    pairs = {"pixels": (subject.preprocessing.normalised(images), pixels)}
+    model, network = model.eval(), loaded.network
+    pairs = {"pixels": (loaded.preprocessing.normalised(images), pixels)}
     if isinstance(network, MaskedImageModel):
-        rows, columns = subject.backbone.config.grid
+        rows, columns = loaded.backbone.config.grid
         mask = (torch.arange(rows * columns) % 2 == 1).expand(len(images), -1)
         logits = model(pixels, bool_masked_pos=mask).logits
         return pairs | {"logits": (outputs(network, images)["logits"], logits[:, 1::2])}
     if isinstance(network, ImageClassifier):
         return pairs | {"logits": (network(images), model(pixels).logits)}
-    features = subject.backbone(images)
+    features = loaded.backbone(images)
     tokens = torch.cat([features.cls[:, None], features.patches], dim=1)
     return pairs | {"features": (tokens, model(pixels).last_hidden_state)}

@@ -7,23 +7,23 @@ from torch import Tensor
 
 from smalti.exporting.certificate import Pairs
 from smalti.exporting.graphs import compared, dynamic_shapes, example_of, graphs, without_warnings
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_MOST_BYTES = 2**31 - 2**26
+_MAX_BYTES = 2**31 - 2**26
 """Larger weights than a file of ONNX can have, with some room, are stored beside it."""
 
 
-def write(subject: Subject, folder: Path) -> str:
+def write(loaded: LoadedModel, folder: Path) -> str:
     """Write a file for each graph. Returns the lines of Python that run them."""
-    shown = subject.preprocessing
+    shown = loaded.preprocessing
     shape = ", ".join(map(str, (1, shown.channels, *shown.size)))
     lines = [_BEGIN.format(shape=shape)]
-    for name, graph in graphs(subject).items():
+    for name, graph in graphs(loaded).items():
         with without_warnings():
             program = torch.onnx.export(
                 graph.module,
-                (example_of(graph, subject),),
+                (example_of(graph, loaded),),
                 dynamo=True,
                 input_names=[graph.input],
                 output_names=list(graph.outputs),
@@ -35,7 +35,7 @@ def write(subject: Subject, folder: Path) -> str:
                 for node in part:
                     node.metadata_props.clear()  # the places of our source files
             size = sum(value.nbytes for value in graph.module.state_dict().values())
-            program.save(folder / f"{name}.onnx", external_data=size > _MOST_BYTES)
+            program.save(folder / f"{name}.onnx", external_data=size > _MAX_BYTES)
         lines.append(f'{name} = onnxruntime.InferenceSession("FOLDER/{name}.onnx")')
         outputs = ", ".join(graph.outputs) if len(graph.outputs) > 1 else f"({graph.outputs[0]},)"
         lines.append(f'{outputs} = {name}.run(None, {{"{graph.input}": {graph.input}}})')
@@ -49,17 +49,17 @@ images = np.zeros(({shape}), np.float32)  # any number of images, in [0, 1]"""
 
 
 @torch.no_grad()
-def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
+def compare(loaded: LoadedModel, folder: Path, images: Tensor) -> Pairs:
     """The outputs of our network and of onnxruntime."""
     import onnxruntime
 
     sessions = {
         name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
-        for name in graphs(subject)
+        for name in graphs(loaded)
     }
 
     def run(name: str, batch: Tensor) -> tuple[Tensor, ...]:
         session = sessions[name]
         return tuple(map(torch.from_numpy, session.run(None, {session.get_inputs()[0].name: batch.numpy()})))
 
-    return compared(subject, images, run)
+    return compared(loaded, images, run)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from smalti.core.errors import UsageError
 from smalti.core.files import write_json
 from smalti.exporting.certificate import Pairs
-from smalti.exporting.subject import Subject, has_norm
+from smalti.exporting.loaded_model import LoadedModel, has_norm
 from smalti.models.classifier import ImageClassifier
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.weights.names import to_timm
@@ -41,15 +41,15 @@ class Architecture:
         return f'timm.create_model("{self.name}", checkpoint_path="{place}/{_WEIGHTS}"{given})'
 
 
-def architecture(subject: Subject) -> Architecture:
+def architecture(loaded: LoadedModel) -> Architecture:
     """The architecture of a backbone or classifier.
 
     Raises:
         UsageError: timm has no such network.
     """
-    network, config = subject.network, subject.backbone.config
+    network, config = loaded.network, loaded.backbone.config
     if not isinstance(network, VisionTransformer | ImageClassifier):
-        raise UsageError(f"timm has no {subject.kind} with these parts", fix="export the backbone: --part backbone")
+        raise UsageError(f"timm has no {loaded.kind} with these parts", fix="export the backbone: --part backbone")
     absolute = config.positions == "absolute"
     names, shape = _NAMES if absolute else _BEIT_NAMES, (config.embed_dim, config.depth, config.num_heads)
     name = names.get(shape, names[768, 12, 12])
@@ -60,33 +60,33 @@ def architecture(subject: Subject) -> Architecture:
         arguments |= dict(zip(("embed_dim", "depth", "num_heads"), shape, strict=True))
     if not absolute or config.init_values is not None:
         arguments["init_values"] = config.init_values or 0.0
-    return Architecture(name, arguments | _pooling(subject, absolute))
+    return Architecture(name, arguments | _pooling(loaded, absolute))
 
 
-def _pooling(subject: Subject, absolute: bool) -> dict[str, Any]:
+def _pooling(loaded: LoadedModel, absolute: bool) -> dict[str, Any]:
     """Pooling, and where the last norm is. A backbone pools the mean of its patches."""
-    if isinstance(subject.network, ImageClassifier):
-        pool = "avg" if subject.network.pooling == "mean" else "token"
-        return {"num_classes": len(subject.classes), "global_pool": pool}
+    if isinstance(loaded.network, ImageClassifier):
+        pool = "avg" if loaded.network.pooling == "mean" else "token"
+        return {"num_classes": len(loaded.classes), "global_pool": pool}
     pooling: dict[str, Any] = {"num_classes": 0, "global_pool": "avg"}
     if absolute:
-        return pooling | {"fc_norm": False} | ({} if has_norm(subject.backbone) else {"final_norm": False})
-    return pooling | {"use_fc_norm": not has_norm(subject.backbone)}  # Beit has one of both norms
+        return pooling | {"fc_norm": False} | ({} if has_norm(loaded.backbone) else {"final_norm": False})
+    return pooling | {"use_fc_norm": not has_norm(loaded.backbone)}  # Beit has one of both norms
 
 
-def write(subject: Subject, folder: Path) -> str:
+def write(loaded: LoadedModel, folder: Path) -> str:
     """Write weights and configuration. Returns the lines of Python that load them."""
-    config, made = subject.backbone.config, architecture(subject)
+    config, made = loaded.backbone.config, architecture(loaded)
     absolute = config.positions == "absolute"
     variant: ViT = (
         replace(config, k_bias=True) if absolute else replace(config, k_bias=False, positions="block_relative")
     )
-    weights = to_timm(subject.weights_as(variant), layer_scale_modules=absolute)
+    weights = to_timm(loaded.weights_as(variant), layer_scale_modules=absolute)
     if made.arguments.get("use_fc_norm"):
         width = torch.ones(config.embed_dim)
         weights |= {"fc_norm.weight": width, "fc_norm.bias": 0 * width}
     save_file({name: value.contiguous().clone() for name, value in weights.items()}, folder / _WEIGHTS)
-    write_json(folder / "config.json", _config(subject, made))
+    write_json(folder / "config.json", _config(loaded, made))
     last = tuple(range(max(config.depth - 3, 0), config.depth))
     return _SNIPPET.format(call=made.call("FOLDER"), last=last)
 
@@ -101,9 +101,9 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 """
 
 
-def _config(subject: Subject, made: Architecture) -> dict[str, Any]:
+def _config(loaded: LoadedModel, made: Architecture) -> dict[str, Any]:
     """What `create_model("local-dir:FOLDER")` reads."""
-    shown, num_classes = subject.preprocessing, made.arguments["num_classes"]
+    shown, num_classes = loaded.preprocessing, made.arguments["num_classes"]
     arguments = {name: value for name, value in made.arguments.items() if name != "num_classes"}
     pretrained = {
         "input_size": [shown.channels, *shown.size],
@@ -117,11 +117,11 @@ def _config(subject: Subject, made: Architecture) -> dict[str, Any]:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
-    names = {"label_names": list(subject.classes)} if subject.classes else {}
+    names = {"label_names": list(loaded.classes)} if loaded.classes else {}
     return {
         "architecture": made.name,
         "num_classes": num_classes,
-        "num_features": subject.backbone.embed_dim,
+        "num_features": loaded.backbone.embed_dim,
         "global_pool": made.arguments["global_pool"],
         "model_args": arguments,
         "pretrained_cfg": pretrained,
@@ -129,20 +129,20 @@ def _config(subject: Subject, made: Architecture) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def compare(subject: Subject, folder: Path, images: torch.Tensor) -> Pairs:
+def compare(loaded: LoadedModel, folder: Path, images: torch.Tensor) -> Pairs:
     """The outputs of our network and of timm's, loaded in both ways."""
     import timm
 
-    made = architecture(subject)
+    made = architecture(loaded)
     by_path = timm.create_model(made.name, checkpoint_path=str(folder / _WEIGHTS), **made.arguments)
     by_folder = timm.create_model(f"local-dir:{folder}", pretrained=True)
     by_path.eval()
     by_folder.eval()
-    shown, network = subject.preprocessing.normalised(images), subject.network
+    shown, network = loaded.preprocessing.normalised(images), loaded.network
     if isinstance(network, ImageClassifier):
         logits = network(images)
         return {"logits": (logits, by_path(shown)), "logits, by folder": (logits, by_folder(shown))}
-    features = subject.backbone(images)
+    features = loaded.backbone(images)
     tokens = torch.cat([features.cls[:, None], features.patches], dim=1)
     return {
         "features": (tokens, by_path.forward_features(shown)),

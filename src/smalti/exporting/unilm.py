@@ -15,7 +15,7 @@ from smalti.core.errors import UsageError
 from smalti.core.tensors import read_tensors
 from smalti.exporting.certificate import Pairs
 from smalti.exporting.graphs import outputs_of_both
-from smalti.exporting.subject import Network, Subject, has_norm
+from smalti.exporting.loaded_model import LoadedModel, Network, has_norm
 from smalti.functional.positions import relative_position_index
 from smalti.models.classifier import ImageClassifier, build_classifier
 from smalti.models.mim import MaskedImageModel, build_mim
@@ -28,10 +28,10 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "relative_position_index"
 
 
-def write(subject: Subject, folder: Path) -> str:
+def write(loaded: LoadedModel, folder: Path) -> str:
     """Write the weights. Returns the lines of Python that make the file that the released code reads."""
-    network, variant = subject.network, _variant(subject)
-    ours = subject.weights_as(variant)
+    network, variant = loaded.network, _variant(loaded)
+    ours = loaded.weights_as(variant)
     classifier = isinstance(network, ImageClassifier)
     weights = to_timm(ours, layer_scale_modules=False) if classifier else to_released(ours)
     for name in [name for name in weights if name.endswith("relative_position_bias_table")]:
@@ -47,9 +47,9 @@ torch.save({"model": load_file("FOLDER/model.safetensors")}, "checkpoint.pth")  
 """
 
 
-def _variant(subject: Subject) -> ViT:
+def _variant(loaded: LoadedModel) -> ViT:
     """The backbone as the released code has it."""
-    network, config = subject.network, subject.backbone.config
+    network, config = loaded.network, loaded.backbone.config
     if isinstance(network, Segmenter) or (isinstance(network, MaskedImageModel) and network.decoder is not None):
         what = "segmenter with these names" if isinstance(network, Segmenter) else "decoder but a linear head"
         raise UsageError(f"the released code has no {what}", fix="export the backbone: --part backbone")
@@ -57,16 +57,16 @@ def _variant(subject: Subject) -> ViT:
     return replace(config, k_bias=False, positions="block_relative" if relative else config.positions)
 
 
-def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
+def compare(loaded: LoadedModel, folder: Path, images: Tensor) -> Pairs:
     """The outputs of our network, and of one of the released variant into which the file is read back."""
-    again = _again(subject, read_tensors(folder / _WEIGHTS))
+    again = _again(loaded, read_tensors(folder / _WEIGHTS))
     again.eval()
-    return outputs_of_both(subject.network, again, images)
+    return outputs_of_both(loaded.network, again, images)
 
 
 @torch.no_grad()
-def _again(subject: Subject, weights: dict[str, Tensor]) -> Network:
-    network, variant = subject.network, _variant(subject)
+def _again(loaded: LoadedModel, weights: dict[str, Tensor]) -> Network:
+    network, variant = loaded.network, _variant(loaded)
     own = from_timm(weights)
     if isinstance(network, VisionTransformer):
         backbone = variant.build()
@@ -74,7 +74,7 @@ def _again(subject: Subject, weights: dict[str, Tensor]) -> Network:
         backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in own.items()})
         return backbone
     if isinstance(network, ImageClassifier):
-        classifier = build_classifier(variant, len(subject.classes), network.pooling)
+        classifier = build_classifier(variant, len(loaded.classes), network.pooling)
         head = {name: value for name, value in weights.items() if name.startswith(("head.", "fc_norm."))}
         classifier.load_state_dict(own | head)
         return classifier

@@ -1,4 +1,4 @@
-"""Codebooks: their size, their start by k-means, codes that follow the points assigned to them, and FSQ without one.
+"""Codebooks: their size, their initialisation by k-means, their update by EMA, and FSQ, which has no learned codebook.
 
 Learned codes are unit vectors, updated by exponential moving averages (EMA) of their points: those of the whole step,
 which in a distributed run are gathered from all ranks. Every function is pure.
@@ -20,16 +20,16 @@ from torch import Tensor
 from smalti.core.config import require
 from smalti.core.rng import permutation
 
-FEWEST, MOST = 64, 8192
-_SEEN = 500
+MIN_DEFAULT_VOCAB, MAX_DEFAULT_VOCAB = 64, 8192
+_TOKENS_PER_CODE = 500
 """Visual tokens of the training images per code, each image counted once."""
-_MOST_DISTANCES = 1 << 21
+_MAX_DISTANCES = 1 << 21
 """Distances at a time, 8 MB: as many as a cache holds take a third of the time that 128 MB take."""
 _MARGIN = 1e-3
 """Distance that numbers keep from the outermost rounding boundaries."""
 
 
-def vocabulary_for(num_images: int, tokens_an_image: int) -> int:
+def default_vocab_size(num_images: int, tokens_an_image: int) -> int:
     """The greatest power of two that leaves 500 visual tokens of the training images per code.
 
     Args:
@@ -40,14 +40,14 @@ def vocabulary_for(num_images: int, tokens_an_image: int) -> int:
         V, in [64, 8192].
 
     Example:
-        >>> vocabulary_for(10_000, 64)
+        >>> default_vocab_size(10_000, 64)
         1024
 
     Reference: BEiT §2.1.2 uses 8192, with 250 million images.
     """
     require(num_images >= 1 and tokens_an_image >= 1, f"{num_images} images of {tokens_an_image} tokens")
-    codes = num_images * tokens_an_image // _SEEN
-    return min(max(1 << codes.bit_length() >> 1, FEWEST), MOST)
+    codes = num_images * tokens_an_image // _TOKENS_PER_CODE
+    return min(max(1 << codes.bit_length() >> 1, MIN_DEFAULT_VOCAB), MAX_DEFAULT_VOCAB)
 
 
 def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterations: int = 10) -> Float[Tensor, "k P"]:
@@ -74,7 +74,7 @@ def kmeans(points: Float[Tensor, "n P"], k: int, order: Int[Tensor, "n"], iterat
 
 def _assign(points: Tensor, centres: Tensor) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
     """Squared distance to the nearest centre of each point, and its index, computed in parts to bound memory."""
-    parts = [_to_centres(part, centres) for part in points.split(max(1, _MOST_DISTANCES // len(centres)))]
+    parts = [_to_centres(part, centres) for part in points.split(max(1, _MAX_DISTANCES // len(centres)))]
     return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
 
 
@@ -99,8 +99,8 @@ class Codebook(NamedTuple):
     unused: Int[Tensor, "V"]
 
 
-def started(codes: Float[Tensor, "V d"]) -> Codebook:
-    """The codebook at step 0; each code has the weight of one point per step."""
+def new_codebook(codes: Float[Tensor, "V d"]) -> Codebook:
+    """A codebook at step 0; each code has the weight of one point per step."""
     unit = F.normalize(codes, dim=-1)
     count = len(unit)
     return Codebook(unit, unit.new_ones(count), unit.clone(), torch.zeros(count, dtype=torch.int64, device=unit.device))
@@ -108,34 +108,34 @@ def started(codes: Float[Tensor, "V d"]) -> Codebook:
 
 def nearest(points: Float[Tensor, "*B d"], codes: Float[Tensor, "V d"]) -> Int[Tensor, "*B"]:
     """The index in [0, V) of the code with the greatest cosine similarity to each point; all are unit vectors."""
-    return greatest(points @ codes.t())
+    return fast_argmax(points @ codes.t())
 
 
 def nearest_centre(points: Float[Tensor, "*B d"], centres: Float[Tensor, "V d"]) -> Int[Tensor, "*B"]:
     """The index of the centre nearest to each point, in [0, V); among unit centres that of greatest cosine."""
-    return greatest(F.linear(points, centres, -0.5 * centres.square().sum(1)))
+    return fast_argmax(F.linear(points, centres, -0.5 * centres.square().sum(1)))
 
 
-def positions_at_once(vocab_size: int, device: torch.device, on_cpu: int = 256) -> int:
-    """At how many positions the scores of all codes are computed at a time, which bounds memory.
+def positions_per_chunk(vocab_size: int, device: torch.device, on_cpu: int = 256) -> int:
+    """The number of positions whose scores of all codes are computed at a time, which bounds memory.
 
     On a CPU they are to fit into its cache (`on_cpu`); elsewhere they are 2^25 numbers, which keep a GPU busy.
     """
     return on_cpu if device.type == "cpu" else max(1, (1 << 25) // vocab_size)
 
 
-def greatest(scores: Float[Tensor, "*B V"]) -> Int[Tensor, "*B"]:
+def fast_argmax(scores: Float[Tensor, "*B V"]) -> Int[Tensor, "*B"]:
     """The index of the greatest score, as `argmax` says, in a third of the time that torch takes for it on a CPU."""
     return scores.max(-1).indices
 
 
-def followed(book: Codebook, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], decay: float) -> Codebook:
+def ema_update(codebook: Codebook, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], decay: float) -> Codebook:
     """The codebook after a step: m ← γ·m + (1-γ)·(sum of a code's points), code = m / ‖m‖.
 
     A code without points keeps its direction, even when its m has decayed to zero.
 
     Args:
-        book: the codebook before the step.
+        codebook: the codebook before the step.
         points: unit vectors.
         ids: the code assigned to each point, in [0, V).
         decay: γ in [0, 1).
@@ -143,25 +143,25 @@ def followed(book: Codebook, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"]
     Reference: van den Oord et al. 2017, appendix A.1; unit codes as in ViT-VQGAN (Yu et al. 2022).
     Differs: no Laplace smoothing of the sizes; the direction of a sum does not depend on them.
     """
-    counts = torch.bincount(ids, minlength=len(book.codes)).to(points.dtype)
-    added = torch.zeros_like(book.sums).index_add_(0, ids, points)
-    sums = decay * book.sums + (1 - decay) * added
+    counts = torch.bincount(ids, minlength=len(codebook.codes)).to(points.dtype)
+    added = torch.zeros_like(codebook.sums).index_add_(0, ids, points)
+    sums = decay * codebook.sums + (1 - decay) * added
     return Codebook(
-        codes=torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), book.codes),
-        sizes=decay * book.sizes + (1 - decay) * counts,
+        codes=torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), codebook.codes),
+        sizes=decay * codebook.sizes + (1 - decay) * counts,
         sums=sums,
-        unused=steps_unused(book.unused, ids),
+        unused=steps_unused(codebook.unused, ids),
     )
 
 
-def followed_means(
+def ema_update_means(
     means: Float[Tensor, "V P"],
     sizes: Float[Tensor, "V"],
     values: Float[Tensor, "n P"],
     ids: Int[Tensor, "n"],
     decay: float,
 ) -> Float[Tensor, "V P"]:
-    """The mean of what was assigned to each code, after a step, with the weights that `followed` gives to points.
+    """The mean of what was assigned to each code, after a step, with the weights that `ema_update` gives to points.
 
     A code without points keeps its mean.
 
@@ -199,27 +199,27 @@ def replacements(
     return dead, order[torch.arange(len(dead), device=unused.device) % num_points]
 
 
-def revived(book: Codebook, points: Float[Tensor, "n d"], step: int, dead_after: int) -> Codebook:
+def replace_dead_codes(codebook: Codebook, points: Float[Tensor, "n d"], step: int, dead_after: int) -> Codebook:
     """Move dead codes to points of this step (`replacements`). A moved code has the weight of one point per step."""
-    dead, chosen = replacements(book.unused, len(points), step, dead_after)
+    dead, chosen = replacements(codebook.unused, len(points), step, dead_after)
     if len(dead) == 0:
-        return book
+        return codebook
     return Codebook(
-        codes=book.codes.index_copy(0, dead, points[chosen]),
-        sizes=book.sizes.index_fill(0, dead, 1.0),
-        sums=book.sums.index_copy(0, dead, points[chosen]),
-        unused=book.unused.index_fill(0, dead, 0),
+        codes=codebook.codes.index_copy(0, dead, points[chosen]),
+        sizes=codebook.sizes.index_fill(0, dead, 1.0),
+        sums=codebook.sums.index_copy(0, dead, points[chosen]),
+        unused=codebook.unused.index_fill(0, dead, 0),
     )
 
 
-def drawn_codes(ids: Int[Tensor, "n"], step: int, most: int) -> Int[Tensor, "k"]:
-    """At most `most` different codes that occur in `ids`, drawn by a hash of `step`, frequent codes more likely."""
+def sample_codes(ids: Int[Tensor, "n"], step: int, count: int) -> Int[Tensor, "k"]:
+    """At most `count` different codes that occur in `ids`, drawn by a hash of `step`, frequent codes more likely."""
     walk = ids.cpu().numpy()[permutation(0, step, len(ids))]
     _, met = np.unique(walk, return_index=True)
-    return torch.from_numpy(walk[np.sort(met)[:most]]).to(ids.device)
+    return torch.from_numpy(walk[np.sort(met)[:count]]).to(ids.device)
 
 
-def bounded(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
+def fsq_bound(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
     """Squash numbers by tanh into the range that rounds to exactly L values in each dimension.
 
     With an even L the range is half a level off centre, so that zero is still one of the values and maps to itself.
@@ -234,13 +234,13 @@ def bounded(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor,
     return (torch.tanh(x + torch.atanh(offset / half)) * half - offset) / (count // 2)
 
 
-def rounded(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
-    """The nearest level of each bounded number."""
+def fsq_round(x: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
+    """The nearest level of each number in the range of `fsq_bound`."""
     half = levels.to(x.dtype) // 2
     return torch.round(x * half) / half
 
 
-def ids_of(values: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Int[Tensor, "*B"]:
+def fsq_ids(values: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Int[Tensor, "*B"]:
     """The index of each code, in [0, product of `levels`); the first dimension varies fastest."""
     digits = torch.round(values * (levels // 2)).long() + levels // 2
     ids = torch.zeros_like(digits[..., 0])
@@ -249,8 +249,8 @@ def ids_of(values: Float[Tensor, "*B d"], levels: Int[Tensor, "d"]) -> Int[Tenso
     return ids
 
 
-def values_of(ids: Int[Tensor, "*B"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
-    """The inverse of `ids_of`."""
+def fsq_values(ids: Int[Tensor, "*B"], levels: Int[Tensor, "d"]) -> Float[Tensor, "*B d"]:
+    """The inverse of `fsq_ids`."""
     digits = list[Tensor]()
     for level in levels.unbind():
         digits.append(ids % level)

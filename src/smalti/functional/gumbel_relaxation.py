@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smalti.functional.codebook import positions_at_once
+from smalti.functional.codebook import positions_per_chunk
 from smalti.functional.losses import kl_to_uniform
 from smalti.functional.noise import gumbel_noise
 
@@ -169,5 +169,5 @@ def _looked_up(sample: Float[Tensor, "n V"], hard: bool) -> Float[Tensor, "n V"]
 def _parts(scores: Float[Tensor, "n V"]) -> list[slice]:
     """Ranges of positions that are processed together."""
     vocab_size = scores.shape[1]
-    size = positions_at_once(vocab_size, scores.device, on_cpu=max(1, _NUMBERS // vocab_size))
+    size = positions_per_chunk(vocab_size, scores.device, on_cpu=max(1, _NUMBERS // vocab_size))
     return [slice(start, start + size) for start in range(0, len(scores), size)]

@@ -171,7 +171,7 @@ def soft_cross_entropy(
     return -(q * log_p).sum(-1), -(q * log_q).sum(-1)
 
 
-def class_nats(
+def class_cross_entropy(
     logits: Float[Tensor, "B classes"], target: Float[Tensor, "B classes"], smoothing: float = 0.0
 ) -> Float[Tensor, "B"]:
     """Cross-entropy of each image with label smoothing: -Σ_c ((1-s)·t_c + s/C) ln p_c, in nats.
@@ -186,7 +186,7 @@ def class_nats(
     return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
 
 
-def label_nats(
+def label_cross_entropy(
     logits: Float[Tensor, "B labels"], target: Float[Tensor, "B labels"], smoothing: float = 0.0
 ) -> Float[Tensor, "B"]:
     """Binary cross-entropy of each image, the mean over its known labels: -(t ln p + (1-t) ln(1-p)), in nats.
@@ -203,7 +203,7 @@ def label_nats(
     return (nats * known).mean(1) * (target.shape[1] / known.sum(1).clamp(min=1))
 
 
-def pixel_nats(
+def pixel_cross_entropy(
     scores: Float[Tensor, "B classes H W"], label_map: Integer[Tensor, "B H W"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross-entropy of the class of every pixel: -Σ ln p(class of pixel).

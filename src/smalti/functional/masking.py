@@ -17,34 +17,34 @@ from smalti.core.rng import Keys, fold, quarters
 
 MaskRows: TypeAlias = NDArray[Any]
 """B masks: bit j of `rows[i, b]` says whether mask b covers the patch in row i and column j."""
-MOST_BLOCKS = 100
+MAX_BLOCKS = 100
 """After so many blocks, which happens where hardly any block fits the grid, the rest is masked in reading order."""
 _BLOCKS_AT_ONCE, _MASKS_AT_ONCE = 4, 4096
 """The fastest values: a mask has four blocks on average, and some thousand masks fit into a processor's cache."""
 
 
-def integers(width: int) -> np.dtype[Any]:
+def row_dtype(width: int) -> np.dtype[Any]:
     """The smallest unsigned integer type with `width` bits; above 64 bits Python's integers, which are slower."""
     return np.min_scalar_type((1 << width) - 1)
 
 
-def nothing(num: int, grid: Grid) -> MaskRows:
+def empty_rows(num: int, grid: Grid) -> MaskRows:
     """Empty masks."""
-    return np.zeros((grid[0], num), integers(grid[1]))
+    return np.zeros((grid[0], num), row_dtype(grid[1]))
 
 
-def everything(grid: Grid) -> MaskRows:
+def full_rows(grid: Grid) -> MaskRows:
     """One mask that covers the whole grid."""
-    return _lowest(np.array([grid[1]]), integers(grid[1]))
+    return _lowest(np.array([grid[1]]), row_dtype(grid[1]))
 
 
-def size(rows: MaskRows) -> NDArray[np.int32]:
+def count_masked(rows: MaskRows) -> NDArray[np.int32]:
     """The number of masked patches of each mask."""
     masked: NDArray[np.int32] = np.bitwise_count(rows).astype(np.int32).sum(axis=0, dtype=np.int32)
     return masked
 
 
-def booleans(rows: MaskRows, width: int) -> NDArray[np.bool_]:
+def to_boolean(rows: MaskRows, width: int) -> NDArray[np.bool_]:
     """The masks as booleans, B x N, row-major, True where masked."""
     bit = 1 << np.arange(width).astype(rows.dtype)
     by_mask = np.ascontiguousarray(rows.T)
@@ -55,18 +55,18 @@ def booleans(rows: MaskRows, width: int) -> NDArray[np.bool_]:
 def rectangles(corner: NDArray[np.int64], sides: NDArray[np.int64], grid: Grid) -> MaskRows:
     """One rectangle per mask, from its (top, left) and (height, width) in patches."""
     row = np.arange(grid[0])[:, None]
-    columns = _lowest(sides[1], integers(grid[1])) << corner[1].astype(integers(grid[1]))
+    columns = _lowest(sides[1], row_dtype(grid[1])) << corner[1].astype(row_dtype(grid[1]))
     blocks: MaskRows = columns * ((row >= corner[0]) & (row < corner[0] + sides[0]))
     return blocks
 
 
-def first(rows: MaskRows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> MaskRows:
+def first_patches(rows: MaskRows, most: NDArray[np.int32], by_column: NDArray[np.bool_], grid: Grid) -> MaskRows:
     """The first `most` masked patches of each mask, in the order of its rows or of its columns, found by bisection."""
     beginnings, longest = _beginnings(grid)
     stop = np.where(by_column, longest, 0)
     step = longest // 2
     while step:
-        fits = size(rows & beginnings.take(stop + step, axis=1)) <= most
+        fits = count_masked(rows & beginnings.take(stop + step, axis=1)) <= most
         stop += step * fits
         step //= 2
     return rows & beginnings.take(stop, axis=1)
@@ -85,7 +85,7 @@ def _beginnings(grid: Grid) -> tuple[MaskRows, int]:
     row, num = np.arange(height)[:, None], np.arange(length)
     along_rows, along_columns = num - row * width, (num - row + height - 1) // height
     in_row = np.concatenate([along_rows, along_columns], axis=1)
-    return _lowest(np.clip(in_row, 0, width), integers(width)), length
+    return _lowest(np.clip(in_row, 0, width), row_dtype(width)), length
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Blocks(Share):
         masks = np.empty((len(keys), grid[0] * grid[1]), np.bool_)
         for start in range(0, len(keys), _MASKS_AT_ONCE):
             some = slice(start, start + _MASKS_AT_ONCE)
-            masks[some] = booleans(self.draw(keys[some], grid), grid[1])
+            masks[some] = to_boolean(self.draw(keys[some], grid), grid[1])
         return masks
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
@@ -217,19 +217,19 @@ class Blockwise(Blocks):
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
         """Add blocks until enough is masked; then cut the last block of each mask."""
-        count, masked = self.count(grid), nothing(len(keys), grid)
+        count, masked = self.count(grid), empty_rows(len(keys), grid)
         last = masked.copy()  # the patches that the last block added
-        for drawn in range(0, MOST_BLOCKS, _BLOCKS_AT_ONCE):
-            some = np.flatnonzero(size(masked) < count)
+        for drawn in range(0, MAX_BLOCKS, _BLOCKS_AT_ONCE):
+            some = np.flatnonzero(count_masked(masked) < count)
             if not len(some):
                 break
             blocks = np.arange(drawn, drawn + _BLOCKS_AT_ONCE)[:, None]
             draws = quarters(fold(keys[some], blocks)).swapaxes(0, 1)
             masked[:, some], last[:, some] = self._grow(masked[:, some], last[:, some], draws, grid)
-        masked, last = _add(everything(grid), masked, last, size(masked) < count)
-        surplus = size(masked) - count
-        by_column = fold(keys, MOST_BLOCKS) % 2 == 1
-        kept = first(last, size(last) - surplus, by_column, grid)
+        masked, last = _add(full_rows(grid), masked, last, count_masked(masked) < count)
+        surplus = count_masked(masked) - count
+        by_column = fold(keys, MAX_BLOCKS) % 2 == 1
+        kept = first_patches(last, count_masked(last) - surplus, by_column, grid)
         return masked & ~last | kept
 
     def _grow(
@@ -237,7 +237,7 @@ class Blockwise(Blocks):
     ) -> tuple[MaskRows, MaskRows]:
         """Add a few blocks, one after the other, to the masks that cover too little."""
         for draw in draws:
-            missing = self.count(grid) - size(masked)
+            missing = self.count(grid) - count_masked(masked)
             corner, sides = self._block(draw, missing, grid)
             masked, last = _add(rectangles(corner, sides, grid), masked, last, missing > 0)
         return masked, last
@@ -269,7 +269,7 @@ class Rolled(Blockwise):
 
     def __call__(self, keys: Keys, grid: Grid) -> NDArray[np.bool_]:
         height, width = grid
-        down, right = np.floor(quarters(fold(keys.reshape(-1), MOST_BLOCKS + 1))[:2] * np.array(grid)[:, None])
+        down, right = np.floor(quarters(fold(keys.reshape(-1), MAX_BLOCKS + 1))[:2] * np.array(grid)[:, None])
         row = (np.arange(height) - down.astype(np.int64)[:, None]) % height
         column = (np.arange(width) - right.astype(np.int64)[:, None]) % width
         source = (row[:, :, None] * width + column[:, None, :]).reshape(-1, height * width)

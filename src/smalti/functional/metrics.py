@@ -124,7 +124,7 @@ def codebook_use(ids: Int[Tensor, "B N"], vocab_size: int, keep: Bool[Tensor, "B
     )
 
 
-def hits(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"], most: int) -> Bool[Tensor, "*B k"]:
+def topk_correct(logits: Float[Tensor, "*B V"], target: Int[Tensor, "*B"], most: int) -> Bool[Tensor, "*B k"]:
     """Whether the target is the prediction of rank 1, 2, ..., k, where k = min(`most`, V).
 
     The mean of the first column is the top-1 accuracy; top-k accuracy sums the first k columns.
@@ -181,7 +181,7 @@ class CopyBaseline(NamedTuple):
     accuracy: float
 
 
-def copying(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaseline:
+def copy_baseline(hits: Float[Tensor, "V"], misses: Float[Tensor, "V"]) -> CopyBaseline:
     """The mixture of the neighbour's token and the unigram distribution, both fitted to these same patches.
 
     -ln p(z) is -ln(λ + (1-λ) u(z)) where the neighbour has the token z, else -ln((1-λ) u(z)), where u(z) is the share

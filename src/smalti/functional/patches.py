@@ -49,7 +49,7 @@ def normalised_patches(
     return (patches - mean) / scale, mean, scale
 
 
-def rows(x: Float[Tensor, "B S D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+def gather_rows(x: Float[Tensor, "B S D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
     """The rows of each sample at the positions `at`, in [0, S)."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 

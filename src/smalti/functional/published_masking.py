@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from smalti.core.contracts import Grid
 from smalti.core.rng import Keys, fold, quarters
 from smalti.functional.masking import (
-    MOST_BLOCKS,
+    MAX_BLOCKS,
     Blocks,
     MaskRows,
-    everything,
-    first,
+    count_masked,
+    empty_rows,
+    first_patches,
+    full_rows,
     inside,
-    nothing,
     place,
     rectangles,
-    size,
 )
 
 _TRIES = 10
@@ -45,16 +45,16 @@ class Release(Blocks):
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
         """One try after the other, for all masks that are not finished."""
-        count, masked = self.count(grid), nothing(len(keys), grid)
+        count, masked = self.count(grid), empty_rows(len(keys), grid)
         failed, number = np.zeros(len(keys), np.int64), 0
-        while len(some := np.flatnonzero((failed < _TRIES) & (size(masked) < count))):
-            missing = count - size(masked[:, some])
+        while len(some := np.flatnonzero((failed < _TRIES) & (count_masked(masked) < count))):
+            missing = count - count_masked(masked[:, some])
             new = self._block(quarters(fold(keys[some], number)), missing, grid) & ~masked[:, some]
-            accepted = (size(new) >= 1) & (size(new) <= missing)
+            accepted = (count_masked(new) >= 1) & (count_masked(new) <= missing)
             masked[:, some] |= new * accepted
             failed[some] = np.where(accepted, 0, failed[some] + 1)
             number += 1
-        empty = size(masked) == 0  # after tries 0 to 9
+        empty = count_masked(masked) == 0  # after tries 0 to 9
         patch = (fold(keys, _TRIES) % (grid[0] * grid[1])).astype(np.int64)
         sides = np.broadcast_to(empty, (2, len(keys))).astype(np.int64)
         return masked | rectangles(np.stack(np.divmod(patch, grid[1])), sides, grid)
@@ -100,16 +100,18 @@ class Algorithm1(Blocks):
 
     def draw(self, keys: Keys, grid: Grid) -> MaskRows:
         """One block after the other, for all masks that cover too little."""
-        fewest, masked = self.fewest(grid), nothing(len(keys), grid)
-        for number in range(MOST_BLOCKS):
-            some = np.flatnonzero(size(masked) < fewest)
+        fewest, masked = self.fewest(grid), empty_rows(len(keys), grid)
+        for number in range(MAX_BLOCKS):
+            some = np.flatnonzero(count_masked(masked) < fewest)
             if not len(some):
                 break
-            block = self._block(quarters(fold(keys[some], number)), size(masked[:, some]), grid)
+            block = self._block(quarters(fold(keys[some], number)), count_masked(masked[:, some]), grid)
             grown = masked[:, some] | block
-            masked[:, some] |= block * (size(grown) < grid[0] * grid[1])
+            masked[:, some] |= block * (count_masked(grown) < grid[0] * grid[1])
         along_rows = np.zeros(len(keys), np.bool_)
-        return masked | first(everything(grid) & ~masked, np.maximum(fewest - size(masked), 0), along_rows, grid)
+        return masked | first_patches(
+            full_rows(grid) & ~masked, np.maximum(fewest - count_masked(masked), 0), along_rows, grid
+        )
 
     def _block(self, draw: NDArray[np.float64], masked: NDArray[np.int32], grid: Grid) -> MaskRows:
         least = self.least_block(grid)

@@ -32,7 +32,7 @@ class Memory(NamedTuple):
     activations: int
 
 
-class Work(NamedTuple):
+class MultiplyAdds(NamedTuple):
     """Multiply-adds of matrix products and convolutions; all else of a Transformer is a few percent of them.
 
     Attributes:
@@ -69,20 +69,20 @@ def num_parameters_whole(
         return sum(parameter.numel() for parameter in model.parameters())
 
 
-def encoding_work(config: ViT) -> int:
+def encoder_multiply_adds(config: ViT) -> int:
     """Multiply-adds of the features of an image, by torch's count of the operations; nothing is computed."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         config.build()(torch.zeros(1, config.in_chans, *config.img_size))
         return counter.get_total_flops() // 2
 
 
-def pretraining_work(
+def pretraining_multiply_adds(
     config: ViT,
     masking: Masking,
     decoder: Linear | CrossAttention,
     num_outputs: int,
     aggregation: PatchAggregation = _NO_AGGREGATION,
-) -> Work:
+) -> MultiplyAdds:
     """Multiply-adds an image of masked image modeling, by torch's count of the operations; nothing is computed.
 
     Args:
@@ -99,7 +99,7 @@ def pretraining_work(
             output = model(images, mask, index, at=predicted, aggregated=aggregation.depth > 0)
             forward = counter.get_total_flops()
             output.sum().backward()
-            return Work(forward // 2, counter.get_total_flops() // 2)
+            return MultiplyAdds(forward // 2, counter.get_total_flops() // 2)
 
 
 def training_memory(config: ViT, batch_size: int, dtype: torch.dtype, num_patches: int | None = None) -> Memory:

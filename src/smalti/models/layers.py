@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from smalti.core.contracts import Grid
 from smalti.functional.gelu import gelu
 from smalti.functional.noise import uniform_noise
-from smalti.functional.patches import rows
+from smalti.functional.patches import gather_rows
 from smalti.functional.positions import bias_between, bias_rows, num_rows, position_bias, relative_position_index
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Attention(nn.Module):
             bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
             bias = bias if where is None else bias_between(bias, where)
         if at is not None:
-            q = rows(q, at)
+            q = gather_rows(q, at)
             bias = None if bias is None else bias_rows(bias, at)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
         return q, k, v, bias
@@ -203,7 +203,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B K D"]:
         first, second = (None, None) if keep is None else (keep[0], keep[1])
         attended = _scaled(self.attn(self.norm1(x), bias, at, where), self.gamma_1, first)
-        x = (x if at is None else rows(x, at)) + attended
+        x = (x if at is None else gather_rows(x, at)) + attended
         return x + _scaled(self.mlp(self.norm2(x)), self.gamma_2, second)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from smalti.core.contracts import Features
-from smalti.functional.patches import rows, visible_index
+from smalti.functional.patches import gather_rows, visible_index
 from smalti.models.decoder import (
     CrossAttention,
     CrossAttentionBlock,
@@ -21,13 +21,13 @@ from smalti.models.vit import VisionTransformer, ViT
 
 _LINEAR = Linear()
 _NO_AGGREGATION = PatchAggregation()
-_FALLS_AWAY = ("second_head.", "aggregation.")
-"""Weights that only training needs, by the beginning of their names."""
+_TRAINING_ONLY = ("second_head.", "aggregation.")
+"""Beginnings of the names of weights that only training needs."""
 
 
-def lasting(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def inference_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights without those that only training needs: of a second head, and of patch aggregation."""
-    return {name: value for name, value in weights.items() if not name.startswith(_FALLS_AWAY)}
+    return {name: value for name, value in weights.items() if not name.startswith(_TRAINING_ONLY)}
 
 
 class MaskedImageModel(nn.Module):
@@ -43,7 +43,7 @@ class MaskedImageModel(nn.Module):
         vocab_size: int,
         init: Init,
         decoder: CrossAttentionDecoder | None = None,
-        second: int = 0,
+        second_vocab_size: int = 0,
         aggregation: PatchAggregation = _NO_AGGREGATION,
     ) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class MaskedImageModel(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if decoder is None else None
         self.head = nn.Linear(width, vocab_size)
         self._initialise_own(init, width)
-        self.second_head = nn.Linear(width, second) if second else None  # drawn after the rest
+        self.second_head = nn.Linear(width, second_vocab_size) if second_vocab_size else None  # drawn after the rest
         if self.second_head is not None:
             initialise(self.second_head, init, width)
         self.aggregation = AggregatingBlocks(aggregation, backbone.config) if aggregation.depth else None
@@ -109,18 +109,18 @@ class MaskedImageModel(nn.Module):
         else:
             visible = visible_index(mask, mask.shape[1] - mask_index.shape[1])
             layers = aggregated or self.decoder.layer_weights is not None
-            encoded = self.backbone.encode(rows(tokens, visible), key=key, visible=visible, layers=layers)
-        features = self._predicting(encoded, visible, at)
+            encoded = self.backbone.encode(gather_rows(tokens, visible), key=key, visible=visible, layers=layers)
+        features = self._head_input(encoded, visible, at)
         if aggregated:
             assert self.aggregation is not None
             shallow = self.aggregation(encoded, self.backbone, key, at if visible is None else None, visible)
-            features = torch.cat([features, self._predicting(shallow, visible, at)], dim=1)
+            features = torch.cat([features, self._head_input(shallow, visible, at)], dim=1)
         return self._logits(features, both)
 
-    def _predicting(
+    def _head_input(
         self, encoded: Features, visible: Int[Tensor, "B v"] | None, at: Int[Tensor, "B P"]
     ) -> Float[Tensor, "B P W"]:
-        """What the head reads: the encoder's output at the patches `at`, or what the decoder makes of all of it."""
+        """The input of the head: the encoder's output at the patches `at`, or the output of the decoder at these."""
         if self.decoder is None or visible is None:
             return encoded.patches
         return self.decoder(encoded, visible, at)
@@ -129,7 +129,7 @@ class MaskedImageModel(nn.Module):
         first = self.head(features)
         return torch.cat([first, self.second_head(features)], -1) if both and self.second_head is not None else first
 
-    def take_second(self) -> None:
+    def keep_second_head(self) -> None:
         """Make the second head the only one."""
         assert self.second_head is not None
         self.head, self.second_head = self.second_head, None
@@ -140,13 +140,13 @@ def build_mim(
     vocab_size: int,
     seed: int = 0,
     decoder: Linear | CrossAttention = _LINEAR,
-    second: int = 0,
+    second_vocab_size: int = 0,
     aggregation: PatchAggregation = _NO_AGGREGATION,
 ) -> MaskedImageModel:
     """A masked image model with random weights, which are a function of the seed.
 
     Args:
-        second: outputs of a second head, which has its own visual tokens; 0: none.
+        second_vocab_size: outputs of a second head, which has its own visual tokens; 0: none.
         aggregation: the shallow prediction through [S], which is for training.
     """
     backbone = config.build(seed)
@@ -157,6 +157,6 @@ def build_mim(
             between = CrossAttentionDecoder(
                 decoder, config.grid, config.embed_dim, config.num_heads, config.depth, config.init
             )
-        return MaskedImageModel(backbone, vocab_size, config.init, between, second, aggregation)
+        return MaskedImageModel(backbone, vocab_size, config.init, between, second_vocab_size, aggregation)
 
     return seeded(seed + 1, make)

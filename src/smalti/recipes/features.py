@@ -8,10 +8,10 @@ Hardware: any. Time: two forward passes of the teacher over at most a million pa
 
 from smalti.data.load import Data
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.features import KMeansFeatures
-from smalti.tokenizers.taught import FITTED_TO
+from smalti.tokenizers.kmeans_features import KMeansFeatures
+from smalti.tokenizers.teacher_features import FIT_IMAGES
 
 
 def train_tokenizer() -> TrainTokenizer:
     """A token for every patch of `--tokenizer.teacher`. The plan has no part in it."""
-    return TrainTokenizer(data=Data(), tokenizer=KMeansFeatures(), init_images=FITTED_TO)
+    return TrainTokenizer(data=Data(), tokenizer=KMeansFeatures(), init_images=FIT_IMAGES)

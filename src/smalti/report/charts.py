@@ -32,13 +32,13 @@ PALETTE = ("#2d6bb0", "#cf4f2c", "#b98a12", "#2c8a6a", "#8757a8", "#7a756b")
 _INK = "#010203"
 """Stands for the text colour until the SVG is written; no series has it."""
 
-_MOST_POINTS, _MOST_TO_ZOOM = 400, 1000
+_MAX_POINTS, _MAX_TO_ZOOM = 400, 1000
 """Points that a line in a small chart shows, and has to zoom into: the file stays small however long the run was."""
 
 _SIZE, _SMALL = (450, 250), (280, 230)
 """Width and height of charts in CSS pixels, and of those by layer; on a narrower screen they shrink."""
 
-_FEWEST_SMOOTHED = 30
+_MIN_SMOOTHED = 30
 _ROUGH = 0.02
 """A line is noisy if it bends from point to point by more than this share of its height."""
 _FAINT = 0.3
@@ -118,7 +118,7 @@ def _numbers(series: Series, level: tuple[str, float] | None) -> dict[str, Any]:
     """What the script draws: of a noisy line both the line and its average, and the reference line."""
     lines, ends = list[dict[str, Any]](), set[float]()
     for number, (name, xy) in enumerate(series.items()):
-        x, y = _thinned(np.array(xy, dtype=np.float64), _MOST_TO_ZOOM)
+        x, y = _thinned(np.array(xy, dtype=np.float64), _MAX_TO_ZOOM)
         ends |= {x[0], x[-1]} if len(x) else set()
         if _is_noisy(y):
             lines.append(_line(name, x, y, number) | {"faint": True, "key": False})
@@ -205,7 +205,7 @@ def _draw_level(axes: "Axes", name: str, value: float, points: Float[np.ndarray,
     axes.margins(y=0.12)
 
 
-def _thinned(line: Float[np.ndarray, "2 n"], most: int = _MOST_POINTS) -> Float[np.ndarray, "2 m"]:
+def _thinned(line: Float[np.ndarray, "2 n"], most: int = _MAX_POINTS) -> Float[np.ndarray, "2 m"]:
     """Average neighbouring points into at most `most` groups. A group with a value that is not finite becomes a gap."""
     line = np.where(np.isfinite(line), line, np.nan)
     n = line.shape[1]
@@ -216,7 +216,7 @@ def _thinned(line: Float[np.ndarray, "2 n"], most: int = _MOST_POINTS) -> Float[
 def _is_noisy(values: Float[np.ndarray, "n"]) -> bool:
     """Whether a line goes up and down from point to point."""
     finite = values[np.isfinite(values)]
-    if len(finite) < _FEWEST_SMOOTHED:
+    if len(finite) < _MIN_SMOOTHED:
         return False
     height = np.subtract(*np.percentile(finite, [95, 5]))
     return bool(np.median(np.abs(np.diff(finite, 2))) > _ROUGH * height)

@@ -12,7 +12,7 @@ from smalti.report.pictures import GAP, Picture, sheet
 
 _TEXT, _LINE, _INK = 18, 28, (107, 104, 95)
 """Height of letters and of a line in pixels; their colour."""
-_MOST_LETTERS = 400
+_MAX_LETTERS = 400
 _BAR = (160, 12)
 """Width and height of a colour bar in pixels."""
 
@@ -45,7 +45,7 @@ def _texts(places: Mapping[int, str], room: int, width: int) -> Picture:
     canvas = Image.new("RGB", (width, _LINE), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_TEXT)
     for left, text in places.items():
-        shown = str(spelled_out(text))[:_MOST_LETTERS]
+        shown = str(spelled_out(text))[:_MAX_LETTERS]
         while len(shown) > 1 and pen.textlength(shown, font) > room:
             shown = shown[:-2] + "…"
         pen.text((left, _LINE // 2), shown, _INK, font, anchor="lm")

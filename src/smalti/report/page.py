@@ -18,7 +18,7 @@ from markupsafe import Markup
 _NUMBER = re.compile(r"[-+−±<>≈ ]*\d([\d.,\s]*\d)?(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?[%‰a-zA-Zµ/²]{1,9})?|[-–—]?")
 """A number, perhaps with a spread and a short unit; a dash or nothing where there is none."""
 
-_MOST_COLUMNS = 7
+_MAX_COLUMNS = 7
 
 
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -97,7 +97,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Co
         raise ValueError(f"rows of {sorted({len(row) for row in rows})} cells below a header of {len(header)}")
     columns = zip(header, *rows, strict=True)
     numeric = [number > 0 and all(map(_NUMBER.fullmatch, column[1:])) for number, column in enumerate(columns)]
-    parts = max(1, -(-(len(header) - 1) // (_MOST_COLUMNS - 1)))
+    parts = max(1, -(-(len(header) - 1) // (_MAX_COLUMNS - 1)))
     each = max(1, -(-(len(header) - 1) // parts))
     groups = [[0, *range(1 + part * each, min(1 + (part + 1) * each, len(header)))] for part in range(parts)]
     return template("table.html").render(header=header, rows=rows, numeric=numeric, highlight=highlight, groups=groups)

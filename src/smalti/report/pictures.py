@@ -28,9 +28,9 @@ GAP, _FRAME = 4, 2
 """Pixels: between the pictures of a sheet, and of the frame of a picture on a map."""
 PICTURES = 8
 """Images in a picture that is logged."""
-_MOST_OPEN = 32
+_MAX_OPEN = 32
 """Codes of a codebook that are shown before it is unfolded."""
-_MOST_DEAD = 200
+_MAX_DEAD = 200
 """Numbers of codes that do not occur, listed at most."""
 
 
@@ -288,8 +288,8 @@ def atlas(cards: Sequence[Card], counts: Int[np.ndarray, "V"] | Sequence[int]) -
     shown = f" The {len(cards)} most frequent are shown." if len(cards) < np.count_nonzero(numbers) else ""
     described = [(c.number, c.share, data_uri(c.prototype), list(map(data_uri, c.examples))) for c in cards]
     return template("atlas.html").render(
-        shown=described[:_MOST_OPEN],
-        folded=described[_MOST_OPEN:],
+        shown=described[:_MAX_OPEN],
+        folded=described[_MAX_OPEN:],
         columns=columns,
         caption=f"{_use(numbers)}{shown}{_dead(numbers)}",
     )
@@ -305,5 +305,5 @@ def _dead(counts: Int[np.ndarray, "V"]) -> str:
     dead = np.flatnonzero(counts == 0)
     if not len(dead):
         return ""
-    more = f" and {len(dead) - _MOST_DEAD} more" if len(dead) > _MOST_DEAD else ""
-    return f" These do not: {', '.join(map(str, dead[:_MOST_DEAD]))}{more}."
+    more = f" and {len(dead) - _MAX_DEAD} more" if len(dead) > _MAX_DEAD else ""
+    return f" These do not: {', '.join(map(str, dead[:_MAX_DEAD]))}{more}."

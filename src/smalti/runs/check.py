@@ -12,13 +12,13 @@ from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.bands import Header, channels_of, header_of, stored_values
+from smalti.data.datasets.concat import ConcatDataset
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.duplicates import content_digest, difference_hash, equal_rows, near_rows
 from smalti.data.load import Data
-from smalti.data.reading import channels_in, each, even_sample
+from smalti.data.reading import channels_in, even_sample, map_images
 from smalti.data.tiff import count_pages
 from smalti.data.values import AskedWindow, is_16_bit, require_channels, require_window
 from smalti.runs.dataset_summary import DatasetSummary, Duplicates, Sizes, Unreadable, ValueRange
@@ -90,7 +90,7 @@ def main(config: Check) -> dict[str, Any]:
     source.verify(log)
     tally = Tally(source.channels)
     positions = even_sample(len(source), config.limit)
-    with each(
+    with map_images(
         lambda position: _look(source, position, config.side, config.pages == "all"), positions, log, "check"
     ) as found:
         for position, seen in found:
@@ -174,7 +174,7 @@ class Tally:
         near = near_rows(hashes, config.distance)
         mean = self.total / max(self.pixels, 1)
         std = np.sqrt(np.maximum(self.squares / max(self.pixels, 1) - np.square(mean), 0))
-        splits = source.parts if isinstance(source, Joined) else []
+        splits = source.parts if isinstance(source, ConcatDataset) else []
         return DatasetSummary(
             data=config.data,
             kind=source.kind,

@@ -17,19 +17,25 @@ from smalti.data.datasets.labels import SEPARATOR, label_names, shown_labels
 from smalti.data.load import AnyImages, Data, RunImages
 from smalti.data.loader import ViewSource, open_view_source
 from smalti.data.reading import spread_over_classes
-from smalti.data.transforms.batch_transforms import Change, Mixing
+from smalti.data.transforms.batch_transforms import BatchTransform, Mixing
 from smalti.data.transforms.views import TwoViews
-from smalti.evaluation.supervised import accuracies, class_scores, describe_classes, mean_precision, precisions
+from smalti.evaluation.supervised import (
+    accuracies,
+    average_precisions,
+    class_scores,
+    describe_classes,
+    mean_average_precision,
+)
 from smalti.models.classifier import ImageClassifier, Pooling, build_classifier
 from smalti.models.vit import ViT
 from smalti.report.page import Section
 from smalti.report.pictures import scale_of, tile_row, to_pixels
-from smalti.runs.model_selection import Labelled, Measured, Shares, divide, read_labelled
+from smalti.runs.model_selection import LabelledSplits, Measured, Shares, divide, read_labelled
 from smalti.training.objectives import Classify, ClassifySeveral
 
 _SHOWN = 12
 """Images in a report."""
-_MOST_CLASSES = 100
+_MAX_CLASSES = 100
 """Up to so many classes result.json has the whole table of confusions."""
 
 
@@ -54,7 +60,7 @@ class Classification:
         """The names of the network's outputs, given the class names of a data source."""
         return label_names(classes) if self.multi_label else classes
 
-    def settled(self, images: ImageDataset) -> "Classification":
+    def resolved(self, images: ImageDataset) -> "Classification":
         """The task itself: nothing of it is decided by the images."""
         return self
 
@@ -68,7 +74,7 @@ class Classification:
 
     def divide(
         self, given: AnyImages, data: Data, test: str, validation_data: str, shares: Shares, log: Log
-    ) -> Labelled:
+    ) -> LabelledSplits:
         """The training, validation and test images; see `model_selection.divide`.
 
         Raises:
@@ -106,7 +112,7 @@ class Classification:
         kind = ClassifySeveral if self.multi_label else Classify
         return kind(model, self.label_smoothing)
 
-    def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
+    def changes(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
         """The last changes made to each batch."""
         names = self.outputs(classes)
         several = (partial(_with_labels, table=shown_labels(classes, names)),) if self.multi_label else ()
@@ -119,10 +125,10 @@ class Classification:
         scores = class_scores(model, images, size, compute)
         if not self.multi_label:
             labels = images.all_labels()
-            return Measured(accuracies(scores, labels), describe_classes(scores, labels, outputs, _MOST_CLASSES))
-        found = precisions(scores, _shown(images, outputs))
+            return Measured(accuracies(scores, labels), describe_classes(scores, labels, outputs, _MAX_CLASSES))
+        found = average_precisions(scores, _shown(images, outputs))
         by_label = dict(zip(outputs, found, strict=True))
-        return Measured({self.score: mean_precision(found)}, {"average_precision": by_label})
+        return Measured({self.score: mean_average_precision(found)}, {"average_precision": by_label})
 
     def pictures(
         self,

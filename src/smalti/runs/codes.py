@@ -52,7 +52,7 @@ def places_of_codes(
     return found
 
 
-def codes_seen(
+def codebook_examples(
     tokenizer: Tokenizer, images: Tensor, most: int, compute: Compute, shown: tuple[int, ...] | None
 ) -> tuple[Columns, list[str], str]:
     """A row for each of some codes: what it is decoded to, and places where it occurs, framed, amid what is around.

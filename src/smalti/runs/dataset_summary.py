@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from smalti.core.log import printable
 from smalti.data.datasets.layout import split_in
 from smalti.data.datasets.names import LeftOut
-from smalti.data.reading import GREY, LEAST_RANGE
+from smalti.data.reading import GREY, MIN_RANGE
 
 _EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Of the ranges of the shorter side, in pixels."""
@@ -49,7 +49,7 @@ class ValueRange:
         if dtype.startswith(("float", "int32", "uint32")) or low < 0:
             return f"{text}: black and white are not known; train with {window}"
         share = (high - low) / np.iinfo(dtype).max
-        if share < LEAST_RANGE:
+        if share < MIN_RANGE:
             return f"{text}, {share:.1%} of what the files can hold; train with {window}"
         return text
 

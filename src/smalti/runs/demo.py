@@ -15,7 +15,7 @@ from smalti.core.compute import Compute, Device, Precision, choose_compute, has_
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.files import require_place
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.log import Log
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import InMemoryData, affordable
@@ -42,7 +42,7 @@ _REPORT_SECONDS = 15.0
 _SHORT = 240.0
 """Below so many seconds of budget, compiling does not pay and fewer labelled images are used by the probes."""
 _PROBE_IMAGES_SHORT = 8000
-_FEWEST_STEPS = 20
+_MIN_STEPS = 20
 _PRETRAINED = "pretrained"
 
 Probes: TypeAlias = dict[str, dict[str, Any]]
@@ -102,10 +102,10 @@ def _run(config: Demo, began: float) -> dict[str, Any]:
     compute = choose_compute(config.device, config.precision)
     log.say(f"smalti demo: {config.budget} on {compute.describe()}")
     labelled = config.data == EMBEDDED
-    baselines, probe_seconds = _baselines(config, images, compute, log) if labelled else ({}, 0.0)
+    baselines, probe_seconds = _probe_baselines(config, images, compute, log) if labelled else ({}, 0.0)
     tokenizer = _tokenizer(config, images, compute, log)
     mim = _pretrain(config, images, compute, began, log, probe_seconds)
-    probes = _pretrained(config, images, compute, log) | baselines if labelled else {}
+    probes = _probe_pretrained(config, images, compute, log) | baselines if labelled else {}
     result = _result(tokenizer, mim, probes)
     _write_report(config, result, images, compute)
     result["seconds"] = round(time.monotonic() - began, 1)
@@ -193,10 +193,10 @@ def _pretrain(
 def _affordable_steps(trial: Trainer, batches: Batches, compute: Compute, end: float) -> int:
     """The number of steps, timed on this machine, that fit before `end`, a time of `time.monotonic`."""
     step = seconds_per_step(trial, batches, compute)
-    return max(_FEWEST_STEPS, int((end - time.monotonic()) / step))
+    return max(_MIN_STEPS, int((end - time.monotonic()) / step))
 
 
-def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
+def _probe_baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> tuple[Probes, float]:
     """Probes of the untrained network in both initialisations and of raw pixels; the seconds that one network takes."""
     log.say("measuring random networks and raw pixels")
     inits, seed, images = untrained(config.pretrain.backbone), config.pretrain.seed, _labelled(config, images)
@@ -206,7 +206,7 @@ def _baselines(config: Demo, images: InMemoryData, compute: Compute, log: Log) -
     return {name: asdict(found) for name, found in (probes | {PIXELS: probe_pixels(images)}).items()}, each
 
 
-def _pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
+def _probe_pretrained(config: Demo, images: InMemoryData, compute: Compute, log: Log) -> Probes:
     """Probes of the pretrained backbone."""
     log.say("measuring the pretrained network")
     backbone = load_model(f"{config.out}/pretrain", compute).backbone
@@ -248,7 +248,7 @@ def _move_aside(folder: Path) -> None:
         LockError: that demo is still running.
     """
     if (folder / "config.json").exists() and read_kind(str(folder)) == Demo.__name__:
-        with only_writer(folder):
+        with writer_lock(folder):
             pass
         number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}.{number}"))

@@ -19,9 +19,9 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 _IMAGES = 96
 """Decoded for a dry run; batches repeat them."""
-_STEPS, _FEWEST_STEPS, _SECONDS = 20, 3, 60.0
+_STEPS, _MIN_STEPS, _SECONDS = 20, 3, 60.0
 """Of a stage; fewer where they would take longer than a minute."""
-_GLANCE_IMAGES = 8
+_QUICK_IMAGES = 8
 """In a batch of the first look at a network that may be far too large for the machine."""
 
 
@@ -52,11 +52,11 @@ class DryRun:
     device_memory: int | None
 
 
-def glance(stages: Stages, source: ImageDataset, compute: Compute) -> float:
+def quick_estimate(stages: Stages, source: ImageDataset, compute: Compute) -> float:
     """An upper estimate of the seconds of a pretraining step: small batches are not the most efficient."""
     run = stages.pretrain
-    images, size = few(source, run.data), run.plan.batch_size
-    small = min(_GLANCE_IMAGES, size)
+    images, size = few_images(source, run.data), run.plan.batch_size
+    small = min(_QUICK_IMAGES, size)
     plan = replace(run.plan, batch_size=small, accumulate=1, repeat=True)
     tokenizer = _frozen(stages.tokenizer.tokenizer.build().to(compute.device))
     trial = pretrain.prepare(replace(run, plan=plan, compile="off"), images, tokenizer, compute)
@@ -69,16 +69,16 @@ def dry_run(stages: Stages, source: ImageDataset, compute: Compute, expected: fl
     Args:
         expected: seconds of a pretraining step, from `glance`.
     """
-    num_steps = max(_FEWEST_STEPS, min(_STEPS, int(_SECONDS / expected)))
+    num_steps = max(_MIN_STEPS, min(_STEPS, int(_SECONDS / expected)))
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     first = replace(stages.tokenizer, plan=replace(stages.tokenizer.plan, repeat=True))
-    trial = train_tokenizer.prepare(first, few(source, first.data), compute)
+    trial = train_tokenizer.prepare(first, few_images(source, first.data), compute)
     tokenizer_step = seconds_per_step(*trial, compute, steps=num_steps)
     tokenizer = trial[0].objective.model
     assert isinstance(tokenizer, ImageTokenizer)
     began = time.perf_counter()
-    images = few(source, stages.pretrain.data)
+    images = few_images(source, stages.pretrain.data)
     reading = (time.perf_counter() - began) / (len(images.train) + len(images.held_out))
     run, pretrain_step = fitting(stages.pretrain, images, _frozen(tokenizer), compute, num_steps)
     device_memory = torch.cuda.max_memory_allocated() if compute.device.type == "cuda" else None
@@ -99,7 +99,7 @@ def fitting(
         run = replace(run, plan=replace(run.plan, accumulate=2 * run.plan.accumulate))
 
 
-def few(source: ImageDataset, data: Data) -> InMemoryData:
+def few_images(source: ImageDataset, data: Data) -> InMemoryData:
     """Load some images of `data`, opened as `source`, into memory; unreadable ones are left out."""
     some = replace(data, limit=_IMAGES, max_bad_fraction=1.0, on_bad_image="replace")
     if data.path == EMBEDDED:

@@ -13,9 +13,9 @@ from smalti.core.config import require, setting
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.datasets.open import absolute_data, open_with_notes
 from smalti.data.token_cache import network_digest
-from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import process_group
 from smalti.evaluation.feature_blocks import Blocks
 from smalti.evaluation.feature_files import NPY, PARQUET, open_features, write_features
@@ -57,10 +57,10 @@ def main(config: Embed) -> dict[str, Any]:
     log, began = Log(), time.monotonic()
     config.require_writable()
     with process_group(config.ranks, config.device):
-        compute = same_format(choose_compute(config.device, config.kept_precision()))
+        compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))
         network = network_of(config.model, compute)
         channels = network.backbone.config.in_chans
-        source = open_noted(config.images, channels, log, config, "all", network.window)
+        source = open_with_notes(config.images, channels, log, config, "all", network.window)
         about = _about(config, network, source)
         complete(config, source, _table(config, network, source, about, log), compute, log)
         result = from_rank0(lambda: _result(config.path, len(source), time.monotonic() - began))
@@ -73,9 +73,9 @@ def _about(config: Embed, network: Network, source: ImageDataset) -> dict[str, A
     """What the features depend on, and what is needed to search in them."""
     window = {} if network.window is None else {"window": list(network.window)}
     return window | {
-        "model": lasting(config.model),
+        "model": absolute_data(config.model),
         "weights": network_digest(network.backbone),
-        "images": lasting(config.images),
+        "images": absolute_data(config.images),
         "fingerprint": source.fingerprint(),
         "layer": network.layer_named(config.layer),
         "pooling": config.pooling,

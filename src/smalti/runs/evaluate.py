@@ -16,10 +16,10 @@ from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.datasets.folder import FollowLinks
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import lasting
+from smalti.data.datasets.open import absolute_data
 from smalti.data.duplicates import overlap
 from smalti.data.load import Data, InMemoryData, TrainingData, load_splits, official_splits, unlabelled
-from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import Ranks, process_group
 from smalti.evaluation.battery import Battery, BatteryResult
 from smalti.evaluation.features import Pooling, resized
@@ -37,7 +37,7 @@ from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import load_pretrained, measure_finetuned
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.session import with_null
-from smalti.runs.tokenizers import has_density, input_of, load_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import has_density, load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.training.checkpoint import is_checkpoint, newest_step
 from smalti.training.objectives import MaskedImageModeling
 from smalti.training.targets import Pixels
@@ -82,7 +82,8 @@ class Evaluate:
 
     def reading(self, trained_on: Data) -> Data:
         """The images, read as those that the model was trained on."""
-        follow, own = self.follow_links or trained_on.follow_links, lasting(self.images) == lasting(trained_on.path)
+        follow = self.follow_links or trained_on.follow_links
+        own = absolute_data(self.images) == absolute_data(trained_on.path)
         group = self.group if self.group is not None else trained_on.group if own else ""
         column = self.image_column if self.image_column is not None else trained_on.image_column if own else ""
         data = replace(trained_on, path=self.images, root=self.root, limit=None, follow_links=follow, group=group)
@@ -97,17 +98,17 @@ def main(config: Evaluate) -> dict[str, Any]:
     """Evaluate, print, and keep the result in the run folder. Ranks share the pass over the images; rank 0 the rest."""
     log = Log()
     with process_group(config.ranks, config.device):
-        compute = same_format(choose_compute(config.device, config.precision))
+        compute = broadcast_precision(choose_compute(config.device, config.precision))
         if is_foreign(config.model) and not holds_run(config.model):
-            found = _evaluated_foreign(config, compute, log)
+            found = _evaluate_foreign(config, compute, log)
         else:
-            found = _evaluated(config, compute, log)
+            found = _evaluate(config, compute, log)
             if is_rank0() and not is_checkpoint(Path(config.model).expanduser()):
-                _keep(config, found, log)
+                _save_result(config, found, log)
     return Result(found)
 
 
-def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
+def _save_result(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
     """Write the result into the run folder; it is printed already, so a folder that cannot be written is a warning."""
     run = Path(config.model).expanduser()
     settings = {name: getattr(config, name) for name in _SETTINGS}
@@ -120,7 +121,7 @@ def _keep(config: Evaluate, found: Mapping[str, Any], log: Log) -> None:
         log.say(f"kept: {kept}")
 
 
-def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+def _evaluate(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     kind = read_kind(config.model)
     if kind == Finetune.__name__:
         require(config.held_out is None, "held_out: a fine-tuned network is measured on all images", "leave it out")
@@ -143,18 +144,18 @@ def _evaluated(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     return result | {"overlap": found._asdict()}
 
 
-def _evaluated_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
+def _evaluate_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     """Probes of a backbone of another program; nothing is written."""
-    subject, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
-    vit = subject.backbone.config
+    loaded, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
+    vit = loaded.backbone.config
     size = f"{vit.img_size[0]} x {vit.img_size[1]} pixels"
     pixels = f"mean {vit.mean}, deviation {vit.std} (--normalisation)"
-    log.say(f"{config.model}: a {subject.kind} of another program, {size}, {pixels}; nothing is kept beside it")
+    log.say(f"{config.model}: a {loaded.kind} of another program, {size}, {pixels}; nothing is kept beside it")
     if left_out:
         log.say(f"left out: {', '.join(left_out[:3])}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}")
     data = Data(channels=vit.in_chans, side=vit.img_size[0])
     images = _load(config, data, log)
-    return _measure_backbone(config, subject.backbone.to(compute.device), data, images, compute, log)
+    return _measure_backbone(config, loaded.backbone.to(compute.device), data, images, compute, log)
 
 
 class Measurement(Protocol):
@@ -207,18 +208,18 @@ def _measure_backbone(
         place, _ = official_splits(config.images, config.test, data.follow_links)
         log.say(f"{unlabelled(replace(data, root=config.root), place, what)}")
         return {}
-    chosen_on = _chosen_on(config, data, images, log)
+    validation = _validation_images(config, data, images, log)
     images = TrainingData(images.train.labelled(), images.held_out.labelled())
     if len(images.train) < 3 or not len(images.held_out):
         found = f"{len(images.train)} to fit on and {len(images.held_out)} held out"
         log.say(f"no probes: {config.images} has {found} with labels; they need at least 3 and 1")
         return {}
-    probes = _Probes(config, images, chosen_on, compute)
+    probes = _Probes(config, images, validation, compute)
     log.say(
         f"{len(images.train)} training and {len(images.held_out)} test images of {len(images.train.classes)} classes"
     )
-    if chosen_on is not None:
-        log.say(f"choices are made on {len(chosen_on)} validation images")
+    if validation is not None:
+        log.say(f"choices are made on {len(validation)} validation images")
     result = probes.of(backbone, BatteryResult.describe)
     if not config.baselines:
         return result
@@ -233,18 +234,18 @@ def _measure_backbone(
 
 @dataclass(frozen=True)
 class _Probes:
-    """The battery, on some images; `chosen_on` are those that choices are made on, None for a share of the others."""
+    """The battery, on some images; `validation` are those that choices are made on, None for a share of the others."""
 
     config: Evaluate
     images: InMemoryData
-    chosen_on: InMemoryDataset | None
+    validation: InMemoryDataset | None
     compute: Compute
 
     def of(
         self, backbone: VisionTransformer | None, describe: Callable[[BatteryResult], str] | None = None
     ) -> dict[str, Any]:
         """The result of a backbone, or of raw pixels; `describe` makes what rank 0 prints of it."""
-        config, images, more = self.config, self.images, self.chosen_on
+        config, images, more = self.config, self.images, self.validation
         protocol = Battery(config.poolings, config.validation, config.k, config.draws)
         parts = [images.train, images.held_out, *([] if more is None else [more])]
         features = None
@@ -281,17 +282,17 @@ def describe_beside(result: Mapping[str, Any], baselines: Mapping[str, Mapping[s
 
 def _measure_tokenizer(config: Evaluate, compute: Compute, log: Log) -> TokenizerResult:
     tokenizer, density = load_tokenizer(config.model, compute), has_density(config.model)
-    data = input_of(config.model, tokenizer)
+    data = tokenizer_data(config.model, tokenizer)
     images = _load(config, data, log)
     train, judged = some_images(images.train, data.side), images.held_out
     return evaluate_tokenizer(tokenizer, judged.images, compute, train=train, density=density, labels=judged.labels)
 
 
-def _chosen_on(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:
+def _validation_images(config: Evaluate, trained_on: Data, images: InMemoryData, log: Log) -> InMemoryDataset | None:
     """The images of the validation split, for choices; None where there is none, or results are of it."""
     data = config.reading(trained_on)
     layout = read_layout(data.path, data.follow_links)
-    path = layout.validation if config.test else layout.chosen_on
+    path = layout.validation if config.test else layout.selection
     return read_labelled(path, "for choices", data, images.train.classes, tuple, log) if path else None
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from smalti.core.config import leaves, to_json
-from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_work, training_memory
+from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_multiply_adds, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.targets import Pixels
 
 Config = TrainTokenizer | Pretrain | Finetune
@@ -67,7 +67,7 @@ def explain(before: Config, after: Config, vocab_size: int) -> dict[str, Any]:
         row = {"name": new.name, "value": to_json(new.value), "origin": origin, "unit": new.unit, "paper": new.paper}
         fields.append(row)
     network = after.tokenizer if isinstance(after, TrainTokenizer) else after.backbone
-    unknown = isinstance(network, Taught) and network.backbone is None  # those of a teacher not yet read
+    unknown = isinstance(network, TeacherBased) and network.backbone is None  # those of a teacher not yet read
     own = 0 if unknown else num_parameters(network)
     whole = own
     if isinstance(after, Pretrain):
@@ -117,7 +117,9 @@ def _multiply_adds(config: Config, vocab_size: int) -> dict[str, int]:
     if not isinstance(config, Pretrain):
         return {}
     num_outputs = _num_outputs(config, vocab_size)
-    work = pretraining_work(config.backbone, config.masking, config.decoder, num_outputs, config.patch_aggregation)
+    work = pretraining_multiply_adds(
+        config.backbone, config.masking, config.decoder, num_outputs, config.patch_aggregation
+    )
     return {"forward": work.forward, "training": work.training, "outputs": num_outputs}
 
 
@@ -127,6 +129,6 @@ def _schedules(config: Config) -> dict[str, dict[int, float]]:
         return {}
     steps = config.plan.steps
     shown = {1, steps // 20, steps // 4, steps // 2, 3 * steps // 4, steps}
-    for each in (config.annealed() or ()) if isinstance(config, TrainTokenizer) else ():
+    for each in (config.annealing() or ()) if isinstance(config, TrainTokenizer) else ():
         shown |= {each.steps // 4, each.steps // 2, each.steps}
     return {name: {step: each(step) for step in sorted(shown - {0})} for name, each in config.schedules().items()}

@@ -15,18 +15,18 @@ from smalti.exporting import bundle, huggingface, onnx, timm, torch_export, unil
 from smalti.exporting.card import Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, require_packages, sample_images
 from smalti.exporting.graphs import outputs_of_both
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models.mim import MaskedImageModel
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import VisionTransformer
 from smalti.runs.facts import facts_of
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind
-from smalti.runs.models import load_subject
+from smalti.runs.models import load_with_preprocessing
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.checkpoint import read_checkpoint
 
 
@@ -59,8 +59,8 @@ class _Target(NamedTuple):
     """
 
     packages: tuple[str, ...]
-    write: Callable[[Subject, Path], str]
-    compare: Callable[[Subject, Path, Tensor], Pairs]
+    write: Callable[[LoadedModel, Path], str]
+    compare: Callable[[LoadedModel, Path, Tensor], Pairs]
 
 
 _TARGETS = {
@@ -82,38 +82,38 @@ def main(config: Export) -> dict[str, Any]:
     out = Path(config.out).expanduser()
     require_new(out, "an export")
     compute = choose_compute("cpu", "fp32")
-    subject = _part(config, load_subject(config.model, compute))
-    facts = facts_of(config.model, subject, compute, config.evaluation)
+    loaded = _part(config, load_with_preprocessing(config.model, compute))
+    facts = facts_of(config.model, loaded, compute, config.evaluation)
     target = _bundled(config.model, facts, compute) if config.to == "bundle" else _TARGETS[config.to]
     require_packages(target.packages, config.to)
     with new_folder(out) as folder:
-        snippet = target.write(subject, folder)
-        bundle.write_classes(subject, folder)
-        pairs = target.compare(subject, folder, sample_images(subject.preprocessing))
+        snippet = target.write(loaded, folder)
+        bundle.write_classes(loaded, folder)
+        pairs = target.compare(loaded, folder, sample_images(loaded.preprocessing))
         certificate = certify(folder, config.to, pairs, target.packages)
-        write_bytes(folder / "README.md", card(subject, facts, config.to, snippet, certificate))
+        write_bytes(folder / "README.md", card(loaded, facts, config.to, snippet, certificate))
     print(snippet.replace("FOLDER", str(out)).strip())
-    print(f"written: {out}, a {subject.kind}; {describe(certificate)}")
-    return {"out": str(out), "kind": subject.kind, "parameters": facts.parameters, "certificate": certificate}
+    print(f"written: {out}, a {loaded.kind}; {describe(certificate)}")
+    return {"out": str(out), "kind": loaded.kind, "parameters": facts.parameters, "certificate": certificate}
 
 
-def _part(config: Export, whole: Subject) -> Subject:
+def _part(config: Export, whole: LoadedModel) -> LoadedModel:
     """The part of the model that is exported."""
     if config.layer is not None:
-        return whole.cut(config.layer)
+        return whole.truncated(config.layer)
     pretrained = isinstance(whole.network, MaskedImageModel) and config.to not in ("bundle", "unilm")
     alone = config.part == "backbone" or (config.part == "auto" and pretrained)
-    return whole.alone() if alone else whole
+    return whole.backbone_only() if alone else whole
 
 
 def _bundled(model: str, facts: Facts, compute: Compute) -> _Target:
     """The format of a bundle, which also has files of the run."""
 
-    def write(subject: Subject, folder: Path) -> str:
-        return bundle.write(subject, facts, to_json(_config(model, subject)), _step(model), folder)
+    def write(loaded: LoadedModel, folder: Path) -> str:
+        return bundle.write(loaded, facts, to_json(_config(model, loaded)), _step(model), folder)
 
-    def compare(subject: Subject, folder: Path, images: Tensor) -> Pairs:
-        return outputs_of_both(subject.network, load_subject(str(folder), compute).network, images)
+    def compare(loaded: LoadedModel, folder: Path, images: Tensor) -> Pairs:
+        return outputs_of_both(loaded.network, load_with_preprocessing(str(folder), compute).network, images)
 
     return _Target((), write, compare)
 
@@ -126,22 +126,22 @@ def _step(model: str) -> int:
     return 0 if kind == DallE.__name__ else read_checkpoint(path).step
 
 
-def _config(model: str, subject: Subject) -> Pretrain | Finetune | TrainTokenizer:
+def _config(model: str, loaded: LoadedModel) -> Pretrain | Finetune | TrainTokenizer:
     """The configuration of a bundle: that of the run, without the places of its files."""
     kind = read_kind(model)
     if kind == DallE.__name__:
-        dalle = subject.network.config
+        dalle = loaded.network.config
         assert isinstance(dalle, DallE)
-        return TrainTokenizer(tokenizer=dalle, data=Data(channels=dalle.in_chans, side=subject.side))
+        return TrainTokenizer(tokenizer=dalle, data=Data(channels=dalle.in_chans, side=loaded.side))
     if kind == TrainTokenizer.__name__:
         config = read_config(model, TrainTokenizer)
         part = config.tokenizer
-        part = replace(part, teacher="") if isinstance(part, Taught) else part
+        part = replace(part, teacher="") if isinstance(part, TeacherBased) else part
         return replace(config, out="", data=replace(config.data, path=""), tokenizer=part)
     run = read_config(model, Finetune if kind == Finetune.__name__ else Pretrain)
     run = replace(run, out="", data=replace(run.data, path=""))
-    if isinstance(run, Finetune) and not isinstance(subject.network, VisionTransformer):
+    if isinstance(run, Finetune) and not isinstance(loaded.network, VisionTransformer):
         return replace(run, init="", test="", validation_data="", choose="last")
     whole = replace(as_kind(run, Pretrain), patch_aggregation=PatchAggregation())  # whose weights fall away
-    alone = replace(whole, backbone=subject.backbone.config)
+    alone = replace(whole, backbone=loaded.backbone.config)
     return replace(alone, init_from="", freeze_backbone_steps=0, token_cache="")

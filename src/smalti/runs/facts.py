@@ -12,7 +12,7 @@ from smalti.data.token_cache import network_digest
 from smalti.evaluation.probe import PIXELS
 from smalti.exporting.bundle import EVALUATION
 from smalti.exporting.card import IMPORTED, Facts
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.runs.evaluations import last_probes
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain import Pretrain
@@ -23,11 +23,11 @@ from smalti.training.bundle import read_bundle
 _FIGURES = ("linear", "knn", "layer", "pooling", "knn_layer", "knn_pooling")
 
 
-def facts_of(model: str, subject: Subject, compute: Compute, evaluation: str = "") -> Facts:
+def facts_of(model: str, loaded: LoadedModel, compute: Compute, evaluation: str = "") -> Facts:
     """The facts of a run folder, bundle or imported tokenizer.
 
     Args:
-        subject: the network in it, or a part of that.
+        loaded: the network in it, or a part of that.
         evaluation: a file with what `smalti evaluate --json` has printed; empty: the last that `smalti evaluate` has
             kept in the run folder, or that of the bundle or demo, if any.
 
@@ -39,7 +39,7 @@ def facts_of(model: str, subject: Subject, compute: Compute, evaluation: str = "
     counts = {name.replace("_", " "): value for name, value in result.items() if name.endswith("_images")}
     if not all(type(value) is int for value in counts.values()):
         raise CheckpointError(f"the result in {path} is damaged", cause="a number of images is no number")
-    parameters = sum(value.numel() for value in subject.network.parameters())
+    parameters = sum(value.numel() for value in loaded.network.parameters())
     return Facts(
         name=path.resolve().name,
         parameters=parameters,

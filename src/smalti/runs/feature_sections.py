@@ -12,7 +12,14 @@ from PIL import Image
 from smalti.core.compute import Compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.reading import spread_over_classes
-from smalti.evaluation.feature_space import FeatureSpace, feature_space, flat_map, mistaken, nearest_others, on_grid
+from smalti.evaluation.feature_space import (
+    FeatureSpace,
+    feature_space,
+    flat_map,
+    nearest_others,
+    on_grid,
+    top_confusions,
+)
 from smalti.evaluation.features import resized
 from smalti.models.vit import VisionTransformer
 from smalti.report.charts import PALETTE
@@ -20,7 +27,7 @@ from smalti.report.page import Section, table
 from smalti.report.pictures import scale_of, tile_map, tile_row, to_pixels
 
 Pictures: TypeAlias = UInt8[np.ndarray, "n H W _C"]
-_IMAGES, _PATCHES, _FEWEST = 1000, 60_000, 100
+_IMAGES, _PATCHES, _MIN_IMAGES = 1000, 60_000, 100
 """Held-out images at most; patches that they may have together, at most; but so many images at least."""
 _QUERIES, _NEIGHBOURS, _PAIRS = 6, 6, 8
 _ROWS, _COLUMNS, _CELL = 18, 30, 32
@@ -35,7 +42,7 @@ def feature_sections(
     There is none where there are fewer than three.
     """
     config = backbone.config
-    affordable = max(_FEWEST, _PATCHES // math.prod(config.grid))
+    affordable = max(_MIN_IMAGES, _PATCHES // math.prod(config.grid))
     some = held_out.select(spread_over_classes(held_out.labels, min(_IMAGES, affordable)))
     if len(some) < 3:
         return []
@@ -68,7 +75,7 @@ def _neighbours(space: FeatureSpace, images: InMemoryDataset, pixels: Pictures) 
 def _mistaken(predicted: torch.Tensor, images: InMemoryDataset) -> str:
     """The most frequent confusions of each image with the one nearest to it."""
     totals = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
-    pairs = mistaken(predicted, images.labels)[:_PAIRS]
+    pairs = top_confusions(predicted, images.labels)[:_PAIRS]
     return confusion_table(pairs, totals, images.classes, "is nearest to one of")
 
 

@@ -17,13 +17,13 @@ from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import AnyImages, InMemoryData
 from smalti.data.loader import Loader, Sampler
-from smalti.data.transforms.batch_transforms import Change, Changed, Erasing
+from smalti.data.transforms.batch_transforms import BatchTransform, Erasing, TransformedBatches
 from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import holds_run, read_config, read_kind, run_folder
-from smalti.runs.model_selection import BEST, Best, Choose, Labelled, Measured, Shares, known_first
+from smalti.runs.model_selection import BEST, Best, Choose, LabelledSplits, Measured, Shares, known_first
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
@@ -76,7 +76,7 @@ class Finetune(BackboneRun):
         """The selected weights of a finished run; of one checkpoint those in it."""
         return read_checkpoint(run / BEST if self.choose == "best" and not is_checkpoint(run) else run)
 
-    def divided(self, given: AnyImages, log: Log) -> Labelled:
+    def split_images(self, given: AnyImages, log: Log) -> LabelledSplits:
         """The training, validation and test images."""
         shares = Shares(self.validation, self.label_share, self.labels_per_class, self.seed)
         test = self.test or read_layout(self.data.path, self.data.follow_links).test
@@ -119,16 +119,16 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     given: AnyImages = (
         config.task.open(config.data, session.log, session.folder.bad_files) if images is None else images
     )
-    config = replace(config, task=config.task.settled(given.train))
+    config = replace(config, task=config.task.resolved(given.train))
     if isinstance(config.task, Classification) and not config.task.multi_label:
         known = session.folder.read_classes() if session.resumed else ()
         given = known_first(given, known or known_outputs(config))
-    parts = config.divided(given, session.log)
+    parts = config.split_images(given, session.log)
     outputs = config.task.outputs(parts.classes)
-    source = None if session.resumed or not config.init else source_of(config, outputs)
+    source = None if session.resumed or not config.init else init_source(config, outputs)
     if not session.resumed:
-        config = settled(session.settled(config, given), given, session.log)
-    session.same_images(given.train)
+        config = resolved(session.resolved(config, given), given, session.log)
+    session.require_same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     session.begin(config, outputs)
 
@@ -140,22 +140,22 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     session.train("finetune", trainer, batches, config, look)
     del trainer, batches  # their memory is needed to measure
     weights = BEST if config.choose == "best" else ""
-    return from_rank0(lambda: session.finish(lambda: _measured(config, parts, session), weights))
+    return from_rank0(lambda: session.finish(lambda: _measure(config, parts, session), weights))
 
 
-def _overlap(config: Finetune, parts: Labelled) -> Overlap:
-    """How many test images are learned from too; of a test that is a share of streamed images none are."""
-    learned, judged = parts.train.train, parts.test
-    if learned.pixels is None and judged.pixels is not None:
+def _overlap(config: Finetune, parts: LabelledSplits) -> Overlap:
+    """How many test images are training images too; of a test that is a share of streamed images none are."""
+    train, test = parts.train.train, parts.test
+    if train.pixels is None and test.pixels is not None:
         data = config.data
-        path = config.test or read_layout(data.path, data.follow_links).judged
+        path = config.test or read_layout(data.path, data.follow_links).test_or_validation
         if not path or path == EMBEDDED:
-            return Overlap(0, len(judged))
-        judged = data.source(path)
-    return overlap(learned, judged)
+            return Overlap(0, len(test))
+        test = data.source(path)
+    return overlap(train, test)
 
 
-def _measured(config: Finetune, parts: Labelled, session: Session) -> dict[str, Any]:
+def _measure(config: Finetune, parts: LabelledSplits, session: Session) -> dict[str, Any]:
     """The result of the run, measured with the selected weights."""
     task, outputs, size = config.task, config.task.outputs(parts.classes), config.backbone.img_size
     chosen = config.read_weights(session.folder.path)
@@ -187,7 +187,11 @@ def describe(result: dict[str, Any], score: str) -> str:
 
 
 def prepare(
-    config: Finetune, parts: Labelled, compute: Compute, log: Log | None = None, source: SourceWeights | None = None
+    config: Finetune,
+    parts: LabelledSplits,
+    compute: Compute,
+    log: Log | None = None,
+    source: SourceWeights | None = None,
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
     plan, images, task = config.plan, parts.train, config.task
@@ -207,11 +211,11 @@ def prepare(
     views = TwoViews(config.crop, size, jitter=config.jitter, full_decode=full)
     view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
     loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
-    whole: tuple[Change, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
-    return trainer, Changed(loader, (*whole, *task.changes(parts.classes)), compute.device)
+    whole: tuple[BatchTransform, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
+    return trainer, TransformedBatches(loader, (*whole, *task.changes(parts.classes)), compute.device)
 
 
-def source_of(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
+def init_source(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:
     """The weights at `init`. The head of a fine-tuning run is loaded too if all of its outputs are among these.
 
     Raises:
@@ -254,7 +258,7 @@ def _run_at(init: str) -> "Pretrain | Finetune":
     raise UsageError(f"{init} is a {kind} run", cause="there is no backbone in it", fix=fix)
 
 
-def settled(config: Finetune, images: AnyImages, log: Log) -> Finetune:
+def resolved(config: Finetune, images: AnyImages, log: Log) -> Finetune:
     """The configuration with the pixel mean and standard deviation that `normalisation` asks for, or `init` has."""
     if config.normalisation is not None or not holds_run(config.init):
         return config.normalised(images.train)

@@ -57,7 +57,7 @@ def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -
     if config.test:
         images: ImageDataset = config.task.read(config.test, config.data, outputs, log)
     else:
-        images = config.divided(config.task.open(config.data, log, None), log).test
+        images = config.split_images(config.task.open(config.data, log, None), log).test
     size, channels = config.backbone.img_size, config.data.show_channels
     return [config.task.pictures(load_finetuned(run, compute), images, outputs, size, compute, channels)]
 

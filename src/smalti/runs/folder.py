@@ -18,7 +18,7 @@ from smalti.core.addresses import is_address, without_secrets
 from smalti.core.config import Field, from_json, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
-from smalti.core.folder_lock import LOCK, holder, only_writer, own_name
+from smalti.core.folder_lock import LOCK, holder, process_name, writer_lock
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0
 from smalti.core.stored import parse_json, read_lines, read_object, read_object_if_any, read_stored
@@ -94,7 +94,7 @@ class RunFolder:
         path = self.path / _CLASSES
         if not path.exists():
             return ()
-        with _damage_named(path):
+        with _damage_errors(path):
             return from_json(tuple[str, ...], parse_json(read_stored(path, follow=True)), where="classes")
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -112,10 +112,10 @@ class RunFolder:
         """
         if not os.path.lexists(self.metrics):
             return []
-        with _damage_named(self.metrics):
+        with _damage_errors(self.metrics):
             return [line for line in read_lines(self.metrics) if type(line.get("step")) is int]
 
-    def forget_metrics_after(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Remove the lines of steps that will be repeated, and a truncated last line."""
         if self.metrics.exists() and is_rank0():
             kept = [line for line in self.read_metrics() if line["step"] <= step]
@@ -130,7 +130,7 @@ class RunFolder:
         """
         if not is_rank0():
             return
-        if (self.path / LOCK).exists() and (other := holder(self.path)) != own_name():
+        if (self.path / LOCK).exists() and (other := holder(self.path)) != process_name():
             raise LockError(
                 f"{self.path} has been taken over", cause=f"by process {other}", fix="two runs need two folders"
             )
@@ -167,7 +167,7 @@ def writing(out: str) -> Iterator[None]:
             raise OutputError(f"{path / name} is a link", cause=cause, fix=fix)
     if who := open_to_others(path):
         Log().say(f"warning: {who}, so the run can be changed by others")
-    with only_writer(path):
+    with writer_lock(path):
         removed = remove_leftovers(path, _WRITTEN) + remove_leftovers(path / CHECKPOINTS)
         if removed:
             Log().say(f"{path}: removed what a run that was killed left unfinished: {', '.join(removed)}")
@@ -224,7 +224,7 @@ def require_run(run: str, fix: str) -> None:
         )
 
 
-def forget_unstarted(out: str) -> None:
+def remove_unstarted(out: str) -> None:
     """Remove the configuration of a run that failed before its first step; the list of unreadable files stays."""
     path = Path(out).expanduser()
     started = {_CONFIG, _BAD_FILES, _DATA, _CLASSES}
@@ -277,12 +277,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is no file."""
     if not os.path.lexists(path):
         return None
-    with _damage_named(path):
+    with _damage_errors(path):
         return read_object(path)
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _damage_errors(path: Path) -> Iterator[None]:
     """A file of a run that cannot be read is damaged."""
     try:
         yield
@@ -358,7 +358,7 @@ def require_exact(run: str, differing: list[str], allow_inexact: bool) -> None:
         Log().say(f"not bit for bit from here on: {', '.join(differing)}")
 
 
-def finished(run: str, before: Any, now: Any) -> dict[str, Any] | None:
+def finished_result(run: str, before: Any, now: Any) -> dict[str, Any] | None:
     """The result of a finished run; None if steps remain, as when its last checkpoint is damaged.
 
     Models that are fitted and not trained have 0 steps.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from smalti.core.errors import CheckpointError
 from smalti.data.reading import fixed_statistics
-from smalti.exporting.subject import Network, Subject
+from smalti.exporting.loaded_model import LoadedModel, Network
 from smalti.models.classifier import Pooling, build_classifier
 from smalti.models.mim import build_mim
 from smalti.models.vit import VisionTransformer, ViT
@@ -22,7 +22,7 @@ Statistics: TypeAlias = Literal["auto", "half", "imagenet"]
 
 def read_foreign(
     place: str, num_heads: int | None = None, normalisation: Statistics = "auto"
-) -> tuple[Subject, list[str]]:
+) -> tuple[LoadedModel, list[str]]:
     """The network in a file or folder of another program, and the names of weights that it does not have.
 
     Args:
@@ -48,7 +48,7 @@ def _normalised(vit: ViT, place: str, kind: Statistics) -> ViT:
     return replace(vit, mean=mean, std=std)
 
 
-def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
+def _loaded(source: SourceWeights, vit: ViT) -> tuple[LoadedModel, list[str]]:
     """The network with the weights, and the names of those that it does not have."""
     weights = source.as_configured(vit)
     with torch.device("meta"):  # which takes no memory: shapes are compared first
@@ -66,7 +66,7 @@ def _loaded(source: SourceWeights, vit: ViT) -> tuple[Subject, list[str]]:
     network, classes = _built(source, weights, vit)
     network.load_state_dict({name: own[name] for name in wanted})
     unknown = [name for name in weights if name.removeprefix(prefix) not in wanted]
-    return Subject(network.eval().requires_grad_(False), classes), [*source.left_out, *unknown]
+    return LoadedModel(network.eval().requires_grad_(False), classes), [*source.left_out, *unknown]
 
 
 def _built(source: SourceWeights, weights: Mapping[str, Tensor], vit: ViT) -> tuple[Network, tuple[str, ...]]:

@@ -59,7 +59,7 @@ class TrainingHooks(RunHooks):
 
     Attributes:
         look: called before every save that `plan` asks for; it must not change the trainer.
-        evaluation: measures `trainer.trained`; its figures are written to separate lines of metrics.jsonl.
+        evaluation: measures `trainer.eval_model`; its figures are written to separate lines of metrics.jsonl.
         tracking: the tracker; None where there is none, and on all ranks but the first.
         pictures: makes the pictures that are logged, every `log_pictures` steps; None: there are none.
     """
@@ -89,9 +89,9 @@ class TrainingHooks(RunHooks):
         """Save a failed step in the run folder with all that `smalti replay` needs: the images of all ranks."""
         before = trainer.checkpoint()
         batch = replace(batch, index=all_gather(batch.index), key=all_gather(batch.key))
-        return Path(from_rank0(lambda: str(self._keep(before, batch, failure))))
+        return Path(from_rank0(lambda: str(self._save_failed_step(before, batch, failure))))
 
-    def _keep(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
+    def _save_failed_step(self, before: Checkpoint, batch: Batch, failure: NotFiniteError) -> Path:
         path = self.folder.path
         more = [path / name for name in REBUILDING if (path / name).exists()]
         return write_captured(path, before, batch, failure.numbers, self.compute, more)
@@ -114,7 +114,7 @@ class TrainingHooks(RunHooks):
         if self.evaluation is None or (trainer.step % self.evaluation.every and trainer.step < self.plan.steps):
             return {}
         try:
-            return self.evaluation(trainer.trained)
+            return self.evaluation(trainer.eval_model)
         except Exception as error:
             if world_size() > 1 or not is_out_of_memory(error):
                 raise
@@ -125,7 +125,7 @@ class TrainingHooks(RunHooks):
         """Make the pictures that are due, and send what there is of the step to the tracker."""
         step, tracking = trainer.step, self.tracking
         if self.pictures is not None and (step % self.log_pictures == 0 or step == self.plan.steps):
-            weights = full_tensors(trainer.trained.state_dict())  # of all ranks, where they are sharded
+            weights = full_tensors(trainer.eval_model.state_dict())  # of all ranks, where they are sharded
             if tracking is not None:
                 try:
                     tracking.show(self.pictures(weights))

@@ -20,7 +20,7 @@ from smalti.core.compute import Compute, Device, Precision
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, remove_folder, remove_leftovers, require_place, write_json
-from smalti.core.folder_lock import only_writer
+from smalti.core.folder_lock import writer_lock
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.core.stored import read_object
@@ -207,7 +207,7 @@ def _is_done(config: ImageRows, table: Table) -> bool:
 def _begin(held: ExitStack, config: ImageRows, about: dict[str, Any]) -> None:
     """Create or enter the folder of blocks, and hold its lock."""
     make_folder(config.parts)
-    held.enter_context(only_writer(config.parts))
+    held.enter_context(writer_lock(config.parts))
     remove_leftovers(config.parts)
     if there := _read_about(config.parts):
         _require_alike(config.parts, config.noun, there, about)

@@ -21,14 +21,14 @@ from smalti.exporting import bundle
 from smalti.exporting.card import IMPORTED, Facts, card
 from smalti.exporting.certificate import Pairs, certify, describe, sample_images
 from smalti.exporting.graphs import outputs_of_both
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.exporting.transformers_source import last_hidden_state
 from smalti.models.classifier import ImageClassifier
 from smalti.runs.classification_task import Classification
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import holds_run
 from smalti.runs.foreign import Statistics, read_foreign
-from smalti.runs.models import load_subject
+from smalti.runs.models import load_with_preprocessing
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
 from smalti.weights.dalle import read_dalle
@@ -86,47 +86,47 @@ def _dalle(config: ImportModel, out: Path) -> dict[str, Any]:
 
 def _network(config: ImportModel, out: Path) -> dict[str, Any]:
     place = config.files[0]
-    subject, left_out = read_foreign(place, config.num_heads, config.normalisation)
+    loaded, left_out = read_foreign(place, config.num_heads, config.normalisation)
     name = Path(place).expanduser().resolve().name
-    parameters = sum(value.numel() for value in subject.network.parameters())
+    parameters = sum(value.numel() for value in loaded.network.parameters())
     facts = Facts(name, parameters, {IMPORTED: printable(name)}, {}, "", {}, None)
     with new_folder(out) as folder:
-        uses = bundle.write(subject, facts, to_json(_configuration(subject)), 0, folder)
-        images = sample_images(subject.preprocessing)
-        certificate = certify(folder, "bundle", _compared(subject, folder, Path(place).expanduser(), images), ())
-        write_bytes(folder / "README.md", card(subject, facts, "bundle", uses, certificate))
-    print(f"written: {out}, a {subject.kind}; {describe(certificate)}")
+        uses = bundle.write(loaded, facts, to_json(_configuration(loaded)), 0, folder)
+        images = sample_images(loaded.preprocessing)
+        certificate = certify(folder, "bundle", _compared(loaded, folder, Path(place).expanduser(), images), ())
+        write_bytes(folder / "README.md", card(loaded, facts, "bundle", uses, certificate))
+    print(f"written: {out}, a {loaded.kind}; {describe(certificate)}")
     for line in left_out:
         print(f"left out: {printable(line)}")
     about = {
-        "kind": subject.kind,
-        "backbone": to_json(subject.backbone.config),
+        "kind": loaded.kind,
+        "backbone": to_json(loaded.backbone.config),
         "left_out": left_out,
         "certificate": certificate,
     }
     return {"out": config.out, "parameters": parameters} | about
 
 
-def _configuration(subject: Subject) -> Pretrain | Finetune:
+def _configuration(loaded: LoadedModel) -> Pretrain | Finetune:
     """The configuration of a run that would have made the network; its settings of training mean nothing."""
-    vit = subject.backbone.config
+    vit = loaded.backbone.config
     data = Data(channels=vit.in_chans, side=vit.img_size[0])
-    if isinstance(subject.network, ImageClassifier):
-        return Finetune(data=data, backbone=vit, task=Classification(pooling=subject.network.pooling), choose="last")
+    if isinstance(loaded.network, ImageClassifier):
+        return Finetune(data=data, backbone=vit, task=Classification(pooling=loaded.network.pooling), choose="last")
     return Pretrain(data=data, backbone=vit)
 
 
 @torch.no_grad()
-def _compared(subject: Subject, folder: Path, place: Path, images: Tensor) -> Pairs:
+def _compared(loaded: LoadedModel, folder: Path, place: Path, images: Tensor) -> Pairs:
     """What the network computes, what the folder does, and, of a folder of transformers, what that library does."""
-    again = load_subject(str(folder), choose_compute("cpu", "fp32"))
-    pairs = outputs_of_both(subject.network, again.network, images)
+    again = load_with_preprocessing(str(folder), choose_compute("cpu", "fp32"))
+    pairs = outputs_of_both(loaded.network, again.network, images)
     settings = describing(str(place)) if importlib.util.find_spec("transformers") is not None else None
     weights = {} if settings is None else read_weights(str(place))  # they are read again only where they are compared
     if settings is None or not is_huggingface(weights):
         return pairs
-    backbone = subject.backbone
-    shown = last_hidden_state(settings, backbone.config, weights, subject.preprocessing.normalised(images))
+    backbone = loaded.backbone
+    shown = last_hidden_state(settings, backbone.config, weights, loaded.preprocessing.normalised(images))
     features = backbone.encode(backbone.embed(images), layers=True)
     final = torch.cat([features.cls[:, None], features.patches], dim=1)
     pooled = settings.get("model_type") == "beit" and settings.get("use_mean_pooling", True)  # its norm comes later

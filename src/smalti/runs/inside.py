@@ -18,7 +18,7 @@ from smalti.report.pictures import to_pixels
 from smalti.runs.inpainting_pictures import Columns
 
 Query: TypeAlias = Literal["cls", "mean"] | tuple[int, int]
-_AT_ONCE = 8
+_CHUNK = 8
 """Images whose attention is computed together: that of a block is heads x S x S for each."""
 
 
@@ -86,7 +86,7 @@ class Inside:
 
     def _attention(self, backbone: VisionTransformer, images: Tensor, compute: Compute) -> Columns:
         """A column for each block and head, and one for the rollout."""
-        parts = [self._maps(backbone, part, compute) for part in images.split(_AT_ONCE)]
+        parts = [self._maps(backbone, part, compute) for part in images.split(_CHUNK)]
         maps = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         pictures = to_pixels(images)
         return {

@@ -19,7 +19,7 @@ from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.groups import together
 from smalti.data.load import AnyImages, Data, TrainingData, read_source, renumbered, unlabelled
-from smalti.data.splits import few_labels, put_aside
+from smalti.data.splits import few_labels, hold_out
 from smalti.runs.folder import RunFolder
 from smalti.training.checkpoint import FOLDER, write_checkpoint
 from smalti.training.trainer import Trainer
@@ -30,7 +30,7 @@ BEST = "best"
 _STAGE = "validation"
 
 
-class Labelled(NamedTuple):
+class LabelledSplits(NamedTuple):
     """Training, validation and test images. No image is in two of the three.
 
     Attributes:
@@ -67,7 +67,7 @@ class Shares(NamedTuple):
 
 def divide(
     images: AnyImages, data: Data, test: str, shares: Shares, log: Log, outputs: Outputs = tuple, validation: str = ""
-) -> Labelled:
+) -> LabelledSplits:
     """Hold out validation images, then keep as many labels as are asked for.
 
     Args:
@@ -86,24 +86,26 @@ def divide(
     labels, held_out = images.train.all_labels().numpy(), images.held_out.labelled()
     if split := read_layout(data.path, data.follow_links).validation:
         _require_known(held_out, split, "the validation images", classes, outputs)
-    learn, chosen_on = np.flatnonzero(labels >= 0), held_out
-    judged = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
+    labelled, chosen_on = np.flatnonzero(labels >= 0), held_out
+    test_images = read_labelled(test, "the test", data, classes, outputs, log) if test else held_out
     if validation:
         chosen_on = read_labelled(validation, "the validation images", data, classes, outputs, log)
     elif not test:
-        groups = together(images.train.select(learn))
-        kept, aside = put_aside(len(learn), shares.validation, shares.seed, groups=groups)
-        chosen_on = read_source(images.train.select(learn[aside]), replace(data, limit=None), log)
-        learn = learn[kept]
-    if min(len(learn), len(chosen_on), len(judged)) == 0:
-        cause = f"{len(learn)} are learned from, {len(chosen_on)} are for choices, {len(judged)} for the test"
+        groups = together(images.train.select(labelled))
+        kept, aside = hold_out(len(labelled), shares.validation, shares.seed, groups=groups)
+        chosen_on = read_source(images.train.select(labelled[aside]), replace(data, limit=None), log)
+        labelled = labelled[kept]
+    if min(len(labelled), len(chosen_on), len(test_images)) == 0:
+        cause = f"{len(labelled)} are learned from, {len(chosen_on)} are for choices, {len(test_images)} for the test"
         raise DataError("too few labelled images", cause=cause, fix="give more, or --test and --validation-data")
     labels = labels if outputs(classes) == classes else np.zeros_like(labels)  # several labels: drawn ignoring class
-    chosen = few_labels(labels, learn, shares.labels, shares.per_class, shares.seed)
+    chosen = few_labels(labels, labelled, shares.labels, shares.per_class, shares.seed)
     part = images.train.select(chosen)
     if images.bad_files is None:
-        return Labelled(TrainingData(part, chosen_on), judged)
-    return Labelled(TrainingData(part, chosen_on, data.noted(part, log, images.bad_files.path)), judged)
+        return LabelledSplits(TrainingData(part, chosen_on), test_images)
+    return LabelledSplits(
+        TrainingData(part, chosen_on, data.bad_files_record(part, log, images.bad_files.path)), test_images
+    )
 
 
 def known_first(images: AnyImages, known: tuple[str, ...]) -> AnyImages:
@@ -133,7 +135,7 @@ def read_labelled(
         DataError: one of their classes needs an output that does not exist.
     """
     data = replace(data, path=path, limit=None)
-    images = data.load(log).held_out if path == EMBEDDED else read_source(data.noted_source(path, log), data, log)
+    images = data.load(log).held_out if path == EMBEDDED else read_source(data.source_with_notes(path, log), data, log)
     if not images.classes:
         raise unlabelled(data, path, f"{path} cannot be {role}: it has no labels")
     images = images.labelled()
@@ -187,7 +189,7 @@ class Best:
         for folder in (best / FOLDER).glob("step-*"):  # left over if the run was resumed from an older checkpoint
             if int(folder.name.removeprefix("step-")) > trainer.step:
                 remove_folder(folder)
-        network = copy.deepcopy(trainer.trained)
+        network = copy.deepcopy(trainer.eval_model)
         network.eval()
         lines = [line for line in self.folder.read_metrics() if line.get("stage") == _STAGE]
         before = [line[f"{_STAGE}_{self.by}"] for line in lines]
@@ -198,11 +200,11 @@ class Best:
                 raise
             self.log.say(f"warning: no {_STAGE} after step {trainer.step}: out of memory")
             if not before:
-                write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
+                write_checkpoint(best, trainer.step, trainer.eval_model.state_dict(), {})
             return
         named = {f"{_STAGE}_{name}": value for name, value in measured.items()}
         self.log.record(stage=_STAGE, step=trainer.step, **named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.log.say(f"{_STAGE} after step {trainer.step}: {shown}")
         if measured[self.by] >= max(before, default=0.0):
-            write_checkpoint(best, trainer.step, trainer.trained.state_dict(), {})
+            write_checkpoint(best, trainer.step, trainer.eval_model.state_dict(), {})

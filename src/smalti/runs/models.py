@@ -18,9 +18,9 @@ from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
 from smalti.data.load import Data
 from smalti.evaluation.inpainting import Inpainter
-from smalti.exporting.subject import Subject
+from smalti.exporting.loaded_model import LoadedModel
 from smalti.models.classifier import ImageClassifier
-from smalti.models.mim import MaskedImageModel, build_mim, lasting
+from smalti.models.mim import MaskedImageModel, build_mim, inference_weights
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
@@ -28,7 +28,7 @@ from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.foreign import bare_backbone
 from smalti.runs.model_selection import Measured
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.tokenizers import input_of, load_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
@@ -67,7 +67,7 @@ def load_pretrained(run: str, compute: Compute) -> MaskedImageModel | VisionTran
     config = read_config(run, Pretrain)
     weights = read_checkpoint(Path(run).expanduser()).model
     require_alike(config.decoder, weights, run)
-    weights = lasting(weights)
+    weights = inference_weights(weights)
     vit, head = config.backbone, weights.get("head.bias")
     if head is not None:
         return _frozen(lambda: build_mim(vit, head.numel(), decoder=config.decoder), vit, weights, run, compute)
@@ -86,7 +86,7 @@ def _frozen(build: Callable[[], N], vit: ViT, weights: dict[str, Tensor], run: s
     return load_frozen(build(), weights, run, compute.device)
 
 
-def load_subject(model: str, compute: Compute) -> Subject:
+def load_with_preprocessing(model: str, compute: Compute) -> LoadedModel:
     """The network of any MODEL, with the names of its outputs.
 
     Raises:
@@ -94,14 +94,14 @@ def load_subject(model: str, compute: Compute) -> Subject:
     """
     kind = read_kind(model)
     if kind == Pretrain.__name__:
-        return Subject(load_pretrained(model, compute), window=read_config(model, Pretrain).data.window)
+        return LoadedModel(load_pretrained(model, compute), window=read_config(model, Pretrain).data.window)
     if kind == Finetune.__name__:
         classes, window = run_folder(model).read_classes(), read_config(model, Finetune).data.window
-        return Subject(load_finetuned(model, compute), classes, window=window)
+        return LoadedModel(load_finetuned(model, compute), classes, window=window)
     if kind in (TrainTokenizer.__name__, DallE.__name__):
         tokenizer = load_tokenizer(model, compute)
-        data = input_of(model, tokenizer)
-        return Subject(tokenizer, side=data.side, window=data.window)
+        data = tokenizer_data(model, tokenizer)
+        return LoadedModel(tokenizer, side=data.side, window=data.window)
     fix = "give a run of train-tokenizer, pretrain or finetune: those of a demo are inside its folder"
     raise UsageError(f"{model} is a {kind} run", cause="there is no network in it", fix=fix)
 

@@ -38,7 +38,7 @@ from smalti.tokenizers.image_tokenizer import ImageTokenizer
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image
 """An image file, or an image of Pillow."""
 
-_AT_ONCE = 64
+_CHUNK = 64
 """Files decoded before their features are computed."""
 
 
@@ -97,7 +97,7 @@ class Network:
         require(pooling in POOLINGS, f"pooling is '{pooling}'", f"there are: {', '.join(POOLINGS)}")
         parts = [images]
         if not isinstance(images, Tensor | str | os.PathLike | Image.Image):
-            parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)] or [images]
+            parts = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)] or [images]
         found = [layer_features(self.backbone, self.preprocess(part), self.compute, layer, pooling) for part in parts]
         return torch.cat(found).cpu()
 

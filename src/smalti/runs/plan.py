@@ -13,13 +13,13 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.layout import read_layout
-from smalti.data.datasets.open import ReadOptions, open_noted, read_as
+from smalti.data.datasets.open import ReadOptions, open_with_notes, read_as
 from smalti.data.load import Data
-from smalti.data.reading import channels_in, each, even_sample
-from smalti.functional.codebook import vocabulary_for
-from smalti.models.cost_estimate import pretraining_work
+from smalti.data.reading import channels_in, even_sample, map_images
+from smalti.functional.codebook import default_vocab_size
+from smalti.models.cost_estimate import pretraining_multiply_adds
 from smalti.runs.commands import channel_flags, reading_flags, unless
-from smalti.runs.dry_run import DryRun, Stages, dry_run, glance
+from smalti.runs.dry_run import DryRun, Stages, dry_run, quick_estimate
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.proposal import (
@@ -33,20 +33,20 @@ from smalti.runs.proposal import (
 )
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.training_plan import Plan
 
 BackboneRunT = TypeVar("BackboneRunT", Pretrain, Finetune)
 
 _LOOKED_AT = 64
 """Images whose sizes are looked at."""
-_LARGEST_ENLARGED = 1.5
+_MAX_ENLARGED = 1.5
 """A recipe may enlarge the usual image by so much."""
-_MOST_STEPS, _FULL_EPOCHS = 500_000, 800
+_MAX_STEPS, _FULL_EPOCHS = 500_000, 800
 """Pretraining steps of the paper, and its epochs."""
 _FINETUNE_STEPS, _FINETUNE_EPOCHS = 2000, 60
 """The least steps of fine-tuning (on 1 995 labels 600 ended below the frozen probe, and 2 000 above), and epochs."""
-_FEWEST_STEPS = 20
+_MIN_STEPS = 20
 _PROMISING = {"cpu": 1.5}
 _PROMISING_ELSEWHERE = 8.0
 """How much too slow a network may look at a glance to be tried all the same: accelerators like large batches."""
@@ -76,16 +76,16 @@ class Candidate(NamedTuple):
     finetune: Finetune | None = None
 
 
-def of_channels(candidate: Candidate, channels: int) -> Candidate:
+def with_channels(candidate: Candidate, channels: int) -> Candidate:
     """A candidate for images of so many channels."""
     (tokenizer, pretrain), tune = candidate.stages, candidate.finetune
-    assert not isinstance(tokenizer.tokenizer, Taught), "its teacher decides"
+    assert not isinstance(tokenizer.tokenizer, TeacherBased), "its teacher decides"
     data, part = replace(tokenizer.data, channels=channels), replace(tokenizer.tokenizer, in_chans=channels)
-    stages = Stages(replace(tokenizer, data=data, tokenizer=part), _of_channels(pretrain, channels))
-    return candidate._replace(stages=stages, finetune=None if tune is None else _of_channels(tune, channels))
+    stages = Stages(replace(tokenizer, data=data, tokenizer=part), _with_channels(pretrain, channels))
+    return candidate._replace(stages=stages, finetune=None if tune is None else _with_channels(tune, channels))
 
 
-def _of_channels(run: BackboneRunT, channels: int) -> BackboneRunT:
+def _with_channels(run: BackboneRunT, channels: int) -> BackboneRunT:
     data = replace(run.data, channels=channels)
     return replace(run, data=data, backbone=replace(run.backbone, in_chans=channels))
 
@@ -106,15 +106,15 @@ def main(config: PlanAhead, *, recipes: Mapping[str, Candidate]) -> dict[str, An
     """
     log = Log()
     channels = next(iter(recipes.values())).stages.pretrain.data.channels
-    source = open_noted(config.data, channels, log, config)
+    source = open_with_notes(config.data, channels, log, config)
     source.channels = channels_in(source) if channels == 3 else channels
     if source.channels not in (1, 3):
-        recipes = {name: of_channels(recipe, source.channels) for name, recipe in recipes.items()}
+        recipes = {name: with_channels(recipe, source.channels) for name, recipe in recipes.items()}
     survey = look(source, log, read_layout(config.data, config.follow_links).validation)
     compute = choose_compute(config.device, config.precision)
     log.say(f"{survey.images} images, {compute.describe()}")
     name, measured, steps = choose(config, source, survey, recipes, compute, log)
-    proposal = proposed(config, survey, name, measured, steps, compute)
+    proposal = propose(config, survey, name, measured, steps, compute)
     words, tuned, length = commands(config, recipes[name].stages, proposal), recipes[name].finetune, None
     if tuned is not None and len(source.classes) > 1:
         length = finetuning(tuned, survey, len(source.classes))
@@ -132,7 +132,7 @@ def look(source: ImageDataset, log: Log, validation: str = "") -> Survey:
         DataError: none of the sampled images can be read, or there are fewer than two.
     """
     positions = even_sample(len(source), _LOOKED_AT)
-    with each(lambda position: min(source[position].image.shape[:2]), positions, log, "look") as each_side:
+    with map_images(lambda position: min(source[position].image.shape[:2]), positions, log, "look") as each_side:
         found = dict(each_side)
     sides = [side for side in found.values() if not isinstance(side, DataError)]
     unreadable = [what for what in found.values() if isinstance(what, DataError)]
@@ -155,11 +155,11 @@ def choose(
 ) -> tuple[str, DryRun, Steps]:
     """The largest recipe that suits the images and fits enough steps into the time; otherwise the smallest."""
     for name, (start, least_images, _) in reversed(list(recipes.items())):
-        smallest, stages = name == next(iter(recipes)), fitted(start, config, survey)
-        too_large = max(stages.pretrain.backbone.img_size) > _LARGEST_ENLARGED * survey.shorter_side
+        smallest, stages = name == next(iter(recipes)), fit_recipe(start, config, survey)
+        too_large = max(stages.pretrain.backbone.img_size) > _MAX_ENLARGED * survey.shorter_side
         if not smallest and (too_large or survey.train < least_images):
             continue
-        expected = glance(stages, source, compute)
+        expected = quick_estimate(stages, source, compute)
         slack = _PROMISING.get(compute.device.type, _PROMISING_ELSEWHERE)
         if not smallest and expected * ENOUGH_STEPS > slack * 3600 * config.hours:
             log.say(f"{name}: too slow here, about {expected:.2g} s a step")
@@ -172,19 +172,19 @@ def choose(
     raise AssertionError("no recipes to choose from")
 
 
-def fitted(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
+def fit_recipe(start: Stages, config: PlanAhead, survey: Survey) -> Stages:
     """A recipe with codebook size and batch size adapted to the number of images."""
     tokenizer, pretrain = start
     assert isinstance(tokenizer.tokenizer, DVAE)
     rows, columns = pretrain.backbone.grid
-    codes = vocabulary_for(survey.train, rows * columns)
+    codes = default_vocab_size(survey.train, rows * columns)
     first = replace(
         tokenizer,
         data=_of(config, tokenizer.data),
         tokenizer=replace(tokenizer.tokenizer, vocab_size=codes),
-        plan=_filled(tokenizer.plan, survey.train),
+        plan=_with_batch_size(tokenizer.plan, survey.train),
     )
-    data, plan = _of(config, pretrain.data), _filled(pretrain.plan, survey.train)
+    data, plan = _of(config, pretrain.data), _with_batch_size(pretrain.plan, survey.train)
     return Stages(first, replace(pretrain, data=data, plan=plan, compile=config.compile))
 
 
@@ -192,7 +192,7 @@ def _of(config: PlanAhead, data: Data) -> Data:
     return replace(data, path=config.data, **read_as(config))
 
 
-def _filled(plan: Plan, num_images: int) -> Plan:
+def _with_batch_size(plan: Plan, num_images: int) -> Plan:
     """The plan with its batch size halved until there are that many images."""
     size = plan.batch_size
     while size > max(num_images, 1):
@@ -207,11 +207,11 @@ def affordable_steps(hours: float, survey: Survey, measured: DryRun) -> Steps:
     if tokenizer.data.fits(survey.images):  # each stage reads them once, before its first step
         seconds -= 2 * survey.images * measured.reading
     in_share = int(TOKENIZER_SHARE * seconds / measured.tokenizer_step)
-    first = max(_FEWEST_STEPS, min(tokenizer.plan.steps, in_share))
+    first = max(_MIN_STEPS, min(tokenizer.plan.steps, in_share))
     left = int((seconds - first * measured.tokenizer_step) / measured.pretrain_step)
     epochs = _FULL_EPOCHS * survey.train // pretrain.plan.batch_size
-    full = min(max(epochs, ENOUGH_STEPS), _MOST_STEPS)
-    return Steps(first, max(_FEWEST_STEPS, min(left, full)), full)
+    full = min(max(epochs, ENOUGH_STEPS), _MAX_STEPS)
+    return Steps(first, max(_MIN_STEPS, min(left, full)), full)
 
 
 def commands(config: PlanAhead, start: Stages, proposal: Proposal) -> list[list[str]]:
@@ -260,14 +260,13 @@ def _device_flags(config: PlanAhead) -> list[str]:
     return unless("auto", "--device", config.device) + unless("auto", "--precision", config.precision)
 
 
-def proposed(
-    config: PlanAhead, survey: Survey, name: str, measured: DryRun, steps: Steps, compute: Compute
-) -> Proposal:
+def propose(config: PlanAhead, survey: Survey, name: str, measured: DryRun, steps: Steps, compute: Compute) -> Proposal:
     """The proposal, still without commands."""
     tokenizer, pretrain = measured.stages
     assert isinstance(tokenizer.tokenizer, DVAE)
     codes, plan, resident = tokenizer.tokenizer.vocab_size, pretrain.plan, pretrain.data.fits(survey.images)
     in_memory = survey.images * pretrain.data.channels * pretrain.data.side**2 if resident else 0
+    work = pretraining_multiply_adds(pretrain.backbone, pretrain.masking, pretrain.decoder, codes)
     return Proposal(
         data=config.data,
         survey=survey,
@@ -279,7 +278,7 @@ def proposed(
         tokenizer=StagePlan(steps.tokenizer, measured.tokenizer_step, tokenizer.plan.batch_size),
         pretrain=StagePlan(steps.pretrain, measured.pretrain_step, plan.batch_size, plan.accumulate),
         full_steps=steps.full,
-        multiply_adds_per_image=pretraining_work(pretrain.backbone, pretrain.masking, pretrain.decoder, codes).training,
+        multiply_adds_per_image=work.training,
         streamed=not resident,
         seconds_per_image=measured.reading,
         memory=measured.memory + in_memory,

@@ -25,11 +25,11 @@ from smalti.core.files import write_bytes
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
-from smalti.data.datasets.open import lasting, open_noted
+from smalti.data.datasets.open import absolute_data, open_with_notes
 from smalti.data.formats import ARRAYS, EXTENSIONS
-from smalti.data.reading import attempt
+from smalti.data.reading import try_read
 from smalti.data.token_cache import digest_of
-from smalti.distributed.collectives import from_rank0, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0
 from smalti.distributed.process_group import process_group
 from smalti.evaluation.feature_blocks import Block, Blocks
 from smalti.evaluation.feature_files import PARQUET, text_of
@@ -43,7 +43,7 @@ from smalti.evaluation.prediction_files import (
     row_columns,
     write_predictions,
 )
-from smalti.evaluation.supervised import AT_ONCE, class_scores, predict
+from smalti.evaluation.supervised import CHUNK, class_scores, predict
 from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
@@ -54,7 +54,7 @@ from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
 
 _THREADS = 2
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Predict(ImageRows):
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FinetunedModel:
     """A fine-tuned network, and the run that it is of."""
 
     run: Finetune
@@ -104,13 +104,13 @@ def main(config: Predict) -> dict[str, Any]:
     log, began = Log(), time.monotonic()
     config.require_writable()
     with process_group(config.ranks, config.device):
-        compute = same_format(choose_compute(config.device, config.kept_precision()))
-        tuned = _tuned(config.model, compute)
-        task = tuned.run.task
+        compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))
+        finetuned = _load_model(config.model, compute)
+        task = finetuned.run.task
         where = task.images_inside(config.images) if isinstance(task, Segmentation) else config.images
-        channels, window = tuned.model.backbone.config.in_chans, tuned.run.data.known_window
-        source = open_noted(where, channels, log, config, "all", window)
-        table = _table(config, tuned, source, log)
+        channels, window = finetuned.model.backbone.config.in_chans, finetuned.run.data.known_window
+        source = open_with_notes(where, channels, log, config, "all", window)
+        table = _table(config, finetuned, source, log)
         complete(config, source, table, compute, log)
         result = from_rank0(lambda: _result(config, len(source), time.monotonic() - began))
     if is_rank0():
@@ -127,8 +127,8 @@ def describe(result: dict[str, Any]) -> str:
     )
     counts = result.get("predicted") or result["pixel_share"]
     order = sorted(counts, key=lambda name: -counts[name])
-    lines = [f"  {printable(name):<28} {_cell(counts[name]):>8}" for name in order[:_MOST_SHOWN]]
-    more = [f"  and {len(order) - _MOST_SHOWN} more classes"] if len(order) > _MOST_SHOWN else []
+    lines = [f"  {printable(name):<28} {_cell(counts[name]):>8}" for name in order[:_MAX_SHOWN]]
+    more = [f"  and {len(order) - _MAX_SHOWN} more classes"] if len(order) > _MAX_SHOWN else []
     return "\n".join([first, *lines, *more])
 
 
@@ -136,34 +136,34 @@ def _cell(value: int | float) -> str:
     return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
-def _tuned(model: str, compute: Compute) -> Tuned:
+def _load_model(model: str, compute: Compute) -> FinetunedModel:
     """The network of a fine-tuning run."""
     kind = read_kind(model)
     if kind != Finetune.__name__:
         fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
         raise UsageError(f"{model} is a {kind} run", cause="it has no classes to predict", fix=fix)
-    return Tuned(
+    return FinetunedModel(
         read_config(model, Finetune), run_folder(model).read_classes(), load_finetuned(model, compute), compute
     )
 
 
-def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Table:
+def _table(config: Predict, finetuned: FinetunedModel, source: ImageDataset, log: Log) -> Table:
     """What the rows depend on, and how they are made and written."""
-    run, task = tuned.run, tuned.run.task
+    run, task = finetuned.run, finetuned.run.task
     about: dict[str, Any] = {
-        "model": lasting(config.model),
-        "weights": digest_of(tuned.model, [run.backbone, task]),
-        "images": lasting(config.images),
+        "model": absolute_data(config.model),
+        "weights": digest_of(finetuned.model, [run.backbone, task]),
+        "images": absolute_data(config.images),
         "fingerprint": source.fingerprint(),
-        "classes": list(map(text_of, tuned.classes)),
+        "classes": list(map(text_of, finetuned.classes)),
         "batch_size": config.batch_size,
-        "device": tuned.compute.device.type,
-        "precision": tuned.compute.precision,
+        "device": finetuned.compute.device.type,
+        "precision": finetuned.compute.precision,
     }
     if isinstance(task, Segmentation):
         from_rank0(lambda: _require_free(config))
         places = _mask_places(config.masks, source)
-        see = _masks(tuned, task, source, places)
+        see = _masks(finetuned, task, source, places)
         title = "classes of pixels"
     else:
         about |= {"top": config.top, "threshold": config.threshold, "every_class": config.every_class}
@@ -171,35 +171,35 @@ def _table(config: Predict, tuned: Tuned, source: ImageDataset, log: Log) -> Tab
 
         def look(pixels: UInt8[Tensor, "B C side side"]) -> Float[Tensor, "B classes"]:
             images = InMemoryDataset(pixels, torch.zeros(len(pixels), dtype=torch.int64))
-            return class_scores(tuned.model, images, size, tuned.compute)
+            return class_scores(finetuned.model, images, size, finetuned.compute)
 
-        see = rendered(config, source, (side, side), tuned.compute, look, log)
+        see = rendered(config, source, (side, side), finetuned.compute, look, log)
         places, title = [], "labels" if task.multi_label else "classes"
 
     def write(blocks: Blocks) -> None:
-        known = about | _summary(config, tuned, blocks)
-        write_predictions(config.path, lambda: _columns(config, tuned, blocks, places), known)
+        known = about | _summary(config, finetuned, blocks)
+        write_predictions(config.path, lambda: _columns(config, finetuned, blocks, places), known)
 
     return Table(title, about, see, write, lambda: read_about(config.path))
 
 
-def _columns(config: Predict, tuned: Tuned, blocks: Blocks, places: list[Path]) -> Iterator[Columns]:
+def _columns(config: Predict, finetuned: FinetunedModel, blocks: Blocks, places: list[Path]) -> Iterator[Columns]:
     """All rows, a block at a time."""
     for part in blocks.parts():
-        if isinstance(tuned.run.task, Segmentation):
+        if isinstance(finetuned.run.task, Segmentation):
             rows = list(part.rows)
             columns = row_columns(rows)
             columns["mask"] = [text_of(str(places[row.position].relative_to(config.path.parent))) for row in rows]
-            yield columns | every_class(part.features, tuned.classes, "share_")
-        elif tuned.run.task.multi_label:
-            yield label_columns(part, tuned.classes, config.threshold, config.every_class)
+            yield columns | every_class(part.features, finetuned.classes, "share_")
+        elif finetuned.run.task.multi_label:
+            yield label_columns(part, finetuned.classes, config.threshold, config.every_class)
         else:
-            yield class_columns(part, tuned.classes, config.top, config.every_class)
+            yield class_columns(part, finetuned.classes, config.top, config.every_class)
 
 
-def _summary(config: Predict, tuned: Tuned, blocks: Blocks) -> dict[str, Any]:
+def _summary(config: Predict, finetuned: FinetunedModel, blocks: Blocks) -> dict[str, Any]:
     """The number of rows, and how often each class was predicted."""
-    task, names = tuned.run.task, list(map(text_of, tuned.classes))
+    task, names = finetuned.run.task, list(map(text_of, finetuned.classes))
     total, rows = np.zeros(len(names)), 0
     for part in (blocks.read(number).features.numpy() for number in range(blocks.count)):
         rows += len(part)
@@ -252,9 +252,9 @@ def _mask_places(folder: Path, source: ImageDataset) -> list[Path]:
     return places
 
 
-def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[Path]) -> ComputeRows:
+def _masks(finetuned: FinetunedModel, task: Segmentation, source: ImageDataset, places: list[Path]) -> ComputeRows:
     """Writes the masks of whole images; the rows are the shares of pixels of each class."""
-    count, size = len(tuned.classes), tuned.run.backbone.img_size
+    count, size = len(finetuned.classes), finetuned.run.backbone.img_size
     ids = np.array(task.numbering(count).ids, np.uint8)
 
     def seen(wanted: NDArray[np.int64], found: list[Sample | DataError]) -> Block:
@@ -266,8 +266,8 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
         kept = [number for number, sample in enumerate(found) if isinstance(sample, Sample)]
         images = [sample.image for sample in found if isinstance(sample, Sample)]
         shares = torch.zeros(len(kept), count)
-        for start in range(0, len(kept), AT_ONCE):
-            some = predict(tuned.model, images[start : start + AT_ONCE], size, task.window, tuned.compute)
+        for start in range(0, len(kept), CHUNK):
+            some = predict(finetuned.model, images[start : start + CHUNK], size, task.window, finetuned.compute)
             for row, label_map in enumerate(some, start):
                 shares[row] = torch.bincount(label_map.flatten(), minlength=count) / label_map.numel()
                 write_bytes(places[wanted[kept[row]]], mask_png(label_map.numpy(), ids))
@@ -277,9 +277,9 @@ def _masks(tuned: Tuned, task: Segmentation, source: ImageDataset, places: list[
         with ThreadPoolExecutor(_THREADS) as threads:
             for batch in batches:
                 parts = []
-                for start in range(0, len(batch), AT_ONCE):
-                    some = batch[start : start + AT_ONCE]
-                    found = list(threads.map(lambda place: attempt(source.__getitem__, place), some.tolist()))
+                for start in range(0, len(batch), CHUNK):
+                    some = batch[start : start + CHUNK]
+                    found = list(threads.map(lambda place: try_read(source.__getitem__, place), some.tolist()))
                     parts.append(seen(some, found))
                 yield Block.joined(parts)
 

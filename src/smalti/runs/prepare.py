@@ -10,7 +10,7 @@ from smalti.core.files import require_place
 from smalti.core.log import Log, printable
 from smalti.core.ranks import is_rank0
 from smalti.data.datasets.dataset import ImageDataset
-from smalti.data.datasets.open import ReadOptions, lasting
+from smalti.data.datasets.open import ReadOptions, absolute_data
 from smalti.data.datasets.prepared import Encoding, Settings
 from smalti.data.load import Data
 from smalti.data.values import AskedWindow, Window, require_channels, require_window
@@ -51,7 +51,7 @@ def main(config: Prepare) -> dict[str, Any]:
     require_place(Path(config.out).expanduser())
     with process_group(config.ranks, "cpu"):
         data = Data.reading(config.data, config.channels, config, config.window).measured(log)
-        source = data.noted_source(config.data, log)
+        source = data.source_with_notes(config.data, log)
         settings = _settings(config, source, data.known_window)
         require_same("data set", asdict(settings))
         if not is_rank0():
@@ -65,7 +65,7 @@ def main(config: Prepare) -> dict[str, Any]:
 def _settings(config: Prepare, source: ImageDataset, window: Window | None) -> Settings:
     encoding = config.encoding if config.channels in (1, 3) else "raw"
     return Settings(
-        data=lasting(config.data),
+        data=absolute_data(config.data),
         source=source.kind,
         side=config.side,
         encoding=encoding,

@@ -30,21 +30,21 @@ from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention, Linear
-from smalti.models.mim import build_mim, lasting
+from smalti.models.mim import build_mim, inference_weights
 from smalti.models.patch_aggregation import PatchAggregation
 from smalti.report.pictures import PICTURES, thumbnails
 from smalti.runs import train_tokenizer
-from smalti.runs.folder import ROUNDS, finished, forget_unstarted, holds_run, is_run, read_config
+from smalti.runs.folder import ROUNDS, finished_result, holds_run, is_run, read_config, remove_unstarted
 from smalti.runs.hooks import Baselines
 from smalti.runs.inpainting_pictures import completions
 from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe
 from smalti.runs.session import Session
-from smalti.runs.tokenizers import has_density, input_of, is_tokenizer, load_tokenizer, target_tokenizer
+from smalti.runs.tokenizers import has_density, is_tokenizer, load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.training_run import BackboneRun, TrainingRun
-from smalti.tokenizers.features import KMeansFeatures
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.tokenizers.taught import FITTED_TO
+from smalti.tokenizers.kmeans_features import KMeansFeatures
+from smalti.tokenizers.teacher_features import FIT_IMAGES
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
 from smalti.training.masked_batches import MaskedViews, training_batches
@@ -169,11 +169,11 @@ def main(
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         if config.rounds > 1 and not session.resumed:
-            config = _last_round(config, session, images)
+            config = _run_earlier_rounds(config, session, images)
         return _run(config, session, images)
 
 
-def _last_round(config: Pretrain, session: Session, images: InMemoryData | None) -> Pretrain:
+def _run_earlier_rounds(config: Pretrain, session: Session, images: InMemoryData | None) -> Pretrain:
     """The configuration of the last of several rounds, an ordinary run, once those before it are complete.
 
     They are in the folder `rounds` of the run, each with the tokens that are made of it. Each goes on by itself from
@@ -184,9 +184,9 @@ def _last_round(config: Pretrain, session: Session, images: InMemoryData | None)
     for number in range(1, config.rounds):
         plan = replace(config.plan, steps=config.plan.steps // config.rounds)
         first = replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
-        first = _begun(replace(first, out=f"{place}/{number}"))
+        first = _resumed_config(replace(first, out=f"{place}/{number}"))
         session.log.say(f"round {number} of {config.rounds}: {first.out}")
-        _complete(main, first, session, images)
+        _run_or_resume(main, first, session, images)
         left -= first.plan.steps
         tokens = TrainTokenizer(
             data=config.data,
@@ -196,10 +196,10 @@ def _last_round(config: Pretrain, session: Session, images: InMemoryData | None)
             seed=config.seed,
             ranks=config.ranks,
             tokenizer=KMeansFeatures(first.out),
-            init_images=FITTED_TO,
+            init_images=FIT_IMAGES,
         )
-        tokens = _begun(tokens)
-        _complete(train_tokenizer.main, tokens, session, images)
+        tokens = _resumed_config(tokens)
+        _run_or_resume(train_tokenizer.main, tokens, session, images)
         tokenizer, init_from = tokens.out, first.out if config.rounds_go_on else ""
         target = target if isinstance(target, Tokens) else Tokens()
         config = replace(config, freeze_backbone_steps=0)
@@ -208,15 +208,15 @@ def _last_round(config: Pretrain, session: Session, images: InMemoryData | None)
     return replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
 
 
-def _begun(config: R) -> R:
-    """The configuration with which the run in its folder has begun; the same where it has not."""
+def _resumed_config(config: R) -> R:
+    """The configuration of the run that is already in the folder, to be resumed; else the given one."""
     return replace(read_config(config.out, type(config)), out=config.out) if is_run(config.out) else config
 
 
-def _complete(run: Callable[..., dict[str, Any]], config: TrainingRun, session: Session, images: Any) -> None:
-    """Do a run of an earlier round, or what is left of it."""
+def _run_or_resume(run: Callable[..., dict[str, Any]], config: TrainingRun, session: Session, images: Any) -> None:
+    """Run an earlier round, or resume it; nothing where it is finished."""
     begun = is_run(config.out)
-    if begun and from_rank0(lambda: finished(config.out, config, config)) is not None:
+    if begun and from_rank0(lambda: finished_result(config.out, config, config)) is not None:
         return
     try:
         run(config, resume=begun, allow_inexact=session.allow_inexact, images=images, compute=session.compute)
@@ -225,7 +225,7 @@ def _complete(run: Callable[..., dict[str, Any]], config: TrainingRun, session: 
         raise StoppedError(stop.what, cause=stop.cause, fix=fix, exit_code=stop.exit_code) from stop
     except BaseException:
         if not begun:
-            forget_unstarted(config.out)
+            remove_unstarted(config.out)
         raise
 
 
@@ -241,30 +241,33 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
         if session.resumed and place and not is_run(place):
             what = f"the tokenizer of the run is no longer in {place}"
             raise CheckpointError(what, fix=f"say where it is now with {flag} RUN")
-    tokenizer, second = target_tokenizer(config.tokenizer, config.target, compute), second_of(config, compute)
-    source = None if session.resumed or not config.init_from else source_of(config, tokenizer, compute)
+    tokenizer, second = (
+        target_tokenizer(config.tokenizer, config.target, compute),
+        load_second_tokenizer(config, compute),
+    )
+    source = None if session.resumed or not config.init_from else init_source(config, tokenizer, compute)
     if images is None:
-        config = config.with_window(log, *_window_before(config, tokenizer))
+        config = config.with_window(log, *_inherited_window(config, tokenizer))
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = session.settled(config, given).normalised(given.train)
-    session.same_images(given.train, _digest(tokenizer, second))
-    baselines = _looked_at(config, given, tokenizer, session)
+        config = session.resolved(config, given).normalised(given.train)
+    session.require_same_images(given.train, _digest(tokenizer, second))
+    baselines = _measure_baselines(config, given, tokenizer, session)
     if second is not None and not session.resumed:
-        _looked_at(config, given, second, session)
+        _measure_baselines(config, given, second, session)
     evaluation = online_probe(config.online, config.backbone, config.data, compute, log)
     trainer, batches = prepare(config, given, tokenizer, compute, log, source)
     session.begin(config)
     pictures = partial(_pictures, config, given.held_out, tokenizer, session)
     session.train("pretrain", trainer, batches, config, evaluation=evaluation, baselines=baselines, pictures=pictures)
     del trainer, batches  # their memory is needed to measure
-    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session, baselines.reference)))
+    return from_rank0(lambda: session.finish(lambda: _measure(config, given, tokenizer, session, baselines.reference)))
 
 
-def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[AskedWindow, str]:
+def _inherited_window(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[AskedWindow, str]:
     """The value window of the run whose tokenizer is used, or whose weights are started from, and that run."""
     if tokenizer is not None:
-        before, channels = input_of(config.tokenizer, tokenizer), config.data.channels
+        before, channels = tokenizer_data(config.tokenizer, tokenizer), config.data.channels
         what = f"the tokenizer reads {before.channels} channels and data.channels is {channels}"
         require(before.channels == channels, what, f"use --data.channels and --backbone.in-chans {before.channels}")
         return before.window, config.tokenizer
@@ -273,7 +276,9 @@ def _window_before(config: Pretrain, tokenizer: ImageTokenizer | None) -> tuple[
     return None, ""
 
 
-def _looked_at(config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session) -> Baselines:
+def _measure_baselines(
+    config: Pretrain, given: RunImages, tokenizer: ImageTokenizer | None, session: Session
+) -> Baselines:
     """Refuse a collapsed tokenizer; measure the unigram entropy of its tokens, and find the nearest reference run."""
     vocab_size, baseline = None, FLAT_PATCH
     if tokenizer is not None:
@@ -300,13 +305,13 @@ def _pictures(
     """Held-out images, masked, and what the network with these weights predicts."""
     views = config.views(tokenizer)
     model = build_mim(config.backbone, views.num_outputs, decoder=config.decoder)
-    model = load_frozen(model, lasting(weights), config.out, session.compute.device)
+    model = load_frozen(model, inference_weights(weights), config.out, session.compute.device)
     inpainter = Inpainter(model, tokenizer, config.target, views, session.compute)
     seen, _ = completions(inpainter, inpainter.batch(held_out.images[:PICTURES]), config.data.show_channels)
     return {"predictions": thumbnails(seen)}
 
 
-def _measured(
+def _measure(
     config: Pretrain,
     given: RunImages,
     tokenizer: ImageTokenizer | None,
@@ -315,11 +320,9 @@ def _measured(
 ) -> dict[str, Any]:
     """The result of the run, from its last checkpoint."""
     views, weights = config.views(tokenizer), read_checkpoint(session.folder.path).model
-    second = second_of(config, session.compute)
+    second = load_second_tokenizer(config, session.compute)
     codes = 0 if second is None else second.vocab_size
-    model = build_mim(
-        config.backbone, views.num_outputs, decoder=config.decoder, second=codes, aggregation=config.patch_aggregation
-    )
+    model = build_mim(config.backbone, views.num_outputs, 0, config.decoder, codes, config.patch_aggregation)
     model = load_frozen(model, weights, config.out, session.compute.device)
     size = config.plan.micro_batch_size // world_size()
     density = tokenizer is not None and has_density(config.tokenizer)
@@ -327,7 +330,7 @@ def _measured(
     session.log.say(measured.loss.describe())
     result = measured.as_dict()
     if second is not None:
-        model.take_second()
+        model.keep_second_head()
         of, views = MaskedImageModeling(model), config.views(second)
         found = measure(of, views, given, size, session.compute, density=has_density(config.second_tokenizer))
         session.log.say(f"second tokenizer: {found.loss.describe()}")
@@ -347,7 +350,7 @@ def prepare(
     source: SourceWeights | None = None,
 ) -> tuple[Trainer, Batches]:
     """A trainer at step 0, with randomly initialised weights or those of `source`, and its training batches."""
-    plan, second, log = config.plan, second_of(config, compute), log or Log()
+    plan, second, log = config.plan, load_second_tokenizer(config, compute), log or Log()
     views, codes = config.views(tokenizer, second), 0 if second is None else second.vocab_size
     plan.at_most(plan.batch_size // config.masks_per_image).require_images(len(images.train))
     model = build_mim(
@@ -369,7 +372,7 @@ def prepare(
     return trainer, batches
 
 
-def second_of(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
+def load_second_tokenizer(config: Pretrain, compute: Compute) -> ImageTokenizer | None:
     """The second tokenizer, where there is one."""
     return load_tokenizer(config.second_tokenizer, compute) if config.second_tokenizer else None
 
@@ -380,8 +383,8 @@ def _digest(tokenizer: ImageTokenizer | None, second: ImageTokenizer | None) -> 
     return sha256(" ".join(digests).encode()) if len(digests) > 1 else next(iter(digests), None)
 
 
-def source_of(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:
-    """The weights at `init_from`.
+def init_source(config: Pretrain, tokenizer: ImageTokenizer | None, compute: Compute) -> SourceWeights:
+    """The weights at `init_from`, from which the run starts.
 
     The head of a smalti run is loaded too if it predicts the same: tokens of the same tokenizer, or also pixels.
     That of another program is loaded if it has as many outputs as there are visual tokens.

@@ -36,11 +36,11 @@ from smalti.training.targets import Pixels
 if TYPE_CHECKING:
     from smalti.runs.pretrain import Pretrain
 
-_TOKENS_A_CODE, _FEWEST_WINDOW = 12, 20_000
-_LEAST_PERPLEXITY, _LEAST_USED, _MOST_POSITION = 0.6, 0.5, 0.9
-_ENOUGH_A_CODE = 10
+_TOKENS_A_CODE, _MIN_WINDOW = 12, 20_000
+_MIN_PERPLEXITY, _MIN_USED, _MAX_POSITION = 0.6, 0.5, 0.9
+_MIN_TOKENS_PER_CODE = 10
 """With so many tokens a code, a codebook that is used evenly shows all of its codes."""
-_FEWEST = 100
+_MIN_TOKENS = 100
 """With so many tokens the ratio of two perplexities is known to about 15 %; with fewer there is no verdict."""
 _FIX = (
     "train it again with more --relaxation.spread, a smaller --tokenizer.vocab-size, more images or more --plan.steps, "
@@ -61,7 +61,7 @@ def gate(
     accept: bool = False,
     labels: Tensor | None = None,
 ) -> None:
-    """Accept or refuse a tokenizer (see `faults`), and say what its codes tell. It takes seconds and changes nothing.
+    """Accept or refuse a tokenizer (see `collapse_faults`), and log what its codes tell: seconds, and nothing changes.
 
     Args:
         held_out, train: images (B, C, H, W) as the tokenizer will see them; the k-means baseline is fitted to `train`.
@@ -71,11 +71,11 @@ def gate(
     Raises:
         RefusedError: it has collapsed; the message says what was measured and what to change.
     """
-    index = sample_index(held_out, tokenizer.stride, max(_FEWEST_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
+    index = sample_index(held_out, tokenizer.stride, max(_MIN_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
     seen = held_out[index]
     keep = ~constant(seen, tokenizer.stride)
     baseline = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
-    if baseline is None or int(keep.sum()) < _FEWEST:
+    if baseline is None or int(keep.sum()) < _MIN_TOKENS:
         log.say(f"tokenizer: {int(keep.sum())} held-out tokens are too few to judge it by")
         return
     ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in seen.split(1024)])
@@ -87,15 +87,15 @@ def gate(
         f"held-out tokens, where k-means on the same patches has {kmeans.used:.1%} and {kmeans.perplexity:.1f}"
     )
     classes = None if labels is None else labels[index]
-    told, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
-    found = faults(use, kmeans, tokenizer.vocab_size) + faults_of_meaning(told, usual, ids.shape[1])
+    information, usual = (code_information(codes, seen, tokenizer.stride, keep, classes) for codes in (ids, theirs))
+    found = collapse_faults(use, kmeans, tokenizer.vocab_size) + information_faults(information, usual, ids.shape[1])
     if found and not accept:
         raise RefusedError(f"the tokenizer has collapsed: {' and '.join(found)}", cause=f"it has {measured}", fix=_FIX)
     log.say(f"tokenizer: {measured}" + (f"; collapsed, and accepted: {' and '.join(found)}" if found else ""))
-    log.say(f"tokenizer: {told.describe()}; of k-means {usual.describe()}")
+    log.say(f"tokenizer: {information.describe()}; of k-means {usual.describe()}")
 
 
-def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
+def collapse_faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
     """The faults of a tokenizer; empty if it is accepted.
 
     Its perplexity must be 0.6 of that of k-means at least. Both are counted on the same patches, so the rule holds for
@@ -103,24 +103,24 @@ def faults(use: CodebookUse, kmeans: CodebookUse, vocab_size: int) -> list[str]:
     perfect codebook does not show all of its codes, so there it is half of those that k-means uses on these patches.
     """
     found = []
-    if use.perplexity < _LEAST_PERPLEXITY * kmeans.perplexity:
+    if use.perplexity < _MIN_PERPLEXITY * kmeans.perplexity:
         found.append(f"its perplexity is {use.perplexity / kmeans.perplexity:.2f} of k-means' (least: 0.6)")
-    enough = use.tokens >= _ENOUGH_A_CODE * vocab_size
-    if use.used < _LEAST_USED * (1.0 if enough else kmeans.used):
+    enough = use.tokens >= _MIN_TOKENS_PER_CODE * vocab_size
+    if use.used < _MIN_USED * (1.0 if enough else kmeans.used):
         than = "codes" if enough else "codes that k-means uses"
         found.append(f"less than half of the {than} are used")
     return found
 
 
-def faults_of_meaning(told: CodeInformation, kmeans: CodeInformation, num_patches: int) -> list[str]:
+def information_faults(information: CodeInformation, kmeans: CodeInformation, num_patches: int) -> list[str]:
     """The fault that codes tell the position of a patch and not what is there; empty if they do not.
 
     That is where they share 0.9 of the bits of the position, less what is shared by chance, and those of k-means at
     most half as many bits: images may be such that content and position are one. Where more than half of the bits are
     shared by chance there are too few tokens to tell.
     """
-    all_bits, (shared, by_chance) = math.log2(num_patches), told.position
-    fewest = by_chance + _MOST_POSITION * (all_bits - by_chance)
+    all_bits, (shared, by_chance) = math.log2(num_patches), information.position
+    fewest = by_chance + _MAX_POSITION * (all_bits - by_chance)
     if by_chance >= all_bits / 2 or shared < fewest or kmeans.position.bits > shared / 2:
         return []
     return [f"its codes tell where a patch is ({shared:.2f} of {all_bits:.2f} bits), and hardly what it shows"]

@@ -21,7 +21,7 @@ from smalti.training.checkpoint import newest_step
 TRAINING_RUNS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pretrain, TrainTokenizer, Finetune)}
 """The configurations of the verbs that train, by the kind of run that a folder holds."""
 _NOT_SETTINGS = ("out", "profile", "log", "log_pictures")
-_MOST_FILES = 20
+_MAX_FILES = 20
 
 
 def names_of(runs: Iterable[str]) -> dict[str, str]:
@@ -60,8 +60,8 @@ def provenance(runs: Sequence[str]) -> Section:
     html = table(["made with", *(columns if len(columns) > 1 else ["value"])], rows)
     bad = [(line, run) for run in runs for line in _bad_files(RunFolder(Path(run).expanduser()))]
     if bad:
-        listed = [[str(line.get("path", "")), str(line.get("reason", ""))] for line, _ in bad[:_MOST_FILES]]
-        more = f", the first {_MOST_FILES}" if len(bad) > _MOST_FILES else ""
+        listed = [[str(line.get("path", "")), str(line.get("reason", ""))] for line, _ in bad[:_MAX_FILES]]
+        more = f", the first {_MAX_FILES}" if len(bad) > _MAX_FILES else ""
         files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
         html += table([f"{files} that could not be read{more}", "because"], listed)
     note = "What is needed to do it again, besides the images." + ("" if bad else " Every file could be read.")

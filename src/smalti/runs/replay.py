@@ -20,7 +20,7 @@ from smalti.runs.pretrain import Pretrain
 from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.nonfinite import CapturedStep, Numbers, first_not_finite, numbers_as_json, read_captured
 from smalti.training.trainer import Trainer
 
@@ -116,11 +116,11 @@ def _rebuilt(run: _Run, images: AnyImages, compute: Compute, captured: CapturedS
 
 def _prepared(run: _Run, images: AnyImages, compute: Compute) -> tuple[Trainer, Batches]:
     if isinstance(run, Finetune):
-        return finetune.prepare(run, run.divided(images, Log()), compute)
+        return finetune.prepare(run, run.split_images(images, Log()), compute)
     if isinstance(run, Pretrain):
         return pretrain.prepare(run, images, target_tokenizer(run.tokenizer, run.target, compute), compute)
     run, teacher = replace(run, init_images=0), None  # its weights are in the captured step
-    if isinstance(run.tokenizer, Taught):
+    if isinstance(run.tokenizer, TeacherBased):
         tokenizer, data, teacher, _ = read_teacher(run.tokenizer, run.data, compute, Log())
         run = replace(run, data=data, tokenizer=tokenizer)
     return train_tokenizer.prepare(run, images, compute, teacher)

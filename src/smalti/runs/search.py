@@ -19,7 +19,7 @@ from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import channels_in, read_square, square
 from smalti.data.token_cache import network_digest
-from smalti.evaluation.feature_files import FeatureFile, open_described, said_place, said_window, text_of
+from smalti.evaluation.feature_files import FeatureFile, open_described, recorded_images, recorded_window, text_of
 from smalti.evaluation.neighbours import near_pairs, near_pairs_by_graph, nearest
 from smalti.report.page import Section
 from smalti.report.pictures import false_colours, tile_row
@@ -146,8 +146,8 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _write_page(config: Search, features: FeatureFile, lines: Sequence[Line]) -> None:
     """Write the page, with the images read from the data set once more."""
-    window = said_window(features)
-    source = open_source(config.data or said_place(features), 3, options=config, part="all", window=window)
+    window = recorded_window(features)
+    source = open_source(config.data or recorded_images(features), 3, options=config, part="all", window=window)
     source.channels = channels_in(source)
     captions = [" · ".join(map(_caption, line)) for line in lines]
     columns: dict[str, list[UInt8[np.ndarray, "H W C"]]] = {}

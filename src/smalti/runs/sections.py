@@ -25,7 +25,7 @@ from smalti.evaluation.token_sample import constant
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
-from smalti.runs.codes import codes_seen
+from smalti.runs.codes import codebook_examples
 from smalti.runs.feature_sections import feature_sections
 from smalti.runs.figures import FIGURES, best, values_table
 from smalti.runs.folder import RunFolder, read_config
@@ -127,7 +127,7 @@ def _amid_images(
     sample = held_out[even_sample(len(held_out), _LOOKED_AT)]
     if not (~constant(sample, tokenizer.stride)).any():
         return []
-    columns, captions, note = codes_seen(tokenizer, sample, _CODES, compute, shown)
+    columns, captions, note = codebook_examples(tokenizer, sample, _CODES, compute, shown)
     return [Section("Where visual tokens occur", tile_row(columns, scale=1, captions=captions), note)]
 
 

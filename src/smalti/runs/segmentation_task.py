@@ -31,8 +31,8 @@ from smalti.data.load import AnyImages, Data, TrainingData
 from smalti.data.loader import ViewSource
 from smalti.data.mask_ids import AskedIds, Chosen, MaskTurn, OtherIds, choose_ids, describe_ids, require_ids
 from smalti.data.reading import even_sample
-from smalti.data.splits import few_labels, put_aside
-from smalti.data.transforms.batch_transforms import Change
+from smalti.data.splits import few_labels, hold_out
+from smalti.data.transforms.batch_transforms import BatchTransform
 from smalti.data.transforms.views import TwoViews
 from smalti.evaluation.supervised import confusion_on, ious_by_name, predict, scores_of
 from smalti.functional.metrics import VOID, mean_iou, pixel_confusion
@@ -40,10 +40,10 @@ from smalti.models.segmenter import Linear, MultiLevel, Segmenter, build_segment
 from smalti.models.vit import ViT
 from smalti.report.page import Section, page
 from smalti.report.pictures import Picture, false_colours, label_colours, outlined, scale_of, tile_row
-from smalti.runs.model_selection import Labelled, Measured, Shares
+from smalti.runs.model_selection import LabelledSplits, Measured, Shares
 from smalti.training.objectives import Segment
 
-_MOST_CLASSES = 254
+_MAX_CLASSES = 254
 _SHOWN = 12
 """Test images on the page, at most."""
 _PAGE = "segmentation.html"
@@ -77,9 +77,9 @@ class Segmentation:
         require_ids(self.ids)
         require(0 <= self.void <= 255, f"the void id {self.void}", "use 0 to 255")
         require(
-            self.num_classes is None or 2 <= self.num_classes <= _MOST_CLASSES,
+            self.num_classes is None or 2 <= self.num_classes <= _MAX_CLASSES,
             f"{self.num_classes} classes",
-            f"use 2 to {_MOST_CLASSES}",
+            f"use 2 to {_MAX_CLASSES}",
         )
         require(0 < self.window <= 1, f"a window of {self.window}", "use a share of the image's side in (0, 1]")
 
@@ -112,14 +112,14 @@ class Segmentation:
             DataError: an image or a mask is missing or cannot be read, or they do not match.
         """
         layout = read_layout(data.path, data.follow_links)
-        pairs = self._pairs(layout.learned if data.path else "", data, data.limit)
+        pairs = self._pairs(layout.train if data.path else "", data, data.limit)
         found = pairs.present(log)
         chosen = self._chosen(found, log)
         named = read_class_names(Path(self.class_names).expanduser()) if self.class_names else ()
         count = self.num_classes or len(named) or count_classes(found.masks, self.void)
         count = count if chosen is None else len(chosen.ids)
-        if count < 2 or count > _MOST_CLASSES:
-            fix = f"use 2 to {_MOST_CLASSES}, and --task.void; where ids have gaps, as 0 and 255: --task.ids auto"
+        if count < 2 or count > _MAX_CLASSES:
+            fix = f"use 2 to {_MAX_CLASSES}, and --task.void; where ids have gaps, as 0 and 255: --task.ids auto"
             raise DataError(f"{pairs.masks} has {count} classes", fix=fix)
         require(
             len(named) in (0, count), f"{self.class_names} names {len(named)} classes", f"task.num_classes is {count}"
@@ -131,13 +131,13 @@ class Segmentation:
             log.say(f"note: splits: {layout.describe()}")
         held_out = scenes.select(np.arange(0))
         if layout.validation:
-            settled = self if chosen is None else replace(self, ids=chosen.ids, other_ids=chosen.other)
-            held_out = settled.read(layout.validation, data, scenes.classes, log)
+            resolved = self if chosen is None else replace(self, ids=chosen.ids, other_ids=chosen.other)
+            held_out = resolved.read(layout.validation, data, scenes.classes, log)
         return TrainingData(scenes, held_out)
 
     def divide(
         self, given: AnyImages, data: Data, test: str, validation_data: str, shares: Shares, log: Log
-    ) -> Labelled:
+    ) -> LabelledSplits:
         """Hold out the sets that are not given separately, then keep as many images as are asked for.
 
         Raises:
@@ -147,9 +147,9 @@ class Segmentation:
         learn = np.arange(len(whole))
         groups = numbered(whole, data.group) if data.group else None
         if not (test and validation_data) and not len(held_out):
-            learn, aside = put_aside(len(whole), data.held_out, 0, groups=groups)
+            learn, aside = hold_out(len(whole), data.held_out, 0, groups=groups)
             held_out = whole.select(aside)
-        judged: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
+        test_images: ImageDataset = self.read(test, data, whole.classes, log) if test else held_out
         validation: ImageDataset
         if validation_data:
             validation = self.read(validation_data, data, whole.classes, log)
@@ -157,14 +157,14 @@ class Segmentation:
             validation = held_out
         else:
             some = None if groups is None else groups[learn]
-            places, chosen = put_aside(len(learn), shares.validation, shares.seed, groups=some)
+            places, chosen = hold_out(len(learn), shares.validation, shares.seed, groups=some)
             learn, validation = learn[places], whole.select(learn[chosen])
-        if min(len(learn), len(validation), len(judged)) == 0:
+        if min(len(learn), len(validation), len(test_images)) == 0:
             cause = "some are learned from, some are for choices and some for the test"
             raise DataError(f"only {len(whole)} images with masks", cause=cause, fix="give 3 at least")
         few = few_labels(np.zeros(len(whole), np.int64), learn, shares.labels, None, shares.seed)
-        divided = Labelled(TrainingData(whole.select(few), validation), judged)
-        parts = {"to learn from": divided.train.train, "for choices": validation, "for the test": judged}
+        divided = LabelledSplits(TrainingData(whole.select(few), validation), test_images)
+        parts = {"to learn from": divided.train.train, "for choices": validation, "for the test": test_images}
         if useless := next((role for role, part in parts.items() if not _has_classes(part)), ""):
             cause, fix = "their masks are void everywhere", "give more, or --test and --validation-data"
             raise DataError(f"the {len(parts[useless])} images {useless} show no class", cause=cause, fix=fix)
@@ -184,7 +184,7 @@ class Segmentation:
         chosen = None if isinstance(self.ids, str) else Chosen(self.ids, self.other_ids)
         return Numbering(self.void, count, chosen)
 
-    def settled(self, images: ImageDataset) -> "Segmentation":
+    def resolved(self, images: ImageDataset) -> "Segmentation":
         """The task with the ids of classes as chosen, so that they are the same for all masks that follow."""
         numbering = getattr(images, "numbering", None)
         if numbering is None or numbering.chosen is None:
@@ -226,7 +226,7 @@ class Segmentation:
         assert isinstance(model, Segmenter)
         return Segment(model, self.head.auxiliary)
 
-    def changes(self, classes: tuple[str, ...]) -> tuple[Change, ...]:
+    def changes(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
         """The last changes made to each batch: none."""
         return ()
 

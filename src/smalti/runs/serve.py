@@ -20,7 +20,7 @@ from smalti.data.datasets.open import EMBEDDED, open_source
 from smalti.data.decode import decode
 from smalti.data.reading import square
 from smalti.data.token_cache import network_digest
-from smalti.evaluation.feature_files import open_described, said_place
+from smalti.evaluation.feature_files import open_described, recorded_images
 from smalti.evaluation.neighbours import scale_of_file
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.models import load_inpainter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from smalti.serving.nearest_images import NearestImages
     from smalti.serving.predictions import Predictor
 
-_LEAST_TOKEN = 16
+_MIN_TOKEN = 16
 _EMBEDDED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 """Fashion-MNIST: one of each class, of the images that nothing learns from."""
 
@@ -55,7 +55,7 @@ class Serve:
         require(0 <= self.port < 65536, f"port {self.port}", "use 1 to 65535, or 0 for any that is free")
         visible = self.token.isascii() and self.token.isprintable() and " " not in self.token
         require(
-            not self.token or (len(self.token) >= _LEAST_TOKEN and visible),
+            not self.token or (len(self.token) >= _MIN_TOKEN and visible),
             "a token that is short, or has other characters",
             "use --token $(openssl rand -hex 16)",
         )
@@ -150,7 +150,7 @@ def load_nearest(config: Serve, predictor: "Predictor") -> "NearestImages":
     if network_digest(backbone) != features.about["weights"]:
         cause = f"another network made them, which then was in {features.about['model']}"
         raise UsageError(f"{features.path} has no features of {config.model}", cause=cause, fix="use smalti embed")
-    source = open_source(config.data or said_place(features), 3, part="all", window=predictor.window)
+    source = open_source(config.data or recorded_images(features), 3, part="all", window=predictor.window)
     return NearestImages(features, scale_of_file(features), source, backbone, predictor.compute)
 
 

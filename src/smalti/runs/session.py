@@ -23,7 +23,7 @@ from smalti.core.notebook import Result
 from smalti.core.ranks import is_rank0, restarts, world_size
 from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.load import AnyImages
-from smalti.distributed.collectives import from_rank0, require_same, same_format
+from smalti.distributed.collectives import broadcast_precision, from_rank0, require_same
 from smalti.distributed.process_group import name_lost_rank, process_group
 from smalti.runs.folder import (
     TOKENIZER,
@@ -97,28 +97,28 @@ class Session:
             folder.write_config(config)
         else:
             folder = create(config.out, config)
-        chosen = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
+        chosen = broadcast_precision(choose_compute(config.device, config.precision)) if compute is None else compute
         log = Log(folder.metrics)
         log.say(f"{folder.path}: {chosen.describe()}")
         if resume and not resumed:
             log.say("no checkpoint yet: starting from step 0")
         return Session(folder, log, chosen, resumed, kind_name(type(config)), allow_inexact)
 
-    def settled(self, config: T, images: AnyImages) -> T:
+    def resolved(self, config: T, images: AnyImages) -> T:
         """The configuration with device, number format and storage of the images as decided: a resumed run must
         not decide them again."""
-        compute, data = self.compute, config.data.settled(images)
+        compute, data = self.compute, config.data.resolved(images)
         return replace(config, data=data, device=compute.device_kind, precision=compute.precision)
 
     def begin(self, config: TrainingRun, classes: tuple[str, ...] = ()) -> None:
-        """For a new run, write the settled configuration and the class names of a classifier's outputs."""
+        """For a new run, write the resolved configuration and the class names of a classifier's outputs."""
         if not self.resumed:
             self.folder.write_config(config)
             if classes:
                 self.folder.write_classes(classes)
 
-    def same_images(self, source: ImageDataset, network: str | None = None, named: str = "tokenizer") -> None:
-        """Record which images the run is trained on, and which network says what it has to predict.
+    def require_same_images(self, source: ImageDataset, network: str | None = None, named: str = "tokenizer") -> None:
+        """Record which images the run is trained on, and the digest of the network whose outputs it predicts.
 
         Args:
             network: the digest of the tokenizer, or of a tokenizer's teacher; None: there is none.
@@ -173,7 +173,7 @@ class Session:
             )
             again = f" after restart {restarts()} by torchrun" if restarts() else ""
             self.log.say(f"going on from step {trainer.step}{again}")
-        self.folder.forget_metrics_after(trainer.step)
+        self.folder.truncate_metrics(trainer.step)
         path = self.folder.path
         if is_rank0():
             require_space(path, trainer.checkpoint_bytes, "the first checkpoint")
@@ -269,7 +269,7 @@ def effects(before: TrainingRun, now: TrainingRun, step: int) -> list[str]:
         if not math.isclose(value, was, rel_tol=0.01):
             found.append(f"{name} {last:.2g} at step {step}, {value:.2g} at step {step + 1}")
     if found and found[0].startswith(LEARNING_RATE):
-        scale = now.optimiser.at(now.plan.batch_size).lr / now.optimiser.lr
+        scale = now.optimiser.scaled_to(now.plan.batch_size).lr / now.optimiser.lr
         rate = planned[LEARNING_RATE](step + 1) / scale
         keep = f"--optimiser.schedule constant --optimiser.lr {rate:.3g} --allow-inexact goes on at the rate it had"
         anew = _starting_from(kind_name(type(now)), Path(now.out))

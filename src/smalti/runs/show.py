@@ -6,9 +6,9 @@ from typing import Any
 from smalti.core.files import require_place, write_bytes
 from smalti.report.page import Section
 from smalti.report.pictures import png
+from smalti.runs.model_pictures import Show as Show
+from smalti.runs.model_pictures import see
 from smalti.runs.sections import write_page
-from smalti.runs.seen import Show as Show
-from smalti.runs.seen import see
 
 
 def main(config: Show) -> dict[str, Any]:

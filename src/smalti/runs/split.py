@@ -15,10 +15,10 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, require_place, write_bytes
 from smalti.core.log import Log, printable
 from smalti.data.datasets.folder import Files
-from smalti.data.datasets.open import ReadOptions, open_noted
+from smalti.data.datasets.open import ReadOptions, open_with_notes
 from smalti.data.duplicates import content_digest
 from smalti.data.groups import GROUP, group_values, require_group
-from smalti.data.reading import each
+from smalti.data.reading import map_images
 from smalti.data.splits import joined_groups, partition
 
 
@@ -61,7 +61,7 @@ def main(config: Split) -> dict[str, Any]:
     require_place(out)
     if there := [path for path in lists.values() if path.exists()]:
         raise UsageError(f"{there[0]} exists already", fix="choose another --out, or remove it")
-    source = open_noted(config.data, 3, log, config)
+    source = open_with_notes(config.data, 3, log, config)
     if not isinstance(source, Files):
         cause = f"the lists name files, and DATA is of the kind {source.kind}"
         raise DataError(f"cannot split {config.data}", cause=cause, fix="give a folder of images, or a list")
@@ -87,7 +87,9 @@ def main(config: Split) -> dict[str, Any]:
 def _digests(source: Files, log: Log) -> NDArray[np.uint64]:
     """Two numbers for each image, equal for equal files; (n, 2)."""
     rows = np.empty((len(source), 2), np.uint64)
-    with each(lambda place: content_digest(source.read(place)), range(len(source)), log, "look for copies") as found:
+    with map_images(
+        lambda place: content_digest(source.read(place)), range(len(source)), log, "look for copies"
+    ) as found:
         for place, result in found:
             if isinstance(result, DataError):
                 raise result

@@ -10,11 +10,11 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
 from smalti.data.values import Window
-from smalti.models.cost_estimate import encoding_work
+from smalti.models.cost_estimate import encoder_multiply_adds
 from smalti.models.vit import VisionTransformer
 from smalti.runs.folder import holds_run
-from smalti.tokenizers.features import KMeansFeatures
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.kmeans_features import KMeansFeatures
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.tokenizers.vqkd import VQKD
 from smalti.weights.read import is_foreign
 
@@ -35,7 +35,7 @@ class Teacher(NamedTuple):
     window: Window | None
 
 
-def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> Teacher:
+def read_teacher(tokenizer: TeacherBased, data: Data, compute: Compute, log: Log) -> Teacher:
     """Read the teacher that a configuration names.
 
     Raises:
@@ -45,14 +45,14 @@ def read_teacher(tokenizer: Taught, data: Data, compute: Compute, log: Log) -> T
     place = tokenizer.teacher
     require(bool(place), "no teacher given", "use --tokenizer.teacher MODEL, as of pretrain or import")
     network, window = _network(place, compute)
-    tokenizer, teacher = tokenizer.taught_by(network)
+    tokenizer, teacher = tokenizer.with_teacher(network)
     height, width = teacher.config.img_size
     require(height == width, f"the images of the teacher are {height}x{width}", "use a teacher of square images")
     rows, columns = teacher.config.grid
     log.say(
         f"teacher: block {tokenizer.layer} of {network.config.depth} of {place}, "
         f"{rows}x{columns} patches of images of {width} pixels and {teacher.config.in_chans} channels; "
-        f"to encode one takes {encoding_work(tokenizer.taught) / 1e6:,.1f} M multiply-adds"
+        f"to encode one takes {encoder_multiply_adds(tokenizer.known_backbone) / 1e6:,.1f} M multiply-adds"
     )
     assert isinstance(tokenizer, KMeansFeatures | VQKD)
     return Teacher(tokenizer, replace(data, side=width, channels=teacher.config.in_chans), teacher, window)
@@ -72,8 +72,8 @@ def _network(place: str, compute: Compute) -> tuple[VisionTransformer, Window | 
         network = network_of(place, compute)
         return network.backbone, network.window
     try:
-        subject, _ = read_foreign(place)
+        loaded, _ = read_foreign(place)
     except UsageError as error:
         fix = f"smalti import {shlex.quote(place)} with it, and give the folder that is written"
         raise UsageError(error.what, cause=error.cause, fix=f"{error.fix}: {fix}") from None
-    return subject.backbone.to(compute.device), None
+    return loaded.backbone.to(compute.device), None

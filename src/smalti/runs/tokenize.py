@@ -19,10 +19,10 @@ from smalti.core.ranks import rank, world_size
 from smalti.data.loader import Loader
 from smalti.data.token_cache import BAD_FILES, TokenCache
 from smalti.data.tokens import encode
-from smalti.distributed.collectives import require_same, same_format
+from smalti.distributed.collectives import broadcast_precision, require_same
 from smalti.distributed.process_group import barrier, process_group
 from smalti.runs.pretrain import Pretrain
-from smalti.runs.tokenizers import input_of, load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer, tokenizer_data
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.masked_batches import open_cache
 from smalti.training.targets import Tokens
@@ -80,9 +80,9 @@ def main(config: Tokenize, *, compute: Compute | None = None) -> dict[str, Any]:
     log = Log()
     with process_group(config.ranks, config.device):
         require_same("configuration", {field.name: field.value for field in leaves(config)})
-        compute = same_format(choose_compute(config.device, config.precision)) if compute is None else compute
+        compute = broadcast_precision(choose_compute(config.device, config.precision)) if compute is None else compute
         tokenizer = load_tokenizer(config.tokenizer, compute)
-        config = config.with_window(log, input_of(config.tokenizer, tokenizer).window, config.tokenizer)
+        config = config.with_window(log, tokenizer_data(config.tokenizer, tokenizer).window, config.tokenizer)
         images = config.data.open(log, config.folder / BAD_FILES)
         views = replace(config.views(tokenizer), masks_per_image=1)
         size = config.plan.batch_size // config.masks_per_image

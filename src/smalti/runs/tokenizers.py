@@ -8,7 +8,7 @@ from smalti.core.compute import Compute
 from smalti.core.config import from_json, require
 from smalti.core.errors import CheckpointError, SmaltiError, UsageError
 from smalti.core.stored import parse_object, read_folder
-from smalti.core.tensors import tensors_of
+from smalti.core.tensors import from_safetensors
 from smalti.data.load import Data
 from smalti.data.tokens import Scorer
 from smalti.runs.folder import read_config, read_kind
@@ -40,7 +40,7 @@ def load_dalle(folder: str, compute: Compute) -> DallETokenizer:
     try:
         files = read_folder(Path(folder).expanduser())
         config = from_json(DallE, parse_object(files[IMPORTED_CONFIG])["config"])
-        weights = tensors_of(files[IMPORTED_WEIGHTS])
+        weights = from_safetensors(files[IMPORTED_WEIGHTS])
     except (ValueError, KeyError, TypeError, CheckpointError, UsageError) as error:
         cause = "a file of it is missing or damaged"
         raise CheckpointError(f"no usable tokenizer in {folder}", cause=cause, fix="import it again") from error
@@ -66,7 +66,7 @@ def target_tokenizer(run: str, target: Tokens | SoftTokens | Pixels, compute: Co
     return tokenizer
 
 
-def input_of(run: str, tokenizer: ImageTokenizer) -> Data:
+def tokenizer_data(run: str, tokenizer: ImageTokenizer) -> Data:
     """The image settings of the tokenizer in a folder."""
     if read_kind(run) == DallE.__name__:
         return Data(channels=tokenizer.config.in_chans, side=112)

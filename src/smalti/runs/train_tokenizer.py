@@ -16,7 +16,7 @@ from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
-from smalti.data.reading import some_squares
+from smalti.data.reading import sample_squares
 from smalti.data.token_cache import network_digest
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
@@ -31,11 +31,11 @@ from smalti.runs.teachers import read_teacher
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.tokenizers.features import KMeansFeatures, KMeansFeatureTokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig
+from smalti.tokenizers.kmeans_features import KMeansFeatures, KMeansFeatureTokenizer
 from smalti.tokenizers.quantised import FSQ, VQ, Quantised
 from smalti.tokenizers.simple import KMeansPatches, RandomProjection
-from smalti.tokenizers.taught import Taught
+from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.tokenizers.vqkd import VQKD, VQKDTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
 from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstruction, QuantisedObjective, Relaxation
@@ -66,7 +66,7 @@ class TrainTokenizer(TrainingRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tokenizer, Taught):  # whose teacher decides them
+        if not isinstance(self.tokenizer, TeacherBased):  # whose teacher decides them
             self._require_fit(self.tokenizer)
         require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
         require(
@@ -87,13 +87,13 @@ class TrainTokenizer(TrainingRun):
 
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """As of every run; and of discrete VAEs the temperature, and the weight of the KL."""
-        if (annealed := self.annealed()) is None:
+        if (annealing := self.annealing()) is None:
             return super().schedules()
-        temperature, beta = annealed
+        temperature, beta = annealing
         own = {"temperature": lambda step: temperature(step - 1), "KL weight": lambda step: beta(step - 1)}
         return super().schedules() | own
 
-    def annealed(self) -> tuple[Cosine, Ramp | Cosine] | None:
+    def annealing(self) -> tuple[Cosine, Ramp | Cosine] | None:
         """Temperature and weight of the KL at each step, counted from 0; None of tokenizers that have none."""
         if not isinstance(self.tokenizer, DVAE | DallE):
             return None
@@ -140,23 +140,23 @@ def main(
 def _run(config: TrainTokenizer, session: Session, images: InMemoryData | None) -> dict[str, Any]:
     """The run, in a run folder that this process has locked."""
     teacher, window = None, None
-    if isinstance(config.tokenizer, Taught) and (config.planned_steps or not session.resumed):
+    if isinstance(config.tokenizer, TeacherBased) and (config.planned_steps or not session.resumed):
         read, data, teacher, window = read_teacher(config.tokenizer, config.data, session.compute, session.log)
         config = replace(config, data=data, tokenizer=read)
     if images is None:
         config = config.with_window(session.log, window, "its teacher")
     given = config.data.open(session.log, session.folder.bad_files) if images is None else images
     if not session.resumed:
-        config = session.settled(config, given)
-        if isinstance(config.tokenizer, Taught):
-            config = replace(config, tokenizer=config.tokenizer.sized(len(given.train)))
+        config = session.resolved(config, given)
+        if isinstance(config.tokenizer, TeacherBased):
+            config = replace(config, tokenizer=config.tokenizer.with_vocab_size(len(given.train)))
     learns_from = None if teacher is None or not config.planned_steps else network_digest(teacher)
-    session.same_images(given.train, learns_from, "teacher")
-    tokenizer = made(config, given, session, teacher).to(session.compute.device)
-    return from_rank0(lambda: session.finish(lambda: _measured(config, given, tokenizer, session)))
+    session.require_same_images(given.train, learns_from, "teacher")
+    tokenizer = build_tokenizer(config, given, session, teacher).to(session.compute.device)
+    return from_rank0(lambda: session.finish(lambda: _measure(config, given, tokenizer, session)))
 
 
-def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
+def _measure(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenizer, session: Session) -> dict[str, Any]:
     """The result of the run."""
     measured = evaluate_tokenizer(
         tokenizer,
@@ -172,7 +172,7 @@ def _measured(config: TrainTokenizer, given: RunImages, tokenizer: ImageTokenize
     return result
 
 
-def made(
+def build_tokenizer(
     config: TrainTokenizer, images: RunImages, session: Session, teacher: VisionTransformer | None = None
 ) -> ImageTokenizer:
     """The tokenizer, trained or fitted, and saved. One that was fitted before is read, as its teacher may be gone."""
@@ -181,7 +181,7 @@ def made(
         session.begin(config)
         pictures = partial(_pictures, config, images.held_out.images[:PICTURES], session)
         session.train("tokenizer", trainer, batches, config, pictures=pictures)
-        trained = trainer.trained
+        trained = trainer.eval_model
         assert isinstance(trained, ImageTokenizer)
         return trained
     if session.resumed:
@@ -228,12 +228,12 @@ def start(config: TrainTokenizer, images: AnyImages, teacher: VisionTransformer 
     side, tokenizer, count = config.data.side, config.tokenizer.build(config.seed), config.init_images
     if count == 0:
         return tokenizer
-    if isinstance(config.tokenizer, Taught):
-        count = min(count, config.tokenizer.most_images)
-    sample = some_squares(images.train, count, side)
+    if isinstance(config.tokenizer, TeacherBased):
+        count = min(count, config.tokenizer.max_fit_images)
+    sample = sample_squares(images.train, count, side)
     if isinstance(tokenizer, KMeansFeatureTokenizer | VQKDTokenizer):
         assert teacher is not None
-        tokenizer.learn_from(teacher, sample)
+        tokenizer.fit_to_teacher(teacher, sample)
     num_patches = len(sample) * (side // tokenizer.stride) ** 2
     tokenizer.initialise_from(sample, torch.from_numpy(permutation(config.seed, 0, num_patches)))
     return tokenizer

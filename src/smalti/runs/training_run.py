@@ -54,7 +54,7 @@ class TrainingRun:
 
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """What changes from step to step, by name: its value at a step, counted from 1."""
-        return {LEARNING_RATE: self.optimiser.at(self.plan.batch_size).rates(self.plan.steps)}
+        return {LEARNING_RATE: self.optimiser.scaled_to(self.plan.batch_size).lr_schedule(self.plan.steps)}
 
     def with_window(self, log: Log, before: AskedWindow = None, run: str = "", images: str = "") -> Self:
         """The configuration with the value window of the run that this one builds on, else as measured where `auto`.

@@ -13,7 +13,7 @@ from smalti.runs.train_tokenizer import TrainTokenizer
 
 Result = Mapping[str, Any]
 
-_MOST_TILES = 6
+_MAX_TILES = 6
 _WELL_USED = 0.5
 """The share of its codebook below which the verdict on a tokenizer says so."""
 
@@ -58,7 +58,7 @@ def together(runs: Sequence[str]) -> Verdict:
             best = max(values, key=lambda one: values[one])
             said.append(f"The best {name} of {len(values)} finished runs: {best}.")
     said = said or [f"{names[run]}: {verdict_of(run).text}" for run in runs]
-    return Verdict(dict(list(facts.items())[:_MOST_TILES]), " ".join(said))
+    return Verdict(dict(list(facts.items())[:_MAX_TILES]), " ".join(said))
 
 
 def tokenizer_verdict(result: Result) -> Verdict:

@@ -15,11 +15,11 @@ from starlette.routing import Route
 from smalti.core.config import from_json, require
 from smalti.core.errors import DataError, UsageError
 from smalti.report.pictures import data_uri
-from smalti.serving.limits import Bodies, Guard, RefusedError, Turns, refusal
+from smalti.serving.limits import BodyReader, Guard, RefusedError, RequestQueue, refusal
 from smalti.serving.nearest_images import NearestImages
 from smalti.serving.openapi import document
 from smalti.serving.predictions import Predictor
-from smalti.serving.requests import MOST_NEAREST, Attend, Nearest, Predict
+from smalti.serving.requests import MAX_NEAREST, Attend, Nearest, Predict
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ async def _no_such(request: Request, error: Exception) -> Response:
 class _Api:
     def __init__(self, predictor: Predictor, nearest: NearestImages | None) -> None:
         self.predictor, self.nearest = predictor, nearest
-        self.turns, self.bodies, self.document = Turns(), Bodies(), document()
+        self.turns, self.bodies, self.document = RequestQueue(), BodyReader(), document()
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(self.document)
@@ -104,8 +104,8 @@ class _Api:
 
     async def codes(self, request: Request) -> Response:
         code, count = _number(request.path_params["code"]), _number(request.query_params.get("count", "12"))
-        if not 1 <= count <= MOST_NEAREST:
-            raise RefusedError(422, f"{count} nearest codes; use 1 to {MOST_NEAREST}")
+        if not 1 <= count <= MAX_NEAREST:
+            raise RefusedError(422, f"{count} nearest codes; use 1 to {MAX_NEAREST}")
         return JSONResponse(await self._compute(lambda: self.predictor.nearest_codes(code, count)))
 
     async def nearest_images(self, request: Request) -> Response:

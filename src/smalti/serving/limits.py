@@ -20,13 +20,13 @@ from smalti.core.log import printable
 T = TypeVar("T")
 
 MAX_BODY = 16 << 20
-_MOST_HELD = 32 << 20
+_MAX_HELD = 32 << 20
 """Bytes of a body, and of the bodies of all requests at once."""
 _SECONDS = 20.0
 """For a body to arrive."""
 _WAITING = 8
 """Requests that wait while one is computed."""
-_LONGEST = 300
+_MAX_ERROR = 300
 """Characters of an error."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEADERS = {
@@ -52,7 +52,7 @@ class RefusedError(Exception):
 def refusal(status: int, message: str) -> JSONResponse:
     """One line as JSON."""
     line = printable(" ".join(message.split()))
-    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    line = line if len(line) <= _MAX_ERROR else f"{line[:_MAX_ERROR]} ..."
     return JSONResponse({"error": line}, status, {"WWW-Authenticate": "Bearer"} if status == 401 else None)
 
 
@@ -114,7 +114,7 @@ def _name(host: str) -> str:
     return (name if colon and port.isdigit() else host).lower()
 
 
-class Turns:
+class RequestQueue:
     """One computation after another, in the order in which they came; a few wait, more are sent away."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Turns:
             self._waiting -= 1
 
 
-class Bodies:
+class BodyReader:
     """Bodies of requests: not larger, not slower, and not more at once than there is room for."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Bodies:
                     self._held += len(part)
                     if size > MAX_BODY:
                         raise _too_large()
-                    if self._held > _MOST_HELD:
+                    if self._held > _MAX_HELD:
                         raise RefusedError(503, "too many large requests at once; try again")
                     parts.append(part)
         except TimeoutError:

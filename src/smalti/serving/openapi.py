@@ -3,7 +3,7 @@
 from typing import Any, TypeAlias
 
 from smalti import __version__
-from smalti.serving.requests import MOST_NEAREST, Attend, Nearest, Predict, schema
+from smalti.serving.requests import MAX_NEAREST, Attend, Nearest, Predict, schema
 
 Json: TypeAlias = dict[str, Any]
 
@@ -108,7 +108,7 @@ def document() -> Json:
     upload = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
     codes = {
         "summary": "The codes that decode to almost the same patch",
-        "parameters": [_parameter("code", "path", 0), _parameter("count", "query", 1, MOST_NEAREST, 12)],
+        "parameters": [_parameter("code", "path", 0), _parameter("count", "query", 1, MAX_NEAREST, 12)],
     }
     image = {"summary": "The part of an image file that the model sees", "requestBody": upload}
     square = _object(picture=_PNG)

@@ -22,7 +22,7 @@ from smalti.data.reading import square
 from smalti.data.values import Window
 from smalti.evaluation.attention import attention
 from smalti.evaluation.codebook_survey import prototypes
-from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint, paint
+from smalti.evaluation.inpainting import Inpainter, entropy, inpaint, paint, sample_tokens
 from smalti.functional.masking import Blockwise, Random
 from smalti.report.pictures import data_uri, mask_overlay, to_pixels, token_map
 from smalti.serving.requests import Attend, Mask, Predict
@@ -33,7 +33,7 @@ Picture: TypeAlias = UInt8[np.ndarray, "s s C"]
 
 MAX_PIXELS = 50_000_000
 """Of an image that is given: decoded it takes up to three bytes a pixel."""
-_MOST_ROWS = 400
+_MAX_ROWS = 400
 """Patches up to which the attention of all of them is sent at once."""
 
 
@@ -162,7 +162,7 @@ class Predictor(Inpainter):
         log_p = self.log_probabilities(batch)[0]
         own = batch.ids[0].cpu()
         best = log_p.argmax(-1)[None]
-        draws = [drawn(log_p, masked, asked.temperature, asked.seed, number) for number in range(asked.samples)]
+        draws = [sample_tokens(log_p, masked, asked.temperature, asked.seed, number) for number in range(asked.samples)]
         all_guesses = torch.cat([best, *(draw[None] for draw in draws)]).to(self.compute.device)
         seen = inpaint(self.model, self.tokenizer, batch.repeated(len(all_guesses)), self.compute, all_guesses)
         predicted = [data_uri(picture) for picture in to_pixels(seen.predicted)]
@@ -226,7 +226,7 @@ class Predictor(Inpainter):
         heads = blocks[asked.layer - 1].num_heads
         require(0 <= asked.head <= heads, f"head {asked.head}", f"use 1 to {heads}, or 0 for their mean")
         require(asked.patch is None or 0 <= asked.patch < length, f"patch {asked.patch}", f"use 0 to {length - 1}")
-        require(asked.patch is not None or length <= _MOST_ROWS, f"attention of {length} patches", "name a patch")
+        require(asked.patch is not None or length <= _MAX_ROWS, f"attention of {length} patches", "name a patch")
         batch = self._batch(self.picture(asked.image), self.mask(asked.mask))
         found = attention(self.model, batch, self.compute, asked.layer)
         patches, cls = (part.mean(0) if asked.head == 0 else part[asked.head - 1] for part in found)

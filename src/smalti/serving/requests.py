@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from smalti.core.config import require, setting
 
-MOST_SAMPLES, MOST_GUESSES, MOST_NEAREST = 8, 20, 50
-_LARGEST_SEED = 2**53 - 1
+MAX_SAMPLES, MAX_GUESSES, MAX_NEAREST = 8, 20, 50
+_MAX_SEED = 2**53 - 1
 """The largest integer that JSON of a browser keeps."""
 
 _IMAGE = (
@@ -19,7 +19,7 @@ _IMAGE = (
 
 
 def _require_seed(seed: int) -> None:
-    require(0 <= seed <= _LARGEST_SEED, f"a seed of {seed}", f"use 0 to {_LARGEST_SEED}")
+    require(0 <= seed <= _MAX_SEED, f"a seed of {seed}", f"use 0 to {_MAX_SEED}")
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Predict:
 
     image: str = setting(dataclasses.MISSING, _IMAGE)
     mask: Mask = setting(Mask(), "which patches are masked")
-    guesses: int = setting(5, f"best guesses of each masked patch, 0 to {MOST_GUESSES}")
-    samples: int = setting(0, f"alternatives, in which tokens are drawn by their probability, 0 to {MOST_SAMPLES}")
+    guesses: int = setting(5, f"best guesses of each masked patch, 0 to {MAX_GUESSES}")
+    samples: int = setting(0, f"alternatives, in which tokens are drawn by their probability, 0 to {MAX_SAMPLES}")
     temperature: float = setting(1.0, "of these draws: below 1 closer to the best guess, in [0.05, 10]")
     seed: int = setting(0, "of these draws")
 
     def __post_init__(self) -> None:
-        require(0 <= self.guesses <= MOST_GUESSES, f"{self.guesses} guesses", f"use 0 to {MOST_GUESSES}")
-        require(0 <= self.samples <= MOST_SAMPLES, f"{self.samples} samples", f"use 0 to {MOST_SAMPLES}")
+        require(0 <= self.guesses <= MAX_GUESSES, f"{self.guesses} guesses", f"use 0 to {MAX_GUESSES}")
+        require(0 <= self.samples <= MAX_SAMPLES, f"{self.samples} samples", f"use 0 to {MAX_SAMPLES}")
         require(0.05 <= self.temperature <= 10, f"a temperature of {self.temperature}", "use 0.05 to 10")
         _require_seed(self.seed)
 
@@ -70,10 +70,10 @@ class Nearest:
     """Find the images that are nearest to one by their features."""
 
     image: str = setting(dataclasses.MISSING, _IMAGE)
-    count: int = setting(8, f"how many, 1 to {MOST_NEAREST}")
+    count: int = setting(8, f"how many, 1 to {MAX_NEAREST}")
 
     def __post_init__(self) -> None:
-        require(1 <= self.count <= MOST_NEAREST, f"{self.count} nearest images", f"use 1 to {MOST_NEAREST}")
+        require(1 <= self.count <= MAX_NEAREST, f"{self.count} nearest images", f"use 1 to {MAX_NEAREST}")
 
 
 def schema(annotation: Any) -> dict[str, Any]:

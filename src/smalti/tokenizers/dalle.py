@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import positions_at_once
+from smalti.functional.codebook import positions_per_chunk
 from smalti.functional.losses import LAPLACE_EPSILON, most_likely_pixels
 from smalti.models.layers import seeded
 from smalti.models.vit import as_unit_range
@@ -142,7 +142,7 @@ class DallETokenizer(ImageTokenizer):
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
         with float32(weights):
             codes = self.codebook(weights.float())
-        return self.pixels(codes)
+        return self.pixel_distribution(codes)
 
     def features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
         """The output of the encoder for images, uint8 or float in [0, 1]."""
@@ -150,7 +150,9 @@ class DallETokenizer(ImageTokenizer):
         features: Tensor = self.encoder(self.embed(x.contiguous(memory_format=torch.channels_last)))
         return features.relu()
 
-    def pixels(self, codes: Float[Tensor, "B d h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pixel_distribution(
+        self, codes: Float[Tensor, "B d h w"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, for codebook vectors."""
         pixels: Tensor = self.to_pixels(self.decoder(codes).relu()).float()
         mean, log_scale = pixels.chunk(2, dim=1)
@@ -160,7 +162,7 @@ class DallETokenizer(ImageTokenizer):
         """The most likely visual token at every position."""
         positions = self.features(images).permute(0, 2, 3, 1)
         weight = self.to_logits.weight[:, :, 0, 0].to(positions.dtype)
-        at_once = positions_at_once(self.vocab_size, weight.device)  # all logits would be the largest tensor by far
+        at_once = positions_per_chunk(self.vocab_size, weight.device)  # all logits would be the largest tensor by far
         parts = positions.flatten(0, 2).split(at_once)
         return torch.cat([self._best(part, weight) for part in parts]).view(positions.shape[:3])
 
@@ -180,7 +182,7 @@ class DallETokenizer(ImageTokenizer):
         """The most likely image given the tokens, in [0, 1]."""
         assert self.codebook.bias is not None
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()) + self.codebook.bias
-        mean, _ = self.pixels(codes.permute(0, 3, 1, 2))
+        mean, _ = self.pixel_distribution(codes.permute(0, 3, 1, 2))
         return most_likely_pixels(mean).clamp(0, 1)
 
     def _scores(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import setting
-from smalti.functional.codebook import greatest, kmeans, positions_at_once
+from smalti.functional.codebook import fast_argmax, kmeans, positions_per_chunk
 from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
 from smalti.models.layers import seeded
 from smalti.tokenizers.trunk import Trunk, error_unit, float32, require_trunk, set_conv
@@ -37,7 +37,9 @@ class DiscreteTokenizer(Protocol):
         """The output of the encoder for images, uint8 or float in [0, 1]."""
         ...
 
-    def pixels(self, codes: Float[Tensor, "B d h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pixel_distribution(
+        self, codes: Float[Tensor, "B d h w"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, for codebook vectors."""
         ...
 
@@ -71,15 +73,15 @@ def relax(
             hard=hard,
         )
     codes = tokens.codes if codebook.bias is None else tokens.codes + codebook.bias.to(dtype)
-    return tokens, *tokenizer.pixels(codes.transpose(1, 2).unflatten(2, features.shape[2:]))
+    return tokens, *tokenizer.pixel_distribution(codes.transpose(1, 2).unflatten(2, features.shape[2:]))
 
 
 def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[Tensor, "B h w"]:
     """The code with the greatest logit at every position, in [0, V), computed in parts to bound memory."""
     rows, weight = features.permute(0, 2, 3, 1), to_logits.weight[:, :, 0, 0]
     with float32(features):
-        parts = rows.float().flatten(0, 2).split(positions_at_once(len(weight), weight.device))
-        return torch.cat([greatest(F.linear(part, weight, to_logits.bias)) for part in parts]).view(rows.shape[:3])
+        parts = rows.float().flatten(0, 2).split(positions_per_chunk(len(weight), weight.device))
+        return torch.cat([fast_argmax(F.linear(part, weight, to_logits.bias)) for part in parts]).view(rows.shape[:3])
 
 
 @torch.no_grad()
@@ -147,7 +149,7 @@ class DiscreteVAE(Trunk):
         self, weights: Float[Tensor, "B V h w"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, for relaxed or one-hot tokens."""
-        return self.pixels(self.codebook(weights))
+        return self.pixel_distribution(self.codebook(weights))
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -180,4 +182,4 @@ class DiscreteVAE(Trunk):
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The most likely image given the tokens, in [0, 1]."""
         codes = F.embedding(ids, self.codebook.weight[:, :, 0, 0].t()).permute(0, 3, 1, 2)
-        return self.picture(codes)
+        return self.most_likely_image(codes)

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import bounded, ids_of, kmeans, rounded, started, values_of
+from smalti.functional.codebook import fsq_bound, fsq_ids, fsq_round, fsq_values, kmeans, new_codebook
 from smalti.functional.gumbel_relaxation import straight_through
 from smalti.models.layers import seeded
-from smalti.tokenizers.following_codes import FollowingCodes, require_codes
+from smalti.tokenizers.ema_codebook import EMACodebookTokenizer, require_codebook
 from smalti.tokenizers.trunk import PatchSample, Trunk, TrunkConfig, float32, require_trunk, set_conv
 
 
@@ -32,7 +32,7 @@ class Quantised(Trunk):
         self.from_code = nn.Conv2d(code_dim, config.width, kernel_size=1)
         self.add_decoder()
 
-    def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
+    def to_code_space(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors mapped into the space of the quantised values."""
         raise NotImplementedError
 
@@ -52,9 +52,9 @@ class Quantised(Trunk):
         """The encoder's point at every position, in float32."""
         features = self.features(images)
         with float32(features):
-            return self.placed(self.to_code(features.float()).permute(0, 2, 3, 1))
+            return self.to_code_space(self.to_code(features.float()).permute(0, 2, 3, 1))
 
-    def reconstructed(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each.
 
         They are decoded from the quantised values; gradients go to the points (straight-through).
@@ -63,7 +63,7 @@ class Quantised(Trunk):
 
     def distribution(self, values: Float[Tensor, "B h w d"]) -> tuple[Tensor, Tensor]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel, B x C x H x W each, given the values."""
-        return self.pixels(self._read(values))
+        return self.pixel_distribution(self._decoder_input(values))
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest code at every position."""
@@ -71,13 +71,15 @@ class Quantised(Trunk):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The most likely image given the tokens, in [0, 1]."""
-        return self.picture(self._read(self.values(ids)))
+        return self.most_likely_image(self._decoder_input(self.values(ids)))
 
-    def _read(self, values: Float[Tensor, "B h w d"]) -> Float[Tensor, "B D h w"]:
+    def _decoder_input(self, values: Float[Tensor, "B h w d"]) -> Float[Tensor, "B D h w"]:
         with float32(values):
             return self.from_code(values.permute(0, 3, 1, 2))
 
-    def start_as_projection(self, sample: PatchSample, weight: Float[Tensor, "d D"], bias: Float[Tensor, "d"]) -> None:
+    def initialise_as_projection(
+        self, sample: PatchSample, weight: Float[Tensor, "d D"], bias: Float[Tensor, "d"]
+    ) -> None:
         """Initialise as a quantiser of a linear projection: the encoder projects, the decoder inverts by least squares.
 
         Args:
@@ -86,7 +88,7 @@ class Quantised(Trunk):
                 already be set.
         """
         points = sample.points
-        values = self.values(self.nearest(self.placed(points @ weight.t() + bias)))
+        values = self.values(self.nearest(self.to_code_space(points @ weight.t() + bias)))
         known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
         inverse = torch.linalg.lstsq(known, points).solution
         error = (points - known @ inverse).square().sum(1).mean()
@@ -116,14 +118,14 @@ class VQ:
 
     def __post_init__(self) -> None:
         require_trunk(self)
-        require_codes(self)
+        require_codebook(self)
 
     def build(self, seed: int = 0) -> "VectorQuantised":
         """A network with random weights, which are a function of the seed."""
         return seeded(seed, lambda: VectorQuantised(self))
 
 
-class VectorQuantised(FollowingCodes, Quantised):
+class VectorQuantised(EMACodebookTokenizer, Quantised):
     """Vector quantisation: unit codes of few dimensions, initialised by k-means and updated by EMA of the points.
 
     Reference: van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN).
@@ -133,7 +135,7 @@ class VectorQuantised(FollowingCodes, Quantised):
 
     def __init__(self, config: VQ) -> None:
         super().__init__(config, config.code_dim)
-        self.add_codes(config)
+        self.add_codebook(config)
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor, order: Int[Tensor, "n"]) -> None:
@@ -147,11 +149,11 @@ class VectorQuantised(FollowingCodes, Quantised):
         weight[:shown, :shown] = torch.eye(shown) * 0.5 / sample.points[:, :shown].square().sum(1).mean().sqrt()
         bias = torch.zeros(self.code_dim)
         bias[-1] = 1.0
-        points = self.placed(sample.points @ weight.t() + bias)
-        self.set_book(started(kmeans(points, self.vocab_size, order[order < len(points)])))
-        self.start_as_projection(sample, weight, bias)
+        points = self.to_code_space(sample.points @ weight.t() + bias)
+        self.set_codebook(new_codebook(kmeans(points, self.vocab_size, order[order < len(points)])))
+        self.initialise_as_projection(sample, weight, bias)
 
-    def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
+    def to_code_space(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
         """Vectors scaled to unit length."""
         return F.normalize(x, dim=-1)
 
@@ -204,16 +206,16 @@ class FiniteScalarQuantised(Quantised):
         shown = min(self.code_dim, self.width)
         weight = torch.zeros(self.code_dim, self.width)
         weight[:shown, :shown] = sample.points[:, :shown].std(0, correction=0).clamp_min(1e-3).reciprocal().diag()
-        self.start_as_projection(sample, weight, torch.zeros(self.code_dim))
+        self.initialise_as_projection(sample, weight, torch.zeros(self.code_dim))
 
-    def placed(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
-        """Vectors mapped into the cube by `bounded`."""
-        return bounded(x, self.levels)
+    def to_code_space(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B d"]:
+        """Vectors mapped into the cube by `fsq_bound`."""
+        return fsq_bound(x, self.levels)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
         """The index of the rounded point, in [0, V)."""
-        return ids_of(rounded(points, self.levels), self.levels)
+        return fsq_ids(fsq_round(points, self.levels), self.levels)
 
     def values(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
         """The values of each dimension for an index."""
-        return values_of(ids, self.levels)
+        return fsq_values(ids, self.levels)

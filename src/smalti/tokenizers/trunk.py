@@ -20,7 +20,7 @@ from smalti.functional.patches import constant_patches
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
 
-_AT_ONCE = 64
+_CHUNK = 64
 """Images whose patches are compared at a time."""
 
 
@@ -99,16 +99,18 @@ class Trunk(ImageTokenizer):
             embedded = self.embed(patches)
         return self.encoder(embedded)
 
-    def pixels(self, features: Float[Tensor, "B D h w"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pixel_distribution(
+        self, features: Float[Tensor, "B D h w"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """μ and ln b of the logit-Laplace distribution of every sub-pixel."""
         decoded = self.decoder(features.float())
         with float32(features):
             mean, log_scale = self.to_pixels(decoded.float()).chunk(2, dim=1)
         return F.pixel_shuffle(mean, self.stride), F.pixel_shuffle(log_scale, self.stride)
 
-    def picture(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
+    def most_likely_image(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """The most likely image given the decoder's input, in [0, 1]."""
-        return most_likely_pixels(self.pixels(features)[0]).clamp(0, 1)
+        return most_likely_pixels(self.pixel_distribution(features)[0]).clamp(0, 1)
 
     def sample(self, images: Tensor) -> PatchSample:
         """The statistics of a sample of images that `initialise_from` needs.
@@ -142,7 +144,7 @@ def varied_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
     Raises:
         DataError: no patch has.
     """
-    varied = torch.cat([~constant_patches(part, size) for part in images.split(_AT_ONCE)])
+    varied = torch.cat([~constant_patches(part, size) for part in images.split(_CHUNK)])
     if not varied.any():
         raise DataError("every patch of the images has a single colour", fix="train on images that show something")
     return varied

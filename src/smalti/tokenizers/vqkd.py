@@ -21,18 +21,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.core.config import require, setting
-from smalti.functional.codebook import followed_means, kmeans, replacements, started, steps_unused
+from smalti.functional.codebook import ema_update_means, kmeans, new_codebook, replacements, steps_unused
 from smalti.functional.gumbel_relaxation import straight_through
 from smalti.models.layers import Init, initialise, seeded
 from smalti.models.vit import VisionTransformer, ViT
-from smalti.tokenizers.following_codes import FollowingCodes, require_codes
-from smalti.tokenizers.taught import (
-    AT_ONCE,
-    Taught,
-    feature_parts,
+from smalti.tokenizers.ema_codebook import EMACodebookTokenizer, require_codebook
+from smalti.tokenizers.teacher_features import (
+    CHUNK,
+    TeacherBased,
+    iter_features,
     mean_patches,
     normalised_features,
-    painted_image,
+    patches_to_image,
 )
 from smalti.tokenizers.trunk import float32, varied_patches
 
@@ -41,7 +41,7 @@ _POSITIONS = 0.1
 
 
 @dataclass(frozen=True)
-class VQKD(Taught):
+class VQKD(TeacherBased):
     """Configuration of the tokenizer."""
 
     teacher: str = setting(
@@ -61,10 +61,10 @@ class VQKD(Taught):
         require(self.depth is None or self.depth >= 1, f"an encoder of {self.depth} blocks", "use at least 1")
         require(self.decoder_depth >= 1, f"a decoder of {self.decoder_depth} blocks", "use at least 1")
         require(self.target_dim >= 0, f"target_dim is {self.target_dim}", "use at least 0")
-        require_codes(self)
+        require_codebook(self)
 
-    def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
-        """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
+    def with_teacher(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
+        """The configuration with what is known of a teacher, and the part of the teacher that is used (`cut_teacher`).
 
         The encoder is as wide as the teacher and of the same variant. It is drawn in ranges that suit its width where
         the teacher was drawn as a ViT-B is. Its positions start small: the codebook starts as k-means on its points,
@@ -73,7 +73,7 @@ class VQKD(Taught):
         Raises:
             UsageError: there is no such block.
         """
-        used = self.used_part(teacher)
+        used = self.cut_teacher(teacher)
         vit, init = used.config, used.config.init
         drawn_as: Init = "width" if init == "uniform" else init
         depth = self.depth or vit.depth
@@ -85,7 +85,7 @@ class VQKD(Taught):
         return seeded(seed, lambda: VQKDTokenizer(replace(self, teacher=""), seed))
 
 
-class VQKDTokenizer(FollowingCodes):
+class VQKDTokenizer(EMACodebookTokenizer):
     """The code nearest to the encoder's point at each patch.
 
     Attributes:
@@ -100,11 +100,11 @@ class VQKDTokenizer(FollowingCodes):
 
     def __init__(self, config: VQKD, seed: int) -> None:
         super().__init__(config)
-        vit, dim = config.taught, config.code_dim
+        vit, dim = config.known_backbone, config.code_dim
         self.grid, width = vit.grid, vit.embed_dim
         self.backbone = vit.build(seed)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
-        self.add_codes(config)
+        self.add_codebook(config)
         reads_codes = replace(
             vit,
             img_size=vit.grid,
@@ -123,10 +123,10 @@ class VQKDTokenizer(FollowingCodes):
         self.register_buffer("painted", torch.zeros(config.vocab_size, vit.in_chans * vit.patch_size**2))
 
     @torch.no_grad()
-    def learn_from(self, teacher: VisionTransformer, images: Tensor) -> None:
+    def fit_to_teacher(self, teacher: VisionTransformer, images: Tensor) -> None:
         """Take the mean of the teacher's features from a sample of the training images, and the teacher's device."""
         self.to(teacher.cls_token.device)
-        parts = [features.sum(0) for features in feature_parts(teacher, images)]
+        parts = [features.sum(0) for features in iter_features(teacher, images)]
         self.mean.copy_(torch.stack(parts).sum(0) / len(images))
 
     @torch.no_grad()
@@ -140,10 +140,10 @@ class VQKDTokenizer(FollowingCodes):
             DataError: there is no patch with more than one colour.
         """
         varied, device = varied_patches(images, self.stride), self.codes.device
-        points = torch.cat([self.points(part.to(device)).flatten(1, 2).cpu() for part in images.split(AT_ONCE)])
+        points = torch.cat([self.points(part.to(device)).flatten(1, 2).cpu() for part in images.split(CHUNK)])
         shown = points[varied]
-        self.set_book(started(kmeans(shown, self.vocab_size, order[order < len(shown)])))
-        ids = torch.cat([self.nearest(part.to(device)).cpu() for part in points.split(AT_ONCE)])
+        self.set_codebook(new_codebook(kmeans(shown, self.vocab_size, order[order < len(shown)])))
+        ids = torch.cat([self.nearest(part.to(device)).cpu() for part in points.split(CHUNK)])
         self.painted.copy_(mean_patches(images, ids, self.vocab_size, self.stride))
 
     def points(self, images: Tensor) -> Float[Tensor, "B h w d"]:
@@ -154,10 +154,10 @@ class VQKDTokenizer(FollowingCodes):
         """
         features = self.backbone.encode(self.backbone.embed(images)).patches
         with float32(features):
-            return F.normalize(self.to_code(features.float()), dim=-1).unflatten(1, self.config.taught.grid)
+            return F.normalize(self.to_code(features.float()), dim=-1).unflatten(1, self.config.known_backbone.grid)
 
     def predicted_features(self, points: Float[Tensor, "B h w d"], ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B N F"]:
-        """The teacher's features as the decoder tells them by the codes; gradients go to the points (straight-through).
+        """The teacher's features, decoded from the codes; gradients go to the points (straight-through).
 
         Only their directions count. In float32.
         """
@@ -172,10 +172,10 @@ class VQKDTokenizer(FollowingCodes):
         return normalised_features(teacher, images) - self.mean
 
     @torch.no_grad()
-    def follow_patches(
+    def update_codebook_and_patches(
         self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], patches: Float[Tensor, "n P"], step: int
     ) -> None:
-        """`follow`, and with the codes the patches that they are painted as.
+        """`update_codebook`, and the mean patch of every code.
 
         Args:
             points: those of the step, of all ranks.
@@ -183,10 +183,10 @@ class VQKDTokenizer(FollowingCodes):
             patches: the pixels of each, in [0, 1].
             step: number of optimiser steps done.
         """
-        painted = followed_means(self.painted, self.sizes, patches, ids, self.decay)
+        painted = ema_update_means(self.painted, self.sizes, patches, ids, self.decay)
         dead, chosen = replacements(steps_unused(self.unused, ids), len(points), step, self.dead_after)
         self.painted.copy_(painted.index_copy(0, dead, patches[chosen]))
-        self.follow(points, ids, step)
+        self.update_codebook(points, ids, step)
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest code at every position."""
@@ -194,4 +194,4 @@ class VQKDTokenizer(FollowingCodes):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""
-        return painted_image(ids, self.painted, self.stride)
+        return patches_to_image(ids, self.painted, self.stride)

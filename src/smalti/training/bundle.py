@@ -14,7 +14,7 @@ from smalti.core.config import from_json, to_json
 from smalti.core.errors import CheckpointError, SmaltiError
 from smalti.core.files import sha256, write_bytes, write_json
 from smalti.core.stored import open_stored, read_object
-from smalti.core.tensors import saved, tensors_of
+from smalti.core.tensors import from_safetensors, to_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_CONFIG = 2**20
@@ -46,7 +46,7 @@ def write_bundle(
     Args:
         folder: exists already.
     """
-    data = saved(weights)
+    data = to_safetensors(weights)
     write_bytes(folder / WEIGHTS, data)
     about = {"smalti": __version__, "config": config, "bundle": to_json(Bundle(step, sha256(data), tokenizer, source))}
     write_json(folder / CONFIG, about)
@@ -72,7 +72,7 @@ def read_bundle_weights(folder: Path, bundle: Bundle) -> dict[str, Tensor]:
             data = file.read()
         if sha256(data) != bundle.sha256:
             raise ValueError("it is not the file that was written")
-        return tensors_of(data)
+        return from_safetensors(data)
     except (OSError, ValueError) as error:
         cause = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"{folder / WEIGHTS} is damaged", cause=cause, fix="export the model again") from error

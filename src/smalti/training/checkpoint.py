@@ -24,8 +24,8 @@ from smalti.core.errors import CheckpointError, NumericError, OutputError, Smalt
 from smalti.core.files import REPLACED, remove_folder, write_folder
 from smalti.core.log import Log
 from smalti.core.ranks import is_rank0, world_size
-from smalti.core.stored import is_whole, parse_object, read_folder
-from smalti.core.tensors import saved, tensors_of
+from smalti.core.stored import is_intact, parse_object, read_folder
+from smalti.core.tensors import from_safetensors, to_safetensors
 from smalti.distributed.collectives import broadcast_tensors, copy_into, from_rank0
 from smalti.training.bundle import read_bundle, read_bundle_weights
 
@@ -34,7 +34,7 @@ N = TypeVar("N", bound=nn.Module)
 FOLDER = "checkpoints"
 
 _NAME = re.compile(rf"(step-(\d{{8}}))({re.escape(REPLACED)})?")
-_KEPT = 2
+_KEEP_CHECKPOINTS = 2
 _WIDTHS = ("embed_dim", "width", "code_dim", "code_width")
 _FORMAT = 1
 """Version of the format, incremented when older versions of smalti would misread it; a missing number means 1."""
@@ -284,7 +284,7 @@ def _read(step: int, folder: Path) -> Checkpoint:
     try:
         recorded = about.get("conditions")
         conditions = None if recorded is None else from_json(RunEnvironment, recorded, where="conditions")
-        model, state = tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
+        model, state = from_safetensors(files["model.safetensors"]), from_safetensors(files["state.safetensors"])
     except UsageError as error:
         raise _DamagedError("state.json cannot be understood") from error
     except (KeyError, ValueError) as error:
@@ -313,8 +313,8 @@ def _write(
         )
     about = {"step": step, "format": _FORMAT, "smalti": __version__, "conditions": asdict(conditions)}
     files = {
-        "model.safetensors": saved(model),
-        "state.safetensors": saved(state),
+        "model.safetensors": to_safetensors(model),
+        "state.safetensors": to_safetensors(state),
         "state.json": (json.dumps(about) + "\n").encode(),
     }
     whole.discard(folder)
@@ -336,12 +336,12 @@ def _remove_old(run: Path, newest: Path, whole: set[Path], keep: int | None) -> 
     """Remove all checkpoints but the one just written, the newest other one that is whole, and that of step `keep`."""
     kept = 1
     for step, folder in _checkpoints(run):
-        if folder == newest or (kept >= _KEPT and step == keep):
+        if folder == newest or (kept >= _KEEP_CHECKPOINTS and step == keep):
             continue
-        if kept >= _KEPT:
+        if kept >= _KEEP_CHECKPOINTS:
             remove_folder(folder)
             whole.discard(folder)
-        elif folder in whole or is_whole(folder):
+        elif folder in whole or is_intact(folder):
             whole.add(folder)
             kept += 1
 

@@ -8,7 +8,7 @@ from smalti.core.contracts import Grid
 from smalti.core.errors import CheckpointError
 from smalti.functional.positions import num_rows, resize_positions, resize_table
 from smalti.models.classifier import ImageClassifier
-from smalti.models.mim import MaskedImageModel, lasting
+from smalti.models.mim import MaskedImageModel, inference_weights
 from smalti.models.segmenter import Segmenter
 from smalti.training.checkpoint import load_weights
 from smalti.weights.source import SourceWeights
@@ -45,7 +45,7 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
     grid = source.grid_for(config)
     weights = resized(source.as_configured(config), grid, config.grid)
     weights = _without_other_decoder(weights, own)
-    weights = lasting(weights)
+    weights = inference_weights(weights)
     weights = {name: value for name, value in weights.items() if name in own or not name.startswith(_OPTIONAL)}
     heads = {name: value.shape for name, value in weights.items() if name.startswith("head.")}
     if any(name not in own or shape != own[name].shape for name, shape in heads.items()):

@@ -19,10 +19,10 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Batches, StepOutput
 from smalti.core.errors import OutputError
 from smalti.core.log import Log
-from smalti.distributed.signals import noted
+from smalti.distributed.signals import recorded_signals
 from smalti.training.nonfinite import NotFiniteError
 from smalti.training.profiling import StepTimer
-from smalti.training.trainer import Trainer, means
+from smalti.training.trainer import Trainer, mean_metrics
 from smalti.training.training_plan import Plan
 
 
@@ -46,7 +46,7 @@ class RunHooks:
         return ""
 
     def evaluate(self, trainer: Trainer) -> Mapping[str, float]:
-        """Metrics of `trainer.trained` after this step, or none; they are separate lines of metrics.jsonl."""
+        """Metrics of `trainer.eval_model` after this step, or none; they are separate lines of metrics.jsonl."""
         return {}
 
     def show(self, trainer: Trainer) -> None:
@@ -83,39 +83,39 @@ def fit(
     if trainer.scaling:
         log.say(trainer.scaling)
     trainer.objective.train()
-    spent = StepTimer(batches, compute.device)
-    found: dict[str, float] = {}
-    with noted() as asked:
-        wanted = asked.agreed()
+    timer = StepTimer(batches, compute.device)
+    eval_metrics: dict[str, float] = {}
+    with recorded_signals() as requests:
+        pending = requests.all_reduce()
         with log.progress(title, plan.steps) as bar, closing(batches):
             while trainer.step < plan.steps:
-                batch = spent.on_batch(trainer.step).to(compute.device)
-                done = _step_or_skip(trainer, batch, plan, log, compute, hooks)
-                spent.after_step(log)
+                batch = timer.on_batch(trainer.step).to(compute.device)
+                result = _step_or_skip(trainer, batch, plan, log, compute, hooks)
+                timer.after_step(log)
                 last = trainer.step == plan.steps
-                wanted = asked.agreed()
+                pending = requests.all_reduce()
                 if figures := hooks.evaluate(trainer):
-                    found = dict(figures)
-                    log.record(stage=title, step=trainer.step, **found)
-                if done is not None and plan.logs(trainer.step):
-                    values = _record(trainer, *done, plan, log, title)
-                    if warning := trainer.spikes.note(trainer.step, values["loss"]):
+                    eval_metrics = dict(figures)
+                    log.record(stage=title, step=trainer.step, **eval_metrics)
+                if result is not None and plan.logs(trainer.step):
+                    values = _record(trainer, *result, plan, log, title)
+                    if warning := trainer.spikes.check(trainer.step, values["loss"]):
                         log.say(warning)
-                        if trainer.rollbacks < plan.rollback and (said := hooks.roll_back(trainer)):
-                            log.say(said)
+                        if trainer.rollbacks < plan.rollback and (message := hooks.roll_back(trainer)):
+                            log.say(message)
                     remarks = hooks.remarks(trainer.step, values)
-                    bar.update(trainer.step, _note(values | found, remarks, spent, plan.batch_size))
+                    bar.update(trainer.step, _progress_line(values | eval_metrics, remarks, timer, plan.batch_size))
                 hooks.show(trainer)
-                if trainer.step % plan.save_every == 0 or last or wanted.save:
-                    asked.save = False
+                if trainer.step % plan.save_every == 0 or last or pending.save:
+                    requests.save = False
                     hooks.save(trainer)
-                    wanted = asked.agreed()  # signals may have arrived meanwhile
-                    if wanted.stop is not None:
+                    pending = requests.all_reduce()  # signals may have arrived meanwhile
+                    if pending.stop is not None:
                         break
-        if wanted.stop is not None:
+        if pending.stop is not None:
             kept = "saved" if hooks.go_on else "not saved"
             fix = hooks.go_on and f"go on with {hooks.go_on}"
-            raise wanted.stopped(f"{title} after step {trainer.step}, {kept}", fix=fix)
+            raise pending.as_error(f"{title} after step {trainer.step}, {kept}", fix=fix)
     trainer.objective.eval()
 
 
@@ -137,19 +137,19 @@ def _step_or_skip(
             raise failure from None
 
 
-def _note(values: Mapping[str, float], remarks: tuple[str, str], spent: StepTimer, batch_size: int) -> str:
+def _progress_line(values: Mapping[str, float], remarks: tuple[str, str], timer: StepTimer, batch_size: int) -> str:
     """The numbers of the progress line, the most telling first: a narrow terminal shows the first ones."""
-    said = {name: f"{name} {value:.3f}" for name, value in values.items()}
+    shown = {name: f"{name} {value:.3f}" for name, value in values.items()}
     saved, beside = remarks
-    wait, bound = spent.describe()
-    codes = f"codes {values['codes']:.0%}" if said.pop("codes", "") else ""
-    first = [said.pop("loss"), saved, codes, spent.speed(batch_size), wait]
-    return "  ".join(filter(None, [*first, *said.values(), beside, bound]))
+    wait, bound = timer.describe()
+    codes = f"codes {values['codes']:.0%}" if shown.pop("codes", "") else ""
+    first = [shown.pop("loss"), saved, codes, timer.speed(batch_size), wait]
+    return "  ".join(filter(None, [*first, *shown.values(), beside, bound]))
 
 
 def _record(trainer: Trainer, output: StepOutput, norm: Tensor, plan: Plan, log: Log, title: str) -> dict[str, float]:
     """Write a line of metrics.jsonl; returns loss and metrics of the step."""
-    values = means(output)
+    values = mean_metrics(output)
     counts = {"skipped": trainer.skipped} if plan.skip_nonfinite else {}
     counts |= {"rollbacks": trainer.rollbacks} if plan.rollback else {}
     lr = trainer.lr(trainer.step)

@@ -17,9 +17,9 @@ from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.load import AnyImages, Data
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler, masked, open_view_source
 from smalti.data.token_cache import CachedTokens, TokenCache, token_key
-from smalti.data.tokens import AlsoTokenized, Tokenized, chunk_for
+from smalti.data.tokens import TokenizedBatches, TokenizedBySecond, chunk_for
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
-from smalti.functional.patches import rows
+from smalti.functional.patches import gather_rows
 from smalti.models.vit import ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
@@ -73,7 +73,7 @@ class MaskedViews:
     def training_loader(self, images: AnyImages, data: Data, batch_size: int, device: torch.device) -> Loader:
         """Batches of the images to learn from, without tokens; of several ranks each sees its part of them.
 
-        With several masks per image a batch has its images once and without a mask (`SeveralMasks`).
+        With several masks per image a batch has its images once and without a mask (`MultiMaskBatches`).
         """
         num_images = batch_size // self.masks_per_image
         view_source = open_view_source(images, self.training, data, num_images // world_size(), device)
@@ -116,7 +116,7 @@ class MaskedViews:
 
 
 @dataclass(frozen=True)
-class SeveralMasks:
+class MultiMaskBatches:
     """Batches of images under `count` masks each: every image appears `count` times in a row, tokenized once.
 
     Each appearance has a key of its own, from which its mask and its noise are drawn.
@@ -139,12 +139,12 @@ class SeveralMasks:
         keys = fold(fold(self.order(step).keys, Stream.NOISE)[:, None], np.arange(self.count)).reshape(-1)
         batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
         batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
-        return batch if batch.scores is None else replace(batch, scores=rows(batch.scores, batch.masks[1]))
+        return batch if batch.scores is None else replace(batch, scores=gather_rows(batch.scores, batch.masks[1]))
 
     @property
-    def waited(self) -> float:
+    def wait_seconds(self) -> float:
         """Seconds spent waiting for images."""
-        return self.batches.waited
+        return self.batches.wait_seconds
 
     def close(self) -> None:
         """Stop the background workers."""
@@ -177,10 +177,12 @@ def training_batches(
     if tokenizer is not None and cache is not None:
         batches = CachedTokens(loader, tokenizer, tokenizing, cache, log)
     elif tokenizer is not None:
-        batches = Tokenized(loader, tokenizer, tokenizing, chunk_for(num_images), posterior)
+        batches = TokenizedBatches(loader, tokenizer, tokenizing, chunk_for(num_images), posterior)
     if views.second is not None:
-        batches = AlsoTokenized(batches, views.second, tokenizing, chunk_for(num_images))
-    return batches if views.masks_per_image == 1 else SeveralMasks(batches, loader.order, views.masks_per_image, views)
+        batches = TokenizedBySecond(batches, views.second, tokenizing, chunk_for(num_images))
+    return (
+        batches if views.masks_per_image == 1 else MultiMaskBatches(batches, loader.order, views.masks_per_image, views)
+    )
 
 
 def open_cache(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smalti.core.ranks import rank, world_size
-from smalti.distributed.collectives import all_gather, full_tensor, laid_out_like
+from smalti.distributed.collectives import all_gather, distribute_like, full_tensor
 
 _MOMENTUM = 0.95
 """Decay of the momentum. Reference: Jordan et al. 2024."""
@@ -22,8 +22,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _RMS = 0.2
 """The root mean square of an update of AdamW, about. Reference: Liu et al. 2025, §2.2."""
-_TINY = 1e-7
-_TOGETHER = 2**22
+_EPS = 1e-7
+_MAX_ELEMENTS = 2**22
 """Elements of the matrices that a rank orthogonalises in one batch: small ones are many, and large ones take memory."""
 
 
@@ -37,7 +37,7 @@ def orthogonalised(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
     """
     a, b, c = _COEFFICIENTS
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide / wide.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]
+    x = wide / wide.flatten(1).norm(dim=1).clamp(min=_EPS)[:, None, None]
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -89,7 +89,7 @@ class MuonAdamW(torch.optim.Optimizer):
             directions.append(full_tensor(parameter.grad.lerp(momentum, _MOMENTUM)))  # Nesterov's
         scale = _RMS * max(alike[0].shape) ** 0.5
         for parameter, update in zip(alike, _shared(torch.stack(directions)), strict=True):
-            parameter.mul_(1 - lr * weight_decay).add_(laid_out_like(parameter, update), alpha=-lr * scale)
+            parameter.mul_(1 - lr * weight_decay).add_(distribute_like(parameter, update), alpha=-lr * scale)
 
 
 def _shared(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
@@ -102,11 +102,11 @@ def _shared(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
 
 
 def _by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those with a gradient, matrices of the same shape together, up to `_TOGETHER` numbers a rank."""
+    """Those with a gradient, matrices of the same shape together, up to `_MAX_ELEMENTS` numbers a rank."""
     alike = defaultdict[torch.Size, list[nn.Parameter]](list)
     for parameter in parameters:
         if parameter.grad is not None:
             alike[parameter.shape].append(parameter)
     for shape, found in alike.items():
-        count = max(1, _TOGETHER // shape.numel()) * world_size()
+        count = max(1, _MAX_ELEMENTS // shape.numel()) * world_size()
         yield from (found[start : start + count] for start in range(0, len(found), count))

@@ -25,7 +25,7 @@ from smalti.core.errors import CheckpointError, NumericError, UsageError
 from smalti.core.files import write_folder
 from smalti.core.ranks import world_size
 from smalti.core.stored import parse_object, read_folder
-from smalti.core.tensors import saved, tensors_of
+from smalti.core.tensors import from_safetensors, to_safetensors
 from smalti.distributed.collectives import full_tensor
 from smalti.training.checkpoint import Checkpoint
 
@@ -193,7 +193,7 @@ def write_captured(
         "computed": asdict(Computed(compute.device_kind, compute.precision, torch.get_num_threads(), world_size())),
     }
     files = {path.name: path.read_bytes() for path in more}
-    files |= {"model.safetensors": saved(before.model), "state.safetensors": saved(before.state)}
+    files |= {"model.safetensors": to_safetensors(before.model), "state.safetensors": to_safetensors(before.state)}
     write_folder(folder, files | {"step.json": (json.dumps(step, indent=2, allow_nan=False) + "\n").encode()})
     return folder
 
@@ -210,7 +210,9 @@ def read_captured(folder: Path) -> CapturedStep:
         norms = {str(name): float(norm) for name, norm in said["grad_norms"].items()}
         return CapturedStep(
             Checkpoint(
-                int(said["step"]), tensors_of(files["model.safetensors"]), tensors_of(files["state.safetensors"])
+                int(said["step"]),
+                from_safetensors(files["model.safetensors"]),
+                from_safetensors(files["state.safetensors"]),
             ),
             Numbers(float(said["loss"]), float(said["grad_norm"]), norms),
             [int(index) for index in said["index"]],

@@ -15,22 +15,22 @@ from torch import Tensor
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batch, Objective, StepOutput, Target
 from smalti.distributed.collectives import all_gather, all_reduce_mean
-from smalti.functional.codebook import drawn_codes, steps_unused
+from smalti.functional.codebook import sample_codes, steps_unused
 from smalti.functional.losses import (
     Likelihood,
-    class_nats,
+    class_cross_entropy,
     cosine_distance,
     kl_weight,
-    label_nats,
+    label_cross_entropy,
     marginal_entropy,
     masked_token_loss,
-    pixel_nats,
+    pixel_cross_entropy,
     reconstruction_loss,
     weights_of_equal_images,
 )
-from smalti.functional.metrics import VOID, codes_seen, hits
+from smalti.functional.metrics import VOID, codes_seen, topk_correct
 from smalti.functional.noise import uniform_noise
-from smalti.functional.patches import patchify, rows
+from smalti.functional.patches import gather_rows, patchify
 from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.classifier import ImageClassifier
 from smalti.models.mim import MaskedImageModel
@@ -38,7 +38,7 @@ from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, as_unit_range
 from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.dvae import DiscreteVAE, relax, split
-from smalti.tokenizers.following_codes import FollowingCodes
+from smalti.tokenizers.ema_codebook import EMACodebookTokenizer
 from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.vqkd import VQKDTokenizer
 from smalti.training.targets import Tokens, masked_tokens
@@ -84,13 +84,13 @@ class Relaxation:
         return Cosine(*self.temperature, steps=max(1, round(self.anneal_ratio * steps)))
 
 
-def _of_images(num_images: int, loss: Tensor, said: Mapping[str, Tensor]) -> StepOutput:
+def _mean_output(num_images: int, loss: Tensor, metrics: Mapping[str, Tensor]) -> StepOutput:
     """A loss and figures that are means over so many images."""
     count = torch.full((), float(num_images), device=loss.device)
-    return StepOutput(loss * count, count, {name: (value.detach() * count, count) for name, value in said.items()})
+    return StepOutput(loss * count, count, {name: (value.detach() * count, count) for name, value in metrics.items()})
 
 
-def _named(likelihood: Likelihood) -> str:
+def _loss_name(likelihood: Likelihood) -> str:
     """The name of the reconstruction term in metrics."""
     return "nll" if likelihood == "logit_laplace" else likelihood
 
@@ -136,10 +136,10 @@ class DiscreteVAEObjective(Objective):
         if self.training and relaxation.dead_after is not None:
             self._seen = tokens.best.flatten(), tokens.ids.flatten()
         ids = all_gather(tokens.ids) if self.training else tokens.ids
-        output = _of_images(len(images), loss, {_named(self.likelihood): nll, "kl": tokens.kl})
+        output = _mean_output(len(images), loss, {_loss_name(self.likelihood): nll, "kl": tokens.kl})
         return output._replace(metrics={**output.metrics, "codes": codes_seen(ids, self.model.vocab_size)})
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Split cells of other codes for dead ones, which were not the most likely code for `dead_after` steps."""
         if self.config.dead_after is None or self._seen is None:
             return
@@ -148,7 +148,7 @@ class DiscreteVAEObjective(Objective):
         dead = (self.unused >= self.config.dead_after).nonzero()[:, 0]
         if len(dead) == 0:
             return
-        scores, parents = all_gather(self._seen[0]), drawn_codes(ids, step, most=len(dead))
+        scores, parents = all_gather(self._seen[0]), sample_codes(ids, step, count=len(dead))
         dead = dead[: len(parents)]
         split(self.model, dead, parents, torch.stack([scores[ids == parent].mean() for parent in parents]))
         self.unused[dead] = 0
@@ -157,7 +157,7 @@ class DiscreteVAEObjective(Objective):
 class QuantisedObjective(Objective):
     """Reconstruction + commitment · ‖point - value‖², as means over sub-pixels and over positions.
 
-    The gradient of the reconstruction is straight-through; `follow` updates a codebook after the step.
+    The gradient of the reconstruction is straight-through; `after_step` updates the codebook.
 
     Reference: van den Oord et al. 2017, eq. 3 (its second term is replaced by moving averages); Mentzer et al. 2023.
     """
@@ -165,7 +165,7 @@ class QuantisedObjective(Objective):
     def __init__(self, tokenizer: Quantised, likelihood: Likelihood = "logit_laplace") -> None:
         super().__init__()
         self.model: Quantised = tokenizer
-        self.whole_batches = isinstance(tokenizer, FollowingCodes)
+        self.whole_batches = isinstance(tokenizer, EMACodebookTokenizer)
         self.likelihood: Likelihood = likelihood
         self._seen: tuple[Tensor, Tensor] | None = None
 
@@ -173,19 +173,19 @@ class QuantisedObjective(Objective):
         images = as_unit_range(batch.token_view)
         points = self.model.points(images)
         ids = self.model.nearest(points.detach())
-        mean, log_scale = self.model.reconstructed(points, ids)
+        mean, log_scale = self.model.reconstruct(points, ids)
         cost = reconstruction_loss(self.likelihood, images, mean, log_scale).mean()
         distance = (points - self.model.values(ids)).square().sum(-1).mean()
         if self.training and self.whole_batches:
             self._seen = points.detach().flatten(0, 2), ids.flatten()
-        said = {_named(self.likelihood): cost, "gap": distance} | self.model.meters()
-        return _of_images(len(images), cost + self.model.commitment * distance, said)
+        metrics = {_loss_name(self.likelihood): cost, "gap": distance} | self.model.meters()
+        return _mean_output(len(images), cost + self.model.commitment * distance, metrics)
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Update the codebook with the points of the last step."""
-        if isinstance(self.model, FollowingCodes) and self._seen is not None:
+        if isinstance(self.model, EMACodebookTokenizer) and self._seen is not None:
             points, ids = self._seen
-            self.model.follow(all_gather(points), all_gather(ids), step)
+            self.model.update_codebook(all_gather(points), all_gather(ids), step)
             self._seen = None
 
 
@@ -193,7 +193,7 @@ class FeatureReconstruction(Objective):
     """VQ-KD: 1 - cos(o, t) + commitment · ‖point - code‖², as means over patches.
 
     o is what the decoder makes of the codes, t the teacher's feature. The gradient of the first term is
-    straight-through; `follow` updates the codebook after the step. The teacher is no part of the objective's modules.
+    straight-through; `after_step` updates the codebook. The teacher is no part of the objective's modules.
 
     Reference: Peng et al. 2022 (BEiT v2), VQ-KD; its term for the codebook is replaced by moving averages, as there.
     """
@@ -216,14 +216,14 @@ class FeatureReconstruction(Objective):
         if self.training:
             patches = patchify(images, self.model.stride).flatten(0, 1)
             self._seen = points.detach().flatten(0, 2), ids.flatten(), patches
-        said = {"cosine": 1 - cost, "gap": distance} | self.model.meters()
-        return _of_images(len(images), cost + self.model.commitment * distance, said)
+        metrics = {"cosine": 1 - cost, "gap": distance} | self.model.meters()
+        return _mean_output(len(images), cost + self.model.commitment * distance, metrics)
 
-    def follow(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Update the codebook, and what its codes are painted as, with the last step."""
         if self._seen is not None:
             points, ids, patches = (all_gather(seen) for seen in self._seen)
-            self.model.follow_patches(points, ids, patches, step)
+            self.model.update_codebook_and_patches(points, ids, patches, step)
             self._seen = None
 
 
@@ -245,20 +245,20 @@ class MaskedImageModeling(Objective):
 
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         mask, index, _ = batch.masks
-        chosen = some_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
+        chosen = sample_masked(batch, self.predicted) if self.training and self.predicted < 1 else batch
         _, wanted, weight = chosen.masks
         key = batch.key if self.training else None
         both, aggregated = batch.second_ids is not None, self.training and self.model.aggregation is not None
         predicted = self.model(batch.image, mask, index, key, wanted, both=both, aggregated=aggregated)
         weight = weights_of_equal_images(weight) if self.equal_images else weight
-        judge, with_metrics = self._of_both if both else self.target, self.with_metrics or not self.training
+        loss_of, with_metrics = self._two_head_loss if both else self.target, self.with_metrics or not self.training
         if not aggregated:
-            return judge(predicted, chosen, weight, with_metrics)
-        last, shallow = (judge(part, chosen, weight, with_metrics) for part in predicted.chunk(2, dim=1))
+            return loss_of(predicted, chosen, weight, with_metrics)
+        last, shallow = (loss_of(part, chosen, weight, with_metrics) for part in predicted.chunk(2, dim=1))
         each = {"last": (last.loss_sum.detach(), last.weight), "aggregated": (shallow.loss_sum.detach(), last.weight)}
         return StepOutput(last.loss_sum + shallow.loss_sum, last.weight, {**last.metrics, **each})
 
-    def _of_both(
+    def _two_head_loss(
         self, predicted: Float[Tensor, "B K W"], batch: Batch, weight: Float[Tensor, "B K"], with_metrics: bool
     ) -> StepOutput:
         """The mean of the losses of both heads. Metrics are those of the first, and the loss of each."""
@@ -270,7 +270,7 @@ class MaskedImageModeling(Objective):
         return StepOutput((first.loss_sum + second) / 2, total, {**first.metrics, **each})
 
 
-def some_masked(batch: Batch, share: float) -> Batch:
+def sample_masked(batch: Batch, share: float) -> Batch:
     """The batch with a share of its masked patches, at least one, in `mask_index`, drawn from the keys.
 
     `mask` stays as it is. Rows of `mask_weight` that are all 0 stay so; in others padding may be drawn too.
@@ -282,7 +282,7 @@ def some_masked(batch: Batch, share: float) -> Batch:
         batch,
         mask_index=index.gather(1, drawn),
         mask_weight=weight.gather(1, drawn),
-        scores=None if batch.scores is None else rows(batch.scores, drawn),
+        scores=None if batch.scores is None else gather_rows(batch.scores, drawn),
     )
 
 
@@ -302,8 +302,8 @@ class Classify(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         scores = self.model(batch.image, batch.key if self.training else None)
         target = class_shares(batch, scores.shape[1])
-        nats = class_nats(scores, target, self.label_smoothing)
-        right, count = hits(scores.detach(), target.argmax(1), _TOP), nats.new_full((), len(nats))
+        nats = class_cross_entropy(scores, target, self.label_smoothing)
+        right, count = topk_correct(scores.detach(), target.argmax(1), _TOP), nats.new_full((), len(nats))
         within = {"accuracy": right[..., 0], "top5": right.any(-1)}
         return StepOutput(nats.sum(), count, {name: (found.sum(), count) for name, found in within.items()})
 
@@ -327,7 +327,7 @@ class ClassifySeveral(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         assert batch.target is not None
         scores = self.model(batch.image, batch.key if self.training else None)
-        nats = label_nats(scores, batch.target, self.label_smoothing)
+        nats = label_cross_entropy(scores, batch.target, self.label_smoothing)
         known = ~batch.target.isnan()
         right = ((scores.detach() > 0) == (batch.target > 0.5)) & known
         counts = {"accuracy": (right.sum().float(), known.sum().float())}
@@ -350,8 +350,8 @@ class Segment(Objective):
     def forward(self, batch: Batch, step: Int[Tensor, ""]) -> StepOutput:
         assert batch.label_map is not None
         scores, *others = self.model.all_scores(batch.image, batch.key if self.training else None)
-        nats, count = pixel_nats(scores, batch.label_map)
+        nats, count = pixel_cross_entropy(scores, batch.label_map)
         for other in others:
-            nats = nats + self.auxiliary * pixel_nats(other, batch.label_map)[0]
+            nats = nats + self.auxiliary * pixel_cross_entropy(other, batch.label_map)[0]
         right = (scores.detach().argmax(1) == batch.label_map) & (batch.label_map != VOID)
         return StepOutput(nats, count, {"pixel_accuracy": (right.sum().to(torch.float32), count)})

@@ -77,7 +77,7 @@ class Optimiser:
         require(0 < self.layer_decay <= 1, f"a layer decay of {self.layer_decay}", "use one in (0, 1]")
         require(self.clip_grad > 0, f"a gradient norm of {self.clip_grad}", "use a positive one")
 
-    def at(self, batch_size: int) -> "Optimiser":
+    def scaled_to(self, batch_size: int) -> "Optimiser":
         """The optimiser with the learning rate scaled to a batch size.
 
         Args:
@@ -92,7 +92,7 @@ class Optimiser:
         """A message that says how `at` scales the learning rate; empty where it does not."""
         if self.lr_batch_size is None:
             return ""
-        used = _short(self.at(batch_size).lr)
+        used = _short(self.scaled_to(batch_size).lr)
         return f"learning rate {_short(self.lr)} at batch {self.lr_batch_size} -> {used} at batch {batch_size}"
 
     def build(self, module: nn.Module) -> torch.optim.AdamW | MuonAdamW:
@@ -147,7 +147,7 @@ class Optimiser:
             if parameter.requires_grad
         )
 
-    def rates(self, steps: int) -> Cosine:
+    def lr_schedule(self, steps: int) -> Cosine:
         """The learning rate of each of `steps` steps."""
         until = max(1, int(self.decay_ratio * steps))
         end = self.lr if self.schedule == "constant" else self.end_lr

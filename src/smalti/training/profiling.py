@@ -10,7 +10,7 @@ from smalti.core.contracts import Batch, Batches
 from smalti.core.log import Log
 
 _DATA = "reading images (more --data.num-workers, or smalti prepare)"
-_WARM = 3
+_WARMUP_STEPS = 3
 """Steps before the first that is recorded, which compile and allocate memory."""
 _ROWS = 12
 
@@ -24,7 +24,7 @@ class StepTimer:
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self.batches, self.on_cpu, self.on_batches = batches, device.type == "cpu", 0.0
         self.began = time.perf_counter()
-        self.waited_before = batches.waited
+        self.wait_seconds_before = batches.wait_seconds
         self.running, self.steps, self.since = False, 0, 0.0
 
     def on_batch(self, step: int) -> Batch:
@@ -51,7 +51,7 @@ class StepTimer:
     def describe(self) -> tuple[str, str]:
         """The share of time spent waiting for images so far, and what limits the run."""
         total = max(time.perf_counter() - self.began, 1e-9)
-        data = (self.batches.waited - self.waited_before) / total
+        data = (self.batches.wait_seconds - self.wait_seconds_before) / total
         tokens = max(self.on_batches / total - data, 0.0)
         rest = [(1 - data - tokens, "computing"), (tokens, "tokenizing")]
         verdict = max((data, _DATA), *(rest if self.on_cpu else [(1 - data, "the GPU")]))[1]
@@ -73,23 +73,23 @@ class Profiled:
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
-        if self.asked == _WARM:
+        if self.asked == _WARMUP_STEPS:
             self.profile = profile()
             self.profile.start()
-        if self.asked == _WARM + self.steps:
+        if self.asked == _WARMUP_STEPS + self.steps:
             self._finish()
         self.asked += 1
         return self.batches(step)
 
     @property
-    def waited(self) -> float:
+    def wait_seconds(self) -> float:
         """Seconds spent waiting for images so far."""
-        return self.batches.waited
+        return self.batches.wait_seconds
 
     def close(self) -> None:
         """Stop background work, and the profile where the run is shorter than it."""
-        if self.asked <= _WARM:
-            self.log.say(f"nothing is profiled: the first {_WARM} steps warm up, and there are no more")
+        if self.asked <= _WARMUP_STEPS:
+            self.log.say(f"nothing is profiled: the first {_WARMUP_STEPS} steps warm up, and there are no more")
         self._finish()
         self.batches.close()
 
@@ -99,8 +99,8 @@ class Profiled:
         recorded, self.profile = self.profile, None
         recorded.stop()
         recorded.export_chrome_trace(str(self.trace))
-        self.log.say(f"{self.trace}: {self.asked - _WARM} steps")
-        for line in table(recorded, self.asked - _WARM):
+        self.log.say(f"{self.trace}: {self.asked - _WARMUP_STEPS} steps")
+        for line in table(recorded, self.asked - _WARMUP_STEPS):
             self.log.say(line)
 
 

@@ -12,8 +12,8 @@ from smalti.core.compute import compiled
 from smalti.core.config import setting
 from smalti.core.contracts import Batch, StepOutput
 from smalti.functional.losses import masked_token_loss, patch_error, soft_cross_entropy
-from smalti.functional.metrics import hits
-from smalti.functional.patches import normalised_patches, patchify, rows
+from smalti.functional.metrics import topk_correct
+from smalti.functional.patches import gather_rows, normalised_patches, patchify
 from smalti.models.vit import as_unit_range
 
 _TOP = 5
@@ -54,7 +54,7 @@ def _of_tokens(
     with_metrics: bool,
 ) -> StepOutput:
     loss_sum, total = loss(predicted, masked_tokens(batch), weight)
-    return StepOutput(loss_sum, total, guesses(predicted, batch) if with_metrics else {})
+    return StepOutput(loss_sum, total, topk_metrics(predicted, batch) if with_metrics else {})
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SoftTokens:
         hard_sum, _ = masked_token_loss(predicted.detach(), masked_tokens(batch), weight)
         kl_sum = ((nats - entropy) * weight).sum().detach()
         metrics = {"kl": (kl_sum, total), "hard": (hard_sum, total)}
-        return StepOutput(loss_sum, total, metrics | guesses(predicted, batch))
+        return StepOutput(loss_sum, total, metrics | topk_metrics(predicted, batch))
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def masked_tokens(batch: Batch) -> Int[Tensor, "B K"]:
     return batch.tokens.gather(1, batch.mask_index)
 
 
-def guesses(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+def topk_metrics(predicted: Float[Tensor, "B K V"], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Top-1 and top-5 accuracy of the predicted visual tokens, as (sum, count)."""
     assert batch.mask_weight is not None
-    right, count = hits(predicted.detach(), masked_tokens(batch), _TOP), batch.mask_weight.sum()
+    right, count = topk_correct(predicted.detach(), masked_tokens(batch), _TOP), batch.mask_weight.sum()
     within = {"accuracy": right[..., 0], "top5": right.any(-1)}
     return {name: ((found * batch.mask_weight).sum(), count) for name, found in within.items()}
 
@@ -132,4 +132,4 @@ def pixels_at(batch: Batch, index: Int[Tensor, "B K"]) -> Float[Tensor, "B K P"]
     assert batch.mask is not None
     height, width = batch.image.shape[-2:]
     patches = patchify(as_unit_range(batch.image), math.isqrt(height * width // batch.mask.shape[1]))
-    return rows(patches, index)
+    return gather_rows(patches, index)

@@ -21,7 +21,7 @@ from smalti.training.tracking import Picture, Tracker
 
 TrackerName: TypeAlias = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 _PROJECT = "smalti"
-_MOST_PARAMS = 100
+_MAX_PARAMS = 100
 """Parameters that MLflow takes at a time."""
 _QUIET = {
     "wandb": {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"},
@@ -74,7 +74,7 @@ class TensorBoard(Tracker):
         self.writer = RecordWriter(self.file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def forget_after(self, step: int) -> bool:
+    def truncate_after(self, step: int) -> bool:
         """Cut the files of earlier parts where the first later step begins."""
         for path in self.earlier:
             os.truncate(path, self._end(path.read_bytes(), step))
@@ -159,8 +159,8 @@ class MLflow(Tracker):
 
     def configuration(self, settings: Mapping[str, Any]) -> None:
         names = sorted(settings)
-        for start in range(0, len(names), _MOST_PARAMS):
-            self.package.log_params({name: settings[name] for name in names[start : start + _MOST_PARAMS]})
+        for start in range(0, len(names), _MAX_PARAMS):
+            self.package.log_params({name: settings[name] for name in names[start : start + _MAX_PARAMS]})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.package.log_metrics(dict(values), step=step)

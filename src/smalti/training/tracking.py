@@ -24,7 +24,7 @@ from smalti.core.stored import read_object
 
 STATE = "tracking.json"
 """In the run folder: under which id the tracker knows the run, and up to which step it has been told."""
-_MOST_WAITING = 1000
+_MAX_WAITING = 1000
 """Steps that may wait for a slow tracker; more are left out."""
 _END, _END_STOPPED = 60.0, 10.0
 """Seconds that a tracker has for what it has not sent, at the end of a run, and of one that is stopped by a signal."""
@@ -41,7 +41,7 @@ class Tracker(Protocol):
 
     id: str
 
-    def forget_after(self, step: int) -> bool:
+    def truncate_after(self, step: int) -> bool:
         """Remove what was logged of later steps; False where that is impossible."""
         return False
 
@@ -85,7 +85,7 @@ class Tracking:
         log: Log,
     ) -> None:
         self.name, self.folder, self.log = name, folder, log
-        self.waiting: queue.Queue[_Step | None] = queue.Queue(_MOST_WAITING)
+        self.waiting: queue.Queue[_Step | None] = queue.Queue(_MAX_WAITING)
         self.now = _Step(done)
         self._warned = False
         given = (opened, done, _by_step(history), dict(settings))
@@ -137,7 +137,7 @@ class Tracking:
         sent = int(before.get("step", -1))
         try:
             tracker = opened(str(before.get("id", "")))
-            if sent > done and tracker.forget_after(done):
+            if sent > done and tracker.truncate_after(done):
                 sent = done
             if not before:
                 tracker.configuration(settings)

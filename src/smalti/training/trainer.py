@@ -15,9 +15,9 @@ from smalti.core.ranks import is_rank0, world_size
 from smalti.distributed.collectives import (
     all_reduce_mean,
     all_reduce_sum,
+    distribute_like,
     full_tensor,
     full_tensors,
-    laid_out_like,
     local_shard,
 )
 from smalti.training.checkpoint import Checkpoint, load_weights, write_checkpoint
@@ -26,8 +26,8 @@ from smalti.training.optim import EMA, Optimiser
 from smalti.training.parallel import Parallel, shard, strategy_for
 from smalti.training.training_plan import Plan
 
-_LOSSES_KEPT = 100
-_ENOUGH_LOSSES = 20
+_MAX_LOSSES = 100
+_MIN_LOSSES = 20
 """Number of losses before the first one can count as a spike."""
 _DEVIATIONS = 10
 _SHARE_OF_MEDIAN = 0.1
@@ -68,7 +68,7 @@ class Trainer:
             f"a batch of {plan.batch_size} images does not divide into {world_size()} x {plan.accumulate} equal parts",
             "use a multiple of processes times --plan.accumulate",
         )
-        scaled = optimiser.at(plan.batch_size)
+        scaled = optimiser.scaled_to(plan.batch_size)
         self.objective = objective
         self.ema = None if ema_decay is None else EMA(objective.model, ema_decay)
         if parallel == "fsdp" and world_size() > 1:
@@ -80,12 +80,12 @@ class Trainer:
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
         self.settings, self.optimizer = scaled, scaled.build(objective.model)
-        self.lr = scaled.rates(plan.steps)
+        self.lr = scaled.lr_schedule(plan.steps)
         self.frozen = tuple(frozen)  # consumed after sharding, which replaces parameters
         self.frozen_steps = frozen_steps
         self.step = 0
         self.skipped = 0
-        self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, Spikes()
+        self.rolls_back, self.rollbacks, self.spikes = plan.rollback > 0, 0, SpikeDetector()
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -120,7 +120,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.objective.follow(self.step)
+        self.objective.after_step(self.step)
         if self.ema is not None:
             self.ema.update(self.objective.model, self.step)
         return output, norm
@@ -165,29 +165,29 @@ class Trainer:
             unit = all_reduce_mean(output.weight).clamp(min=1 / world_size()) if unit is None else unit
             (output.loss_sum / unit).backward()
             outputs.append(output._replace(loss_sum=output.loss_sum.detach()))
-        step = everywhere(summed(outputs))
+        step = all_reduce_output(sum_outputs(outputs))
         if unit is not None and len(outputs) > 1:
             gradients = [local_shard(p.grad) for p in self.objective.model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, (unit * world_size() / step.weight.clamp(min=1)).to(unit.dtype))
         return step
 
     @property
-    def trained(self) -> nn.Module:
-        """The model to use: the EMA of the weights if there is one."""
+    def eval_model(self) -> nn.Module:
+        """The model that is evaluated and saved: the EMA of the weights if there is one."""
         return self.objective.model if self.ema is None else self.ema.module
 
     def save(self, run: Path, write: Callable[..., object] = write_checkpoint) -> None:
-        """Write a checkpoint of `trained` and the rest of the state; rank 0 writes."""
+        """Write a checkpoint of `eval_model` and the rest of the state; rank 0 writes."""
         now = self.checkpoint()
         if is_rank0():
             write(run, self.step, now.model, now.state)
 
     def checkpoint(self) -> Checkpoint:
         """The current state, without a copy; sharded tensors are gathered to rank 0 only."""
-        return Checkpoint(self.step, full_tensors(self.trained.state_dict()), self.state())
+        return Checkpoint(self.step, full_tensors(self.eval_model.state_dict()), self.state())
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that resuming needs in addition to `trained`: moments, counters, and with an EMA the weights."""
+        """What resuming needs besides the weights of `eval_model`: moments, counters, and with an EMA raw weights."""
         raw = {} if self.ema is None else self.objective.model.state_dict()
         state = {f"raw.{name}": value for name, value in raw.items()}
         state |= {f"own.{name}": value for name, value in self.objective.named_buffers(recurse=False)}
@@ -219,14 +219,14 @@ class Trainer:
             moments = self.settings.moments(name, parameter)
             if all(name in state[moment] for moment in moments):  # a run that goes on with the other one starts anew
                 own = {moment: state[moment][name].to(parameter.device) for moment in moments}
-                laid_out = {m: laid_out_like(parameter, v) if v.ndim else v for m, v in own.items()}
+                laid_out = {m: distribute_like(parameter, v) if v.ndim else v for m, v in own.items()}
                 self.optimizer.state[parameter] = laid_out
         self.step, self.skipped = checkpoint.step, int(checkpoint.state.get(_SKIPPED, 0))
         self.rollbacks = int(checkpoint.state.get(_ROLLBACKS, 0))
-        self.spikes = Spikes(checkpoint.state.get(_LOSSES, torch.empty(0)).tolist())
+        self.spikes = SpikeDetector(checkpoint.state.get(_LOSSES, torch.empty(0)).tolist())
 
 
-def summed(outputs: Sequence[StepOutput]) -> StepOutput:
+def sum_outputs(outputs: Sequence[StepOutput]) -> StepOutput:
     """The sum over the outputs of all micro-batches."""
     if len(outputs) == 1:
         return outputs[0]
@@ -238,8 +238,8 @@ def summed(outputs: Sequence[StepOutput]) -> StepOutput:
     return StepOutput(loss_sum, weight, metrics)
 
 
-def everywhere(output: StepOutput) -> StepOutput:
-    """The sum over the outputs of all ranks, whose counts may differ."""
+def all_reduce_output(output: StepOutput) -> StepOutput:
+    """All-reduce: the sum over the outputs of all ranks, whose counts may differ."""
     if world_size() == 1:
         return output
     pairs = [value for pair in output.metrics.values() for value in pair]
@@ -248,13 +248,13 @@ def everywhere(output: StepOutput) -> StepOutput:
     return StepOutput(loss_sum, weight, metrics)
 
 
-def means(output: StepOutput) -> dict[str, float]:
+def mean_metrics(output: StepOutput) -> dict[str, float]:
     """Mean loss and metrics as numbers, by name; 0 where nothing was counted."""
     values = {"loss": float((output.loss_sum / output.weight.clamp(min=1)).detach())}
     return values | {name: float(amount / count.clamp(min=1)) for name, (amount, count) in output.metrics.items()}
 
 
-class Spikes:
+class SpikeDetector:
     """Keeps the last 100 logged losses, and warns when a loss is far above them.
 
     Far means above their median by ten times their median absolute deviation (about seven standard deviations of normal
@@ -263,18 +263,18 @@ class Spikes:
     """
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
-        self._losses: deque[float] = deque(losses, maxlen=_LOSSES_KEPT)
+        self._losses: deque[float] = deque(losses, maxlen=_MAX_LOSSES)
 
     @property
     def losses(self) -> list[float]:
         """The losses that are kept, oldest first."""
         return list(self._losses)
 
-    def note(self, step: int, loss: float) -> str:
+    def check(self, step: int, loss: float) -> str:
         """A warning about the loss of a step; empty where it is no spike."""
         before = list(self._losses)
         self._losses.append(loss)
-        if len(before) < _ENOUGH_LOSSES:
+        if len(before) < _MIN_LOSSES:
             return ""
         usual = median(before)
         deviation = median(abs(one - usual) for one in before)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from smalti.core.config import require, setting
 from smalti.core.errors import DataError
 
-_MOST = 10**8 - 1
+_MAX_STEPS = 10**8 - 1
 """Steps of a run: the number in the name of a checkpoint has 8 digits."""
 
 
@@ -30,7 +30,7 @@ class Plan:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", "use at least 1")
         for name in ("steps", "batch_size"):
-            require(getattr(self, name) <= _MOST, f"{name} is {getattr(self, name)}", f"use at most {_MOST}")
+            require(getattr(self, name) <= _MAX_STEPS, f"{name} is {getattr(self, name)}", f"use at most {_MAX_STEPS}")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite is {self.skip_nonfinite}", "use 0 or more steps")
         require(self.rollback >= 0, f"rollback is {self.rollback}", "use 0 or more times")
         require(

@@ -11,7 +11,7 @@ from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.folder import Files, count_up, twin_notes, walk
 from smalti.data.datasets.lists import TABLE_SUFFIXES, as_text, read_column, read_list
-from smalti.data.datasets.names import Names, NamesBuilder, has_image_suffix
+from smalti.data.datasets.names import PackedNames, PackedNamesBuilder, has_image_suffix
 
 _SAMPLE = 64
 """So many paths are tried; if none of them leads to a file, the files are looked for by name."""
@@ -43,13 +43,13 @@ class FileList(Files):
         return [cell or None for cell in read_column(self.table, name)]
 
 
-def _located(names: Names, root: Path, path: Path, log: Log) -> tuple[Names, tuple[str, ...]]:
+def _located(names: PackedNames, root: Path, path: Path, log: Log) -> tuple[PackedNames, tuple[str, ...]]:
     """The names as they are if some lead to a file, else those of the files below `root` that they are most like."""
     some = np.unique(np.linspace(0, len(names) - 1, _SAMPLE).astype(np.int64))
     top = os.fsencode(root)
     if any(os.path.lexists(os.path.join(top, names[position])) for position in some.tolist()):
         return names, ()
-    files, found, count, example = _Files(root, log), NamesBuilder(), 0, ""
+    files, found, count, example = _Files(root, log), PackedNamesBuilder(), 0, ""
     for position in range(len(names)):
         name = names[position]
         file = files.like(os.fsdecode(name))

@@ -22,8 +22,8 @@ from smalti.data.datasets.names import (
     NO_IMAGE,
     SYSTEM,
     LeftOut,
-    Names,
-    NamesBuilder,
+    PackedNames,
+    PackedNamesBuilder,
     has_array_suffix,
     has_image_suffix,
     is_system,
@@ -174,7 +174,7 @@ def twins(classes: Iterable[str]) -> list[tuple[str, ...]]:
 class Files(StoredDataset):
     """Images in separate files, named by their paths relative to one folder."""
 
-    def __init__(self, root: Path, names: Names, channels: int) -> None:
+    def __init__(self, root: Path, names: PackedNames, channels: int) -> None:
         self.root, self.names, self.channels = root, names, channels
         self.left_out = LeftOut()
 
@@ -200,8 +200,8 @@ class Files(StoredDataset):
             return 0
 
 
-def _scan(root: Path, log: Log, follow: FollowLinks, is_image: IsImage) -> tuple[Names, LeftOut]:
-    names, left_out = NamesBuilder(), LeftOut()
+def _scan(root: Path, log: Log, follow: FollowLinks, is_image: IsImage) -> tuple[PackedNames, LeftOut]:
+    names, left_out = PackedNamesBuilder(), LeftOut()
     with count_up(log, f"scan {root}") as tick:
         for name, reason in walk(root, follow, is_image):
             if reason:

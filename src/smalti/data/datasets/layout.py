@@ -59,8 +59,8 @@ class Layout:
     wrapped: bool = False
 
     @property
-    def learned(self) -> str:
-        """DATA of the images to learn from; a `DataError` if there are splits, and none to learn from."""
+    def train(self) -> str:
+        """DATA of the training images; a `DataError` if there are splits, and none for training."""
         if not self.splits:
             return str(self.root)
         if "train" not in self.splits:
@@ -80,13 +80,13 @@ class Layout:
         return str(self.splits.get("test", ""))
 
     @property
-    def judged(self) -> str:
-        """DATA of the images that a result is of: the test split, else the validation split; empty without splits."""
+    def test_or_validation(self) -> str:
+        """DATA of the images for testing: the test split, else the validation split; empty without splits."""
         return str(self.splits.get("test", self.splits.get("validation", "")))
 
     @property
-    def chosen_on(self) -> str:
-        """DATA of the images that choices are made on: the validation split, unless a result is of it."""
+    def selection(self) -> str:
+        """DATA of the images for model selection: the validation split, unless it is the one for testing."""
         return self.validation if "test" in self.splits else ""
 
     def describe(self) -> str:

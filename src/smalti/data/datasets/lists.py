@@ -14,7 +14,7 @@ from smalti.core.errors import DataError
 from smalti.data.datasets.data_files import system_errors_named
 from smalti.data.datasets.label_columns import LABEL_COLUMNS, LabelColumn, guess_labels
 from smalti.data.datasets.labels import Labels
-from smalti.data.datasets.names import Names, NamesBuilder, may_be_image
+from smalti.data.datasets.names import PackedNames, PackedNamesBuilder, may_be_image
 from smalti.data.formats import ARRAYS, EXTENSIONS
 
 TEXT_SUFFIXES, TABLE_SUFFIXES = frozenset({".txt", ".lst"}), frozenset({".csv", ".tsv"})
@@ -53,7 +53,7 @@ class Listed(NamedTuple):
         no_labels: what it means if there are no labels: where they were looked for, and what is there.
     """
 
-    names: Names
+    names: PackedNames
     labels: Labels
     notes: tuple[str, ...]
     no_labels: str
@@ -61,7 +61,7 @@ class Listed(NamedTuple):
 
 def read_list(path: Path) -> Listed:
     """Read a list, but none of its images; a `DataError` with line and column where it cannot be parsed."""
-    names, labels, notes, header = NamesBuilder(), Labels(), list[str](), list[str]()
+    names, labels, notes, header = PackedNamesBuilder(), Labels(), list[str](), list[str]()
     try:
         with (
             system_errors_named(path),

@@ -18,18 +18,18 @@ _SYSTEM = frozenset(
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
 _ARRAYS = frozenset(suffix.encode() for suffix in ARRAYS)
 _SHOWN_SUFFIXES = 5
-_MOST_SUFFIXES = 1000
+_MAX_SUFFIXES = 1000
 """The most suffixes counted separately: numbered files (`scan.0001`, `scan.0002`) each have another one."""
 
 
-class Names:
+class PackedNames:
     """Byte strings, concatenated in `joined`, and the offsets at which each ends, uint64: 8 bytes more for each."""
 
     def __init__(self, joined: bytes | bytearray | memoryview, ends: NDArray[np.uint64]) -> None:
         self.joined, self.ends = joined, ends
 
-    def __reduce__(self) -> tuple[type["Names"], tuple[bytes, NDArray[np.uint64]]]:
-        return Names, (bytes(self.joined), self.ends)  # a memoryview cannot be sent to another process
+    def __reduce__(self) -> tuple[type["PackedNames"], tuple[bytes, NDArray[np.uint64]]]:
+        return PackedNames, (bytes(self.joined), self.ends)  # a memoryview cannot be sent to another process
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -39,8 +39,8 @@ class Names:
         return bytes(self.joined[start : int(self.ends[index])])
 
 
-class NamesBuilder:
-    """Collects `Names` one by one."""
+class PackedNamesBuilder:
+    """Collects `PackedNames` one by one."""
 
     def __init__(self) -> None:
         self.joined, self.ends = bytearray(), array("Q")
@@ -52,9 +52,9 @@ class NamesBuilder:
         self.joined += name
         self.ends.append(len(self.joined))
 
-    def build(self) -> Names:
+    def build(self) -> PackedNames:
         """The collected names, without a copy."""
-        return Names(self.joined, np.frombuffer(self.ends, np.uint64))
+        return PackedNames(self.joined, np.frombuffer(self.ends, np.uint64))
 
 
 class LeftOut:
@@ -72,7 +72,7 @@ class LeftOut:
         self.first[reason] = min(self.first.get(reason, text), text)
         if reason == NO_IMAGE:
             suffix = os.path.splitext(text)[1].lower()
-            known = suffix in self.suffixes or len(self.suffixes) < _MOST_SUFFIXES
+            known = suffix in self.suffixes or len(self.suffixes) < _MAX_SUFFIXES
             self.suffixes[suffix if known else "other"] += count
 
     def merge(self, other: "LeftOut", prefix: str = "") -> None:

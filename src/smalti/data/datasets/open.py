@@ -11,11 +11,11 @@ from smalti.core.config import did_you_mean, setting
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.arrow import Arrow, ArrowFiles, arrow_files, is_dataset
+from smalti.data.datasets.concat import ConcatDataset
 from smalti.data.datasets.data_files import LocalFiles, require_fetched
 from smalti.data.datasets.dataset import ImageDataset, embedded
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import IRREGULAR, Folder, FollowLinks
-from smalti.data.datasets.joined import Joined
 from smalti.data.datasets.labels import LABEL_SEPARATOR
 from smalti.data.datasets.layout import Layout, read_layout
 from smalti.data.datasets.lists import TABLE_SUFFIXES, TEXT_SUFFIXES
@@ -31,7 +31,7 @@ from smalti.data.values import Window
 
 EMBEDDED = "embedded"
 PARQUET, TAR = ".parquet", ".tar"
-Part: TypeAlias = Literal["learned", "all"]
+Part: TypeAlias = Literal["train", "all"]
 """Of a folder with splits: the images to learn from, or those of all splits."""
 
 
@@ -63,7 +63,7 @@ def open_source(
     channels: int,
     log: Log | None = None,
     options: ReadOptions = _USUAL,
-    part: Part = "learned",
+    part: Part = "train",
     window: Window | None = None,
 ) -> ImageDataset:
     """Open the dataset that DATA names; of several splits, the training split.
@@ -83,7 +83,7 @@ def open_source(
         DataError: DATA cannot be opened; the message says why, and suggests a fix.
     """
     source = _open(path, channels, log, options, part)
-    if options.pages == "all" and not isinstance(source, Joined | Prepared):  # they have been read like this
+    if options.pages == "all" and not isinstance(source, ConcatDataset | Prepared):  # they have been read like this
         source = Pages(source, log)
     made = source.made_window
     if made is not None and window not in (None, made):
@@ -120,15 +120,15 @@ def _open(path: str, channels: int, log: Log | None, options: ReadOptions, part:
         raise DataError(f"cannot list {where}", cause=error.strerror or str(error)) from error
 
 
-def open_noted(
+def open_with_notes(
     path: str,
     channels: int,
     log: Log,
     options: ReadOptions = _USUAL,
-    part: Part = "learned",
+    part: Part = "train",
     window: Window | None = None,
 ) -> ImageDataset:
-    """Open DATA as `open_source` does, and say what a user should know of it: its splits, notes, what is left out."""
+    """Open DATA as `open_source` does, and log what a user should know of it: its splits, notes, what is left out."""
     source = open_source(path, channels, log, options, part, window)
     for note in source.notes:
         log.say(f"note: {note}")
@@ -139,7 +139,7 @@ def open_noted(
     return source
 
 
-def lasting(data: str) -> str:
+def absolute_data(data: str) -> str:
     """DATA in a form valid from any working directory, without the secrets of an address."""
     if is_address(data):
         return without_secrets(data)
@@ -202,10 +202,12 @@ def _open_zips(
 
 def _open_splits(layout: Layout, channels: int, log: Log | None, options: ReadOptions, part: Part) -> ImageDataset:
     """The training split, or all splits as one."""
-    if part == "learned":
-        source = _open(layout.learned, channels, log, options, part)
+    if part == "train":
+        source = _open(layout.train, channels, log, options, part)
     else:
-        source = Joined({path.name: open_source(str(path), channels, log, options) for path in layout.splits.values()})
+        source = ConcatDataset(
+            {path.name: open_source(str(path), channels, log, options) for path in layout.splits.values()}
+        )
     source.notes = (f"splits: {layout.describe()}", *source.notes)
     return source
 

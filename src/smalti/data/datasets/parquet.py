@@ -34,7 +34,7 @@ BATCH_BYTES = 64 << 20
 BATCH_ROWS = 1024
 """Rows of a batch at most, whatever the file says."""
 
-_KEPT = 4
+_CACHED_BATCHES = 4
 """Decoded batches that are cached: threads that read in order are never further apart."""
 
 _SLIM_BYTES = 1000
@@ -93,7 +93,7 @@ class Parquet(TableDataset):
 
     def _start(self) -> None:
         """Set up the state of one process: the reader of a row group, its position, decoded batches by their start."""
-        self._lock, self._kept = Lock(), deque[tuple[int, Any]](maxlen=_KEPT)
+        self._lock, self._kept = Lock(), deque[tuple[int, Any]](maxlen=_CACHED_BATCHES)
         self._group, self._next = -1, 0
         self._reader: Iterator[Any] = iter(())
 

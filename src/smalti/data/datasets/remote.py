@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from smalti.core.addresses import SCHEMES, shown
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
-from smalti.core.folder_lock import alone
+from smalti.core.folder_lock import exclusive_lock
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles, FileVersion, cache_folder, make_cache_folder
 from smalti.data.datasets.tables import require_extra
@@ -88,7 +88,7 @@ class RemoteFiles(DataFiles):
                             os.utime(path)  # mark it as recently used
                     return file
                 make_cache_folder(self.folder)
-                with alone(self.folder):
+                with exclusive_lock(self.folder):
                     if not path.exists():
                         self._fetch(number, path)
             return FileIO(path)

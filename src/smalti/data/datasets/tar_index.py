@@ -23,8 +23,8 @@ from smalti.data.datasets.names import (
     NO_IMAGE,
     SYSTEM,
     LeftOut,
-    Names,
-    NamesBuilder,
+    PackedNames,
+    PackedNamesBuilder,
     has_array_suffix,
     has_image_suffix,
     is_system,
@@ -65,7 +65,7 @@ class ShardIndex:
         left_out: the members that were skipped.
     """
 
-    names: Names
+    names: PackedNames
     offsets: NDArray[np.uint64]
     sizes: NDArray[np.uint32]
     labels: NDArray[np.int32]
@@ -97,7 +97,7 @@ class ShardIndex:
         ends, offsets, sizes, labels = arrays
         if not (_divides(ends, len(body) - start) and _is_inside(offsets, sizes, length)):
             raise ValueError("images or names lie outside the shard")
-        return ShardIndex(Names(memoryview(body)[start:], ends), offsets, sizes, labels, label_names, left_out)
+        return ShardIndex(PackedNames(memoryview(body)[start:], ends), offsets, sizes, labels, label_names, left_out)
 
 
 def _divides(ends: NDArray[np.uint64], length: int) -> bool:
@@ -212,7 +212,7 @@ class _Builder:
 
     def __init__(self, file: BufferedIOBase) -> None:
         self.file, self.left_out, self.labels = file, LeftOut(), Labels()
-        self.names, self.offsets, self.sizes = NamesBuilder(), array("Q"), array("I")
+        self.names, self.offsets, self.sizes = PackedNamesBuilder(), array("Q"), array("I")
 
     def add(self, sample: list[Member]) -> None:
         """Add the images of a sample. If it has an image such as `a.png`, others such as `a.seg.png` are skipped.
@@ -264,7 +264,7 @@ class _Builder:
         labels = np.array(self.labels.ids, np.int32)
         firsts = _first_of_each(names)
         if len(firsts) < len(names):
-            kept, is_first = NamesBuilder(), np.zeros(len(names), np.bool_)
+            kept, is_first = PackedNamesBuilder(), np.zeros(len(names), np.bool_)
             is_first[firsts] = True
             for position, first in enumerate(is_first):
                 if first:
@@ -283,7 +283,7 @@ def _json_label(text: str) -> str | None:
     return SEPARATOR.join(texts) or None
 
 
-def _first_of_each(names: Names) -> NDArray[np.int64]:
+def _first_of_each(names: PackedNames) -> NDArray[np.int64]:
     """Positions of the first occurrence of each name, ascending, int64, shape (m,); uses 16 bytes per name."""
     hashes = np.fromiter((hash(names[position]) for position in range(len(names))), np.int64, len(names))
     return np.sort(np.unique(hashes, return_index=True)[1])

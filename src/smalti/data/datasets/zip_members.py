@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from smalti.core.errors import DataError
 from smalti.data.datasets.data_files import LocalFiles, system_errors_named
 from smalti.data.datasets.folder import IRREGULAR
-from smalti.data.datasets.names import NO_IMAGE, SYSTEM, LeftOut, Names, NamesBuilder, is_system, may_be_image
+from smalti.data.datasets.names import (
+    NO_IMAGE,
+    SYSTEM,
+    LeftOut,
+    PackedNames,
+    PackedNamesBuilder,
+    is_system,
+    may_be_image,
+)
 from smalti.data.datasets.tar import expand
 from smalti.data.datasets.tar_index import DUPLICATE, LEADS_OUT, TOO_LARGE
 from smalti.data.datasets.tar_members import is_inside, plain
@@ -49,7 +57,7 @@ class ZipImages(NamedTuple):
         numbers: offset of the header, bytes in the archive, bytes, CRC-32 and method of each, int64, shape (n, 5).
     """
 
-    names: Names
+    names: PackedNames
     numbers: NDArray[np.int64]
     left_out: LeftOut
 
@@ -140,7 +148,7 @@ def _images(members: list[zipfile.ZipInfo], archive: str) -> ZipImages:
             left_out.add(reason, name)
         else:
             found[name] = member
-    names = NamesBuilder()
+    names = PackedNamesBuilder()
     for name in found:
         names.add(name)
     rows = [(one.header_offset, one.compress_size, one.file_size, one.CRC, one.compress_type) for one in found.values()]

@@ -23,16 +23,16 @@ _RECTANGLES, _SHARES = 10, 32
 _NOISE = 2
 """Number of the noise stream drawn from a key; 0 is used for Gumbel noise, 1 for drop path."""
 
-Change: TypeAlias = Callable[[Batch], Batch]
+BatchTransform: TypeAlias = Callable[[Batch], Batch]
 """A function of the batch only; all its random numbers are drawn from `keys_of`."""
 
 
 @dataclass(frozen=True)
-class Changed:
-    """Batches moved to the device, with every change applied in order."""
+class TransformedBatches:
+    """Batches moved to the device, with every transform applied in order."""
 
     batches: Batches
-    changes: tuple[Change, ...]
+    changes: tuple[BatchTransform, ...]
     device: torch.device
 
     def __call__(self, step: int) -> Batch:
@@ -42,8 +42,8 @@ class Changed:
         return batch
 
     @property
-    def waited(self) -> float:
-        return self.batches.waited
+    def wait_seconds(self) -> float:
+        return self.batches.wait_seconds
 
     def close(self) -> None:
         self.batches.close()

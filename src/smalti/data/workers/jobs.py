@@ -1,4 +1,4 @@
-"""Renders batches image by image, replacing images that cannot be read; `Inline` does so in this process."""
+"""Renders batches image by image, replacing images that cannot be read; `InlineRenderer` does so in this process."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -147,7 +147,7 @@ def render_row(
     )
 
 
-class Inline(Renderer):
+class InlineRenderer(Renderer):
     """Renders in this process: for small images, for debugging, and where no worker processes can be started."""
 
     def __init__(self, job: Job, quarantined: Collection[int] = frozenset()) -> None:

@@ -157,7 +157,7 @@ class Ring:
             raise ValueError(f"a batch of {len(task.positions)} rows where there is room for {self._slots.layout.rows}")
         return self._queue.setdefault(_identity(task), Batch(Task(task.positions.copy(), task.keys.copy())))
 
-    def turn_to(self, task: Task) -> Batch:
+    def request(self, task: Task) -> Batch:
         """Return the batch of a task. Batches queued before it are dropped; all are dropped if it is not queued."""
         if self._in_use is not None:
             self._drop(self._in_use)
@@ -177,7 +177,7 @@ class Ring:
                 batch.running += 1
                 yield batch.waiting.pop(0)
 
-    def returned(self, chunk: Chunk, reply: Reply | None) -> None:
+    def complete(self, chunk: Chunk, reply: Reply | None) -> None:
         """Record the reply for a chunk; None means that it was not rendered and must be given out again."""
         batch = self._placed[chunk.slot]
         assert batch is not None
@@ -189,7 +189,7 @@ class Ring:
         self._free_if_quiet(batch)
 
     def take(self, batch: Batch) -> Rendered:
-        """Return a batch that is done, or raise its first failure; its pixels stay valid until the next `turn_to`."""
+        """Return a batch that is done, or raise its first failure; its pixels stay valid until the next `request`."""
         del self._queue[_identity(batch.task)]
         self._in_use = batch
         bad: list[Bad] = []

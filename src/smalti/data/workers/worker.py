@@ -1,4 +1,4 @@
-"""A worker process: the code that runs in it, and `Child`, with which its parent starts, monitors and ends it."""
+"""The code that runs in a worker process, and `WorkerProcess`, with which its parent starts, monitors and ends it."""
 
 import contextlib
 import multiprocessing
@@ -24,26 +24,26 @@ from smalti.core.errors import DataError
 from smalti.data.workers.jobs import Bad, Job, render_row
 from smalti.data.workers.ring import IDLE, STARTING, Chunk, Reply, Slots
 
-FEWER = "use fewer --num-workers, a smaller batch, or --num-workers 0"
+FEWER_WORKERS = "use fewer --num-workers, a smaller batch, or --num-workers 0"
 _PRELOAD = ("smalti.data.workers.worker", "smalti.data.transforms.augment")
 """Modules that the fork server imports once for all workers; one that cannot be imported there is left to them."""
 
-_STARTING_TAKES = 600.0
-"""Seconds a start may take at most, as when Python and torch are loaded over a slow network."""
+_START_TIMEOUT = 600.0
+"""Seconds that a start may take, as when Python and torch are loaded over a slow network."""
 
 _ATTEMPTS, _PAUSE = 4, 0.5
 """Attempts at starting a process, and the seconds between them."""
 
-_DYING_TAKES = 5.0
+_EXIT_TIMEOUT = 5.0
 """Seconds at most between the end of a worker's pipe and its exit code."""
 
-_KILLING_TAKES = 5.0
+_KILL_TIMEOUT = 5.0
 """Seconds to wait at most. A killed process that is blocked on a dead disk ends later, without running again."""
 
-_SERVER_DEAD = 255
+_FORKSERVER_EXIT = 255
 """The exit code that multiprocessing reports if the fork server, which knows the real one, was killed as well."""
 
-_SECOND_LOOK = 1.0
+_HANG_CONFIRMATION = 1.0
 """Seconds until a hang is confirmed: after Ctrl-Z and fg or a pause, a worker that was not scheduled looks hung."""
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
@@ -54,7 +54,7 @@ def work(pipe: Connection, job: Job, slots: Slots, worker: int, avoid: Collectio
 
     A message is a chunk to render, or the index of an image that must not be opened any more, as those of `avoid`.
     """
-    _settle_in()
+    _init_worker()
     avoid = set(avoid)
     slots.publish(worker, IDLE)
     with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
@@ -87,7 +87,7 @@ def _render(chunk: Chunk, job: Job, slots: Slots, worker: int, avoid: Collection
     return Reply(bad, None)
 
 
-def _settle_in() -> None:
+def _init_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
     with contextlib.suppress(OSError):  # standard output is reserved for results
@@ -108,7 +108,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class Death(NamedTuple):
+class WorkerExit(NamedTuple):
     """The end of a worker.
 
     Attributes:
@@ -124,7 +124,7 @@ class Death(NamedTuple):
     certain: bool
 
 
-class Child:
+class WorkerProcess:
     """One worker process, as seen by its parent.
 
     Args:
@@ -132,7 +132,7 @@ class Child:
         timeout: seconds after which reading an image counts as hung.
 
     Attributes:
-        given: chunks it was given and has not answered yet, oldest first; it answers in this order.
+        pending: chunks it was sent and has not answered yet, oldest first; it answers in this order.
 
     Raises:
         DataError: no process can be started.
@@ -140,9 +140,9 @@ class Child:
 
     def __init__(self, job: Job, slots: Slots, index: int, avoid: Collection[int], timeout: float) -> None:
         self.index, self._slots, self._timeout = index, slots, timeout
-        self.given: deque[Chunk] = deque()
+        self.pending: deque[Chunk] = deque()
         self._heard = time.monotonic()
-        self._suspicion = (0.0, 0.0)
+        self._suspected_hang = (0.0, 0.0)
         slots.publish(index, STARTING)
         for attempt in range(_ATTEMPTS):
             try:
@@ -150,7 +150,7 @@ class Child:
                 break
             except (OSError, EOFError) as error:  # the fork server may have been killed too; it is restarted
                 if attempt == _ATTEMPTS - 1:
-                    raise DataError("cannot start a data worker", cause=str(error), fix=FEWER) from error
+                    raise DataError("cannot start a data worker", cause=str(error), fix=FEWER_WORKERS) from error
                 time.sleep(_PAUSE)
 
     @property
@@ -159,59 +159,59 @@ class Child:
         return int(self._slots.reading[self.index, 0])
 
     def avoid(self, position: int) -> None:
-        self._tell(position)
+        self._send(position)
 
-    def give(self, chunk: Chunk) -> None:
-        if not self.given:
+    def send_chunk(self, chunk: Chunk) -> None:
+        if not self.pending:
             self._heard = time.monotonic()
-        self.given.append(chunk)
-        self._tell(chunk)
+        self.pending.append(chunk)
+        self._send(chunk)
 
-    def answer(self) -> tuple[Chunk, Reply] | None:
+    def receive(self) -> tuple[Chunk, Reply] | None:
         """Wait for the next reply; None if the worker is dead."""
         try:
             reply: Reply = self.pipe.recv()
         except (EOFError, OSError):
             return None
         self._heard = time.monotonic()
-        return self.given.popleft(), reply
+        return self.pending.popleft(), reply
 
-    def patience(self) -> float:
+    def seconds_to_timeout(self) -> float:
         """Seconds until it should be checked again; 0 or less means that it hangs, as two checks have found."""
-        if not self.given:
+        if not self.pending:
             return self._timeout
         now, since = time.monotonic(), max(self._slots.reading[self.index, 1].item() / 1e9, self._heard)
-        limit = max(self._timeout, _STARTING_TAKES) if self.reading == STARTING else self._timeout
+        limit = max(self._timeout, _START_TIMEOUT) if self.reading == STARTING else self._timeout
         if now < since + limit:
             return since + limit - now
-        if self._suspicion[0] != since:
-            self._suspicion = (since, now + _SECOND_LOOK)
-        return self._suspicion[1] - now
+        if self._suspected_hang[0] != since:
+            self._suspected_hang = (since, now + _HANG_CONFIRMATION)
+        return self._suspected_hang[1] - now
 
-    def bury(self, hung: bool) -> Death:
-        """End the worker, so that it writes to no slot any more, by killing it if it is `hung`; raises as `death`."""
+    def reap(self, hung: bool) -> WorkerExit:
+        """End the worker, so that it writes to no slot any more; kill it if it is `hung`. Raises as `describe_exit`."""
         position, seconds = self.reading, self._timeout
-        code = self.end(0.0 if hung else _DYING_TAKES)
+        code = self.end(0.0 if hung else _EXIT_TIMEOUT)
         self.pipe.close()
         if hung:
-            return Death(position, f"gave no answer in {seconds:g} s", f"no answer in {seconds:g} s", certain=True)
-        return death(position, None if code == _SERVER_DEAD else code)
+            return WorkerExit(position, f"gave no answer in {seconds:g} s", f"no answer in {seconds:g} s", certain=True)
+        return describe_exit(position, None if code == _FORKSERVER_EXIT else code)
 
     def end(self, grace: float) -> int | None:
         """Wait `grace` seconds for it to end, then kill it; return its exit code, negative for a signal."""
         self.process.join(grace)
         if self.process.exitcode is None:
             self.process.kill()
-            self.process.join(_KILLING_TAKES)
+            self.process.join(_KILL_TIMEOUT)
         return self.process.exitcode
 
-    def _tell(self, order: Chunk | int) -> None:
-        """Send a message; errors are ignored, since `answer` finds out whether the worker is dead."""
+    def _send(self, order: Chunk | int) -> None:
+        """Send a message; errors are ignored, since `receive` finds out whether the worker is dead."""
         with contextlib.suppress(OSError):
             self.pipe.send(order)
 
 
-def death(position: int, code: int | None) -> Death:
+def describe_exit(position: int, code: int | None) -> WorkerExit:
     """Describe the end of a worker that was not ended by its parent.
 
     Args:
@@ -228,16 +228,18 @@ def death(position: int, code: int | None) -> Death:
             fix="a script that trains needs `if __name__ == '__main__':`; or use --num-workers 0",
         )
     if code is None:
-        return Death(position, "was killed", "killed its reader", certain=False)
+        return WorkerExit(position, "was killed", "killed its reader", certain=False)
     if code >= 0:
-        return Death(position, f"ended (exit code {code})", f"ended its reader (exit code {code})", certain=True)
+        return WorkerExit(position, f"ended (exit code {code})", f"ended its reader (exit code {code})", certain=True)
     told = f"signal {-code}; out of memory?" if code == -signal.SIGKILL else f"signal {-code}"
-    return Death(position, f"was killed ({told})", f"killed its reader (signal {-code})", certain=-code in _CRASHES)
+    return WorkerExit(
+        position, f"was killed ({told})", f"killed its reader (signal {-code})", certain=-code in _CRASHES
+    )
 
 
 def _begin(job: Job, slots: Slots, index: int, avoid: Collection[int]) -> tuple[BaseProcess, Connection]:
     """Start a worker; return its process and the parent's end of its pipe."""
-    with _signals_held():
+    with _signals_blocked():
         context = _context()
         here, there = context.Pipe()
         with there:
@@ -258,7 +260,7 @@ def _context() -> ForkServerContext | SpawnContext:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Block SIGINT and SIGUSR1 for processes started in this context, also before they can ignore them themselves.
 
     SIGINT is sent by Ctrl-C. SIGUSR1 asks the parent for a checkpoint, and some send it to all processes of a job.

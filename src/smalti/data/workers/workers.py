@@ -1,7 +1,7 @@
 """Worker processes that render batches ahead of time. A batch is the same, bit by bit, whatever happens to them.
 
 Chunks of the queued batches go to the worker with the fewest pending chunks. A worker that dies or hangs is replaced
-and its chunks are given out again; an image that killed it is never opened again.
+and its chunks are sent out again; an image that killed it is never opened again.
 """
 
 import os
@@ -14,17 +14,17 @@ from multiprocessing.connection import wait
 from smalti.core.errors import DataError
 from smalti.data.workers.jobs import Bad, Job, Rendered, Renderer, Task
 from smalti.data.workers.ring import IDLE, STARTING, Layout, Ring, Slots
-from smalti.data.workers.worker import FEWER, Child, Death
+from smalti.data.workers.worker import FEWER_WORKERS, WorkerExit, WorkerProcess
 
-_STRIKES = 2
+_MAX_KILLS = 2
 """SIGKILLs while reading an image until it is taken for their cause; a single one may mean that memory ran out."""
 
-_ENDING_TAKES = 1.0
+_CLOSE_TIMEOUT = 1.0
 """Seconds that all workers together have to exit before they are killed."""
 
 
 class Workers(Renderer):
-    """A `Renderer` that uses `num_workers` processes; its results are those of `Inline`.
+    """A `Renderer` that uses `num_workers` processes; its results are those of `InlineRenderer`.
 
     Tasks that are queued already keep their place; one that is requested and not queued drops all queued ones.
 
@@ -52,16 +52,16 @@ class Workers(Renderer):
     ) -> None:
         self._job, self._timeout, self._say = job, timeout, say
         self._avoid = set(quarantined)
-        self._news: list[Bad] = []
-        self._most_deaths = max(5, 2 * num_workers)
-        self._deaths_in_a_row, self._strikes = 0, dict[int, int]()
+        self._new_bad: list[Bad] = []
+        self._max_deaths = max(5, 2 * num_workers)
+        self._deaths_in_a_row, self._kills = 0, dict[int, int]()
         self._slots = Slots(Layout(ahead + 1, batch_size, job.shapes, num_workers))
         self._ring = Ring(self._slots)
-        self._children: list[Child] = []
-        self._end = weakref.finalize(self, _end_own, self._children, self._slots, os.getpid())
+        self._children: list[WorkerProcess] = []
+        self._end = weakref.finalize(self, _close_workers, self._children, self._slots, os.getpid())
         try:
             for index in range(num_workers):
-                self._children.append(self._child(index))
+                self._children.append(self._start_worker(index))
         except BaseException:
             self.close()
             raise
@@ -71,26 +71,26 @@ class Workers(Renderer):
         return [child.process.pid for child in self._children if child.process.pid is not None]
 
     def prefetch(self, tasks: Sequence[Task]) -> None:
-        with self._whole_or_closed():
+        with self._close_on_error():
             for task in tasks:
                 self._ring.add(task)
-            self._give_out()
+            self._dispatch()
 
     def __call__(self, task: Task) -> Rendered:
-        with self._whole_or_closed():
-            batch = self._ring.turn_to(task)
-            self._give_out()
+        with self._close_on_error():
+            batch = self._ring.request(task)
+            self._dispatch()
             while not batch.done:
-                self._listen()
+                self._poll()
         rendered = self._ring.take(batch)
-        news, self._news = self._news, []
-        return rendered._replace(bad=(*news, *rendered.bad))
+        new_bad, self._new_bad = self._new_bad, []
+        return rendered._replace(bad=(*new_bad, *rendered.bad))
 
     def close(self) -> None:
         self._end()
 
     @contextmanager
-    def _whole_or_closed(self) -> Iterator[None]:
+    def _close_on_error(self) -> Iterator[None]:
         """Close on any error or Ctrl-C inside, as the state of queue and workers is then unknown."""
         if not self._end.alive:
             raise RuntimeError("these data workers are closed")
@@ -100,65 +100,65 @@ class Workers(Renderer):
             self.close()
             raise
 
-    def _give_out(self) -> None:
+    def _dispatch(self) -> None:
         for chunk in self._ring.chunks():
-            min(self._children, key=lambda child: len(child.given)).give(chunk)
+            min(self._children, key=lambda child: len(child.pending)).send_chunk(chunk)
 
-    def _listen(self) -> None:
+    def _poll(self) -> None:
         """Wait until a worker replies, dies or hangs, and handle it."""
-        patience = min(child.patience() for child in self._children)
-        ready = wait([child.pipe for child in self._children], max(patience, 0))
+        timeout = min(child.seconds_to_timeout() for child in self._children)
+        ready = wait([child.pipe for child in self._children], max(timeout, 0))
         for child in self._children.copy():
             if child.pipe not in ready:
-                if child.patience() <= 0:
+                if child.seconds_to_timeout() <= 0:
                     self._replace(child, hung=True)
-            elif answer := child.answer():
-                self._ring.returned(*answer)
+            elif answer := child.receive():
+                self._ring.complete(*answer)
                 self._deaths_in_a_row = 0
             else:
                 self._replace(child, hung=False)
-        self._give_out()
+        self._dispatch()
 
-    def _child(self, index: int) -> Child:
-        return Child(self._job, self._slots, index, self._avoid, self._timeout)
+    def _start_worker(self, index: int) -> WorkerProcess:
+        return WorkerProcess(self._job, self._slots, index, self._avoid, self._timeout)
 
-    def _replace(self, child: Child, hung: bool) -> None:
+    def _replace(self, child: WorkerProcess, hung: bool) -> None:
         """End a dead or hung worker, start another one, and requeue its chunks."""
-        self._judge(child.bury(hung))
-        self._children[child.index] = self._child(child.index)
-        for chunk in child.given:
-            self._ring.returned(chunk, None)
+        self._handle_exit(child.reap(hung))
+        self._children[child.index] = self._start_worker(child.index)
+        for chunk in child.pending:
+            self._ring.complete(chunk, None)
 
-    def _judge(self, one: Death) -> None:
+    def _handle_exit(self, one: WorkerExit) -> None:
         """Report the end of a worker; quarantine the image it was reading if that is the cause.
 
         Raises:
             DataError: workers keep dying: more than five in a row, and more than two a worker, between two successes.
         """
         self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > self._most_deaths:
-            raise DataError("data workers keep dying", cause=f"the last one {one.how}", fix=FEWER)
-        doing, guilty = {IDLE: "waiting", STARTING: "starting"}.get(one.position, ""), False
+        if self._deaths_in_a_row > self._max_deaths:
+            raise DataError("data workers keep dying", cause=f"the last one {one.how}", fix=FEWER_WORKERS)
+        doing, at_fault = {IDLE: "waiting", STARTING: "starting"}.get(one.position, ""), False
         if not doing:
             doing = f"reading {self._job.name(one.position)}"
-            self._strikes[one.position] = self._strikes.get(one.position, 0) + 1
-            guilty = one.certain or self._strikes[one.position] >= _STRIKES
-        after = ", and that image is not opened again" if guilty else ""
+            self._kills[one.position] = self._kills.get(one.position, 0) + 1
+            at_fault = one.certain or self._kills[one.position] >= _MAX_KILLS
+        after = ", and that image is not opened again" if at_fault else ""
         self._say(f"a data worker {one.how} while {doing}; it was started again{after}")
-        if guilty and one.position not in self._avoid:
+        if at_fault and one.position not in self._avoid:
             self._avoid.add(one.position)
-            self._news.append(Bad(one.position, one.reason, quarantined=True))
+            self._new_bad.append(Bad(one.position, one.reason, quarantined=True))
             for child in self._children:
                 child.avoid(one.position)
 
 
-def _end_own(children: Sequence[Child], slots: Slots, owner: int) -> None:
+def _close_workers(children: Sequence[WorkerProcess], slots: Slots, owner: int) -> None:
     """Ask workers to exit, then kill them; does nothing in a process forked from the one that started them."""
     if os.getpid() != owner:
         return
     slots.wanted[:] = False
     for child in children:
         child.pipe.close()
-    deadline = time.monotonic() + _ENDING_TAKES
+    deadline = time.monotonic() + _CLOSE_TIMEOUT
     for child in children:
         child.end(max(deadline - time.monotonic(), 0.0))

@@ -1,4 +1,4 @@
-"""What tokenizers that learn from the features of a trained network, their teacher, have in common.
+"""What tokenizers that learn from the features of a teacher, a trained network, have in common.
 
 The teacher decides the size of the images and the grid of the tokens. A code decodes to the mean of its patches.
 """
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from smalti.core.config import require, setting
 from smalti.core.errors import UsageError
-from smalti.functional.codebook import vocabulary_for
+from smalti.functional.codebook import default_vocab_size
 from smalti.functional.patches import patchify
 from smalti.models.vit import VisionTransformer, ViT, as_unit_range, feature_block, first_blocks
 from smalti.tokenizers.image_tokenizer import MAX_VOCAB
 from smalti.tokenizers.trunk import float32
 
-FITTED_TO = 16_384
+FIT_IMAGES = 16_384
 """Images that such a tokenizer is usually fitted to, fewer where they have more than a million patches."""
-AT_ONCE = 64
+CHUNK = 64
 """Images in a forward pass while it is fitted."""
-_MOST_PATCHES = 1 << 20
-"""Patches that it is fitted to, at most: 256 MB with 64 numbers each."""
+_MAX_PATCHES = 1 << 20
+"""The most patches that it is fitted to: 256 MB with 64 numbers each."""
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What the configurations of such tokenizers share."""
+class TeacherBased:
+    """What the configurations of tokenizers that learn from a teacher share."""
 
     teacher: str = setting("", "MODEL whose features are clustered: a run, checkpoint, bundle or import", resume="free")
     layer: int | None = setting(None, "block of the teacher, counted from 1; none: two thirds up", "HuBERT: half")
@@ -47,7 +47,7 @@ class Taught:
         raise NotImplementedError
 
     @property
-    def taught(self) -> ViT:
+    def known_backbone(self) -> ViT:
         """The configuration of the network that reads images.
 
         Raises:
@@ -60,28 +60,28 @@ class Taught:
     @property
     def stride(self) -> int:
         """Pixels between tokens: a patch of the teacher."""
-        return self.taught.patch_size
+        return self.known_backbone.patch_size
 
     @property
     def in_chans(self) -> int:
         """Channels."""
-        return self.taught.in_chans
+        return self.known_backbone.in_chans
 
     @property
-    def most_images(self) -> int:
+    def max_fit_images(self) -> int:
         """How many images it is fitted to, at most: those of a million patches."""
-        rows, columns = self.taught.grid
-        return max(1, _MOST_PATCHES // (rows * columns))
+        rows, columns = self.known_backbone.grid
+        return max(1, _MAX_PATCHES // (rows * columns))
 
-    def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
-        """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
+    def with_teacher(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
+        """The configuration with what is known of a teacher, and the part of the teacher that is used (`cut_teacher`).
 
         Raises:
             UsageError: there is no such block.
         """
         raise NotImplementedError
 
-    def used_part(self, teacher: VisionTransformer) -> VisionTransformer:
+    def cut_teacher(self, teacher: VisionTransformer) -> VisionTransformer:
         """The teacher up to the block whose features are used, without a final norm, frozen.
 
         Without a `layer` that is its `feature_block`, also of the encoder of a decoder: tokens are to be of what is in
@@ -95,10 +95,10 @@ class Taught:
         require(layer <= blocks, f"layer {layer} of a teacher of {blocks} blocks", f"use 1 to {blocks}")
         return without_norm(first_blocks(teacher, layer))
 
-    def sized(self, num_images: int) -> Self:
+    def with_vocab_size(self, num_images: int) -> Self:
         """The configuration with a vocabulary for so many training images, where `vocab_size` is 0."""
-        rows, columns = self.taught.grid
-        return replace(self, vocab_size=self.vocab_size or vocabulary_for(num_images, rows * columns))
+        rows, columns = self.known_backbone.grid
+        return replace(self, vocab_size=self.vocab_size or default_vocab_size(num_images, rows * columns))
 
 
 def without_norm(backbone: VisionTransformer) -> VisionTransformer:
@@ -118,12 +118,12 @@ def normalised_features(backbone: VisionTransformer, images: Tensor) -> Float[Te
         return F.layer_norm(features, features.shape[-1:])
 
 
-def feature_parts(backbone: VisionTransformer, images: Tensor) -> Iterator[Float[Tensor, "b N D"]]:
-    """The normalised features of many images, a part of them at a time, in float64 on the CPU.
+def iter_features(backbone: VisionTransformer, images: Tensor) -> Iterator[Float[Tensor, "b N D"]]:
+    """The normalised features of many images, chunk by chunk, in float64 on the CPU.
 
-    So sums of them hardly depend on what the parts are. The network stays on its device.
+    So sums of them hardly depend on the size of the chunks. The network stays on its device.
     """
-    for part in images.split(AT_ONCE):
+    for part in images.split(CHUNK):
         yield normalised_features(backbone, part.to(backbone.cls_token.device)).cpu().double()
 
 
@@ -131,12 +131,12 @@ def mean_patches(images: Tensor, ids: Int[Tensor, "B N"], vocab_size: int, size:
     """The mean patch of each code, in [0, 1]; of one that no patch has, the mean of all."""
     sums = torch.zeros(vocab_size, images.shape[1] * size**2)
     counts = torch.bincount(ids.flatten(), minlength=vocab_size)
-    for part, found in zip(images.split(AT_ONCE), ids.split(AT_ONCE), strict=True):
+    for part, found in zip(images.split(CHUNK), ids.split(CHUNK), strict=True):
         sums.index_add_(0, found.flatten(), patchify(as_unit_range(part), size).flatten(0, 1))
     mean = sums.sum(0) / counts.sum()
     return torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], mean)
 
 
-def painted_image(ids: Int[Tensor, "B h w"], patches: Float[Tensor, "V P"], size: int) -> Float[Tensor, "B C H W"]:
-    """The image in which every code is its patch."""
+def patches_to_image(ids: Int[Tensor, "B h w"], patches: Float[Tensor, "V P"], size: int) -> Float[Tensor, "B C H W"]:
+    """The image in which every token is replaced by the patch of its code."""
     return F.pixel_shuffle(F.embedding(ids, patches).permute(0, 3, 1, 2), size)

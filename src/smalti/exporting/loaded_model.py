@@ -54,7 +54,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A network on the CPU that is ready for use.
 
     Attributes:
@@ -105,11 +105,11 @@ class Subject:
         source = SourceWeights("the model", self.weights(), config.grid, config.num_heads)
         return source.as_configured(variant)
 
-    def alone(self) -> "Subject":
+    def backbone_only(self) -> "LoadedModel":
         """The backbone without head and decoder."""
-        return Subject(self.backbone, window=self.window)
+        return LoadedModel(self.backbone, window=self.window)
 
-    def cut(self, layer: int) -> "Subject":
+    def truncated(self, layer: int) -> "LoadedModel":
         """The backbone up to a block, whose output is used as it is, without the final norm.
 
         Args:
@@ -120,7 +120,7 @@ class Subject:
         backbone = copy.deepcopy(self.backbone)
         backbone.config = replace(backbone.config, depth=layer)
         backbone.blocks, backbone.norm = backbone.blocks[:layer], nn.Identity()
-        return Subject(backbone, window=self.window)
+        return LoadedModel(backbone, window=self.window)
 
 
 def has_norm(backbone: VisionTransformer) -> bool:

@@ -15,7 +15,7 @@ from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset, embedded
 from smalti.data.datasets.folder import FollowLinks
-from smalti.data.datasets.open import EMBEDDED, lasting
+from smalti.data.datasets.open import EMBEDDED, absolute_data
 from smalti.data.decode import decode
 from smalti.data.formats import ARRAYS, EXTENSIONS
 from smalti.data.label_maps import cut
@@ -23,7 +23,7 @@ from smalti.data.load import Data
 from smalti.data.reading import centre_box, even_sample, read_square, square
 from smalti.data.tokens import encode
 from smalti.evaluation.features import resized
-from smalti.evaluation.inpainting import Inpainter, drawn, entropy, inpaint
+from smalti.evaluation.inpainting import Inpainter, entropy, inpaint, sample_tokens
 from smalti.evaluation.supervised import predict
 from smalti.functional.masking import patch_mask
 from smalti.functional.metrics import VOID
@@ -32,7 +32,7 @@ from smalti.report.figure import figure
 from smalti.report.heat_maps import ColourBar, heat_map
 from smalti.report.page import template
 from smalti.report.pictures import Picture, data_uri, label_colours, scale_of, tile_row, to_pixels, token_colours
-from smalti.runs.codes import codes_seen
+from smalti.runs.codes import codebook_examples
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder
 from smalti.runs.inpainting_pictures import Columns, completed, painted_in
@@ -41,7 +41,7 @@ from smalti.runs.models import load_finetuned, load_inpainter
 from smalti.runs.network import network_of, pretrained_layer
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
-from smalti.runs.tokenizers import input_of, load_tokenizer
+from smalti.runs.tokenizers import load_tokenizer, tokenizer_data
 
 SUFFIXES = (".png", ".html", ".htm")
 _WIDE = 224
@@ -50,7 +50,7 @@ _BESIDE = 4
 """Columns of which two grids have room beside each other on a page."""
 _LIKELY = 3
 """Classes named for each image, at most."""
-_MOST_SAMPLES = 16
+_MAX_SAMPLES = 16
 _WHITE = 128
 """Grey level from which a pixel of a mask is white."""
 
@@ -81,7 +81,7 @@ class Show(Inside):
         require(self.count >= 1, f"{self.count} images", "use at least 1")
         suffix = Path(self.out).suffix.lower()
         require(suffix in SUFFIXES, f"cannot write pictures to '{self.out}'", "use a name in .html or .png")
-        require(0 <= self.samples <= _MOST_SAMPLES, f"{self.samples} samples", f"use 0 to {_MOST_SAMPLES}")
+        require(0 <= self.samples <= _MAX_SAMPLES, f"{self.samples} samples", f"use 0 to {_MAX_SAMPLES}")
         drawn_at = self.temperature == 1 or bool(self.samples)
         require(drawn_at, f"a temperature of {self.temperature}, and nothing is drawn", "add --samples 3")
         require(0.05 <= self.temperature <= 10, f"a temperature of {self.temperature}", "use 0.05 to 10")
@@ -125,22 +125,22 @@ def see(config: Show) -> ModelPictures:
         UsageError: the model has nothing of what is asked for.
     """
     compute = choose_compute(config.device, config.precision)
-    looks = {Pretrain.__name__: _look_completed, Finetune.__name__: _look_finetuned}
-    look = looks.get(read_kind(config.model), _look_tokenized)
-    can_show = look is _look_tokenized or not config.codes
+    looks = {Pretrain.__name__: _show_completed, Finetune.__name__: _show_finetuned}
+    look = looks.get(read_kind(config.model), _show_tokenized)
+    can_show = look is _show_tokenized or not config.codes
     require(can_show, f"--codes for {config.model}", "give the run of its tokenizer")
     return look(config, compute)
 
 
-def _look_tokenized(config: Show, compute: Compute) -> ModelPictures:
+def _show_tokenized(config: Show, compute: Compute) -> ModelPictures:
     """Original | decoded | visual tokens; or codes, and places where they occur."""
     require(not config.wanted, f"{config.model} is a tokenizer; it has no attention, and no features of patches")
     _require_no_predictions(config)
     tokenizer = load_tokenizer(config.model, compute)
-    data = _shown(config, input_of(config.model, tokenizer))
+    data = _shown(config, tokenizer_data(config.model, tokenizer))
     pixels, *about = _read_images(config, data)
     if config.codes:
-        return ModelPictures(*codes_seen(tokenizer, pixels, config.codes, compute, data.show_channels))
+        return ModelPictures(*codebook_examples(tokenizer, pixels, config.codes, compute, data.show_channels))
     ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
@@ -161,7 +161,7 @@ def _require_no_predictions(config: Show) -> None:
     require(not asked, f"{asked} for {config.model}", "masked patches are predicted by a run of smalti pretrain")
 
 
-def _look_completed(config: Show, compute: Compute) -> ModelPictures:
+def _show_completed(config: Show, compute: Compute) -> ModelPictures:
     """Original | masked | tokenizer | predicted | entropy; of predicted pixels without tokenizer and entropy."""
     run = read_config(config.model, Pretrain)
     try:
@@ -169,7 +169,7 @@ def _look_completed(config: Show, compute: Compute) -> ModelPictures:
     except UsageError:  # it is a backbone alone, or came without its tokenizer
         if not config.wanted:
             raise
-        return _look_inside(config, run.data, compute)
+        return _show_inside(config, run.data, compute)
     backbone, data = inpainter.model.backbone, _shown(config, run.data)
     pixels, *about = _read_images(config, data)
     batch = inpainter.batch(pixels, _mask(config, backbone.config.grid, isinstance(run.decoder, Linear)))
@@ -179,7 +179,7 @@ def _look_completed(config: Show, compute: Compute) -> ModelPictures:
     return replace(seen, columns=seen.columns | columns, note=f"{seen.note} {note}".strip())
 
 
-def _look_inside(config: Show, data: Data, compute: Compute) -> ModelPictures:
+def _show_inside(config: Show, data: Data, compute: Compute) -> ModelPictures:
     """Original with attention and features, of a network that predicts nothing that could be shown."""
     _require_no_predictions(config)
     network = network_of(config.model, compute)
@@ -209,7 +209,7 @@ def _predicted(
     random = float(np.log(log_p.shape[-1]))
     columns["entropy"] = heat_map(values.numpy(), random, "viridis", columns["original"])
     for number in range(config.samples):
-        guesses = torch.stack([drawn(row, own, config.temperature, config.seed, number) for row, own in rows])
+        guesses = torch.stack([sample_tokens(row, own, config.temperature, config.seed, number) for row, own in rows])
         sample = inpaint(inpainter.model, inpainter.tokenizer, batch, inpainter.compute, guesses.to(device))
         columns[f"sample {number + 1}"] = to_pixels(sample.predicted, shown)
     if config.samples:
@@ -246,7 +246,7 @@ def _mask(config: Show, grid: Grid, sees_all: bool) -> Bool[np.ndarray, "N"] | N
 
 
 @torch.no_grad()
-def _look_finetuned(config: Show, compute: Compute) -> ModelPictures:
+def _show_finetuned(config: Show, compute: Compute) -> ModelPictures:
     """Original with its most likely classes; of a segmenter, original | predicted, and where there are masks | true."""
     _require_no_predictions(config)
     run, network = read_config(config.model, Finetune), load_finetuned(config.model, compute)
@@ -324,7 +324,7 @@ def _read_images(config: Show, data: Data) -> tuple[UInt8[Tensor, "B C H W"], li
             true.append("")
             continue
         held_out = embedded("test").with_channels(data.channels) if place == EMBEDDED else None
-        column = data.image_column if lasting(place) == lasting(data.path) else ""
+        column = data.image_column if absolute_data(place) == absolute_data(data.path) else ""
         asked = replace(data, follow_links=follow, image_column=column)
         source = asked.source(place, part="all") if held_out is None else held_out
         for position in even_sample(len(source), config.count):

@@ -12,7 +12,7 @@ from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.names import LeftOut
 
 
-class Joined(ImageDataset):
+class ConcatDataset(ImageDataset):
     """Several datasets, one after the other; classes of the same name are one, and keys begin with the name of a part.
 
     There are no labels where a part has none.

@@ -1,4 +1,4 @@
-"""A learned codebook as part of a tokenizer: unit codes that follow the points assigned to them."""
+"""A learned codebook as part of a tokenizer: unit codes, updated by moving averages (EMA) of their points."""
 
 from typing import Protocol
 
@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.config import require
-from smalti.functional.codebook import Codebook, followed, nearest, revived, started
+from smalti.functional.codebook import Codebook, ema_update, nearest, new_codebook, replace_dead_codes
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.trunk import float32
 
 
-class CodesConfig(Protocol):
-    """A configuration with a codebook that follows its points."""
+class CodebookConfig(Protocol):
+    """The configuration of a codebook that is updated by EMA."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -28,7 +28,7 @@ class CodesConfig(Protocol):
     def dead_after(self) -> int: ...
 
 
-def require_codes(config: CodesConfig) -> None:
+def require_codebook(config: CodebookConfig) -> None:
     """Check the settings of a codebook.
 
     Raises:
@@ -40,10 +40,10 @@ def require_codes(config: CodesConfig) -> None:
     require(config.dead_after >= 1, f"codes dead after {config.dead_after} steps", "use at least 1")
 
 
-class FollowingCodes(ImageTokenizer):
-    """Unit codes in the buffers of a tokenizer, which follow the points assigned to them by moving averages (EMA).
+class EMACodebookTokenizer(ImageTokenizer):
+    """A tokenizer with unit codes in its buffers, each updated by moving averages (EMA) of the points assigned to it.
 
-    Points are unit vectors, too. Dead codes are moved to points.
+    Points are unit vectors, too. Dead codes are replaced by points.
 
     Reference: van den Oord et al. 2017 (VQ-VAE, EMA codebook); Yu et al. 2022 (ViT-VQGAN: few dimensions, unit length).
     """
@@ -56,21 +56,21 @@ class FollowingCodes(ImageTokenizer):
     dead_after: int
     commitment: float
 
-    def add_codes(self, config: CodesConfig) -> None:
+    def add_codebook(self, config: CodebookConfig) -> None:
         """Add the codebook, with random codes."""
         self.decay, self.dead_after, self.commitment = config.decay, config.dead_after, config.commitment
-        book = started(torch.nn.init.orthogonal_(torch.empty(config.vocab_size, config.code_dim)))
-        for name, value in book._asdict().items():
+        codebook = new_codebook(torch.nn.init.orthogonal_(torch.empty(config.vocab_size, config.code_dim)))
+        for name, value in codebook._asdict().items():
             self.register_buffer(name, value)
 
     @property
-    def book(self) -> Codebook:
+    def codebook(self) -> Codebook:
         """The codebook in the buffers."""
         return Codebook(self.codes, self.sizes, self.sums, self.unused)
 
-    def set_book(self, book: Codebook) -> None:
+    def set_codebook(self, codebook: Codebook) -> None:
         """Copy a codebook into the buffers."""
-        for own, new in zip(self.book, book, strict=True):
+        for own, new in zip(self.codebook, codebook, strict=True):
             own.copy_(new)
 
     def nearest(self, points: Float[Tensor, "*B d"]) -> Int[Tensor, "*B"]:
@@ -83,7 +83,7 @@ class FollowingCodes(ImageTokenizer):
         return F.embedding(ids, self.codes)
 
     @torch.no_grad()
-    def follow(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
+    def update_codebook(self, points: Float[Tensor, "n d"], ids: Int[Tensor, "n"], step: int) -> None:
         """Update the codes by EMA, and move those without points for `dead_after` steps to some of these points.
 
         Args:
@@ -91,11 +91,11 @@ class FollowingCodes(ImageTokenizer):
             ids: the code assigned to each.
             step: number of optimiser steps done.
         """
-        moved = followed(self.book, points, ids, self.decay)
-        self.set_book(revived(moved, points, step, self.dead_after))
+        moved = ema_update(self.codebook, points, ids, self.decay)
+        self.set_codebook(replace_dead_codes(moved, points, step, self.dead_after))
 
     def meters(self) -> dict[str, Tensor]:
-        """Share of the codes with a point in the last `dead_after` / 2 steps, and perplexity of their use lately."""
+        """Share of the codes with a point in the last `dead_after` / 2 steps, and perplexity of their use (EMA)."""
         alive = (self.unused < max(self.dead_after // 2, 1)).float().mean()
         shares = self.sizes / self.sizes.sum()  # in float32: a GPU of Apple's has no float64
         return {"alive": alive, "perplexity": torch.special.entr(shares).sum().exp()}

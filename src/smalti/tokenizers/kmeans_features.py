@@ -22,13 +22,13 @@ from smalti.core.config import require, setting
 from smalti.functional.codebook import kmeans, nearest_centre
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.tokenizers.taught import (
-    AT_ONCE,
-    Taught,
-    feature_parts,
+from smalti.tokenizers.teacher_features import (
+    CHUNK,
+    TeacherBased,
+    iter_features,
     mean_patches,
     normalised_features,
-    painted_image,
+    patches_to_image,
     without_norm,
 )
 from smalti.tokenizers.trunk import float32, varied_patches
@@ -38,7 +38,7 @@ _POINTS = 1 << 15
 
 
 @dataclass(frozen=True)
-class KMeansFeatures(Taught):
+class KMeansFeatures(TeacherBased):
     """Configuration of a tokenizer by k-means on the features of a teacher."""
 
     components: int = setting(64, "principal components of features that are compared, at most")
@@ -48,13 +48,13 @@ class KMeansFeatures(Taught):
         super().__post_init__()
         require(self.components >= 2, f"{self.components} principal components", "use at least 2")
 
-    def taught_by(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
-        """The configuration with what is known of a teacher, and the part of the teacher that is used (`used_part`).
+    def with_teacher(self, teacher: VisionTransformer) -> tuple[Self, VisionTransformer]:
+        """The configuration with what is known of a teacher, and the part of the teacher that is used (`cut_teacher`).
 
         Raises:
             UsageError: there is no such block.
         """
-        used = self.used_part(teacher)
+        used = self.cut_teacher(teacher)
         return replace(self, layer=used.config.depth, backbone=used.config), used
 
     def build(self, seed: int = 0) -> "KMeansFeatureTokenizer":
@@ -80,7 +80,7 @@ class KMeansFeatureTokenizer(ImageTokenizer):
 
     def __init__(self, config: KMeansFeatures, seed: int) -> None:
         super().__init__(config)
-        vit = config.taught
+        vit = config.known_backbone
         self.grid = vit.grid
         self.backbone = without_norm(vit.build(seed))
         width, pixels = min(config.components, vit.embed_dim), vit.in_chans * vit.patch_size**2
@@ -89,8 +89,8 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         self.register_buffer("centres", torch.zeros(config.vocab_size, width))
         self.register_buffer("painted", torch.zeros(config.vocab_size, pixels))
 
-    def learn_from(self, teacher: VisionTransformer, images: Tensor) -> None:
-        """Use the weights of a teacher, which `taught_by` has cut, and its device; images have no part in it."""
+    def fit_to_teacher(self, teacher: VisionTransformer, images: Tensor) -> None:
+        """Use the weights of a teacher, which `with_teacher` has cut, and its device; images have no part in it."""
         self.backbone = teacher
         self.to(teacher.cls_token.device)
 
@@ -106,17 +106,17 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         """
         varied = varied_patches(images, self.stride)
         self._fit_projection(images)
-        points = torch.cat([self.points(self._placed(part)).cpu() for part in images.split(AT_ONCE)])
+        points = torch.cat([self.points(self._to_device(part)).cpu() for part in images.split(CHUNK)])
         shown = points[varied]
         self.centres.copy_(kmeans(shown, self.vocab_size, order[order < len(shown)]))
-        ids = torch.cat([self.nearest(self._placed(part)).cpu() for part in points.flatten(0, 1).split(_POINTS)])
+        ids = torch.cat([self.nearest(self._to_device(part)).cpu() for part in points.flatten(0, 1).split(_POINTS)])
         self.painted.copy_(mean_patches(images, ids.view(varied.shape), self.vocab_size, self.stride))
 
     def _fit_projection(self, images: Tensor) -> None:
         """Set means and principal directions; sums are in float64 on the CPU, so that batches do not matter."""
         total = torch.zeros(self.mean.shape, dtype=torch.float64)
         squares = torch.zeros(total.shape[1], total.shape[1], dtype=torch.float64)
-        for features in feature_parts(self.backbone, images):
+        for features in iter_features(self.backbone, images):
             total += features.sum(0)
             squares += features.flatten(0, 1).t() @ features.flatten(0, 1)
         mean = total / len(images)
@@ -125,8 +125,8 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         _, vectors = torch.linalg.eigh(covariance)
         self.directions.copy_(vectors.flip(1).t()[: len(self.directions)])
 
-    def _placed(self, some: Tensor) -> Tensor:
-        return some.to(self.mean.device)
+    def _to_device(self, part: Tensor) -> Tensor:
+        return part.to(self.mean.device)
 
     def points(self, images: Tensor) -> Float[Tensor, "B N d"]:
         """The principal components of the features of every patch, at unit length, in float32.
@@ -145,8 +145,8 @@ class KMeansFeatureTokenizer(ImageTokenizer):
 
     def encode(self, images: Tensor) -> Int[Tensor, "B h w"]:
         """The nearest centre at every position."""
-        return self.nearest(self.points(images)).unflatten(1, self.config.taught.grid)
+        return self.nearest(self.points(images)).unflatten(1, self.config.known_backbone.grid)
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""
-        return painted_image(ids, self.painted, self.stride)
+        return patches_to_image(ids, self.painted, self.stride)
