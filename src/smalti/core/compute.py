@@ -80,7 +80,9 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     """Resolve `auto`: the best available device, and bf16 where its matrix products are 1.5 times as fast as fp32.
 
     On a CPU, matrix products in both formats are timed, for at most two seconds and once in a process, and freed memory
-    is kept for the next step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device supports it.
+    is kept for the next step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device has units for it: torch
+    emulates it on others (V100, T4), more slowly than float32. cuDNN's convolutions are told to compute float32 in
+    float32, and not in TF32, of ten bits, as they would.
 
     Raises:
         UsageError: the named device is not available.
@@ -88,10 +90,12 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     chosen = _choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
+    if chosen.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     if precision != "auto":
         return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
     if chosen.type != "cpu":
-        fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return Compute(chosen, torch.bfloat16 if fast else torch.float32)
     fp32, bf16 = (_gflops(kind, torch.get_num_threads()) for kind in (torch.float32, torch.bfloat16))
     dtype = torch.bfloat16 if bf16 > _WORTH_IT * fp32 else torch.float32
