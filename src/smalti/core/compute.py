@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -188,16 +189,24 @@ def peak_memory() -> int:
 
 
 def should_compile(wanted: Compile, steps: int, device: torch.device) -> bool:
-    """Resolve `auto`: True for runs that are long enough, on a CPU only where there is a C++ compiler."""
+    """Resolve `auto`: True for runs that are long enough, where torch can compile for the device."""
     if wanted != "auto":
         return wanted == "on"
-    return steps >= _PAYS_FROM and (device.type == "cuda" or (device.type == "cpu" and has_compiler()))
+    return steps >= _PAYS_FROM and can_compile(device)
 
 
-def has_compiler() -> bool:
-    """Whether there are a C++ compiler and Python's headers, which torch.compile needs on a CPU."""
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs: a compiler, and for a GPU Triton and units of 2017 or later."""
+    if device.type == "cuda":
+        new_enough = torch.cuda.get_device_capability(device) >= (7, 0)
+        return new_enough and find_spec("triton") is not None and has_compiler(("gcc", "clang"))
+    return device.type == "cpu" and has_compiler()
+
+
+def has_compiler(names: tuple[str, ...] = ("c++", "g++", "clang++")) -> bool:
+    """Whether there are Python's headers and one of these compilers: of C++ for a CPU, of C for Triton on a GPU."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    return headers.exists() and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    return headers.exists() and any(map(shutil.which, names))
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
