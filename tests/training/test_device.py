@@ -205,13 +205,14 @@ def test_images_become_tokens_and_pictures_on_the_device(config: Any) -> None:
 
 
 @pytest.mark.parametrize("jitter", [ColorJitter(), ColorJitter(before_crop=True)])
-def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter) -> None:
+def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter, pinned: list[Tensor]) -> None:
     images = InMemoryDataset(torch.zeros(6, 3, 40, 40, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     source = InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (32, 32), (16, 16), jitter), CUDA)
     with pretended(waits=False):
         views = source(Sampler(6, 4, 0)(0))
         assert views.token_image is not None
         assert (views.image.device, views.token_image.device) == (CUDA, CUDA)
+    assert all(value.ndim < 4 for value in pinned), "images are gathered in pinned memory, and not copied there"
 
 
 class Given:

@@ -158,6 +158,16 @@ def on_device(value: Tensor, device: torch.device) -> Tensor:
     return (value.pin_memory() if to_cuda else value).to(device, non_blocking=to_cuda)
 
 
+def rows_on_device(table: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """The rows `index` of a large tensor on a CPU, on `device`; as by `on_device`, and copied once less.
+
+    They are gathered straight into the memory that they are sent from. `table[index]` takes ten times as long.
+    """
+    to_cuda = device.type == "cuda"
+    rows = torch.empty(len(index), *table.shape[1:], dtype=table.dtype, pin_memory=to_cuda)
+    return torch.index_select(table, 0, index, out=rows).to(device, non_blocking=to_cuda)
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64: a GPU of Apple's does not."""
     return device.type != "mps"
