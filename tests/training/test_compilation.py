@@ -52,8 +52,8 @@ def test_auto_compiles_for_a_gpu_where_triton_can(
     expected: bool,
 ) -> None:
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(compute.sysconfig, "get_path", lambda _: str(tmp_path))
-    monkeypatch.setattr(compute.shutil, "which", lambda name: name if name in programs else None)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
     monkeypatch.setattr(compute, "find_spec", lambda name: name if name in modules else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert should_compile("auto", 10**6, torch.device("cuda")) is expected
