@@ -3,6 +3,7 @@
 import itertools
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +35,22 @@ def test_a_mac_computes_on_its_gpu_in_fp32(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     chosen = choose_compute()
     assert (chosen.device_kind, chosen.precision) == ("mps", "fp32")
+
+
+@pytest.mark.parametrize(("major", "precision"), [(7, "fp32"), (8, "bf16"), (9, "bf16")])
+def test_a_gpu_computes_in_bf16_where_it_has_units_for_it_and_never_in_tf32(
+    monkeypatch: pytest.MonkeyPatch, major: int, precision: str
+) -> None:
+    """A V100 and a T4, of capability 7, have tensors of bf16, and no products of them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    chosen = choose_compute("cuda")
+    assert (chosen.device_kind, chosen.precision) == ("cuda", precision)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_on_macos_memory_is_counted_in_bytes_and_no_glibc_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_images_and_labels_are_mixed_with_those_at_the_mirrored_place(mixing: Mi
     batch = batch_of()
     assert batch.label is not None
     mixed = mixing(batch, 5)
-    kept = np.broadcast_to(mixing.kept(fold(np.arange(8)), 6, 9), (8, 6, 9))
+    kept = np.broadcast_to(mixing.kept(fold(np.arange(8)), 6, 9).numpy(), (8, 6, 9))
     one_hot = F.one_hot(batch.label, 5).double().numpy()
     assert mixed.target is not None
     assert mixed.label is not None
@@ -44,7 +44,7 @@ def test_images_and_labels_are_mixed_with_those_at_the_mirrored_place(mixing: Mi
 
 
 def test_cutmix_puts_a_box_of_the_other_image_into_each() -> None:
-    kept = Mixing(cutmix=1.0).kept(KEYS[:500], 32, 32)
+    kept = Mixing(cutmix=1.0).kept(KEYS[:500], 32, 32).numpy()
     assert set(np.unique(kept)) == {0.0, 1.0}
     for one in kept:
         rows, columns = np.flatnonzero((one == 0).any(1)), np.flatnonzero((one == 0).any(0))
@@ -56,25 +56,25 @@ def test_cutmix_puts_a_box_of_the_other_image_into_each() -> None:
 
 
 def test_mixup_is_the_same_everywhere_in_an_image() -> None:
-    assert Mixing(mixup=0.8).kept(KEYS[:5], 32, 32).shape == (5, 1, 1)
+    assert Mixing(mixup=0.8).kept(KEYS[:5], 32, 32).numpy().shape == (5, 1, 1)
 
 
 @pytest.mark.parametrize(("switch", "share"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0)])
 def test_the_kind_is_chosen_image_by_image(switch: float, share: float) -> None:
-    kept = np.broadcast_to(Mixing(0.8, 1.0, switch=switch).kept(KEYS, 8, 8), (len(KEYS), 8, 8))
+    kept = np.broadcast_to(Mixing(0.8, 1.0, switch=switch).kept(KEYS, 8, 8).numpy(), (len(KEYS), 8, 8))
     mixup = (np.ptp(kept, axis=(1, 2)) == 0) & (kept[:, 0, 0] > 0) & (kept[:, 0, 0] < 1)
     assert 1 - mixup.mean() == pytest.approx(share, abs=0.03)
 
 
 def test_some_images_stay_as_they_are() -> None:
-    kept = Mixing(0.8, probability=0.25).kept(KEYS, 8, 8)
+    kept = Mixing(0.8, probability=0.25).kept(KEYS, 8, 8).numpy()
     assert (kept == 1).mean() == pytest.approx(0.75, abs=0.03)
 
 
 def test_what_is_drawn_depends_on_the_key_of_the_image_alone() -> None:
     mixing = Mixing(0.8, 1.0)
-    together = np.broadcast_to(mixing.kept(KEYS[:50], 8, 8), (50, 8, 8))
-    assert np.array_equal(together[20:30], np.broadcast_to(mixing.kept(KEYS[20:30], 8, 8), (10, 8, 8)))
+    together = np.broadcast_to(mixing.kept(KEYS[:50], 8, 8).numpy(), (50, 8, 8))
+    assert np.array_equal(together[20:30], np.broadcast_to(mixing.kept(KEYS[20:30], 8, 8).numpy(), (10, 8, 8)))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from smalti.runs.pretraining_checks import ONLINE
 from tests.distributed.started import started
 from tests.small_runs import (
     CPU,
@@ -105,6 +106,14 @@ def test_rounds_are_the_same_for_two_ranks(photos: Path, tokenizer: Path, tmp_pa
     one, many = (metrics(trained(world, command, photos, tmp_path / f"{world}", 8)) for world in (1, 2))
     assert [line["loss"] for line in many] == pytest.approx([line["loss"] for line in one], rel=0.02)
     assert len(one) == 4
+
+
+def test_features_of_a_network_in_parts_are_measured_while_it_learns(
+    photos: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    command = [*mim("fsdp", tokenizer), "--online.data", str(photos), "--online.every", "2"]
+    lines = metrics(trained(2, command, photos, tmp_path / "many", steps=2))
+    assert [0 < line[ONLINE] <= 1 for line in lines if ONLINE in line] == [True]
 
 
 def mim(kind: str, tokenizer: Path) -> list[str]:

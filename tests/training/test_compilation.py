@@ -34,6 +34,33 @@ def test_auto_compiles_long_runs_where_there_is_a_compiler(
 
 
 @pytest.mark.parametrize(
+    ("capability", "modules", "programs", "expected"),
+    [
+        ((8, 0), ["triton"], ["gcc"], True),
+        ((8, 0), ["triton"], ["clang"], True),
+        ((8, 0), ["triton"], [], False),  # a container without a compiler: Triton would stop the run at its first step
+        ((8, 0), [], ["gcc"], False),
+        ((6, 1), ["triton"], ["gcc"], False),
+    ],
+)
+def test_auto_compiles_for_a_gpu_where_triton_can(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capability: tuple[int, int],
+    modules: list[str],
+    programs: list[str],
+    expected: bool,
+) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
+    monkeypatch.setattr(compute, "find_spec", lambda name: name if name in modules else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert should_compile("auto", 10**6, torch.device("cuda")) is expected
+    assert not should_compile("auto", 10**6, torch.device("mps"))
+
+
+@pytest.mark.parametrize(
     ("decoder", "target", "wanted", "expected"),
     [
         (CrossAttention(), Tokens(), "on", True),

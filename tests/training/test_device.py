@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective
+from smalti.core.rng import Keys
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.tokens import encode, scored
+from smalti.data.transforms.batch_transforms import TransformedBatches, Erasing, Mixing
 from smalti.data.transforms.randaugment import OPERATIONS
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import build_classifier
@@ -202,13 +205,46 @@ def test_images_become_tokens_and_pictures_on_the_device(config: Any) -> None:
 
 
 @pytest.mark.parametrize("jitter", [ColorJitter(), ColorJitter(before_crop=True)])
-def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter) -> None:
+def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJitter, pinned: list[Tensor]) -> None:
     images = InMemoryDataset(torch.zeros(6, 3, 40, 40, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     source = InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (32, 32), (16, 16), jitter), CUDA)
     with pretended(waits=False):
         views = source(Sampler(6, 4, 0)(0))
         assert views.token_image is not None
         assert (views.image.device, views.token_image.device) == (CUDA, CUDA)
+    assert all(value.ndim < 4 for value in pinned), "images are gathered in pinned memory, and not copied there"
+
+
+class Given:
+    """The same batch in every step."""
+
+    waited = 0.0
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __call__(self, step: int) -> Batch:
+        return self.batch
+
+    def close(self) -> None:
+        pass
+
+
+def test_images_are_erased_and_mixed_on_the_device_and_nothing_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are read on the CPU: to read them from a GPU would be to wait for all that it was given before."""
+    read = list[str]()
+
+    def keys_of(batch: Batch) -> Keys:
+        read.append(batch.key.device.type)
+        return np.arange(4, dtype=np.uint64)
+
+    monkeypatch.setattr("smalti.data.transforms.batch_transforms.keys_of", keys_of)
+    given = Given(made())
+    with pretended(waits=False):
+        changes = Erasing(1.0), partial(Mixing(0.8, 1.0), num_classes=5)
+        done = TransformedBatches(given, changes, CUDA)(0)
+        assert {value.device for value in vars(done).values() if value is not None} == {CUDA}
+    assert read == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.change.__name__)

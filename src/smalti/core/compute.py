@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -80,7 +81,9 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     """Resolve `auto`: the best available device, and bf16 where its matrix products are 1.5 times as fast as fp32.
 
     On a CPU, matrix products in both formats are timed, for at most two seconds and once in a process, and freed memory
-    is kept for the next step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device supports it.
+    is kept for the next step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device has units for it: torch
+    emulates it on others (V100, T4), more slowly than float32. cuDNN's convolutions are told to compute float32 in
+    float32, and not in TF32, of ten bits, as they would.
 
     Raises:
         UsageError: the named device is not available.
@@ -88,10 +91,12 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     chosen = _choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
+    if chosen.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     if precision != "auto":
         return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
     if chosen.type != "cpu":
-        fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return Compute(chosen, torch.bfloat16 if fast else torch.float32)
     fp32, bf16 = (_gflops(kind, torch.get_num_threads()) for kind in (torch.float32, torch.bfloat16))
     dtype = torch.bfloat16 if bf16 > _MIN_BF16_SPEEDUP * fp32 else torch.float32
@@ -153,6 +158,16 @@ def on_device(value: Tensor, device: torch.device) -> Tensor:
     return (value.pin_memory() if to_cuda else value).to(device, non_blocking=to_cuda)
 
 
+def rows_on_device(table: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """The rows `index` of a large tensor on a CPU, on `device`; as by `on_device`, and copied once less.
+
+    They are gathered straight into the memory that they are sent from. `table[index]` takes ten times as long.
+    """
+    to_cuda = device.type == "cuda"
+    rows = torch.empty(len(index), *table.shape[1:], dtype=table.dtype, pin_memory=to_cuda)
+    return torch.index_select(table, 0, index, out=rows).to(device, non_blocking=to_cuda)
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64: a GPU of Apple's does not."""
     return device.type != "mps"
@@ -184,16 +199,24 @@ def peak_memory() -> int:
 
 
 def should_compile(wanted: Compile, steps: int, device: torch.device) -> bool:
-    """Resolve `auto`: True for runs that are long enough, on a CPU only where there is a C++ compiler."""
+    """Resolve `auto`: True for runs that are long enough, where torch can compile for the device."""
     if wanted != "auto":
         return wanted == "on"
-    return steps >= _MIN_COMPILED_STEPS and (device.type == "cuda" or (device.type == "cpu" and has_compiler()))
+    return steps >= _MIN_COMPILED_STEPS and can_compile(device)
 
 
-def has_compiler() -> bool:
-    """Whether there are a C++ compiler and Python's headers, which torch.compile needs on a CPU."""
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs: a compiler, and for a GPU Triton and units of 2017 or later."""
+    if device.type == "cuda":
+        new_enough = torch.cuda.get_device_capability(device) >= (7, 0)
+        return new_enough and find_spec("triton") is not None and has_compiler(("gcc", "clang"))
+    return device.type == "cpu" and has_compiler()
+
+
+def has_compiler(names: tuple[str, ...] = ("c++", "g++", "clang++")) -> bool:
+    """Whether there are Python's headers and one of these compilers: of C++ for a CPU, of C for Triton on a GPU."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    return headers.exists() and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    return headers.exists() and any(map(shutil.which, names))
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smalti.core.compute import on_device
+from smalti.core.compute import on_device, rows_on_device
 from smalti.core.config import require
 from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.log import Log
@@ -191,7 +191,7 @@ class InMemoryViewSource:
         height, width = self.source.pixels.shape[-2:]
         crop = views.crop(rows.view_keys, height, width, views.size)
         # the batch has no name here, so that its memory is free once it is recoloured
-        shown = views_of(on_device(self.source.pixels[chosen], self.device), views, rows.view_keys, crop)
+        shown = views_of(rows_on_device(self.source.pixels, chosen, self.device), views, rows.view_keys, crop)
         return Views(shown[0], shown[1] if len(shown) > 1 else None, chosen, self.source.labels_at(rows.index))
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from smalti.core.compute import Compute, Device, Precision, choose_compute, has_compiler
+from smalti.core.compute import Compute, Device, Precision, can_compile, choose_compute
 from smalti.core.config import require, setting
 from smalti.core.contracts import Batches
 from smalti.core.files import require_place
@@ -171,7 +171,7 @@ def _pretrain(
     """Stage two, in the time that is not needed for the evaluation."""
     compiling = config.pretrain.compile
     if compiling == "auto":  # it takes half a minute
-        pays = config.seconds >= _SHORT and has_compiler() and compute.device.type != "mps"
+        pays = config.seconds >= _SHORT and can_compile(compute.device)
         compiling = "on" if pays else "off"
     run = replace(
         config.pretrain,

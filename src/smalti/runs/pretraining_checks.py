@@ -20,6 +20,7 @@ from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, unlabelled
 from smalti.data.tokens import encode
+from smalti.distributed.collectives import full_tensor
 from smalti.evaluation.code_information import CodeInformation, code_information
 from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.pretraining import PixelLoss, TokenLoss
@@ -153,7 +154,8 @@ class OnlineProbe:
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         assert isinstance(model, MaskedImageModel)
-        self.copy.load_state_dict(model.backbone.state_dict())
+        weights = model.backbone.state_dict()  # of every rank a part, with fsdp
+        self.copy.load_state_dict({name: full_tensor(value) for name, value in weights.items()})
         features = extract(self.copy, self.images, self.compute, poolings=_POOLINGS, dtype=torch.float16)
         accuracies = [leave_one_out_accuracy(x, self.images.labels) for x in features.values()]
         return {ONLINE: max(accuracies)}

@@ -7,7 +7,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from smalti.core.compute import on_device
 from smalti.core.config import require, setting
@@ -23,23 +25,29 @@ _RECTANGLES, _SHARES = 10, 32
 _NOISE = 2
 """Number of the noise stream drawn from a key; 0 is used for Gumbel noise, 1 for drop path."""
 
+_CPU = torch.device("cpu")
+
 BatchTransform: TypeAlias = Callable[[Batch], Batch]
 """A function of the batch only; all its random numbers are drawn from `keys_of`."""
 
 
 @dataclass(frozen=True)
 class TransformedBatches:
-    """Batches moved to the device, with every transform applied in order."""
+    """Batches moved to the device, with every transform applied in order.
+
+    Keys are moved last: what is drawn from them on the CPU would else wait for all work that a GPU was given before.
+    """
 
     batches: Batches
     changes: tuple[BatchTransform, ...]
     device: torch.device
 
     def __call__(self, step: int) -> Batch:
-        batch = self.batches(step).to(self.device)
+        made = self.batches(step)
+        batch = replace(made.to(self.device), key=made.key)
         for change in self.changes:
             batch = change(batch)
-        return batch
+        return batch.to(self.device)
 
     @property
     def wait_seconds(self) -> float:
@@ -85,7 +93,8 @@ class Erasing:
         down = torch.arange(some.shape[-2], device=rows.device)[:, None]
         right = torch.arange(some.shape[-1], device=rows.device)
         inside = (down >= top) & (down < top + height) & (right >= left) & (right < left + width)
-        noise = uniform_noise(batch.key[rows], some[0].numel(), _NOISE).reshape(some.shape)
+        keys = on_device(batch.key, rows.device)[rows]
+        noise = uniform_noise(keys, some[0].numel(), _NOISE).reshape(some.shape)
         images[rows] = torch.where(inside[:, None], noise, some)
         return replace(batch, image=images)
 
@@ -140,7 +149,7 @@ class Mixing:
         assert batch.label is not None
         images = as_unit_range(batch.image)
         height, width = images.shape[-2:]
-        kept = on_device(torch.from_numpy(self.kept(keys_of(batch), height, width)).float(), images.device)
+        kept = self.kept(keys_of(batch), height, width, images.device)
         target = batch.target if batch.target is not None else F.one_hot(batch.label, num_classes).float()
         share = kept.mean((1, 2))[:, None]
         return replace(
@@ -149,18 +158,20 @@ class Mixing:
             target=torch.where(share < 1, torch.lerp(reversed_over_ranks(target), target, share), target),
         )
 
-    def kept(self, keys: Keys, height: int, width: int) -> NDArray[np.float64]:
+    def kept(self, keys: Keys, height: int, width: int, device: torch.device = _CPU) -> Float[Tensor, "B _H _W"]:
         """Weight of the image itself at each pixel, in [0, 1]: (B, height, width), or (B, 1, 1) without CutMix."""
         mixed, kind, down, right = uniform(fold(keys, Stream.MIX), 4).T
         cut = kind < (self.switch if self.mixup and self.cutmix else float(self.cutmix > 0))
         alpha = np.where(cut, self.cutmix, self.mixup)
         share = np.where(mixed < self.probability, beta(fold(keys, Stream.MIX, 1), np.maximum(alpha, 1e-3)), 1.0)
+        shares = on_device(torch.from_numpy(share).float(), device)[:, None, None]
         if not cut.any():
-            return share[:, None, None]
+            return shares
         side = np.sqrt(1 - share) / 2
-        rows, columns = (_inside(*place) for place in ((down, side, height), (right, side, width)))
+        drawn = cut[:, None], _inside(down, side, height), _inside(right, side, width)
+        is_cut, rows, columns = (on_device(torch.from_numpy(part), device) for part in drawn)
         box = rows[:, :, None] & columns[:, None, :]
-        return np.where(cut[:, None, None], 1.0 - box, share[:, None, None])
+        return torch.where(is_cut[:, None], (~box).float(), shares)
 
 
 def beta(keys: Keys, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
