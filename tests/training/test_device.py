@@ -25,7 +25,7 @@ from smalti.core.rng import Keys
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Sampler
 from smalti.data.tokens import encode, scored
-from smalti.data.transforms.batch_transforms import TransformedBatches, Erasing, Mixing
+from smalti.data.transforms.batch_transforms import Erasing, Mixing, TransformedBatches
 from smalti.data.transforms.randaugment import OPERATIONS
 from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
 from smalti.models.classifier import build_classifier
@@ -218,7 +218,7 @@ def test_images_in_memory_are_cropped_and_coloured_on_the_device(jitter: ColorJi
 class Given:
     """The same batch in every step."""
 
-    waited = 0.0
+    wait_seconds = 0.0
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
