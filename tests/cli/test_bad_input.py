@@ -209,7 +209,7 @@ def test_a_folder_of_images_as_tokenizer(photos: Path, tmp_path: Path, failure: 
 
 def test_a_backbone_as_tokenizer(photos: Path, backbone: Path, tmp_path: Path, failure: Failure) -> None:
     line = failure(pretrain(photos, backbone, tmp_path / "run"), 2)
-    assert line == f"{backbone} is a Pretrain run; a TrainTokenizer run is needed here"
+    assert line == f"{backbone} is a run of pretrain; a run of train-tokenizer is needed here"
 
 
 def test_other_channels_than_the_tokenizer_has(photos: Path, tokenizer: Path, tmp_path: Path, failure: Failure) -> None:
@@ -224,7 +224,7 @@ def test_other_channels_than_the_tokenizer_has(photos: Path, tokenizer: Path, tm
 
 def test_resuming_what_is_no_run(tmp_path: Path, tokenizer: Path, failure: Failure) -> None:
     assert failure(main(["train-tokenizer", "--resume", str(tmp_path)]), 4).startswith(f"{tmp_path} is no run folder; ")
-    assert "is a TrainTokenizer run; a Pretrain run is needed" in failure(
+    assert "is a run of train-tokenizer; a run of pretrain is needed" in failure(
         main(["pretrain", "--resume", str(tokenizer)]), 2
     )
 
@@ -232,6 +232,29 @@ def test_resuming_what_is_no_run(tmp_path: Path, tokenizer: Path, failure: Failu
 def test_evaluating_what_is_no_run(photos: Path, tmp_path: Path, failure: Failure) -> None:
     line = failure(main(["evaluate", str(tmp_path), str(photos), *CPU]), 4)
     assert line.startswith(f"{tmp_path} is no run folder; ")
+
+
+@pytest.mark.parametrize("verb_name", ["evaluate", "predict", "embed", "show"])
+def test_a_model_after_the_images(
+    verb_name: str, photos: Path, backbone: Path, tmp_path: Path, failure: Failure
+) -> None:
+    out = [] if verb_name == "evaluate" else ["--out", str(tmp_path / {"show": "a.html"}.get(verb_name, "a.npy"))]
+    out = ["--out", str(tmp_path / "a.csv")] if verb_name == "predict" else out
+    line = failure(main([verb_name, str(photos), str(backbone), *out, "--device", "cpu"]), 2)
+    assert line == f"{backbone} is a model, and {photos} is none; give the model first, then the images"
+
+
+def test_a_pattern_for_images(photos: Path, tokenizer: Path, failure: Failure) -> None:
+    line = failure(main(["evaluate", str(tokenizer), f"{photos}/*.jpg", *CPU]), 3)
+    assert line.startswith(f"no folder {photos}/*.jpg; patterns are not expanded here; give the folder of the images")
+
+
+def test_images_that_are_kept_smaller_than_the_network_reads_them(
+    photos: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(photos, tokenizer, tmp_path / "run", 1, "--data.side", "8") == 0
+    said = "images are kept at 8 x 8 pixels (--data.side) and enlarged to 16 x 16; --backbone.img-size 8 8 reads"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "MANIFEST.json"])

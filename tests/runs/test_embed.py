@@ -448,7 +448,7 @@ def test_a_wrong_model_is_said_in_one_line(runs: Path, tmp_path: Path, capsys: p
     rest = [str(runs / "photos"), "--out", str(tmp_path / "f.npy"), *CPU]
     assert "nowhere is no run folder" in error_of(["embed", "nowhere", *rest], 4, capsys)
     tokenizer = str(runs / "tokenizer")
-    assert f"{tokenizer} is a TrainTokenizer run; features are those of" in error_of(
+    assert f"{tokenizer} is a run of train-tokenizer; features are those of" in error_of(
         ["embed", tokenizer, *rest], 2, capsys
     )
     assert "no folder" in error_of(["embed", str(runs / "beit"), str(tmp_path / "none"), *rest[1:]], 3, capsys)

@@ -283,7 +283,7 @@ def test_a_run_without_a_backbone_is_refused(photos: Path, tmp_path: Path, capsy
     (tmp_path / "config.json").write_text('{"smalti": "0", "config": {"kind": "TrainTokenizer"}}')
     assert finetune(photos, tmp_path, tmp_path / "run") == 2
     message = (
-        f"error: {tmp_path} is a TrainTokenizer run; there is no backbone in it; give a run of pretrain or finetune"
+        f"error: {tmp_path} is a run of train-tokenizer; there is no backbone in it; give a run of pretrain or finetune"
     )
     assert capsys.readouterr().err.splitlines()[-1] == message
     assert not (tmp_path / "run").exists()

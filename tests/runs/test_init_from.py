@@ -149,7 +149,7 @@ def test_another_backbone_is_refused_before_anything_is_written(
 def test_a_tokenizer_is_no_start(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(root, tmp_path / "run", root / "tokenizer") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {root}/tokenizer is a TrainTokenizer run; a Pretrain run is needed here"
+        f"error: {root}/tokenizer is a run of train-tokenizer; a run of pretrain is needed here"
     )
 
 

@@ -213,9 +213,9 @@ def test_what_cannot_be_done_is_said_in_one_line(network: Network, runs: Path, t
         network.features(tmp_path / "none.jpg")
     with pytest.raises(CheckpointError, match="is no run folder"):
         load(tmp_path / "none")
-    with pytest.raises(UsageError, match="is a TrainTokenizer run; features are those of a pretrained"):
+    with pytest.raises(UsageError, match="is a run of train-tokenizer; features are those of a pretrained"):
         load_network(runs / "tokenizer")
-    with pytest.raises(UsageError, match="is a Pretrain run; a TrainTokenizer run is needed"):
+    with pytest.raises(UsageError, match="is a run of pretrain; a run of train-tokenizer is needed"):
         load_tokenizer(runs / "beit")
 
 

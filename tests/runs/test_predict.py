@@ -343,7 +343,7 @@ def test_wrong_settings_are_said_in_one_line(root: Path, tmp_path: Path, capsys:
             str(tmp_path / "beit"),
             ["--out", "p.csv"],
             2,
-            "is a Pretrain run; it has no classes to predict; fine-tune it",
+            "is a run of pretrain; it has no classes to predict; fine-tune it",
         ),
     ):
         capsys.readouterr()

@@ -54,4 +54,4 @@ def test_what_cannot_be_second_is_refused(
         assert pretrain(*given, *MORE, "--second-tokenizer", str(second), *flags) == 2  # type: ignore[arg-type]
         assert "it is for --target tokens and a single round" in capsys.readouterr().err
     assert pretrain(*given, *MORE, "--second-tokenizer", str(runs / "beit")) == 2  # type: ignore[arg-type]
-    assert "is a Pretrain run; a TrainTokenizer run is needed here" in capsys.readouterr().err
+    assert "is a run of pretrain; a run of train-tokenizer is needed here" in capsys.readouterr().err

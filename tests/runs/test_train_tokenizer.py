@@ -181,7 +181,7 @@ def test_what_cannot_teach_is_refused_in_one_line(
     assert features(tmp_path / "none", photos, run) == 4
     assert f"{tmp_path / 'none'} is no run folder" in capsys.readouterr().err
     assert features(runs / "tokenizer", photos, run) == 2
-    assert f"{runs / 'tokenizer'} is a TrainTokenizer run; features are those of a" in capsys.readouterr().err
+    assert f"{runs / 'tokenizer'} is a run of train-tokenizer; features are those of a" in capsys.readouterr().err
     assert features(runs / "beit", photos, run, "--tokenizer.layer", "3") == 2
     assert "layer 3 of a teacher of 2 blocks; use 1 to 2" in capsys.readouterr().err
     assert main(["train-tokenizer", "features", *CPU, "--data", str(photos), "--out", str(run)]) == 2

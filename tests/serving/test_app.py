@@ -483,7 +483,7 @@ def test_k13_nothing_is_written(client: TestClient, tmp_path: Path, monkeypatch:
 
 
 def test_a_run_that_cannot_predict_is_refused(runs: Path) -> None:
-    for run, what in (("tokenizer", "TrainTokenizer run"), ("classes", "Finetune run")):
+    for run, what in (("tokenizer", "run of train-tokenizer"), ("classes", "run of finetune")):
         with pytest.raises(UsageError, match=what):
             load_predictor(str(runs / run), CPU)
 

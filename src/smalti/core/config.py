@@ -130,9 +130,9 @@ def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:
     return {kind_name(c): c for c in choices if isinstance(c, type)}
 
 
-def kind_name(cls: type[Any]) -> str:
-    """What a configuration is called on the command line."""
-    return re.sub("(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+def kind_name(cls: type[Any] | str) -> str:
+    """What a configuration, or the class of this name, is called on the command line."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", cls if isinstance(cls, str) else cls.__name__).lower()
 
 
 def as_kind(config: Any, kind: type[T]) -> T:

@@ -21,6 +21,7 @@ from smalti.evaluation.feature_blocks import Blocks
 from smalti.evaluation.feature_files import NPY, PARQUET, open_features, write_features
 from smalti.evaluation.features import Pooling, layer_features
 from smalti.models.vit import first_blocks
+from smalti.runs.folder import require_model_first
 from smalti.runs.image_rows import ImageRows, Table, complete, rendered
 from smalti.runs.network import Network, network_of
 
@@ -55,6 +56,7 @@ def main(config: Embed) -> dict[str, Any]:
         OutputError: it cannot be written.
     """
     log, began = Log(), time.monotonic()
+    require_model_first(config.model, config.images)
     config.require_writable()
     with process_group(config.ranks, config.device):
         compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))

@@ -31,7 +31,7 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import VisionTransformer
 from smalti.runs.evaluations import write_evaluation
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import holds_run, is_run, read_config, read_kind
+from smalti.runs.folder import holds_run, is_run, read_config, read_kind, require_model_first
 from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import load_pretrained, measure_finetuned
@@ -97,6 +97,7 @@ _SETTINGS = ("held_out", "validation", "group", "poolings", "k", "draws", "seed"
 def main(config: Evaluate) -> dict[str, Any]:
     """Evaluate, print, and keep the result in the run folder. Ranks share the pass over the images; rank 0 the rest."""
     log = Log()
+    require_model_first(config.model, config.images)
     with process_group(config.ranks, config.device):
         compute = broadcast_precision(choose_compute(config.device, config.precision))
         if is_foreign(config.model) and not holds_run(config.model):

@@ -26,6 +26,7 @@ from smalti.runs.models import load_with_preprocessing
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.checkpoint import read_checkpoint
 
@@ -72,6 +73,10 @@ _TARGETS = {
 }
 
 
+_OF_BACKBONES = ("timm", "unilm", "huggingface")
+"""Formats that have no tokenizers."""
+
+
 def main(config: Export) -> dict[str, Any]:
     """Write, re-load, compare, and only then give the folder its name.
 
@@ -101,6 +106,8 @@ def _part(config: Export, whole: LoadedModel) -> LoadedModel:
     """The part of the model that is exported."""
     if config.layer is not None:
         return whole.truncated(config.layer)
+    if isinstance(whole.network, ImageTokenizer) and config.to in _OF_BACKBONES:
+        return whole.backbone_only()  # refuses, before a library is asked for
     pretrained = isinstance(whole.network, MaskedImageModel) and config.to not in ("bundle", "unilm")
     alone = config.part == "backbone" or (config.part == "auto" and pretrained)
     return whole.backbone_only() if alone else whole

@@ -22,7 +22,7 @@ from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
-from smalti.runs.folder import holds_run, read_config, read_kind, run_folder
+from smalti.runs.folder import holds_run, read_config, read_kind, run_folder, run_of
 from smalti.runs.model_selection import BEST, Best, Choose, LabelledSplits, Measured, Shares, known_first
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.segmentation_task import Segmentation
@@ -128,6 +128,7 @@ def _run(config: Finetune, session: Session, images: InMemoryData | None) -> dic
     source = None if session.resumed or not config.init else init_source(config, outputs)
     if not session.resumed:
         config = resolved(session.resolved(config, given), given, session.log)
+        config.say_enlarged(given.train, session.log)
     session.require_same_images(given.train)
     trainer, batches = prepare(config, parts, session.compute, session.log, source)
     session.begin(config, outputs)
@@ -255,7 +256,7 @@ def _run_at(init: str) -> "Pretrain | Finetune":
     if kind == Pretrain.__name__:
         return read_config(init, Pretrain)
     fix = "give a run of pretrain or finetune"
-    raise UsageError(f"{init} is a {kind} run", cause="there is no backbone in it", fix=fix)
+    raise UsageError(f"{init} is {run_of(kind)}", cause="there is no backbone in it", fix=fix)
 
 
 def resolved(config: Finetune, images: AnyImages, log: Log) -> Finetune:

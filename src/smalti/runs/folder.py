@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from smalti import __version__
 from smalti.core.addresses import is_address, without_secrets
-from smalti.core.config import Field, from_json, leaves, to_json
+from smalti.core.config import Field, from_json, kind_name, leaves, to_json
 from smalti.core.errors import CheckpointError, LockError, OutputError, UsageError
 from smalti.core.files import copy_folder, make_folder, open_to_others, remove_leftovers, write_bytes, write_json
 from smalti.core.folder_lock import LOCK, holder, process_name, writer_lock
@@ -216,6 +216,17 @@ def holds_run(model: str) -> bool:
     return bool(model) and "smalti" in (read_object_if_any(path, MAX_CONFIG, follow=True) or {})
 
 
+def run_of(kind: str) -> str:
+    """A run of this kind, as it is called on the command line."""
+    return f"a run of {kind_name(kind)}"
+
+
+def require_model_first(model: str, images: str) -> None:
+    """Raise a UsageError where a run is given for the images and none for the model: they are swapped."""
+    if holds_run(images) and not holds_run(model):
+        raise UsageError(f"{images} is a model, and {model} is none", fix="give the model first, then the images")
+
+
 def require_run(run: str, fix: str) -> None:
     """Raise a UsageError where the folder is a bundle, which has weights but nothing of the training."""
     if read_bundle(Path(run).expanduser()) is not None:
@@ -254,7 +265,9 @@ def read_config(model: str, cls: type[T]) -> T:
     """The configuration of a run, which must be of class `cls`."""
     config = _read_config(model)
     if config.get("kind") != cls.__name__:
-        raise UsageError(f"{model} is a {config.get('kind')} run", cause=f"a {cls.__name__} run is needed here")
+        raise UsageError(
+            f"{model} is {run_of(str(config.get('kind')))}", cause=f"{run_of(cls.__name__)} is needed here"
+        )
     return from_json(cls, config, where="config")
 
 

@@ -24,7 +24,7 @@ from smalti.models.mim import MaskedImageModel, build_mim, inference_weights
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.folder import read_config, read_kind, run_folder, run_of
 from smalti.runs.foreign import bare_backbone
 from smalti.runs.model_selection import Measured
 from smalti.runs.pretrain import Pretrain
@@ -103,7 +103,7 @@ def load_with_preprocessing(model: str, compute: Compute) -> LoadedModel:
         data = tokenizer_data(model, tokenizer)
         return LoadedModel(tokenizer, side=data.side, window=data.window)
     fix = "give a run of train-tokenizer, pretrain or finetune: those of a demo are inside its folder"
-    raise UsageError(f"{model} is a {kind} run", cause="there is no network in it", fix=fix)
+    raise UsageError(f"{model} is {run_of(kind)}", cause="there is no network in it", fix=fix)
 
 
 def load_finetuned(run: str, compute: Compute) -> ImageClassifier | Segmenter:

@@ -29,7 +29,7 @@ from smalti.models.mim import MaskedImageModel
 from smalti.models.segmenter import Segmenter
 from smalti.models.vit import VisionTransformer, feature_block
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.folder import read_config, read_kind, run_folder, run_of
 from smalti.runs.models import load_finetuned, load_pretrained
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.tokenizers import load_tokenizer as load_tokenizer_onto
@@ -167,7 +167,7 @@ def network_of(run: str, compute: Compute) -> Network:
         classes, window = run_folder(run).read_classes(), read_config(run, Finetune).data.known_window
         return Network(tuned, compute, tuned.backbone.config.depth, classes, window)
     if kind != Pretrain.__name__:
-        raise UsageError(f"{run} is a {kind} run", cause="features are those of a pretrained or fine-tuned network")
+        raise UsageError(f"{run} is {run_of(kind)}", cause="features are those of a pretrained or fine-tuned network")
     config, model = read_config(run, Pretrain), load_pretrained(run, compute)
     network = Network(model, compute, 0, window=config.data.known_window)
     return replace(network, layer=pretrained_layer(network.backbone, config.decoder))

@@ -48,7 +48,7 @@ from smalti.models.classifier import ImageClassifier
 from smalti.models.segmenter import Segmenter
 from smalti.report.pictures import mask_png
 from smalti.runs.finetune import Finetune
-from smalti.runs.folder import read_config, read_kind, run_folder
+from smalti.runs.folder import read_config, read_kind, require_model_first, run_folder, run_of
 from smalti.runs.image_rows import ComputeRows, ImageRows, Table, complete, rendered
 from smalti.runs.models import load_finetuned
 from smalti.runs.segmentation_task import Segmentation
@@ -102,6 +102,7 @@ def main(config: Predict) -> dict[str, Any]:
         OutputError: it cannot be written.
     """
     log, began = Log(), time.monotonic()
+    require_model_first(config.model, config.images)
     config.require_writable()
     with process_group(config.ranks, config.device):
         compute = broadcast_precision(choose_compute(config.device, config.kept_precision()))
@@ -141,7 +142,7 @@ def _load_model(model: str, compute: Compute) -> FinetunedModel:
     kind = read_kind(model)
     if kind != Finetune.__name__:
         fix = f"fine-tune it: smalti finetune RECIPE --data DATA --init {model} --out RUN"
-        raise UsageError(f"{model} is a {kind} run", cause="it has no classes to predict", fix=fix)
+        raise UsageError(f"{model} is {run_of(kind)}", cause="it has no classes to predict", fix=fix)
     return FinetunedModel(
         read_config(model, Finetune), run_folder(model).read_classes(), load_finetuned(model, compute), compute
     )

@@ -251,6 +251,7 @@ def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dic
     given = config.data.open(log, session.folder.bad_files) if images is None else images
     if not session.resumed:
         config = session.resolved(config, given).normalised(given.train)
+        config.say_enlarged(given.train, session.log)
     session.require_same_images(given.train, _digest(tokenizer, second))
     baselines = _measure_baselines(config, given, tokenizer, session)
     if second is not None and not session.resumed:

@@ -18,7 +18,7 @@ from smalti.report.page import Section
 from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
-from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
+from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run, run_of
 from smalti.runs.pretrain import Pretrain
 from smalti.runs.provenance import names_of, provenance
 from smalti.runs.sections import comparison_section, pretrain_sections, probe_section, tokenizer_sections, write_page
@@ -149,5 +149,5 @@ def _parts(run: str) -> list[str]:
         return [run, *(str(path) for path in earlier if is_run(str(path)))]
     inside = [str(Path(run) / stage) for stage in ("pretrain", "tokenizer") if is_run(str(Path(run) / stage))]
     if not inside:
-        raise UsageError(f"{run} is a {read_kind(run)} run", cause="a report shows runs of training verbs")
+        raise UsageError(f"{run} is {run_of(read_kind(run))}", cause="a report shows runs of training verbs")
     return inside

@@ -22,7 +22,7 @@ from smalti.data.reading import square
 from smalti.data.token_cache import network_digest
 from smalti.evaluation.feature_files import open_described, recorded_images
 from smalti.evaluation.neighbours import scale_of_file
-from smalti.runs.folder import read_config, read_kind
+from smalti.runs.folder import read_config, read_kind, run_of
 from smalti.runs.models import load_inpainter
 from smalti.runs.pretrain import Pretrain
 
@@ -127,7 +127,9 @@ def load_predictor(run: str, compute: Compute) -> "Predictor":
     kind = read_kind(run)
     if kind != Pretrain.__name__:
         fix = "give a run of smalti pretrain; smalti show draws what a tokenizer sees"
-        raise UsageError(f"{run} is a {kind} run", cause="masked patches are predicted by a pretrained model", fix=fix)
+        raise UsageError(
+            f"{run} is {run_of(kind)}", cause="masked patches are predicted by a pretrained model", fix=fix
+        )
     data, fix = read_config(run, Pretrain).data, "smalti show draws what it sees"
     shown = f"the page shows grey and RGB images, and {run} reads {data.channels} channels"
     require(data.channels in (1, 3), shown, fix)

@@ -6,6 +6,7 @@ from typing import Any
 from smalti.core.files import require_place, write_bytes
 from smalti.report.page import Section
 from smalti.report.pictures import png
+from smalti.runs.folder import require_model_first
 from smalti.runs.model_pictures import Show as Show
 from smalti.runs.model_pictures import see
 from smalti.runs.sections import write_page
@@ -21,6 +22,8 @@ def main(config: Show) -> dict[str, Any]:
     """
     target = Path(config.out).expanduser()
     require_place(target)
+    for image in config.images:
+        require_model_first(config.model, image)
     seen = see(config)
     if target.suffix.lower() == ".png":
         write_bytes(target, png(seen.picture()))

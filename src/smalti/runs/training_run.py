@@ -95,6 +95,13 @@ class BackboneRun(TrainingRun):
             f"use --backbone.in-chans {self.data.channels}",
         )
 
+    def say_enlarged(self, images: ImageDataset, log: Log) -> None:
+        """Say where images in memory have fewer pixels than the network reads."""
+        side, (height, width) = self.data.side, self.backbone.img_size
+        if images.pixels is not None and side < max(height, width):
+            kept = f"images are kept at {side} x {side} pixels (--data.side) and enlarged to {height} x {width}"
+            log.say(f"{kept}; --backbone.img-size {side} {side} reads them as they are")
+
     def compile_blocks(self, blocks: Iterable[nn.Module], device: torch.device) -> None:
         """Compile blocks in place, if that is requested or worthwhile."""
         if self.compiles(device):

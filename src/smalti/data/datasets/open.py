@@ -235,5 +235,8 @@ def _missing(path: Path) -> DataError:
     with contextlib.suppress(OSError):
         if close := did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]):
             return DataError(f"no folder {path}", cause="it does not exist", fix=f"check the path: {close}")
+    if set("*?[") & set(path.name):
+        fix = "give the folder of the images, or a list of them; only shards have patterns: 'shards-{000..009}.tar'"
+        return DataError(f"no folder {path}", cause="patterns are not expanded here", fix=fix)
     where = "" if path.is_absolute() else f"; it is looked for in {Path.cwd()}"
     return DataError(f"no folder {path}", cause="it does not exist", fix=f"check the path{where}")
