@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.training import parallel
@@ -37,3 +38,16 @@ def test_gradients_are_not_kept_twice() -> None:
     compute(batch, torch.tensor(0), True).loss_sum.backward()
     gradients = [parameter.grad for parameter in objective.parameters()]
     assert len({gradient.untyped_storage().data_ptr() for gradient in gradients if gradient is not None}) == 1
+
+
+@pytest.mark.usefixtures("group")
+def test_weights_are_sharded_over_the_device_they_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a mesh torch takes that of the machine's GPUs, also for a run with --device cpu."""
+    seen: list[str] = []
+
+    def fully_shard(module: nn.Module, *, mesh: DeviceMesh) -> None:
+        seen.append(mesh.device_type)
+
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", fully_shard)
+    parallel.shard(Sum().model)
+    assert seen == ["cpu"]

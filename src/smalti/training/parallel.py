@@ -64,9 +64,12 @@ def shard(model: nn.Module) -> None:
 
     Its parameters are replaced, and it may only be called as a whole, by `forward`.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    device = next(model.parameters()).device  # else that of the machine's GPUs, also where a run is on the CPU
+    mesh = init_device_mesh(device.type, (world_size(),))
     for module in model.modules():
         if isinstance(module, Block | CrossAttentionBlock):
-            fully_shard(module)
-    fully_shard(model)
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
