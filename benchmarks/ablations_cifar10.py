@@ -34,8 +34,8 @@ from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention
 from smalti.models.vit import VisionTransformer
 from smalti.runs.models import load_model
-from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.training.optim import Matrices
 from smalti.training.targets import Pixels, Tokens
 

@@ -29,7 +29,7 @@ from smalti.models.vit import ViT, first_blocks
 from smalti.runs.embed import Embed
 from smalti.runs.embed import main as embed
 from smalti.runs.network import load_network
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.training.bundle import write_bundle
 
 

@@ -34,9 +34,9 @@ from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import VisionTransformer
 from smalti.recipes import vqkd
 from smalti.runs.models import load_model
-from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
 from smalti.runs.pretrain import prepare as prepare_pretraining
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer, start

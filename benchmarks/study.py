@@ -32,8 +32,8 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.finetune import main as finetune
 from smalti.runs.folder import is_run, read_config
 from smalti.runs.models import load_model
-from smalti.runs.pretrain import Pretrain
 from smalti.runs.pretrain import main as pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.training.optim import Matrices, Optimiser
 from smalti.training.targets import Pixels, Tokens
 from smalti.training.training_plan import Plan

@@ -36,7 +36,7 @@ from smalti.recipes import small
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE

@@ -30,7 +30,7 @@ from smalti.functional.masking import Blockwise
 from smalti.models.decoder import Linear
 from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 
 _KEPT = ("loss_nats", "unigram_entropy_nats", "accuracy", "train_images", "bound")
 

@@ -28,7 +28,7 @@ from smalti.evaluation.probe import probe_backbone
 from smalti.recipes import nano
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.models import load_model
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.trainer import Trainer
 

@@ -14,7 +14,7 @@ from typing import Any
 from smalti.core.config import from_json, require, to_json
 from smalti.evaluation.reference_curves import FLAT_PATCH, Reference, thinned, vocab_size_of
 from smalti.runs.folder import RunFolder
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.pretraining_checks import setup_of
 from smalti.training.targets import Pixels, Tokens
 

@@ -27,7 +27,7 @@ from smalti.functional.published_masking import Algorithm1, Release
 from smalti.functional.schedules import Cosine
 from smalti.recipes import base, dalle, nano, paper, release, small, tiny
 from smalti.runs.finetune import Finetune
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE

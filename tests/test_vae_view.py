@@ -14,7 +14,7 @@ import pytest
 from smalti.evaluation.bound import describe
 from smalti.flags import parse
 from smalti.recipes import nano
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from smalti.runs.predict import main as predict
     from smalti.runs.prepare import Prepare
     from smalti.runs.prepare import main as prepare
-    from smalti.runs.pretrain import Pretrain
     from smalti.runs.pretrain import main as pretrain
+    from smalti.runs.pretrain_config import Pretrain
     from smalti.runs.search import Search
     from smalti.runs.search import main as search
     from smalti.runs.serve import Serve

@@ -252,7 +252,7 @@ def _plan(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> R
 
 def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
     """All flags are those of pretrain; the recipe, which says how images are seen, is one that fits DATA."""
-    from smalti.runs.pretrain import Pretrain
+    from smalti.runs.pretrain_config import Pretrain
 
     if not arguments or (arguments[0].startswith("-") and take_help(list(arguments[:1])) is None):
         raise UsageError("no images given", fix="smalti tokenize DATA --tokenizer RUN --out CACHE")

@@ -16,7 +16,7 @@ from smalti.find_recipe import recipe_names
 from smalti.flags import parse
 from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.tokenizers.quantised import VQ
 from smalti.training.targets import Pixels
 

@@ -17,7 +17,7 @@ from smalti.find_recipe import recipe_names
 from smalti.models.cost_estimate import num_parameters
 from smalti.models.mim import build_mim
 from smalti.recipes import base, dalle, nano, paper, release, small, tiny
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.optim import Optimiser
 

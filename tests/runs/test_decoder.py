@@ -10,7 +10,7 @@ from smalti.core.errors import UsageError
 from smalti.functional.masking import Blockwise
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.models.decoder import CrossAttention
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.training.checkpoint import read_checkpoint
 from tests.small_runs import PRETRAIN_FLAGS, metrics, pictures, pretrain, result, train_tokenizer
 

@@ -16,7 +16,7 @@ from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.published_masking import Algorithm1, Release
 from smalti.runs import masks
 from smalti.runs.masks import Masks, Variant
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from tests import oracles
 from tests.report.reading import pictures_in
 

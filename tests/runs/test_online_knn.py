@@ -15,7 +15,8 @@ from smalti.evaluation.features import extract
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.models.vit import ViT
 from smalti.runs.models import load_model
-from smalti.runs.pretraining_checks import Online, OnlineProbe, online_probe
+from smalti.runs.pretrain_config import Online
+from smalti.runs.pretraining_checks import OnlineProbe, online_probe
 from tests.small_runs import (
     flat_pictures,
     interrupted_before,

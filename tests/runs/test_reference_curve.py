@@ -16,7 +16,7 @@ from smalti.functional.masking import Blockwise, Random
 from smalti.models.decoder import CrossAttention
 from smalti.models.vit import ViT
 from smalti.runs import pretraining_checks as beside
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.pretraining_checks import ReferenceComparison, setup_of
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.optim import Optimiser

@@ -11,7 +11,7 @@ from smalti.cli import main
 from smalti.core.errors import UsageError
 from smalti.evaluation.pretraining import PixelLoss, TokenLoss
 from smalti.recipes import nano, tiny
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenize import Tokenize
 from smalti.training.targets import Pixels, SoftTokens
 from tests.report.reading import pictures_in

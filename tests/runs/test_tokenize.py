@@ -20,7 +20,7 @@ from smalti.data.load import Data
 from smalti.data.tokens import TokenizedBatches
 from smalti.models.vit import ViT
 from smalti.recipes import tiny
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenize import Tokenize, main
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.training_plan import Plan

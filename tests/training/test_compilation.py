@@ -12,7 +12,7 @@ from smalti.core import compute
 from smalti.core.compute import Compile, should_compile
 from smalti.functional.masking import Random
 from smalti.models.decoder import CrossAttention, Linear
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.training.targets import Pixels, Tokens
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from smalti.data.transforms.views import ColorJitter
 from smalti.functional.published_masking import Release
 from smalti.models.vit import released
 from smalti.recipes import paper
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 
 
 def pretrain() -> Pretrain:

@@ -25,7 +25,7 @@ from smalti.report.page import Section
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.folder import RunFolder, create, read_kind, writing
 from smalti.runs.models import load_model
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import provenance
 from smalti.runs.sections import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.session import seconds_per_step

@@ -12,7 +12,7 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.load import Data, InMemoryData, read_source, split_held_out
 from smalti.runs import pretrain, train_tokenizer
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.session import seconds_per_step
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer

@@ -35,7 +35,7 @@ from smalti.runs.folder import holds_run, is_run, read_config, read_kind, requir
 from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
 from smalti.runs.models import load_pretrained, measure_finetuned
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.session import with_null
 from smalti.runs.tokenizers import has_density, load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.training.checkpoint import is_checkpoint, newest_step

@@ -15,7 +15,7 @@ from smalti.exporting.card import IMPORTED, Facts
 from smalti.exporting.loaded_model import LoadedModel
 from smalti.runs.evaluations import last_probes
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import TRAINING_RUNS
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.training.bundle import read_bundle

@@ -24,7 +24,7 @@ from smalti.distributed.collectives import from_rank0
 from smalti.runs.classification_task import Classification
 from smalti.runs.folder import holds_run, read_config, read_kind, run_folder, run_of
 from smalti.runs.model_selection import BEST, Best, Choose, LabelledSplits, Measured, Shares, known_first
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.session import Session
 from smalti.runs.training_run import BackboneRun

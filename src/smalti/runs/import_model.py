@@ -29,7 +29,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import holds_run
 from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.models import load_with_preprocessing
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenizers import IMPORTED_CONFIG, IMPORTED_WEIGHTS
 from smalti.weights.dalle import read_dalle
 from smalti.weights.names import is_huggingface

@@ -39,7 +39,7 @@ from smalti.runs.inpainting_pictures import Columns, completed, painted_in
 from smalti.runs.inside import Inside
 from smalti.runs.models import load_finetuned, load_inpainter
 from smalti.runs.network import network_of, pretrained_layer
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.segmentation_task import Segmentation
 from smalti.runs.tokenizers import load_tokenizer, tokenizer_data
 

@@ -27,7 +27,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder, run_of
 from smalti.runs.foreign import bare_backbone
 from smalti.runs.model_selection import Measured
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenizers import load_tokenizer, target_tokenizer, tokenizer_data
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.tokenizers.dalle import DallE

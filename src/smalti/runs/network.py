@@ -31,7 +31,7 @@ from smalti.models.vit import VisionTransformer, feature_block
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind, run_folder, run_of
 from smalti.runs.models import load_finetuned, load_pretrained
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenizers import load_tokenizer as load_tokenizer_onto
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 

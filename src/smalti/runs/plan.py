@@ -21,7 +21,7 @@ from smalti.models.cost_estimate import pretraining_multiply_adds
 from smalti.runs.commands import channel_flags, reading_flags, unless
 from smalti.runs.dry_run import DryRun, Stages, dry_run, quick_estimate
 from smalti.runs.finetune import Finetune
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.proposal import (
     ENOUGH_STEPS,
     SPENT_ON_STEPS,

@@ -1,155 +1,47 @@
 """`smalti pretrain`: stage two, masked image modeling on the tokens of a trained tokenizer."""
 
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.config import kind_name, require, setting
+from smalti.core.config import require
 from smalti.core.contracts import Batches
-from smalti.core.errors import CheckpointError, StoppedError
+from smalti.core.errors import CheckpointError
 from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.token_cache import network_digest
-from smalti.data.transforms.views import ColorJitter
 from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.inpainting import Inpainter
 from smalti.evaluation.pretraining import measure, token_counts, token_views
 from smalti.evaluation.reference_curves import FLAT_PATCH
 from smalti.evaluation.token_sample import some_labels
-from smalti.functional.masking import Blockwise, Random, Rolled
 from smalti.functional.metrics import entropy
-from smalti.functional.published_masking import Algorithm1, Release
-from smalti.models.decoder import CrossAttention, Linear
 from smalti.models.mim import build_mim, inference_weights
-from smalti.models.patch_aggregation import PatchAggregation
 from smalti.report.pictures import PICTURES, thumbnails
-from smalti.runs import train_tokenizer
-from smalti.runs.folder import ROUNDS, finished_result, holds_run, is_run, read_config, remove_unstarted
+from smalti.runs.folder import holds_run, is_run, read_config
 from smalti.runs.hooks import Baselines
 from smalti.runs.inpainting_pictures import completions
-from smalti.runs.pretraining_checks import Online, ReferenceComparison, comparison_of, gate, online_probe
+from smalti.runs.pretrain_config import Pretrain as Pretrain
+from smalti.runs.pretraining_checks import ReferenceComparison, comparison_of, gate, online_probe
+from smalti.runs.rounds import run_earlier_rounds
 from smalti.runs.session import Session
 from smalti.runs.tokenizers import has_density, is_tokenizer, load_tokenizer, target_tokenizer, tokenizer_data
-from smalti.runs.train_tokenizer import TrainTokenizer
-from smalti.runs.training_run import BackboneRun, TrainingRun
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
-from smalti.tokenizers.kmeans_features import KMeansFeatures
-from smalti.tokenizers.teacher_features import FIT_IMAGES
 from smalti.training.checkpoint import load_frozen, read_checkpoint
 from smalti.training.init_weights import init_from_weights
-from smalti.training.masked_batches import MaskedViews, training_batches
+from smalti.training.masked_batches import training_batches
 from smalti.training.objectives import MaskedImageModeling
-from smalti.training.parallel import Parallel
-from smalti.training.targets import CompiledTokens, Pixels, SoftTokens, Tokens
+from smalti.training.targets import CompiledTokens, Pixels, SoftTokens
 from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
 from smalti.weights.source import SourceWeights
-
-R = TypeVar("R", bound=TrainingRun)
-
-
-@dataclass(frozen=True)
-class Pretrain(BackboneRun):
-    """Everything about a pretraining run."""
-
-    tokenizer: str = setting("", "the run folder of the tokenizer", resume="digest")
-    second_tokenizer: str = setting(
-        "", "a run folder whose tokens are predicted too, by a head of their own; empty: none", resume="digest"
-    )
-    accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
-    init_from: str = setting("", "start from: a run, or a ViT or BEiT of timm or transformers; empty: drawn")
-    freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
-    masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
-    decoder: Linear | CrossAttention = Linear()
-    target: Tokens | SoftTokens | Pixels = Tokens()
-    patch_aggregation: PatchAggregation = PatchAggregation()
-    equal_images: bool = setting(False, "each image counts the same; else each masked patch", "BEiT's code: patches")
-    jitter: ColorJitter = ColorJitter()
-    num_views: int | None = setting(None, "views of an image, in turn, so that a token cache pays; none: always new")
-    masks_per_image: int = setting(
-        1, "masks of a view, tokenized once; a batch counts each as an image", "data2vec 2.0"
-    )
-    fp32_tokens: bool = setting(
-        False, "the tokenizer computes in float32; else as the run does", "released code: outside autocast"
-    )
-    token_cache: str = setting("", "a folder of visual tokens, as of smalti tokenize; empty: none", resume="free")
-    online: Online = Online()
-    rounds: int = setting(1, "the steps in so many runs; each predicts clusters of the features of the one before")
-    rounds_go_on: bool = setting(False, "each round starts from the weights of the one before; else from new ones")
-    reference: bool = setting(True, "say where the loss lies beside the nearest of our own runs", resume="free")
-    parallel: Parallel = setting("ddp", "of several processes: a copy of the network each, or with fsdp a part")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.masking.count(self.backbone.grid)  # raises if the grid has fewer patches than are to be masked
-        self.decoder.num_visible(self.masking, self.backbone.grid)  # raises if the number is not determined
-        if self.patch_aggregation.depth:
-            self.patch_aggregation.layer_of(self.backbone)  # raises if there is no such block
-            mixed = isinstance(self.decoder, CrossAttention) and self.decoder.mix_layers
-            require(not mixed, "patch aggregation, and a decoder that mixes layers", "leave one of them out")
-        require(self.num_views is None or self.num_views >= 1, f"num_views is {self.num_views}", "use at least 1")
-        require(
-            self.masks_per_image >= 1 and self.plan.batch_size % self.masks_per_image == 0,
-            f"masks_per_image is {self.masks_per_image}, and a batch has {self.plan.batch_size} images",
-            "use a divisor of --plan.batch-size",
-        )
-        frozen = f"freeze_backbone_steps is {self.freeze_backbone_steps}"
-        require(self.freeze_backbone_steps >= 0, frozen, "use at least 0")
-        require(
-            bool(self.init_from) or self.freeze_backbone_steps == 0,
-            f"{frozen}, and the backbone starts from nothing",
-            "use --init-from MODEL too",
-        )
-        require(
-            not self.token_cache or isinstance(self.target, Tokens),
-            f"a token cache serves no {type(self.target).__name__}: it holds the most likely token of each patch",
-            "leave --token-cache out, or use --target tokens",
-        )
-        require(
-            self.rounds == 1 or 2 <= self.rounds <= self.plan.steps, f"rounds is {self.rounds}", "use 1 to --plan.steps"
-        )
-        require(
-            self.rounds == 1 or not self.token_cache,
-            "a token cache holds the tokens of one round",
-            "leave --token-cache out, or begin each round by itself",
-        )
-        require(
-            not self.second_tokenizer or (isinstance(self.target, Tokens) and self.rounds == 1),
-            f"a second tokenizer, with target {kind_name(type(self.target))} and {self.rounds} rounds",
-            "it is for --target tokens and a single round",
-        )
-        pixels = isinstance(self.target, Pixels)
-        require(not (self.tokenizer and pixels), "pixels are predicted without a tokenizer", "leave --tokenizer out")
-
-    def compiles_loss(self, device: torch.device) -> bool:
-        """Whether the loss is compiled too. With mask tokens in the encoder it never is: such runs keep their bits."""
-        return isinstance(self.decoder, CrossAttention) and isinstance(self.target, Tokens) and self.compiles(device)
-
-    def views(self, tokenizer: ImageTokenizer | None, second: ImageTokenizer | None = None) -> MaskedViews:
-        """The views of images that the run uses."""
-        return MaskedViews(
-            self.crop,
-            self.jitter,
-            self.masking,
-            self.backbone,
-            tokenizer,
-            self.seed,
-            self.num_views,
-            self.masks_per_image,
-            self.data.full_decode,
-            self.fp32_tokens,
-            second,
-        )
 
 
 def main(
@@ -169,64 +61,8 @@ def main(
     """
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         if config.rounds > 1 and not session.resumed:
-            config = _run_earlier_rounds(config, session, images)
+            config = run_earlier_rounds(config, session, images, main)
         return _run(config, session, images)
-
-
-def _run_earlier_rounds(config: Pretrain, session: Session, images: InMemoryData | None) -> Pretrain:
-    """The configuration of the last of several rounds, an ordinary run, once those before it are complete.
-
-    They are in the folder `rounds` of the run, each with the tokens that are made of it. Each goes on by itself from
-    where it was, so that the whole does. An even share of the steps is for each round.
-    """
-    place = f"{config.out}/{ROUNDS}"
-    tokenizer, target, init_from, left = config.tokenizer, config.target, config.init_from, config.plan.steps
-    for number in range(1, config.rounds):
-        plan = replace(config.plan, steps=config.plan.steps // config.rounds)
-        first = replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
-        first = _resumed_config(replace(first, out=f"{place}/{number}"))
-        session.log.say(f"round {number} of {config.rounds}: {first.out}")
-        _run_or_resume(main, first, session, images)
-        left -= first.plan.steps
-        tokens = TrainTokenizer(
-            data=config.data,
-            out=f"{place}/{number}-tokens",
-            precision=config.precision,
-            device=config.device,
-            seed=config.seed,
-            ranks=config.ranks,
-            tokenizer=KMeansFeatures(first.out),
-            init_images=FIT_IMAGES,
-        )
-        tokens = _resumed_config(tokens)
-        _run_or_resume(train_tokenizer.main, tokens, session, images)
-        tokenizer, init_from = tokens.out, first.out if config.rounds_go_on else ""
-        target = target if isinstance(target, Tokens) else Tokens()
-        config = replace(config, freeze_backbone_steps=0)
-    session.log.say(f"round {config.rounds} of {config.rounds}: {config.out}")
-    plan = replace(config.plan, steps=max(1, left))
-    return replace(config, rounds=1, tokenizer=tokenizer, target=target, init_from=init_from, plan=plan)
-
-
-def _resumed_config(config: R) -> R:
-    """The configuration of the run that is already in the folder, to be resumed; else the given one."""
-    return replace(read_config(config.out, type(config)), out=config.out) if is_run(config.out) else config
-
-
-def _run_or_resume(run: Callable[..., dict[str, Any]], config: TrainingRun, session: Session, images: Any) -> None:
-    """Run an earlier round, or resume it; nothing where it is finished."""
-    begun = is_run(config.out)
-    if begun and from_rank0(lambda: finished_result(config.out, config, config)) is not None:
-        return
-    try:
-        run(config, resume=begun, allow_inexact=session.allow_inexact, images=images, compute=session.compute)
-    except StoppedError as stop:
-        fix = stop.fix.replace(shlex.quote(config.out), shlex.quote(str(session.folder.path)))
-        raise StoppedError(stop.what, cause=stop.cause, fix=fix, exit_code=stop.exit_code) from stop
-    except BaseException:
-        if not begun:
-            remove_unstarted(config.out)
-        raise
 
 
 def _run(config: Pretrain, session: Session, images: InMemoryData | None) -> dict[str, Any]:

@@ -7,13 +7,12 @@ few labelled images, and the loss by the nearest of the reference curves.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from smalti.core.compute import Compute
-from smalti.core.config import require, setting
+from smalti.core.config import require
 from smalti.core.contracts import Tokenizer
 from smalti.core.errors import RefusedError
 from smalti.core.log import Log
@@ -32,10 +31,8 @@ from smalti.functional.metrics import CodebookUse, codebook_use
 from smalti.models.decoder import Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import ViT
+from smalti.runs.pretrain_config import Online, Pretrain
 from smalti.training.targets import Pixels
-
-if TYPE_CHECKING:
-    from smalti.runs.pretrain import Pretrain
 
 _TOKENS_A_CODE, _MIN_WINDOW = 12, 20_000
 _MIN_PERPLEXITY, _MIN_USED, _MAX_POSITION = 0.6, 0.5, 0.9
@@ -125,19 +122,6 @@ def information_faults(information: CodeInformation, kmeans: CodeInformation, nu
     if by_chance >= all_bits / 2 or shared < fewest or kmeans.position.bits > shared / 2:
         return []
     return [f"its codes tell where a patch is ({shared:.2f} of {all_bits:.2f} bits), and hardly what it shows"]
-
-
-@dataclass(frozen=True)
-class Online:
-    """Labelled images that the backbone is measured on while it trains; none by default."""
-
-    data: str = setting("", "labelled DATA, as a folder of class folders; empty: no evaluation while training")
-    every: int = setting(500, "steps between two measurements")
-    limit: int = setting(2000, "labelled images at most, an even sample")
-
-    def __post_init__(self) -> None:
-        require(self.every >= 1, f"online.every is {self.every}", "use at least 1")
-        require(self.limit >= 2, f"online.limit is {self.limit}", "use at least 2")
 
 
 class OnlineProbe:
@@ -236,7 +220,7 @@ class ReferenceComparison:
         return f"{said} after {self.setup.num_images}"
 
 
-def comparison_of(run: "Pretrain", vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
+def comparison_of(run: Pretrain, vocab_size: int | None, baseline: float) -> ReferenceComparison | None:
     """The comparison of a run with its nearest reference; None if it is not wanted, or there is none.
 
     Args:
@@ -249,7 +233,7 @@ def comparison_of(run: "Pretrain", vocab_size: int | None, baseline: float) -> R
     return ReferenceComparison(reference, setup, baseline, run.plan.batch_size)
 
 
-def setup_of(run: "Pretrain", vocab_size: int | None) -> Setup | None:
+def setup_of(run: Pretrain, vocab_size: int | None) -> Setup | None:
     """The compared settings of a run; None for pixels whose errors are in other units than those of the references."""
     pixels, backbone = isinstance(run.target, Pixels), run.backbone
     if pixels and run.target != Pixels():

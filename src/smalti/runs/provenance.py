@@ -12,7 +12,7 @@ from smalti.core.stored import read_lines, read_object
 from smalti.report.page import Section, table
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.training.bundle import MAX_CONFIG
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS

@@ -16,7 +16,7 @@ from smalti.data.load import AnyImages
 from smalti.runs import finetune, pretrain, train_tokenizer
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import target_tokenizer
 from smalti.runs.train_tokenizer import TrainTokenizer

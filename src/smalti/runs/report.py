@@ -19,7 +19,7 @@ from smalti.runs.evaluation_sections import evaluation_sections
 from smalti.runs.finetune import Finetune
 from smalti.runs.finetune_sections import finetune_comparison, finetune_sections
 from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run, run_of
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import names_of, provenance
 from smalti.runs.sections import comparison_section, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.train_tokenizer import TrainTokenizer

@@ -31,7 +31,7 @@ from smalti.runs.figures import FIGURES, best, values_table
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.inpainting_pictures import completions
 from smalti.runs.models import load_inpainter
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison, comparison_of
 from smalti.runs.provenance import TRAINING_RUNS, differences, names_of
 from smalti.runs.tokenizers import load_tokenizer

@@ -24,7 +24,7 @@ from smalti.evaluation.feature_files import open_described, recorded_images
 from smalti.evaluation.neighbours import scale_of_file
 from smalti.runs.folder import read_config, read_kind, run_of
 from smalti.runs.models import load_inpainter
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 
 if TYPE_CHECKING:
     from smalti.serving.nearest_images import NearestImages

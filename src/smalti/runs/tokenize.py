@@ -21,7 +21,7 @@ from smalti.data.token_cache import BAD_FILES, TokenCache
 from smalti.data.tokens import encode
 from smalti.distributed.collectives import broadcast_precision, require_same
 from smalti.distributed.process_group import barrier, process_group
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenizers import load_tokenizer, tokenizer_data
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.masked_batches import open_cache

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from smalti.runs.figures import SCORES
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
-from smalti.runs.pretrain import Pretrain
+from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import TRAINING_RUNS, names_of
 from smalti.runs.train_tokenizer import TrainTokenizer
 
