@@ -95,7 +95,7 @@ def in_step(threads, function, items):
     return map(function, items)
 
 from smalti.data import reading
-reading.in_order = in_step  # so that the shards before are written when it dies
+reading.ordered_map = in_step  # so that the shards before are written when it dies
 source = Deadly(Path(sys.argv[1]), 3)
 write_shards(source, Path(sys.argv[2]), raw_settings(source), Log(), shard_bytes=SHARD)
 """

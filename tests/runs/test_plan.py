@@ -58,7 +58,7 @@ def choice(
         tried.append(name_of(stages))
         return measured(stages, seconds[tried[-1]])
 
-    monkeypatch.setattr(plan, "glance", lambda stages, source, compute: seconds[name_of(stages)])
+    monkeypatch.setattr(plan, "quick_estimate", lambda stages, source, compute: seconds[name_of(stages)])
     monkeypatch.setattr(plan, "dry_run", dry_run)
     compute = Compute(torch.device(device), torch.float32)
     config = PlanAhead("photos", hours=hours, device="cpu")
@@ -234,7 +234,7 @@ def test_the_commands_run_what_was_measured(captured: list[Any]) -> None:
         assert (ran.data.image_column, ran.data.pages) == ("left", "all")
         assert (ran.device, ran.precision, ran.out) == ("cpu", "fp32", ran.out)
         assert (ran.plan.steps, ran.plan.batch_size) == (about.steps, 32)
-        assert ran.optimiser.at(32).lr == pytest.approx(start.optimiser.lr / 2)
+        assert ran.optimiser.scaled_to(32).lr == pytest.approx(start.optimiser.lr / 2)
     tokenizer, pretrain = captured
     assert tokenizer.tokenizer.vocab_size == result.vocab_size == 64
     assert tokenizer.out == pretrain.tokenizer

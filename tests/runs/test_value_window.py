@@ -198,8 +198,9 @@ def test_no_window_is_refused_in_one_line(
     assert "use MIN MAX" in " ".join(capsys.readouterr().err.split())
 
 
-def test_auto_refuses_images_of_two_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cells(0, True).save(tmp_path / "a.tif")
+def test_auto_refuses_shares_beside_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No window of the former leaves the latter as they are."""
+    Image.fromarray(np.asarray(picture(0, True).convert("L"), np.float32) / 255).save(tmp_path / "a.tif")
     picture(0, True).convert("L").save(tmp_path / "b.png")
     assert train_tokenizer(tmp_path, tmp_path / "run", 1, *WINDOW) == 3
-    assert "they have uint16 and uint8 values" in " ".join(capsys.readouterr().err.split())
+    assert "they have float32 and uint8 values" in " ".join(capsys.readouterr().err.split())

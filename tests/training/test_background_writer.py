@@ -110,7 +110,7 @@ def test_a_failure_of_another_kind_is_an_output_error_too(tmp_path: Path, monkey
     def no_memory(tensors: object) -> bytes:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(checkpoint, "saved", no_memory)
+    monkeypatch.setattr(checkpoint, "to_safetensors", no_memory)
     with (
         pytest.raises(OutputError, match=r"cannot write a checkpoint; MemoryError: no room"),
         BackgroundWriter() as writer,
