@@ -39,9 +39,10 @@ from smalti.runs.pretrain import prepare as prepare_pretraining
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer, start
 from smalti.runs.train_tokenizer import main as train_tokenizer
 from smalti.runs.train_tokenizer import prepare as prepare_tokenizer
+from smalti.runs.train_tokenizer import start
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.teacher_features import FIT_IMAGES
 from smalti.tokenizers.vqkd import VQKD

@@ -38,7 +38,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.segmentation_task import Segmentation
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.simple import KMeansPatches
 from smalti.training.optim import Optimiser

@@ -35,8 +35,9 @@ from smalti.runs.folder import is_run, read_config
 from smalti.runs.pretraining_checks import gate
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer, prepare
 from smalti.runs.train_tokenizer import main as train_tokenizer
+from smalti.runs.train_tokenizer import prepare
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.quantised import FSQ
 from smalti.tokenizers.simple import KMeansPatches

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,20 @@ def test_a_module_imports_from_its_own_package_and_rows_above_only(path: Path) -
         if root != "smalti" or rest in ([], ["__version__"]):
             continue
         assert rest[0] == part or row_of(rest[0]) < row_of(part), f"{name_of(path)} imports {name}"
+
+
+def _module(name: str) -> str:
+    """The module of a dotted name, which may be that of a member."""
+    place = SRC.parent / name.replace(".", "/")
+    return name if place.with_suffix(".py").exists() or place.is_dir() else name.rpartition(".")[0]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Nor where an import stands in a function, or for type checkers alone."""
+    modules = {f"smalti.{name_of(path).removesuffix('.py').replace('/', '.')}": path for path in FILES}
+    del modules["smalti.__init__"]  # the public API names all
+    own = {name: {_module(other) for other in imported(tree_of(path))} for name, path in modules.items()}
+    TopologicalSorter({name: others & modules.keys() for name, others in own.items()}).prepare()
 
 
 def _entry(path: Path) -> ast.FunctionDef | None:

@@ -29,7 +29,7 @@ from smalti.recipes import base, dalle, nano, paper, release, small, tiny
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.segmentation_task import Segmentation
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 
 ROOT = Path(__file__).parents[1]

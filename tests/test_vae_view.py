@@ -15,7 +15,7 @@ from smalti.evaluation.bound import describe
 from smalti.flags import parse
 from smalti.recipes import nano
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 
 ROOT = Path(__file__).parents[1]
 RECORDED: dict[str, Any] = json.loads((ROOT / "docs/results/vae-view/result.json").read_text())

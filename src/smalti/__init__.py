@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from smalti.runs.show import main as show
     from smalti.runs.tokenize import Tokenize
     from smalti.runs.tokenize import main as tokenize
-    from smalti.runs.train_tokenizer import TrainTokenizer
     from smalti.runs.train_tokenizer import main as train_tokenizer
+    from smalti.runs.train_tokenizer_config import TrainTokenizer
     from smalti.tokenizers.image_tokenizer import ImageTokenizer
     from smalti.training.training_plan import Plan
 

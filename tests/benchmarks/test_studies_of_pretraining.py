@@ -17,8 +17,8 @@ from smalti.core.compute import Compute
 from smalti.data.load import Data
 from smalti.evaluation.battery import Battery
 from smalti.models.vit import ViT
-from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.train_tokenizer import main as train_tokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.simple import KMeansPatches
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -15,7 +15,7 @@ from smalti.help_pages import read_pages, write_pages
 from smalti.recipes import nano
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from tests.cli.test_cli import error_of
 
 

@@ -22,7 +22,7 @@ from smalti.runs.masks import Masks
 from smalti.runs.prepare import Prepare
 from smalti.runs.search import Search
 from smalti.runs.show import Show
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from tests.small_runs import CPU, flat_pictures, train_tokenizer
 
 

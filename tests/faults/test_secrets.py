@@ -20,7 +20,7 @@ from smalti.core.log import Log, printable
 from smalti.recipes import nano
 from smalti.runs.folder import create, writing
 from smalti.runs.hooks import TrainingHooks
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.checkpoint import BackgroundWriter
 from smalti.training.nonfinite import NotFiniteError, Numbers
 from tests.small_runs import CPU, flat_pictures, pretrain, train_tokenizer

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from smalti.recipes import nano
-from smalti.runs.train_tokenizer import TrainTokenizer
 from smalti.runs.train_tokenizer import main as train
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training import checkpoint
 from tests.faults.trial import save, value_of
 from tests.small_runs import flat_pictures, result

@@ -18,7 +18,7 @@ from smalti.models.cost_estimate import num_parameters
 from smalti.models.mim import build_mim
 from smalti.recipes import base, dalle, nano, paper, release, small, tiny
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.optim import Optimiser
 
 BOTH = [base, nano, paper, small, tiny]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from smalti.runs.provenance import differences, provenance
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.training_plan import Plan
 
 

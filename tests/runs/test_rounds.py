@@ -7,7 +7,7 @@ import pytest
 from smalti.cli import main
 from smalti.runs.folder import read_config
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.kmeans_features import KMeansFeatures
 from tests.small_runs import interrupted_before, metrics, pretrain, result, weights
 

@@ -19,7 +19,8 @@ from smalti.models.vit import ViT
 from smalti.recipes import fsq, kmeans, random_projection, vq
 from smalti.runs.network import load_network
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer, build_objective
+from smalti.runs.train_tokenizer import build_objective
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.quantised import FSQ, VQ, VectorQuantised

@@ -10,7 +10,7 @@ from smalti.core.contracts import Batch
 from smalti.core.errors import UsageError
 from smalti.core.log import Log
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.profiling import Profiled
 from tests import small_runs
 

@@ -12,7 +12,7 @@ Differs: gradients are clipped at a norm of 1; views are scaled by bicubic inter
 
 from smalti.data.load import Data
 from smalti.data.transforms.views import SquareCrop
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import Optimiser

@@ -7,7 +7,7 @@ Hardware: any. Time: two forward passes of the teacher over at most a million pa
 """
 
 from smalti.data.load import Data
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.teacher_features import FIT_IMAGES
 

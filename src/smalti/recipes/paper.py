@@ -18,7 +18,7 @@ from smalti.functional.masking import Blockwise
 from smalti.models.vit import ViT
 from smalti.recipes import dalle
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan
 

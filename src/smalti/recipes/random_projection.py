@@ -5,7 +5,7 @@ Hardware: any. Time: seconds.
 
 from smalti.data.load import Data
 from smalti.data.transforms.views import RandomResizedCrop
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.simple import RandomProjection
 
 

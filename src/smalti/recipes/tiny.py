@@ -20,7 +20,7 @@ from smalti.runs.classification_task import Classification
 from smalti.runs.demo import Demo
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.training.objectives import Relaxation
 from smalti.training.optim import Optimiser

@@ -5,7 +5,7 @@ Hardware: two CPU cores. Time: 15 minutes.
 
 from smalti.data.load import Data
 from smalti.data.transforms.views import RandomResizedCrop
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.quantised import VQ
 from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan

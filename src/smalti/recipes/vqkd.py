@@ -8,7 +8,7 @@ Hardware: any. Time: a step costs a forward pass of the teacher, and training of
 
 from smalti.data.load import Data
 from smalti.data.transforms.views import RandomResizedCrop
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.vqkd import VQKD
 from smalti.training.optim import Optimiser
 from smalti.training.training_plan import Plan

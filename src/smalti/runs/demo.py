@@ -30,7 +30,7 @@ from smalti.runs.provenance import provenance
 from smalti.runs.sections import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
 from smalti.runs.session import seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.runs.verdicts import demo_verdict
 from smalti.training.targets import Pixels
 from smalti.training.trainer import Trainer

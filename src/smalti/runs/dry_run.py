@@ -14,7 +14,7 @@ from smalti.data.load import Data, InMemoryData, read_source, split_held_out
 from smalti.runs import pretrain, train_tokenizer
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.session import seconds_per_step
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 
 _IMAGES = 96

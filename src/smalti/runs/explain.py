@@ -9,7 +9,7 @@ from smalti.core.config import leaves, to_json
 from smalti.models.cost_estimate import num_parameters, num_parameters_whole, pretraining_multiply_adds, training_memory
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.targets import Pixels

@@ -24,7 +24,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import read_config, read_kind
 from smalti.runs.models import load_with_preprocessing
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.teacher_features import TeacherBased

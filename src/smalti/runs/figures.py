@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from smalti.report.page import best_cells, table
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 
 
 class Figure(NamedTuple):

@@ -29,7 +29,7 @@ from smalti.runs.foreign import bare_backbone
 from smalti.runs.model_selection import Measured
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.tokenizers import load_tokenizer, target_tokenizer, tokenizer_data
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dalle import DallE
 from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike
 from smalti.training.targets import Pixels

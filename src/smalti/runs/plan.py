@@ -31,7 +31,7 @@ from smalti.runs.proposal import (
     StagePlan,
     Survey,
 )
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dvae import DVAE
 from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.training_plan import Plan

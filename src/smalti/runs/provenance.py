@@ -13,7 +13,7 @@ from smalti.report.page import Section, table
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain_config import Pretrain
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.bundle import MAX_CONFIG
 from smalti.training.checkpoint import FOLDER as CHECKPOINTS
 from smalti.training.checkpoint import newest_step

@@ -19,7 +19,7 @@ from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.teachers import read_teacher
 from smalti.runs.tokenizers import target_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.training.nonfinite import CapturedStep, Numbers, first_not_finite, numbers_as_json, read_captured
 from smalti.training.trainer import Trainer

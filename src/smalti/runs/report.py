@@ -22,7 +22,7 @@ from smalti.runs.folder import ROUNDS, RunFolder, is_run, read_kind, require_run
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import names_of, provenance
 from smalti.runs.sections import comparison_section, pretrain_sections, probe_section, tokenizer_sections, write_page
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.runs.verdicts import together, verdict_of
 
 _SHOWN = {

@@ -12,7 +12,7 @@ from smalti.runs import train_tokenizer
 from smalti.runs.folder import ROUNDS, finished_result, is_run, read_config, remove_unstarted
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.session import Session
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.runs.training_run import TrainingRun
 from smalti.tokenizers.kmeans_features import KMeansFeatures
 from smalti.tokenizers.teacher_features import FIT_IMAGES

@@ -35,7 +35,7 @@ from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.pretraining_checks import ONLINE, ReferenceComparison, comparison_of
 from smalti.runs.provenance import TRAINING_RUNS, differences, names_of
 from smalti.runs.tokenizers import load_tokenizer
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.checkpoint import has_checkpoint
 from smalti.training.targets import Pixels
 

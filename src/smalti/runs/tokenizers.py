@@ -12,7 +12,7 @@ from smalti.core.tensors import from_safetensors
 from smalti.data.load import Data
 from smalti.data.tokens import Scorer
 from smalti.runs.folder import read_config, read_kind
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.tokenizers.dalle import DallE, DallETokenizer
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint, require_alike

@@ -1,7 +1,7 @@
 """`smalti train-tokenizer`: stage one, an image tokenizer from unlabelled images."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.config import part, require, setting
+from smalti.core.config import require
 from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
@@ -18,92 +18,26 @@ from smalti.data.load import AnyImages, InMemoryData, RunImages
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import sample_squares
 from smalti.data.token_cache import network_digest
-from smalti.data.transforms.views import NO_JITTER, ColorJitter, TwoViews
+from smalti.data.transforms.views import TwoViews
 from smalti.distributed.collectives import from_rank0
 from smalti.evaluation.reconstruction import describe_training, evaluate_tokenizer
 from smalti.evaluation.token_sample import some_images
-from smalti.functional.losses import Likelihood
-from smalti.functional.schedules import Cosine, Ramp
 from smalti.models.vit import VisionTransformer
 from smalti.report.pictures import PICTURES, thumbnails, to_pixels
 from smalti.runs.session import Session
 from smalti.runs.teachers import read_teacher
-from smalti.runs.training_run import TrainingRun
-from smalti.tokenizers.dalle import DallE, DallETokenizer
-from smalti.tokenizers.dvae import DVAE, DiscreteVAE
-from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig
-from smalti.tokenizers.kmeans_features import KMeansFeatures, KMeansFeatureTokenizer
-from smalti.tokenizers.quantised import FSQ, VQ, Quantised
-from smalti.tokenizers.simple import KMeansPatches, RandomProjection
+from smalti.runs.train_tokenizer_config import TrainTokenizer as TrainTokenizer
+from smalti.tokenizers.dalle import DallETokenizer
+from smalti.tokenizers.dvae import DiscreteVAE
+from smalti.tokenizers.image_tokenizer import ImageTokenizer
+from smalti.tokenizers.kmeans_features import KMeansFeatureTokenizer
+from smalti.tokenizers.quantised import Quantised
 from smalti.tokenizers.teacher_features import TeacherBased
 from smalti.tokenizers.vqkd import VQKD, VQKDTokenizer
 from smalti.training.checkpoint import load_frozen, read_checkpoint_on_rank0, write_checkpoint
-from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstruction, QuantisedObjective, Relaxation
-from smalti.training.optim import Optimiser
+from smalti.training.objectives import DiscreteVAEObjective, FeatureReconstruction, QuantisedObjective
 from smalti.training.tracking import Picture
 from smalti.training.trainer import Trainer
-
-_OF_DALLE = ("lr", "end_lr", "decay_ratio", "betas", "eps", "weight_decay")
-"""Settings of the optimiser that DALL-E states."""
-
-
-@dataclass(frozen=True)
-class TrainTokenizer(TrainingRun):
-    """Everything about a tokenizer run."""
-
-    optimiser: Optimiser = part(Optimiser(), dict.fromkeys(_OF_DALLE, "DALL-E, appendix A.2"))
-    tokenizer: DVAE | DallE | VQ | FSQ | KMeansPatches | RandomProjection | KMeansFeatures | VQKD = DVAE()
-    relaxation: Relaxation = Relaxation()
-    """Of the discrete VAEs only, DVAE and DallE."""
-    likelihood: Likelihood = setting(
-        "logit_laplace", "how reconstructions are compared: in nats, or as errors of pixels in [0, 1]", "DALL-E, A.3"
-    )
-    jitter: ColorJitter = NO_JITTER
-    init_images: int = setting(
-        1000, "images that the codebook is initialised from; 0: random weights, as in the papers"
-    )
-    ema_decay: float = setting(0.999, "of the average of weights, a step", "DALL-E, appendix A.2")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.tokenizer, TeacherBased):  # whose teacher decides them
-            self._require_fit(self.tokenizer)
-        require(self.init_images >= 0, f"init_images is {self.init_images}", "use 0 or more")
-        require(
-            self.init_images > 0 or self.planned_steps > 0, "a tokenizer fitted to no images", "use more init_images"
-        )
-
-    def _require_fit(self, tokenizer: TokenizerConfig) -> None:
-        require(
-            self.data.channels == tokenizer.in_chans,
-            f"data.channels {self.data.channels} and tokenizer.in_chans {tokenizer.in_chans} differ",
-            f"use --tokenizer.in-chans {self.data.channels}",
-        )
-        require(
-            self.data.side % tokenizer.stride == 0,
-            f"tokenizer.stride {tokenizer.stride} does not divide data.side {self.data.side}",
-            f"use a side that is a multiple of {tokenizer.stride}",
-        )
-
-    def schedules(self) -> dict[str, Callable[[int], float]]:
-        """As of every run; and of discrete VAEs the temperature, and the weight of the KL."""
-        if (annealing := self.annealing()) is None:
-            return super().schedules()
-        temperature, beta = annealing
-        own = {"temperature": lambda step: temperature(step - 1), "KL weight": lambda step: beta(step - 1)}
-        return super().schedules() | own
-
-    def annealing(self) -> tuple[Cosine, Ramp | Cosine] | None:
-        """Temperature and weight of the KL at each step, counted from 0; None of tokenizers that have none."""
-        if not isinstance(self.tokenizer, DVAE | DallE):
-            return None
-        return self.relaxation.annealing(self.plan.steps), self.relaxation.ramp(self.plan.steps)
-
-    @property
-    def planned_steps(self) -> int:
-        """Optimiser steps; 0 for tokenizers that are fitted to some images and not trained."""
-        fitted = isinstance(self.tokenizer, KMeansPatches | RandomProjection | KMeansFeatures)
-        return 0 if fitted else self.plan.steps
 
 
 def main(

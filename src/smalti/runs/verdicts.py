@@ -9,7 +9,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config, read_kind
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import TRAINING_RUNS, names_of
-from smalti.runs.train_tokenizer import TrainTokenizer
+from smalti.runs.train_tokenizer_config import TrainTokenizer
 
 Result = Mapping[str, Any]
 
