@@ -171,7 +171,8 @@ def test_without_metrics_the_loss_is_the_same(target: Target) -> None:
 
 def test_every_block_of_encoder_and_decoder_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     sharded: list[nn.Module] = []
-    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", sharded.append)
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda device, shape: (device, shape))
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: sharded.append(module))
     model = build_mim(ViT(img_size=(8, 8), patch_size=4, embed_dim=16, depth=2, num_heads=2), 5, 0, CrossAttention())
     shard(model)
     assert [type(module) for module in sharded] == [Block, Block, CrossAttentionBlock, type(model)]
