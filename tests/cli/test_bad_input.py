@@ -244,6 +244,13 @@ def test_a_model_after_the_images(
     assert line == f"{backbone} is a model, and {photos} is none; give the model first, then the images"
 
 
+@pytest.mark.parametrize("target", ["timm", "huggingface", "unilm"])
+def test_a_tokenizer_for_a_format_of_backbones(target: str, tokenizer: Path, tmp_path: Path, failure: Failure) -> None:
+    """Whether the library of the format is installed is not asked first."""
+    line = failure(main(["export", str(tokenizer), "--to", target, "--out", str(tmp_path / "out")]), 2)
+    assert line == "a tokenizer has no backbone; export it --to bundle, onnx or torch-export"
+
+
 def test_a_pattern_for_images(photos: Path, tokenizer: Path, failure: Failure) -> None:
     line = failure(main(["evaluate", str(tokenizer), f"{photos}/*.jpg", *CPU]), 3)
     assert line.startswith(f"no folder {photos}/*.jpg; patterns are not expanded here; give the folder of the images")
