@@ -4,6 +4,7 @@ for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
+    request the batch of the next step, while a GPU computes
     no gradient for frozen parameters; stop if loss or gradient is not finite; clip
     optimiser step; update codebook and EMA
     evaluate, log and save where these are due; save also when a signal requests it
@@ -90,7 +91,7 @@ def fit(
         with log.progress(title, plan.steps) as bar, closing(batches):
             while trainer.step < plan.steps:
                 batch = timer.on_batch(trainer.step).to(compute.device)
-                result = _step_or_skip(trainer, batch, plan, log, compute, hooks)
+                result = _step_or_skip(trainer, batch, plan, log, compute, hooks, timer)
                 timer.after_step(log)
                 last = trainer.step == plan.steps
                 pending = requests.all_reduce()
@@ -120,11 +121,17 @@ def fit(
 
 
 def _step_or_skip(
-    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, hooks: RunHooks
+    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, hooks: RunHooks, timer: StepTimer
 ) -> tuple[StepOutput, Tensor] | None:
-    """One step; None where it was non-finite and is skipped."""
+    """One step, in which the batch of the next one is requested; None where it was non-finite and is skipped."""
+    following = trainer.step + 1
+
+    def prefetch() -> None:
+        if following < plan.steps:
+            timer.prefetch(following)
+
     try:
-        return trainer.train_step(batch, compute, plan.logs(trainer.step + 1))
+        return trainer.train_step(batch, compute, plan.logs(following), prefetch)
     except NotFiniteError as failure:
         if trainer.skipped < plan.skip_nonfinite:
             trainer.skip_step()
