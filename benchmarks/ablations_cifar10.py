@@ -59,6 +59,7 @@ class Variation:
     masks_per_image: int = 1
     pos_amplitude: float = 0.1
     matrices: Matrices = "adamw"
+    second_tokenizer: str = ""
     seed: int = 0
 
     def pretraining(self, out: Path, places: DataFiles, images: int) -> Pretrain:
@@ -79,6 +80,7 @@ class Variation:
             crop=RandomResizedCrop(scale=(self.crop, 1.0)),
             plan=replace(config.plan, batch_size=self.batch_size, steps=images // self.batch_size),
             masks_per_image=self.masks_per_image,
+            second_tokenizer=str(places.tokenizers / self.second_tokenizer) if self.second_tokenizer else "",
             seed=self.seed,
             reference=False,
         )
@@ -103,6 +105,8 @@ VARIATIONS = {
     "features-of-816": replace(WITH_ADAMW, tokenizer="features-of-816"),
     "positions": Variation(pos_amplitude=1.0),
     "muon": BEST,
+    "muon-features-of-7200": replace(BEST, tokenizer="features-of-7200"),
+    "muon-features-and-pixels": replace(BEST, second_tokenizer="features-of-7200"),
     "muon-pixels": replace(BEST, target=Pixels(), tokenizer=""),
     "muon-depth-2": replace(BEST, decoder=CrossAttention(depth=2)),
     "muon-masks-4": replace(BEST, masks_per_image=4),

@@ -40,7 +40,7 @@ from lightly_methods import (
 )
 from pretrain_cifar10 import configuration
 from safetensors.torch import load_file, save_file
-from study import DataFiles, Row, Study, go_on, in_turn
+from study import FINETUNING_LR, DataFiles, Row, Study, go_on, in_turn
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
@@ -90,10 +90,12 @@ def read_encoder(path: Path) -> VisionTransformer:
     return backbone.eval()
 
 
-def fine_tune(init: Path, out: Path, data: Path, percent: int, study: Study, compute: Compute) -> dict[str, Any]:
+def fine_tune(
+    init: Path, out: Path, data: Path, percent: int, study: Study, compute: Compute, lr: float = FINETUNING_LR
+) -> dict[str, Any]:
     """Fine-tuning of an encoder with those labels of our rows and with their recipe; one that was cut off goes on."""
-    places = DataFiles(data, Path(), Path())
-    config = study.finetuning(str(init), out, places, share=percent / 100, seed=SEED, layer_decay=Row().layer_decay)
+    places, share = DataFiles(data, Path(), Path()), percent / 100
+    config = study.finetuning(str(init), out, places, share=share, seed=SEED, layer_decay=Row().layer_decay, lr=lr)
     return go_on(replace(config, backbone=replace(config.backbone, mean=MEAN, std=STD)), finetune, compute)
 
 

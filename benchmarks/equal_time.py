@@ -7,14 +7,15 @@ its search found (ablations_cifar10.py, search_lightly.py), with three seeds of 
 step takes up to twice the time, so steps of all methods are timed in turn in one process (step-seconds.json), and a
 budget in core-seconds becomes a number of steps; ours pays for its tokenizer too. What is known of a pretraining is a
 file of docs/results/cifar10/equal_time for its frozen features, and one for each share of labels that it was fine-tuned
-with; finished ones are left alone. equal_time.json beside them has the means over the seeds.
+with, and each learning rate of that; finished ones are left alone. equal_time.json beside them has the means over the
+seeds, fine-tuned at the rate with the best accuracy on validation images.
 """
 
 import argparse
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -27,7 +28,7 @@ from compare_lightly import fine_tune, read_encoder, step_seconds
 from lightly_methods import BATCH, METHODS, OURS, pretrain
 from printing import put_table
 from safetensors.torch import save_file
-from study import DataFiles, go_on, study_parser
+from study import FINETUNING_LR, DataFiles, go_on, study_parser
 from study_cifar10 import STUDY
 from timm.layers import set_fused_attn
 
@@ -121,38 +122,61 @@ class Cell:
             save_file(trained.model.backbone.vit.state_dict(), path)
         return path
 
-    def finetuned(self, percent: int) -> dict[str, Any]:
+    def finetuned(self, percent: int, lr: float) -> dict[str, Any]:
         """Accuracy on test images after fine-tuning with so many per cent of the labels."""
-        init, out, data = self.pretrained(), self.folder / f"finetune-{percent}pct", self.places.images
+        init, out = self.pretrained(), self.folder / f"finetune-{percent}pct{suffix(lr)}"
         if self.method in PEERS:
-            found = fine_tune(init, out, data, percent, STUDY, self.compute)
+            found = fine_tune(init, out, self.places.images, percent, STUDY, self.compute, lr)
         else:
-            config = STUDY.finetuning(str(init), out, self.places, share=percent / 100, seed=0, layer_decay=0.8)
+            share = percent / 100
+            config = STUDY.finetuning(str(init), out, self.places, share=share, seed=0, layer_decay=0.8, lr=lr)
             found = go_on(config, finetune, self.compute)
-        return {f"finetune_{percent}pct": float(found["test_accuracy"]), "seed": self.seed}
+        validation = float(found["validation_accuracy"])
+        accuracy = {f"finetune_{percent}pct": float(found["test_accuracy"]), "validation": validation}
+        return accuracy | {"lr": lr, "seed": self.seed}
+
+
+def suffix(lr: float) -> str:
+    """What is added to the name of a fine-tuning at a rate that is not that of the studies."""
+    return "" if lr == FINETUNING_LR else f"-lr-{lr:g}"
+
+
+def at_best_rate(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of fine-tunings of several seeds at several rates: those at the best one by validation images.
+
+    A rate that fewer seeds were fine-tuned with is not chosen.
+    """
+    by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        by_rate[cell.get("lr", FINETUNING_LR)].append(cell)
+
+    def seeds_and_accuracy(found: list[dict[str, Any]]) -> tuple[int, float]:
+        return len(found), statistics.mean(cell.get("validation", 0.0) for cell in found)
+
+    return max(by_rate.values(), key=seeds_and_accuracy)
 
 
 def collected(home: Path) -> dict[str, dict[str, Any]]:
     """The means over the seeds by budget and method, with 95 % intervals where there are several seeds.
 
-    `seeds` are those of the frozen features; a column of fine-tuning may have fewer, which `values` shows.
+    `seeds` are those of the frozen features; a column of fine-tuning may have fewer, which `values` shows, and `lr` is
+    its learning rate.
     """
-    names = ["linear", "knn", *(f"finetune_{percent}pct" for percent in sorted(_SHARES))]
     tables: dict[str, dict[str, Any]] = {}
-    for budget in BUDGETS:
-        for method in NAMES:
-            values: dict[str, list[float]] = defaultdict(list)
-            seeds = set[int]()
-            for path in sorted(home.glob(f"{budget}-{method}-[0-9]*.json")):
-                cell = json.loads(path.read_text())
-                seeds |= {cell["seed"]} if "linear" in cell else set()
-                for name in filter(cell.__contains__, names):
-                    values[name].append(cell[name])
-            if values:
-                row: dict[str, Any] = {name: statistics.mean(found) for name, found in values.items()}
-                intervals = {name: mean_share_interval(found) for name, found in values.items()}
-                row |= {"intervals": intervals, "values": dict(values), "seeds": sorted(seeds)}
-                tables.setdefault(str(budget), {})[method] = row
+    for budget, method in product(BUDGETS, NAMES):
+        cells = [json.loads(path.read_text()) for path in sorted(home.glob(f"{budget}-{method}-[0-9]*.json"))]
+        frozen = [cell for cell in cells if "linear" in cell]
+        values = {name: [cell[name] for cell in frozen] for name in ("linear", "knn") if frozen}
+        rates = dict[str, float]()
+        for name in (f"finetune_{percent}pct" for percent in sorted(_SHARES)):
+            if found := [cell for cell in cells if name in cell]:
+                best = at_best_rate(found)
+                values[name], rates[name] = [cell[name] for cell in best], best[0].get("lr", FINETUNING_LR)
+        if values:
+            row: dict[str, Any] = {name: statistics.mean(found) for name, found in values.items()}
+            row["intervals"] = {name: mean_share_interval(found) for name, found in values.items()}
+            row |= {"values": values, "lr": rates, "seeds": sorted(cell["seed"] for cell in frozen)}
+            tables.setdefault(str(budget), {})[method] = row
     return tables
 
 
@@ -201,6 +225,7 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=list(NAMES))
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS)
     parser.add_argument("--labels", type=int, action="append", choices=_SHARES, help="per cent to fine-tune with")
+    parser.add_argument("--lr", type=float, default=FINETUNING_LR, help="of fine-tuning")
     parser.add_argument("--no-labels", action="store_true", help="frozen features alone")
     given = parser.parse_args()
     if given.page:
@@ -215,7 +240,7 @@ def main() -> None:
             keep(given.out, name, each.frozen)
             write_page(given.out)
         for percent, (name, each) in product(shares, cells.items()):
-            keep(given.out, f"{name}-{percent}", partial(each.finetuned, percent))
+            keep(given.out, f"{name}-{percent}{suffix(given.lr)}", partial(each.finetuned, percent, given.lr))
             write_page(given.out)
     print(json.dumps(collected(given.out), indent=1))
 

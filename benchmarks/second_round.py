@@ -69,8 +69,13 @@ class Budget:
     first: int
 
 
-BUDGETS = {"1632": Budget(WITH_ADAMW, 5962, 2981), "3600": Budget(BEST, 12_460, 2813)}
-"""By core-seconds; the first rounds are those of 816 core-seconds of equal_time.py."""
+BUDGETS = {
+    "1632": Budget(WITH_ADAMW, 5962, 2981),
+    "3600": Budget(BEST, 12_460, 2813),
+    "7200": Budget(BEST, 24_934, 12_460),
+    "14400": Budget(BEST, 49_883, 24_934),
+}
+"""By core-seconds; the first rounds are those of 816, 816, 3 600 and 7 200 core-seconds of equal_time.py."""
 
 
 @dataclass(frozen=True)

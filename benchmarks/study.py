@@ -41,6 +41,7 @@ from smalti.training.training_plan import Plan
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 IMAGES = 300_000
 SEEDS = (0, 1, 2)
+FINETUNING_LR = 1e-3
 _BATCH = 128
 
 
@@ -134,7 +135,15 @@ class Study:
         )
 
     def finetuning(
-        self, init: str, out: Path, places: DataFiles, *, share: float, seed: int, layer_decay: float
+        self,
+        init: str,
+        out: Path,
+        places: DataFiles,
+        *,
+        share: float,
+        seed: int,
+        layer_decay: float,
+        lr: float = FINETUNING_LR,
     ) -> Finetune:
         """Fine-tuning with a share of the labels, from a pretraining or from nothing."""
         steps = self.few_steps if share == 0.01 else self.steps
@@ -149,7 +158,7 @@ class Study:
             crop=RandomResizedCrop(scale=(0.4, 1.0)),
             jitter=NO_JITTER,
             label_share=share,
-            optimiser=Optimiser(lr=1e-3, end_lr=1e-6, warmup_ratio=0.1, layer_decay=layer_decay),
+            optimiser=Optimiser(lr=lr, end_lr=1e-6, warmup_ratio=0.1, layer_decay=layer_decay),
             plan=Plan(steps=steps, batch_size=_BATCH, repeat=True, log_every=50, save_every=250),
             seed=seed,
         )

@@ -118,6 +118,22 @@ def test_means_are_of_the_seeds_that_have_ended(equal_time: ModuleType, tmp_path
     assert "finetune_1pct" not in found["816"]["mae"]
 
 
+def test_the_rate_of_fine_tuning_is_chosen_on_validation_images_among_those_of_all_seeds(
+    equal_time: ModuleType, tmp_path: Path
+) -> None:
+    tried = {0.001: ((0.50, 0.61), (0.52, 0.61)), 0.002: ((0.54, 0.60), (0.54, 0.60)), 0.004: ((0.9, 0.9),)}
+    for lr, found in tried.items():
+        for seed, (validation, accuracy) in enumerate(found):
+            cell = {"finetune_10pct": accuracy, "validation": validation, "lr": lr, "seed": seed}
+            (tmp_path / f"816-ours-{seed}-10{equal_time.suffix(lr)}.json").write_text(json.dumps(cell))
+    row = equal_time.collected(tmp_path)["816"]["ours"]
+    assert (row["finetune_10pct"], row["values"], row["lr"]) == (
+        pytest.approx(0.6),
+        {"finetune_10pct": [0.6, 0.6]},
+        {"finetune_10pct": 0.002},
+    )
+
+
 @pytest.mark.docs
 def test_the_table_of_equal_time_is_that_of_the_files(equal_time: ModuleType) -> None:
     page = (equal_time.HOME / "README.md").read_text()
