@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.evaluation.reconstruction import evaluate_tokenizer
+from smalti.evaluation.reconstruction import describe_tokenizer, evaluate_tokenizer
 from smalti.evaluation.token_sample import NearestPatch, fit_kmeans_baseline
 from smalti.tokenizers.dvae import DVAE
 from tests.test_contracts import GreyLevels
@@ -31,6 +31,8 @@ def test_measurements_equal_those_of_one_pass() -> None:
     assert result.psnr_db == pytest.approx(float((-10 * mse.log10()).mean()), rel=1e-5)
     assert result.constant_share == 0.25
     assert result.codebook.tokens == 18
+    printed = describe_tokenizer(result.as_dict()).splitlines()[0]
+    assert printed == "on 18 held-out tokens whose patch is not constant; 25.0% of all patches are constant"
     counts = torch.bincount(ids.flatten(1)[:, :3].flatten(), minlength=16)
     assert result.codebook.used == pytest.approx(float((counts > 0).double().mean()))
     shares = torch.bincount(ids.flatten()) / 24

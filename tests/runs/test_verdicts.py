@@ -58,6 +58,7 @@ def test_a_demo_says_what_pretraining_was_worth() -> None:
     probe = {"gain_points": -1.25, "pixels": {"linear": 0.8}}
     assert "linear probe" not in demo_verdict(whole).facts
     found = demo_verdict(whole | {"probe": probe})
+    assert found.text.startswith("Images taken apart into visual tokens, masked, and dreamt back.")
     assert found.facts["linear probe"] == "-1.2 points"
     assert "1.2 points less than one of the same network untrained; one of raw pixels scores 80.0%." in found.text
 

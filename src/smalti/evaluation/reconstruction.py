@@ -82,8 +82,8 @@ def _figures(use: CodebookUse | None, prefix: str = "") -> dict[str, float | Non
 def describe_tokenizer(result: Mapping[str, float | None]) -> str:
     """The figures as plain text, with a dash for those that a tokenizer does not have."""
     lines = [
-        f"on {result['window_tokens']} held-out tokens whose patch is not constant"
-        f" ({result['constant_share']:.1%} of all patches are)",
+        f"on {result['window_tokens']} held-out tokens whose patch is not constant;"
+        f" {result['constant_share']:.1%} of all patches are constant",
         f"{'':<28} {'tokenizer':>10} {'k-means':>10}",
     ]
     for name, key, form in _BOTH:

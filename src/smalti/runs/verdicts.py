@@ -135,7 +135,7 @@ def demo_verdict(result: Result) -> Verdict:
         "PSNR": f"{tokenizer['psnr_db']:.1f} dB",
         "below unigram entropy": f"{mim['unigram_entropy_nats'] - mim['loss_nats']:.2f} nats",
     }
-    text = "Images taken apart into visual tokens, masked in blocks, and dreamt back."
+    text = "Images taken apart into visual tokens, masked, and dreamt back."
     if "probe" in result:
         gain, pixels = result["probe"]["gain_points"], result["probe"]["pixels"]["linear"]
         facts["linear probe"] = f"{gain:+.1f} points"
