@@ -43,7 +43,9 @@ class Pretrain(BackboneRun):
     )
     accept_tokenizer: bool = setting(False, "go on with a tokenizer that looks collapsed", resume="free")
     init_from: str = setting("", "start from: a run, or a ViT or BEiT of timm or transformers; empty: drawn")
-    freeze_backbone_steps: int = setting(0, "first steps in which only mask token and head learn; with init_from")
+    freeze_backbone_steps: int = setting(
+        0, "first steps in which all but the backbone learns (mask token, decoder, head); with init_from"
+    )
     masking: Blockwise | Rolled | Release | Algorithm1 | Random = Blockwise()
     decoder: Linear | CrossAttention = Linear()
     target: Tokens | SoftTokens | Pixels = Tokens()
