@@ -92,3 +92,27 @@ def test_what_the_readme_says_that_pretraining_is_worth_is_so() -> None:
     best, hour, two_hours = (f"+{100 * (row['finetune_10pct'] - scratch):.1f}" for row in rows)
     today = f"{hour} after an hour of one core with today's settings, {two_hours} after two"
     assert f"{best} points for BEiT with random masks; {today}" in (ROOT / "README.md").read_text()
+
+
+def test_what_the_page_on_decoders_says_of_equal_time_is_so() -> None:
+    folder = ROOT / "docs" / "results" / "cifar10" / "equal_time"
+    page, timed = (ROOT / "docs" / "which-decoder.md").read_text(), json.loads(folder.with_suffix(".json").read_text())
+    images = {row: json.loads((folder / f"816-{row}-0.json").read_text())["images"] for row in ("ours", "ours-adamw")}
+    seen = {row: f"{count / 1000:.0f} 000 images, three seeds" for row, count in images.items()}
+    for what, seconds, row in (
+        (f"816 seconds, Muon ({seen['ours']})", "816", "ours"),
+        (f"816 seconds, AdamW ({seen['ours-adamw']})", "816", "ours-adamw"),
+        ("an hour, Muon (one seed)", "3600", "ours"),
+        ("an hour, AdamW (two seeds, one fine-tuned)", "3600", "ours-adamw"),
+        ("two hours, Muon (one seed)", "7200", "ours"),
+    ):
+        figures = (f"{100 * timed[seconds][row][figure]:.1f}" for figure in ("knn", "linear", "finetune_10pct"))
+        assert f"| {what} | {' | '.join(figures)} |" in page
+    for what, seconds, optimiser in (
+        ("AdamW for both, three seeds", "816", "-adamw"),
+        ("Muon for both, three seeds", "816", ""),
+        ("Muon for both, an hour of one core, one seed", "3600", ""),
+    ):
+        ours, mae = timed[seconds][f"ours{optimiser}"], timed[seconds][f"mae{optimiser}"]
+        ahead = (f"{100 * (ours[figure] - mae[figure]):.1f}" for figure in ("knn", "linear", "finetune_10pct"))
+        assert f"| {what} | {' | '.join(ahead)} | " in page

@@ -143,7 +143,7 @@ def test_one_unreadable_picture_is_named_and_left_out(tmp_path: Path, capsys: py
     reason = "not an image in a format smalti knows"
     listed = [json.loads(line) for line in (out / "bad_files.jsonl").read_text().splitlines()]
     assert listed == [{"path": f"{images}/03.png", "reason": reason}]
-    said = f"left out: 1 of 8 images cannot be read, first {images}/03.png ({reason})"
+    said = f"left out: 1 of 8 images cannot be read, first {images}/03.png ({reason}); listed in {out}/bad_files.jsonl"
     assert said in capsys.readouterr().err.splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Transformed batches are the given ones with every change made in turn."""
+"""Transformed batches are the given ones with every transform applied in order."""
 
 from dataclasses import replace
 
@@ -32,13 +32,13 @@ def increased(batch: Batch) -> Batch:
     return replace(batch, image=batch.image + 1)
 
 
-def test_changes_are_made_in_turn() -> None:
+def test_transforms_are_applied_in_order() -> None:
     batches = Counting()
-    changed = TransformedBatches(batches, (increased, doubled), CPU)
-    assert isinstance(changed, Batches)
-    assert changed(3).image.flatten().tolist() == [8, 8]
-    assert changed.wait_seconds == 1.5
-    changed.close()
+    transformed = TransformedBatches(batches, transforms=(increased, doubled), device=CPU)
+    assert isinstance(transformed, Batches)
+    assert transformed(3).image.flatten().tolist() == [8, 8]
+    assert transformed.wait_seconds == 1.5
+    transformed.close()
     assert batches.closed
 
 

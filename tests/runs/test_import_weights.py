@@ -197,6 +197,24 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
         imported(place, tmp_path / "model")
 
 
+@pytest.mark.parametrize("positions", ["absolute", "block_relative"])
+def test_images_that_are_not_square(positions: Any, tmp_path: Path) -> None:
+    """4 x 9 patches, of which there are as many as of 6 x 6; 2 x 7, of which no square has."""
+    for size in ((16, 36), (8, 28)):
+        loaded = backbone(replace(PAPER, img_size=size, positions=positions, mean=(0.5,), std=(0.5,)))
+        timm.write(loaded, make_folder(tmp_path / f"timm-{size[0]}"))
+        _, beside = imported(str(tmp_path / f"timm-{size[0]}"), tmp_path / f"beside-{size[0]}", num_heads=4)
+        same_features(loaded, beside)
+        (tmp_path / f"timm-{size[0]}" / "config.json").unlink()
+        _, given = imported(str(tmp_path / f"timm-{size[0]}"), tmp_path / f"{size[0]}", num_heads=4, img_size=size)
+        same_features(loaded, given)
+    with pytest.raises(UsageError, match=r"a grid that is not square; .* set --img-size to the height and width it"):
+        imported(str(tmp_path / "timm-8"), tmp_path / "none", num_heads=4)
+    for size in ((12, 28), (9, 28), (-8, -28)):
+        with pytest.raises(UsageError, match=r"--img-size|img_size|no positions for images of"):
+            imported(str(tmp_path / "timm-8"), tmp_path / "none", num_heads=4, img_size=size)
+
+
 def test_normalisation_is_that_beside_the_weights_or_as_given(tmp_path: Path) -> None:
     loaded = backbone(PAPER)
     timm.write(loaded, tmp_path)
@@ -308,7 +326,13 @@ def test_weights_that_are_no_real_numbers_are_an_error(value: complex, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 200000, '{"pretrained_cfg": {"mean": [NaN], "std": [1]}}', '{"model_type": [1]}']
+    "text",
+    [
+        "[" * 200000,
+        '{"pretrained_cfg": {"input_size": [3, "4", 4]}}',
+        '{"pretrained_cfg": {"mean": [NaN], "std": [1]}}',
+        '{"model_type": [1]}',
+    ],
 )
 def test_an_absurd_config_beside_weights_of_timm_tells_nothing(text: str, tmp_path: Path) -> None:
     timm.write(backbone(PAPER), make_folder(tmp_path / "timm"))

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,9 @@ def test_masks_of_another_time_are_not_overwritten(
 
 
 @pytest.mark.parametrize(("run", "images"), [("run", "photos"), ("pixels", "scenes")])
-def test_unreadable_images_are_left_out_and_listed(run: str, images: str, root: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_and_listed(
+    run: str, images: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make = pictures if run == "run" else scenes
     broken = sorted(make(tmp_path / images).rglob("*.png"))[3:5]
     for path in broken:
@@ -232,6 +235,10 @@ def test_unreadable_images_are_left_out_and_listed(run: str, images: str, root: 
     assert not {"3", "4"} & {row["position"] for row in rows_of(tmp_path / "p.csv")}
     listed = map(json.loads, (tmp_path / "p.bad_files.jsonl").read_text().splitlines())
     assert [item["path"] for item in listed] == list(map(str, broken))
+    said = capsys.readouterr().err
+    assert re.search(r"^predictions +(\d+)/\1 .* 2 unreadable$", said, re.MULTILINE), "while they are counted"
+    assert f"images cannot be read, first {broken[0]} (" in said
+    assert f"; listed in {tmp_path / 'p.bad_files.jsonl'}\n" in said
     with pytest.raises(DataError, match="raise --max-bad-fraction"):
         main(config(root, run, str(tmp_path / images), tmp_path / "q.csv"))
 

@@ -86,7 +86,12 @@ def test_near_duplicates_are_listed(runs: Path, tmp_path: Path, capsys: pytest.C
         "1 pairs of 17 images with a similarity of 0.9999 or more",
     ]
     text, found = search(runs, capsys, "--near-duplicates", "1e-9", "--count", "2")
-    assert len(found["pairs"]) == 2 < found["found"] == len(text.splitlines()) - 1
+    lines, number = text.splitlines(), found["found"]
+    assert len(found["pairs"]) == 2 == len(lines) - 1 < number, "a terminal is not flooded"
+    end = f"{number} pairs of 17 images with a similarity of 1e-09 or more, the first 2 of them above (--count)"
+    assert lines[-1] == end
+    text, found = search(runs, capsys, "--near-duplicates", "1e-9", "--count", str(number))
+    assert (len(found["pairs"]), len(text.splitlines())) == (number, number + 1)
 
 
 def test_the_page_shows_the_images(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

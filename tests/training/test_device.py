@@ -241,8 +241,8 @@ def test_images_are_erased_and_mixed_on_the_device_and_nothing_waits_for_it(monk
     monkeypatch.setattr("smalti.data.transforms.batch_transforms.keys_of", keys_of)
     given = Given(made())
     with pretended(waits=False):
-        changes = Erasing(1.0), partial(Mixing(0.8, 1.0), num_classes=5)
-        done = TransformedBatches(given, changes, CUDA)(0)
+        transforms = Erasing(1.0), partial(Mixing(0.8, 1.0), num_classes=5)
+        done = TransformedBatches(given, transforms, CUDA)(0)
         assert {value.device for value in vars(done).values() if value is not None} == {CUDA}
     assert read == ["cpu", "cpu"]
 

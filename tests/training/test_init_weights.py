@@ -185,11 +185,11 @@ def test_positions_of_the_configured_grid_need_not_be_of_a_square() -> None:
         assert SourceWeights("there", weights).grid_for(config) == (3, 5)
     bare = {"backbone.pos_embed": torch.zeros(1, 15, 16)}  # of [S] there is none
     assert SourceWeights("there", bare).grid_for(wide) == (3, 5)
-    with pytest.raises(CheckpointError) as refusal:
+    with pytest.raises(UsageError) as refusal:
         started(replace(PAPER, positions="block_relative"), of_timm(as_timm_vit(there)))
     assert str(refusal.value) == (
         "there has positions for a grid that is not square; blocks.0.attn.relative_position_bias_table has"
-        f" {num_rows((3, 5))} rows; set --backbone.img-size to the size it was trained with"
+        f" {num_rows((3, 5))} rows; set --backbone.img-size to the height and width it was trained with"
     )
 
 

@@ -58,7 +58,8 @@ class LeftOutFiles:
         if self.found:
             self._require_few()
             self.write()
-            log.say(f"left out: {self._summary()} ({self.found[0][1]})")
+            listed = f"; listed in {self.path}" if self.path is not None else ""
+            log.say(f"left out: {self._summary()} ({self.found[0][1]}){listed}")
 
     def _require_few(self) -> None:
         if len(self.found) > self.most or len(self.found) == self.total:

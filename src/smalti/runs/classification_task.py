@@ -112,8 +112,8 @@ class Classification:
         kind = ClassifySeveral if self.multi_label else Classify
         return kind(model, self.label_smoothing)
 
-    def changes(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
-        """The last changes made to each batch."""
+    def batch_transforms(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
+        """The last transforms of each batch."""
         names = self.outputs(classes)
         several = (partial(_with_labels, table=shown_labels(classes, names)),) if self.multi_label else ()
         return (*several, *((partial(self.mixing, num_classes=len(names)),) if self.mixing.on else ()))

@@ -70,6 +70,7 @@ class Evaluate:
     )
     baselines: bool = setting(True, "measure the same network untrained, in two initialisations, and raw pixels too")
     num_heads: int | None = setting(None, "as of smalti import; of weights of other programs")
+    img_size: tuple[int, int] | None = setting(None, "as of smalti import; of weights of other programs")
     normalisation: Statistics = setting("auto", "as of smalti import; of weights of other programs")
     ranks: Ranks = Ranks()
 
@@ -147,7 +148,7 @@ def _evaluate(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
 
 def _evaluate_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str, Any]:
     """Probes of a backbone of another program; nothing is written."""
-    loaded, left_out = read_foreign(config.model, config.num_heads, config.normalisation)
+    loaded, left_out = read_foreign(config.model, config.num_heads, config.normalisation, config.img_size)
     vit = loaded.backbone.config
     size = f"{vit.img_size[0]} x {vit.img_size[1]} pixels"
     pixels = f"mean {vit.mean}, deviation {vit.std} (--normalisation)"

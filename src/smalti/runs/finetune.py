@@ -213,7 +213,7 @@ def prepare(
     view_source = task.view_source(images, views, config.data, plan.batch_size // world_size(), compute.device)
     loader = Loader(view_source, Sampler(len(images.train), plan.batch_size, config.seed, (rank(), world_size())))
     whole: tuple[BatchTransform, ...] = () if isinstance(task, Segmentation) else (config.augment, config.erasing)
-    return trainer, TransformedBatches(loader, (*whole, *task.changes(parts.classes)), compute.device)
+    return trainer, TransformedBatches(loader, (*whole, *task.batch_transforms(parts.classes)), compute.device)
 
 
 def init_source(config: Finetune, outputs: tuple[str, ...]) -> SourceWeights:

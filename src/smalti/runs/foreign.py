@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from smalti.core.errors import CheckpointError
+from smalti.core.errors import CheckpointError, UsageError
 from smalti.data.reading import fixed_statistics
 from smalti.exporting.loaded_model import LoadedModel, Network
 from smalti.models.classifier import Pooling, build_classifier
@@ -21,20 +21,29 @@ Statistics: TypeAlias = Literal["auto", "half", "imagenet"]
 
 
 def read_foreign(
-    place: str, num_heads: int | None = None, normalisation: Statistics = "auto"
+    place: str,
+    num_heads: int | None = None,
+    normalisation: Statistics = "auto",
+    img_size: tuple[int, int] | None = None,
 ) -> tuple[LoadedModel, list[str]]:
     """The network in a file or folder of another program, and the names of weights that it does not have.
 
     Args:
         num_heads: attention heads, where no file says them.
         normalisation: pixel mean and deviation; `auto`: as a file beside the weights says, else 0.5.
+        img_size: height and width in pixels; None: as a file beside the weights says, else square.
 
     Raises:
         UsageError: the weights do not tell all that is needed.
         CheckpointError: the file is damaged, holds no network that is known, or asks for anything to be run.
     """
     source = read_source(place)
-    return _loaded(source, _normalised(source.vit(num_heads), place, normalisation))
+    vit = (source if img_size is None else source.of_size(img_size)).vit(num_heads)
+    if img_size not in (None, vit.img_size):
+        size = "x".join(map(str, img_size or ()))
+        fix = "set --img-size to the height and width it was trained with"
+        raise UsageError(f"{place} has no positions for images of {size}", fix=fix)
+    return _loaded(source, _normalised(vit, place, normalisation))
 
 
 def _normalised(vit: ViT, place: str, kind: Statistics) -> ViT:

@@ -235,12 +235,11 @@ def _compute(config: ImageRows, blocks: Blocks, see: ComputeRows, log: Log) -> N
             parts = []
             for wanted, part in zip(block, found, strict=False):
                 parts.append(part)
+                for item in part.bad:
+                    left_out.add(*item)
                 done += len(wanted)
-                bar.update(done)
-            whole = Block.joined(parts)
-            for item in whole.bad:
-                left_out.add(*item)
-            blocks.store(number, whole)
+                bar.update(done, f"{len(left_out.found)} unreadable" if left_out.found else "")
+            blocks.store(number, Block.joined(parts))
 
 
 def _batches(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -44,6 +44,9 @@ class ImportModel:
     """A file or folder of weights (timm, transformers, unilm, lightly); or encoder.pkl and decoder.pkl of DALL-E."""
     out: str = setting("", "the folder to write, a MODEL")
     num_heads: int | None = setting(None, "attention heads, where no file says them; none: one for 64 channels")
+    img_size: tuple[int, int] | None = setting(
+        None, "pixels: height, width; none: as a file beside the weights says, else square"
+    )
     normalisation: Statistics = setting(
         "auto",
         "pixel mean and deviation it was trained with; auto: those in a file beside the weights, else half (0.5)",
@@ -86,7 +89,7 @@ def _dalle(config: ImportModel, out: Path) -> dict[str, Any]:
 
 def _network(config: ImportModel, out: Path) -> dict[str, Any]:
     place = config.files[0]
-    loaded, left_out = read_foreign(place, config.num_heads, config.normalisation)
+    loaded, left_out = read_foreign(place, config.num_heads, config.normalisation, config.img_size)
     name = Path(place).expanduser().resolve().name
     parameters = sum(value.numel() for value in loaded.network.parameters())
     facts = Facts(name, parameters, {IMPORTED: printable(name)}, {}, "", {}, None)

@@ -43,7 +43,7 @@ class Search(ReadOptions):
         None, "list pairs with at least this similarity, up to 1, in place of IMAGE"
     )
     approximate: bool = setting(False, "find near duplicates by a graph of faiss, which misses a few; for many images")
-    count: int = setting(10, "nearest images of each, or pairs on the page and in the JSON")
+    count: int = setting(10, "nearest images of each, or pairs shown")
     out: str = setting("", "a page (.html) of the images found; empty: none")
     data: str = setting("", "where the images of the page are; empty: where they were, in the folder of the features")
     precision: Precision = setting("auto", "number format of the network")
@@ -117,7 +117,7 @@ def _nearest(config: Search, features: FeatureFile, compute: Compute) -> tuple[d
 
 
 def _pairs(config: Search, features: FeatureFile, compute: Compute) -> tuple[dict[str, Any], list[Line]]:
-    """Pairs of near duplicates, all of which are printed as they are found."""
+    """Pairs of near duplicates: their number, and the first ones, which are printed as they are found."""
     assert config.near_duplicates is not None
     first: list[Line] = []
     number = 0
@@ -127,11 +127,11 @@ def _pairs(config: Search, features: FeatureFile, compute: Compute) -> tuple[dic
         found = near_pairs(features, config.near_duplicates, compute.device)
     for pair in found:
         number += 1
-        line = [_image(features, row, pair.similarity) for row in (pair.first, pair.second)]
-        print(f"{pair.similarity:.4f}  {printable(line[0]['key'])}  {printable(line[1]['key'])}")
         if number <= config.count:
-            first.append(line)
-    print(f"{number} pairs of {features.count} images with a similarity of {config.near_duplicates:g} or more")
+            first.append([_image(features, row, pair.similarity) for row in (pair.first, pair.second)])
+            print(f"{pair.similarity:.4f}  {'  '.join(printable(image['key']) for image in first[-1])}")
+    more = f", the first {config.count} of them above (--count)" if number > config.count else ""
+    print(f"{number} pairs of {features.count} images with a similarity of {config.near_duplicates:g} or more{more}")
     return {"rows": features.count, "found": number, "pairs": first}, first
 
 

@@ -226,8 +226,8 @@ class Segmentation:
         assert isinstance(model, Segmenter)
         return Segment(model, self.head.auxiliary)
 
-    def changes(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
-        """The last changes made to each batch: none."""
+    def batch_transforms(self, classes: tuple[str, ...]) -> tuple[BatchTransform, ...]:
+        """The last transforms of each batch: none."""
         return ()
 
     def measure(

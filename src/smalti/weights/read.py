@@ -41,7 +41,9 @@ def read_source(place: str) -> SourceWeights:
         Log().say(f"{place}: names are read without their prefix {printable(prefix)}")
     classifier, left_out = names.classifier_of(weights), (*others, *names.unused(weights))
     if names.is_timm(weights):
-        return SourceWeights(place, names.from_timm(weights), classifier=classifier, left_out=left_out)
+        source = SourceWeights(place, names.from_timm(weights), classifier=classifier, left_out=left_out)
+        size = _size_of_timm(place)
+        return source if size is None else source.of_size(size)
     if not names.is_huggingface(weights):
         named = f", but {min(weights)}" if weights else ""
         cause = f"it has no blocks.0 and no encoder.layer.0{named}"
@@ -98,6 +100,15 @@ def pixel_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] 
         if all(map(math.isfinite, (*means, *deviations))) and all(value > 0 for value in deviations):
             return means, deviations
     return None
+
+
+def _size_of_timm(place: str) -> tuple[int, int] | None:
+    """Height and width of the images, in timm's config.json beside the weights; None: it is not there."""
+    try:
+        _, height, width = (describing(place) or {})["pretrained_cfg"]["input_size"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (height, width) if type(height) is int and type(width) is int and min(height, width) > 0 else None
 
 
 def _file(place: str) -> Path:

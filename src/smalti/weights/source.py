@@ -57,6 +57,23 @@ class SourceWeights:
                 shape = f"the shape {tuple(value.shape)}, and {wanted} dimensions are expected"
                 raise CheckpointError(f"{name[:200]} of {self.where} has {shape}")
 
+    def of_size(self, img_size: tuple[int, int]) -> "SourceWeights":
+        """The same weights, of images of a height and width in pixels, if their positions fit; else as they are."""
+        projection = self.weights.get("backbone.patch_embed.proj.weight")
+        if projection is None:
+            return self
+        grid = img_size[0] // projection.shape[2], img_size[1] // projection.shape[2]
+        return replace(self, grid=grid) if self._fits(grid) else self
+
+    def _fits(self, grid: Grid) -> bool:
+        """Whether the positions are those of a grid, with or without one of [S]."""
+        for name, value in self.weights.items():
+            if name == _POSITIONS:
+                return math.prod(grid) in (value.shape[1], value.shape[1] - 1)
+            if name.endswith(_TABLE):
+                return len(value) == num_rows(grid)
+        return False
+
     def without_head(self) -> "SourceWeights":
         """The same weights without the head."""
         return replace(self, weights={n: value for n, value in self.weights.items() if not n.startswith("head.")})
@@ -111,7 +128,7 @@ class SourceWeights:
                 every released ViT and BEiT.
 
         Raises:
-            UsageError: the width is no multiple of 64, and `num_heads` is None.
+            UsageError: the width is no multiple of 64, and `num_heads` is None; or the grid is unknown.
         """
         usual = ViT()
         fields = self._fields(usual) | {"pos_init": "uniform", "drop_path_rate": 0.0}
@@ -120,7 +137,7 @@ class SourceWeights:
         if heads is None and width % _HEAD_DIM:
             cause = f"weights do not tell it, and {width} channels are no multiple of {_HEAD_DIM}"
             raise UsageError(f"the number of heads of {self.where} is unknown", cause=cause, fix="use --num-heads")
-        grid = self.grid_for(usual)
+        grid = self.grid_for(usual, "--img-size")
         separate = "backbone.blocks.0.attn.q_bias" in self.weights
         fields |= {"num_heads": heads or width // _HEAD_DIM, "k_bias": not separate}
         return ViT(img_size=(patch * grid[0], patch * grid[1]), **fields)
@@ -172,31 +189,34 @@ class SourceWeights:
         first, *others = (value for name, value in self.weights.items() if name.endswith(_TABLE))
         return all(torch.equal(value, first) for value in others)
 
-    def grid_for(self, backbone: ViT) -> Grid:
+    def grid_for(self, backbone: ViT, flag: str = "--backbone.img-size") -> Grid:
         """Rows and columns of patches: `grid` if known, else those of `backbone` if the weights fit, else a square.
 
+        Args:
+            flag: what says the size of the images, for the error.
+
         Raises:
-            CheckpointError: the number of positions does not belong to a square grid.
+            UsageError: the number of positions does not belong to a square grid.
+            CheckpointError: it does not belong to `grid`.
         """
         name, value = next((n, v) for n, v in self.weights.items() if n == _POSITIONS or n.endswith(_TABLE))
         rows = value.shape[1] if name == _POSITIONS else len(value)
         if self.grid is not None:
-            patches = math.prod(self.grid)
-            if rows not in ((patches, 1 + patches) if name == _POSITIONS else (num_rows(self.grid),)):
+            if not self._fits(self.grid):
                 what = f"{self.where} has no positions for the {self.grid[0]}x{self.grid[1]} patches of its config.json"
                 raise CheckpointError(what, cause=f"{name.removeprefix('backbone.')} has {rows} rows")
             return self.grid
         if rows == (1 + math.prod(backbone.grid) if name == _POSITIONS else num_rows(backbone.grid)):
             return backbone.grid
         side = math.isqrt(rows) if name == _POSITIONS else (math.isqrt(max(rows - 3, 0)) + 1) // 2
-        if rows in ((side**2, 1 + side**2) if name == _POSITIONS else (num_rows((side, side)),)):
+        if self._fits((side, side)):
             return side, side
-        if name == _POSITIONS and rows == math.prod(backbone.grid):  # without one of [S]
+        if self._fits(backbone.grid):  # without one of [S]
             return backbone.grid
-        raise CheckpointError(
+        raise UsageError(
             f"{self.where} has positions for a grid that is not square",
             cause=f"{name.removeprefix('backbone.')} has {rows} rows",
-            fix="set --backbone.img-size to the size it was trained with",
+            fix=f"set {flag} to the height and width it was trained with",
         )
 
     def as_configured(self, backbone: ViT) -> dict[str, Tensor]:

@@ -39,14 +39,14 @@ class TransformedBatches:
     """
 
     batches: Batches
-    changes: tuple[BatchTransform, ...]
+    transforms: tuple[BatchTransform, ...]
     device: torch.device
 
     def __call__(self, step: int) -> Batch:
         made = self.batches(step)
         batch = replace(made.to(self.device), key=made.key)
-        for change in self.changes:
-            batch = change(batch)
+        for transform in self.transforms:
+            batch = transform(batch)
         return batch.to(self.device)
 
     @property
