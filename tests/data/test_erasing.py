@@ -28,8 +28,17 @@ def test_rectangles_fit_and_have_the_areas_and_shapes_that_are_asked_for() -> No
 
 
 def test_so_many_images_are_erased() -> None:
-    erased = Erasing(0.25).boxes(KEYS, 32, 32)[:, 2] > 0
+    boxes = Erasing(0.25).boxes(KEYS, 32, 32)
+    erased = boxes[:, 2] > 0
     assert erased.mean() == pytest.approx(0.25, abs=0.02)
+    assert np.array_equal(boxes[erased], Erasing(1.0).boxes(KEYS[erased], 32, 32))
+    area = boxes[erased, 2] * boxes[erased, 3] / 32**2
+    assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.02), "which are erased says nothing of the areas"
+
+
+def test_a_ratio_is_that_of_height_to_width() -> None:
+    boxes = Erasing(1.0, area=(0.05, 0.2), ratio=(2.0, 3.0)).boxes(KEYS, 64, 64)
+    assert np.exp(np.log(boxes[:, 2] / boxes[:, 3]).mean()) == pytest.approx(6**0.5, abs=0.05)
 
 
 def test_what_is_erased_is_noise_and_the_rest_stays() -> None:

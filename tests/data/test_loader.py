@@ -11,7 +11,7 @@ from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Stream, fold
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler
-from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews, WholeImage
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.masking import Blockwise, Random
 from smalti.functional.published_masking import Algorithm1, Release
 
@@ -135,6 +135,19 @@ def test_both_views_show_the_same_crop() -> None:
     slopes = batch.image[..., -1].mean((1, 2)) > batch.image[..., 0].mean((1, 2))
     token_slopes = batch.token_image[..., -1].mean((1, 2)) > batch.token_image[..., 0].mean((1, 2))
     assert torch.equal(slopes, token_slopes)
+
+
+def test_contrast_turns_around_the_mean_of_what_the_crop_shows() -> None:
+    ramp = torch.arange(80, 176, 3, dtype=torch.uint8).expand(6, 1, 32, 32)
+    images = InMemoryDataset(ramp, torch.zeros(6, dtype=torch.int64))
+    plain, changed = (
+        Loader(InMemoryViewSource(images, TwoViews(RandomResizedCrop(), (16, 16), (8, 8), jitter)), Sampler(6, 6, 0))(0)
+        for jitter in (NO_JITTER, ColorJitter(0.0, 0.6, 0.0))
+    )
+    assert plain.token_image is not None
+    assert changed.token_image is not None
+    assert not torch.allclose(plain.token_image, changed.token_image, atol=0.01)
+    torch.testing.assert_close(changed.token_image.mean((2, 3)), plain.token_image.mean((2, 3)))
 
 
 def test_a_batch_moves_to_a_device_as_a_whole() -> None:

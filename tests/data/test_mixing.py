@@ -71,6 +71,26 @@ def test_some_images_stay_as_they_are() -> None:
     assert (kept == 1).mean() == pytest.approx(0.75, abs=0.03)
 
 
+def test_cutmix_leaves_some_images_as_they_are_too() -> None:
+    kept = Mixing(cutmix=1.0, probability=0.25).kept(KEYS, 32, 32).numpy()
+    assert (kept == 1).all((1, 2)).mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_rows_and_columns_of_boxes_are_drawn_apart() -> None:
+    boxes = Mixing(cutmix=1.0).kept(KEYS, 32, 32).numpy() == 0
+    boxes = boxes[boxes.any((1, 2))]
+    middles = [(boxes.any(axis) * np.arange(32)).sum(1) / boxes.any(axis).sum(1) for axis in (1, 2)]
+    assert abs(np.corrcoef(*middles)[0, 1]) < 0.07
+
+
+@pytest.mark.parametrize("mixing", [Mixing(0.8, probability=0.25), Mixing(0.8, 1.0)])
+def test_shares_depend_neither_on_which_images_are_mixed_nor_on_the_other_kind(mixing: Mixing) -> None:
+    kept = np.broadcast_to(mixing.kept(KEYS, 8, 8).numpy(), (len(KEYS), 8, 8))
+    share = kept[(np.ptp(kept, axis=(1, 2)) == 0) & (kept[:, 0, 0] > 0) & (kept[:, 0, 0] < 1)][:, 0, 0]
+    assert share.mean() == pytest.approx(0.5, abs=0.03)
+    assert share.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.007)
+
+
 def test_what_is_drawn_depends_on_the_key_of_the_image_alone() -> None:
     mixing = Mixing(0.8, 1.0)
     together = np.broadcast_to(mixing.kept(KEYS[:50], 8, 8).numpy(), (50, 8, 8))

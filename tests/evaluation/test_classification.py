@@ -71,3 +71,9 @@ def test_precision_of_each_label_and_their_mean() -> None:
     assert found == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 3), None]
     assert mean_average_precision(found) == pytest.approx((5 / 6 + 1 / 3) / 2)
     assert mean_average_precision([None]) == 0.0
+
+
+def test_an_image_whose_label_is_not_known_has_no_part_in_its_precision() -> None:
+    scores = torch.tensor([[3.0, 0], [2, 1], [1, 2], [0, 3]])
+    shown = torch.tensor([[torch.nan, 1], [1, 0], [0, torch.nan], [1, 0]])
+    assert average_precisions(scores, shown) == pytest.approx([(1 + 2 / 3) / 2, 1 / 3])

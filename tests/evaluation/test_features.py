@@ -11,7 +11,7 @@ import torch
 from smalti.core.compute import Compute
 from smalti.core.errors import OutputError
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.evaluation.features import POOLINGS, extract, pool
+from smalti.evaluation.features import POOLINGS, Pooling, extract, layer_features, patch_features, pool
 from smalti.models.vit import ViT
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -53,6 +53,16 @@ def test_features_are_the_pooled_outputs_of_every_block_without_the_final_norm()
         assert torch.equal(x, pool(layers[number - 1], pooling, CONFIG.grid))
         assert x.dtype == torch.float32
         assert not x.requires_grad
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("layer", [1, 2])
+def test_features_of_one_layer_are_those_of_that_layer(layer: int, pooling: Pooling) -> None:
+    backbone, source = CONFIG.build(), images()
+    found = layer_features(backbone, source.images, CPU, layer, pooling)
+    torch.testing.assert_close(found, extract(backbone, source, CPU)[layer, pooling])
+    patches = patch_features(backbone, source.images, CPU, layer)
+    torch.testing.assert_close(patches.mean(1), extract(backbone, source, CPU)[layer, "mean"])
 
 
 def test_the_batch_size_does_not_matter() -> None:

@@ -131,10 +131,10 @@ def test_pixels_stand_beside_flat_patches_and_copies() -> None:
     found = evaluate_pixels(MaskedImageModeling(model, Pixels()), numbered(), 2, CPU)
     assert found.pixel_loss == found.flat_pixel_loss == pytest.approx(47 / 48, rel=1e-3), "unbiased variance"
     assert found.neighbour_pixel_loss > found.pixel_loss, "noise is not worth copying"
-    plain = dataclasses.replace(one, image=torch.full_like(one.image, 0.25))
+    plain = dataclasses.replace(one, image=torch.full_like(one.image, 0.2))
     found = evaluate_pixels(MaskedImageModeling(model, Pixels("l1", normalise=False)), lambda _: plain, 1, CPU)
     assert found.neighbour_pixel_loss == 0
-    assert found.flat_pixel_loss == pytest.approx(0.25)
+    assert found.flat_pixel_loss == pytest.approx(0.3)
 
 
 def test_painting_changes_hidden_patches_only_and_paints_what_is_predicted() -> None:

@@ -9,7 +9,7 @@ from smalti.core.compute import choose_compute
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import TrainingData
 from smalti.evaluation.features import Layer, resized
-from smalti.evaluation.probe import Split, probe, probe_backbone
+from smalti.evaluation.probe import LinearProbe, Split, probe, probe_backbone
 from smalti.models.vit import ViT
 
 NUM, CLASSES = 300, 3
@@ -78,13 +78,48 @@ def test_choices_do_not_depend_on_the_test_images() -> None:
 
 
 def test_validation_images_are_not_fitted_on() -> None:
-    """Validation images with wrong labels spoil the scores of the choice, not the classifier."""
-    spoiled = labels().clone()
-    spoiled[SPLIT.validation] = (spoiled[SPLIT.validation] + 1) % CLASSES
+    """Validation images with wrong labels, four of five, spoil the scores of the choice, not the classifier."""
+    spoiled, split = labels().clone(), Split.of(NUM, 0.8, seed=0)
+    spoiled[split.validation] = (spoiled[split.validation] + 1) % CLASSES
     train, test = {(1, "cls"): features(30, 0)}, {(1, "cls"): features(30, 1)}
-    result = probe(train, spoiled, test, labels(), SPLIT)
+    result = probe(train, spoiled, test, labels(), split)
     assert result.validation == {"1 cls": 0.0}
     assert (result.linear, result.knn) == (1.0, 1.0)
+
+
+def test_the_regularisation_is_the_best_on_validation_and_few_labels_are_drawn_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The weakest one is right on the test images alone."""
+    fitted: list[tuple[float, list[float]]] = []
+
+    def fit(x: torch.Tensor, _: torch.Tensor, l2: float, start: LinearProbe | None = None) -> LinearProbe:
+        fitted.append((l2, x[:, 3].tolist()))
+        weight = torch.eye(6, CLASSES) * (1 if l2 > 1e-4 else -1)
+        return LinearProbe(torch.zeros(6), torch.ones(6), weight, torch.zeros(CLASSES))
+
+    monkeypatch.setattr("smalti.evaluation.probe.fit_linear", fit)
+    x, test = features(30, 0), {LAYERS[0]: -features(30, 1)}
+    assert probe({LAYERS[0]: x}, labels(), test, labels(), SPLIT).linear == 0.0
+    *choices, (_, whole) = [one for one in fitted if len(one[1]) == len(SPLIT.fit)]
+    assert [l2 for l2, _ in choices] == [1e-2, 1e-3]
+    few = [rows for _, rows in fitted if len(rows) < len(SPLIT.fit)]
+    assert [len(rows) for rows in few] == [CLASSES] * 5
+    assert len({row for rows in few for row in rows} & set(whole)) == 5 * CLASSES, "no image twice"
+
+
+def test_k_nn_has_a_layer_of_its_own() -> None:
+    """Of two classes in four corners no hyperplane tells anything; among much noise neighbours tell little."""
+    rng, two = torch.Generator().manual_seed(0), torch.arange(NUM) % 2
+    side = 1.0 - 2 * torch.randint(2, (2, NUM), generator=rng)
+    corners = torch.stack([side, side * (1 - 2 * two)], -1) * 30 + torch.randn(2, NUM, 2, generator=rng)
+    noise = torch.randn(2, NUM, 40, generator=rng)
+    noise[:, :, 0] += 6.0 * two
+    train, test = ({LAYERS[0]: of[0], LAYERS[2]: of[1]} for of in zip(corners, noise, strict=True))
+    result = probe(train, two, test, two, SPLIT)
+    assert (result.layer, result.knn_layer) == (2, 1)
+    assert result.knn == 1.0
+    assert result.linear > 0.9
 
 
 def test_every_layer_has_a_validation_score_in_the_unit_range() -> None:

@@ -61,6 +61,24 @@ def test_images_of_several_sizes_are_labelled_pixel_by_pixel(window: float) -> N
         assert (guess.numpy() == ids).mean() > 0.93, "but for the edges"
 
 
+class BySide(nn.Module):
+    """Windows of dark images are surely of class 1, those of bright ones perhaps of class 2."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        dark = images.mean((1, 2, 3)) < 0.4
+        scores = torch.zeros(len(images), 3, *images.shape[-2:])
+        scores[dark, 1], scores[~dark, 2] = 5.0, 1.0
+        return scores
+
+
+def test_where_windows_overlap_their_scores_are_added() -> None:
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 12:] = 255
+    assert windows(0.5, 1, 24) == [(0, left, 1, 12) for left in (0, 6, 12)]
+    (found,) = predict(BySide(), [image], (8, 8), 0.5, COMPUTE)
+    assert found.tolist() == [[1] * 12 + [2] * 12] * 8
+
+
 def test_the_table_is_of_all_pixels_that_are_not_void(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes", 11)
     found = open_pairs(folder, "images", "masks", 3, "inside", None).numbered(Numbering(11, 3), ("a", "b", "c"))

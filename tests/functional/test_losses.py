@@ -12,14 +12,18 @@ from hypothesis import given
 from smalti.functional.losses import (
     Likelihood,
     absolute_error,
+    class_cross_entropy,
+    cosine_distance,
     grey_level_nll,
     kl_to_uniform,
     kl_weight,
+    label_cross_entropy,
     logit_laplace_nll,
     marginal_entropy,
     masked_token_loss,
     most_likely_pixels,
     patch_error,
+    pixel_cross_entropy,
     reconstruction_loss,
     soft_cross_entropy,
     squared_error,
@@ -60,6 +64,26 @@ def test_masked_token_loss_of_half_precision_scores_is_summed_in_fp32(rng: torch
     assert nats.dtype == torch.float32
     expected, _ = oracles.masked_token_loss(logits.double().numpy(), target.numpy(), weight.numpy())
     assert float(nats) == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_of_half_precision_predictions_are_those_of_the_same_numbers_in_fp32(rng: torch.Generator) -> None:
+    """Of bfloat16, in which a head predicts under autocast, neither logarithms nor sums are taken."""
+    rough, other = torch.randn(6, 4, generator=rng).bfloat16(), torch.rand(6, 4, generator=rng)
+    exact, shares, label_map = rough.float(), other / other.sum(1, keepdim=True), torch.arange(6).view(1, 2, 3) % 4
+    found, expected = (
+        [
+            cosine_distance(predicted, other),
+            soft_cross_entropy(predicted, other)[0],
+            class_cross_entropy(predicted, shares, 0.1),
+            label_cross_entropy(predicted, shares, 0.1),
+            patch_error(predicted, other, "l1"),
+            pixel_cross_entropy(predicted.t().reshape(1, 4, 2, 3), label_map)[0],
+            most_likely_pixels(predicted.view(1, 4, 2, 3)),
+        ]
+        for predicted in (rough, exact)
+    )
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 def test_loss_of_two_halves_adds_up_to_the_loss_of_the_batch(rng: torch.Generator) -> None:

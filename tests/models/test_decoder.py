@@ -1,7 +1,7 @@
 """The decoder of cross-attention against the equations, and an encoder that sees visible patches alone."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -51,6 +51,8 @@ def test_scores_equal_the_equations_at_the_masked_positions(decoder: CrossAttent
     with torch.no_grad():
         scores = built(images, mask, index)
     assert scores.shape == (3, 3, V)
+    block: Any = built.decoder.blocks[0]  # type: ignore[union-attr]
+    assert block.mlp.fc1.out_features == decoder.mlp_ratio * (decoder.width or 16)
     weights = {name: p.detach().double().numpy() for name, p in built.named_parameters()}
     for b in range(3):
         expected = oracles.cross_attention_logits(

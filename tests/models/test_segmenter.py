@@ -32,6 +32,19 @@ def test_the_linear_head_is_a_product_of_normalised_patches_scaled_to_the_image(
         torch.testing.assert_close(model(IMAGES), F.interpolate(small, (8, 12), mode="bilinear"))
 
 
+def test_each_level_is_made_of_its_block_and_the_auxiliary_head_reads_the_third() -> None:
+    head = MultiLevel(width=8, levels=(1, 2, 3, 4), auxiliary=0.4)
+    model, bare = build_segmenter(CONFIG, 5, head, seed=3), CONFIG.build(seed=3)
+    top: Any = model.head
+    with torch.no_grad():
+        layers = bare.encode(bare.embed(IMAGES), layers=True).layers
+        levels = top.pyramid([as_map(states, (2, 3)) for states in layers])
+        expected = [
+            F.interpolate(one, (8, 12), mode="bilinear") for one in (top.decode(levels), top.auxiliary(levels[2]))
+        ]
+        torch.testing.assert_close(model.all_scores(IMAGES), expected)
+
+
 def test_a_map_has_its_patches_where_they_are() -> None:
     states = torch.arange(2 * 7 * 4.0).reshape(2, 7, 4)
     maps = as_map(states, (2, 3))
@@ -90,8 +103,15 @@ def test_the_pyramid_has_four_two_one_and_half_the_resolution() -> None:
 def test_coarse_levels_reach_the_scores_through_the_finer_ones() -> None:
     head, rng = UPerHead(16, 8, 3), torch.Generator().manual_seed(0)
     levels = [torch.randn(1, 16, side, side, generator=rng) for side in (8, 4, 2, 1)]
+    merged: list[torch.Tensor] = []
+    for output in head.output:
+        output.register_forward_pre_hook(lambda _, inputs: merged.append(inputs[0]))
     with torch.no_grad():
         before = head(levels)
+        coarse, finest = head._pool(levels[3]), merged[-1]
+        for lateral, level in zip(list(head.lateral)[::-1], levels[2::-1], strict=True):
+            coarse = lateral(level) + F.interpolate(coarse, level.shape[-2:], mode="bilinear")
+        torch.testing.assert_close(finest, coarse)
         for number in range(4):
             changed = [
                 level + (torch.randn(level.shape, generator=rng) if n == number else 0)

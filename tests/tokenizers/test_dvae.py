@@ -65,6 +65,15 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(one["codebook.weight"], other["codebook.weight"])
 
 
+def test_it_starts_with_the_nearest_centre_of_every_patch() -> None:
+    tokenizer = SMALL.build()
+    tokenizer.initialise_from(images(SMALL, 20), torch.arange(20 * 8 * 4))
+    with torch.no_grad():
+        points = tokenizer.features(images(SMALL)).permute(0, 2, 3, 1)
+        distances = (points[..., None, :] - tokenizer.codebook.weight[:, :, 0, 0].t()).square().sum(-1)
+        assert torch.equal(tokenizer.encode(images(SMALL)), distances.argmin(-1))
+
+
 @pytest.mark.parametrize("width", [8, 48])
 def test_a_start_from_hardly_more_patches_than_codes_is_no_certainty(width: int) -> None:
     """Each patch has a centre of its own then, but what is near it in other images has not."""

@@ -1,6 +1,7 @@
 """Classification against the equation: what a label costs, smoothed, mixed or plain."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -66,8 +67,17 @@ def test_with_fewer_than_five_classes_the_best_five_are_all() -> None:
     assert float(objective(batch, STEP).metrics["top5"][0]) == 6
 
 
-def test_drop_path_acts_while_training_only_and_by_the_key_alone() -> None:
-    objective, batch = classify(), labelled()
+def several(smoothing: float = 0.0) -> ClassifySeveral:
+    objective = ClassifySeveral(build_classifier(CONFIG, 7), smoothing)
+    objective.model.head.weight.data.mul_(1000)
+    return objective
+
+
+@pytest.mark.parametrize("make", [classify, several])
+def test_drop_path_acts_while_training_only_and_by_the_key_alone(
+    make: Callable[[], Classify | ClassifySeveral],
+) -> None:
+    objective, batch = make(), dataclasses.replace(labelled(), target=F.one_hot(torch.arange(6) % 7, 7).float())
     trained, again = objective.train()(batch, STEP), objective(batch, STEP)
     assert torch.equal(trained.loss_sum, again.loss_sum)
     assert not torch.equal(trained.loss_sum, objective.eval()(batch, STEP).loss_sum)
@@ -83,8 +93,7 @@ def test_the_losses_of_two_parts_add_up() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_several_labels_is_the_equation(smoothing: float) -> None:
-    objective = ClassifySeveral(build_classifier(CONFIG, 7), smoothing).eval()
-    objective.model.head.weight.data.mul_(1000)
+    objective = several(smoothing).eval()
     target = (torch.rand(6, 7, generator=torch.Generator().manual_seed(1)) > 0.6).float()
     batch = dataclasses.replace(labelled(), target=target)
     with torch.no_grad():
@@ -93,3 +102,22 @@ def test_the_loss_of_several_labels_is_the_equation(smoothing: float) -> None:
     assert float(output.loss_sum / output.weight) == pytest.approx(expected, rel=1e-5)
     right, count = output.metrics["accuracy"]
     assert (float(right), float(count)) == (int(((scores > 0) == (target.numpy() > 0.5)).sum()), 42)
+
+
+def test_labels_that_are_not_known_have_no_part_in_loss_gradient_and_accuracy() -> None:
+    """The loss of an image is the mean over those that are; it is 0 where none is."""
+    objective, rng = several(0.1).eval(), torch.Generator().manual_seed(1)
+    target = (torch.rand(6, 7, generator=rng) > 0.6).float()
+    known = torch.rand(6, 7, generator=rng) < 0.6
+    known[5] = False
+    batch = dataclasses.replace(labelled(), target=target.where(known, torch.nan))
+    output, scores = objective(batch, STEP), objective.model(batch.image).detach().double().numpy()
+    rows = [(scores[i : i + 1, at], target.double().numpy()[i : i + 1, at]) for i, at in enumerate(known.numpy()[:5])]
+    assert float(output.loss_sum.detach()) == pytest.approx(
+        sum(oracles.label_loss(*row, 0.1) for row in rows), rel=1e-5
+    )
+    right, count = output.metrics["accuracy"]
+    assert float(count) == int(known.sum()) < 42
+    assert float(right) == sum(int(((row > 0) == (shown > 0.5)).sum()) for row, shown in rows)
+    output.loss_sum.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.model.parameters())

@@ -166,6 +166,15 @@ def test_a_step_moves_the_weights_as_adamw_on_the_mean_loss_does() -> None:
         torch.testing.assert_close(ours, expected)
 
 
+def test_the_average_knows_how_many_steps_are_done() -> None:
+    made = trainer(ema_decay=0.9)
+    start = copy.deepcopy(made.objective.model)
+    made.train_step(batches()(0), CPU)
+    triples = zip(*(of.parameters() for of in (made.eval_model, start, made.objective.model)), strict=True)
+    for average, before, now in triples:
+        torch.testing.assert_close(average, before.lerp(now, 1 - 2 / 11))
+
+
 def test_gradients_are_clipped_to_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(optimiser=Optimiser(clip_grad=1e-3))
     seen: list[float] = []

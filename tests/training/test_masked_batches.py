@@ -14,7 +14,7 @@ from smalti.core.log import Log
 from smalti.core.rng import Stream, fold, signed
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.load import Data, InMemoryData
-from smalti.data.transforms.views import NO_JITTER, RandomResizedCrop
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop
 from smalti.functional.masking import Blockwise, Random
 from smalti.functional.published_masking import Release
 from smalti.models.vit import ViT
@@ -112,6 +112,20 @@ def test_the_ids_are_those_of_the_tokenizer_and_the_scores_those_of_masked_patch
     for row, index in enumerate(batch.mask_index):
         torch.testing.assert_close(batch.scores[row], logits[row, :, index].t())
     torch.testing.assert_close(batch.ids, logits.argmax(1), rtol=0, atol=0)
+
+
+def test_views_that_are_cycled_come_back_under_other_masks() -> None:
+    batches = training_batches(replace(VIEWS, num_views=1), images(12), Data(side=16), 12, CPU, Log())
+    one, other = batches(0), batches(1)
+    first, second = one.index.argsort(), other.index.argsort()
+    assert torch.equal(one.image[first], other.image[second])
+    assert not torch.equal(one.masks[0][first], other.masks[0][second])
+
+
+def test_held_out_images_are_whole_and_have_their_own_colours() -> None:
+    views, held = replace(VIEWS, jitter=ColorJitter()), images().held_out
+    for batch in (views.held_out_batch(held, np.arange(3, 7)), views.held_out_loader(held, 20)(0)):
+        torch.testing.assert_close(batch.image, held.images[batch.index] / 255, rtol=0, atol=1e-6)
 
 
 def test_every_image_is_seen_equally_often() -> None:

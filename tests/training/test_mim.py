@@ -15,7 +15,7 @@ from smalti.models.decoder import CrossAttention, CrossAttentionBlock
 from smalti.models.layers import Block
 from smalti.models.mim import build_mim
 from smalti.models.vit import ViT
-from smalti.training.objectives import MaskedImageModeling
+from smalti.training.objectives import MaskedImageModeling, sample_masked
 from smalti.training.parallel import shard
 from smalti.training.targets import SoftTokens, Tokens
 from tests import oracles
@@ -167,6 +167,29 @@ def test_without_metrics_the_loss_is_the_same(target: Target) -> None:
     assert torch.equal(bare.loss_sum, whole.loss_sum)
     assert (bare.metrics, whole.metrics.keys() >= {"accuracy", "top5"}) == ({}, True)
     assert objective.eval()(batch, STEP).metrics.keys() == whole.metrics.keys(), "measuring needs them always"
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 2), (0.1, 1)])
+def test_a_training_step_predicts_a_share_of_the_masked_patches(share: float, count: int) -> None:
+    """Which of them is drawn from the keys, all alike; they cost what they cost among all, measured are all."""
+    batch = mim_batch(300)
+    chosen = sample_masked(batch, share)
+    assert chosen.masks[1].shape == (300, count)
+    assert chosen.scores is not None
+    assert batch.scores is not None
+    times = torch.zeros(3)
+    for b in range(300):
+        places = [batch.masks[1][b].tolist().index(patch) for patch in chosen.masks[1][b].tolist()]
+        assert places == sorted(set(places))
+        assert torch.equal(chosen.scores[b], batch.scores[b, places])
+        assert torch.equal(chosen.masks[2][b], batch.masks[2][b, places])
+        times[places] += 1
+    assert (times / 300).tolist() == pytest.approx([count / 3] * 3, abs=0.1)
+    assert torch.equal(sample_masked(part_of(batch, slice(7, 9)), share).masks[1], chosen.masks[1][7:9])
+    objective = MaskedImageModeling(build_mim(CONFIG, vocab_size=7), SoftTokens(), predicted=share)
+    whole = MaskedImageModeling(objective.model, SoftTokens())
+    assert torch.equal(objective.train()(batch, STEP).loss_sum, whole.train()(chosen, STEP).loss_sum)
+    assert torch.equal(objective.eval()(batch, STEP).loss_sum, whole.eval()(batch, STEP).loss_sum)
 
 
 def test_every_block_of_encoder_and_decoder_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
 from smalti.core.errors import UsageError
+from smalti.models.decoder import CrossAttention
 from smalti.models.mim import build_mim
+from smalti.models.patch_aggregation import PatchAggregation
 from smalti.models.vit import ViT
 from smalti.training.checkpoint import read_checkpoint
 from smalti.training.muon import MuonAdamW, orthogonalised
@@ -101,6 +103,23 @@ def test_it_has_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     everything = [id(p) for group in made.param_groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in MODEL.parameters())
     assert {group["weight_decay"] for group in made.matrices} == {0.3}
+
+
+def test_blocks_of_decoder_and_aggregation_have_such_matrices_too() -> None:
+    model = build_mim(
+        ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=2, num_heads=2),
+        vocab_size=5,
+        decoder=CrossAttention(depth=1),
+        aggregation=PatchAggregation(depth=1),
+    )
+    found = {name for name, p in model.named_parameters() if is_matrix_of_block(name, p)}
+    encoder, decoder = ("attn.qkv", "attn.proj"), ("attn.q", "attn.kv", "attn.proj")
+    assert {name for name in found if not name.startswith("backbone.")} == {
+        f"{part}.blocks.0.{layer}.weight"
+        for part, layers in (("decoder", decoder), ("aggregation", encoder))
+        for layer in (*layers, "mlp.fc1", "mlp.fc2")
+    }
+    assert len(found) == 5 + 4 + 2 * 4
 
 
 def test_it_keeps_one_average_of_a_matrix() -> None:

@@ -169,6 +169,9 @@ CLASSIFIER = build_classifier(
         ("backbone.norm.weight", 3),
         ("fc_norm.weight", 3),
         ("head.bias", 3),
+        ("decoder.mask_token", 3),
+        ("decoder.blocks.0.attn.kv.weight", 3),
+        ("aggregation.blocks.0.attn.qkv.weight", 3),
     ],
 )
 def test_layers_are_counted_from_the_patches_to_the_head(name: str, layer: int) -> None:
