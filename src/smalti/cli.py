@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from smalti import __version__
 from smalti.completion import candidates, completion
-from smalti.core.config import did_you_mean
+from smalti.core.config import as_kind, did_you_mean
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -262,7 +262,7 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
         raise UsageError(f"recipe {recipe} has nothing for pretrain")
     flags = arguments if arguments[0].startswith("-") else ["--data", *arguments]
     which = Flag("recipe", "RECIPE", "how images are seen: as in pretrain with it", recipe)
-    return run.main(parse(cls, cls.of(start), flags, f"{verb} DATA [--recipe RECIPE]", (which,)))
+    return run.main(parse(cls, as_kind(start, cls), flags, f"{verb} DATA [--recipe RECIPE]", (which,)))
 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:

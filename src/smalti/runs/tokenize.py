@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,6 @@ class Tokenize(Pretrain):
             f"{self.epochs} epochs of {self.num_views} views",
             f"use --epochs {self.num_views} or less: later ones are the same again",
         )
-
-    @staticmethod
-    def of(config: Pretrain) -> "Tokenize":
-        """The cache configuration for the views of a pretraining run."""
-        return Tokenize(**{f.name: getattr(config, f.name) for f in fields(Pretrain)})
 
     @property
     def folder(self) -> Path:
