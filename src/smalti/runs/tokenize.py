@@ -53,7 +53,6 @@ class Tokenize(Pretrain):
 
     @property
     def folder(self) -> Path:
-        """The cache folder."""
         return Path(self.token_cache or self.out).expanduser()
 
     @property
