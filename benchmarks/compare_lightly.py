@@ -39,6 +39,7 @@ from lightly_methods import (
     pretrain,
 )
 from pretrain_cifar10 import configuration
+from printing import table
 from safetensors.torch import load_file, save_file
 from study import FINETUNING_LR, DataFiles, Row, Study, go_on, in_turn
 from study_cifar10 import STUDY
@@ -156,13 +157,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def table(results: Mapping[str, dict[str, Any]]) -> str:
-    """All finished cells as Markdown."""
-    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    rows += [[name, *(column(cell) for column in COLUMNS.values())] for name, cell in results.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def finished(home: Path) -> dict[str, dict[str, Any]]:
     """The results that are there, in the order of `CELLS`."""
     return {name: json.loads(path.read_text()) for name in CELLS if (path := home / f"{name}.json").exists()}
@@ -202,7 +196,7 @@ def main() -> None:
             folder = given.runs / name
             found = run(method, steps, folder, given.cifar10, compute, compiled, given.finetune_steps)
             write_json(target, found)
-    print(table(finished(given.out)))
+    print(table(COLUMNS, finished(given.out)))
 
 
 if __name__ == "__main__":

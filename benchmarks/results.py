@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from plots import Lines, log_lines
+from printing import markdown, put_table
 from study import SEEDS, Cells, Study
 
-_BEGIN, _END = "<!-- table:begin -->\n", "<!-- table:end -->"
 _SCRATCH = "random"
 """The row without pretraining."""
 
@@ -66,23 +66,16 @@ class Results:
 
     def table(self) -> str:
         """All rows as Markdown, in per cent; a dash where there is no finished cell."""
-        lines = [["", "images", *COLUMNS], ["---"] * (len(COLUMNS) + 2)]
+        rows = list[list[str]]()
         for name, row in self.study.rows.items():
             found = figures(self.finished.get(name, {}))
             images = f"{row.images:,}" if row.target else "0"
-            lines.append([name, images, *(f"{100 * found[k]:.1f}" if k in found else "-" for k in COLUMNS.values())])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def page(self, before: str) -> str:
-        """A page with the table between its markers."""
-        start, begin, rest = before.partition(_BEGIN)
-        return f"{start}{begin}{self.table()}\n{_END}{rest.partition(_END)[2]}"
+            rows.append([name, images, *(f"{100 * found[k]:.1f}" if k in found else "-" for k in COLUMNS.values())])
+        return markdown(["", "images", *COLUMNS], rows)
 
     def write(self, home: Path) -> None:
         """Bring the page up to date, where there is one, and summary and plots, where there is something to compare."""
-        readme = home / "README.md"
-        if readme.exists():
-            readme.write_text(self.page(readme.read_text()))
+        put_table(home / "README.md", self.table())
         if _SCRATCH in self.finished and self.grid:
             (home / "summary.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
         for name, plot in self.plots().items():

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from logs import write_log
+from printing import table
 from study import go_on
 from study_cifar10 import MUON
 
@@ -236,13 +237,6 @@ COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def table(results: Mapping[str, dict[str, Any]]) -> str:
-    """All finished cells as Markdown."""
-    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    rows += [[name, *(column(cell) for column in COLUMNS.values())] for name, cell in results.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def finished(home: Path) -> dict[str, dict[str, Any]]:
     """The results that are there, in the order of `cells`."""
     paths = {name: home / f"{name}.json" for name in ("constant", *cells())}
@@ -274,7 +268,7 @@ def main() -> None:
         found = study.constant() if name == "constant" else study.cell(name)
         target.write_text(json.dumps(found | machine, indent=1) + "\n")
         write_log(given.runs / name, target.with_suffix(".jsonl"))
-    print(table(finished(given.out)))
+    print(table(COLUMNS, finished(given.out)))
     if given.json:
         print(json.dumps(finished(given.out)))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from logs import write_log
+from printing import table
 
 from smalti.core.compute import Compute, choose_compute
 from smalti.core.config import to_json
@@ -164,13 +165,6 @@ def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def table(results: Mapping[str, dict[str, Any]]) -> str:
-    """All finished cells as Markdown."""
-    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    rows += [[name, *(column(cell) for column in COLUMNS.values())] for name, cell in results.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def finished(home: Path) -> dict[str, dict[str, Any]]:
     """The results that are there, in the order of `cells`."""
     paths = {name: home / f"{name}.json" for name in cells()}
@@ -202,7 +196,7 @@ def main() -> None:
         found = run(planned, given.runs / name, data, compute, given.steps) | machine | {"compute": compute.describe()}
         write_log(given.runs / name, given.out / f"{name}.jsonl")
         target.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(finished(given.out)))
+    print(table(COLUMNS, finished(given.out)))
     if given.json:
         print(json.dumps(finished(given.out)))
 

@@ -23,7 +23,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_table_of_tokenizers_is_that_of_its_files(study: ModuleType) -> None:
     page = (TOKENIZERS / "README.md").read_text()
     shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
-    assert shown == study.table(study.finished(TOKENIZERS))
+    assert shown == study.table(study.COLUMNS, study.finished(TOKENIZERS))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "grocery"])
@@ -33,7 +33,7 @@ def test_the_table_of_a_study_of_pretraining_is_that_of_its_files(name: str, mon
     results = import_module("results").Results.read(pretraining, pretraining.home)
     page = (pretraining.home / "README.md").read_text()
     assert results.table() in page
-    assert page == results.page(page)
+    assert page == import_module("printing").with_table(page, results.table())
 
 
 def test_every_finished_cell_has_its_log(study: ModuleType) -> None:

@@ -5,7 +5,6 @@ torch is imported by the runs, so nothing here imports them before a verb is cho
 
 import dataclasses
 import importlib
-import os
 import shlex
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from smalti import __version__
 from smalti.completion import candidates, completion
-from smalti.core.config import did_you_mean
+from smalti.core.config import as_kind, did_you_mean
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -27,7 +26,7 @@ from smalti.core.errors import (
     UsageError,
     is_out_of_memory,
 )
-from smalti.core.log import Log, print_json, printable
+from smalti.core.log import Log, print_json, printable, silence
 from smalti.core.ranks import is_rank0, rank, rank_name, restarts, world_size
 from smalti.core.versions import installed, outdated, require_system
 from smalti.distributed.signals import TerminatedError, raise_on_sigterm
@@ -104,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TerminatedError:
         return _failed("on SIGTERM; start it again, a training run with --resume", EXIT_PREEMPTED, False, "stopped")
     except BrokenPipeError:
-        return _unread()
+        silence(sys.stdout)
+        return OutputError.exit_code
     except KeyboardInterrupt:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
@@ -128,14 +128,6 @@ def _for_verb(message: str, arguments: list[str]) -> str:
     module, config, _ = VERBS[arguments[0]]
     cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
     return without_foreign_flags(message, cls) if isinstance(cls, type) and dataclasses.is_dataclass(cls) else message
-
-
-def _unread() -> int:
-    """Nobody reads the results any more, as behind `| head`: that is said by the exit code alone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # else what is in the buffer fails once more at the end
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-    return OutputError.exit_code
 
 
 def _dispatch(arguments: list[str]) -> Result | None:
@@ -262,7 +254,7 @@ def _tokenize(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) 
         raise UsageError(f"recipe {recipe} has nothing for pretrain")
     flags = arguments if arguments[0].startswith("-") else ["--data", *arguments]
     which = Flag("recipe", "RECIPE", "how images are seen: as in pretrain with it", recipe)
-    return run.main(parse(cls, cls.of(start), flags, f"{verb} DATA [--recipe RECIPE]", (which,)))
+    return run.main(parse(cls, as_kind(start, cls), flags, f"{verb} DATA [--recipe RECIPE]", (which,)))
 
 
 def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:

@@ -162,4 +162,4 @@ def test_a_cell_of_equal_time_has_the_steps_that_fit(call: list[str], tmp_path: 
 def test_the_table_is_that_of_the_files(comparison: ModuleType) -> None:
     page = (RESULTS / "README.md").read_text()
     shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
-    assert shown == comparison.table(comparison.finished(RESULTS))
+    assert shown == comparison.table(comparison.COLUMNS, comparison.finished(RESULTS))

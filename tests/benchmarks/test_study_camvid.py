@@ -59,7 +59,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_table_of_the_page_is_that_of_its_files(study: ModuleType) -> None:
     page = (RESULTS / "README.md").read_text()
     shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0].strip()
-    assert shown == study.table(study.finished(RESULTS))
+    assert shown == study.table(study.COLUMNS, study.finished(RESULTS))
 
 
 def test_a_start_and_random_weights_differ_in_the_weights_alone(study: ModuleType) -> None:

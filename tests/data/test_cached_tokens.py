@@ -256,7 +256,7 @@ def test_waiting_and_closing_are_those_of_the_loader(
     batches = CachedTokens(loader(resident, 8), tokenizer, FP32, opened(tmp_path, resident, tokenizer, FP32))
     batches(0)
     batches(0)
-    assert batches.wait_seconds == batches.loader.wait_seconds > 0
+    assert batches.wait_seconds == batches.batches.wait_seconds > 0
     assert len(os.listdir("/dev/fd")) == before + 2
     batches.close()
     assert len(os.listdir("/dev/fd")) == before

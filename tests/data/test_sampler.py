@@ -13,13 +13,13 @@ def test_the_parts_of_a_batch_are_the_batch_on_any_number_of_processes(world: in
     whole = Sampler(50, 8, seed=3)
     for step in (0, 5, 6, 40):
         parts = [Sampler(50, 8, 3, (rank, world))(step) for rank in range(world)]
-        for name in ("index", "epoch", "keys", "view_epoch", "view_keys"):
+        for name in ("index", "keys", "view_epoch", "view_keys"):
             assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole(step), name))
 
 
 def test_keys_are_hashes_of_seed_epoch_and_index() -> None:
     rows = Sampler(10, 4, seed=7)(6)  # images 24 to 27 of the stream: the third epoch
-    assert rows.epoch.tolist() == [2, 2, 2, 2]
+    assert rows.view_epoch.tolist() == [2, 2, 2, 2]
     assert np.array_equal(rows.keys, fold(7, 2, rows.index))
     assert np.array_equal(rows.view_keys, rows.keys)
 
@@ -39,7 +39,7 @@ def test_cycled_views_come_back_while_everything_else_goes_on() -> None:
 def test_rows_of_given_images() -> None:
     order = Sampler(10, 4, seed=1)
     rows = order(2)
-    again = order.rows(rows.index, rows.epoch)
+    again = order.rows(rows.index, rows.view_epoch)
     assert np.array_equal(again.keys, rows.keys)
 
 

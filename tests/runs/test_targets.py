@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from smalti.cli import main
+from smalti.core.config import as_kind
 from smalti.core.errors import UsageError
 from smalti.evaluation.pretraining import PixelLoss, TokenLoss
 from smalti.recipes import nano, tiny
@@ -142,7 +143,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(UsageError, match="pixels are predicted without a tokenizer; leave --tokenizer out"):
         of(tokenizer="run", target=Pixels())
     with pytest.raises(UsageError, match="a token cache holds the most likely tokens; use --target tokens"):
-        Tokenize.of(of(target=SoftTokens()))
+        as_kind(of(target=SoftTokens()), Tokenize)
     with pytest.raises(
         UsageError, match="the demo trains a tokenizer and pixels are predicted without one; use smalti"
     ):

@@ -13,7 +13,7 @@ import torch
 
 from smalti.cli import main as smalti
 from smalti.core.compute import Compute
-from smalti.core.config import to_json
+from smalti.core.config import as_kind, to_json
 from smalti.core.errors import DataError, OutputError, UsageError
 from smalti.core.log import Log
 from smalti.data.load import Data
@@ -224,5 +224,5 @@ def test_the_command_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_flags_are_those_of_pretrain() -> None:
     """So the views of a recipe are those of its pretraining run."""
-    assert Tokenize.of(tiny.pretrain()).crop == tiny.pretrain().crop
-    assert Tokenize.of(tiny.pretrain()).backbone == tiny.pretrain().backbone
+    assert as_kind(tiny.pretrain(), Tokenize).crop == tiny.pretrain().crop
+    assert as_kind(tiny.pretrain(), Tokenize).backbone == tiny.pretrain().backbone

@@ -53,6 +53,19 @@ class Batches(Protocol):
         ...
 
 
+class BatchWrapper:
+    """Base of batches that are made from other batches, those in `batches`."""
+
+    batches: Batches
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.batches.wait_seconds
+
+    def close(self) -> None:
+        self.batches.close()
+
+
 @dataclass(frozen=True)
 class Batch:
     """The images of a step of training or evaluation, and what is known about them. Absent parts are None.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -32,9 +32,7 @@ class _Quiet(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # otherwise flushing the buffer fails again at exit
-        os.dup2(nowhere, sys.stderr.fileno())
-        os.close(nowhere)
+        silence(sys.stderr)
 
 
 class Log:
@@ -149,6 +147,14 @@ def printable(text: str) -> str:
     """A text for a terminal or a page: control characters are escaped, so that no name of a file can control it, and
     addresses are without secrets."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in without_secrets(text))
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is written to a stream that nobody reads any more, as behind `| head`, to nowhere: what is in its
+    buffer would fail again at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def print_json(value: object) -> None:

@@ -60,7 +60,6 @@ class Numbering:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The id of each class."""
         if self.chosen is not None:
             return self.chosen.ids
         return tuple(number for number in range(256) if number != self.void)[: self.num_classes]

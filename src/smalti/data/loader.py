@@ -38,14 +38,12 @@ class SampledBatch:
 
     Attributes:
         index: position of each image in its source, (B,).
-        epoch: how often each image has been seen before, (B,).
         keys: random keys of masks and noise, (B,), uint64; different in every epoch.
-        view_epoch, view_keys: epoch and random keys of crop, mirror and jitter, both (B,). The same as `epoch` and
-            `keys`, unless views are cycled.
+        view_epoch, view_keys: epoch and random keys of crop, mirror and jitter, both (B,). The epoch is how often each
+            image has been seen before, and the keys are `keys`, unless views are cycled.
     """
 
     index: NDArray[np.int64]
-    epoch: NDArray[np.int64]
     keys: Keys
     view_epoch: NDArray[np.int64]
     view_keys: Keys
@@ -91,7 +89,7 @@ class Sampler:
     def rows(self, index: NDArray[np.int64], epoch: NDArray[np.int64]) -> SampledBatch:
         """The given images with their keys in the given epochs; both are (B,)."""
         view_epoch = epoch if self.num_views is None else epoch % self.num_views
-        return SampledBatch(index, epoch, fold(self.seed, epoch, index), view_epoch, fold(self.seed, view_epoch, index))
+        return SampledBatch(index, fold(self.seed, epoch, index), view_epoch, fold(self.seed, view_epoch, index))
 
 
 @lru_cache(maxsize=2)

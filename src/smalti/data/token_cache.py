@@ -30,7 +30,7 @@ from torch import nn
 
 from smalti.core.compute import Compute, on_device
 from smalti.core.config import require, to_json
-from smalti.core.contracts import Batch, Tokenizer
+from smalti.core.contracts import Batch, BatchWrapper, Tokenizer
 from smalti.core.errors import DataError, OutputError
 from smalti.core.files import make_folder, write_json
 from smalti.core.folder_lock import exclusive_lock
@@ -319,13 +319,13 @@ def _damaged(path: Path, cause: str) -> DataError:
 
 
 @dataclass
-class CachedTokens:
-    """Batches with `ids`, equal bit for bit to those of `Tokenized`. Missing rows are computed and stored.
+class CachedTokens(BatchWrapper):
+    """Batches with `ids`, equal bit for bit to those of `TokenizedBatches`. Missing rows are computed and stored.
 
     If the cache cannot be written, this is reported once and the run continues.
     """
 
-    loader: Loader
+    batches: Loader
     tokenizer: Tokenizer
     compute: Compute
     cache: TokenCache
@@ -333,14 +333,10 @@ class CachedTokens:
     _writable: bool = field(default=True, init=False)
 
     def __call__(self, step: int) -> Batch:
-        return self.with_ids(self.loader(step), self.loader.order(step))
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.loader.wait_seconds
+        return self.with_ids(self.batches(step), self.batches.order(step))
 
     def close(self) -> None:
-        self.loader.close()
+        super().close()
         self.cache.close()
 
     def with_ids(self, batch: Batch, rows: SampledBatch) -> Batch:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
-from smalti.core.contracts import Batch, Batches, Tokenizer
+from smalti.core.contracts import Batch, Batches, BatchWrapper, Tokenizer
 from smalti.functional.patches import gather_rows
 
 CHUNK = 64
@@ -70,7 +70,7 @@ def tokenized(batch: Batch, tokenizer: Tokenizer, compute: Compute, chunk: int =
 
 
 @dataclass(frozen=True)
-class TokenizedBatches:
+class TokenizedBatches(BatchWrapper):
     """Batches with `ids`, for a posterior also with `scores` of the masked patches; without a mask, of all."""
 
     batches: Batches
@@ -87,17 +87,10 @@ class TokenizedBatches:
         ids, scores = scored(batch.token_view, self.tokenizer, batch.mask_index, self.compute)
         return replace(batch, ids=ids, scores=scores)
 
-    @property
-    def wait_seconds(self) -> float:
-        return self.batches.wait_seconds
-
-    def close(self) -> None:
-        self.batches.close()
-
 
 @dataclass(frozen=True)
 class TokenizedOnce(TokenizedBatches):
-    """As `Tokenized`, for batches that are requested repeatedly: ids are kept, so each is tokenized once."""
+    """As `TokenizedBatches`, for batches that are requested repeatedly: ids are kept, so each is tokenized once."""
 
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False)
 

@@ -54,7 +54,6 @@ class Heartbeat:
         self._disarmed.set()
 
     def stop(self) -> None:
-        """Stop the thread."""
         self.disarm()
         self._stopped.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():

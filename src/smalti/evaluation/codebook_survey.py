@@ -9,7 +9,7 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.data.reading import even_sample
-from smalti.evaluation.token_sample import constant, token_sample
+from smalti.evaluation.token_sample import constant, sample_index
 from smalti.functional.patches import patchify
 from smalti.models.vit import as_unit_range
 
@@ -49,7 +49,8 @@ def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 1
         most: the number of codes to describe, the most frequent ones.
         examples: the most patches per code.
     """
-    seen, stride = token_sample(images, tokenizer.stride), tokenizer.stride
+    stride = tokenizer.stride
+    seen = images[sample_index(images, stride)]
     keep = ~constant(seen, stride)
     with compute.autocast():
         ids = torch.cat([tokenizer.encode(part.to(compute.device)).flatten(1).cpu() for part in seen.split(100)])[keep]

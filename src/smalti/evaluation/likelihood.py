@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
+from smalti.data.tokens import Scorer
 from smalti.functional.losses import LAPLACE_EPSILON, grey_level_nll, logit_laplace_nll, most_likely_pixels
 from smalti.functional.metrics import psnr
 from smalti.models.vit import as_unit_range
@@ -20,15 +21,8 @@ _WEIGHTS = 1 << 24
 
 
 @runtime_checkable
-class Posterior(Protocol):
+class Posterior(Scorer, Protocol):
     """A discrete VAE: a tokenizer with a posterior q_φ(z|x), and with p_ψ(x|z) for weights of the codes."""
-
-    vocab_size: int
-    stride: int
-
-    def logits(self, images: Tensor) -> Float[Tensor, "B V h w"]:
-        """Logits over the visual tokens at every position."""
-        ...
 
     def distribution(self, weights: Float[Tensor, "B V h w"]) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of the logit-Laplace distribution of every sub-pixel, B C H W each."""

@@ -44,12 +44,6 @@ def sample_index(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> In
     return torch.from_numpy(np.sort(order[:enough]))
 
 
-def token_sample(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> Tensor:
-    """The images of `sample_index`."""
-    index = sample_index(images, stride, tokens)
-    return images if len(index) == len(images) else images[index]
-
-
 def constant(images: Tensor, stride: int) -> Bool[Tensor, "B N"]:
     """`constant_patches` in batches, to bound memory."""
     return torch.cat([constant_patches(part, stride) for part in images.split(500)])

@@ -99,7 +99,6 @@ class Classification:
     def view_source(
         self, images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
-        """The source of training views."""
         return open_view_source(images, views, data, batch_size, device)
 
     def build(self, backbone: ViT, outputs: tuple[str, ...], seed: int = 0) -> ImageClassifier:
@@ -107,7 +106,6 @@ class Classification:
         return build_classifier(backbone, len(outputs), self.pooling, seed)
 
     def objective(self, model: nn.Module) -> Classify | ClassifySeveral:
-        """The training objective."""
         assert isinstance(model, ImageClassifier)
         kind = ClassifySeveral if self.multi_label else Classify
         return kind(model, self.label_smoothing)

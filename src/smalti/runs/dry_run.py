@@ -67,7 +67,7 @@ def dry_run(stages: Stages, source: ImageDataset, compute: Compute, expected: fl
     """Run some steps of both stages on real images.
 
     Args:
-        expected: seconds of a pretraining step, from `glance`.
+        expected: seconds of a pretraining step, from `quick_estimate`.
     """
     num_steps = max(_MIN_STEPS, min(_STEPS, int(_SECONDS / expected)))
     if compute.device.type == "cuda":

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ from smalti.runs.finetune import Finetune
 from smalti.runs.folder import holds_run, is_run, read_config, read_kind, require_model_first
 from smalti.runs.foreign import Statistics, read_foreign
 from smalti.runs.model_selection import read_labelled
-from smalti.runs.models import load_pretrained, measure_finetuned
+from smalti.runs.models import FinetunedResult, load_pretrained, measure_finetuned
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.session import with_null
 from smalti.runs.tokenizers import has_density, load_tokenizer, target_tokenizer, tokenizer_data
@@ -160,17 +160,7 @@ def _evaluate_foreign(config: Evaluate, compute: Compute, log: Log) -> dict[str,
     return _measure_backbone(config, loaded.backbone.to(compute.device), data, images, compute, log)
 
 
-class Measurement(Protocol):
-    """A result with figures as JSON values, and as text."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures by name."""
-
-    def describe(self) -> str:
-        """The figures as they are printed."""
-
-
-def _by_rank0(measure: Callable[[], Measurement | None]) -> dict[str, Any]:
+def _by_rank0(measure: Callable[[], PretrainingResult | TokenizerResult | FinetunedResult | None]) -> dict[str, Any]:
     """What rank 0 measures and prints; others wait for it. Empty if there is nothing to measure."""
 
     def printed() -> dict[str, Any]:

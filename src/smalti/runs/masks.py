@@ -56,7 +56,6 @@ class Masks:
 
     @property
     def masking(self) -> Masked:
-        """The masking that draws the masks."""
         return _KINDS[self.variant](self.ratio, num_masked=self.count)
 
 

@@ -42,7 +42,6 @@ class LabelledSplits(NamedTuple):
 
     @property
     def validation(self) -> ImageDataset:
-        """The validation images."""
         return self.train.held_out
 
     @property

@@ -210,7 +210,6 @@ class Segmentation:
     def view_source(
         self, images: AnyImages, views: TwoViews, data: Data, batch_size: int, device: torch.device
     ) -> ViewSource:
-        """The source of training views."""
         return SegmentationViewSource(images.train, views)
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -222,7 +221,6 @@ class Segmentation:
         return build_segmenter(backbone, len(outputs), self.head, seed)
 
     def objective(self, model: nn.Module) -> Segment:
-        """The training objective."""
         assert isinstance(model, Segmenter)
         return Segment(model, self.head.auxiliary)
 

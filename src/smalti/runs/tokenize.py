@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,8 @@ class Tokenize(Pretrain):
             f"use --epochs {self.num_views} or less: later ones are the same again",
         )
 
-    @staticmethod
-    def of(config: Pretrain) -> "Tokenize":
-        """The cache configuration for the views of a pretraining run."""
-        return Tokenize(**{f.name: getattr(config, f.name) for f in fields(Pretrain)})
-
     @property
     def folder(self) -> Path:
-        """The cache folder."""
         return Path(self.token_cache or self.out).expanduser()
 
     @property

@@ -8,7 +8,6 @@ decoder  residual 3x3 blocks -> mean and log-scale of a logit-Laplace distributi
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,33 +18,20 @@ from smalti.core.config import setting
 from smalti.functional.codebook import fast_argmax, kmeans, positions_per_chunk
 from smalti.functional.gumbel_relaxation import RelaxedTokens, relaxed_tokens
 from smalti.models.layers import seeded
+from smalti.tokenizers.dalle import DallETokenizer
 from smalti.tokenizers.trunk import Trunk, error_unit, float32, require_trunk, set_conv
 
 _CUT = 0.1
 """By how much the logit of a code that splits another one's cell rises faster than that one's, as a share."""
 
 
-class DiscreteTokenizer(Protocol):
-    """A tokenizer that is trained as a discrete VAE. Both of its convolutions are 1x1."""
-
-    @property
-    def to_logits(self) -> nn.Conv2d: ...
-    @property
-    def codebook(self) -> nn.Conv2d: ...
-
-    def features(self, images: Tensor) -> Float[Tensor, "B D h w"]:
-        """The output of the encoder for images, uint8 or float in [0, 1]."""
-        ...
-
-    def pixel_distribution(
-        self, codes: Float[Tensor, "B d h w"]
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """μ and ln b of the logit-Laplace distribution of every sub-pixel, for codebook vectors."""
-        ...
-
-
 def relax(
-    tokenizer: DiscreteTokenizer, images: Tensor, key: Int[Tensor, "B"], temperature: float, *, hard: bool = False
+    tokenizer: "DiscreteVAE | DallETokenizer",
+    images: Tensor,
+    key: Int[Tensor, "B"],
+    temperature: float,
+    *,
+    hard: bool = False,
 ) -> tuple[RelaxedTokens, Tensor, Tensor]:
     """Encode images to relaxed tokens and decode these.
 
@@ -86,7 +72,10 @@ def best_codes(features: Float[Tensor, "B D h w"], to_logits: nn.Conv2d) -> Int[
 
 @torch.no_grad()
 def split(
-    tokenizer: DiscreteTokenizer, dead: Int[Tensor, "k"], parents: Int[Tensor, "k"], scores: Float[Tensor, "k"]
+    tokenizer: "DiscreteVAE | DallETokenizer",
+    dead: Int[Tensor, "k"],
+    parents: Int[Tensor, "k"],
+    scores: Float[Tensor, "k"],
 ) -> None:
     """Split the cells of parent codes: a dead code takes over positions where its parent's logit is above average.
 

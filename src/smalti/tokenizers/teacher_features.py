@@ -64,7 +64,6 @@ class TeacherBased:
 
     @property
     def in_chans(self) -> int:
-        """Channels."""
         return self.known_backbone.in_chans
 
     @property

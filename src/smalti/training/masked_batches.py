@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from smalti.core.compute import Compute
 from smalti.core.config import require
-from smalti.core.contracts import Batch, Batches, Masking
+from smalti.core.contracts import Batch, Batches, BatchWrapper, Masking
 from smalti.core.log import Log
 from smalti.core.ranks import rank, world_size
 from smalti.core.rng import Stream, fold, signed
@@ -116,7 +116,7 @@ class MaskedViews:
 
 
 @dataclass(frozen=True)
-class MultiMaskBatches:
+class MultiMaskBatches(BatchWrapper):
     """Batches of images under `count` masks each: every image appears `count` times in a row, tokenized once.
 
     Each appearance has a key of its own, from which its mask and its noise are drawn.
@@ -140,15 +140,6 @@ class MultiMaskBatches:
         batch = masked(once.repeated(self.count), self.views.masking, fold(keys, Stream.MASK), self.views.backbone.grid)
         batch = replace(batch, key=torch.from_numpy(signed(fold(keys, Stream.NOISE)))).to(once.image.device)
         return batch if batch.scores is None else replace(batch, scores=gather_rows(batch.scores, batch.masks[1]))
-
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds spent waiting for images."""
-        return self.batches.wait_seconds
-
-    def close(self) -> None:
-        """Stop the background workers."""
-        self.batches.close()
 
 
 def training_batches(

@@ -26,7 +26,7 @@ class Optimiser:
     """Optimiser and learning-rate schedule.
 
     The learning rate does not depend on the batch size unless `lr_batch_size` is set, the batch size for which it is
-    given. Then `lr` and `end_lr` are scaled in proportion to the batch size of the run (`at`), which prints this.
+    given. Then `lr` and `end_lr` are scaled in proportion to the batch size of the run (`scaled_to`), which says so.
 
     With `matrices` as `muon`, Muon updates the weight matrices of Transformer blocks (`training.muon`), with the same
     learning rate, schedule and weight decay, and AdamW everything else.
@@ -89,7 +89,7 @@ class Optimiser:
         return replace(self, lr=self.lr * scale, end_lr=self.end_lr * scale, lr_batch_size=None)
 
     def scaling(self, batch_size: int) -> str:
-        """A message that says how `at` scales the learning rate; empty where it does not."""
+        """A message that says how `scaled_to` scales the learning rate; empty where it does not."""
         if self.lr_batch_size is None:
             return ""
         used = _short(self.scaled_to(batch_size).lr)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from smalti.core.contracts import Batch, Batches
+from smalti.core.contracts import Batch, Batches, BatchWrapper
 from smalti.core.errors import SmaltiError
 from smalti.core.log import Log
 
@@ -71,7 +71,7 @@ class StepTimer:
         return f"data wait {data:.0%}", f"bound by {verdict}"
 
 
-class Profiled:
+class Profiled(BatchWrapper):
     """Wraps batches to profile some steps, each from one batch to the next.
 
     Attributes:
@@ -94,17 +94,12 @@ class Profiled:
         self.asked += 1
         return self.batches(step)
 
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds spent waiting for images so far."""
-        return self.batches.wait_seconds
-
     def close(self) -> None:
         """Stop background work, and the profile where the run is shorter than it."""
         if self.asked <= _WARMUP_STEPS:
             self.log.say(f"nothing is profiled: the first {_WARMUP_STEPS} steps warm up, and there are no more")
         self._finish()
-        self.batches.close()
+        super().close()
 
     def _finish(self) -> None:
         if self.profile is None:

@@ -1,6 +1,5 @@
 """Hugging Face `datasets` folders as `save_to_disk` writes them, read by memory map without that library."""
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +14,7 @@ from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.stored import read_object
 from smalti.data.datasets.data_files import LocalFiles, require_fetched
+from smalti.data.datasets.dataset import place_in
 from smalti.data.datasets.tables import (
     ColumnLabels,
     TableDataset,
@@ -102,8 +102,7 @@ class Arrow(TableDataset):
     def place(self, index: int) -> tuple[int, int]:
         position = range(len(self))[index]
         row = position if self._order is None else int(self._order[position])
-        file = bisect_right(self._ends, row)
-        return file, row - (self._ends[file - 1] if file else 0)
+        return place_in(self._ends, row)
 
     def arrays(self, column: str) -> Iterator[Any]:
         for path in self.files.data:

@@ -1,13 +1,12 @@
 """Several datasets as one: the splits of a folder, where all of their images are wanted."""
 
-import hashlib
 from collections.abc import Mapping
-
-import numpy as np
+from itertools import accumulate
 
 from smalti.core.errors import DataError
+from smalti.core.files import sha256
 from smalti.core.log import Log
-from smalti.data.datasets.dataset import ImageDataset
+from smalti.data.datasets.dataset import ImageDataset, place_in
 from smalti.data.datasets.labels import NONE
 from smalti.data.datasets.names import LeftOut
 
@@ -25,7 +24,7 @@ class ConcatDataset(ImageDataset):
         self.parts, sources = list(parts.items()), list(parts.values())
         self.kind, self.channels = sources[0].kind, sources[0].channels
         self.in_order = any(source.in_order for source in sources)
-        self.ends = np.cumsum([len(source) for source in sources])
+        self.ends = list(accumulate(map(len, sources)))
         self.notes = tuple(f"{name}: {note}" for name, source in self.parts for note in source.notes)
         self.left_out = LeftOut()
         for name, source in self.parts:
@@ -43,12 +42,10 @@ class ConcatDataset(ImageDataset):
 
     def _at(self, index: int) -> tuple[int, int]:
         """The part that an image lies in, and its index there."""
-        position = range(len(self))[index]
-        part = int(np.searchsorted(self.ends, position, side="right"))
-        return part, position - (int(self.ends[part - 1]) if part else 0)
+        return place_in(self.ends, range(len(self))[index])
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     def read(self, index: int) -> bytes:
         part, place = self._at(index)
@@ -76,7 +73,7 @@ class ConcatDataset(ImageDataset):
 
     def fingerprint(self) -> str:
         parts = repr([(name, source.fingerprint()) for name, source in self.parts])
-        return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
+        return sha256(parts.encode(errors="surrogateescape"))
 
     def verify(self, log: Log) -> None:
         for _, source in self.parts:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import lzma
 from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
+from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.data import npy
 from smalti.data.datasets.labels import NONE, Classes
@@ -199,7 +202,7 @@ class Subset(ImageDataset):
         self.whole.verify(log)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
+        return sha256(self.whole.fingerprint().encode() + self.positions.astype("<i8").tobytes())
 
 
 class Renumbered(Subset):
@@ -219,7 +222,7 @@ class Renumbered(Subset):
         return self.numbers[label] if label >= 0 else NONE
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.whole.fingerprint()}{self.classes}".encode(errors="surrogateescape")).hexdigest()
+        return sha256(f"{self.whole.fingerprint()}{self.classes}".encode(errors="surrogateescape"))
 
 
 class InMemoryDataset(ImageDataset):
@@ -282,6 +285,12 @@ class InMemoryDataset(ImageDataset):
         index = torch.as_tensor(positions)
         groups = None if self.groups is None else self.groups[index.numpy()]
         return InMemoryDataset(self.images[index], self.labels[index], self.classes, groups)
+
+
+def place_in(ends: Sequence[int], position: int) -> tuple[int, int]:
+    """The part that an image lies in, and its position there, where parts follow one another and end at `ends`."""
+    part = bisect_right(ends, position)
+    return part, position - (ends[part - 1] if part else 0)
 
 
 def embedded(split: str) -> InMemoryDataset:

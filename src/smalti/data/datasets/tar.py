@@ -12,7 +12,7 @@ import numpy as np
 from smalti.core.errors import DataError
 from smalti.core.log import Log
 from smalti.data.datasets.data_files import DataFiles, system_errors_named
-from smalti.data.datasets.dataset import StoredDataset
+from smalti.data.datasets.dataset import StoredDataset, place_in
 from smalti.data.datasets.labels import NONE, Classes, resolve
 from smalti.data.datasets.names import LeftOut
 from smalti.data.datasets.tar_index import DAMAGED, ShardIndex, build_index, load_index, save_index
@@ -27,11 +27,11 @@ class IndexedTars(StoredDataset):
 
     def __init__(self, places: DataFiles, indices: Sequence[ShardIndex], channels: int) -> None:
         self.places, self.channels, self._indices = places, channels, indices
-        self._ends = np.cumsum([len(index.names) for index in indices])
+        self._ends = list(accumulate(len(index.names) for index in indices))
         self.left_out, self.in_order = LeftOut(), places.in_order
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     def read(self, index: int) -> bytes:
         shard, row = self._place(index)
@@ -53,9 +53,7 @@ class IndexedTars(StoredDataset):
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of an image's shard, and its row in that shard's index."""
-        position = range(len(self))[index]
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        return shard, position - int(self._ends[shard - 1] if shard else 0)
+        return place_in(self._ends, range(len(self))[index])
 
 
 class Shards(IndexedTars):

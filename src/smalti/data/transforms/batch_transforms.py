@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smalti.core.compute import on_device
 from smalti.core.config import require, setting
-from smalti.core.contracts import Batch, Batches
+from smalti.core.contracts import Batch, Batches, BatchWrapper
 from smalti.core.rng import Keys, Stream, fold, uniform
 from smalti.distributed.collectives import reversed_over_ranks
 from smalti.functional.noise import uniform_noise
@@ -32,7 +32,7 @@ BatchTransform: TypeAlias = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True)
-class TransformedBatches:
+class TransformedBatches(BatchWrapper):
     """Batches moved to the device, with every transform applied in order.
 
     Keys are moved last: what is drawn from them on the CPU would else wait for all work that a GPU was given before.
@@ -48,13 +48,6 @@ class TransformedBatches:
         for transform in self.transforms:
             batch = transform(batch)
         return batch.to(self.device)
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.batches.wait_seconds
-
-    def close(self) -> None:
-        self.batches.close()
 
 
 def keys_of(batch: Batch) -> Keys:
