@@ -227,8 +227,8 @@ def test_another_image_in_the_place_of_an_unreadable_one_is_tokenised_live(
     """It neither gets the ids of the image that was asked for, nor are its ids kept for that one."""
     cache, counting = opened(tmp_path, resident, tokenizer, FP32), Counting(tokenizer)
     batches = CachedTokens(loader(resident, 8), counting, FP32, cache)
-    rows = batches.loader.order(0)
-    good = batches.loader(0)
+    rows = batches.batches.order(0)
+    good = batches.batches(0)
     view, index = good.token_image, good.index.clone()
     assert view is not None
     index[3] = (index[3] + 1) % 90

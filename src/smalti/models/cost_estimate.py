@@ -1,6 +1,6 @@
 """Before a network is built: its parameters, its multiply-adds, and an estimate of the memory that training takes."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -44,6 +44,7 @@ class MultiplyAdds(NamedTuple):
     training: int
 
 
+@runtime_checkable
 class Buildable(Protocol):
     """The configuration of a network."""
 
