@@ -127,11 +127,13 @@ def test_weights_of_other_programs_are_measured_as_what_import_makes_of_them(
     assert main(["import", str(tmp_path / "weights"), "--out", str(tmp_path / "model"), *heads]) == 0
     place = str(tmp_path / "weights")
     photos = ["--held-out", "0.2", "--no-baselines"]
-    found, _, said = evaluated(capsys, place, str(root / "photos"), *heads, *photos)
+    found, _, said = evaluated(capsys, place, str(root / "photos"), *heads, *photos, "--img-size", "16", "16")
     assert f"{place}: a backbone of another program, 16 x 16 pixels" in said
     assert not (tmp_path / "weights" / "evaluations").exists()
     again, _, _ = evaluated(capsys, str(tmp_path / "model"), str(root / "photos"), *photos)
     assert (found["linear"], found["knn"], found["validation"]) == (again["linear"], again["knn"], again["validation"])
+    assert main(["evaluate", place, str(root / "photos"), *CPU, *heads, "--img-size", "16", "36"]) == 2
+    assert "no positions for images of 16x36" in capsys.readouterr().err
 
 
 def test_no_weights_are_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
