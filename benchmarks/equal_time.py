@@ -149,11 +149,10 @@ def at_best_rate(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
         by_rate[cell.get("lr", FINETUNING_LR)].append(cell)
-
-    def seeds_and_accuracy(found: list[dict[str, Any]]) -> tuple[int, float]:
-        return len(found), statistics.mean(cell.get("validation", 0.0) for cell in found)
-
-    return max(by_rate.values(), key=seeds_and_accuracy)
+    if len(by_rate) == 1:
+        return list(cells)
+    tried = by_rate.values()
+    return max(tried, key=lambda found: (len(found), statistics.mean(cell["validation"] for cell in found)))
 
 
 def collected(home: Path) -> dict[str, dict[str, Any]]:

@@ -132,8 +132,8 @@ def test_weights_of_other_programs_are_measured_as_what_import_makes_of_them(
     assert not (tmp_path / "weights" / "evaluations").exists()
     again, _, _ = evaluated(capsys, str(tmp_path / "model"), str(root / "photos"), *photos)
     assert (found["linear"], found["knn"], found["validation"]) == (again["linear"], again["knn"], again["validation"])
-    assert main(["evaluate", place, str(root / "photos"), *CPU, *heads, "--img-size", "16", "36"]) == 2
-    assert "no positions for images of 16x36" in capsys.readouterr().err
+    assert main(["evaluate", place, str(root / "photos"), *CPU, *heads, "--img-size", "8", "32"]) == 2
+    assert "no positions for images of 8x32; they are for 16x16" in capsys.readouterr().err
 
 
 def test_no_weights_are_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

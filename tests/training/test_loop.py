@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch, Objective, StepOutput
-from smalti.core.errors import DataError, NumericError, StoppedError, UsageError
+from smalti.core.errors import NumericError, StoppedError, UsageError
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler
@@ -444,38 +444,6 @@ def test_saving_happens_at_its_steps_and_at_the_end() -> None:
     saved: list[int] = []
     run(trainer(), hooks=Saving(lambda made: saved.append(made.step)))
     assert saved == [5, 10, 12]
-
-
-class Requested:
-    """Batches that note what the trainer had done when each was requested, and end with an error at a step."""
-
-    wait_seconds = 0.0
-
-    def __init__(self, made: Trainer, last: int = 100) -> None:
-        self.trainer, self.last, self.steps = made, last, list[tuple[int, int]]()
-
-    def __call__(self, step: int) -> Batch:
-        if step > self.last:
-            raise DataError(f"no batch {step}")
-        self.steps.append((step, self.trainer.step))
-        return batches()(step)
-
-    def close(self) -> None: ...
-
-
-def test_the_batch_of_the_next_step_is_requested_before_a_gpu_is_waited_for() -> None:
-    made = trainer()
-    requested = Requested(made)
-    fit(made, requested, Plan(steps=4, batch_size=6), Log(), title="test", compute=CPU)
-    assert requested.steps == [(0, 0), (1, 0), (2, 1), (3, 2)]
-
-
-def test_an_error_of_the_batch_of_the_next_step_loses_nothing_of_this_one() -> None:
-    made, saved = trainer(), list[int]()
-    plan, hooks = Plan(steps=4, batch_size=6, save_every=2), Saving(lambda made: saved.append(made.step))
-    with pytest.raises(DataError, match="no batch 2"):
-        fit(made, Requested(made, last=1), plan, Log(), title="test", compute=CPU, hooks=hooks)
-    assert (made.step, saved) == (2, [2])
 
 
 @pytest.mark.parametrize("at", [5, 12])

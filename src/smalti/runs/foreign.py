@@ -31,18 +31,20 @@ def read_foreign(
     Args:
         num_heads: attention heads, where no file says them.
         normalisation: pixel mean and deviation; `auto`: as a file beside the weights says, else 0.5.
-        img_size: height and width in pixels; None: as a file beside the weights says, else square.
+        img_size: height and width in pixels, where no file says them; None: square.
 
     Raises:
-        UsageError: the weights do not tell all that is needed.
+        UsageError: the weights do not tell all that is needed, or have another size than `img_size`.
         CheckpointError: the file is damaged, holds no network that is known, or asks for anything to be run.
     """
     source = read_source(place)
-    vit = (source if img_size is None else source.of_size(img_size)).vit(num_heads)
+    if img_size is not None and source.grid is None:
+        source = source.of_size(img_size)
+    vit = source.vit(num_heads)
     if img_size not in (None, vit.img_size):
-        size = "x".join(map(str, img_size or ()))
-        fix = "set --img-size to the height and width it was trained with"
-        raise UsageError(f"{place} has no positions for images of {size}", fix=fix)
+        asked, found = ("x".join(map(str, size or ())) for size in (img_size, vit.img_size))
+        what = f"{place} has no positions for images of {asked}"
+        raise UsageError(what, cause=f"they are for {found}", fix="set --img-size to the size it was trained with")
     return _loaded(source, _normalised(vit, place, normalisation))
 
 

@@ -45,7 +45,7 @@ class ImportModel:
     out: str = setting("", "the folder to write, a MODEL")
     num_heads: int | None = setting(None, "attention heads, where no file says them; none: one for 64 channels")
     img_size: tuple[int, int] | None = setting(
-        None, "pixels: height, width; none: as a file beside the weights says, else square"
+        None, "height and width in pixels, where no file says them; none: square"
     )
     normalisation: Statistics = setting(
         "auto",

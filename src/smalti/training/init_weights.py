@@ -37,7 +37,7 @@ def init_from_weights(model: MaskedImageModel | ImageClassifier | Segmenter, sou
         A message: which weights were loaded, and which are new.
 
     Raises:
-        UsageError: the configured backbone differs; see `SourceWeights.require_fit`.
+        UsageError: the configured backbone differs, see `SourceWeights.require_fit`; or its grid is unknown.
         CheckpointError: other weights are missing, unknown or have another shape.
     """
     config, own = model.backbone.config, model.state_dict()

@@ -4,7 +4,6 @@ for step in range(done, steps):
     for part in batches(step).split(accumulate):
         output = objective(part, step)
         (output.loss_sum / weight of the whole step).backward()
-    request the batch of the next step, while a GPU computes
     no gradient for frozen parameters; stop if loss or gradient is not finite; clip
     optimiser step; update codebook and EMA
     evaluate, log and save where these are due; save also when a signal requests it
@@ -91,7 +90,7 @@ def fit(
         with log.progress(title, plan.steps) as bar, closing(batches):
             while trainer.step < plan.steps:
                 batch = timer.on_batch(trainer.step).to(compute.device)
-                result = _step_or_skip(trainer, batch, plan, log, compute, hooks, timer)
+                result = _step_or_skip(trainer, batch, plan, log, compute, hooks)
                 timer.after_step(log)
                 last = trainer.step == plan.steps
                 pending = requests.all_reduce()
@@ -121,17 +120,11 @@ def fit(
 
 
 def _step_or_skip(
-    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, hooks: RunHooks, timer: StepTimer
+    trainer: Trainer, batch: Batch, plan: Plan, log: Log, compute: Compute, hooks: RunHooks
 ) -> tuple[StepOutput, Tensor] | None:
-    """One step, in which the batch of the next one is requested; None where it was non-finite and is skipped."""
-    following = trainer.step + 1
-
-    def prefetch() -> None:
-        if following < plan.steps:
-            timer.prefetch(following)
-
+    """One step; None where it was non-finite and is skipped."""
     try:
-        return trainer.train_step(batch, compute, plan.logs(following), prefetch)
+        return trainer.train_step(batch, compute, plan.logs(trainer.step + 1))
     except NotFiniteError as failure:
         if trainer.skipped < plan.skip_nonfinite:
             trainer.skip_step()

@@ -7,7 +7,6 @@ import torch
 from torch.profiler import profile
 
 from smalti.core.contracts import Batch, Batches, BatchWrapper
-from smalti.core.errors import SmaltiError
 from smalti.core.log import Log
 
 _DATA = "reading images (more --data.num-workers, or smalti prepare)"
@@ -17,7 +16,7 @@ _ROWS = 12
 
 
 class StepTimer:
-    """Requests batches, and measures the time spent waiting for images, computing visual tokens, and in the network.
+    """Measures the time spent waiting for images, computing visual tokens, and in the network.
 
     A GPU computes tokens while the program goes on, so that there their time is part of that of the network.
     """
@@ -27,24 +26,12 @@ class StepTimer:
         self.began = time.perf_counter()
         self.wait_seconds_before = batches.wait_seconds
         self.running, self.steps, self.since = False, 0, 0.0
-        self.prefetched: dict[int, Batch | SmaltiError] = {}
-
-    def prefetch(self, step: int) -> None:
-        """Make the batch of a step before it is needed; an error is kept, and raised when it is needed."""
-        began = time.perf_counter()
-        try:
-            self.prefetched[step] = self.batches(step)
-        except SmaltiError as error:
-            self.prefetched[step] = error
-        self.on_batches += time.perf_counter() - began
 
     def on_batch(self, step: int) -> Batch:
         """The batch of a step, whose time is measured."""
-        if step not in self.prefetched:
-            self.prefetch(step)
-        batch = self.prefetched.pop(step)
-        if isinstance(batch, SmaltiError):
-            raise batch
+        began = time.perf_counter()
+        batch = self.batches(step)
+        self.on_batches += time.perf_counter() - began
         return batch
 
     def after_step(self, log: Log) -> None:

@@ -94,18 +94,11 @@ class Trainer:
         weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
         return weights * (1 if self.ema is None else 2) + self.settings.moments_bytes(model)
 
-    def train_step(
-        self,
-        batch: Batch,
-        compute: Compute,
-        with_metrics: bool = True,
-        meanwhile: Callable[[], object] = lambda: None,
-    ) -> tuple[StepOutput, Tensor]:
+    def train_step(self, batch: Batch, compute: Compute, with_metrics: bool = True) -> tuple[StepOutput, Tensor]:
         """One optimiser step.
 
         Args:
             batch: as many images as the plan says.
-            meanwhile: called when the gradients have been asked for and not yet waited for: a GPU is busy with them.
 
         Returns:
             Loss and metrics of the batch, and the norm of the gradient before clipping.
@@ -115,7 +108,6 @@ class Trainer:
         """
         self.objective.with_metrics = with_metrics
         output, norm = self.gradients(batch, compute)
-        meanwhile()
         model = self.objective.model
         if not torch.isfinite(norm + output.loss_sum):
             numbers = Numbers.of(model, output.loss_sum / output.weight, norm)
