@@ -7,7 +7,7 @@ Its HTML and CSS are files of this package, read as Jinja2 templates; the charti
 import base64
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -103,17 +103,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: Co
     return template("table.html").render(header=header, rows=rows, numeric=numeric, highlight=highlight, groups=groups)
 
 
-def best_cells(columns: Mapping[int, tuple[Sequence[float | None], bool]]) -> set[tuple[int, int]]:
+def best_cells(columns: Iterable[tuple[Sequence[float | None], bool | None]]) -> set[tuple[int, int]]:
     """(row, column) of the best value of each column, and of those that equal it; for `highlight` of a table.
 
     Args:
-        columns: by number the values of a column, and whether a greater one is better. A column of one value has no
-            best one.
+        columns: the values of the columns behind the first one, which names the rows, and whether a greater one is
+            better; None: neither is. A column of one value has no best one.
     """
     found = set[tuple[int, int]]()
-    for column, (values, greater) in columns.items():
+    for column, (values, greater) in enumerate(columns, 1):
         known = [value for value in values if value is not None]
-        if len(known) > 1:
+        if len(known) > 1 and greater is not None:
             best = max(known) if greater else min(known)
             found |= {(row, column) for row, value in enumerate(values) if value == best}
     return found

@@ -44,5 +44,4 @@ def _probes(rows: Mapping[str, Mapping[str, Any]]) -> str:
         [name, *("-" if value is None else f"{value:.1%}" for value in cells), f"{row['layer']} ({row['pooling']})"]
         for (name, row), cells in zip(rows.items(), values, strict=True)
     ]
-    best = {number: (column, True) for number, column in enumerate(zip(*values, strict=True), 1)}
-    return table(header, body, highlight=best_cells(best))
+    return table(header, body, highlight=best_cells((column, True) for column in zip(*values, strict=True)))

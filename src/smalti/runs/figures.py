@@ -1,9 +1,9 @@
 """What reports call the figures of a result, how they write them, and which way each is better."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from smalti.report.page import best_cells, table
+from smalti.report.page import table
 from smalti.runs.finetune import Finetune
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.train_tokenizer_config import TrainTokenizer
@@ -78,9 +78,3 @@ def values_table(header: str, result: Mapping[str, Any], figures: Mapping[str, F
     """A row for each figure that a result has; empty if it has none."""
     rows = [[one.text, one.cell(result[key])] for key, one in figures.items() if result.get(key) is not None]
     return table([header, "value"], rows) if rows else ""
-
-
-def best(figures: Iterable[Figure], columns: Iterable[Sequence[float | None]]) -> set[tuple[int, int]]:
-    """The best cells (row, column) of a table that has a column of values for each figure behind the one of names."""
-    both = enumerate(zip(figures, columns, strict=True), 1)
-    return best_cells({number: (values, one.greater) for number, (one, values) in both if one.greater is not None})

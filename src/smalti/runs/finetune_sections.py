@@ -10,12 +10,11 @@ from smalti.data.datasets.dataset import ImageDataset
 from smalti.report.charts import curve
 from smalti.report.page import Section, table
 from smalti.runs.feature_sections import confusion_table
-from smalti.runs.figures import SCORES, best
+from smalti.runs.figures import SCORES
 from smalti.runs.finetune import Finetune
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.models import load_finetuned
-from smalti.runs.provenance import differences, names_of
-from smalti.runs.sections import pictures_of, series_of
+from smalti.runs.sections import pictures_of, series_of, side_by_side
 
 _PAIRS = 10
 
@@ -64,38 +63,16 @@ def _pictures(run: str, config: Finetune, folder: RunFolder, compute: Compute) -
 
 def finetune_comparison(runs: Sequence[str]) -> Section:
     """Compare runs: a chart of the losses, a chart for each kind of validation score, and one table."""
-    found = {
-        name: (read_config(run, Finetune), RunFolder(Path(run).expanduser())) for run, name in names_of(runs).items()
-    }
-    losses = {name: line for name, (_, folder) in found.items() if (line := series_of(folder, "loss"))[0]}
-    charts = curve(losses, xlabel="step", ylabel="training loss, nats") if losses else ""
-    for score in dict.fromkeys(config.task.score for config, _ in found.values()):
-        every = {name: series_of(folder, f"validation_{score}") for name, (_, folder) in found.items()}
-        if lines := {name: line for name, line in every.items() if line[0]}:
-            charts += curve(lines, xlabel="step", ylabel=f"validation: {SCORES[score].text}")
-    results = {name: folder.read_result() for name, (_, folder) in found.items()}
     scores = {
         f"{part}_{key}": one._replace(text=f"{part}: {one.text}")
         for key, one in SCORES.items()
         for part in ("test", "validation")
-        if any(result.get(f"{part}_{key}") is not None for result in results.values())
     }
-    bold = best(scores.values(), ([result.get(key) for result in results.values()] for key in scores))
-    facts = {name: dict(_facts(*one)) for name, one in found.items()}
-    header = list(dict.fromkeys(heading for column in facts.values() for heading in column))
-    rows = [
-        [
-            name,
-            *(one.cell(result.get(key)) for key, one in scores.items()),
-            *(facts[name].get(heading, "-") for heading in header),
-        ]
-        for name, result in results.items()
-    ]
+    chosen = dict.fromkeys(f"validation_{read_config(run, Finetune).task.score}" for run in runs)
+    curves = {"loss": "training loss, nats"} | {key: scores[key].text for key in chosen}
     note = "Measured on each run's own validation and test images; the best of each score is bold, and so"
     note += " are settings that differ from those of most runs, or of the first of two."
-    html = charts + table(["run", *(one.text for one in scores.values()), *header], rows, highlight=bold)
-    html += differences({name: config for name, (config, _) in found.items()})
-    return Section("Finetune: side by side", html, note)
+    return side_by_side(Finetune.__name__, runs, scores, curves, note, lambda *run: dict(_facts(*run)))
 
 
 def _facts(config: Finetune, folder: RunFolder) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
 from smalti.runs.codes import codebook_examples
 from smalti.runs.feature_sections import feature_sections
-from smalti.runs.figures import FIGURES, best, values_table
+from smalti.runs.figures import FIGURES, Figure, values_table
 from smalti.runs.folder import RunFolder, read_config
 from smalti.runs.inpainting_pictures import completions
 from smalti.runs.models import load_inpainter
@@ -238,22 +238,46 @@ def _bound(result: Mapping[str, Any]) -> list[Section]:
 
 
 def comparison_section(kind: str, runs: Sequence[str]) -> Section:
-    """Compare runs of one kind: charts of their metrics, tables of their results and of settings that differ."""
-    folders = {name: RunFolder(Path(run).expanduser()) for run, name in names_of(runs).items()}
-    results = {name: folder.read_result() for name, folder in folders.items()}
-    found = {key for result in results.values() for key, value in result.items() if value is not None}
-    figures = {key: one for key, one in FIGURES[kind].items() if key in found}
-    rows = [[name, *(one.cell(result.get(key)) for key, one in figures.items())] for name, result in results.items()]
+    """Compare runs of one kind of pretraining stage, by its metrics and figures."""
+    note = "Measured on each run's own held-out images; the best of each is bold, and so are settings that differ from"
+    curves = {"loss": "training loss"} | _CURVES[kind]
+    return side_by_side(kind, runs, FIGURES[kind], curves, f"{note} those of most runs, or of the first of two.")
+
+
+def side_by_side(
+    kind: str,
+    runs: Sequence[str],
+    figures: Mapping[str, Figure],
+    curves: Mapping[str, str],
+    note: str,
+    facts: Callable[[Any, RunFolder], Mapping[str, str]] | None = None,
+) -> Section:
+    """Compare runs of one kind: charts of their metrics, tables of their results and of settings that differ.
+
+    Args:
+        figures: by their keys in results; those that no run has are left out.
+        curves: metrics, and what their axes count.
+        facts: further columns of a run, by heading.
+    """
+    names = names_of(runs)
+    folders = {name: RunFolder(Path(run).expanduser()) for run, name in names.items()}
+    configs = {name: read_config(run, TRAINING_RUNS[kind]) for run, name in names.items()}
     charts = ""
-    for metric, ylabel in {"loss": "training loss", **_CURVES[kind]}.items():
+    for metric, ylabel in curves.items():
         lines = {name: line for name, folder in folders.items() if (line := series_of(folder, metric))[0]}
         charts += curve(lines, xlabel="step", ylabel=ylabel) if lines else ""
-    differing = differences({name: read_config(run, TRAINING_RUNS[kind]) for run, name in names_of(runs).items()})
-    header = ["run", *(one.text for one in figures.values())]
-    bold = best(figures.values(), ([result.get(key) for result in results.values()] for key in figures))
-    html = charts + table(header, rows, highlight=bold) + differing
-    note = "Measured on each run's own held-out images; the best of each is bold, and so are settings that differ from"
-    return Section(f"{kind}: side by side", html, f"{note} those of most runs, or of the first of two.")
+    results = {name: folder.read_result() for name, folder in folders.items()}
+    columns = {key: [result.get(key) for result in results.values()] for key in figures}
+    shown = {key: one for key, one in figures.items() if any(value is not None for value in columns[key])}
+    more = [{} if facts is None else facts(configs[name], folder) for name, folder in folders.items()]
+    headings = list(dict.fromkeys(heading for one in more for heading in one))
+    rows = [
+        [name, *(one.cell(results[name].get(key)) for key, one in shown.items()), *(own.get(h, "-") for h in headings)]
+        for name, own in zip(folders, more, strict=True)
+    ]
+    bold = best_cells((columns[key], one.greater) for key, one in shown.items())
+    html = charts + table(["run", *(one.text for one in shown.values()), *headings], rows, highlight=bold)
+    return Section(f"{kind}: side by side", html + differences(configs), note)
 
 
 def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -263,13 +287,10 @@ def probe_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
         [name, *(percent(row[key]) for key in ("knn", "linear", "linear_few")), f"{row['layer']} ({row['pooling']})"]
         for name, row in rows.items()
     ]
-    best = {
-        number: ([row[key] for row in rows.values()], True)
-        for number, key in enumerate(("knn", "linear", "linear_few"), 1)
-    }
+    best = best_cells(([row[key] for row in rows.values()], True) for key in ("knn", "linear", "linear_few"))
     return Section(
         "What the network has learned",
-        table(header, body, highlight=best_cells(best)) + layer_charts(rows),
+        table(header, body, highlight=best) + layer_charts(rows),
         "Accuracy on labelled test images that neither stage nor any choice has seen. Layer, pooling and regularisation"
         " are chosen on a part of the training images, in the same way for every row.",
     )
