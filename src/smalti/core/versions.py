@@ -33,10 +33,10 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": _version("torch"), "machine": platform.machine()}
 
 
-def installed(package: str = "smalti") -> dict[str, str]:
-    """The versions of Python, the system, `package`, and of all that it needs or can use and that is there."""
-    needed = [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in _requirements(package)]
-    there = {name: _version(name) for name in (package, *needed)}
+def installed() -> dict[str, str]:
+    """The versions of Python, the system, smalti, and of all that it needs or can use and that is there."""
+    needed = [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in _requirements("smalti")]
+    there = {name: _version(name) for name in ("smalti", *needed)}
     python = f"{platform.python_version()} ({platform.python_implementation()})"
     return {name: version for name, version in there.items() if version} | {
         "python": python,

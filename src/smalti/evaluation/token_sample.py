@@ -56,9 +56,9 @@ def some_images(images: ImageDataset, side: int, count: int = _IMAGES) -> UInt8[
     return sample_squares(images, count, side)
 
 
-def some_labels(images: InMemoryDataset, count: int = _IMAGES) -> Int[Tensor, "B"]:
+def some_labels(images: InMemoryDataset) -> Int[Tensor, "B"]:
     """The classes of `some_images` in memory, -1 where there is none."""
-    return images.labels[even_sample(len(images), count)]
+    return images.labels[even_sample(len(images), _IMAGES)]
 
 
 @dataclass

@@ -27,17 +27,15 @@ class ColourBar:
 
     Attributes:
         name: of what is shown, as in the heading of its column.
-        ramp: `viridis` or `inferno`.
     """
 
     name: str
     low: str
     high: str
-    ramp: str = "viridis"
 
     def picture(self, width: int, height: int) -> Picture:
         """The scale itself, from low to high."""
-        shades = colours(np.linspace(0, 1, width), self.ramp)
+        shades = colours(np.linspace(0, 1, width), "viridis")
         return np.repeat(shades[None], height, axis=0)
 
     def html(self) -> str:

@@ -54,9 +54,7 @@ class Checkpoint:
     conditions: RunEnvironment | None = None
 
 
-def write_checkpoint(
-    run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], keep: int | None = None
-) -> Path:
+def write_checkpoint(run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Path:
     """Write `run/checkpoints/step-XXXXXXXX/`; then remove all older ones but the newest that is whole.
 
     After an error, older checkpoints are still there.
@@ -65,13 +63,12 @@ def write_checkpoint(
         model: parameters and persistent buffers, written to model.safetensors.
         state: other tensors (moments of the optimiser, with an EMA the weights themselves), written to
             state.safetensors.
-        keep: a step whose checkpoint is kept as well.
 
     Raises:
         NumericError: a tensor has a value that is NaN or infinite.
         OutputError: it cannot be written.
     """
-    return _write(run, step, model, state, keep, RunEnvironment.now(), set())
+    return _write(run, step, model, state, None, RunEnvironment.now(), set())
 
 
 class BackgroundWriter:
@@ -93,6 +90,9 @@ class BackgroundWriter:
         self, run: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], keep: int | None = None
     ) -> None:
         """Start to write a checkpoint, after the previous one is finished.
+
+        Args:
+            keep: a step whose checkpoint is kept as well.
 
         Raises:
             NumericError, OutputError: the previous one could not be written.

@@ -196,7 +196,7 @@ class Trainer:
             state |= {f"{moment}.{name}": known[moment] for moment in self.settings.moments(name, parameter) if known}
         state |= {_SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
         if self.rolls_back:
-            losses = torch.tensor(self.spikes.losses, dtype=torch.float64)
+            losses = torch.tensor(list(self.spikes.losses), dtype=torch.float64)
             state |= {_ROLLBACKS: torch.tensor(self.rollbacks), _LOSSES: losses}
         return full_tensors(state)
 
@@ -263,17 +263,12 @@ class SpikeDetector:
     """
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
-        self._losses: deque[float] = deque(losses, maxlen=_MAX_LOSSES)
-
-    @property
-    def losses(self) -> list[float]:
-        """The losses that are kept, oldest first."""
-        return list(self._losses)
+        self.losses: deque[float] = deque(losses, maxlen=_MAX_LOSSES)
 
     def check(self, step: int, loss: float) -> str:
         """A warning about the loss of a step; empty where it is no spike."""
-        before = list(self._losses)
-        self._losses.append(loss)
+        before = list(self.losses)
+        self.losses.append(loss)
         if len(before) < _MIN_LOSSES:
             return ""
         usual = median(before)
