@@ -8,11 +8,14 @@ src/smalti/evaluation/references; every run of `smalti pretrain` looks for the n
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from smalti.core.config import from_json, require, to_json
-from smalti.evaluation.reference_curves import FLAT_PATCH, Reference, thinned, vocab_size_of
+from smalti.evaluation.reference_curves import FLAT_PATCH, MAX_POINTS, Reference, vocab_size_of
 from smalti.runs.folder import RunFolder
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.pretraining_checks import setup_of
@@ -37,6 +40,18 @@ def reference_of(run: Path, name: str, data: str) -> Reference:
     baseline = result["unigram_entropy_nats"] if tokens else FLAT_PATCH
     held_out = result["loss_nats"] if tokens else result["pixel_loss"]
     return Reference(name, data, setup, round(baseline, 4), round(held_out, 4), *curve)
+
+
+def thinned(images: Sequence[int], loss: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """A curve reduced to at most 60 points, each the mean of consecutive points, of more points towards the end.
+
+    As losses decrease with the logarithm of the images, a point is placed at the geometric mean of its images.
+    """
+    starts = np.unique(np.geomspace(1, len(images), MAX_POINTS).round().astype(int)) - 1
+    sizes = np.diff(starts, append=len(images))
+    means = (np.add.reduceat(values, starts) / sizes for values in (np.log(images), np.array(loss, dtype=np.float64)))
+    places, heights = means
+    return tuple(round(place) for place in np.exp(places).tolist()), tuple(round(y, 4) for y in heights.tolist())
 
 
 def config_of(run: Path, result: dict[str, Any]) -> Pretrain:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smalti.cli import main
 from smalti.core.config import from_json, to_json
@@ -76,31 +79,43 @@ def test_the_bill_of_materials_has_every_package_of_the_lock_with_its_digests() 
     assert all(digests)
 
 
+CURVES = script("reference_curve")
 HALF_HOUR = SCRIPTS.parent / "docs" / "results" / "pretrain-cifar10"
 
 
 def test_a_reference_of_the_package_is_what_the_script_makes_of_its_run() -> None:
     (shipped,) = (found for found in references() if found.name == "cifar10-dvae-1024-half-hour")
-    assert script("reference_curve").reference_of(HALF_HOUR, shipped.name, shipped.data) == shipped
+    assert CURVES.reference_of(HALF_HOUR, shipped.name, shipped.data) == shipped
 
 
 def test_the_files_of_the_package_are_as_the_script_writes_them() -> None:
-    curves = script("reference_curve")
-    files = sorted(curves.HOME.iterdir(), key=lambda file: file.stem)
+    files = sorted(CURVES.HOME.iterdir(), key=lambda file: file.stem)
     assert [file.stem for file in files] == [found.name for found in references()]
     for file in files:
         text = file.read_text()
-        assert text == curves.written(from_json(Reference, json.loads(text)))
+        assert text == CURVES.written(from_json(Reference, json.loads(text)))
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=300))
+def test_a_thinned_curve_keeps_its_ends_and_its_bounds(loss: list[float]) -> None:
+    images, heights = CURVES.thinned([64 * step for step in range(1, len(loss) + 1)], loss)
+    assert len(images) == len(heights) <= CURVES.MAX_POINTS
+    assert list(images) == sorted(set(images))
+    assert (images[0], images[-1]) == (64, 64 * len(loss))
+    assert (heights[0], heights[-1]) == (round(loss[0], 4), round(loss[-1], 4))
+    assert min(loss) - 1e-4 <= min(heights) <= max(heights) <= max(loss) + 1e-4
+
+
+def test_a_thinned_curve_that_follows_the_logarithm_stays_on_it() -> None:
+    images = range(64, 64 * 3000, 64)
+    places, heights = CURVES.thinned(images, [7 - math.log(count) for count in images])
+    assert heights == pytest.approx([7 - math.log(count) for count in places], abs=1e-3)
 
 
 def test_a_reference_is_made_of_a_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos, tokenizer, of = (
-        pictures(tmp_path / "photos"),
-        tmp_path / "tokenizer",
-        script("reference_curve").reference_of,
-    )
+    photos, tokenizer, of = pictures(tmp_path / "photos"), tmp_path / "tokenizer", CURVES.reference_of
     assert train_tokenizer(photos, tokenizer, 2) == 0
     assert pretrain(photos, tokenizer, tmp_path / "tokens", 3) == 0
     made = of(tmp_path / "tokens", "small", "pictures")
@@ -127,9 +142,9 @@ def test_a_reference_is_made_of_a_run_folder(
         of(tmp_path / "l1", "small", "pictures")
     with pytest.raises(UsageError, match=r"photos has no result.json; let the run end first$"):
         of(photos, "small", "pictures")
-    given = ["reference_curve", str(tmp_path / "tokens"), "--name", "small", "--data", "pictures"]
-    monkeypatch.setattr("sys.argv", [*given, "--out", str(tmp_path)])
-    script("reference_curve").main()
+    flags = ["reference_curve", str(tmp_path / "tokens"), "--name", "small", "--data", "pictures"]
+    monkeypatch.setattr("sys.argv", [*flags, "--out", str(tmp_path)])
+    CURVES.main()
     assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'small.json'}\n")
     assert from_json(Reference, json.loads((tmp_path / "small.json").read_text())) == made
 

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from smalti.core.config import from_json, to_json
 from smalti.core.errors import UsageError
 from smalti.evaluation.reference_curves import (
-    MAX_POINTS,
     Reference,
     Setup,
     nearest,
     references,
     standing,
-    thinned,
     vocab_size_of,
 )
 from tests import oracles
@@ -142,22 +140,6 @@ def test_what_is_another_number_is_named() -> None:
 )
 def test_what_a_difference_is_called(gain: float, reference: float, target: Any, expected: str) -> None:
     assert standing(gain - 1e-9 * (gain > reference), reference, target) == expected
-
-
-@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=300))
-def test_a_thinned_curve_keeps_its_ends_and_its_bounds(loss: list[float]) -> None:
-    images, heights = thinned([64 * step for step in range(1, len(loss) + 1)], loss)
-    assert len(images) == len(heights) <= MAX_POINTS
-    assert list(images) == sorted(set(images))
-    assert (images[0], images[-1]) == (64, 64 * len(loss))
-    assert (heights[0], heights[-1]) == (round(loss[0], 4), round(loss[-1], 4))
-    assert min(loss) - 1e-4 <= min(heights) <= max(heights) <= max(loss) + 1e-4
-
-
-def test_a_thinned_curve_that_follows_the_logarithm_stays_on_it() -> None:
-    images = range(64, 64 * 3000, 64)
-    places, heights = thinned(images, [7 - math.log(count) for count in images])
-    assert heights == pytest.approx([7 - math.log(count) for count in places], abs=1e-3)
 
 
 @pytest.mark.parametrize(

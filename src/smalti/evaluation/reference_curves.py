@@ -6,7 +6,7 @@ a prediction that ignores the image and the loss of the run.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
@@ -166,18 +166,6 @@ def nearest(setup: Setup, among: Iterable[Reference]) -> Reference | None:
     """The run with the same target and the nearest setup (`Setup.distance`); None where none has the same target."""
     same = [reference for reference in among if reference.setup.target == setup.target]
     return min(same, key=lambda reference: setup.distance(reference.setup), default=None)
-
-
-def thinned(images: Sequence[int], loss: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """A curve reduced to at most 60 points, each the mean of consecutive points, of more points towards the end.
-
-    As losses decrease with the logarithm of the images, a point is placed at the geometric mean of its images.
-    """
-    starts = np.unique(np.geomspace(1, len(images), MAX_POINTS).round().astype(int)) - 1
-    sizes = np.diff(starts, append=len(images))
-    means = (np.add.reduceat(values, starts) / sizes for values in (np.log(images), np.array(loss, dtype=np.float64)))
-    places, heights = means
-    return tuple(round(place) for place in np.exp(places).tolist()), tuple(round(y, 4) for y in heights.tolist())
 
 
 def vocab_size_of(result: Mapping[str, Any]) -> int | None:
