@@ -13,7 +13,7 @@ from smalti.core.config import require, setting
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.evaluation.features import Layer, Pooling, extract
 from smalti.evaluation.label_draws import BUDGETS, Budget, Interval, mean_share_interval, share_interval
-from smalti.evaluation.probe import Features, LinearProbe, Scale, Split, fit_linear, fit_ridge, knn_accuracy, scale_of
+from smalti.evaluation.probe import Features, LinearProbe, Split, fit_path, fit_ridge, knn_accuracy, scale_of
 from smalti.models.vit import VisionTransformer
 
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -204,7 +204,7 @@ class Battery:
         yield _KNN, knn_accuracy(x[small], y[small], x[checked], y[checked], self.k)
         yield (
             _LINEAR,
-            max(task.validated(probe, x) for probe in _path(x[small], y[small], L2_STRENGTHS, scale).values()),
+            max(task.validated(probe, x) for probe in fit_path(x[small], y[small], L2_STRENGTHS, scale).values()),
         )
         for budget, draws in task.draws.items():
             probes = [fit_ridge(x[drawn], y[drawn], _RIDGE, scale=scale) for drawn in draws]
@@ -214,7 +214,7 @@ class Battery:
 def _linear(x: Tensor, task: _Task, test: Tensor, test_labels: Tensor) -> tuple[float, float]:
     """Test accuracy with all labels, and the regularisation chosen on the validation images."""
     fit = task.split.fit
-    probes = _path(x[fit], task.labels[fit], L2_STRENGTHS, scale_of(x[fit]))
+    probes = fit_path(x[fit], task.labels[fit], L2_STRENGTHS, scale_of(x[fit]))
     best = max(probes, key=lambda l2: task.validated(probes[l2], x))
     return probes[best].accuracy(test, test_labels), best
 
@@ -223,19 +223,11 @@ def _few(train: Features, task: _Task, test: Features, test_labels: Tensor, budg
     """The result of one budget, with the regularisation that is best on the validation images on average."""
     x, y, draws = train[layer], task.labels, task.draws[budget]
     scale = scale_of(x[task.split.fit])
-    paths = [_path(x[drawn], y[drawn], FEW_L2_STRENGTHS, scale) for drawn in draws]
+    paths = [fit_path(x[drawn], y[drawn], FEW_L2_STRENGTHS, scale) for drawn in draws]
     best = max(FEW_L2_STRENGTHS, key=lambda l2: _mean([task.validated(path[l2], x) for path in paths]))
     tested = test[layer]
     accuracies = [path[best].accuracy(tested, test_labels) for path in paths]
     return FewLabels(len(draws[0]), len(draws), _mean(accuracies), mean_share_interval(accuracies), *layer, best)
-
-
-def _path(x: Tensor, y: Tensor, strengths: Sequence[float], scale: Scale) -> dict[float, LinearProbe]:
-    """Logistic regression for each regularisation strength."""
-    probes: dict[float, LinearProbe] = {}
-    for l2 in strengths:
-        probes[l2] = fit_linear(x, y, l2, scale=scale, start=next(reversed(probes.values()), None))
-    return probes
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 The quick probe chooses layers on validation images, and uses the test images once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -27,7 +27,6 @@ _CHUNK = 1000
 Scale: TypeAlias = tuple[Tensor, Tensor]
 """Mean and standard deviation of every feature."""
 _QUICK_L2_STRENGTHS = (1e-2, 1e-3, 1e-4)
-"""Strongest first, as each fit starts from the previous solution."""
 _SELECTION_IMAGES = 6000
 _RIDGE = 0.1
 _VALIDATION = 0.1
@@ -171,6 +170,16 @@ def fit_linear(
     return LinearProbe(mean, std, weight if basis is None else basis @ weight, bias.detach())
 
 
+def fit_path(
+    features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], strengths: Sequence[float], scale: Scale
+) -> dict[float, LinearProbe]:
+    """`fit_linear` for each regularisation strength: strongest first, as each fit starts from the solution before."""
+    probes: dict[float, LinearProbe] = {}
+    for l2 in strengths:
+        probes[l2] = fit_linear(features, labels, l2, scale=scale, start=next(reversed(probes.values()), None))
+    return probes
+
+
 @dataclass(frozen=True)
 class Split:
     """Positions of the training images for fitting classifiers, and of those for choices (validation)."""
@@ -244,10 +253,8 @@ def probe(train: Features, train_labels: Tensor, test: Features, test_labels: Te
     best_knn = max(knn_scores, key=lambda layer: knn_scores[layer])
     x, y = train[best], train_labels
     fit_x, fit_y = x[split.fit], y[split.fit]
-    probes: list[LinearProbe] = []
-    for l2 in _QUICK_L2_STRENGTHS:
-        probes.append(fit_linear(fit_x, fit_y, l2, start=probes[-1] if probes else None))
-    chosen = max(probes, key=lambda fitted: fitted.accuracy(x[checked], y[checked]))
+    probes = fit_path(fit_x, fit_y, _QUICK_L2_STRENGTHS, scale_of(fit_x))
+    chosen = max(probes.values(), key=lambda fitted: fitted.accuracy(x[checked], y[checked]))
     return ProbeResult(
         linear=chosen.accuracy(test[best], test_labels),
         layer=best[0],
