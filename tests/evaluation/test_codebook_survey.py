@@ -6,7 +6,7 @@ import torch
 from smalti.core.compute import Compute
 from smalti.data.reading import even_sample
 from smalti.evaluation.codebook_survey import survey
-from smalti.functional.patches import constant_patches, patchify
+from smalti.functional.patches import patchify, varied_patches
 from tests.test_contracts import GreyLevels
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -23,7 +23,7 @@ def images() -> torch.Tensor:
 def test_codes_are_described_by_what_they_paint_and_what_they_stand_for() -> None:
     tokenizer = GreyLevels(vocab_size=3)
     found = survey(tokenizer, images(), CPU, examples=3)
-    keep = ~constant_patches(images(), 4)
+    keep = varied_patches(images(), 4)
     ids = tokenizer.encode(images()).flatten(1)[keep]
     assert found.counts.tolist() == torch.bincount(ids, minlength=3).tolist()
     assert [code.number for code in found.codes] == [0, 2]

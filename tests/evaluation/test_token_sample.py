@@ -2,7 +2,8 @@
 
 import torch
 
-from smalti.evaluation.token_sample import constant, sample_index
+from smalti.evaluation.token_sample import sample_index
+from smalti.functional.patches import varied_patches
 
 
 def images(count: int = 40) -> torch.Tensor:
@@ -16,7 +17,7 @@ def test_it_has_enough_patches_that_are_not_constant_and_no_image_too_many() -> 
     for tokens in (1, 3, 4, 59, 60):
         seen = images()[sample_index(images(), 4, tokens)]
         assert 3 * (len(seen) - 1) < tokens <= 3 * len(seen)
-        assert int((~constant(seen, 4)).sum()) == 3 * len(seen)
+        assert int(varied_patches(seen, 4).sum()) == 3 * len(seen)
 
 
 def test_few_images_are_all_taken_as_they_are() -> None:

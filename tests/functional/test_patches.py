@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from hypothesis import given
 
-from smalti.functional.patches import constant_patches, normalised_patches, patchify, unpatchify
+from smalti.functional.patches import normalised_patches, patchify, unpatchify, varied_patches
 from tests import oracles
 
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -32,17 +32,17 @@ def test_patchify_times_a_matrix_is_the_strided_convolution(rng: torch.Generator
     torch.testing.assert_close(patchify(images, 3) @ kernel.flatten(1).T, convolved, rtol=1e-4, atol=1e-5)
 
 
-def test_constant_patches_have_one_value_in_each_channel() -> None:
+def test_patches_of_one_value_in_each_channel_are_not_varied() -> None:
     image = torch.zeros(1, 2, 4, 8)
-    image[0, 1, :, :4] = 0.5  # another value in the other channel is still constant
+    image[0, 1, :, :4] = 0.5  # another value in the other channel is still one colour
     image[0, 0, 1, 6] = 0.1  # one pixel of the second patch
-    assert constant_patches(image, 4).tolist() == [[True, False]]
+    assert varied_patches(image, 4).tolist() == [[False, True]]
 
 
-def test_constant_patches_is_row_major() -> None:
+def test_varied_patches_is_row_major() -> None:
     image = torch.zeros(1, 1, 4, 6)
     image[0, 0, 2, 5] = 1  # patch row 1, column 2
-    assert constant_patches(image, 2).tolist() == [[True, True, True, True, True, False]]
+    assert varied_patches(image, 2).tolist() == [[False, False, False, False, False, True]]
 
 
 def test_normalised_patches_are_those_of_mae_and_can_be_undone(rng: torch.Generator) -> None:
@@ -61,4 +61,4 @@ def test_uint8_images_are_cut_too(rng: torch.Generator) -> None:
     patches = patchify(images, 4)
     assert patches.dtype == torch.uint8
     assert torch.equal(patches.float(), patchify(images.float(), 4))
-    assert constant_patches(images, 4).tolist() == [[True] + [False] * 5] * 2
+    assert varied_patches(images, 4).tolist() == [[False] + [True] * 5] * 2

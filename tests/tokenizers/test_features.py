@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smalti.core.errors import UsageError
-from smalti.functional.patches import constant_patches
+from smalti.functional.patches import varied_patches
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.kmeans_features import KMeansFeatures, KMeansFeatureTokenizer
 from tests import oracles
@@ -63,7 +63,7 @@ def test_centres_are_the_means_of_the_patches_with_more_than_one_colour(
 ) -> None:
     """k-means ends where it does not move any more; patches of a single colour have no part in that."""
     tokenizer = fitted(teacher, images)
-    varied = ~constant_patches(images, VIT.patch_size)
+    varied = varied_patches(images, VIT.patch_size)
     assert int((~varied).sum()) == 5 * 4
     with torch.no_grad():
         points = tokenizer.points(images)[varied]
@@ -83,7 +83,7 @@ def test_the_same_images_give_the_same_bits_and_a_batch_has_no_part_in_them(
 
 def test_the_order_of_the_images_has_no_part_in_the_tokens(teacher: VisionTransformer, images: torch.Tensor) -> None:
     """Where k-means starts from the same patches."""
-    turned, shown = torch.arange(COUNT).flip(0), ~constant_patches(images, VIT.patch_size)
+    turned, shown = torch.arange(COUNT).flip(0), varied_patches(images, VIT.patch_size)
     number = shown.flatten().cumsum(0).sub(1).view_as(shown)
     order = torch.empty(int(shown.sum()), dtype=torch.int64)
     order[number[turned][shown[turned]]] = torch.arange(len(order))  # the place, when turned, of each patch

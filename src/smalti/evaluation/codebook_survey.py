@@ -9,8 +9,8 @@ from torch import Tensor
 from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.data.reading import even_sample
-from smalti.evaluation.token_sample import constant, sample_index
-from smalti.functional.patches import patchify
+from smalti.evaluation.token_sample import sample_index
+from smalti.functional.patches import patchify, varied_patches
 from smalti.models.vit import as_unit_range
 
 _AROUND = 5
@@ -51,7 +51,7 @@ def survey(tokenizer: Tokenizer, images: Tensor, compute: Compute, most: int = 1
     """
     stride = tokenizer.stride
     seen = images[sample_index(images, stride)]
-    keep = ~constant(seen, stride)
+    keep = varied_patches(seen, stride)
     with compute.autocast():
         ids = torch.cat([tokenizer.encode(part.to(compute.device)).flatten(1).cpu() for part in seen.split(100)])[keep]
     patches = patchify(seen, stride)[keep]

@@ -12,8 +12,9 @@ from smalti.core.compute import Compute
 from smalti.core.contracts import Tokenizer
 from smalti.evaluation.code_information import CodeInformation, code_information, figures_of
 from smalti.evaluation.likelihood import Bound, Posterior, Quantiser, measure_bound, soft_psnr
-from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
+from smalti.evaluation.token_sample import fit_kmeans_baseline, sample_index
 from smalti.functional.metrics import CodebookUse, codebook_use, psnr, ssim
+from smalti.functional.patches import varied_patches
 from smalti.models.vit import as_unit_range
 
 
@@ -139,7 +140,7 @@ def evaluate_tokenizer(
     """
     index = sample_index(images, tokenizer.stride)
     seen, classes = images[index], None if labels is None else labels[index]
-    keep = ~constant(seen, tokenizer.stride)
+    keep = varied_patches(seen, tokenizer.stride)
     ids, ratios, similarities = _reconstruct(tokenizer, seen, compute, batch_size)
     unigram_entropy = codebook_use(ids, tokenizer.vocab_size).entropy
     bound = None

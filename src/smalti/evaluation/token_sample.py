@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from smalti.core.rng import Stream, fold, permutation
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset
 from smalti.data.reading import even_sample, sample_squares
 from smalti.functional.codebook import kmeans
-from smalti.functional.patches import constant_patches, patchify, unpatchify
+from smalti.functional.patches import patchify, unpatchify, varied_patches
 from smalti.models.vit import as_unit_range
 
 SAMPLE_TOKENS = 200_000
@@ -38,15 +38,10 @@ def sample_index(images: Tensor, stride: int, tokens: int = SAMPLE_TOKENS) -> In
         images: B C H W.
         stride: side of a patch in pixels.
     """
-    varied = (~constant(images, stride)).sum(1).numpy()
+    varied = varied_patches(images, stride).sum(1).numpy()
     order = np.argsort(fold(0, np.arange(len(images)), Stream.SPLIT), kind="stable")
     enough = int(np.searchsorted(np.cumsum(varied[order]), tokens)) + 1
     return torch.from_numpy(np.sort(order[:enough]))
-
-
-def constant(images: Tensor, stride: int) -> Bool[Tensor, "B N"]:
-    """`constant_patches` in batches, to bound memory."""
-    return torch.cat([constant_patches(part, stride) for part in images.split(500)])
 
 
 def some_images(images: ImageDataset, side: int, count: int = _IMAGES) -> UInt8[Tensor, "B C H W"]:
@@ -93,7 +88,7 @@ def fit_kmeans_baseline(images: Tensor, vocab_size: int, stride: int) -> Nearest
         images: training images, B C H W, uint8 or float in [0, 1].
         stride: side of a patch in pixels.
     """
-    patches = torch.cat([patchify(part, stride)[~constant(part, stride)] for part in images.split(500)])
+    patches = torch.cat([patchify(part, stride)[varied_patches(part, stride)] for part in images.split(500)])
     if len(patches) == 0:
         return None
     drawn = torch.from_numpy(permutation(0, 0, len(patches)))[: _POINTS_A_CODE * vocab_size]

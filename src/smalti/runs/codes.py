@@ -11,7 +11,7 @@ from smalti.core.errors import UsageError
 from smalti.data.reading import even_sample
 from smalti.data.tokens import encode
 from smalti.evaluation.codebook_survey import prototypes
-from smalti.evaluation.token_sample import constant
+from smalti.functional.patches import varied_patches
 from smalti.report.pictures import to_pixels
 from smalti.runs.inpainting_pictures import Columns
 
@@ -69,7 +69,7 @@ def codebook_examples(
     stride = tokenizer.stride
     grid = (len(images), images.shape[-2] // stride, images.shape[-1] // stride)
     ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in images.split(_PART)])
-    numbers, varied = ids.view(grid).numpy(), ~constant(images, stride).view(grid).numpy()
+    numbers, varied = ids.view(grid).numpy(), varied_patches(images, stride).view(grid).numpy()
     places = places_of_codes(numbers, varied, most)
     if not places:
         raise UsageError("no codes to show: every patch is of a single colour", fix="give images that have detail")

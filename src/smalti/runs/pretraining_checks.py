@@ -25,9 +25,10 @@ from smalti.evaluation.features import Pooling, extract
 from smalti.evaluation.pretraining import PixelLoss, TokenLoss
 from smalti.evaluation.probe import leave_one_out_accuracy
 from smalti.evaluation.reference_curves import Reference, Setup, nearest, references, standing
-from smalti.evaluation.token_sample import constant, fit_kmeans_baseline, sample_index
+from smalti.evaluation.token_sample import fit_kmeans_baseline, sample_index
 from smalti.functional.masking import Random
 from smalti.functional.metrics import CodebookUse, codebook_use
+from smalti.functional.patches import varied_patches
 from smalti.models.decoder import Linear
 from smalti.models.mim import MaskedImageModel
 from smalti.models.vit import ViT
@@ -71,7 +72,7 @@ def gate(
     """
     index = sample_index(held_out, tokenizer.stride, max(_MIN_WINDOW, _TOKENS_A_CODE * tokenizer.vocab_size))
     seen = held_out[index]
-    keep = ~constant(seen, tokenizer.stride)
+    keep = varied_patches(seen, tokenizer.stride)
     baseline = fit_kmeans_baseline(train, tokenizer.vocab_size, tokenizer.stride)
     if baseline is None or int(keep.sum()) < _MIN_TOKENS:
         log.say(f"tokenizer: {int(keep.sum())} held-out tokens are too few to judge it by")

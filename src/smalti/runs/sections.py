@@ -21,7 +21,7 @@ from smalti.data.reading import even_sample, spread_over_classes
 from smalti.evaluation.bound import table_of
 from smalti.evaluation.codebook_survey import survey
 from smalti.evaluation.reference_curves import FLAT_PATCH, vocab_size_of
-from smalti.evaluation.token_sample import constant
+from smalti.functional.patches import varied_patches
 from smalti.report.charts import by_layer, curve
 from smalti.report.page import Section, best_cells, page, table
 from smalti.report.pictures import Card, atlas, scale_of, tile_row, to_pixels
@@ -125,7 +125,7 @@ def _amid_images(
 ) -> list[Section]:
     """Some codes and the places where they occur; no section where every patch is of a single colour."""
     sample = held_out[even_sample(len(held_out), _LOOKED_AT)]
-    if not (~constant(sample, tokenizer.stride)).any():
+    if not varied_patches(sample, tokenizer.stride).any():
         return []
     columns, captions, note = codebook_examples(tokenizer, sample, _CODES, compute, shown)
     return [Section("Where visual tokens occur", tile_row(columns, scale=1, captions=captions), note)]

@@ -31,7 +31,7 @@ from smalti.tokenizers.teacher_features import (
     patches_to_image,
     without_norm,
 )
-from smalti.tokenizers.trunk import float32, varied_patches
+from smalti.tokenizers.trunk import float32, known_varied_patches
 
 _POINTS = 1 << 15
 """Points per batch of distances to all centres."""
@@ -104,7 +104,7 @@ class KMeansFeatureTokenizer(ImageTokenizer):
         Raises:
             DataError: there is no patch with more than one colour.
         """
-        varied = varied_patches(images, self.stride)
+        varied = known_varied_patches(images, self.stride)
         self._fit_projection(images)
         points = torch.cat([self.points(self._to_device(part)).cpu() for part in images.split(CHUNK)])
         shown = points[varied]

@@ -18,7 +18,7 @@ from smalti.functional.codebook import kmeans, nearest_centre
 from smalti.functional.noise import uniform_noise
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
-from smalti.tokenizers.trunk import float32, principal_directions, varied_patches
+from smalti.tokenizers.trunk import float32, known_varied_patches, principal_directions
 
 _NOISE = 1e-3
 """Approximate standard deviation of 8-bit rounding of a sub-pixel in [0, 1]; whitening does not amplify less."""
@@ -99,7 +99,7 @@ class PatchTokenizer(ImageTokenizer):
             DataError: there is no patch with more than one colour.
         """
         patches = self._patches(images).flatten(0, 2)
-        varied = patches[varied_patches(images, self.stride).flatten()]
+        varied = patches[known_varied_patches(images, self.stride).flatten()]
         self.mean.copy_(patches.mean(0))
         self.fit(varied - self.mean, order[order < len(varied)])
         ids = self.encode(images).flatten()

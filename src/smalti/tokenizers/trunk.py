@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from smalti.core.config import require
 from smalti.core.errors import DataError
 from smalti.functional.losses import LAPLACE_EPSILON, most_likely_pixels
-from smalti.functional.patches import constant_patches
+from smalti.functional.patches import varied_patches
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
-
-_CHUNK = 64
-"""Images whose patches are compared at a time."""
 
 
 class TrunkConfig(TokenizerConfig, Protocol):
@@ -121,7 +118,7 @@ class Trunk(ImageTokenizer):
             DataError: there is no patch with more than one colour.
         """
         patches = self._patches(images).float().permute(0, 2, 3, 1).flatten(0, 2)
-        mean, varied = patches.mean(0), patches[varied_patches(images, self.stride).flatten()]
+        mean, varied = patches.mean(0), patches[known_varied_patches(images, self.stride).flatten()]
         directions = principal_directions(patches - mean, self.width)
         return PatchSample(mean, directions, (varied - mean) @ directions.t())
 
@@ -138,13 +135,13 @@ class Trunk(ImageTokenizer):
         return F.pixel_unshuffle(torch.logit(x), self.stride).contiguous(memory_format=torch.channels_last)
 
 
-def varied_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
+def known_varied_patches(images: Tensor, size: int) -> Bool[Tensor, "B N"]:
     """True where a patch has more than one colour.
 
     Raises:
         DataError: no patch has.
     """
-    varied = torch.cat([~constant_patches(part, size) for part in images.split(_CHUNK)])
+    varied = varied_patches(images, size)
     if not varied.any():
         raise DataError("every patch of the images has a single colour", fix="train on images that show something")
     return varied

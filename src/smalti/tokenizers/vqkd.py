@@ -34,7 +34,7 @@ from smalti.tokenizers.teacher_features import (
     normalised_features,
     patches_to_image,
 )
-from smalti.tokenizers.trunk import float32, varied_patches
+from smalti.tokenizers.trunk import float32, known_varied_patches
 
 _POSITIONS = 0.1
 """Amplitude of the encoder's positions at the start."""
@@ -139,7 +139,7 @@ class VQKDTokenizer(EMACodebookTokenizer):
         Raises:
             DataError: there is no patch with more than one colour.
         """
-        varied, device = varied_patches(images, self.stride), self.codes.device
+        varied, device = known_varied_patches(images, self.stride), self.codes.device
         points = torch.cat([self.points(part.to(device)).flatten(1, 2).cpu() for part in images.split(CHUNK)])
         shown = points[varied]
         self.set_codebook(new_codebook(kmeans(shown, self.vocab_size, order[order < len(shown)])))
