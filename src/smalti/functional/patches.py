@@ -1,6 +1,7 @@
 """Images as rows of patches, and back."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def unpatchify(patches: Shaped[Tensor, "B N P"], size: int, grid: tuple[int, int
     h, w = grid
     tiles = patches.reshape(b, h, w, p // (size * size), size, size)
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h * size, w * size)
+
+
+def patches_to_image(ids: Int[Tensor, "B h w"], patches: Float[Tensor, "V P"], size: int) -> Float[Tensor, "B C H W"]:
+    """The image in which every token is replaced by the patch of its code."""
+    return F.pixel_shuffle(F.embedding(ids, patches).permute(0, 3, 1, 2), size)
 
 
 def varied_patches(images: Shaped[Tensor, "B C H W"], size: int) -> Bool[Tensor, "B N"]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from smalti.core.config import require, setting
 from smalti.functional.codebook import kmeans, nearest_centre
+from smalti.functional.patches import patches_to_image
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.image_tokenizer import ImageTokenizer
 from smalti.tokenizers.teacher_features import (
@@ -28,7 +29,6 @@ from smalti.tokenizers.teacher_features import (
     iter_features,
     mean_patches,
     normalised_features,
-    patches_to_image,
     without_norm,
 )
 from smalti.tokenizers.trunk import float32, known_varied_patches

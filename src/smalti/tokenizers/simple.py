@@ -16,6 +16,7 @@ from smalti.core.config import require, setting
 from smalti.core.rng import fold, signed
 from smalti.functional.codebook import kmeans, nearest_centre
 from smalti.functional.noise import uniform_noise
+from smalti.functional.patches import patches_to_image
 from smalti.models.vit import as_unit_range
 from smalti.tokenizers.image_tokenizer import ImageTokenizer, TokenizerConfig, require_tokens
 from smalti.tokenizers.trunk import float32, known_varied_patches, principal_directions
@@ -115,7 +116,7 @@ class PatchTokenizer(ImageTokenizer):
 
     def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """The mean patches of the codes, in [0, 1]."""
-        return F.pixel_shuffle(F.embedding(ids, self.painted).permute(0, 3, 1, 2), self.stride)
+        return patches_to_image(ids, self.painted, self.stride)
 
     def _patches(self, images: Tensor) -> Float[Tensor, "B h w P"]:
         return F.pixel_unshuffle(as_unit_range(images), self.stride).permute(0, 2, 3, 1)

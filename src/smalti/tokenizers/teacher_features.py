@@ -134,8 +134,3 @@ def mean_patches(images: Tensor, ids: Int[Tensor, "B N"], vocab_size: int, size:
         sums.index_add_(0, found.flatten(), patchify(as_unit_range(part), size).flatten(0, 1))
     mean = sums.sum(0) / counts.sum()
     return torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], mean)
-
-
-def patches_to_image(ids: Int[Tensor, "B h w"], patches: Float[Tensor, "V P"], size: int) -> Float[Tensor, "B C H W"]:
-    """The image in which every token is replaced by the patch of its code."""
-    return F.pixel_shuffle(F.embedding(ids, patches).permute(0, 3, 1, 2), size)

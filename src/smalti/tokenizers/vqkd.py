@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from smalti.core.config import require, setting
 from smalti.functional.codebook import ema_update_means, kmeans, new_codebook, replacements, steps_unused
 from smalti.functional.gumbel_relaxation import straight_through
+from smalti.functional.patches import patches_to_image
 from smalti.models.layers import Init, initialise, seeded
 from smalti.models.vit import VisionTransformer, ViT
 from smalti.tokenizers.ema_codebook import EMACodebookTokenizer, require_codebook
@@ -32,7 +33,6 @@ from smalti.tokenizers.teacher_features import (
     iter_features,
     mean_patches,
     normalised_features,
-    patches_to_image,
 )
 from smalti.tokenizers.trunk import float32, known_varied_patches
 
