@@ -34,13 +34,14 @@ def chunk_for(batch_size: int) -> int:
 
 @torch.no_grad()
 def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CHUNK) -> Int[Tensor, "B N"]:
-    """The visual tokens of images (B, C, H, W) on the device.
+    """The visual tokens of images (B, C, H, W), on the device.
 
     The tokenizer is always given `chunk` images, padded by repeating the last one: sums are then in the same order for
     every batch size, so that ids can be cached and used in other batches.
     """
     with compute.autocast():
-        return torch.cat([tokenizer.encode(_filled(part, chunk)).flatten(1)[: len(part)] for part in view.split(chunk)])
+        parts = (part.to(compute.device) for part in view.split(chunk))
+        return torch.cat([tokenizer.encode(_filled(part, chunk)).flatten(1)[: len(part)] for part in parts])
 
 
 @torch.no_grad()

@@ -246,5 +246,5 @@ def token_views(views: MaskedViews, images: ImageDataset, side: int) -> Tensor:
 
 def token_counts(views: Tensor, tokenizer: ImageTokenizer, compute: Compute) -> Int[Tensor, "V"]:
     """How often each token occurs in some `token_views`."""
-    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in views.split(1024)])
+    ids = encode(views, tokenizer, compute).cpu()
     return torch.bincount(ids.flatten(), minlength=tokenizer.vocab_size)

@@ -17,8 +17,6 @@ from smalti.runs.inpainting_pictures import Columns
 
 _EXAMPLES = 6
 """Images in which a code is shown, one place in each."""
-_PART = 512
-"""Images on the device at a time."""
 _AROUND = 2
 """Patches to each side of that place."""
 _SIDE = 120
@@ -68,7 +66,7 @@ def codebook_examples(
     """
     stride = tokenizer.stride
     grid = (len(images), images.shape[-2] // stride, images.shape[-1] // stride)
-    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in images.split(_PART)])
+    ids = encode(images, tokenizer, compute).cpu()
     numbers, varied = ids.view(grid).numpy(), varied_patches(images, stride).view(grid).numpy()
     places = places_of_codes(numbers, varied, most)
     if not places:

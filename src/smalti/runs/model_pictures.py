@@ -141,7 +141,7 @@ def _show_tokenized(config: Show, compute: Compute) -> ModelPictures:
     pixels, *about = _read_images(config, data)
     if config.codes:
         return ModelPictures(*codebook_examples(tokenizer, pixels, config.codes, compute, data.show_channels))
-    ids = encode(pixels.to(compute.device), tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
+    ids = encode(pixels, tokenizer, compute).view(len(pixels), -1, data.side // tokenizer.stride)
     with torch.no_grad(), compute.autocast():
         decoded = torch.cat([tokenizer.decode(part) for part in ids.split(64)])
     painted = to_pixels(decoded, data.show_channels)

@@ -77,7 +77,7 @@ def gate(
     if baseline is None or int(keep.sum()) < _MIN_TOKENS:
         log.say(f"tokenizer: {int(keep.sum())} held-out tokens are too few to judge it by")
         return
-    ids = torch.cat([encode(part.to(compute.device), tokenizer, compute).cpu() for part in seen.split(1024)])
+    ids = encode(seen, tokenizer, compute).cpu()
     use = codebook_use(ids, tokenizer.vocab_size, keep)
     theirs = baseline.encode(seen).flatten(1)
     kmeans = codebook_use(theirs, tokenizer.vocab_size, keep)

@@ -146,8 +146,7 @@ class CacheFiller:
 
     def _add(self, epoch: int, block: NDArray[np.int64], batch: Batch) -> None:
         as_asked = batch.index.numpy() == block
-        view = batch.token_view.to(self.compute.device)
-        ids = encode(view, self.tokenizer, self.compute, self.cache.key.chunk).cpu().numpy()
+        ids = encode(batch.token_view, self.tokenizer, self.compute, self.cache.key.chunk).cpu().numpy()
         kept = block[as_asked]
         self.cache.store(np.full_like(kept, epoch), kept, ids[as_asked])
 
