@@ -128,18 +128,10 @@ class Predictor(Inpainter):
         batch = self._batch(self.picture(asked.image), masked)
         original = to_pixels(batch.image)
         assert batch.mask is not None
-        found: Json = {
-            "masked": masked,
-            "pictures": {
-                "original": data_uri(original[0]),
-                "masked": data_uri(
-                    mask_overlay(original, batch.mask.cpu().numpy(), self.model.backbone.config.patch_size)[0]
-                ),
-            },
-        }
+        overlaid = mask_overlay(original, batch.mask.cpu().numpy(), self.model.backbone.config.patch_size)
         seen = self._tokens(batch, asked, masked) if self.tokenizer is not None else self._pixels(batch, masked)
-        pictures = found["pictures"] | seen.pop("pictures")
-        return found | seen | {"pictures": pictures}
+        pictures = {"original": data_uri(original[0]), "masked": data_uri(overlaid[0])} | seen.pop("pictures")
+        return {"masked": masked, "pictures": pictures} | seen
 
     def _pixels(self, batch: Batch, masked: Sequence[int]) -> Json:
         assert isinstance(self.target, Pixels)
