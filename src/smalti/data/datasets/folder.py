@@ -61,8 +61,8 @@ class _Rule(NamedTuple):
 @contextmanager
 def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
     """Show progress where the total is unknown: yields a function to call with the count so far, at any rate."""
-    shown, every = time.monotonic(), 0.2 if log.console.is_terminal else 10.0
-    status = log.console.status("") if log.console.is_terminal else None
+    shown, every = time.monotonic(), 0.2 if log.on_screen else 10.0
+    status = log.console.status("", spinner="line") if log.on_screen else None
 
     def tick(count: int) -> None:
         nonlocal shown
