@@ -70,7 +70,7 @@ class Compute:
 
     def describe(self) -> str:
         """One line for the console."""
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {_threads()}" if self.device.type == "cpu" else ""
         speeds = "".join(f", {key} {value:.0f} GFLOP/s" for key, value in self.gflops)
         slow = speeds and self.precision == "fp32"
         cost = ", no fast bf16 units: two to four times fewer steps than with them" if slow else ""
@@ -258,6 +258,13 @@ class RunEnvironment:
         if self.world_size != now.world_size:
             told.append(f"{_counted(self.world_size, 'process', 'es')} then, {now.world_size} now")
         return told
+
+
+def _threads() -> str:
+    """The number of threads; where a container has a quota of fewer processors, which torch does not see, that too."""
+    threads, processors = torch.get_num_threads(), usable_processors()
+    fewer = f" for {_counted(processors, 'processor')}: OMP_NUM_THREADS={processors} is faster"
+    return f"{threads} threads{fewer if threads > processors else ''}"
 
 
 def _counted(number: int, what: str, plural: str = "s") -> str:
