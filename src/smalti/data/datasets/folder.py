@@ -171,6 +171,12 @@ def twins(classes: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in alike.values() if len(group) > 1]
 
 
+def but_a_twin(name: str, classes: Iterable[str]) -> str:
+    """The end of a message on a class that is not known: which known one it may be, spelled differently."""
+    known = next((group for group in twins([name, *classes]) if name in group), (name, ""))[1]
+    return f", but '{known}' is, which differs in case or Unicode form only" if known else ""
+
+
 class Files(StoredDataset):
     """Images in separate files, named by their paths relative to one folder."""
 
