@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from torch._dynamo.exc import BackendCompilerFailed
@@ -290,7 +290,7 @@ def test_names_that_the_encoding_of_the_output_lacks_are_escaped(monkeypatch: py
     monkeypatch.setattr("sys.stdout", written)
     monkeypatch.setattr("smalti.runs.report.main", lambda _: print("\u72ac \u00e9 \udcff"))
     assert main(["report", "run"]) == 0
-    assert cast(io.BytesIO, written.buffer).getvalue() == b"\\u72ac \xe9 \\udcff\n"
+    assert written.buffer.getvalue() == b"\\u72ac \xe9 \\udcff\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
