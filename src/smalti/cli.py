@@ -5,10 +5,12 @@ torch is imported by the runs, so nothing here imports them before a verb is cho
 
 import dataclasses
 import importlib
+import io
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -18,13 +20,12 @@ from smalti.completion import candidates, completion
 from smalti.core.config import as_kind, did_you_mean
 from smalti.core.errors import (
     EXIT_INTERRUPTED,
-    EXIT_OUT_OF_MEMORY,
     EXIT_PREEMPTED,
     OutputError,
     SmaltiError,
     StoppedError,
     UsageError,
-    is_out_of_memory,
+    unforeseen,
 )
 from smalti.core.log import Log, print_json, printable, silence
 from smalti.core.ranks import is_rank0, rank, rank_name, restarts, world_size
@@ -89,6 +90,8 @@ processes than it began with only where `--allow-inexact` says so.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     as_json, debug = (take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
         with raise_on_sigterm():
@@ -108,16 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
-        if is_out_of_memory(error):
-            advice = "lower --plan.batch-size; or lower --data.limit"
-            return _failed(_for_verb(f"out of memory; {advice}", arguments), EXIT_OUT_OF_MEMORY, debug)
-        if "determine home directory" in str(error) or "embedded null byte" in str(
-            error
-        ):  # of pathlib and of the system
-            return _failed("a path cannot be used; it has a ~ of an unknown user, or a NUL; check the paths", 2, debug)
-        return _failed(
-            f"{type(error).__name__}: {error}; this is a bug of ours: run again with --debug and report it", 1, debug
-        )
+        failure = unforeseen(error)
+        if isinstance(failure, OutputError):  # where results could not be written, Python would try again when it ends
+            with suppress(OSError):
+                sys.stdout.flush()
+            with suppress(OSError):
+                silence(sys.stdout)
+        return _failed(_for_verb(f"{failure}", arguments), failure.exit_code, debug)
     return 0
 
 

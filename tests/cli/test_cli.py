@@ -1,14 +1,18 @@
 """The command line: verbs, flags, recipes, exit codes, and one clear line for every error."""
 
+import errno
 import importlib
+import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._dynamo.exc import BackendCompilerFailed
 
 from smalti import __version__
 from smalti.cli import VERBS, main
@@ -239,12 +243,34 @@ def test_debug_shows_the_traceback_and_no_debug_does_not(capsys: pytest.CaptureF
     assert printed.splitlines()[-1].startswith("error: unknown recipe 'zzz'")
 
 
+class InductorError(BackendCompilerFailed):
+    """As torch's, which is made from the frame that failed."""
+
+    def __init__(self, text: str) -> None:
+        RuntimeError.__init__(self, text)
+
+
+NOT_COMPILED = InductorError(
+    "CppCompileError: C++ compile error\n\nOutput:\na.cpp:1:10: fatal error: omp.h: No such file"
+)
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "text"),
     [
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero; this is a bug of ours"),
         (MemoryError(), 12, "out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 12, "out of memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            12,
+            "out of memory",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 12, "out of memory"),
+        (RuntimeError("can't start new thread"), 12, "no more threads can be started here; raise the limit of "),
+        (OSError(errno.ENOSPC, "No space left on device"), 6, "cannot write; No space left on device; make room"),
+        (OSError(errno.EROFS, "Read-only file system", "/a"), 6, "cannot write /a; Read-only file system; make room"),
+        (NOT_COMPILED, 2, "torch cannot compile the network on this machine; a.cpp:1:10: fatal error: omp.h: No such "),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -256,6 +282,27 @@ def test_what_no_one_foresaw_has_its_exit_code_and_its_line(
 
     monkeypatch.setattr("smalti.runs.report.main", fail)
     assert error_of(["report", "run"], code, capsys).startswith(f"error: {text}")
+
+
+def test_names_that_the_encoding_of_the_output_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LANG=de_DE, and a class of a list in UTF-8; or a file whose name is no UTF-8."""
+    written = io.TextIOWrapper(io.BytesIO(), "latin-1", newline="")
+    monkeypatch.setattr("sys.stdout", written)
+    monkeypatch.setattr("smalti.runs.report.main", lambda _: print("\u72ac \u00e9 \udcff"))
+    assert main(["report", "run"]) == 0
+    assert written.buffer.getvalue() == b"\\u72ac \xe9 \\udcff\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_results_that_find_the_disk_full_are_one_error_that_says_so() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "smalti", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        6,
+        "error: cannot write; No space left on device; make room, or write elsewhere\n",
+    )
 
 
 def test_an_error_over_many_lines_is_printed_as_one(

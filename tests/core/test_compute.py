@@ -76,6 +76,27 @@ def test_work_that_the_clock_books_late_is_not_taken_for_speed(monkeypatch: pyte
     assert speed == pytest.approx(500, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("processors", "told"), [(2, "2 threads"), (1, "2 threads for 1 processor: OMP_NUM_THREADS=1 ")]
+)
+def test_more_threads_than_a_container_has_processors_are_said(
+    monkeypatch: pytest.MonkeyPatch, processors: int, told: str
+) -> None:
+    monkeypatch.setattr(compute, "usable_processors", lambda: processors)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    about = Compute(torch.device("cpu"), torch.float32).describe()
+    assert about.startswith(f"cpu in fp32, {told}")
+    assert ("OMP" in about) == (processors == 1)
+
+
+def test_a_format_without_units_is_timed_by_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with AVX2 alone multiplies in bf16 at 1 GFLOP/s: seventeen products took 39 seconds."""
+    readings = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: 2.0 * next(readings))
+    assert compute._gflops.__wrapped__(torch.float32, 1, size=1) == pytest.approx(2 / 2.0 / 1e9)
+    assert next(readings) == 2
+
+
 def test_products_are_timed_once_for_each_number_of_threads() -> None:
     before = compute._gflops.cache_info().misses
     speeds = [compute._gflops(torch.float32, threads, 8, 1e-3, 1) for threads in (101, 101, 102)]

@@ -1,5 +1,6 @@
 """Files are whole or absent, and damage is noticed."""
 
+import errno
 import os
 import shutil
 import stat
@@ -44,6 +45,41 @@ def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: p
 
 def no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS])
+def test_folders_that_cannot_be_flushed_and_modes_that_cannot_be_set_stop_no_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """As on shares of Windows, and on what mounts a cloud: os.fsync of a folder, and every chmod, are refused there."""
+    flush, flushed = os.fsync, list[bool]()
+
+    def on_a_share(handle: int) -> None:
+        flushed.append(is_file := stat.S_ISREG(os.fstat(handle).st_mode))
+        if not is_file:
+            raise OSError(error, os.strerror(error))
+        flush(handle)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", on_a_share)
+    monkeypatch.setattr(os, "chmod", refused)
+    for content in (b"old", b"new"):
+        write_bytes(tmp_path / "a" / "b.bin", content)
+        write_folder(tmp_path / "folder", FILES | {"model.bin": content})
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"new"
+    assert read_folder(tmp_path / "folder")["model.bin"] == b"new"
+    assert {True, False} == set(flushed)
+
+
+def test_a_file_that_cannot_be_flushed_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(OutputError, match=r"cannot write .*a\.bin; Invalid argument"):
+        write_bytes(tmp_path / "a.bin", b"new")
 
 
 def test_writing_below_a_file_is_an_output_error(tmp_path: Path) -> None:

@@ -3,12 +3,20 @@
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from smalti.core.log import Log, print_json
+
+
+class Screen(io.StringIO):
+    """What a terminal is given."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_records_are_json_lines_that_a_second_log_appends_to(tmp_path: Path) -> None:
@@ -52,8 +60,41 @@ def test_progress_off_a_terminal_is_a_plain_line_at_the_end(capsys: pytest.Captu
     assert lines[0].endswith("loss 3")
 
 
+@pytest.mark.parametrize("variables", [{"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}, {"TERM": "dumb"}])
+def test_there_is_no_bar_in_what_only_variables_call_a_terminal_nor_on_a_dumb_one(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    """Builders, and kernels of notebooks for what they start, set FORCE_COLOR: ten control sequences a second."""
+    log, written = Log(), Screen() if "TERM" in variables else io.StringIO()
+    monkeypatch.setattr("sys.stderr", written)
+    log.console = Console(stderr=True, width=80, highlight=False, _environ=variables)
+    with log.progress("pretrain", 2) as bar:
+        bar.update(2, "loss 1.0")
+    assert written.getvalue() == "pretrain     2/2     0 s left  loss 1.0\n"
+
+
+def test_the_time_left_of_a_resumed_run_is_that_of_the_steps_it_did_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with Log().progress("pretrain", 10_000, 5000) as bar:
+        bar.update(5010)
+    assert capsys.readouterr().err == "pretrain     5010/10000  9980 s left  \n"
+
+
+def test_a_bar_shows_the_time_left_where_steps_take_minutes() -> None:
+    log, written, now = Log(), Screen(), [0.0]
+    log.console = Console(file=written, force_terminal=True, width=80, color_system=None, get_time=lambda: now[0])
+    with log.progress("pretrain", 10_000, 5000) as bar:
+        for done in (5010, 5020):
+            now[0] += 600
+            bar.update(done)
+    assert "5020/10000 83:00:00" in written.getvalue()
+
+
 def test_a_name_beside_a_bar_cannot_steer_the_terminal() -> None:
-    log, screen = Log(), io.StringIO()
+    log, screen = Log(), Screen()
     log.console = Console(file=screen, force_terminal=True, width=200, color_system=None)
     with log.progress("index MB", 2) as bar:
         bar.update(1, "\x1b]0;owned\x07[red]a.tar")
@@ -74,7 +115,7 @@ SHOWN = {
 
 def line_at(width: int, title: str, total: int, note: str) -> str:
     """The last line that a terminal of this width shows; nothing of it is wrapped."""
-    log, written = Log(), io.StringIO()
+    log, written = Log(), Screen()
     log.console = Console(file=written, force_terminal=True, width=width, highlight=False)
     with log.progress(title, total) as bar:
         bar.update(total // 3, note)

@@ -530,6 +530,22 @@ def test_a_disk_that_is_full_is_a_data_error(cache: Path, monkeypatch: pytest.Mo
         fill(cache, "a", 20)
 
 
+def test_copies_make_room_on_a_disk_that_is_smaller_than_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        def __init__(self, folder: Path) -> None:
+            self.free = 55 - sum(path.stat().st_size for path in copies(folder))
+
+    monkeypatch.setattr(shutil, "disk_usage", Usage)
+    for name, size, age in (("a", 20, 300), ("b", 20, 200), ("c", 30, 0)):
+        fill(cache, name, size, age)
+    assert [path.name for path in copies(cache)] == ["b", "c"]
+    with pytest.raises(DataError, match="6e-05 MB needed, 5e-06 MB left on the disk of "):
+        fill(cache, "d", 60)
+    assert [path.name for path in copies(cache)] == ["b", "c"], "where nothing helps, nothing is removed"
+
+
 def test_a_cache_that_cannot_be_written_is_a_data_error(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

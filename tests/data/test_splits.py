@@ -60,6 +60,17 @@ def test_a_class_of_test_images_alone_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_class_that_is_only_spelled_differently_is_named_beside_the_other(tmp_path: Path) -> None:
+    """Folders copied from a Mac have another Unicode form, and look the same."""
+    for name, spelled in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        pictures(tmp_path / name, 3)
+        (tmp_path / name / "down").rename(tmp_path / name / spelled)
+    with pytest.raises(
+        DataError, match="first 'cafe\u0301', but 'caf\u00e9' is, which differs in case or Unicode form"
+    ):
+        load(tmp_path / "train", tmp_path / "test")
+
+
 def test_test_images_without_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refusal:
         load(pictures(tmp_path / "train", 3), flat_pictures(tmp_path / "test"))

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def no_second_try(patch: pytest.MonkeyPatch) -> None:
 
 
 def modes_are_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(shutil, "copymode", lambda source, target: None)
+    patch.setattr(stat, "S_IMODE", lambda mode: 0o600)
 
 
 def secrets_are_kept(patch: pytest.MonkeyPatch) -> None:

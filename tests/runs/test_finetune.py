@@ -313,6 +313,10 @@ def test_a_folder_of_test_images_may_lack_classes_but_has_no_others(
         f"error: {test} cannot be the test; class sideways is not among those to learn; use the same class folders"
     )
     assert capsys.readouterr().err.splitlines()[-1] == message
+    (test / "sideways").rename(test / "Down")
+    assert finetune(photos, "", tmp_path / "other", 2, "--test", str(test)) == 3
+    alike = "class Down is not among those to learn, but 'down' is, which differs in case or Unicode form only; use"
+    assert alike in capsys.readouterr().err.splitlines()[-1]
 
 
 def of_several_labels(folder: Path, count: int = 40) -> Path:

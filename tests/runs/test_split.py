@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from smalti.cli import main as smalti
 from smalti.core.errors import DataError, UsageError
-from smalti.data.datasets.open import open_source
+from smalti.data.datasets.open import ReadOptions, open_source
 from smalti.data.splits import joined_groups, partition
 from smalti.runs.split import Split, main
 from tests.small_runs import picture, pictures
@@ -43,6 +44,23 @@ def test_every_class_is_divided_and_the_folder_of_lists_is_data(
         said := capsys.readouterr().out
     )
     assert "3 splits, 2 classes, 40 images; train.csv 28, validation.csv 4, test.csv 8; test.csv is kept" in said
+
+
+def test_folders_that_a_list_would_read_as_several_labels_are_one_name_with_the_flag_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = pictures(tmp_path / "photos", 10), tmp_path / "lists"
+    main(Split(str(photos), str(tmp_path / "plain")))
+    assert "label-separator" not in capsys.readouterr().out
+    (photos / "across").rename(photos / "hot")
+    for name in ("dog", "hot dog"):
+        shutil.copytree(photos / "down", photos / name)
+        for number, file in enumerate(sorted((photos / name).iterdir())):
+            file.write_bytes(file.read_bytes() + bytes([number, len(name)]))  # no copies, which stay together
+    main(Split(str(photos), str(out)))
+    assert capsys.readouterr().out.endswith(f"--data {out} --out RUN --data.label-separator none\n")
+    as_one = ReadOptions(label_separator="none")
+    assert open_source(str(out), 3, options=as_one).classes == ("dog", "down", "hot", "hot dog")
 
 
 def test_it_is_the_same_for_the_same_seed_wherever_it_is_written(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Compute:
 
     def describe(self) -> str:
         """One line for the console."""
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {_threads()}" if self.device.type == "cpu" else ""
         speeds = "".join(f", {key} {value:.0f} GFLOP/s" for key, value in self.gflops)
         slow = speeds and self.precision == "fp32"
         cost = ", no fast bf16 units: two to four times fewer steps than with them" if slow else ""
@@ -80,7 +80,7 @@ class Compute:
 def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     """Resolve `auto`: the best available device, and bf16 where its matrix products are 1.5 times as fast as fp32.
 
-    On a CPU, matrix products in both formats are timed, for at most two seconds and once in a process, and freed memory
+    On a CPU, matrix products in both formats are timed, for about two seconds and once in a process, and freed memory
     is kept for the next step (`keep_freed_memory`). On a GPU, bf16 is chosen where the device has units for it: torch
     emulates it on others (V100, T4), more slowly than float32. cuDNN's convolutions are told to compute float32 in
     float32, and not in TF32, of ten bits, as they would.
@@ -130,20 +130,22 @@ def _gflops(dtype: torch.dtype, threads: int, size: int = 1024, seconds: float =
     """Speed of matrix products in GFLOP/s, by processor time, as other processes may be running.
 
     The best of `rounds`; each is long compared with the few milliseconds by which the system accounts for the time of
-    other threads too late.
+    other threads too late. The first also starts threads and prepares the product. No other follows once every thread
+    has had its time for all of them: without units for bf16, as on processors with AVX2 alone, a product takes seconds.
 
     Args:
         threads: those that torch uses; their times add up in processor time.
     """
     a = torch.ones(size, size, dtype=dtype)
-    a @ a
-    best = 0.0
-    for _ in range(rounds):
+    best, total = 0.0, 0.0
+    for _ in range(1 + rounds):
         began, spent, products = time.process_time(), 0.0, 0
         while spent < seconds:
             a @ a
             products, spent = products + 1, time.process_time() - began
-        best = max(best, products / spent)
+        best, total = max(best, products / spent), total + spent
+        if total > rounds * seconds * threads:
+            break
     return 2 * size**3 * threads * best / 1e9
 
 
@@ -256,6 +258,13 @@ class RunEnvironment:
         if self.world_size != now.world_size:
             told.append(f"{_counted(self.world_size, 'process', 'es')} then, {now.world_size} now")
         return told
+
+
+def _threads() -> str:
+    """The number of threads; where a container has a quota of fewer processors, which torch does not see, that too."""
+    threads, processors = torch.get_num_threads(), usable_processors()
+    fewer = f" for {_counted(processors, 'processor')}: OMP_NUM_THREADS={processors} is faster"
+    return f"{threads} threads{fewer if threads > processors else ''}"
 
 
 def _counted(number: int, what: str, plural: str = "s") -> str:

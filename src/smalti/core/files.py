@@ -25,6 +25,8 @@ _MAX_POINTER = 1024
 _SPARE = 1.2
 """Free space to require, as a multiple of the bytes to be written."""
 NOT_ORDINARY = "what is there is no ordinary file"
+_NO_FLUSHING = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
+"""Errors where a file system cannot flush a folder, as a share or a cloud: there an entry is kept when it is made."""
 _TRANSIENT = (errno.ESTALE, errno.EACCES, errno.ENOENT)
 """Errors of network file systems that may pass, and the error where the folder has just been removed."""
 _PAUSES = (0.1, 0.3, 0.9)
@@ -270,8 +272,8 @@ def _replace(path: Path, write_new: Callable[[Path], None]) -> None:
             raise OSError(errno.EEXIST, NOT_ORDINARY)
         _make_folders(path.parent)
         write_new(temporary)
-        if path.exists():
-            shutil.copymode(path, temporary)
+        if path.exists() and (mode := path.stat().st_mode) != temporary.stat().st_mode:
+            temporary.chmod(stat.S_IMODE(mode))  # some file systems refuse even the mode that it has
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError:
@@ -366,6 +368,9 @@ def _sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSHING:
+            raise
     finally:
         os.close(handle)
 

@@ -25,6 +25,8 @@ _BAR, _BARS = 20, (100, 120)
 """Columns of the bar; columns of a terminal from which there is one, and from which it has twice its width."""
 _TITLE, _TIME = 12, 8
 """Columns of the title, where there is a bar, and of the time left."""
+_SPEED_OVER = 3600.0
+"""Seconds over which the time left is estimated: two updates at least, which slow steps bring minutes apart."""
 
 
 class _Quiet(Console):
@@ -77,11 +79,16 @@ class Log:
         else:
             self._lost = 0
 
+    @property
+    def on_screen(self) -> bool:
+        """Whether what is shown can be written over: on a terminal, not in what `FORCE_COLOR` alone calls one."""
+        return is_rank0() and self.console.is_interactive and self.console.file.isatty()
+
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator["Bar"]:
-        """A bar of `total` steps with the time left."""
-        if not (self.console.is_terminal and is_rank0()):
-            yield PlainBar(self, title, total)
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator["Bar"]:
+        """A bar of `total` steps, of which `done` were done before, with the time left."""
+        if not self.on_screen:
+            yield PlainBar(self, title, total, done)
             return
         bar = _BAR * sum(self.console.width >= least for least in _BARS)
         columns = (
@@ -91,8 +98,8 @@ class Log:
             TimeRemainingColumn(),
             _Note(self.console, bar),
         )
-        with Progress(*columns, console=self.console) as progress:
-            yield RichBar(progress, progress.add_task(title, total=total, note=""))
+        with Progress(*columns, console=self.console, speed_estimate_period=_SPEED_OVER) as progress:
+            yield RichBar(progress, progress.add_task(title, total=total, completed=done, note=""))
 
 
 class _Note(ProgressColumn):
@@ -127,8 +134,8 @@ class RichBar:
 class PlainBar:
     """The same for files and pipes: a line every ten seconds, and one at the end."""
 
-    def __init__(self, log: Log, title: str, total: int) -> None:
-        self.log, self.title, self.total = log, title, total
+    def __init__(self, log: Log, title: str, total: int, done: int) -> None:
+        self.log, self.title, self.total, self.before = log, title, total, done
         self.start = self.shown = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
@@ -136,7 +143,7 @@ class PlainBar:
         if done < self.total and now - self.shown < _PLAIN_EVERY:
             return
         self.shown = now
-        left = (now - self.start) / max(done, 1) * (self.total - done)
+        left = (now - self.start) / max(done - self.before, 1) * (self.total - done)
         self.log.say(f"{self.title:<12} {done}/{self.total}  {left:4.0f} s left  {note}")
 
 

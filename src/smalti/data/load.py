@@ -21,7 +21,7 @@ from smalti.core.ranks import local_world_size
 from smalti.core.rng import permutation
 from smalti.data.bad_files import FLAG, BadFiles, LeftOutFiles, OnBadImage
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, embedded
-from smalti.data.datasets.folder import FollowLinks
+from smalti.data.datasets.folder import FollowLinks, but_a_twin
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED, Part, ReadOptions, open_source, open_with_notes, read_as
 from smalti.data.datasets.prepared import is_prepared, prepared_window
@@ -336,7 +336,7 @@ def _like(test: InMemoryDataset, classes: tuple[str, ...], where: str) -> InMemo
         raise DataError(f"no labels in {where}", cause="the training images have some", fix="check --test")
     test, known = test.labelled(), set(classes)
     if unknown := [name for name in test.present_classes() if known and name not in known]:
-        more = f", first '{unknown[0]}'"
+        more = f", first '{unknown[0]}'{but_a_twin(unknown[0], classes)}"
         raise DataError(
             f"{len(unknown)} classes of {where} are not among the training images{more}", fix="check --test"
         )

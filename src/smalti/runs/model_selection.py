@@ -15,6 +15,7 @@ from smalti.core.errors import DataError, is_out_of_memory
 from smalti.core.files import remove_folder, remove_leftovers
 from smalti.core.log import Log
 from smalti.data.datasets.dataset import ImageDataset, InMemoryDataset, Renumbered
+from smalti.data.datasets.folder import but_a_twin
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.groups import together
@@ -145,7 +146,7 @@ def read_labelled(
 def _require_known(images: ImageDataset, path: str, role: str, classes: tuple[str, ...], outputs: Outputs) -> None:
     """Raise a `DataError` if one of the labels of the images at `path` needs an output that does not exist."""
     if unknown := sorted(set(outputs(images.present_classes())) - set(outputs(classes))):
-        cause = f"class {unknown[0]} is not among those to learn"
+        cause = f"class {unknown[0]} is not among those to learn{but_a_twin(unknown[0], outputs(classes))}"
         raise DataError(f"{path} cannot be {role}", cause=cause, fix="use the same class folders")
 
 

@@ -15,6 +15,7 @@ from smalti.core.errors import DataError, UsageError
 from smalti.core.files import make_folder, require_place, write_bytes
 from smalti.core.log import Log, printable
 from smalti.data.datasets.folder import Files
+from smalti.data.datasets.labels import resolve
 from smalti.data.datasets.open import ReadOptions, open_with_notes
 from smalti.data.duplicates import content_digest
 from smalti.data.groups import GROUP, group_values, require_group
@@ -80,8 +81,14 @@ def main(config: Split) -> dict[str, Any]:
     together = len(source) - len(np.unique(digests, axis=0))
     result = {"out": config.out, "images": len(source), "classes": len(source.classes), "parts": counts}
     result |= {"copies": together, "groups": len(np.unique(groups))}
-    print(describe(result))
+    print(describe(result) + _as_one_name(source.classes))
     return result
+
+
+def _as_one_name(classes: tuple[str, ...]) -> str:
+    """The flag with which a list has these classes again, where some would be read as several labels: `hot dog`."""
+    found = resolve(np.arange(len(classes), dtype=np.int32), classes).names
+    return "" if set(classes) <= set(found) else " --data.label-separator none"
 
 
 def _digests(source: Files, log: Log) -> NDArray[np.uint64]:

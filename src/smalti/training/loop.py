@@ -87,7 +87,7 @@ def fit(
     eval_metrics: dict[str, float] = {}
     with recorded_signals() as requests:
         pending = requests.all_reduce()
-        with log.progress(title, plan.steps) as bar, closing(batches):
+        with log.progress(title, plan.steps, trainer.step) as bar, closing(batches):
             while trainer.step < plan.steps:
                 batch = timer.on_batch(trainer.step).to(compute.device)
                 result = _step_or_skip(trainer, batch, plan, log, compute, hooks)

@@ -61,8 +61,8 @@ class _Rule(NamedTuple):
 @contextmanager
 def count_up(log: Log, title: str) -> Iterator[Callable[[int], None]]:
     """Show progress where the total is unknown: yields a function to call with the count so far, at any rate."""
-    shown, every = time.monotonic(), 0.2 if log.console.is_terminal else 10.0
-    status = log.console.status("") if log.console.is_terminal else None
+    shown, every = time.monotonic(), 0.2 if log.on_screen else 10.0
+    status = log.console.status("", spinner="line") if log.on_screen else None
 
     def tick(count: int) -> None:
         nonlocal shown
@@ -169,6 +169,12 @@ def twins(classes: Iterable[str]) -> list[tuple[str, ...]]:
     for name in classes:
         alike[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())].append(name)
     return [tuple(group) for group in alike.values() if len(group) > 1]
+
+
+def but_a_twin(name: str, classes: Iterable[str]) -> str:
+    """The end of a message on a class that is not known: which known one it may be, spelled differently."""
+    known = next((group for group in twins([name, *classes]) if name in group), (name, ""))[1]
+    return f", but '{known}' is, which differs in case or Unicode form only" if known else ""
 
 
 class Files(StoredDataset):

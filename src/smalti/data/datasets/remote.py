@@ -134,21 +134,22 @@ class RemoteFiles(DataFiles):
 
 
 def make_room(folder: Path, size: int, most: int) -> None:
-    """Remove the least recently used copies, until `size` more bytes keep the total within `most` bytes.
+    """Remove the least recently used copies, until `size` more bytes keep the total within `most` bytes and the disk.
 
     The caller makes sure that no other process writes to `folder`.
 
     Raises:
-        DataError: the disk has too little free space.
+        DataError: the disk has too little free space, also without the copies, which are then kept.
     """
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise DataError("", cause=f"{gigabytes(size)} needed, {gigabytes(free)} left on the disk of {folder}")
     files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
     total = sum(length for _, length, _ in files)
-    for _, length, path in files:
-        if total + size > most:
-            path.unlink()  # a process that reads it has it open
-            total -= length
+    if (free := shutil.disk_usage(folder).free) + total >= size:
+        for _, length, path in files:
+            if total + size > most or free < size:
+                path.unlink()  # a process that reads it has it open
+                total, free = total - length, shutil.disk_usage(folder).free
+    if free < size:
+        raise DataError("", cause=f"{gigabytes(size)} needed, {gigabytes(free)} left on the disk of {folder}")
 
 
 def max_cache_bytes() -> int:
