@@ -11,6 +11,7 @@ from smalti.core.contracts import Batch, Grid, Masking
 from smalti.core.rng import Stream, fold
 from smalti.data.datasets.dataset import InMemoryDataset
 from smalti.data.loader import InMemoryViewSource, Loader, Sampler
+from smalti.data.transforms.augment import resample
 from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews, WholeImage
 from smalti.functional.masking import Blockwise, Random
 from smalti.functional.published_masking import Algorithm1, Release
@@ -135,6 +136,15 @@ def test_both_views_show_the_same_crop() -> None:
     slopes = batch.image[..., -1].mean((1, 2)) > batch.image[..., 0].mean((1, 2))
     token_slopes = batch.token_image[..., -1].mean((1, 2)) > batch.token_image[..., 0].mean((1, 2))
     assert torch.equal(slopes, token_slopes)
+
+
+def test_the_view_of_the_network_is_bicubic_and_that_of_the_tokenizer_lanczos() -> None:
+    images, order, crops = source(6, side=32), Sampler(6, 6, 0), RandomResizedCrop()
+    batch = Loader(InMemoryViewSource(images, TwoViews(crops, (16, 16), (8, 8))), order)(0)
+    shown, crop = images.images[batch.index], crops(order(0).view_keys, 32, 32)
+    assert batch.token_image is not None
+    assert torch.equal(batch.image, resample(shown, crop, (16, 16), "bicubic"))
+    assert torch.equal(batch.token_image, resample(shown, crop, (8, 8), "lanczos"))
 
 
 def test_contrast_turns_around_the_mean_of_what_the_crop_shows() -> None:

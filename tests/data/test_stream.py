@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from smalti.data.datasets.dataset import Subset
 from smalti.data.datasets.folder import Folder
 from smalti.data.load import Data, RunImages, TrainingData
 from smalti.data.loader import Loader, Sampler, default_workers, open_view_source
-from smalti.data.transforms.views import ColorJitter, RandomResizedCrop, TwoViews
+from smalti.data.transforms.augment import channel_means, colour_matrix, recolour
+from smalti.data.transforms.views import NO_JITTER, ColorJitter, RandomResizedCrop, TwoViews
 from smalti.data.workers.jobs import Bad, candidates
 from smalti.functional.masking import Random
 from tests.small_runs import pictures
@@ -104,6 +105,20 @@ def test_without_jitter_pixels_stay_8_bits_and_mirrors_are_mirrors(photos: Path)
     assert shown[0.0].image.dtype == torch.uint8
     assert shown[0.0].token_image is None
     assert torch.equal(shown[1.0].image, shown[0.0].image.flip(-1))
+
+
+def test_both_views_have_the_same_colours_and_are_mirrored_alike(photos: Path, expected: list[Batch]) -> None:
+    """The tokenizer sees the jitter too; contrast turns around the mean of its view, the smaller one."""
+    images = streamed(photos)
+    order = Sampler(len(images.train), 8, 3)
+    source = open_view_source(images, replace(VIEWS, jitter=NO_JITTER), Data("photos", num_workers=0), 8, CPU)
+    plain, rows = Loader(source, order)(1), order(1)
+    assert plain.token_image is not None
+    assert expected[1].token_image is not None
+    change = colour_matrix(torch.from_numpy(VIEWS.jitter(rows.view_keys)).float(), channel_means(plain.token_image))
+    for shown, before in ((expected[1].image, plain.image), (expected[1].token_image, plain.token_image)):
+        torch.testing.assert_close(shown, recolour(before, *change), rtol=0, atol=1e-5)
+        assert float((shown - before.float() / 255).abs().mean()) > 0.02
 
 
 def test_a_batch_is_no_view_of_memory_that_is_used_again(photos: Path) -> None:

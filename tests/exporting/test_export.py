@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from smalti.cli import main
-from smalti.exporting import bundle, unilm
+from smalti.exporting import bundle, huggingface, timm, unilm
 from smalti.runs import evaluate
+from tests.exporting.networks import PAPER, backbone
 from tests.small_runs import CPU, finetune, newest_checkpoint, pretrain
 
 KINDS = {
@@ -229,6 +230,20 @@ def test_a_write_that_fails_leaves_nothing(
     message = error_of(6, "export", str(runs / "beit"), "--out", str(tmp_path / "out"), capsys=capsys)
     assert "No space left on device" in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", [timm, huggingface, unilm])
+def test_c13_others_may_read_an_export_as_far_as_the_user_lets_them(target: Any, tmp_path: Path) -> None:
+    """Left to itself, safetensors makes files of mode 0600."""
+    before = os.umask(0o022)
+    try:
+        target.write(backbone(PAPER), tmp_path)
+    finally:
+        os.umask(before)
+    assert "model.safetensors" in os.listdir(tmp_path)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        os.listdir(tmp_path), 0o644
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import pytest
 
 from smalti.core import files
 from smalti.core.errors import OutputError
-from smalti.core.files import remove_folder, remove_leftovers, sha256, write_folder
+from smalti.core.files import new_folder, remove_folder, remove_leftovers, sha256, write_bytes, write_folder
 from smalti.training import checkpoint
-from tests.faults.disk import Fault
+from tests.faults.disk import LOSSES, Crashed, Disk, Fault
 from tests.faults.trial import WRITES_ONLY, Trial, save, value_of
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -40,6 +40,29 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_checkpoint_survives_a_fault_at_every_operation(trial: Trial, fault: Fault, tmp_path: Path) -> None:
     """C01, C05, C06. Files, their folder and the folder it is in are made, written, flushed, renamed: 14 at least."""
     assert trial.run_all(fault, tmp_path) >= (4 if fault in WRITES_ONLY else 14)
+
+
+def test_an_export_that_is_killed_anywhere_is_whole_or_not_there(tmp_path: Path) -> None:
+    """A15, and power cuts: at every operation of a folder that gets its name last."""
+    content = {"model.safetensors": b"weights" * 100, "README.md": b"card"}
+
+    def operations(folder: Path, fault: Fault | None, at: int = 0) -> int:
+        (folder / "disk").mkdir(parents=True)
+        disk = Disk(folder / "disk", fault, at)
+        with suppress(Crashed), disk.attached(), new_folder(disk.root / "out") as new:
+            for name, data in content.items():
+                write_bytes(new / name, data)
+        for loss in LOSSES:
+            out = disk.after_power_cut(loss, folder / loss) / "out"
+            found = {path.name: path.read_bytes() for path in out.iterdir()} if out.exists() else None
+            assert found == content or (found is None and fault is not None), (at, loss)
+        disk.close()
+        return len(disk.done)
+
+    count = operations(tmp_path / "whole", None)
+    assert count > 10
+    for at in range(count):
+        operations(tmp_path / f"{at}", "crash", at)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ import torch
 
 from smalti.core.config import from_json, to_json
 from smalti.core.rng import fold
+from smalti.data.transforms.batch_transforms import Erasing, Mixing
+from smalti.data.transforms.randaugment import RandAugment
 from smalti.data.transforms.views import RandomResizedCrop, SquareCrop
 from smalti.find_recipe import recipe_names
 from smalti.models.cost_estimate import num_parameters
 from smalti.models.mim import build_mim
 from smalti.recipes import base, dalle, nano, paper, release, small, tiny
+from smalti.runs.classification_task import Classification
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.training.optim import Optimiser
@@ -78,6 +81,22 @@ def test_the_published_numbers_of_stage_two(config: Pretrain) -> None:
     masked = config.masking(fold(0, np.arange(50)), vit.grid).sum(1)
     assert masked.max() == 75
     assert (masked.min() == 75) == (config == paper.pretrain())
+
+
+def test_the_published_numbers_of_fine_tuning() -> None:
+    """Those of the released code for a base network, pretrained on ImageNet-1K; its defaults where it names none."""
+    config = base.finetune()
+    plan, optimiser = config.plan, config.optimiser.scaled_to(1024)
+    assert (plan.batch_size, round(plan.steps * plan.batch_size / IMAGENET)) == (1024, 100)
+    assert (optimiser.lr, optimiser.end_lr, optimiser.layer_decay) == (4e-3, 1e-6, 0.65)
+    assert optimiser.lr_schedule(plan.steps).warmup == plan.steps // 5
+    assert (optimiser.betas, optimiser.eps, optimiser.weight_decay) == ((0.9, 0.999), 1e-8, 0.05)
+    assert (config.backbone.img_size, config.backbone.drop_path_rate) == ((224, 224), 0.1)
+    assert config.task == Classification(pooling="mean", label_smoothing=0.1, mixing=Mixing(0.8, 1.0, 1.0, 0.5))
+    assert config.augment == RandAugment(operations=2, magnitude=9.0, spread=0.5, probability=0.5)
+    assert config.erasing == Erasing(probability=0.25, area=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3))
+    assert config.crop == RandomResizedCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
+    assert not any(config.jitter.strengths), "timm leaves it out beside RandAugment"
 
 
 def test_the_paper_is_a_plain_vit_and_the_release_changes_colours_first() -> None:

@@ -26,9 +26,12 @@ _NO_WEIGHTS = {
 }
 
 
-def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a file with these tensors, by name, from whichever device."""
-    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a file with these tensors, by name, from whichever device; `metadata` goes into its header.
+
+    It is to be written by `core.files`: safetensors itself makes files that their owner alone may read.
+    """
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
 
 
 def from_safetensors(data: bytes) -> dict[str, Tensor]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smalti.core.errors import RefusedError, UsageError
-from smalti.core.files import write_json
+from smalti.core.files import write_bytes, write_json
+from smalti.core.tensors import to_safetensors
 from smalti.exporting.certificate import Pairs
 from smalti.exporting.graphs import outputs
 from smalti.exporting.loaded_model import LoadedModel, has_norm
@@ -61,8 +61,8 @@ def write(loaded: LoadedModel, folder: Path) -> str:
     """Write weights, configuration and image processor. Returns the lines of Python that load them."""
     name = architecture(loaded)
     weights = _weights(loaded, name)
-    tensors = {key: value.contiguous().clone() for key, value in weights.items()}
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    tensors = {key: value.clone() for key, value in weights.items()}
+    write_bytes(folder / _WEIGHTS, to_safetensors(tensors, {"format": "pt"}))
     write_json(folder / "config.json", _config(loaded, name))
     write_json(folder / "preprocessor_config.json", _preprocessor(loaded))
     loads, result = _USES[name]

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from smalti.core.errors import UsageError
-from smalti.core.files import write_json
+from smalti.core.files import write_bytes, write_json
+from smalti.core.tensors import to_safetensors
 from smalti.exporting.certificate import Pairs
 from smalti.exporting.loaded_model import LoadedModel, has_norm
 from smalti.models.classifier import ImageClassifier
@@ -85,7 +85,7 @@ def write(loaded: LoadedModel, folder: Path) -> str:
     if made.arguments.get("use_fc_norm"):
         width = torch.ones(config.embed_dim)
         weights |= {"fc_norm.weight": width, "fc_norm.bias": 0 * width}
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, folder / _WEIGHTS)
+    write_bytes(folder / _WEIGHTS, to_safetensors({name: value.clone() for name, value in weights.items()}))
     write_json(folder / "config.json", _config(loaded, made))
     last = tuple(range(max(config.depth - 3, 0), config.depth))
     return _SNIPPET.format(call=made.call("FOLDER"), last=last)

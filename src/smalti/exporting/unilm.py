@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smalti.core.errors import UsageError
-from smalti.core.tensors import read_tensors
+from smalti.core.files import write_bytes
+from smalti.core.tensors import read_tensors, to_safetensors
 from smalti.exporting.certificate import Pairs
 from smalti.exporting.graphs import outputs_of_both
 from smalti.exporting.loaded_model import LoadedModel, Network, has_norm
@@ -36,7 +36,7 @@ def write(loaded: LoadedModel, folder: Path) -> str:
     weights = to_timm(ours, layer_scale_modules=False) if classifier else to_released(ours)
     for name in [name for name in weights if name.endswith("relative_position_bias_table")]:
         weights[name.replace("relative_position_bias_table", _INDEX)] = relative_position_index(variant.grid)
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, folder / _WEIGHTS)
+    write_bytes(folder / _WEIGHTS, to_safetensors({name: value.clone() for name, value in weights.items()}))
     return _SNIPPET
 
 

@@ -22,7 +22,7 @@ Init: TypeAlias = Literal["uniform", "trunc1", "trunc2", "width", "xavier"]
 class PatchEmbed(nn.Module):
     """Normalise pixels, cut the image into patches and project each to width D: E x^p of BEiT §2.2.
 
-    Mean and standard deviation are part of the network, so they are saved with the weights; input is uint8 or [0, 1].
+    Mean and standard deviation are part of the network by its configuration, not of its state dict; input is in [0, 1].
     """
 
     mean: Tensor
