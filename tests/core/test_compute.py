@@ -77,6 +77,14 @@ def test_work_that_the_clock_books_late_is_not_taken_for_speed(monkeypatch: pyte
     assert speed == pytest.approx(500, rel=0.1)
 
 
+def test_slow_products_are_not_timed_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of a second, as one in bf16 where that is emulated: sixteen of them were half a minute before a run."""
+    readings = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: float(next(readings)))
+    assert compute._gflops.__wrapped__(torch.bfloat16, 1, size=1) * 1e9 / 2 == pytest.approx(1.0)
+    assert next(readings) == 2
+
+
 def test_products_are_timed_once_for_each_number_of_threads() -> None:
     before = compute._gflops.cache_info().misses
     speeds = [compute._gflops(torch.float32, threads, 8, 1e-3, 1) for threads in (101, 101, 102)]

@@ -132,21 +132,23 @@ def _choose_device(name: Device) -> torch.device:
 def _gflops(dtype: torch.dtype, threads: int, size: int = 1024, seconds: float = 0.05, rounds: int = 16) -> float:
     """Speed of matrix products in GFLOP/s, by processor time, as other processes may be running.
 
-    The best of `rounds`; each is long compared with the few milliseconds by which the system accounts for the time of
-    other threads too late.
+    The best of `rounds`, or of fewer where a product takes longer than one, as in bf16 without units for it. Each is
+    long compared with the few milliseconds by which the system accounts for the time of other threads too late.
 
     Args:
         threads: those that torch uses; their times add up in processor time.
     """
     a = torch.ones(size, size, dtype=dtype)
     a @ a
-    best = 0.0
+    best, total = 0.0, 0.0
     for _ in range(rounds):
+        if total >= rounds * seconds:
+            break
         began, spent, products = time.process_time(), 0.0, 0
         while spent < seconds:
             a @ a
             products, spent = products + 1, time.process_time() - began
-        best = max(best, products / spent)
+        best, total = max(best, products / spent), total + spent
     return 2 * size**3 * threads * best / 1e9
 
 
