@@ -301,6 +301,8 @@ class Given:
         return self.masks
 
 
+GIVEN: Any = Given
+"""Each has `constant` of its own, where the protocol has it of a class."""
 TWO = np.array([[True, True, False, False, False, False]] * 3)
 ONE_IN_THE_LAST = TWO & ~((np.arange(3) == 2)[:, None] & (np.arange(6) == 0))
 
@@ -319,11 +321,11 @@ ONE_IN_THE_LAST = TWO & ~((np.arange(3) == 2)[:, None] & (np.arange(6) == 0))
 def test_masks_that_are_not_what_the_masking_says_are_refused(masks: Any, message: str) -> None:
     """An encoder of visible patches would be shown masked ones, or not shown visible ones, and train."""
     with pytest.raises(UsageError, match=message):
-        draw_masks(Given(masks), fold(0, np.arange(3)), (2, 3))
+        draw_masks(GIVEN(masks), fold(0, np.arange(3)), (2, 3))
 
 
 def test_masks_that_are_what_the_masking_says_are_passed_on() -> None:
     keys = fold(0, np.arange(3))
-    assert draw_masks(Given(TWO), keys, (2, 3)) is TWO
-    assert draw_masks(Given(ONE_IN_THE_LAST, constant=False), keys, (2, 3)) is ONE_IN_THE_LAST
+    assert draw_masks(GIVEN(TWO), keys, (2, 3)) is TWO
+    assert draw_masks(GIVEN(ONE_IN_THE_LAST, constant=False), keys, (2, 3)) is ONE_IN_THE_LAST
     assert draw_masks(Random(), keys[:0], (2, 3)).shape == (0, 6)
