@@ -4,17 +4,19 @@ import json
 import runpy
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import smalti
 from smalti.cli import main
+from smalti.core.contracts import Batch, BatchWrapper
 from smalti.recipes import tiny
 from tests.small_runs import PRETRAIN_FLAGS, TOKENIZER_FLAGS, flat_pictures, picture, pictures, result
 from tests.test_documentation import blocks_of, commands_of, imports_of, resolves
@@ -141,6 +143,40 @@ def test_a_tokenizer_from_outside(runs: Path, tmp_path: Path) -> None:
     tokenizer = example["MeanColourTokenizer"](example["MeanColour"](levels=4))
     ids = torch.arange(64).view(1, 8, 8)  # every colour
     assert torch.equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+
+
+@WHOLE
+def test_parts_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    array, out = tmp_path / "images.npy", tmp_path / "backbone.safetensors"
+    noise = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+    noise[:, :, 32:] = 90
+    np.save(array, noise)
+    example = runpy.run_path(str(EXAMPLES / "own_parts.py"))
+    example["main"](str(array), str(out), "2")
+    assert "'step': 2, 'lr': 8e-06," in capsys.readouterr().out
+    assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= load_file(out).keys()
+
+    images = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    mask, index = torch.zeros(12, 64, dtype=torch.bool), torch.arange(30).expand(12, 30)
+    batch = Batch(
+        images, torch.arange(12), torch.arange(12), mask=mask, mask_index=index, mask_weight=torch.ones(12, 30)
+    )
+    masked = example["SalientMasks"](Repeated(batch))(0)
+    mask, index, _ = masked.masks
+    assert torch.equal(torch.zeros_like(mask).scatter_(1, index, True), mask)
+    assert mask.sum(1).tolist() == [30] * 12
+    assert mask.view(12, 8, 8)[..., :4].float().mean() > 0.85, "the noisy half is masked, the even one hardly"
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::4] = 1.0
+    assert example["directions"](stripes).argmax(-1).unique().tolist() == [0], "edges that run down"
+
+
+@dataclass(frozen=True)
+class Repeated(BatchWrapper):
+    batch: Batch
+
+    def __call__(self, step: int) -> Batch:
+        return self.batch
 
 
 @WHOLE

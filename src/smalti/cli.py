@@ -281,7 +281,7 @@ def _train(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> 
         config = replace(read_config(config.out, cls), out=config.out)
         done = finished_result(config.out, config, config)
         return done if done is not None else _ended(run.main(config, resume=True), verb, recipe, config)
-    return _ended(_start(config.out, lambda: run.main(config)), verb, recipe, config)
+    return _ended(run.main(config), verb, recipe, config)
 
 
 def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
@@ -306,7 +306,7 @@ def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
 
 
 def _start(out: str, run: Callable[[], Result]) -> Result:
-    """A new run. Where it fails before its first step, its folder does not stand in the way of the next try."""
+    """A new demo. Where it fails before its first step, its folder does not stand in the way of the next try."""
     from smalti.runs.folder import is_run, remove_unstarted
 
     existed = is_run(out)

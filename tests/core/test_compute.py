@@ -4,6 +4,7 @@ import itertools
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -130,3 +131,16 @@ def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no cuda device on this machine; use --device auto"):
         choose_compute("cuda", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "message"),
+    [
+        ("cuda:0", "auto", "device is 'cuda:0'; there are: auto, cpu, cuda, mps"),
+        ("cpu", "bfloat16", "precision is 'bfloat16'; there are: auto, bf16, fp32"),
+    ],
+)
+def test_an_unknown_device_or_precision_is_not_taken_for_another_one(device: Any, precision: Any, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        choose_compute(device, precision)
+    assert str(error.value) == message

@@ -2,11 +2,23 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from smalti.core.config import as_kind, did_you_mean, from_json, kinds, leaves, require, setting, to_json
+from smalti.core.config import (
+    as_kind,
+    did_you_mean,
+    from_json,
+    kinds,
+    leaves,
+    require,
+    require_storable,
+    setting,
+    to_json,
+)
 from smalti.core.errors import UsageError
 
 
@@ -167,3 +179,45 @@ def test_require_raises_only_where_the_condition_fails() -> None:
     require(True, "never said")
     with pytest.raises(UsageError, match="what; how"):
         require(False, "what", "how")
+
+
+@dataclass(frozen=True)
+class Star:
+    """A part from outside: no annotation names it."""
+
+    points: int = 5
+
+
+@dataclass(frozen=True)
+class RoundSquare(Square):
+    """Another class in place of the one that is named."""
+
+
+UNTYPED: Any = Drawing
+UNTYPED_SQUARE: Any = Square
+"""Built with values that its annotations do not allow."""
+
+
+@pytest.mark.parametrize(
+    "config", [EVERYTHING, Framed(Square(1)), Framed(Square(np.float64(2))), UNTYPED("a", size=[1, 2])]
+)
+def test_what_can_be_read_back_can_be_stored(config: Drawing | Framed) -> None:
+    require_storable(config)
+    read_back = from_json(type(config), json.loads(json.dumps(to_json(config))))
+    assert to_json(read_back) == json.loads(json.dumps(to_json(config)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (UNTYPED("a", shape=Star()), "shape is a Star, .*; what is read back there is one of: square, circle; .* in"),
+        (Framed(RoundSquare()), "frame is a RoundSquare, and a run folder cannot name it"),
+        (UNTYPED(Path("a")), r"title is PosixPath\('a'\), expected str"),
+        (Framed(UNTYPED_SQUARE(np.float32(1))), r"frame.side is np.float32\(1.0\), expected float"),
+        (UNTYPED("a", copies=2.0), "copies is 2.0, expected int"),
+        (UNTYPED("a", colour="green"), "colour is 'green', expected one of red, blue"),
+    ],
+)
+def test_what_could_not_be_read_back_is_refused_by_its_name(config: Drawing | Framed, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        require_storable(config)

@@ -157,3 +157,10 @@ def test_j09_where_there_is_no_standard_output_nothing_is_printed(
     monkeypatch.setattr("sys.stdout", None)
     print_json({"knn": 0.5})
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_sink_is_given_every_line_also_where_there_is_no_file() -> None:
+    log, lines = Log(), list[object]()
+    log.also = lines.append
+    log.record(step=1, loss=0.5)
+    assert lines == [{"step": 1, "loss": 0.5}]

@@ -5,13 +5,15 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from smalti.core.errors import DataError
+from smalti.core.errors import DataError, UsageError
 from smalti.data.datasets.dataset import InMemoryDataset, embedded, embedded_photographs
 from smalti.data.datasets.file_list import FileList
 from smalti.data.datasets.folder import Files, Folder
@@ -318,3 +320,25 @@ def test_the_embedded_photographs_can_be_read() -> None:
     assert len(paths) >= 6
     for path in paths:
         assert min(decode(path, 3).shape[:2]) >= 64
+
+
+PIXELS, NUMBERS = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (PIXELS.numpy(), NUMBERS, r"images in memory are a ndarray of uint8, \(4, 1, 2, 2\); give a tensor, uint8 n x"),
+        (PIXELS.float(), NUMBERS, "images in memory are a Tensor of torch.float32, "),
+        (PIXELS[0], NUMBERS, r"images in memory are a Tensor of torch.uint8, \(1, 2, 2\)"),
+        (PIXELS, None, r"labels in memory are a NoneType of None, \(\); give a tensor, int64, a class number for each"),
+        (PIXELS, NUMBERS[:3], r"labels in memory are a Tensor of torch.int64, \(3,\)"),
+        (PIXELS, NUMBERS.float(), "labels in memory are a Tensor of torch.float32, "),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused_where_they_are_given(
+    monkeypatch: pytest.MonkeyPatch, images: Any, labels: Any, message: str
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # only tests execute annotations
+    with pytest.raises(UsageError, match=message):
+        InMemoryDataset(images, labels)

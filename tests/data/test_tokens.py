@@ -1,6 +1,7 @@
 """Targets are written into the batch by the tokenizer, from its own view, whatever else is in the batch."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from smalti.core.compute import Compute
 from smalti.core.contracts import Batch
+from smalti.core.errors import UsageError
 from smalti.data.tokens import CHUNK, Scorer, TokenizedBatches, TokenizedOnce, encode, scored, tokenized
 from smalti.tokenizers.dvae import DVAE, DiscreteVAE
 from tests.test_contracts import GreyLevels
@@ -140,3 +142,30 @@ def test_batches_with_scores_have_the_ids_too() -> None:
     assert torch.equal(both.ids, hard.ids)  # type: ignore[arg-type]
     assert torch.equal(both.scores.argmax(-1), both.ids.gather(1, both.mask_index))  # type: ignore[arg-type, union-attr]
     assert not both.scores.requires_grad
+
+
+class Reshaped(GreyLevels):
+    """Returns the tokens of its base in another form."""
+
+    def __init__(self, form: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.form = form
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.form(super().encode(images))
+
+
+@pytest.mark.parametrize(
+    ("form", "found"),
+    [
+        (lambda ids: ids.repeat_interleave(2, 1).repeat_interleave(2, 2), r"torch.int64 \(2, 4, 6\)"),
+        (lambda ids: ids[:, :1], r"torch.int64 \(2, 1, 3\)"),
+        (lambda ids: ids.flatten(1), r"torch.int64 \(2, 6\)"),
+        (lambda ids: ids.float(), r"torch.float32 \(2, 2, 3\)"),
+    ],
+)
+def test_tokens_that_are_not_one_a_stride_are_refused(form: Callable[[Tensor], Tensor], found: str) -> None:
+    """Four tokens a patch would be learned, each at the place of another patch."""
+    message = f"Reshaped encodes 2 images of 8x12 as {found}; return int64 .2, 2, 3.: a token for each 4 x 4 pixels"
+    with pytest.raises(UsageError, match=message):
+        encode(torch.rand(2, 3, 8, 12), Reshaped(form), CPU, chunk=2)

@@ -2,18 +2,20 @@
 
 import hashlib
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 
 from smalti.core.config import from_json, to_json
 from smalti.core.contracts import Masking
 from smalti.core.errors import UsageError
-from smalti.core.rng import fold, quarters
-from smalti.functional.masking import Blockwise, Random, Rolled, mask_index, patch_mask
+from smalti.core.rng import Keys, fold, quarters
+from smalti.functional.masking import Blockwise, Random, Rolled, draw_masks, mask_index, patch_mask
 from tests import oracles
 from tests.contracts import check_masking
 
@@ -283,3 +285,47 @@ def test_half_a_patch_is_enough_and_a_pixel_a_patch_is_the_mask_itself() -> None
     masked[0, 0] = False
     assert patch_mask(masked, (2, 2)).tolist() == [False, False, False, True]
     assert (patch_mask(masked, (4, 4)) == masked.reshape(-1)).all()
+
+
+@dataclass(frozen=True)
+class Given:
+    """A masking of somebody else's: draws what it is given."""
+
+    masks: Any
+    constant: bool = True
+
+    def count(self, grid: tuple[int, int]) -> int:
+        return 2
+
+    def __call__(self, keys: Keys, grid: tuple[int, int]) -> Any:
+        return self.masks
+
+
+GIVEN: Any = Given
+"""Each has `constant` of its own, where the protocol has it of a class."""
+TWO = np.array([[True, True, False, False, False, False]] * 3)
+ONE_IN_THE_LAST = TWO & ~((np.arange(3) == 2)[:, None] & (np.arange(6) == 0))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (torch.from_numpy(TWO), "Given draws a Tensor of torch.bool and shape .3, 6. for 3 keys on a grid of 2 x 3"),
+        (TWO.astype(np.int64), "of int64 and shape .*; return a NumPy array of 3 x 6 booleans, row-major"),
+        (TWO.reshape(3, 2, 3), r"of bool and shape \(3, 2, 3\)"),
+        (TWO[:2], r"of bool and shape \(2, 6\)"),
+        (~TWO, "Given masks 4 patches, and its count says at most 2"),
+        (ONE_IN_THE_LAST, "Given masks 1 patches, and its count says 2 with constant = True; mask as many"),
+    ],
+)
+def test_masks_that_are_not_what_the_masking_says_are_refused(masks: Any, message: str) -> None:
+    """An encoder of visible patches would be shown masked ones, or not shown visible ones, and train."""
+    with pytest.raises(UsageError, match=message):
+        draw_masks(GIVEN(masks), fold(0, np.arange(3)), (2, 3))
+
+
+def test_masks_that_are_what_the_masking_says_are_passed_on() -> None:
+    keys = fold(0, np.arange(3))
+    assert draw_masks(GIVEN(TWO), keys, (2, 3)) is TWO
+    assert draw_masks(GIVEN(ONE_IN_THE_LAST, constant=False), keys, (2, 3)) is ONE_IN_THE_LAST
+    assert draw_masks(Random(), keys[:0], (2, 3)).shape == (0, 6)

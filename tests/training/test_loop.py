@@ -556,3 +556,18 @@ def test_metrics_are_asked_for_where_they_are_logged() -> None:
     made = run(trainer(steps=12, objective=NotedMetrics), steps=12)
     assert isinstance(made.objective, NotedMetrics)
     assert [step for step, asked in enumerate(made.objective.asked, 1) if asked] == [5, 10, 12]
+
+
+def test_optimiser_and_schedule_may_be_replaced() -> None:
+    """Plain gradient descent: w ← w - lr·g, where lr is a function of the step, and no gradient is clipped."""
+    made = trainer(optimiser=replace(OPTIMISER, clip_grad=1e9), ema_decay=None)
+    weights = list(made.objective.model.parameters())
+    made.optimizer = torch.optim.SGD(weights, lr=9.0)
+    made.lr = lambda step: 0.1 / step
+    for step in range(2):
+        before = [weight.detach().clone() for weight in weights]
+        output = made.objective(batches()(step), torch.tensor(step))
+        gradients = torch.autograd.grad(output.loss_sum / output.weight, weights)
+        made.train_step(batches()(step), CPU)
+        for was, gradient, now in zip(before, gradients, weights, strict=True):
+            torch.testing.assert_close(now, was - 0.1 / (step + 1) * gradient)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,11 @@ def choose_compute(device: Device = "auto", precision: Precision = "auto") -> Co
     float32, and not in TF32, of ten bits, as they would.
 
     Raises:
-        UsageError: the named device is not available.
+        UsageError: the named device is not available, or device or precision is none of those that there are.
     """
+    for what, given, known in (("device", device, get_args(Device)), ("precision", precision, get_args(Precision))):
+        if given not in known:
+            raise UsageError(f"{what} is {given!r}", fix=f"there are: {', '.join(known)}")
     chosen = _choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()

@@ -6,6 +6,7 @@ may hold one of several classes stores the class name under "kind"; the name is 
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 import types
@@ -101,9 +102,9 @@ def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None:
         return type(None)
     if isinstance(value, dict):
-        named = [c for c in choices if getattr(c, "__name__", "") == value.get("kind")]
-        require(bool(named), f"{where} has kind {value.get('kind')!r}, expected one of {choices}")
-        return named[0]
+        kind, names = value.get("kind"), [getattr(c, "__name__", "") for c in choices]
+        require(kind in names, f"{where} has kind {kind!r}, expected one of {', '.join(names)}")
+        return choices[names.index(kind)]
     is_list = isinstance(value, list | tuple)
     usual = next(c for c in choices if c is not type(None) and (typing.get_origin(c) is tuple) == is_list)
     return next((c for c in choices if c is type(value)), usual)
@@ -121,6 +122,38 @@ def _build_dataclass(cls: type[Any], value: Any, where: str) -> Any:
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(optional or f.name in given, f"{where}.{f.name} is missing")
     return cls(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in given.items()})
+
+
+def require_storable(config: Any, prefix: str = "") -> None:
+    """Check that a configuration can be read back from JSON: a run that cannot could be neither loaded nor resumed.
+
+    Raises:
+        UsageError: a part is of a class that its field does not name, or a value of another type than its field.
+    """
+    cls = type(config)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        value, name = getattr(config, f.name), prefix + f.name
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            known, kind = kinds(cls, f.name), type(value).__name__
+            if type(value) not in known.values():
+                raise UsageError(
+                    f"{name} is a {kind}, and a run folder cannot name it",
+                    cause=f"what is read back there is one of: {', '.join(known)}",
+                    fix=f"train with {kind} as docs/own-parts.md shows, or name it in the annotation of"
+                    f" {cls.__name__}.{f.name} in {cls.__module__}",
+                )
+            require_storable(value, f"{name}.")
+        else:
+            _build(hints[f.name], _through_json(value), name)
+
+
+def _through_json(value: Any) -> Any:
+    """A value as JSON gives it back, so a float64 of NumPy as a float; what JSON cannot hold stays as it is."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return value
 
 
 def kinds(cls: type[Any], field_name: str) -> dict[str, type[Any]]:

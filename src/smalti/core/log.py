@@ -59,15 +59,17 @@ class Log:
             self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def record(self, **values: float | int | str) -> None:
-        """Append one line to metrics.jsonl.
+        """Append one line to metrics.jsonl, where there is one, and give it to `also`.
 
         A line that cannot be written does not end the run: a warning is printed once, and the next line that can be
         written has the number of missing lines under `lines_lost`.
         """
-        if self.path is None or not is_rank0():
+        if not is_rank0():
             return
         if self.also is not None:
             self.also(values)
+        if self.path is None:
+            return
         gap = {"lines_lost": self._lost} if self._lost else {}
         try:
             append(self.path, (json.dumps(values | gap) + "\n").encode())

@@ -61,6 +61,23 @@ RunImages: TypeAlias = TrainingData[ImageDataset, InMemoryDataset]
 AnyImages: TypeAlias = TrainingData[ImageDataset, ImageDataset]
 
 
+def require_given(images: InMemoryData | None, channels: int) -> None:
+    """Check images that are handed to a run in place of DATA.
+
+    Raises:
+        UsageError: they are no `TrainingData`, or have other channels than the run reads.
+    """
+    if images is not None:
+        fix = "give split_held_out(InMemoryDataset(pixels, labels), 0.05), as examples/own_parts.py does"
+        require(isinstance(images, TrainingData), f"images is a {type(images).__name__}", fix)
+        found = images.train.channels
+        require(
+            found == channels,
+            f"images have {found} channels, and data.channels is {channels}",
+            f"replace data.channels by {found}, and in_chans of tokenizer or backbone",
+        )
+
+
 @dataclass(frozen=True)
 class Data(ReadOptions):
     """Which images, and how they are read.
@@ -284,7 +301,9 @@ def read_source(source: ImageDataset, data: Data, log: Log, bad_files: Path | No
     if _all_the_same(torch.from_numpy(pixels[: len(labels)])):
         log.say(f"warning: all {len(labels)} images are the same, so what is learned from them means nothing")
     groups = None if source.groups is None else source.groups[np.array(kept, np.int64)]
-    return InMemoryDataset(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), source.classes, groups)
+    return InMemoryDataset(
+        torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels, dtype=torch.int64), source.classes, groups
+    )
 
 
 def _all_the_same(images: UInt8[Tensor, "n C H W"]) -> bool:

@@ -27,7 +27,7 @@ from smalti.data.transforms.augment import Render, channel_means, colour_matrix,
 from smalti.data.transforms.views import Crop, TwoViews
 from smalti.data.workers.jobs import InlineRenderer, Job, Renderer, Task
 from smalti.data.workers.workers import Workers
-from smalti.functional.masking import mask_index
+from smalti.functional.masking import draw_masks, mask_index
 
 _MAX_WORKERS = 16
 
@@ -219,7 +219,7 @@ def colours(views: TwoViews, keys: Keys, images: Tensor) -> tuple[Tensor, Tensor
 
 def masked(batch: Batch, masking: Masking, keys: Keys, grid: Grid) -> Batch:
     """The batch with the masks that are drawn from `keys`, one for each image."""
-    mask = masking(keys, grid)
+    mask = draw_masks(masking, keys, grid)
     index, weight = mask_index(mask, masking.count(grid))
     return replace(
         batch, mask=torch.from_numpy(mask), mask_index=torch.from_numpy(index), mask_weight=torch.from_numpy(weight)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.core.compute import Compute
+from smalti.core.config import require
 from smalti.core.contracts import Batch, Batches, BatchWrapper, Tokenizer
 from smalti.functional.patches import gather_rows
 
@@ -38,10 +39,25 @@ def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CH
 
     The tokenizer is always given `chunk` images, padded by repeating the last one: sums are then in the same order for
     every batch size, so that ids can be cached and used in other batches.
+
+    Raises:
+        UsageError: the tokenizer returns something else than a token for each of its strides.
     """
     with compute.autocast():
         parts = (part.to(compute.device) for part in view.split(chunk))
-        return torch.cat([tokenizer.encode(_filled(part, chunk)).flatten(1)[: len(part)] for part in parts])
+        return torch.cat([_ids(_filled(part, chunk), tokenizer)[: len(part)] for part in parts])
+
+
+def _ids(view: Tensor, tokenizer: Tokenizer) -> Int[Tensor, "B N"]:
+    ids, stride = tokenizer.encode(view), tokenizer.stride
+    height, width = view.shape[-2:]
+    shape = (len(view), height // stride, width // stride)
+    require(
+        ids.shape == shape and ids.dtype == torch.int64,
+        f"{type(tokenizer).__name__} encodes {len(view)} images of {height}x{width} as {ids.dtype} {tuple(ids.shape)}",
+        f"return int64 {shape}: a token for each {stride} x {stride} pixels, which is its stride",
+    )
+    return ids.flatten(1)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
 from smalti.core.config import require, setting
-from smalti.core.contracts import Grid
+from smalti.core.contracts import Grid, Masking
 from smalti.core.rng import Keys, fold, quarters
 
 MaskRows: TypeAlias = NDArray[Any]
@@ -274,6 +274,31 @@ class Rolled(Blockwise):
         column = (np.arange(width) - right.astype(np.int64)[:, None]) % width
         source = (row[:, :, None] * width + column[:, None, :]).reshape(-1, height * width)
         return np.take_along_axis(super().__call__(keys, grid), source, axis=1)
+
+
+def draw_masks(masking: Masking, keys: Keys, grid: Grid) -> Bool[np.ndarray, "B N"]:
+    """The masks of these keys, compared with what the masking says of them: networks and losses rely on it.
+
+    Raises:
+        UsageError: they are no B x N booleans, or cover more patches than `count`, or fewer though `constant`.
+    """
+    masks, name, count = masking(keys, grid), type(masking).__name__, masking.count(grid)
+    shape = (len(keys), grid[0] * grid[1])
+    found = f"{type(masks).__name__} of {getattr(masks, 'dtype', 'no type')} and shape {tuple(np.shape(masks))}"
+    require(
+        isinstance(masks, np.ndarray) and masks.dtype == np.bool_ and masks.shape == shape,
+        f"{name} draws a {found} for {shape[0]} keys on a grid of {grid[0]} x {grid[1]} patches",
+        f"return a NumPy array of {shape[0]} x {shape[1]} booleans, row-major, True where masked",
+    )
+    sizes = masks.sum(axis=1)
+    least, most = (int(size) for size in (sizes.min(initial=count), sizes.max(initial=0)))
+    require(most <= count, f"{name} masks {most} patches, and its count says at most {count}", "let count say the most")
+    require(
+        least == count or not masking.constant,
+        f"{name} masks {least} patches, and its count says {count} with constant = True",
+        "mask as many in every image, or set constant to False and use a decoder that allows it: Linear",
+    )
+    return masks
 
 
 def mask_index(mask: NDArray[np.bool_], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -48,6 +48,8 @@ def uniform_noise(
     return bits.to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
-def gumbel_noise(key: Int[Tensor, "B"], num: int, skip: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B {num}"]:
+def gumbel_noise(
+    key: Int[Tensor, "B"], num: int, stream: int = 0, skip: Int[Tensor, "B"] | None = None
+) -> Float[Tensor, "B {num}"]:
     """Standard Gumbel noise -ln(-ln u) from `uniform_noise`; finite, since u is never 0 or 1."""
-    return uniform_noise(key, num, skip=skip).log_().neg_().log_().neg_()
+    return uniform_noise(key, num, stream, skip).log_().neg_().log_().neg_()

@@ -15,7 +15,7 @@ from smalti.core.ranks import rank, world_size
 from smalti.data.datasets.layout import read_layout
 from smalti.data.datasets.open import EMBEDDED
 from smalti.data.duplicates import Overlap, overlap
-from smalti.data.load import AnyImages, InMemoryData
+from smalti.data.load import AnyImages, InMemoryData, require_given
 from smalti.data.loader import Loader, Sampler
 from smalti.data.transforms.batch_transforms import BatchTransform, Erasing, TransformedBatches
 from smalti.data.transforms.randaugment import RandAugment
@@ -107,6 +107,7 @@ def main(
         DataError: there are no labels.
         CheckpointError: `config.init` has no weights, or those of an unknown network.
     """
+    require_given(images, config.data.channels)
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 

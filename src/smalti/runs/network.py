@@ -44,7 +44,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, in evaluation mode and without gradients.
+    """A trained network, in evaluation mode and without gradients: `backbone.requires_grad_(True).train()` has them.
 
     Attributes:
         module: the network with its head: a masked image model, a classifier or a segmenter; a backbone has none.

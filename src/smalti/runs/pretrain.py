@@ -14,7 +14,7 @@ from smalti.core.files import sha256
 from smalti.core.log import Log
 from smalti.core.ranks import world_size
 from smalti.data.datasets.dataset import InMemoryDataset
-from smalti.data.load import AnyImages, InMemoryData, RunImages
+from smalti.data.load import AnyImages, InMemoryData, RunImages, require_given
 from smalti.data.token_cache import network_digest
 from smalti.data.values import AskedWindow
 from smalti.distributed.collectives import from_rank0
@@ -59,6 +59,7 @@ def main(
         UsageError: there is no tokenizer, or the target needs a posterior, and the tokenizer has none.
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
+    require_given(images, config.data.channels)
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         if config.rounds > 1 and not session.resumed:
             config = run_earlier_rounds(config, session, images, main)

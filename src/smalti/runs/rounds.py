@@ -9,7 +9,7 @@ from smalti.core.errors import StoppedError
 from smalti.data.load import InMemoryData
 from smalti.distributed.collectives import from_rank0
 from smalti.runs import train_tokenizer
-from smalti.runs.folder import ROUNDS, finished_result, is_run, read_config, remove_unstarted
+from smalti.runs.folder import ROUNDS, finished_result, is_run, read_config
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.session import Session
 from smalti.runs.train_tokenizer_config import TrainTokenizer
@@ -76,7 +76,3 @@ def _run_or_resume(run: Callable[..., dict[str, Any]], config: TrainingRun, sess
     except StoppedError as stop:
         fix = stop.fix.replace(shlex.quote(config.out), shlex.quote(str(session.folder.path)))
         raise StoppedError(stop.what, cause=stop.cause, fix=fix, exit_code=stop.exit_code) from stop
-    except BaseException:
-        if not begun:
-            remove_unstarted(config.out)
-        raise

@@ -14,7 +14,7 @@ import torch
 
 from smalti import __version__
 from smalti.core.compute import Compute, RunEnvironment, choose_compute
-from smalti.core.config import kind_name, leaves, require
+from smalti.core.config import kind_name, leaves, require, require_storable
 from smalti.core.contracts import Batches
 from smalti.core.errors import EXIT_OUT_OF_MEMORY, DataError, UnmeasuredError, is_out_of_memory
 from smalti.core.files import require_space
@@ -29,8 +29,10 @@ from smalti.runs.folder import (
     TOKENIZER,
     RunFolder,
     create,
+    is_run,
     public_settings,
     read_config,
+    remove_unstarted,
     require_exact,
     require_same_settings,
     writing,
@@ -72,14 +74,24 @@ class Session:
     ) -> Iterator["Session"]:
         """Connect to the other ranks, then create or reopen the run folder and lock it against other writers.
 
+        Where a new run fails before its first step, its folder does not stand in the way of the next try.
+
         Raises:
-            UsageError: the settings have changed, and an inexact resume is not allowed.
+            UsageError: a run folder cannot store a setting; or settings have changed since the run began, and that is
+                not allowed.
             LockError: another process is writing to the folder.
             DistributedError: the settings differ on another rank.
         """
+        require_storable(config)
         require_tracker(config.log)
-        with process_group(config.ranks, config.device), writing(config.out):
-            yield Session._open(config, resume, compute, allow_inexact)
+        existed = is_run(config.out)
+        try:
+            with process_group(config.ranks, config.device), writing(config.out):
+                yield Session._open(config, resume, compute, allow_inexact)
+        except BaseException:
+            if not existed:
+                remove_unstarted(config.out)
+            raise
 
     @staticmethod
     def _open(config: TrainingRun, resume: bool, compute: Compute | None, allow_inexact: bool) -> "Session":

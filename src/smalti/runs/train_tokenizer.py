@@ -14,7 +14,7 @@ from smalti.core.contracts import Objective
 from smalti.core.errors import UsageError
 from smalti.core.ranks import is_rank0, rank, world_size
 from smalti.core.rng import permutation
-from smalti.data.load import AnyImages, InMemoryData, RunImages
+from smalti.data.load import AnyImages, InMemoryData, RunImages, require_given
 from smalti.data.loader import Loader, Sampler, open_view_source
 from smalti.data.reading import sample_squares
 from smalti.data.token_cache import network_digest
@@ -67,6 +67,7 @@ def main(
         "Muon for a tokenizer without Transformer blocks",
         "use --optimiser.matrices adamw",
     )
+    require_given(images, config.data.channels)
     with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 

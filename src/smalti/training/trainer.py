@@ -79,8 +79,9 @@ class Trainer:
         self.accumulate = plan.accumulate
         self.clip_grad = scaled.clip_grad
         self.scaling = optimiser.scaling(plan.batch_size)
-        self.settings, self.optimizer = scaled, scaled.build(objective.model)
-        self.lr = scaled.lr_schedule(plan.steps)
+        self.settings = scaled
+        self.optimizer: torch.optim.Optimizer = scaled.build(objective.model)
+        self.lr: Callable[[int], float] = scaled.lr_schedule(plan.steps)
         self.frozen = tuple(frozen)  # consumed after sharding, which replaces parameters
         self.frozen_steps = frozen_steps
         self.step = 0
@@ -115,7 +116,7 @@ class Trainer:
             raise NotFiniteError(self.step, numbers)
         nn.utils.clip_grads_with_norm_(model.parameters(), self.clip_grad, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.step + 1) * group["lr_scale"]
+            group["lr"] = self.lr(self.step + 1) * group.get("lr_scale", 1.0)
         with compute.autocast():
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

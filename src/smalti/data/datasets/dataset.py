@@ -16,6 +16,7 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smalti.core.config import require
 from smalti.core.contracts import Sample
 from smalti.core.errors import DataError
 from smalti.core.files import sha256
@@ -233,6 +234,9 @@ class InMemoryDataset(ImageDataset):
         labels: class numbers; -1 for none.
         classes: class names by class number.
         groups: a number for each image, as of every dataset; or None.
+
+    Raises:
+        UsageError: images or labels have another shape or type.
     """
 
     kind = "embedded"
@@ -244,6 +248,13 @@ class InMemoryDataset(ImageDataset):
         classes: tuple[str, ...] = (),
         groups: NDArray[np.int64] | None = None,
     ) -> None:
+        for what, given, dims, kind, shape in (
+            ("images", images, 4, torch.uint8, "uint8 n x C x H x W, 0 to 255"),
+            ("labels", labels, 1, torch.int64, "int64, a class number for each image, -1 for none"),
+        ):
+            found = f"{type(given).__name__} of {getattr(given, 'dtype', None)}, {tuple(getattr(given, 'shape', ()))}"
+            fits = isinstance(given, Tensor) and given.ndim == dims and given.dtype == kind
+            require(fits and len(given) == len(images), f"{what} in memory are a {found}", f"give a tensor, {shape}")
         self.images = self.pixels = images
         self.labels, self.classes, self.groups = labels, classes, groups
         self.channels, self.left_out = images.shape[1], LeftOut()
