@@ -90,8 +90,7 @@ processes than it began with only where `--allow-inexact` says so.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks ends no command
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _escape_unprintable()
     as_json, debug = (take_flag(arguments, flag) for flag in ("--json", "--debug"))
     try:
         with raise_on_sigterm():
@@ -112,13 +111,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
         failure = unforeseen(error)
-        if isinstance(failure, OutputError):  # where results could not be written, Python would try again when it ends
-            with suppress(OSError):
-                sys.stdout.flush()
-            with suppress(OSError):
-                silence(sys.stdout)
-        return _failed(_for_verb(f"{failure}", arguments), failure.exit_code, debug)
+        if isinstance(failure, OutputError):
+            _drop_unwritten()
+        message = f"{failure}" if failure.exit_code == SmaltiError.exit_code else _for_verb(f"{failure}", arguments)
+        return _failed(message, failure.exit_code, debug)
     return 0
+
+
+def _escape_unprintable() -> None:
+    """Escape what the encoding of standard output lacks, as in a name: it ends no command."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_unwritten() -> None:
+    """Drop what could not be written to standard output, if anything: Python would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            silence(sys.stdout)
 
 
 def _for_verb(message: str, arguments: list[str]) -> str:
@@ -126,7 +138,10 @@ def _for_verb(message: str, arguments: list[str]) -> str:
     if not arguments or arguments[0] not in VERBS:
         return message
     module, config, _ = VERBS[arguments[0]]
-    cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
+    try:
+        cls = getattr(importlib.import_module(f"smalti.runs.{module}"), config)
+    except Exception:  # the message may be of this very import, as with a broken torch
+        return message
     return without_foreign_flags(message, cls) if isinstance(cls, type) and dataclasses.is_dataclass(cls) else message
 
 

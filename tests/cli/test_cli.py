@@ -284,6 +284,26 @@ def test_what_no_one_foresaw_has_its_exit_code_and_its_line(
     assert error_of(["report", "run"], code, capsys).startswith(f"error: {text}")
 
 
+def test_a_verb_that_cannot_be_imported_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken torch: the import fails, and again where advice for the verb is looked for."""
+    monkeypatch.setitem(sys.modules, "smalti.runs.report", None)
+    assert error_of(["report", "run"], 1, capsys).startswith("error: ModuleNotFoundError: ")
+
+
+def test_standard_output_goes_on_where_another_file_finds_the_disk_full(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("smalti.runs.report.main", fail)
+    assert main(["report", "run"]) == 6
+    print("still here", flush=True)
+    assert capfd.readouterr().out == "still here\n"
+
+
 def test_names_that_the_encoding_of_the_output_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """LANG=de_DE, and a class of a list in UTF-8; or a file whose name is no UTF-8."""
     written = io.TextIOWrapper(io.BytesIO(), "latin-1", newline="")

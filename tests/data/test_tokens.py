@@ -166,6 +166,15 @@ class Reshaped(GreyLevels):
 )
 def test_tokens_that_are_not_one_a_stride_are_refused(form: Callable[[Tensor], Tensor], found: str) -> None:
     """Four tokens a patch would be learned, each at the place of another patch."""
-    message = f"Reshaped encodes 2 images of 8x12 as {found}; return int64 .2, 2, 3.: a token for each 4 x 4 pixels"
+    message = f"Reshaped makes {found} of 2 images of 8x12; return int64 .2, 2, 3.: a token for each 4 x 4 pixels"
     with pytest.raises(UsageError, match=message):
         encode(torch.rand(2, 3, 8, 12), Reshaped(form), CPU, chunk=2)
+
+
+def test_scores_that_are_not_those_of_one_token_a_stride_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = spread(DVAE(64, 4, 3, 32))
+    logits = tokenizer.logits
+    monkeypatch.setattr(tokenizer, "logits", lambda images: logits(images).repeat_interleave(2, 3))
+    message = r"makes torch.float32 \(2, 64, 2, 6\) of 2 images of 8x12; return float32 .2, 64, 2, 3.: a token"
+    with pytest.raises(UsageError, match=message):
+        scored(torch.rand(2, 3, 8, 12), tokenizer, None, CPU)

@@ -1,6 +1,6 @@
 """Parts from outside, and runs that are started from Python: what cannot go on is refused before it begins."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,20 @@ def test_a_run_that_could_not_be_read_back_does_not_begin(
     """It trained to its end before, and could then be neither loaded nor resumed."""
     with pytest.raises(smalti.SmaltiError, match=message):
         smalti.pretrain(replace(config(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_of_ones_own_is_refused_too(tmp_path: Path) -> None:
+    """Its name would be that of the run, and no verb knows it."""
+
+    @dataclass(frozen=True)
+    class Own(smalti.Pretrain):
+        pass
+
+    start = config(tmp_path / "run")
+    own = Own(**{field.name: getattr(start, field.name) for field in fields(start)})
+    with pytest.raises(smalti.SmaltiError, match="a Own, and a run folder cannot name it; give a Pretrain"):
+        smalti.pretrain(own)
     assert not (tmp_path / "run").exists()
 
 

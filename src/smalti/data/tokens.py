@@ -49,15 +49,28 @@ def encode(view: Tensor, tokenizer: Tokenizer, compute: Compute, chunk: int = CH
 
 
 def _ids(view: Tensor, tokenizer: Tokenizer) -> Int[Tensor, "B N"]:
-    ids, stride = tokenizer.encode(view), tokenizer.stride
-    height, width = view.shape[-2:]
-    shape = (len(view), height // stride, width // stride)
-    require(
-        ids.shape == shape and ids.dtype == torch.int64,
-        f"{type(tokenizer).__name__} encodes {len(view)} images of {height}x{width} as {ids.dtype} {tuple(ids.shape)}",
-        f"return int64 {shape}: a token for each {stride} x {stride} pixels, which is its stride",
-    )
+    ids = tokenizer.encode(view)
+    _require_grid(ids, (len(view),), torch.int64, view, tokenizer)
     return ids.flatten(1)
+
+
+def _logits(view: Tensor, tokenizer: Scorer) -> Float[Tensor, "B V N"]:
+    logits = tokenizer.logits(view)
+    _require_grid(logits, tuple(logits.shape[:2]), logits.dtype, view, tokenizer)
+    return logits.flatten(2)
+
+
+def _require_grid(
+    found: Tensor, before: tuple[int, ...], dtype: torch.dtype, view: Tensor, tokenizer: Tokenizer
+) -> None:
+    """Check that there is something for each stride of the images, behind the dimensions `before`."""
+    (height, width), stride, name = view.shape[-2:], tokenizer.stride, type(tokenizer).__name__
+    shape = (*before, height // stride, width // stride)
+    require(
+        tuple(found.shape) == shape and found.dtype == dtype,
+        f"{name} makes {found.dtype} {tuple(found.shape)} of {len(view)} images of {height}x{width}",
+        f"return {str(dtype).removeprefix('torch.')} {shape}: a token for each {stride} x {stride} pixels, its stride",
+    )
 
 
 @torch.no_grad()
@@ -73,7 +86,7 @@ def scored(
     for start in range(0, len(view), _SCORED):
         part = view[start : start + _SCORED]
         with compute.autocast():
-            logits = tokenizer.logits(_filled(part, min(_SCORED, len(view)))).flatten(2)[: len(part)]
+            logits = _logits(_filled(part, min(_SCORED, len(view))), tokenizer)[: len(part)]
         ids.append(logits.argmax(1))
         by_position = logits.transpose(1, 2)
         scores.append(by_position if index is None else gather_rows(by_position, index[start : start + _SCORED]))

@@ -108,7 +108,7 @@ def main(
         CheckpointError: `config.init` has no weights, or those of an unknown network.
     """
     require_given(images, config.data.channels)
-    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
+    with Session.open(config, Finetune, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 

@@ -60,7 +60,7 @@ def main(
         RefusedError: the tokenizer has collapsed (`pretraining_checks.gate`), and `accept_tokenizer` is not set.
     """
     require_given(images, config.data.channels)
-    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
+    with Session.open(config, Pretrain, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         if config.rounds > 1 and not session.resumed:
             config = run_earlier_rounds(config, session, images, main)
         return _run(config, session, images)

@@ -70,11 +70,19 @@ class Session:
     @staticmethod
     @contextmanager
     def open(
-        config: TrainingRun, *, resume: bool, compute: Compute | None, allow_inexact: bool = False
+        config: TrainingRun,
+        kind: type[TrainingRun],
+        *,
+        resume: bool,
+        compute: Compute | None,
+        allow_inexact: bool = False,
     ) -> Iterator["Session"]:
         """Connect to the other ranks, then create or reopen the run folder and lock it against other writers.
 
         Where a new run fails before its first step, its folder does not stand in the way of the next try.
+
+        Args:
+            kind: the class of the configuration, which names the run when it is read back.
 
         Raises:
             UsageError: a run folder cannot store a setting; or settings have changed since the run began, and that is
@@ -82,6 +90,8 @@ class Session:
             LockError: another process is writing to the folder.
             DistributedError: the settings differ on another rank.
         """
+        name = type(config).__name__
+        require(type(config) is kind, f"a {name}, and a run folder cannot name it", f"give a {kind.__name__}")
         require_storable(config)
         require_tracker(config.log)
         existed = is_run(config.out)

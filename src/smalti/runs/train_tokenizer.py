@@ -68,7 +68,7 @@ def main(
         "use --optimiser.matrices adamw",
     )
     require_given(images, config.data.channels)
-    with Session.open(config, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
+    with Session.open(config, TrainTokenizer, resume=resume, compute=compute, allow_inexact=allow_inexact) as session:
         return _run(config, session, images)
 
 

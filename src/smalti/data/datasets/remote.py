@@ -139,7 +139,7 @@ def make_room(folder: Path, size: int, most: int) -> None:
     The caller makes sure that no other process writes to `folder`.
 
     Raises:
-        DataError: the disk has too little free space, also without the copies, which are then kept.
+        DataError: the disk has too little free space, also without the copies; where that is known, they are kept.
     """
     files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
     total = sum(length for _, length, _ in files)
