@@ -51,7 +51,7 @@ def no_space(*_: object) -> None:
 def test_folders_that_cannot_be_flushed_and_modes_that_cannot_be_set_stop_no_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """C05. As on shares of Windows, and on what mounts a cloud: os.fsync of a folder, and every chmod, are refused there."""
+    """C05. As on shares of Windows, and on mounts of a cloud: os.fsync of a folder, and every chmod, are refused."""
     flush, flushed = os.fsync, list[bool]()
 
     def on_a_share(handle: int) -> None:
@@ -74,6 +74,8 @@ def test_folders_that_cannot_be_flushed_and_modes_that_cannot_be_set_stop_no_wri
 
 
 def test_a_file_that_cannot_be_flushed_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C05. Its bytes may be nowhere, other than the entry of a folder."""
+
     def refused(handle: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
