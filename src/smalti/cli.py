@@ -237,8 +237,7 @@ def _demo(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> R
     from smalti.recipes import nano, tiny
 
     own_images = take_value(list(arguments), "--data") not in (None, nano.demo().data)
-    config = parse(cls, tiny.demo() if own_images else nano.demo(), arguments, verb)
-    return _start(config.out, lambda: run.main(config))
+    return run.main(parse(cls, tiny.demo() if own_images else nano.demo(), arguments, verb))
 
 
 def _plan(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:
@@ -318,19 +317,6 @@ def _ended(result: Result, verb: str, recipe: str, config: Any) -> Result:
         then = f"smalti evaluate {run} LABELLED; smalti report {run}"
     Log().say(f"next: {then}")
     return result
-
-
-def _start(out: str, run: Callable[[], Result]) -> Result:
-    """A new demo. Where it fails before its first step, its folder does not stand in the way of the next try."""
-    from smalti.runs.folder import is_run, remove_unstarted
-
-    existed = is_run(out)
-    try:
-        return run()
-    except BaseException:
-        if not existed:
-            remove_unstarted(out)
-        raise
 
 
 def _explain(verb: str, run: ModuleType, cls: type[Any], arguments: list[str]) -> Result:

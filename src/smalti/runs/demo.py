@@ -28,7 +28,7 @@ from smalti.runs.models import load_model
 from smalti.runs.pretrain_config import Pretrain
 from smalti.runs.provenance import provenance
 from smalti.runs.sections import percent, pretrain_sections, probe_section, tokenizer_sections, write_page
-from smalti.runs.session import seconds_per_step
+from smalti.runs.session import removed_if_unstarted, seconds_per_step
 from smalti.runs.tokenizers import load_tokenizer
 from smalti.runs.train_tokenizer_config import TrainTokenizer
 from smalti.runs.verdicts import demo_verdict
@@ -90,10 +90,12 @@ def main(config: Demo) -> dict[str, Any]:
         LockError: another demo writes the folder.
     """
     began = time.monotonic()
-    require_place(Path(config.out).expanduser())
-    _move_aside(Path(config.out).expanduser())
-    with writing(config.out):
-        return _run(config, began)
+    out = Path(config.out).expanduser()
+    with removed_if_unstarted(config.out):
+        require_place(out)
+        _move_aside(out)
+        with writing(config.out):
+            return _run(config, began)
 
 
 def _run(config: Demo, began: float) -> dict[str, Any]:

@@ -51,6 +51,18 @@ from smalti.training.trainer import Trainer
 T = TypeVar("T", bound=TrainingRun)
 
 
+@contextmanager
+def removed_if_unstarted(out: str) -> Iterator[None]:
+    """Where a new run fails before its first step, its folder does not stand in the way of the next try."""
+    existed = is_run(out)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            remove_unstarted(out)
+        raise
+
+
 @dataclass(frozen=True)
 class Session:
     """The run folder of a training run, and where it computes.
@@ -94,14 +106,8 @@ class Session:
         require(type(config) is kind, f"a {name}, and a run folder cannot name it", f"give a {kind.__name__}")
         require_storable(config)
         require_tracker(config.log)
-        existed = is_run(config.out)
-        try:
-            with process_group(config.ranks, config.device), writing(config.out):
-                yield Session._open(config, resume, compute, allow_inexact)
-        except BaseException:
-            if not existed:
-                remove_unstarted(config.out)
-            raise
+        with removed_if_unstarted(config.out), process_group(config.ranks, config.device), writing(config.out):
+            yield Session._open(config, resume, compute, allow_inexact)
 
     @staticmethod
     def _open(config: TrainingRun, resume: bool, compute: Compute | None, allow_inexact: bool) -> "Session":
